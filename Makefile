@@ -1,0 +1,37 @@
+# make run     train on the built-in sounds and compare with and without the generator
+# make test    all tests          make lint    style and types
+# make bench   the figures in docs/benchmarks.md
+PYTHON ?= python3
+BIN := .venv/bin
+# Flower would otherwise install the project's dependencies anew, in an environment of its own, for every run.
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export FLWR_TELEMETRY_ENABLED := 0
+
+.PHONY: run install test lint bench clean
+
+run: install
+	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
+
+install: .venv/installed
+
+# torch first and alone, so that nothing else chooses its build.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,plots]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/esc50.py
+	$(BIN)/python benchmarks/vae_speed.py
+
+clean:
+	rm -rf .venv outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis

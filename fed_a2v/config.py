@@ -1,0 +1,355 @@
+"""The settings of an experiment: Hydra composes them, this file types and checks them.
+
+Every default lives in `conf/`; the classes below hold none, so that a value has one home. The same
+`Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr run`, and travel to the sites as JSON.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
+
+
+class Section(BaseModel):
+    """A part of the settings: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DatasetSettings(Section):
+    """Where the clips come from and how the official folds are used."""
+
+    name: Literal["synth", "esc50", "embeddings"]
+    root: str | None = Field(description="folder of the data set (esc50)")
+    path: str | None = Field(description="file of precomputed embeddings (embeddings)")
+    classes: list[str] | None = Field(description="keep these classes only; null keeps all")
+    train_folds: list[int]
+    validation_folds: list[int]
+    test_folds: list[int]
+    clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
+    clips_per_class: Count = Field(description="clips per class (synth)")
+    skip_bad: bool = Field(description="skip and count unreadable clips instead of stopping")
+    square_root: Literal["auto", "always", "never"] = Field(
+        description="take the square root of the embeddings; auto: where none is negative"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetSettings:
+        if self.name == "esc50" and not self.root:
+            raise ValueError("dataset=esc50 needs dataset.root=FOLDER, the folder that holds audio/ and meta/")
+        if self.name == "embeddings" and not self.path:
+            raise ValueError("dataset=embeddings needs dataset.path=FILE.npz")
+        folds = {"train": self.train_folds, "validation": self.validation_folds, "test": self.test_folds}
+        for name in ("train", "test"):
+            if not folds[name]:
+                raise ValueError(f"dataset.{name}_folds is empty; name at least one fold")
+        seen: dict[int, str] = {}
+        for name, values in folds.items():
+            for fold in values:
+                if fold in seen:
+                    raise ValueError(
+                        f"fold {fold} is in dataset.{seen[fold]}_folds and in dataset.{name}_folds; "
+                        "a fold belongs to one of them"
+                    )
+                seen[fold] = name
+        return self
+
+
+class PartitionSettings(Section):
+    """How the clips are divided among the sites."""
+
+    kind: Literal["classes", "dirichlet", "iid", "own"]
+    sites: Count
+    classes_per_site: Count | None = Field(description="classes: null spreads all classes evenly")
+    alpha: Positive = Field(description="dirichlet: concentration; small means skewed")
+
+
+class EncoderSettings(Section):
+    """The frozen audio encoder."""
+
+    name: Literal["logmel"]
+
+
+class TargetSettings(Section):
+    """The prompt embeddings that the adapters learn to produce."""
+
+    name: Literal["anchors", "file"]
+    path: str | None
+
+    @model_validator(mode="after")
+    def _check(self) -> TargetSettings:
+        if self.name == "file" and not self.path:
+            raise ValueError("targets=file needs targets.path=FILE.npz")
+        return self
+
+
+class AdapterSettings(Section):
+    """Shapes of the adapters: output tokens x width for CLIP and, for FLUX, T5."""
+
+    name: str
+    clip_tokens: Count
+    clip_width: Count | None = Field(description="null takes the width of the targets file")
+    t5_tokens: Annotated[int, Field(ge=0)] = Field(description="0: no T5 adapter")
+    t5_width: Count
+    hidden_width: Count
+    standardise: bool = Field(description="standardise the input with the sites' pooled mean and deviation")
+
+
+class LossSettings(Section):
+    """Weights of the adapter loss: MSE + cosine + contrastive over all class prompts."""
+
+    mse: NonNegative
+    cosine: NonNegative
+    contrastive: NonNegative
+    temperature: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> LossSettings:
+        if self.mse + self.cosine + self.contrastive == 0:
+            raise ValueError("loss.mse, loss.cosine and loss.contrastive are all 0; nothing would be learned")
+        return self
+
+
+class SiteSettings(Section):
+    """Training at a site."""
+
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    proximal: NonNegative = Field(description="weight of FedProx's pull to the global adapters; 0: off")
+
+
+class ShareSettings(Section):
+    """What a site says about each class beside its adapters' weights."""
+
+    kind: Literal["prototypes", "mean", "samples"]
+    prototypes: Count = Field(description="group means per class at most")
+    min_clips: Count = Field(description="clips behind each mean at least")
+    variance: bool = Field(description="send the variance within each group")
+    dtype: Literal["float16", "float32"] = Field(description="type of the arrays on the wire")
+
+
+class AggregationSettings(Section):
+    """How the server combines the sites' adapters."""
+
+    mode: Literal["avg", "weighted", "none"]
+    min_replies: Count = Field(description="fewer good replies keep the old adapters")
+    max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
+
+
+class GeneratorSettings(BaseModel):
+    """What every generator has; further keys are arguments of the generator's own class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    name: str
+    target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
+    training_epochs: Count
+    augmentation: bool
+    augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
+    synthetic_samples_per_class: Count
+    validation_frequency: Count
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="share of each class's prototypes kept out of training, for validation and roll-back"
+    )
+    save_checkpoint: bool
+    load_checkpoint: bool
+    checkpoint_path: str
+    checkpoint_frequency: Count
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the generator's class, as the configuration gives them."""
+        return dict(self.model_extra or {})
+
+
+class FinetuneSettings(Section):
+    """The server's fine-tuning of the global adapters on real prototypes and synthetic embeddings."""
+
+    enabled: bool
+    first_steps: Count = Field(description="optimiser steps in the first round")
+    steps: Count = Field(description="optimiser steps in every later round")
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    synthetic_share: Fraction = Field(description="share of a batch that is synthetic, where there is a generator")
+    from_nodes_adapters: bool = Field(
+        description="target: the sites' mean adapter outputs (true) or the class's text prompt (false)"
+    )
+    rollback: bool = Field(description="undo a fine-tuning that makes the held-out loss worse")
+
+
+class FederationSettings(Section):
+    """How rounds run."""
+
+    round_timeout: Positive = Field(description="seconds a round may wait for its sites")
+    start_timeout: Positive = Field(description="seconds to wait for the first nodes")
+    min_nodes: Count = Field(description="nodes to wait for before the start")
+    sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
+    evaluate_before: bool = Field(description="also evaluate the average before the server step")
+
+
+class WandbSettings(Section):
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+class Settings(Section):
+    """One experiment."""
+
+    rounds: Count
+    seed: Annotated[int, Field(ge=0)]
+    resume: str = Field(description="auto, never, or the folder of a run")
+    device: str
+    threads: Count
+    cache_dir: str | None
+    optimize_memory_usage: bool
+    dataset: DatasetSettings
+    partition: PartitionSettings
+    encoder: EncoderSettings
+    targets: TargetSettings
+    adapters: AdapterSettings
+    loss: LossSettings
+    site: SiteSettings
+    share: ShareSettings
+    aggregation: AggregationSettings
+    generator: GeneratorSettings
+    finetune: FinetuneSettings
+    federation: FederationSettings
+    wandb: WandbSettings
+
+
+def conf_dir() -> Path:
+    """Folder of the Hydra configs: inside the package in a wheel, beside it in a checkout or app bundle."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}")
+
+
+def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
+    """Compose `conf/` with Hydra overrides, as words or as one shell-quoted string.
+
+    Raises:
+        ConfigError: an override names no known key, or a value is not allowed.
+    """
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    # Inside a Hydra job another search path may be registered: set it aside and put it back.
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="fed_a2v"):
+            config = compose(config_name="config", overrides=words)
+    except HydraException as error:
+        raise ConfigError(_explain(error, words)) from error
+    finally:
+        GlobalHydra.instance().hydra = previous
+    return settings_from(config)
+
+
+def settings_from(config: DictConfig) -> Settings:
+    """Type and check a composed Hydra tree.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    tree = OmegaConf.to_container(config, resolve=True)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(entry) for entry in error.errors())) from error
+
+
+def to_yaml(settings: Settings) -> str:
+    """The resolved settings as YAML, in the order of their definition."""
+    return OmegaConf.to_yaml(OmegaConf.create(settings.model_dump(mode="json", by_alias=True)))
+
+
+def cache_dir(settings: Settings) -> Path:
+    """Folder of the embedding cache: `cache_dir`, else $FED_A2V_CACHE, else the user's cache folder."""
+    if settings.cache_dir:
+        return Path(settings.cache_dir).expanduser()
+    if folder := os.environ.get("FED_A2V_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fed_a2v"
+
+
+def known_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a nested mapping, sections included."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield f"{prefix}{name}"
+            yield from known_keys(value, f"{prefix}{name}.")
+
+
+def _explain(error: HydraException, words: Sequence[str]) -> str:
+    """Hydra's message in one line, with the nearest known key where an override names none."""
+    message = str(error).splitlines()[0]
+    unknown = re.search(r"Could not (?:override|find|delete)[^'\"]*['\"]([\w./@+-]+)", str(error))
+    if not unknown:
+        return message
+    key = unknown[1].split("/")[-1] if "/" in unknown[1] else unknown[1]
+    group = unknown[1].split("/")[0]
+    options = conf_dir() / group
+    if "/" in unknown[1] and options.is_dir():
+        choices = sorted(path.stem for path in options.glob("*.yaml"))
+        return f"{group}={key}: no such option; choose from {', '.join(choices)}{_nearest(key, choices)}"
+    keys = sorted(set(known_keys(_all_options())))
+    given = next((word for word in words if word.lstrip("+~").startswith(key)), key)
+    return f"unknown key {key} in {given!r}{_nearest(key, keys)}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else "; `fed-a2v train --help` lists the keys"
+
+
+def _all_options() -> dict[str, Any]:
+    """The union of config.yaml and of every option of every group, for finding the nearest key."""
+    tree: dict[str, Any] = {}
+    root = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    assert isinstance(root, dict)
+    tree.update({str(key): value for key, value in root.items() if key != "defaults"})
+    for path in sorted(conf_dir().glob("*/*.yaml")):
+        if path.parent.name not in ("experiment", "hydra"):
+            option = OmegaConf.to_container(OmegaConf.load(path))
+            section = tree.setdefault(path.parent.name, {})
+            section.update({key: value for key, value in dict(option or {}).items() if key != "defaults"})  # type: ignore[arg-type]
+    return tree
+
+
+def _describe(entry: Any) -> str:
+    """One pydantic error as `key = value: what is wrong`."""
+    key = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(key, sorted(set(known_keys(_all_options()))))}"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] in ("value_error", "missing"):
+        return f"{key}: {message}" if key else message
+    return f"{key} = {entry['input']!r}: {message}"
