@@ -1,0 +1,1 @@
+"""The method itself, in torch and numpy only: no Flower, no Hydra, no Weights & Biases."""

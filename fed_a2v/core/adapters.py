@@ -1,0 +1,131 @@
+"""The adapters: from an audio embedding to the prompt embeddings of an image model.
+
+Shapes: B clips, S audio tokens of width Da; T prompt tokens of width D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PromptSet(NamedTuple):
+    """The class prompts that adapters learn to produce, and that retrieval chooses from.
+
+    Attributes:
+        names: the C classes.
+        clip: (C, Tc, Dc).
+        t5: (C, T, Dt), or None where the image model has no T5 prompt.
+    """
+
+    names: tuple[str, ...]
+    clip: Tensor
+    t5: Tensor | None
+
+
+class Prompts(NamedTuple):
+    """Adapter outputs: clip (B, Tc, Dc) and, where there is a T5 adapter, t5 (B, T, Dt)."""
+
+    clip: Tensor
+    t5: Tensor | None
+
+
+def prompt_centre(prompts: Tensor) -> Tensor:
+    """The mean of (C, T, D) class prompts over the classes, (T, D); zeros for a single class.
+
+    Text vectors crowd together (mean cosine between CLIP's class vectors about 0.8), so every comparison of
+    directions is made after the centre is taken off, and the image model gets it back.
+    """
+    return prompts.mean(dim=0) if len(prompts) > 1 else torch.zeros_like(prompts[0])
+
+
+class PromptAdapter(nn.Module):
+    """Audio tokens -> narrow hidden tokens -> attention pooling to the prompt's tokens -> prompt width.
+
+    The work is done at `hidden_width` and projected to the prompt's width once, at the end. LayerNorm
+    throughout: BatchNorm's running statistics cannot be averaged over sites that hold different classes.
+    The output starts at the centre of the class prompts, in their scale, so that the weights only learn what
+    tells the classes apart.
+
+    Args:
+        audio_width: Da.
+        prompts: (C, T, D) class prompts; they fix T, D, the centre and the scale.
+        hidden_width: width of the hidden tokens.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, audio_width: int, prompts: Tensor, hidden_width: int = 512) -> None:
+        super().__init__()
+        _, tokens, width = prompts.shape
+        self.input_norm = nn.LayerNorm(audio_width)
+        self.input = nn.Linear(audio_width, hidden_width)
+        self.queries = nn.Parameter(torch.randn(tokens, hidden_width) / hidden_width**0.5)
+        self.token_embedding = nn.Parameter(0.5 * torch.randn(tokens, hidden_width))
+        self.mix = nn.Linear(hidden_width, hidden_width)
+        self.output_norm = nn.LayerNorm(hidden_width)
+        self.output = nn.Linear(hidden_width, width)
+        # Both sides derive these from the class prompts, so they are not part of the state that travels.
+        centre = prompt_centre(prompts)
+        self.register_buffer("centre", centre, persistent=False)
+        self.register_buffer("scale", (prompts - centre).std().clamp(min=1e-6), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, S, Da) audio embeddings to (B, T, D) prompt embeddings."""
+        hidden = F.gelu(self.input(self.input_norm(audio)))
+        queries = self.queries.expand(len(audio), -1, -1)
+        pooled = F.scaled_dot_product_attention(queries, hidden, hidden)
+        mixed = F.gelu(self.mix(pooled + self.token_embedding))
+        out: Tensor = self.output(self.output_norm(mixed)) * self.scale + self.centre
+        return out
+
+
+class Adapters(nn.Module):
+    """The CLIP adapter and, where the image model has a T5 prompt, the T5 adapter.
+
+    Args:
+        audio_width: Da.
+        prompts: the class prompts.
+        hidden_width: see `PromptAdapter`.
+    """
+
+    audio_mean: Tensor
+    audio_std: Tensor
+
+    def __init__(self, audio_width: int, prompts: PromptSet, hidden_width: int = 512) -> None:
+        super().__init__()
+        self.audio_width = audio_width
+        self.clip = PromptAdapter(audio_width, prompts.clip, hidden_width)
+        self.t5 = None if prompts.t5 is None else PromptAdapter(audio_width, prompts.t5, hidden_width)
+        self.register_buffer("audio_mean", torch.zeros(audio_width))
+        self.register_buffer("audio_std", torch.ones(audio_width))
+
+    def forward(self, audio: Tensor) -> Prompts:
+        """(B, S, Da) audio embeddings to prompts."""
+        audio = (audio - self.audio_mean) / self.audio_std
+        return Prompts(self.clip(audio), None if self.t5 is None else self.t5(audio))
+
+    def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise inputs with (Da,) `mean` and `std`; nearly constant columns are not blown up.
+
+        Deviations are raised to at least 0.3 of their root mean square: a column that is active in a handful
+        of clips would otherwise dominate the rest.
+        """
+        floor = (0.3 * std.square().mean().sqrt()).clamp(min=1e-6)
+        self.audio_mean.copy_(mean)
+        self.audio_std.copy_(torch.maximum(std, floor))
+
+    def weights(self) -> list[Tensor]:
+        """The trained weights, in the fixed order in which they travel."""
+        return [parameter.detach() for parameter in self.parameters()]
+
+    def load_weights(self, weights: Sequence[Tensor]) -> None:
+        """Take over `weights`, given in the order of `weights()`."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters(), weights, strict=True):
+                parameter.copy_(value)

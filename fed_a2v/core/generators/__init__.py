@@ -1,0 +1,1 @@
+"""Generators of audio embeddings: one interface (`base`), one file each."""

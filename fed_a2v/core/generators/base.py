@@ -1,0 +1,147 @@
+"""The interface of all generators.
+
+A generator learns from the bank's prototypes what the audio embeddings of each class look like, and draws new
+ones. Classes are told apart by a condition: the class's CLIP prompt, averaged over its tokens.
+
+Shapes: S audio tokens of width Da; C classes; V the width of the condition.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fed_a2v.core.prompts import PrototypeRows
+
+
+class EpochLosses(NamedTuple):
+    """Losses of one training epoch.
+
+    Attributes:
+        total: mean loss over the batches.
+        parts: mean of each named part, e.g. reconstruction, kl, similarity; empty if the loss has none.
+        per_class: the same parts by class name.
+    """
+
+    total: float
+    parts: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+
+class Generator(nn.Module, ABC):
+    """Learns audio embeddings (S, Da) of classes from their prototypes, and samples new ones.
+
+    Args:
+        input_dim: Da.
+        visual_dim: V.
+        sequence_length: S.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, input_dim: int, visual_dim: int, sequence_length: int) -> None:
+        super().__init__()
+        for name, value in (
+            ("input_dim", input_dim),
+            ("visual_dim", visual_dim),
+            ("sequence_length", sequence_length),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.input_dim = input_dim
+        self.visual_dim = visual_dim
+        self.sequence_length = sequence_length
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The dimensions that a checkpoint must share with the generator that loads it."""
+        return {
+            "input_dim": self.input_dim,
+            "visual_dim": self.visual_dim,
+            "sequence_length": self.sequence_length,
+        }
+
+    @abstractmethod
+    def fit(
+        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+    ) -> list[EpochLosses]:
+        """Go on learning from `rows`; what was learned in earlier rounds is kept.
+
+        Args:
+            rows: N prototypes of C classes.
+            conditions: (C, V), in the order of `rows.names`.
+            epochs: passes over the rows.
+            noise: deviation of Gaussian noise on the standardised inputs; the target stays clean.
+            random: source of all random draws.
+
+        Returns:
+            The losses of each epoch; empty for a closed form.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        num_samples: int,
+        visual_condition: Tensor,
+        device: torch.device | str | None = None,
+        random: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw new audio embeddings of the class that `visual_condition` stands for.
+
+        Args:
+            num_samples: number of embeddings, each different.
+            visual_condition: (V,), (1, V) or (num_samples, V); T5 or unpooled CLIP tokens (..., T, V) are
+                averaged over the tokens.
+            device: of the result; default: the generator's own.
+            random: source of the draws; default: torch's global one.
+
+        Returns:
+            (num_samples, S, Da).
+        """
+
+    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
+        """Draw `num_samples` embeddings for each of (C, V) `conditions`, as (C, num_samples, S, Da)."""
+        return torch.stack([self.sample(num_samples, row, random=random) for row in conditions])
+
+    def training_state(self) -> dict[str, Any]:
+        """What training needs beside the weights to go on as if never stopped (optimiser, epoch counter)."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what `training_state` returned."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything about the generator, in tensors and plain types."""
+        return {
+            "generator_type": self.kind,
+            "dimensions": self.dimensions,
+            "generator_state": self.state_dict(),
+            "optimizer_state": self.training_state(),
+        }
+
+    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over a `checkpoint()` of the same type and dimensions."""
+        self.load_state_dict(checkpoint["generator_state"])
+        self.load_training_state(checkpoint["optimizer_state"])
+
+
+def as_rows(condition: Tensor, num_samples: int, visual_dim: int) -> Tensor:
+    """A condition in any accepted shape as (num_samples, V), one per row.
+
+    Raises:
+        ValueError: the shape does not fit.
+    """
+    if condition.shape[-1] != visual_dim:
+        raise ValueError(f"visual_condition has width {condition.shape[-1]}, the generator {visual_dim}")
+    if condition.dim() == 3:
+        condition = condition.mean(dim=1)
+    elif condition.dim() == 2 and condition.shape[0] not in (1, num_samples):
+        raise ValueError(
+            f"visual_condition has {condition.shape[0]} rows for {num_samples} samples; give one row, or one per sample"
+        )
+    if condition.dim() == 1:
+        condition = condition.unsqueeze(0)
+    return condition.expand(num_samples, -1)

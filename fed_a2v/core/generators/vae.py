@@ -1,0 +1,330 @@
+"""A variational autoencoder of audio embeddings, conditioned on the class's CLIP embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.class_prior import ClassPrior
+from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
+from fed_a2v.core.prompts import PrototypeRows
+
+# A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
+# enough to their class's prompt, other classes do not.
+SAME_CLASS_COSINE = 0.95
+# A class with fewer prototypes gets rows drawn from its moments up to this number.
+ROWS_PER_CLASS = 8
+
+
+class ConditionedVAEGenerator(Generator):
+    """Conditional VAE (Kingma & Welling 2014; Sohn et al. 2015) over standardised audio embeddings.
+
+    Inputs are standardised inside, with statistics that are taken at the first `fit` and kept with the weights.
+    It trains on prototypes whose distance to their class's mean is stretched to that of single clips. Classes
+    it has seen are sampled through `ClassPrior`; a new condition is decoded from N(0, I).
+
+    Args:
+        input_dim: Da, default 512.
+        visual_dim: V, default 768.
+        hidden_dim: width of both hidden layers of encoder and decoder, default 1024.
+        latent_dim: L, default 256.
+        sequence_length: S, default 1.
+        condition_dim: width to which the condition is mapped, default 64.
+        loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts` or a scalar. Default: the
+            negative ELBO with KL annealed from 0 (`VAELoss`).
+        learning_rate: of AdamW, default 1e-3.
+        weight_decay: of AdamW, default 1e-4.
+        batch_size: rows of all classes together, default 256.
+    """
+
+    kind: ClassVar[str] = "vae"
+    input_mean: Tensor
+    input_std: Tensor
+    condition_mean: Tensor
+    conditions: Tensor
+
+    def __init__(
+        self,
+        input_dim: int = 512,
+        visual_dim: int = 768,
+        hidden_dim: int = 1024,
+        latent_dim: int = 256,
+        sequence_length: int = 1,
+        *,
+        condition_dim: int = 64,
+        loss: nn.Module | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(input_dim, visual_dim, sequence_length)
+        for name, value in (
+            ("hidden_dim", hidden_dim),
+            ("latent_dim", latent_dim),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.hidden_dim = hidden_dim
+        self.latent_dim = latent_dim
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.loss = loss if loss is not None else VAELoss(beta_schedule="linear")
+        width = input_dim * sequence_length
+        self.condition_map = nn.Linear(visual_dim, condition_dim)
+        self.encoder = _network(width + condition_dim, hidden_dim, 2 * latent_dim)
+        self.decoder = _network(latent_dim + condition_dim, hidden_dim, width)
+        self.register_buffer("input_mean", torch.zeros(width))
+        self.register_buffer("input_std", torch.ones(width))
+        self.register_buffer("condition_mean", torch.zeros(visual_dim))
+        self.register_buffer("conditions", torch.empty(0, visual_dim))
+        self.register_buffer("non_negative", torch.tensor(False))
+        self.moments = ClassMoments()
+        self.prior = ClassPrior()
+        self.epoch = 0
+        self._optimiser: torch.optim.AdamW | None = None
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """See `Generator.dimensions`."""
+        return super().dimensions | {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+
+    def forward(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct audio embeddings.
+
+        Args:
+            x: (B, S, Da), or (B, Da) where S is 1.
+            visual_condition: (B, V), a condition per row; (V,) or (1, V) for one class.
+
+        Returns:
+            The reconstruction in x's shape, and the posterior's mean and log variance, (B, L) each. In
+            training mode the latent is drawn from the posterior, else it is its mean.
+        """
+        condition = self._condition(as_rows(visual_condition, len(x), self.visual_dim))
+        mu, logvar = self._encode(self._standardise(x.flatten(1)), condition)
+        latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
+        return self._restore(self._decode(latent, condition)).view_as(x), mu, logvar
+
+    def fit(
+        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+    ) -> list[EpochLosses]:
+        """See `Generator.fit`."""
+        self.moments.fit(rows)
+        self.conditions = conditions.clone()
+        self.non_negative = (rows.embeddings >= 0).all()
+        x, labels = self._training_rows(rows, random)
+        if self.epoch == 0:
+            self._set_standardisation(x, conditions)
+        x = self._standardise(x)
+        losses = self._train(x, labels, rows.names, epochs, noise, random)
+        self._fit_prior(x, labels, random)
+        return losses
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        visual_condition: Tensor,
+        device: torch.device | str | None = None,
+        random: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `Generator.sample`."""
+        random = random or torch.default_generator
+        conditions = as_rows(visual_condition.to(self.input_mean), num_samples, self.visual_dim)
+        labels = self._labels(conditions)
+        known = labels >= 0
+        rows = torch.empty(num_samples, len(self.input_mean), device=self.input_mean.device)
+        if known.any():
+            drawn = self.prior.draw(self._decode_class, labels[known], random)
+            rows[known] = self.prior.to_moments(self._restore(drawn), labels[known], self.moments)
+        if not known.all():
+            rows[~known] = self._restore(self._draw_unknown(conditions[~known], random))
+        if self.non_negative:
+            rows = rows.clamp(min=0)
+        return rows.view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
+
+    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
+        """See `Generator.sample_classes`: all classes in one batch."""
+        repeated = conditions.repeat_interleave(num_samples, dim=0)
+        flat = self.sample(len(repeated), repeated, None, random)
+        return flat.view(len(conditions), num_samples, *flat.shape[1:])
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) mean and log variance of the latents of B embeddings."""
+        condition = self._condition(as_rows(visual_condition, len(x), self.visual_dim))
+        return self._encode(self._standardise(x.flatten(1)), condition)
+
+    def training_state(self) -> dict[str, Any]:
+        """See `Generator.training_state`."""
+        optimiser = None if self._optimiser is None else self._optimiser.state_dict()
+        return {"epoch": self.epoch, "optimiser": optimiser}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `Generator.load_training_state`."""
+        self.epoch = state["epoch"]
+        self._optimiser = None
+        if state["optimiser"] is not None:
+            self._get_optimiser().load_state_dict(state["optimiser"])
+
+    # Training
+
+    def _training_rows(self, rows: PrototypeRows, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Prototypes stretched to the spread of clips, and draws for classes with few of them."""
+        counts = torch.bincount(rows.labels, minlength=len(rows.names))
+        missing = (ROWS_PER_CLASS - counts).clamp(min=0)
+        extra = torch.repeat_interleave(torch.arange(len(counts), device=missing.device), missing)
+        drawn = self.moments.mean[extra] + self.moments.residuals(extra, 1.0, random)
+        return torch.cat([self.moments.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
+
+    def _set_standardisation(self, x: Tensor, conditions: Tensor) -> None:
+        """Taken once: a later change would pull the ground from under the trained weights."""
+        std = x.std(dim=0, correction=0)
+        # A column that is active in a few rows only must not be blown up; a dead one stays finite.
+        floor = (0.3 * std.square().mean().sqrt()).clamp(min=1e-6)
+        self.input_mean.copy_(x.mean(dim=0))
+        self.input_std.copy_(torch.maximum(std, floor))
+        if len(conditions) > 1:
+            self.condition_mean.copy_(conditions.mean(dim=0))
+
+    def _train(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        names: tuple[str, ...],
+        epochs: int,
+        noise: float,
+        random: torch.Generator,
+    ) -> list[EpochLosses]:
+        self.train()
+        optimiser = self._get_optimiser()
+        directions = self._directions(self.conditions)[labels]
+        history = []
+        for _ in range(epochs):
+            record = _EpochRecord(names, x.device)
+            order = torch.randperm(len(x), generator=random, device=random.device).to(x.device)
+            for batch in order.split(self.batch_size):
+                clean = x[batch]
+                noisy = clean + noise * _normal_like(clean, random) if noise > 0 else clean
+                condition = self.condition_map(directions[batch])
+                mu, logvar = self._encode(noisy, condition)
+                latent = mu + _normal_like(mu, random) * (0.5 * logvar).exp()
+                loss = self.loss(self._decode(latent, condition), clean, mu, logvar, self.epoch)
+                optimiser.zero_grad(set_to_none=True)
+                loss_value(loss).backward()
+                optimiser.step()
+                record.add(loss, labels[batch])
+            history.append(record)
+            self.epoch += 1
+        self.eval()
+        return [record.losses() for record in history]
+
+    @torch.no_grad()
+    def _fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
+        condition = self._condition(self.conditions)[labels]
+        mu, logvar = self._encode(x, condition)
+        self.prior.fit(mu, logvar, x - self._decode(mu, condition), labels, len(self.conditions))
+        # In the units of the data, in which the moments are.
+        self.prior.calibrate(self._decode_class, random)
+        self.prior.sampled_mean = self._restore(self.prior.sampled_mean)
+        self.prior.sampled_std = self.prior.sampled_std * self.input_std
+
+    def _get_optimiser(self) -> torch.optim.AdamW:
+        if self._optimiser is None:
+            self._optimiser = torch.optim.AdamW(
+                self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+            )
+        return self._optimiser
+
+    # The networks
+
+    def _directions(self, conditions: Tensor) -> Tensor:
+        """Centred conditions of unit variance: text vectors crowd together, and their length says nothing."""
+        return F.normalize(conditions - self.condition_mean, dim=-1) * math.sqrt(self.visual_dim)
+
+    def _condition(self, conditions: Tensor) -> Tensor:
+        mapped: Tensor = self.condition_map(self._directions(conditions))
+        return mapped
+
+    def _encode(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.encoder(torch.cat([x, condition], dim=1)).chunk(2, dim=1)
+        return mu, logvar.clamp(-8, 4)
+
+    def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
+        out: Tensor = self.decoder(torch.cat([latent, condition], dim=1))
+        return out
+
+    def _decode_class(self, latent: Tensor, labels: Tensor) -> Tensor:
+        return self._decode(latent, self._condition(self.conditions)[labels])
+
+    def _draw_unknown(self, conditions: Tensor, random: torch.Generator) -> Tensor:
+        latent = torch.randn(len(conditions), self.latent_dim, generator=random, device=random.device)
+        rows = self._decode(latent.to(conditions), self._condition(conditions))
+        if len(self.conditions):
+            rows = rows + self.prior.pooled_residuals(len(rows), random)
+        return rows
+
+    def _labels(self, conditions: Tensor) -> Tensor:
+        """The known class of each (B, V) condition, or -1."""
+        if not len(self.conditions):
+            return torch.full((len(conditions),), -1, device=conditions.device)
+        distinct, inverse = conditions.unique(dim=0, return_inverse=True)
+        wanted, known = (F.normalize(c - self.condition_mean, dim=-1) for c in (distinct, self.conditions))
+        cosine, label = (wanted @ known.T).max(dim=1)
+        if len(self.conditions) == 1 and not self.condition_mean.any():
+            cosine = F.cosine_similarity(distinct, self.conditions)
+        return torch.where(cosine >= SAME_CLASS_COSINE, label, -1)[inverse]
+
+    def _standardise(self, x: Tensor) -> Tensor:
+        return (x - self.input_mean) / self.input_std
+
+    def _restore(self, x: Tensor) -> Tensor:
+        return x * self.input_std + self.input_mean
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        # One row per known class: the number of classes is the checkpoint's.
+        self.conditions = torch.empty_like(state_dict[prefix + "conditions"])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _EpochRecord:
+    """Sums of the loss parts by class, kept on the device until training is over."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.totals: list[Tensor] = []
+        self.sums = torch.zeros(len(names), 3, device=device)
+        self.rows = torch.zeros(len(names), device=device)
+
+    def add(self, loss: Tensor | VAELossParts, labels: Tensor) -> None:
+        self.totals.append(loss_value(loss).detach())
+        if isinstance(loss, VAELossParts):
+            self.sums.index_add_(0, labels, torch.stack(loss[1:], dim=1))
+            self.rows.index_add_(0, labels, torch.ones_like(loss.kl))
+
+    def losses(self) -> EpochLosses:
+        total = torch.stack(self.totals).mean().item()
+        if not self.rows.any():
+            return EpochLosses(total, {}, {})
+        parts = ("reconstruction", "kl", "similarity")
+        overall = (self.sums.sum(dim=0) / self.rows.sum()).tolist()
+        means = (self.sums / self.rows.clamp(min=1).unsqueeze(-1)).tolist()
+        per_class = {name: dict(zip(parts, row, strict=True)) for name, row in zip(self.names, means, strict=True)}
+        return EpochLosses(total, dict(zip(parts, overall, strict=True)), per_class)
+
+
+def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, outputs)
+    )
+
+
+def _normal_like(like: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)

@@ -1,0 +1,178 @@
+"""Losses: of the adapters, and of the VAE with its KL schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fed_a2v.core.adapters import Prompts, PromptSet, prompt_centre
+
+
+@dataclass(frozen=True)
+class AdapterLossWeights:
+    """Weights of the three terms, and the temperature of the contrastive one."""
+
+    mse: float = 1.0
+    cosine: float = 1.0
+    contrastive: float = 1.0
+    temperature: float = 0.2
+
+
+class AdapterLoss:
+    """MSE + cosine + contrastive over all class prompts, averaged over CLIP and T5.
+
+    * MSE in units of the class prompts' variance, so that its weight means the same for any target. It stays
+      beside the others because the output must *be* a prompt embedding.
+    * One minus the cosine of centred, flattened prompts.
+    * Cross-entropy of the cosines with every class prompt over the temperature (InfoNCE, van den Oord et al.
+      2018, with the class prompts as the negatives).
+
+    Args:
+        prompts: class prompts, (C, T, D) each.
+        weights: of the terms.
+    """
+
+    def __init__(self, prompts: PromptSet, weights: AdapterLossWeights) -> None:
+        self.weights = weights
+        self.parts = {
+            kind: _CentredPrompts(tensor)
+            for kind, tensor in (("clip", prompts.clip), ("t5", prompts.t5))
+            if tensor is not None
+        }
+
+    def __call__(
+        self, outputs: Prompts, labels: Tensor, targets: Prompts | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch and its parts.
+
+        Args:
+            outputs: adapter outputs of B rows.
+            labels: (B,) class of each row.
+            targets: (C, T, D) each; what MSE and cosine pull to. Default: the class prompts.
+
+        Returns:
+            The scalar loss, and detached scalars `mse`, `cosine`, `contrastive` averaged over CLIP and T5.
+        """
+        sums: dict[str, Tensor] = {}
+        for kind, prompts in self.parts.items():
+            target = None if targets is None else getattr(targets, kind)
+            for name, value in self._terms(prompts, getattr(outputs, kind), labels, target).items():
+                sums[name] = sums[name] + value if name in sums else value
+        means = {name: value / len(self.parts) for name, value in sums.items()}
+        weights = self.weights
+        total = (
+            weights.mse * means["mse"] + weights.cosine * means["cosine"] + weights.contrastive * means["contrastive"]
+        )
+        return total, {name: value.detach() for name, value in means.items()}
+
+    def _terms(
+        self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
+    ) -> dict[str, Tensor]:
+        wanted = prompts.centred[labels] if target is None else (target - prompts.centre).flatten(1)[labels]
+        centred = (output - prompts.centre).flatten(1)
+        logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature
+        return {
+            "mse": F.mse_loss(centred, wanted) / prompts.variance,
+            "cosine": 1 - F.cosine_similarity(centred, wanted, dim=-1).mean(),
+            "contrastive": F.cross_entropy(logits, labels),
+        }
+
+
+class _CentredPrompts:
+    """Class prompts (C, T, D) with all that the loss derives from them, computed once."""
+
+    def __init__(self, prompts: Tensor) -> None:
+        self.centre = prompt_centre(prompts)
+        self.centred = (prompts - self.centre).flatten(1).contiguous()
+        self.directions = F.normalize(self.centred, dim=-1)
+        self.variance = self.centred.square().mean().clamp(min=1e-12)
+
+
+class VAELossParts(NamedTuple):
+    """Loss of a batch (scalar, differentiable) and its parts for each of the B rows (detached)."""
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    similarity: Tensor
+
+
+class VAELoss(nn.Module):
+    """Negative ELBO per data dimension, with an annealed KL term and an optional cosine term.
+
+    With D data dimensions and a Gaussian decoder of variance s2, the ELBO of a row is
+    `-sum (recon - x)^2 / (2 s2) - KL`, up to a constant. Both terms are divided by D, so they stand in the same
+    proportion at any width and token count; summing one while averaging the other is what makes a decoder
+    ignore its latent. Kingma & Welling 2014; conditional: Sohn et al. 2015.
+
+    Args:
+        beta_schedule: `constant`; `linear` from 0 to `beta_max` over `beta_epochs`; `cyclical`: that ramp over
+            the first half of every `beta_epochs`, `beta_max` for the second (Fu et al. 2019).
+        beta_max: weight of the KL term; 1 is the ELBO.
+        beta_epochs: length of the ramp or cycle in epochs, counted over the whole life of the generator.
+        variance: `unit`: s2 = 1 in standardised units; `optimal`: the batch's mean squared error, which is the
+            maximum-likelihood value (sigma-VAE, Rybkin et al. 2021).
+        similarity_weight: weight of one minus the cosine of reconstruction and input.
+    """
+
+    def __init__(
+        self,
+        beta_schedule: Literal["constant", "linear", "cyclical"] = "constant",
+        beta_max: float = 1.0,
+        beta_epochs: int = 50,
+        variance: Literal["unit", "optimal"] = "optimal",
+        similarity_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if beta_schedule not in ("constant", "linear", "cyclical"):
+            raise ValueError(f"beta_schedule={beta_schedule!r}: choose constant, linear or cyclical")
+        if variance not in ("unit", "optimal"):
+            raise ValueError(f"variance={variance!r}: choose unit or optimal")
+        if beta_max < 0 or beta_epochs < 1:
+            raise ValueError(f"beta_max={beta_max} must not be negative, beta_epochs={beta_epochs} at least 1")
+        self.beta_schedule = beta_schedule
+        self.beta_max = beta_max
+        self.beta_epochs = beta_epochs
+        self.variance = variance
+        self.similarity_weight = similarity_weight
+
+    def beta(self, epoch: int) -> float:
+        """Weight of the KL term in `epoch`, counted from 0."""
+        if self.beta_schedule == "constant":
+            return self.beta_max
+        if self.beta_schedule == "linear":
+            return self.beta_max * min(1.0, epoch / self.beta_epochs)
+        position = (epoch % self.beta_epochs) / self.beta_epochs
+        return self.beta_max * min(1.0, 2 * position)
+
+    def forward(self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, epoch: int) -> VAELossParts:
+        """Loss of B rows.
+
+        Args:
+            recon_x: (B, ...) reconstruction.
+            x: (B, ...) input, same shape.
+            mu: (B, L) posterior mean.
+            logvar: (B, L) posterior log variance.
+            epoch: of the generator's life, from 0.
+        """
+        recon_x, x = recon_x.flatten(1), x.flatten(1)
+        dimensions = x.shape[1]
+        error = (recon_x - x).square().mean(dim=1)
+        if self.variance == "unit":
+            likelihood = 0.5 * error.mean()
+        else:
+            likelihood = 0.5 * (math.log(2 * math.pi) + 1 + error.mean().clamp(min=1e-8).log())
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1) / dimensions
+        similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
+        total = likelihood + self.beta(epoch) * kl.mean() + self.similarity_weight * similarity.mean()
+        return VAELossParts(total, 0.5 * error.detach(), kl.detach(), similarity.detach())
+
+
+def loss_value(loss: Tensor | VAELossParts | tuple[Tensor, ...]) -> Tensor:
+    """The differentiable total of a loss that returns parts, or of a user's own that returns a scalar."""
+    return loss if isinstance(loss, torch.Tensor) else loss[0]

@@ -1,0 +1,82 @@
+"""How often, and how nearly, the adapters' outputs find the right class prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Outcome of looking up each output among all class prompts.
+
+    Attributes:
+        ranks: (N,) int64, place of the right prompt by cosine, 1 being the nearest. A tie counts against the
+            output, and one that is not finite comes last, so a collapsed adapter never scores above chance.
+        similarity: (N,) float32, cosine to the right prompt.
+    """
+
+    ranks: Tensor
+    similarity: Tensor
+
+    def hits(self, k: int = 1) -> Tensor:
+        """(N,) bool: the right prompt is among the `k` nearest. With fewer than `k` classes that is every row."""
+        return self.ranks <= k
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of rows whose nearest prompt is the right one; NaN without rows."""
+        return self.hits(1).float().mean().item()
+
+    @property
+    def accuracy_at_5(self) -> float:
+        """Fraction of rows whose right prompt is among the five nearest; NaN without rows."""
+        return self.hits(5).float().mean().item()
+
+    @property
+    def mean_similarity(self) -> float:
+        """Mean cosine to the right prompt; NaN without rows."""
+        return self.similarity.mean().item()
+
+
+def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = True) -> Retrieval:
+    """Rank all class prompts by their cosine to each output, tokens flattened.
+
+    Text vectors crowd together: two CLIP prompts have a cosine of about 0.8, so the raw cosine to the right
+    prompt says little. With `centre` the mean over the class prompts is subtracted from outputs and prompts
+    alike, and an output that is the same for every class has a similarity near 0. A single class, which
+    centring would wipe out, is compared as it stands.
+
+    Args:
+        outputs: (N, Tc, D) adapter outputs.
+        labels: (N,) integers, index into `prompts`.
+        prompts: (C, Tc, D), every candidate class, not only those that occur in `labels`.
+        centre: subtract the mean over the class prompts before the cosine.
+
+    Raises:
+        ValueError: outputs and prompts differ in shape, or a label has no prompt.
+    """
+    if outputs.shape[1:] != prompts.shape[1:]:
+        raise ValueError(
+            f"outputs have shape {tuple(outputs.shape)} and prompts {tuple(prompts.shape)}: tokens and width must "
+            "agree; choose the adapter that was built for these prompts"
+        )
+    labels = labels.to(prompts.device, torch.int64)
+    if labels.shape != outputs.shape[:1]:
+        raise ValueError(f"{len(outputs)} outputs need as many labels, got shape {tuple(labels.shape)}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(prompts):
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(prompts)} prompts"
+        )
+    candidates = prompts.float().flatten(1)
+    found = outputs.to(prompts.device).float().flatten(1)
+    if centre and len(prompts) > 1:
+        mean = candidates.mean(0)
+        candidates, found = candidates - mean, found - mean
+    cosines = F.normalize(found, dim=1) @ F.normalize(candidates, dim=1).T
+    right = cosines.gather(1, labels[:, None])
+    ranks = len(prompts) - (cosines < right).sum(1)
+    return Retrieval(ranks, right[:, 0])

@@ -1,0 +1,223 @@
+"""What the sites say about each class, and the bank in which the server keeps it.
+
+Shapes: S audio tokens of width Da; K prototypes; Tc x Dc CLIP and T x Dt T5 prompt tokens.
+Classes are keyed by name and sites by name, never by index: two sites may number their classes differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AudioPrototypes:
+    """Averaged audio embeddings of one class at one site.
+
+    Attributes:
+        means: (K, S, Da), each the mean over a group of clips.
+        counts: (K,) int64, clips behind each mean.
+        variances: (K, S, Da), population variance within each group; zeros where a site does not send it.
+    """
+
+    means: Tensor
+    counts: Tensor
+    variances: Tensor
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """What one site says about one class.
+
+    Attributes:
+        name: the class's name.
+        count: clips of the class that the site trains on.
+        audio: averaged audio embeddings, or None where the server holds them already.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None before any training.
+        t5: (T, Dt) mean T5 adapter output, or None.
+    """
+
+    name: str
+    count: int
+    audio: AudioPrototypes | None = None
+    clip: Tensor | None = None
+    t5: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PrototypeRows:
+    """The bank's prototypes as rows, in a fixed order, for training over all classes at once.
+
+    Attributes:
+        embeddings: (N, S, Da).
+        labels: (N,) int64, index into `names`.
+        counts: (N,) float32, clips behind each row.
+        variances: (N, S, Da), variance within each row's group.
+        names: the C classes that have rows, sorted.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    counts: Tensor
+    variances: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> PrototypeRows:
+        """The rows that `index` (integers or a mask) selects; `names` and labels stay as they are."""
+        return PrototypeRows(
+            self.embeddings[index], self.labels[index], self.counts[index], self.variances[index], self.names
+        )
+
+    def split(self, share: float) -> tuple[PrototypeRows, PrototypeRows]:
+        """Split off about `share` of each class's rows, evenly spaced, as (kept, held out).
+
+        A class gives one row of every round(1 / share); a class with fewer rows than that gives none, so no
+        class is ever left without training rows.
+        """
+        held = torch.zeros(len(self), dtype=torch.bool)
+        if share > 0:
+            every = max(2, round(1 / share))
+            for label in range(len(self.names)):
+                rows = torch.nonzero(self.labels == label).flatten()
+                held[rows[every - 1 :: every]] = True
+        return self.take(~held), self.take(held)
+
+
+@dataclass
+class _Entry:
+    prompts: ClassPrompts
+    last_heard: int
+
+
+@dataclass
+class PromptBank:
+    """All that the sites have said, by site and class. It outlives the round.
+
+    A site that is silent for a while still counts; `expire` drops it after a maximum age.
+    """
+
+    entries: dict[str, dict[str, _Entry]] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
+        """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
+
+        Raises:
+            KeyError: a class comes without prototypes and the bank holds none of it.
+        """
+        known = self.entries.get(site, {}) if self.fingerprints.get(site) == fingerprint else {}
+        entries: dict[str, _Entry] = {}
+        for prompt in prompts:
+            audio = prompt.audio
+            if audio is None:
+                audio = known[prompt.name].prompts.audio
+            kept = ClassPrompts(prompt.name, prompt.count, audio, prompt.clip, prompt.t5)
+            entries[prompt.name] = _Entry(kept, round_number)
+        self.entries[site] = entries
+        self.fingerprints[site] = fingerprint
+
+    def expire(self, round_number: int, max_age: int) -> list[str]:
+        """Drop the sites not heard from for more than `max_age` rounds (0: keep all); return their names."""
+        if max_age == 0:
+            return []
+        stale = [
+            site
+            for site, classes in self.entries.items()
+            if all(round_number - entry.last_heard > max_age for entry in classes.values())
+        ]
+        for site in stale:
+            del self.entries[site], self.fingerprints[site]
+        return stale
+
+    def __iter__(self) -> Iterator[tuple[str, ClassPrompts]]:
+        """Every (site, prompts) pair, sites and classes in sorted order."""
+        for site in sorted(self.entries):
+            for name in sorted(self.entries[site]):
+                yield site, self.entries[site][name].prompts
+
+    def counts(self) -> dict[str, int]:
+        """Clips per class over all sites, by name in sorted order."""
+        totals: dict[str, int] = {}
+        for _, prompt in self:
+            totals[prompt.name] = totals.get(prompt.name, 0) + prompt.count
+        return dict(sorted(totals.items()))
+
+    def rows(self) -> PrototypeRows | None:
+        """All prototypes, ordered by class, then site; None while the bank is empty."""
+        found = [(p.name, site, p.audio) for site, p in self if p.audio is not None]
+        if not found:
+            return None
+        found.sort(key=lambda item: item[:2])
+        names = tuple(sorted({name for name, _, _ in found}))
+        index = {name: i for i, name in enumerate(names)}
+        labels = torch.cat([torch.full((len(audio.counts),), index[name]) for name, _, audio in found])
+        return PrototypeRows(
+            embeddings=torch.cat([audio.means for _, _, audio in found]).float(),
+            labels=labels,
+            counts=torch.cat([audio.counts for _, _, audio in found]).float(),
+            variances=torch.cat([audio.variances for _, _, audio in found]).float(),
+            names=names,
+        )
+
+    def mean_outputs(self, kind: str, names: Sequence[str]) -> list[Tensor | None]:
+        """The sites' mean adapter outputs of each class, averaged by clip count.
+
+        Args:
+            kind: "clip" or "t5".
+            names: classes, in the order wanted.
+
+        Returns:
+            A (tokens, width) tensor for each name, or None where no site has sent one.
+        """
+        sums: dict[str, Tensor] = {}
+        weights: dict[str, int] = {}
+        for _, prompt in self:
+            output = getattr(prompt, kind)
+            if output is not None:
+                sums[prompt.name] = sums.get(prompt.name, 0) + output.float() * prompt.count
+                weights[prompt.name] = weights.get(prompt.name, 0) + prompt.count
+        return [sums[name] / weights[name] if name in sums else None for name in names]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and tensors, for `torch.save` with safe loading."""
+        sites = {
+            site: {
+                name: {
+                    "count": entry.prompts.count,
+                    "audio": None if entry.prompts.audio is None else vars(entry.prompts.audio),
+                    "clip": entry.prompts.clip,
+                    "t5": entry.prompts.t5,
+                    "last_heard": entry.last_heard,
+                }
+                for name, entry in classes.items()
+            }
+            for site, classes in self.entries.items()
+        }
+        return {"sites": sites, "fingerprints": dict(self.fingerprints)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> PromptBank:
+        """The bank that `state_dict` described."""
+        bank = cls(fingerprints=dict(state["fingerprints"]))
+        for site, classes in state["sites"].items():
+            bank.entries[site] = {
+                name: _Entry(
+                    ClassPrompts(
+                        name,
+                        entry["count"],
+                        None if entry["audio"] is None else AudioPrototypes(**entry["audio"]),
+                        entry["clip"],
+                        entry["t5"],
+                    ),
+                    entry["last_heard"],
+                )
+                for name, entry in classes.items()
+            }
+        return bank

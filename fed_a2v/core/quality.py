@@ -1,0 +1,525 @@
+"""Does a generator generate? Figures that tell fresh, varied samples from each of the usual cheats.
+
+No single figure can. Class means train a good classifier, copies of the training rows pass every two-sample test,
+and wide noise covers everything. Three gates together catch them, on rows that were held out of training:
+
+- train on synthetic, test on real (TSTR): samples carry what tells the classes apart (Esteban et al., 2017);
+- two-sample test within classes (C2ST): a classifier cannot tell residuals of samples from residuals of real
+  rows (Lopez-Paz & Oquab, 2017);
+- nearest-neighbour ratio: samples lie as far from the training rows as fresh real rows do.
+
+Each stands beside what real rows score in place of samples. Passing all three does not make samples
+indistinguishable from real rows: the two-sample test sees the directions of largest variance and overall size,
+and is blind to such things as exact zeros.
+
+Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless said otherwise, columns are standardised with
+the training rows' mean and max(std, 0.3 x RMS of all stds): the floor keeps columns that are active in a few rows
+from outweighing all others, and survives columns that never vary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
+
+from fed_a2v.core.seeding import numpy_generator, seed_for
+
+STD_FLOOR = 0.3
+COMPONENTS = 64
+NEIGHBOURS = 5
+FOLDS = 5
+FEWEST_ROWS = 10
+"""Rows a side below which two-sample figures are not given: their standard error would exceed 0.15."""
+
+
+class Rows(NamedTuple):
+    """Audio embeddings with their classes.
+
+    Attributes:
+        embeddings: (N, S, Da) or (N, D).
+        labels: (N,) integers; any numbers, the same for the same class everywhere.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+
+
+Sampler = Callable[[int, int], Rows]
+"""`sampler(per_class, seed)` gives `per_class` fresh samples of every class; another seed, other samples."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one set of rows against held-out real rows; None where there are too few rows to say.
+
+    Attributes:
+        accuracy: on held-out rows, of a classifier trained on this set, with as many rows a class from either set.
+        c2st: accuracy of telling this set from held-out rows by their residuals; 0.5 = cannot be told apart.
+        nn_ratio: median distance to the nearest training row of the class, over the same for held-out rows.
+            0 = copies, 1 = like fresh rows, 1.4 and more = noise.
+        variance_ratio: variance within classes (unbiased, summed over columns) over that of the training rows.
+        precision: share of this set that lies in the k-nearest-neighbour balls of the held-out rows.
+        recall: share of the held-out rows in the balls of this set. Only the pair says anything: class means have
+            precision 1 and recall 0, wide noise the reverse (Kynkaanniemi et al., 2019).
+        one_nn_held_out: share of held-out rows whose nearest neighbour among both sets is a held-out row; 0.5 = mixed.
+        one_nn_synthetic: the same for this set. Never average the two: a collapsed set has a low and a high one.
+    """
+
+    accuracy: float | None = None
+    c2st: float | None = None
+    nn_ratio: float | None = None
+    variance_ratio: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    one_nn_held_out: float | None = None
+    one_nn_synthetic: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate: a figure, the same figure for real rows, and the band in which the former passes.
+
+    Attributes:
+        name: `tstr`, `c2st` or `nn_ratio`.
+        value: the samples' figure, or None where it cannot be computed.
+        real: the figure of real rows in place of samples, or None.
+        low: least value that passes.
+        high: greatest value that passes.
+    """
+
+    name: str
+    value: float | None
+    real: float | None
+    low: float
+    high: float
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the value lies in the band; None where there is no value."""
+        return None if self.value is None else self.low <= self.value <= self.high
+
+
+@dataclass(frozen=True)
+class GeneratorQuality:
+    """What `assess` found.
+
+    Attributes:
+        synthetic: figures of the samples, averaged over sampling seeds.
+        real: the same figures for training rows that were left out for the purpose (`accuracy`: of a classifier
+            trained on real rows).
+        classes: number of classes compared.
+        rows: samples that were compared with as many held-out rows, each seed. The standard error of `c2st`
+            under chance is about 0.35 / sqrt(rows).
+    """
+
+    synthetic: Figures
+    real: Figures
+    classes: int
+    rows: int
+
+    @property
+    def tstr(self) -> float | None:
+        """Accuracy after training on samples over that after training on real rows.
+
+        None for fewer than two classes, and where real rows do not beat chance themselves.
+        """
+        if self.synthetic.accuracy is None or self.real.accuracy is None or self.classes < 2:
+            return None
+        return None if self.real.accuracy <= 1 / self.classes else self.synthetic.accuracy / self.real.accuracy
+
+    def gates(self) -> tuple[Gate, Gate, Gate]:
+        """The three gates with their bands. None of them suffices alone."""
+        return (
+            Gate("tstr", self.tstr, None if self.tstr is None else 1.0, 0.94, math.inf),
+            Gate("c2st", self.synthetic.c2st, self.real.c2st, 0.0, 0.63),
+            Gate("nn_ratio", self.synthetic.nn_ratio, self.real.nn_ratio, 0.85, 1.15),
+        )
+
+    def failed_gates(self) -> list[str]:
+        """Names of the gates whose value lies outside its band; a gate without a value is not among them."""
+        return [gate.name for gate in self.gates() if gate.passed is False]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all three gates could be computed and pass."""
+        return all(gate.passed for gate in self.gates())
+
+    def as_dict(self) -> dict[str, float]:
+        """All figures by name, those of real rows with `_real` behind; figures without a value are left out."""
+        figures = {"tstr": self.tstr, **asdict(self.synthetic)}
+        figures |= {f"{name}_real": value for name, value in asdict(self.real).items()}
+        return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def assess(
+    train: Rows, held_out: Rows, synthetic: Rows | Sampler, seeds: int = 3, max_rows: int = 2400
+) -> GeneratorQuality:
+    """Compare a generator's samples with held-out real rows of the same classes, and real rows with real rows.
+
+    Equal numbers are compared: as many samples a class as there are held-out rows, and as many samples to train
+    the classifier as there are training rows. Figures are means over `seeds`. The real-against-real figures come
+    from up to a third of the training rows of each class: left out at random, they take the samples' place, and
+    what remains takes that of the training rows.
+
+    All three sets must be rows of the same kind. Group means vary less than single clips, so samples of single
+    clips look too wide beside held-out group means.
+
+    A class counts if it has at least two training rows, a held-out row and a sample.
+
+    Args:
+        train: rows the generator was trained on, (N, S, Da) or (N, D), on any device.
+        held_out: real rows it has not seen.
+        synthetic: a sampler, or samples drawn before; of these each seed takes another part, if there are enough.
+        seeds: number of samplings to average, at least 1.
+        max_rows: of each set, about as many rows are compared at most, evenly over classes. It bounds the time;
+            the nearest training row is always sought among all.
+
+    Returns:
+        Figures for logs, gates and warnings. A figure is None where there are too few rows for it.
+
+    Raises:
+        ValueError: widths differ, labels do not fit, or a value is not finite.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds = {seeds}: at least one sampling is needed")
+    real, held = _Table.of(train, "training"), _Table.of(held_out, "held-out")
+    classes = np.intersect1d(real.classes(at_least=2), held.classes())
+    limit = max(2, max_rows // max(1, len(classes)))
+
+    def draw(seed: int) -> _Table:
+        if not callable(synthetic):
+            return _Table.of(synthetic, "synthetic")
+        largest = max(real.largest_class(classes), held.largest_class(classes))
+        return _Table.of(synthetic(min(limit, largest), seed), "synthetic")
+
+    samples = [draw(seed) for seed in range(seeds)]
+    for table in (held, *samples):
+        if table.x.shape[1] != real.x.shape[1]:
+            raise ValueError(f"rows are {table.x.shape[1]} wide where training rows are {real.x.shape[1]}")
+    for table in samples:
+        classes = np.intersect1d(classes, table.classes())
+    if len(classes) == 0:
+        return GeneratorQuality(Figures(), Figures(), classes=0, rows=0)
+
+    real, held, *samples = (table.of_classes(classes) for table in (real, held, *samples))
+    held = held.take(np.full(len(classes), limit), "held-out")
+    scale = _Scale.of(real.x)
+    real, held, *samples = (_Table(scale(table.x), table.y) for table in (real, held, *samples))
+
+    synthetic_figures, real_figures = [], []
+    for seed, table in enumerate(samples):
+        to_train = np.minimum(np.minimum(real.counts, table.counts), limit)
+        figures = _compare(real, held, table, seed)
+        synthetic_figures.append({**figures, "accuracy": _accuracy(table.take(to_train, "tstr", seed), held)})
+
+        left_out, remaining = real.split(np.minimum(held.counts, real.counts // 3), "left-out", seed)
+        figures = _compare(remaining, held, left_out, seed)
+        if seed == 0 or (to_train < real.counts).any():
+            accuracy = _accuracy(real.take(to_train, "tstr", seed), held)
+        real_figures.append({**figures, "accuracy": accuracy})
+    rows = int(np.minimum(held.counts, np.min([table.counts for table in samples], axis=0)).sum())
+    return GeneratorQuality(_mean(synthetic_figures), _mean(real_figures), len(classes), rows)
+
+
+@dataclass(frozen=True)
+class SampleValidation:
+    """Agreement of samples with held-out rows of their class: expectations over all pairs, then over classes.
+
+    Attributes:
+        similarity: mean cosine, of each token.
+        mse: mean squared difference.
+        l1: mean absolute difference.
+        per_class: mean cosine of each class validated, by name in sorted order.
+    """
+
+    similarity: float
+    mse: float
+    l1: float
+    per_class: dict[str, float]
+
+
+def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> SampleValidation:
+    """Cosine, MSE and L1 between each sample and each held-out row of its class, in the embeddings' own space.
+
+    Real rows differ among themselves, so the best possible similarity is not 1: compare with
+    `validate_samples(train, held_out, names)`. And a generator that always gives the class mean scores *better*
+    than real rows do; `assess` tells the two apart.
+
+    Args:
+        synthetic: samples, (N, S, Da) or (N, D).
+        held_out: real rows of the same width.
+        names: class names; labels are indices into them.
+
+    Raises:
+        ValueError: no class has both a sample and a held-out row.
+    """
+    shared = sorted(set(synthetic.labels.tolist()) & set(held_out.labels.tolist()), key=lambda label: names[label])
+    if not shared:
+        raise ValueError("no class has both a sample and a held-out row; raise the share of rows held out")
+    figures = {}
+    for label in shared:
+        fake = synthetic.embeddings[synthetic.labels == label].detach().cpu().double()
+        real = held_out.embeddings[held_out.labels == label].detach().cpu().double()
+        # The mean over pairs of a product is the product of the means.
+        cosine = (F.normalize(fake, dim=-1).mean(0) * F.normalize(real, dim=-1).mean(0)).sum(-1).mean()
+        fake, real = fake.flatten(1), real.flatten(1)
+        spread = fake.var(0, correction=0) + real.var(0, correction=0)
+        mse = (spread + (fake.mean(0) - real.mean(0)).square()).mean()
+        l1 = torch.cdist(fake, real, p=1).mean() / fake.shape[1]
+        figures[names[label]] = (cosine.item(), mse.item(), l1.item())
+    similarity, mse_mean, l1_mean = (float(mean) for mean in np.mean(list(figures.values()), axis=0))
+    return SampleValidation(similarity, mse_mean, l1_mean, {name: each[0] for name, each in figures.items()})
+
+
+def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | None:
+    """Number of latent units whose posterior mean varies over the rows *of a class* (Burda et al., 2016).
+
+    Units that only repeat the class, which the condition tells the decoder anyway, do not count.
+
+    Args:
+        mu: (N, L) posterior means.
+        labels: (N,) integers.
+        threshold: least variance (unbiased, pooled over classes) of an active unit.
+
+    Returns:
+        A number from 0 to L, or None where no class has two rows.
+    """
+    _, index = labels.unique(return_inverse=True)
+    counts = index.bincount()
+    freedom = len(mu) - len(counts)
+    if freedom < 1:
+        return None
+    mu = mu.detach().double()
+    means = mu.new_zeros(len(counts), mu.shape[1]).index_add_(0, index, mu) / counts[:, None]
+    variance = (mu - means[index]).square().sum(0) / freedom
+    return int((variance > threshold).sum())
+
+
+def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
+    """What is wrong with a generator and what to do about it, one line each; empty for a good one.
+
+    Args:
+        quality: from `assess`.
+        active: from `active_units`, or None for a generator without a latent.
+    """
+    failed = quality.failed_gates()
+    nn_ratio, variance = quality.synthetic.nn_ratio, quality.synthetic.variance_ratio
+    flat = variance is not None and variance < 0.5
+    found = []
+    if active is not None and active <= 1:
+        found.append(
+            f"The posterior has collapsed: {active} active latent units within classes. Lower the loss's beta_max "
+            "or warm it up longer, use free bits, and sum reconstruction and KL over the same dimensions."
+        )
+    if flat:
+        found.append(
+            f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Sample "
+            "with a prior per class and residual noise, and calibrate the moments per class."
+        )
+    if nn_ratio is not None and nn_ratio < (0.5 if flat else 0.85):
+        found.append(
+            f"Samples copy training rows: they lie {nn_ratio:.2f} times as far from them as fresh rows do. Make the "
+            "network smaller, train it less, or raise augmentation_noise."
+        )
+    if nn_ratio is not None and nn_ratio > 1.15:
+        found.append(
+            f"Samples are {'noise' if 'c2st' in failed else 'off their class'}: they lie {nn_ratio:.2f} times as far "
+            "from the training rows as fresh rows do. Use each class's own spread, correlated as its residuals are, "
+            "and check that every row has its own class's condition."
+        )
+    elif "c2st" in failed and not flat:
+        found.append(
+            f"Samples vary unlike real rows: a classifier tells them apart {quality.synthetic.c2st:.2f} of the time. "
+            "Train longer, or sample with correlated residual noise and a prior per class."
+        )
+    if "tstr" in failed:
+        found.append(
+            f"Samples do not carry their class: a classifier trained on them is {quality.tstr:.2f} times as accurate "
+            "as one trained on real rows. Train longer, and check that every row has its own class's condition."
+        )
+    return found
+
+
+# The comparison itself, on numpy arrays.
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Flattened rows `x` (N, D) float32 and their classes `y` (N,) int64."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Rows, kind: str) -> _Table:
+        x = rows.embeddings.detach().float().cpu().flatten(1).numpy()
+        y = rows.labels.detach().cpu().numpy().astype(np.int64)
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"{len(x)} {kind} rows need as many labels, got shape {y.shape}")
+        if bad := int((~np.isfinite(x).all(1)).sum()):
+            raise ValueError(f"{bad} of {len(x)} {kind} rows are not finite; lower the generator's learning rate")
+        return cls(x, y)
+
+    def classes(self, at_least: int = 1) -> NDArray[np.int64]:
+        labels, counts = np.unique(self.y, return_counts=True)
+        return labels[counts >= at_least]
+
+    def largest_class(self, classes: NDArray[np.int64]) -> int:
+        return max((int((self.y == label).sum()) for label in classes), default=0)
+
+    def of_classes(self, classes: NDArray[np.int64]) -> _Table:
+        """The rows of `classes` (sorted), numbered from 0."""
+        keep = np.isin(self.y, classes)
+        return _Table(self.x[keep], np.searchsorted(classes, self.y[keep]))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.y)
+
+    def split(self, counts: NDArray[np.int64], *purpose: int | str) -> tuple[_Table, _Table]:
+        """Up to `counts[c]` rows of each class c, at random, and the others."""
+        shuffled = numpy_generator("quality", *purpose).permutation(len(self.y))
+        order = shuffled[np.argsort(self.y[shuffled], kind="stable")]
+        place = np.arange(len(order)) - np.searchsorted(self.y[order], self.y[order])
+        first = place < counts[self.y[order]]
+        taken, others = order[first], order[~first]
+        return _Table(self.x[taken], self.y[taken]), _Table(self.x[others], self.y[others])
+
+    def take(self, counts: NDArray[np.int64], *purpose: int | str) -> _Table:
+        return self.split(counts, *purpose)[0]
+
+
+class _Scale:
+    """Standardisation with a floor under the standard deviations."""
+
+    def __init__(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+        self.mean, self.std = mean, std
+
+    @classmethod
+    def of(cls, x: NDArray[np.float32]) -> _Scale:
+        std = x.std(0, dtype=np.float64)
+        floor = STD_FLOOR * math.sqrt((std**2).mean()) or 1.0
+        return cls(x.mean(0, dtype=np.float64).astype(np.float32), np.maximum(std, floor).astype(np.float32))
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (x - self.mean) / self.std
+
+
+def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> dict[str, float | None]:
+    """All figures but the accuracy of `other` against `held`, equal numbers of either a class."""
+    means = _class_means(train)
+    train_variance, variance = _within_variance(train), _within_variance(other)
+    ratio = None if variance is None or not train_variance else variance / train_variance
+    counts = np.minimum(np.bincount(held.y, minlength=len(means)), np.bincount(other.y, minlength=len(means)))
+    held, other = (
+        held.take(counts, "compared", "held-out", seed),
+        other.take(counts, "compared", "other", seed),
+    )
+    if len(other.y) == 0:
+        return {"variance_ratio": ratio}
+    nearest = _nearest_in_class(train, held)
+    figures = {
+        "variance_ratio": ratio,
+        # Held-out rows that are copies of training rows are no measure of anything.
+        "nn_ratio": _nearest_in_class(train, other) / nearest if nearest > 1e-3 else None,
+    }
+    if len(other.y) < FEWEST_ROWS:
+        return figures
+    return {**figures, "c2st": _c2st(train, means, held, other, seed), **_neighbourhoods(held.x, other.x)}
+
+
+def _class_means(rows: _Table) -> NDArray[np.float32]:
+    """(C, D) class means."""
+    return np.stack([rows.x[rows.y == label].mean(0) for label in range(len(rows.counts))])
+
+
+def _within_variance(rows: _Table) -> float | None:
+    """Unbiased variance within classes, summed over columns; None without two rows of a class."""
+    freedom = len(rows.y) - len(rows.classes())
+    if freedom < 1:
+        return None
+    total = sum(
+        (rows.x[rows.y == label].var(0, dtype=np.float64) * (rows.y == label).sum()).sum() for label in rows.classes()
+    )
+    return float(total) / freedom
+
+
+def _accuracy(train: _Table, test: _Table) -> float | None:
+    """Accuracy on `test` of a logistic regression trained on `train`."""
+    if len(train.classes()) < 2:
+        return None
+    model = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit(train.x, train.y)
+    return float(model.score(test.x, test.y))
+
+
+def _nearest_in_class(train: _Table, rows: _Table) -> float:
+    """Median distance of `rows` to the nearest training row of the same class."""
+    distances = [
+        euclidean_distances(rows.x[rows.y == label], train.x[train.y == label]).min(1) for label in rows.classes()
+    ]
+    return float(np.median(np.concatenate(distances)))
+
+
+def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table, seed: int) -> float | None:
+    """Cross-validated accuracy of telling `other` from `held` by what is left after the training class means.
+
+    Features: the top principal components within the training rows' classes, their absolute values (a wider or
+    narrower spread shows there), and the log norm of the whole residual.
+    """
+    residuals = train.x - means[train.y]
+    # Of N - C directions in the training residuals, the smaller half is mostly sampling error.
+    size = min(COMPONENTS, (len(train.y) - len(means)) // 2, residuals.shape[1])
+    if size < 1 or not residuals.any():
+        return None
+    directions = PCA(size, random_state=seed_for("quality", "pca") % 2**32).fit(residuals)
+
+    def features(rows: _Table) -> NDArray[Any]:
+        residual = rows.x - means[rows.y]
+        z = directions.transform(residual)
+        norm = np.linalg.norm(residual, axis=1, keepdims=True)
+        return np.hstack([z, np.abs(z), np.log(norm + 1e-6)])
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed_for("quality", "folds", seed) % 2**32)
+    side = np.repeat([0, 1], [len(held.y), len(other.y)])
+    return float(cross_val_score(model, np.vstack([features(held), features(other)]), side, cv=folds).mean())
+
+
+def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, float | None]:
+    """Precision, recall and both one-sided 1-NN accuracies of two sets of equal size."""
+    k = min(NEIGHBOURS, len(real) // FEWEST_ROWS)
+    within_real, within_other = euclidean_distances(real), euclidean_distances(other)
+    across = euclidean_distances(real, other)
+    # Column 0 of the sorted distances is the row itself.
+    real_radius, other_radius = np.sort(within_real)[:, k], np.sort(within_other)[:, k]
+    np.fill_diagonal(within_real, np.inf)
+    np.fill_diagonal(within_other, np.inf)
+    return {
+        "precision": float((across <= real_radius[:, None]).any(0).mean()),
+        "recall": float((across <= other_radius[None, :]).any(1).mean()),
+        "one_nn_held_out": float((within_real.min(1) < across.min(1)).mean()),
+        "one_nn_synthetic": float((within_other.min(1) < across.min(0)).mean()),
+    }
+
+
+def _mean(figures: Sequence[dict[str, float | None]]) -> Figures:
+    """The mean of each figure over those that could be computed."""
+    means = {}
+    for name in (field.name for field in fields(Figures)):
+        values = [value for each in figures if (value := each.get(name)) is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return Figures(**means)

@@ -1,0 +1,336 @@
+"""The server's part of a round, after the sites' adapters have been averaged.
+
+    put the replies into the bank -> train the generator -> validate it -> fine-tune the global adapters
+
+It knows nothing of Flower, so it runs in milliseconds in a test and can be used elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.generators.base import EpochLosses, Generator
+from fed_a2v.core.losses import AdapterLoss
+from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
+
+log = logging.getLogger("fed_a2v")
+# A line per class and epoch: for the run's log file rather than for the terminal.
+class_log = logging.getLogger("fed_a2v.classes")
+# At most so many epochs of a round are reported class by class.
+REPORTED_EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class ServerStepSettings:
+    """Settings of the server step; the names and meanings are those of the configuration."""
+
+    seed: int = 0
+    max_age: int = 0
+    holdout: float = 0.125
+    training_epochs: int = 100
+    augmentation_noise: float = 0.1
+    synthetic_samples_per_class: int = 20
+    validation_frequency: int = 5
+    finetune: bool = True
+    first_steps: int = 120
+    steps: int = 40
+    synthetic_share: float = 0.5
+    from_nodes_adapters: bool = False
+    rollback: bool = True
+    optimiser: AdamWSettings = field(default_factory=lambda: AdamWSettings(5e-4, 1e-4, 64))
+
+
+class SiteUpdate(NamedTuple):
+    """What one site has said in a round, apart from its adapters' weights."""
+
+    site: str
+    prompts: list[ClassPrompts]
+    fingerprint: str
+
+
+class Validation(NamedTuple):
+    """Fresh samples against held-out prototypes, as the guide reports them.
+
+    Each held-out prototype is compared with the mean of the samples of its class. `similarity` is the cosine
+    of their directions from the centre of all prototypes, where both would point up by chance alone.
+    """
+
+    similarity: float
+    mse: float
+    l1: float
+    per_class: dict[str, float]
+
+
+class ServerStep:
+    """The state that the server keeps between rounds, and what it does with each round's replies.
+
+    Args:
+        adapters: the global adapters; changed in place.
+        prompts: the class prompts.
+        generator: learns the sites' prototypes; None fine-tunes on the prototypes alone.
+        loss: of the adapters.
+        settings: see `ServerStepSettings`.
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        prompts: PromptSet,
+        generator: Generator | None,
+        loss: AdapterLoss,
+        settings: ServerStepSettings,
+    ) -> None:
+        self.adapters = adapters
+        self.prompts = prompts
+        self.generator = generator
+        self.loss = loss
+        self.settings = settings
+        self.bank = PromptBank()
+        self.conditions = prompts.clip.mean(dim=1)
+        self.finetuned_rounds = 0
+
+    def run(self, round_number: int, updates: Iterable[SiteUpdate]) -> dict[str, Any]:
+        """Do the server's part of a round.
+
+        Args:
+            round_number: from 1.
+            updates: the good replies, in a fixed order.
+
+        Returns:
+            What goes into the round's row of the metrics.
+        """
+        row: dict[str, Any] = {}
+        self.fill_bank(round_number, updates)
+        rows = self.bank.rows()
+        if rows is None or not self.settings.finetune:
+            return row
+        log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
+        trained_on, held_out = rows.split(self.settings.holdout)
+        if self.generator is not None:
+            with _timed(row, "generator"):
+                row |= self._train_generator(round_number, trained_on)
+            if round_number % self.settings.validation_frequency == 0 and len(held_out):
+                with _timed(row, "validation"):
+                    row |= self._validate(round_number, held_out)
+        with _timed(row, "finetune"):
+            row |= self._finetune(round_number, trained_on, held_out)
+        return row
+
+    def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
+        """Put the replies into the bank and drop what is too old."""
+        for update in updates:
+            self.bank.update(update.site, update.prompts, update.fingerprint, round_number)
+        for site in self.bank.expire(round_number, self.settings.max_age):
+            log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
+
+    def standardise_adapters(self) -> None:
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+
+        By the law of total variance the prototypes' means, counts and variances give the clips' own mean and
+        variance; tokens count alike.
+        """
+        rows = self.bank.rows()
+        if rows is None:
+            return
+        weight = (rows.counts / rows.counts.sum())[:, None, None].double()
+        means = rows.embeddings.double()
+        mean = (weight * means).sum(dim=0).mean(dim=0)
+        variance = (weight * (rows.variances.double() + (means - mean).square())).sum(dim=0).mean(dim=0)
+        self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on."""
+        return {
+            "adapters": self.adapters.state_dict(),
+            "generator": None if self.generator is None else self.generator.checkpoint(),
+            "bank": self.bank.state_dict(),
+            "finetuned_rounds": self.finetuned_rounds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.adapters.load_state_dict(state["adapters"])
+        if self.generator is not None:
+            self.generator.load_checkpoint(state["generator"])
+        self.bank = PromptBank.from_state_dict(state["bank"])
+        self.finetuned_rounds = state["finetuned_rounds"]
+
+    def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
+        assert self.generator is not None
+        settings = self.settings
+        log.info(
+            "Training generator for %d epochs with augmentation=%s",
+            settings.training_epochs,
+            settings.augmentation_noise > 0,
+        )
+        history = self.generator.fit(
+            rows,
+            self.conditions_of(rows.names),
+            settings.training_epochs,
+            settings.augmentation_noise,
+            torch_generator(settings.seed, "generator", round_number),
+        )
+        if not history:
+            return {}
+        _report_epochs(history, self.generator.kind.upper())
+        average = sum(epoch.total for epoch in history) / len(history)
+        log.info("Generator training completed. Average loss: %.4f", average)
+        parts = {f"generator/{name}": value for name, value in history[-1].parts.items()}
+        return {"server/generator_loss": average, **parts}
+
+    @torch.no_grad()
+    def _validate(self, round_number: int, held_out: PrototypeRows) -> dict[str, Any]:
+        assert self.generator is not None
+        log.info("Validating generator at round %d", round_number)
+        labels = held_out.labels.unique()
+        names = [held_out.names[label] for label in labels.tolist()]
+        samples = self.generator.sample_classes(
+            self.conditions_of(names), 100, torch_generator(self.settings.seed, "validation", round_number)
+        )
+        result = compare(samples, held_out, labels)
+        _report_validation(result)
+        return {
+            "server/generator_validation_similarity": result.similarity,
+            "server/generator_validation_mse": result.mse,
+            "server/generator_validation_l1": result.l1,
+            "generator_validation_per_class": result.per_class,
+        }
+
+    def _finetune(self, round_number: int, real: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
+        settings = self.settings
+        class_of = {name: index for index, name in enumerate(self.prompts.names)}
+        numbers = torch.tensor([class_of[name] for name in real.names], device=real.labels.device)
+        audio, labels = self._finetuning_rows(round_number, real)
+        before = copy.deepcopy(self.adapters.state_dict())
+        loss_before = self._held_out_loss(held_out, numbers)
+        losses = train_steps(
+            self.adapters,
+            audio,
+            numbers[labels],
+            self.loss,
+            settings.first_steps if self.finetuned_rounds == 0 else settings.steps,
+            settings.optimiser,
+            torch_generator(settings.seed, "finetune", round_number),
+            self._targets() if settings.from_nodes_adapters else None,
+        )
+        self.finetuned_rounds += 1
+        row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
+        row |= {f"finetune/{name}": value for name, value in losses.items()}
+        row["rolled_back"] = False
+        if loss_before is not None:
+            loss_after = self._held_out_loss(held_out, numbers)
+            row |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
+            if settings.rollback and not loss_after <= loss_before:  # type: ignore[operator]
+                self.adapters.load_state_dict(before)
+                row["rolled_back"] = True
+                log.warning(
+                    "Fine-tuning made the held-out loss worse (%.4f to %.4f): rolled back",
+                    loss_before,
+                    loss_after,
+                )
+        return row
+
+    def _finetuning_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor]:
+        """Real prototypes and synthetic rows, in the shares that the settings ask for.
+
+        Every class has the same number of synthetic rows. Prototypes are repeated, not dropped, to reach their
+        share; `balanced_order` evens out the classes.
+        """
+        settings = self.settings
+        if self.generator is None or settings.synthetic_share == 0:
+            return real.embeddings, real.labels
+        classes, number = len(real.names), settings.synthetic_samples_per_class
+        random = torch_generator(settings.seed, "synthetic", round_number)
+        synthetic = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
+        synthetic_labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        if settings.synthetic_share == 1:
+            return synthetic, synthetic_labels
+        wanted = number * (1 - settings.synthetic_share) / settings.synthetic_share
+        repeated = []
+        for label in range(classes):
+            rows = torch.nonzero(real.labels == label).flatten()
+            repeated.append(rows.repeat(max(1, round(wanted / len(rows)))))
+        index = torch.cat(repeated)
+        return torch.cat([real.embeddings[index], synthetic]), torch.cat([real.labels[index], synthetic_labels])
+
+    def _held_out_loss(self, held_out: PrototypeRows, numbers: Tensor) -> float | None:
+        if not len(held_out):
+            return None
+        return loss_on(self.adapters, held_out.embeddings, numbers[held_out.labels], self.loss)
+
+    def _targets(self) -> Prompts:
+        """The sites' mean adapter outputs; the class prompt stands in for a class that no site has sent."""
+        return Prompts(
+            self._sites_outputs("clip", self.prompts.clip),
+            None if self.prompts.t5 is None else self._sites_outputs("t5", self.prompts.t5),
+        )
+
+    def _sites_outputs(self, kind: str, prompts: Tensor) -> Tensor:
+        outputs = self.bank.mean_outputs(kind, self.prompts.names)
+        return torch.stack(
+            [prompt if output is None else output for output, prompt in zip(outputs, prompts, strict=True)]
+        )
+
+    def conditions_of(self, names: Iterable[str]) -> Tensor:
+        """(C, V) conditions of the classes `names`: their CLIP prompts averaged over the tokens."""
+        class_of = {name: index for index, name in enumerate(self.prompts.names)}
+        return self.conditions[[class_of[name] for name in names]]
+
+
+def compare(samples: Tensor, held_out: PrototypeRows, labels: Tensor) -> Validation:
+    """Samples (C, n, S, Da) of the classes `labels` against the held-out prototypes of those classes."""
+    centre = held_out.embeddings.mean(dim=0).flatten()
+    means = samples.mean(dim=1).flatten(1)
+    position = torch.searchsorted(labels, held_out.labels)
+    real, fake = held_out.embeddings.flatten(1), means[position]
+    cosine = F.cosine_similarity(real - centre, fake - centre, dim=1)
+    per_class = {held_out.names[label]: float(cosine[held_out.labels == label].mean()) for label in labels.tolist()}
+    return Validation(float(cosine.mean()), float(F.mse_loss(fake, real)), float(F.l1_loss(fake, real)), per_class)
+
+
+def _report_epochs(history: list[EpochLosses], kind: str) -> None:
+    """The guide's line for each class, for evenly spaced epochs up to the last."""
+    shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
+    for number, epoch in enumerate(history, start=1):
+        if number in shown:
+            for name, parts in epoch.per_class.items():
+                class_log.info(
+                    "  Epoch %d Class '%s': %s Loss=%.4f (Recon=%.4f, KL=%.4f, Sim=%.4f)",
+                    number,
+                    name,
+                    kind,
+                    sum(parts.values()),
+                    parts.get("reconstruction", 0.0),
+                    parts.get("kl", 0.0),
+                    parts.get("similarity", 0.0),
+                )
+
+
+def _report_validation(result: Validation) -> None:
+    log.info("=== Generator Validation Metrics ===")
+    log.info("Average Cosine Similarity: %.4f", result.similarity)
+    log.info("Average MSE Loss: %.6f", result.mse)
+    log.info("Average L1 Loss: %.6f", result.l1)
+    log.info("Classes validated: %d", len(result.per_class))
+    for name, similarity in result.per_class.items():
+        class_log.info("  - %s: %.4f", name, similarity)
+
+
+@contextmanager
+def _timed(row: dict[str, Any], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    row[f"seconds/{phase}"] = time.perf_counter() - start

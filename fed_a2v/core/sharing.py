@@ -1,0 +1,81 @@
+"""What a site says about its clips: averages of groups of similar clips, never single clips unless asked to."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+
+
+def share_class(
+    name: str,
+    embeddings: Tensor,
+    kind: Literal["prototypes", "mean", "samples"],
+    prototypes: int = 8,
+    min_clips: int = 3,
+    variance: bool = True,
+) -> ClassPrompts | None:
+    """What a site says about one class.
+
+    Args:
+        name: of the class.
+        embeddings: (N, S, Da) of the site's training clips of the class.
+        kind: `prototypes`: means of groups of similar clips; `mean`: one mean; `samples`: every clip itself.
+        prototypes: groups at most.
+        min_clips: clips behind each mean at least; with too few for two groups there is one mean.
+        variance: also give the variance within each group, else zeros.
+
+    Returns:
+        The prompts without adapter outputs, or None where there are fewer than `min_clips` clips.
+    """
+    if kind == "samples":
+        groups = list(torch.arange(len(embeddings)).split(1))
+    elif len(embeddings) < min_clips:
+        return None
+    else:
+        number = 1 if kind == "mean" else max(1, min(prototypes, len(embeddings) // min_clips))
+        groups = similar_groups(embeddings.flatten(1), number)
+    means = torch.stack([embeddings[group].mean(dim=0) for group in groups])
+    spread = torch.stack([embeddings[group].var(dim=0, correction=0) for group in groups])
+    counts = torch.tensor([len(group) for group in groups])
+    audio = AudioPrototypes(means, counts, spread if variance else torch.zeros_like(spread))
+    return ClassPrompts(name, len(embeddings), audio)
+
+
+def similar_groups(rows: Tensor, number: int) -> list[Tensor]:
+    """Divide N rows of (N, D) into `number` groups of equal size (to within one), similar rows together.
+
+    The rows are halved along their direction of largest variance, again and again. Unlike k-means this never
+    makes a group of one, and it needs no random start.
+    """
+
+    def divide(index: Tensor, parts: int) -> list[Tensor]:
+        if parts == 1:
+            return [index]
+        left = parts // 2
+        centred = rows[index].double()
+        centred = centred - centred.mean(dim=0)
+        # The first right singular vector's scores are the first left one's: no need for the (D, D) matrix.
+        scores = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1]
+        # An eigenvector's sign is arbitrary: fix it, so that every machine makes the same groups.
+        scores = scores * torch.sign(scores[scores.abs().argmax()])
+        order = index[scores.argsort(stable=True)]
+        cut = round(len(order) * left / parts)
+        return divide(order[:cut], left) + divide(order[cut:], parts - left)
+
+    return divide(torch.arange(len(rows)), number)
+
+
+def fingerprint(prompts: list[ClassPrompts]) -> str:
+    """Hash of the prototypes, so that a site need send them only when its data has changed."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(repr((prompt.name, prompt.count)).encode())
+        if prompt.audio is not None:
+            for tensor in (prompt.audio.means, prompt.audio.counts, prompt.audio.variances):
+                digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

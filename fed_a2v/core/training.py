@@ -1,0 +1,146 @@
+"""Training of the adapters: at a site, on the server, and pooled (the upper bound)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fed_a2v.core.adapters import Adapters, Prompts
+from fed_a2v.core.losses import AdapterLoss
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """The optimiser of the adapters. It starts anew with every call: averaging has moved the weights."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    batch_size: int = 32
+
+
+def train_epochs(
+    adapters: Adapters,
+    audio: Tensor,
+    labels: Tensor,
+    loss: AdapterLoss,
+    epochs: int,
+    optimiser: AdamWSettings,
+    random: torch.Generator,
+    proximal: float = 0.0,
+) -> dict[str, float]:
+    """Train on a site's own clips, in batches over its shuffled classes.
+
+    Args:
+        adapters: changed in place.
+        audio: (N, S, Da).
+        labels: (N,) index into the class prompts.
+        loss: of the adapters.
+        epochs: passes over the clips.
+        optimiser: its settings.
+        random: source of the shuffling.
+        proximal: weight of FedProx's term, proximal / 2 * |w - w_global|^2 (Li et al. 2020).
+
+    Returns:
+        Mean loss of the last epoch, under `loss`, and its parts.
+    """
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(epochs):
+            order = torch.randperm(len(audio), generator=random, device=random.device)
+            yield from order.to(audio.device).split(optimiser.batch_size)
+
+    history = _train(adapters, audio, labels, loss, None, optimiser, batches(), proximal)
+    return _mean(history[-(len(history) // epochs) :])
+
+
+def train_steps(
+    adapters: Adapters,
+    audio: Tensor,
+    labels: Tensor,
+    loss: AdapterLoss,
+    steps: int,
+    optimiser: AdamWSettings,
+    random: torch.Generator,
+    targets: Prompts | None = None,
+) -> dict[str, float]:
+    """Train for a fixed number of optimiser steps on rows balanced over the classes.
+
+    Comparisons count steps, not epochs: more rows would otherwise mean more training, which helps by itself.
+
+    Args:
+        targets: (C, T, D) each, what MSE and cosine pull to; default: the class prompts.
+
+    Returns:
+        Mean loss over all steps, under `loss`, and its parts.
+    """
+    order = balanced_order(labels, steps * optimiser.batch_size, random)
+    batches = iter(order.split(optimiser.batch_size))
+    return _mean(_train(adapters, audio, labels, loss, targets, optimiser, batches, 0.0))
+
+
+def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tensor:
+    """`number` row indices in which every class comes equally often, and its rows equally often within it.
+
+    The order runs in rounds: each round draws every class once, and every row of a class is drawn before any
+    is drawn again. So rare classes weigh as much as common ones and no row is left out while another repeats.
+    """
+    classes = labels.unique().cpu()
+    rounds = -(-number // len(classes))
+    columns = []
+    for label in classes:
+        rows = torch.nonzero(labels.cpu() == label).flatten()
+        passes = -(-rounds // len(rows))
+        shuffled = torch.cat([rows[torch.randperm(len(rows), generator=random)] for _ in range(passes)])
+        columns.append(shuffled[:rounds])
+    table = torch.stack(columns, dim=1)
+    within = torch.rand(table.shape, generator=random).argsort(dim=1)
+    return table.gather(1, within).flatten()[:number].to(labels.device)
+
+
+@torch.no_grad()
+def loss_on(adapters: Adapters, audio: Tensor, labels: Tensor, loss: AdapterLoss) -> float:
+    """The loss of all rows at once, without training."""
+    return float(loss(adapters(audio), labels)[0])
+
+
+@torch.no_grad()
+def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int, Prompts]:
+    """Mean adapter output over the rows of each class: clip (Tc, Dc), t5 (T, Dt) or None."""
+    means = {}
+    for label in labels.unique().tolist():
+        clip, t5 = adapters(audio[labels == label])
+        means[label] = Prompts(clip.mean(dim=0), None if t5 is None else t5.mean(dim=0))
+    return means
+
+
+def _train(
+    adapters: Adapters,
+    audio: Tensor,
+    labels: Tensor,
+    loss: AdapterLoss,
+    targets: Prompts | None,
+    settings: AdamWSettings,
+    batches: Iterator[Tensor],
+    proximal: float,
+) -> list[dict[str, Tensor]]:
+    parameters = list(adapters.parameters())
+    anchor = [parameter.detach().clone() for parameter in parameters] if proximal else []
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    history = []
+    adapters.train()
+    for batch in batches:
+        total, parts = loss(adapters(audio[batch]), labels[batch], targets)
+        pull = sum((p - a).square().sum() for p, a in zip(parameters, anchor, strict=True)) if proximal else 0.0
+        optimiser.zero_grad(set_to_none=True)
+        (total + 0.5 * proximal * pull).backward()
+        optimiser.step()
+        history.append({"loss": total.detach(), **parts})
+    adapters.eval()
+    return history
+
+
+def _mean(history: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {name: float(torch.stack([entry[name] for entry in history]).mean()) for name in history[0]}
