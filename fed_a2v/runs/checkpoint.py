@@ -1,0 +1,311 @@
+"""Checkpoints: the whole state of a run, to go on after a kill, and the generator alone, to use elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fed_a2v.runs.files import plain, replacing
+
+logger = logging.getLogger("fed_a2v")
+
+SCHEMA = 1
+STATES_KEPT = 2
+
+# Settings that a resumed run may change: they say where and how loudly it runs, not what it computes.
+HARMLESS = (
+    "resume",
+    "device",
+    "threads",
+    "cache_dir",
+    "wandb",
+    "federation.round_timeout",
+    "federation.start_timeout",
+    "generator.save_checkpoint",
+    "generator.checkpoint_path",
+    "generator.checkpoint_frequency",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or does not fit what is to be done with it."""
+
+
+# The state of a run ---------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
+    """Save the whole state of a run after a round, and drop all saved states but the last two.
+
+    Args:
+        folder: the run's folder; the file is `checkpoints/state_round_000003.pt` in it.
+        state: tensors and plain values (numbers, strings, None, lists, tuples, dictionaries) at any depth.
+            It must hold `round` (int) and `config` (the settings as a dictionary).
+
+    Returns:
+        The file.
+
+    Raises:
+        TypeError: a value that safe loading would refuse; the message names where it stands.
+        OSError: the folder cannot be written.
+    """
+    path = folder / "checkpoints" / f"state_round_{state['round']:06d}.pt"
+    _save(path, {**state, "schema": SCHEMA, "fingerprint": fingerprint(state["config"])})
+    for _, old in _numbered(path.parent, "state", ".pt")[STATES_KEPT:]:
+        old.unlink(missing_ok=True)
+    for orphan in path.parent.glob(".state_round_*.tmp"):  # left by a kill in the middle of writing
+        orphan.unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state in a run's folder, tensors on the CPU; None where there is none.
+
+    A damaged file is passed over with a warning, and the one before it used.
+
+    Raises:
+        CheckpointError: every state is damaged, or the newest whole one is of another schema version.
+    """
+    states = _numbered(folder / "checkpoints", "state", ".pt")
+    for _, path in states:
+        try:
+            state = _load(path)
+        except CheckpointError as error:
+            logger.warning("%s; going back to the state before it", error)
+            continue
+        if state.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"{path} has schema version {state.get('schema')}, this program reads {SCHEMA}; "
+                "go on with the version that wrote it, or start anew with resume=never"
+            )
+        return state
+    if states:
+        raise CheckpointError(f"every saved state in {folder / 'checkpoints'} is damaged; start anew with resume=never")
+    return None
+
+
+def drop_states_after(folder: Path, round_number: int) -> None:
+    """Delete the states of later rounds: a run that starts anew or goes back must not find them."""
+    for number, path in _numbered(folder / "checkpoints", "state", ".pt"):
+        if number > round_number:
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Hash of the settings that change results: equal for experiments of which one may go on as the other."""
+    relevant = {key: plain(value) for key, value in _flat(config) if not _harmless(key) and key != "rounds"}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that a run may go on under the settings `new`; both are nested dictionaries.
+
+    `rounds` may grow, and what changes no result (`resume`, `device`, `wandb`, ...: `HARMLESS`) may change.
+
+    Raises:
+        CheckpointError: lists every other key that differs, with both values.
+    """
+    before, after = dict(_flat(old)), dict(_flat(new))
+    absent = "(absent)"
+    differences = []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = plain(before.get(key, absent)), plain(after.get(key, absent))
+        grows = key == "rounds" and isinstance(was, int) and isinstance(now, int) and now > was
+        if was != now and not grows and not _harmless(key):
+            note = " (may only grow)" if key == "rounds" else ""
+            differences.append(f"  {key}: {was} -> {now}{note}")
+    if differences:
+        raise CheckpointError(
+            "the run to resume was started with other settings:\n"
+            + "\n".join(differences)
+            + "\nresume it with its own settings, or start anew with resume=never or in another folder"
+        )
+
+
+def _harmless(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a nested dictionary with its dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# The generator alone --------------------------------------------------------------------------------------
+
+
+def save_generator_checkpoint(
+    path: str | Path,
+    generator_type: str,
+    dimensions: Mapping[str, int],
+    round_number: int,
+    state: Mapping[str, Any],
+    optimiser: Mapping[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    **extra: Any,
+) -> Path:
+    """Save a generator so that `torch.load(path)`, safe loading and all, reads it.
+
+    Args:
+        path: the configured path; `checkpoints/vae_generator.pt` gives
+            `checkpoints/vae_generator_round_10.pt` for round 10.
+        generator_type: the generator's name, e.g. "vae".
+        dimensions: what must be equal to load it again, e.g. `{"input_dim": 512, "latent_dim": 256}`.
+        round_number: the round, stored as `round`.
+        state: the generator's state, stored as `generator_state`.
+        optimiser: its optimiser's state, stored as `optimizer_state`; None where there is none.
+        folder: the folder that a relative path starts from; default the working directory.
+        extra: further entries (tensors and plain values) under their own names.
+
+    Returns:
+        The file.
+
+    Raises:
+        TypeError: a value that safe loading would refuse.
+        OSError: the folder cannot be written.
+    """
+    logger.info("Saving generator checkpoint at round %d", round_number)
+    base = Path(path)
+    name = base.with_name(f"{base.stem}_round_{round_number}{base.suffix}")
+    content = {
+        **extra,
+        "schema": SCHEMA,
+        "round": round_number,
+        "generator_type": generator_type,
+        "dimensions": dict(dimensions),
+        "generator_state": state,
+        "optimizer_state": optimiser,
+    }
+    written = (folder or Path()) / name
+    _save(written, content)
+    logger.info("Saved generator checkpoint to %s", name)
+    return written
+
+
+def load_generator_checkpoint(
+    path: str | Path, generator_type: str, dimensions: Mapping[str, int], *, folder: Path | None = None
+) -> dict[str, Any]:
+    """The checkpoint at `path`, or the newest round's where `path` is the configured base path.
+
+    Args:
+        path: `.../vae_generator_round_10.pt`, or `.../vae_generator.pt` for the highest round beside it. A
+            relative path is looked for in `folder` first, then in the working directory.
+        generator_type: the type that is wanted.
+        dimensions: the dimensions that are wanted; all must be equal.
+        folder: see `path`.
+
+    Returns:
+        The dictionary that `save_generator_checkpoint` stored, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: nothing is there; says what was looked for.
+        CheckpointError: damaged, no generator checkpoint, or of another type or other dimensions; says which.
+    """
+    found = _find_generator(Path(path), [folder, Path()] if folder else [Path()])
+    checkpoint = _load(found)
+    missing = {"round", "generator_type", "dimensions", "generator_state"} - checkpoint.keys()
+    if missing:
+        raise CheckpointError(f"{found} is no generator checkpoint: it has no {', '.join(sorted(missing))}")
+    if checkpoint["generator_type"] != generator_type:
+        raise CheckpointError(
+            f"{found} holds a generator of type {checkpoint['generator_type']}, the settings ask for "
+            f"{generator_type}; set generator={checkpoint['generator_type']}, or generator.checkpoint_path to "
+            "another file"
+        )
+    stored = checkpoint["dimensions"]
+    differences = [
+        f"{name}: {stored.get(name, '(absent)')} in the file, {dimensions.get(name, '(absent)')} wanted"
+        for name in sorted(stored.keys() | dimensions.keys())
+        if stored.get(name) != dimensions.get(name)
+    ]
+    if differences:
+        raise CheckpointError(f"{found} does not fit: " + "; ".join(differences))
+    logger.info("Loaded generator checkpoint from %s (round %d)", found, checkpoint["round"])
+    return checkpoint
+
+
+def _find_generator(path: Path, folders: list[Path]) -> Path:
+    """The file itself, or the highest round of that base name, in the first folder that has either."""
+    for folder in folders:
+        base = folder / path
+        if base.is_file():
+            return base
+        if rounds := _numbered(base.parent, base.stem, base.suffix):
+            return rounds[0][1]
+    places = " or ".join(str((folder / path).parent.absolute()) for folder in folders)
+    raise FileNotFoundError(
+        f"no generator checkpoint: looked for {path.name} and {path.stem}_round_N{path.suffix} in {places}; "
+        "set generator.checkpoint_path to one, or generator.load_checkpoint=false"
+    )
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def _numbered(folder: Path, stem: str, suffix: str) -> list[tuple[int, Path]]:
+    """The files `STEM_round_N.SUFFIX` in a folder, highest N first."""
+    pattern = re.compile(rf"{re.escape(stem)}_round_(\d+){re.escape(suffix)}")
+    found = [(int(match[1]), path) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    storable = _storable(content, path.name)
+    with replacing(path) as file:
+        torch.save(storable, file)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a file that `_save` wrote, with safe loading.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        # torch.load notices a file cut short but not a changed byte: the zip format's checksums do.
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is None:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        reason = f"wrong checksum of {broken}"
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may break the reader at any step
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise CheckpointError(f"{path} is damaged ({reason})")
+
+
+def _storable(value: Any, where: str) -> Any:
+    """A copy of `value` that safe loading reads back: plain containers, values and tensors on the CPU.
+
+    Raises:
+        TypeError: names the place of a value of another type.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        # A view would drag the whole storage it looks into onto the disk.
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if type(value) in (dict, OrderedDict) or (isinstance(value, Mapping) and not isinstance(value, dict)):
+        return {_storable(key, where): _storable(item, f"{where}: {key}") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_storable(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    raise TypeError(
+        f"{where}: a {type(value).__name__} cannot be stored for safe loading; use tensors and plain values"
+    )

@@ -1,0 +1,137 @@
+"""Writing files so that a reader, or a run that was killed, never meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written whole: `path` is replaced when the block ends well, else left as it was.
+
+    The bytes go to a temporary file in the same folder (made if need be), reach the disk, and take the
+    name `path` in one step.
+
+    Raises:
+        OSError: the folder cannot be written (full, read-only, ...); the message names it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch.save reports a full disk as a RuntimeError of its own, with the OSError behind it.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, OSError | RuntimeError) and isinstance(reason, OSError):
+            raise _unwritable(path, reason) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write or replace a file in one step; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write or replace a UTF-8 text file in one step; see `replacing`."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write or replace a JSON file in one step; see `plain` for what becomes of numbers and arrays."""
+    return write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to a JSON-lines file and bring it to the disk.
+
+    Raises:
+        OSError: the folder cannot be written; the message names it.
+    """
+    line = json.dumps(plain(row), allow_nan=False) + "\n"
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, [] where there is none; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: another line is no JSON object; the message names file and line.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            # A whole line ends in a newline, so only a cut one can be the last piece of the split.
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]!r}") from error
+    return rows
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinity become null, arrays lists, keys and paths strings.
+
+    Raises:
+        TypeError: a value has no JSON form; the message names its type.
+    """
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; hand over plain values")
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    message = (
+        f"cannot write {path.name} in folder {path.parent.absolute()}: {reason}; free space or choose another folder"
+    )
+    return OSError(error.errno or 0, message)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the folder's new entry to the disk, where the file system can."""
+    with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is whole by now
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

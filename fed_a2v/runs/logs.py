@@ -1,0 +1,82 @@
+"""Where log lines go: to the console as they are, and to `run.log` with time and level."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+# Logger of what the guide reports for each class and epoch: hundreds of lines a round.
+CLASS_LINES = "fed_a2v.classes"
+STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages on a rich console, unwrapped; warnings and errors carry their level."""
+
+    def __init__(self, console: Console, level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self.console = console
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, with the level's name before it from WARNING up."""
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        try:
+            self.console.print(Text(self.format(record), STYLES.get(record.levelno, "")), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def setup_logging(folder: Path, console: Console) -> Iterator[None]:
+    """Send the loggers "fed_a2v" and "flwr" to `folder`'s `run.log` and to the console, while the block runs.
+
+    Both stop handing lines to the root logger, whose handlers (Hydra's, for one) would show them a second
+    time. The console is spared Flower's lines below WARNING and the lines class by class ("fed_a2v.classes");
+    `run.log` has them. Nested calls do not double lines: the innermost counts. At the end all is as it was.
+
+    Args:
+        folder: the run's folder, made if need be; `run.log` is added to.
+        console: where people read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setLevel(logging.INFO)
+
+    ours, flowers = ConsoleHandler(console), ConsoleHandler(console, logging.WARNING)
+    ours.addFilter(lambda record: record.name != CLASS_LINES)
+    flower_level = logging.getLogger("flwr").level or logging.INFO
+    with (
+        _replaced("fed_a2v", [ours, file], logging.INFO),
+        _replaced("flwr", [flowers, file], flower_level),
+    ):
+        try:
+            yield
+        finally:
+            file.close()
+
+
+@contextlib.contextmanager
+def _replaced(name: str, handlers: list[logging.Handler], level: int) -> Iterator[None]:
+    """Give a logger these handlers and this level, and no parent, for the length of the block."""
+    logger = logging.getLogger(name)
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers, logger.propagate = handlers[:], False
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        # What the library set in the meantime (Flower does so when it is first imported) stays.
+        added = [handler for handler in logger.handlers if handler not in handlers]
+        logger.handlers, logger.propagate = [*before[0], *added], before[2]
+        if logger.level == level:
+            logger.setLevel(before[1])

@@ -1,0 +1,260 @@
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.runs.checkpoint import (
+    CheckpointError,
+    check_same_experiment,
+    drop_states_after,
+    fingerprint,
+    load_generator_checkpoint,
+    load_state,
+    save_generator_checkpoint,
+    save_state,
+)
+
+CONFIG = {"rounds": 5, "seed": 0, "device": "cpu", "generator": {"name": "vae", "hidden_dim": 256}}
+DIMENSIONS = {"input_dim": 512, "visual_dim": 768, "latent_dim": 256}
+
+
+def state(round_number):
+    """A run's state with all that it really holds: modules, optimisers, a bank, text."""
+    torch.manual_seed(round_number)
+    layer = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    return {
+        "round": round_number,
+        "config": CONFIG,
+        "adapters": layer.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "bank": {"sites": {"0": {"dog": {"count": 3, "clip": torch.randn(1, 4), "t5": None}}}},
+        "wandb_id": "abc",
+    }
+
+
+def files(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    saved = state(3)
+    save_state(tmp_path, saved)
+    loaded = load_state(tmp_path)
+    assert torch.equal(loaded["adapters"]["weight"], saved["adapters"]["weight"])
+    for key, value in saved["optimiser"]["state"][0].items():
+        assert torch.equal(loaded["optimiser"]["state"][0][key], value)
+    assert loaded["optimiser"]["param_groups"] == saved["optimiser"]["param_groups"]
+    assert torch.equal(loaded["bank"]["sites"]["0"]["dog"]["clip"], saved["bank"]["sites"]["0"]["dog"]["clip"])
+    assert (loaded["round"], loaded["wandb_id"], loaded["config"]) == (3, "abc", CONFIG)
+    assert loaded["fingerprint"] == fingerprint(CONFIG)
+
+
+def test_a_folder_without_states_gives_none(tmp_path):
+    assert load_state(tmp_path) is None
+    assert load_state(tmp_path / "absent") is None
+
+
+def test_the_last_two_states_are_kept_and_leftovers_of_a_kill_removed(tmp_path):
+    save_state(tmp_path, state(8))
+    (tmp_path / "checkpoints" / ".state_round_000009.pt.0a1b.tmp").write_bytes(b"half")
+    for round_number in (9, 10):
+        save_state(tmp_path, state(round_number))
+    assert files(tmp_path) == ["state_round_000009.pt", "state_round_000010.pt"]
+
+
+def test_the_newest_state_is_found_by_number_not_by_name(tmp_path):
+    for round_number in (9, 10):
+        path = save_state(tmp_path, state(round_number))
+        path.rename(path.with_name(f"state_round_{round_number}.pt"))
+    assert load_state(tmp_path)["round"] == 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_state_gives_way_to_the_one_before_with_a_warning(tmp_path, caplog, share):
+    save_state(tmp_path, state(1))
+    torn = save_state(tmp_path, state(2))
+    torn.write_bytes(torn.read_bytes()[: int(share * torn.stat().st_size)])
+    with caplog.at_level(logging.WARNING, "fed_a2v"):
+        assert load_state(tmp_path)["round"] == 1
+    assert "state_round_000002.pt is damaged" in caplog.text
+
+
+def test_a_changed_byte_in_a_tensor_is_noticed(tmp_path, caplog):
+    save_state(tmp_path, state(1))
+    path = save_state(tmp_path, state(2) | {"large": torch.full((1000,), 7.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 7.0).numpy().tobytes()) + 50] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["round"] == 2  # torch itself does not see it
+    assert load_state(tmp_path)["round"] == 1
+    assert "checksum" in caplog.text
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_byte_is_damaged_a_state_is_either_refused_or_right(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    content = bytearray(save_state(folder, state(2)).read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    (folder / "checkpoints" / "state_round_000002.pt").write_bytes(content)
+    try:
+        loaded = load_state(folder)
+    except CheckpointError:
+        return
+    assert loaded["round"] == 2
+    assert torch.equal(loaded["adapters"]["weight"], state(2)["adapters"]["weight"])
+
+
+def test_a_run_with_only_damaged_states_does_not_start_anew_in_silence(tmp_path):
+    save_state(tmp_path, state(1)).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="resume=never"):
+        load_state(tmp_path)
+
+
+def test_a_kill_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
+    save_state(tmp_path, state(1))
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path, state(2))
+    assert load_state(tmp_path)["round"] == 1
+
+
+def test_a_state_of_another_schema_version_is_refused(tmp_path):
+    path = save_state(tmp_path, state(1))
+    torch.save(torch.load(path) | {"schema": 99}, path)
+    with pytest.raises(CheckpointError, match="schema version 99"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(2), object(), {1, 2}])
+def test_a_value_that_safe_loading_refuses_is_refused_when_saving_and_its_place_named(tmp_path, value):
+    with pytest.raises(TypeError, match=r"bank: dog\[1\]: a " + type(value).__name__):
+        save_state(tmp_path, state(1) | {"bank": {"dog": [0, value]}})
+    assert load_state(tmp_path) is None
+
+
+def test_a_view_does_not_drag_its_storage_onto_the_disk(tmp_path):
+    path = save_state(tmp_path, state(1) | {"view": torch.zeros(1_000_000)[:3]})
+    assert path.stat().st_size < 100_000
+
+
+def test_states_of_later_rounds_can_be_dropped(tmp_path):
+    for round_number in (9, 10):
+        save_state(tmp_path, state(round_number))
+    drop_states_after(tmp_path, 9)
+    assert load_state(tmp_path)["round"] == 9
+
+
+def test_the_same_experiment_may_go_on_for_longer_elsewhere_and_less_loudly():
+    new = CONFIG | {"rounds": 10, "device": "cuda", "wandb": {"mode": "disabled"}, "resume": "auto"}
+    check_same_experiment(CONFIG, new)
+    assert fingerprint(CONFIG) == fingerprint(new)
+
+
+def test_another_experiment_is_refused_with_every_difference_and_both_values():
+    new = {"rounds": 3, "seed": 1, "device": "cpu", "generator": {"name": "gaussian", "shrinkage": 0.3}}
+    with pytest.raises(CheckpointError) as caught:
+        check_same_experiment(CONFIG, new)
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
+    assert lines == [
+        "generator.hidden_dim: 256 -> (absent)",
+        "generator.name: vae -> gaussian",
+        "generator.shrinkage: (absent) -> 0.3",
+        "rounds: 5 -> 3 (may only grow)",
+        "seed: 0 -> 1",
+    ]
+    assert fingerprint(CONFIG) != fingerprint(new)
+
+
+def save(path, round_number, **changes):
+    arguments = {"generator_type": "vae", "dimensions": DIMENSIONS, "state": {"w": torch.ones(2)}} | changes
+    return save_generator_checkpoint(path, round_number=round_number, **arguments)
+
+
+def test_the_guides_snippet_reads_a_generator_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save("checkpoints/vae_generator.pt", 50)
+
+    checkpoint = torch.load("checkpoints/vae_generator_round_50.pt")
+    print(f"Round: {checkpoint['round']}")  # noqa: T201
+    print(f"Generator type: {checkpoint['generator_type']}")  # noqa: T201
+
+    assert capsys.readouterr().out == "Round: 50\nGenerator type: vae\n"
+
+
+def test_saving_logs_the_guides_lines(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        path = save("checkpoints/vae_generator.pt", 10, folder=tmp_path)
+    assert path == tmp_path / "checkpoints/vae_generator_round_10.pt"
+    assert caplog.messages == [
+        "Saving generator checkpoint at round 10",
+        "Saved generator checkpoint to checkpoints/vae_generator_round_10.pt",
+    ]
+
+
+def test_a_generator_comes_back_with_its_optimiser_and_extras(tmp_path):
+    optimiser = state(1)["optimiser"]
+    path = save(tmp_path / "vae.pt", 10, optimiser=optimiser, classes=["dog", "cat"])
+    loaded = load_generator_checkpoint(path, "vae", DIMENSIONS)
+    assert torch.equal(loaded["generator_state"]["w"], torch.ones(2))
+    assert loaded["optimizer_state"]["param_groups"] == optimiser["param_groups"]
+    assert loaded["dimensions"] == DIMENSIONS
+    assert loaded["classes"] == ["dog", "cat"]
+
+
+def test_the_base_path_gives_the_highest_round_not_the_last_name(tmp_path):
+    for round_number in (10, 9):
+        save(tmp_path / "vae.pt", round_number)
+    save(tmp_path / "other_vae.pt", 11)
+    assert load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)["round"] == 10
+
+
+def test_a_relative_path_is_looked_for_in_the_run_folder_then_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("vae.pt", 1)
+    assert load_generator_checkpoint("vae.pt", "vae", DIMENSIONS, folder=tmp_path / "run")["round"] == 1
+    save("vae.pt", 2, folder=tmp_path / "run")
+    assert load_generator_checkpoint("vae.pt", "vae", DIMENSIONS, folder=tmp_path / "run")["round"] == 2
+
+
+def test_another_type_is_refused_with_both_types(tmp_path):
+    path = save(tmp_path / "vae.pt", 1)
+    with pytest.raises(CheckpointError, match=r"of type vae, the settings ask for gaussian"):
+        load_generator_checkpoint(path, "gaussian", DIMENSIONS)
+
+
+def test_other_dimensions_are_refused_with_both_values_of_each(tmp_path):
+    path = save(tmp_path / "vae.pt", 1)
+    with pytest.raises(CheckpointError) as caught:
+        load_generator_checkpoint(path, "vae", {"input_dim": 1024, "visual_dim": 768})
+    assert "input_dim: 512 in the file, 1024 wanted" in str(caught.value)
+    assert "latent_dim: 256 in the file, (absent) wanted" in str(caught.value)
+    assert "visual_dim" not in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_an_error_that_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        load_generator_checkpoint("checkpoints/vae.pt", "vae", DIMENSIONS, folder=tmp_path)
+    for part in ("vae.pt", "vae_round_N.pt", str(tmp_path / "checkpoints"), "generator.load_checkpoint=false"):
+        assert part in str(caught.value)
+
+
+def test_a_file_that_is_no_generator_checkpoint_is_refused(tmp_path):
+    torch.save({"weights": torch.ones(1)}, tmp_path / "vae.pt")
+    with pytest.raises(CheckpointError, match="no generator checkpoint: it has no dimensions"):
+        load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)
+    (tmp_path / "vae.pt").write_bytes(b"text")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)

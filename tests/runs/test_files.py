@@ -1,0 +1,139 @@
+import errno
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, replacing, write_bytes, write_json, write_text
+
+ROWS = st.dictionaries(
+    st.text(max_size=8),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=6,
+    ),
+    max_size=6,
+)
+
+
+def full_disk(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_kill_while_writing_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, monkeypatch, step):
+    path = write_text(tmp_path / "results.json", "old")
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_error_while_the_content_is_made_leaves_the_old_file_whole(tmp_path):
+    path = write_bytes(tmp_path / "state", b"old")
+
+    def write_half():
+        with replacing(path) as file:
+            file.write(b"half")
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "config.yaml", "x")
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path) in str(caught.value)
+    assert "config.yaml" in str(caught.value)
+
+
+def test_a_full_disk_under_torch_save_is_still_an_error_that_names_the_folder(tmp_path):
+    class FullDisk(io.BytesIO):
+        def write(self, data):
+            return super().write(data) if self.tell() < 2000 else full_disk()
+
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "state.pt"):
+        torch.save({"weights": torch.zeros(5000)}, FullDisk())
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write a\.txt in folder") as caught:
+        write_text(tmp_path / "file" / "run" / "a.txt", "x")
+    assert str(tmp_path / "file" / "run") in str(caught.value)
+
+
+def test_the_folder_entry_reaches_the_disk(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").resolve()), fsync(fd)))
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to see which files are synced")
+    write_text(tmp_path / "a.txt", "x")
+    assert synced[0].parent == tmp_path.resolve()
+    assert synced[1] == tmp_path.resolve()
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_any_row_becomes_one_line_of_valid_json(row):
+    line = json.dumps(plain(row), allow_nan=False)
+    assert json.loads(line).keys() == row.keys()
+    assert "\n" not in line
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(ROWS, max_size=4))
+def test_appended_rows_come_back_with_nan_and_infinity_as_null(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    for row in rows:
+        append_jsonl(path, row)
+    read = read_jsonl(path)
+    assert len(read) == len(rows)
+    for before, after in zip(rows, read, strict=True):
+        for key, value in before.items():
+            if isinstance(value, float):
+                assert after[key] == (value if math.isfinite(value) else None)
+
+
+def test_numbers_of_numpy_and_torch_become_plain_numbers():
+    row = {"a": np.float32(0.5), "b": torch.tensor(2), "c": np.array([1.0, np.nan]), "d": np.float64("inf")}
+    assert plain(row) == {"a": 0.5, "b": 2, "c": [1.0, None], "d": None}
+
+
+def test_a_value_without_json_form_is_an_error_that_names_its_type(tmp_path):
+    with pytest.raises(TypeError, match="object"):
+        write_json(tmp_path / "a.json", {"thing": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n{"round": 2, "accu')
+    assert read_jsonl(path) == [{"round": 1}]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n{"round"\n{"round": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2"):
+        read_jsonl(path)

@@ -1,0 +1,84 @@
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fed_a2v.runs.table import comparison_table, rounds_table, summary_table
+
+ROWS = [
+    {"round": 1, "accuracy_before": 0.11, "accuracy": 0.8512, "server/generator_loss": 0.25431, "bytes_up": 2_500_000},
+    {"round": 2, "accuracy_before": 0.2, "accuracy": None, "seconds/sites": 1.0, "seconds/generator": 0.26},
+]
+
+
+def test_the_rounds_of_a_run():
+    table = rounds_table(ROWS)
+    assert table.header[:3] == ("round", "accuracy before", "after server step")
+    assert table.rows == (
+        ("1", "0.110", "0.851", "0.2543", "-", "2.50", "-", "0.0"),
+        ("2", "0.200", "-", "-", "-", "-", "-", "1.3"),
+    )
+
+
+def test_variants_side_by_side_by_round():
+    table = comparison_table({"FedAvg only": [{"round": 1, "accuracy": 0.11}], "vae": ROWS})
+    assert table.markdown() == (
+        "| round | FedAvg only | vae |\n| --- | --- | --- |\n| 1 | 0.110 | 0.851 |\n| 2 | - | - |\n"
+    )
+
+
+def test_a_table_shows_in_a_terminal():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(comparison_table({"vae": ROWS}, title="Accuracy").rich())
+    shown = console.file.getvalue()
+    assert "Accuracy" in shown
+    assert "0.851" in shown
+
+
+def job(folder, number, overrides, results=None):
+    hydra = folder / str(number) / ".hydra"
+    hydra.mkdir(parents=True)
+    (hydra / "overrides.yaml").write_text("".join(f"- {word}\n" for word in overrides) or "[]\n")
+    if results is not None:
+        text = results if isinstance(results, str) else json.dumps(results)
+        (folder / str(number) / "results.json").write_text(text)
+
+
+def test_a_sweep_lists_its_jobs_in_numeric_order_and_says_which_failed_or_are_missing(tmp_path):
+    for number in (10, 9, 0, 2):
+        job(tmp_path, number, ["rounds=3", f"seed={number}"], {"accuracy": number / 100, "per_class": {"dog": 1}})
+    job(tmp_path, 1, ["rounds=3", "seed=1"])
+    job(tmp_path, 3, ["rounds=3", "+seed=3"], '{"accuracy": 0.')
+    table = summary_table(tmp_path, expected=12)
+    assert table.header == ("job", "status", "seed", "accuracy")
+    assert [row[0] for row in table.rows] == [str(number) for number in range(12)]
+    status = {row[0]: row[1] for row in table.rows}
+    assert {name for name, value in status.items() if value == "done"} == {"0", "2", "9", "10"}
+    assert {name for name, value in status.items() if value == "failed"} == {"1", "3"}
+    assert {name for name, value in status.items() if value == "missing"} == {"4", "5", "6", "7", "8", "11"}
+    assert table.rows[10] == ("10", "done", "10", "0.1000")
+    assert table.rows[3] == ("3", "failed", "3", "-")
+
+
+def test_a_sweep_leaves_its_summary_as_csv_and_markdown(tmp_path):
+    job(tmp_path, 0, ["generator=vae", "share=mean"], {"accuracy": 0.851234567, "rounds": 5})
+    job(tmp_path, 1, ["generator=none", "share=mean"], {"accuracy": 0.5, "rounds": 5})
+    table = summary_table(tmp_path)
+    with (tmp_path / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "job": "0",
+        "status": "done",
+        "generator": "vae",
+        "accuracy": "0.851234567",
+        "rounds": "5",
+    }
+    assert (tmp_path / "summary.md").read_text() == table.markdown()
+    assert "| 0 | done | vae | 0.8512 |\n" in table.markdown()
+
+
+def test_a_folder_without_jobs_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no jobs in"):
+        summary_table(tmp_path)

@@ -1,0 +1,155 @@
+import json
+import logging
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fed_a2v.config import compose_settings
+from fed_a2v.runs.folder import GUIDE_METRICS
+from fed_a2v.runs.tracking import Tracker
+
+ROW = {
+    "round": 1,
+    "accuracy": 0.85,
+    "server/generator_loss": 0.25,
+    "server/adapter_finetuning_loss": None,
+    "loss": float("nan"),
+    "bytes_up": 1000,
+    "rolled_back": False,
+    "rejections": ["site 3: NaN"],
+    "per_class": {"dog": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def offline():
+    return compose_settings("wandb.mode=offline wandb.project=tests")
+
+
+@pytest.fixture(scope="module")
+def disabled():
+    return compose_settings("wandb.mode=disabled")
+
+
+class FakeRun:
+    """A W&B run that records what it is told, and fails where it is told to."""
+
+    def __init__(self, failing=()):
+        self.id, self.failing, self.calls, self.summary = "run-id", failing, [], {}
+
+    def log(self, row, step):
+        self.calls.append(("log", row, step))
+        if "log" in self.failing:
+            raise ConnectionError("no network")
+
+    def finish(self, exit_code):
+        self.calls.append(("finish", exit_code))
+        if "finish" in self.failing:
+            raise BrokenPipeError("service gone")
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    import wandb
+
+    run = FakeRun()
+    run.arguments = {}
+
+    def init(**arguments):
+        if "init" in run.failing:
+            raise wandb.errors.CommError("no service")
+        run.arguments = arguments
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    return run
+
+
+def test_a_run_leaves_config_partition_rows_and_results(tmp_path, disabled):
+    with Tracker(tmp_path, disabled, {"0": [1, 2]}) as tracker:
+        tracker.log_round(ROW)
+        assert tracker.folder.rows()[0]["accuracy"] == 0.85  # on disk before the run ends
+        tracker.finish({"accuracy": 0.85})
+    assert "mode: disabled" in (tmp_path / "config.yaml").read_text()
+    assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy": 0.85}
+    assert json.loads((tmp_path / "partition.json").read_text()) == {"0": [1, 2]}
+
+
+def test_each_round_is_one_call_with_its_finite_numbers_and_the_rounds_step(tmp_path, offline, fake_wandb):
+    with Tracker(tmp_path, offline) as tracker:
+        tracker.log_round(ROW)
+        tracker.log_round(dict.fromkeys(GUIDE_METRICS, 0.5) | {"round": 2})
+        tracker.finish({"accuracy": 0.9})
+    assert fake_wandb.calls == [
+        (
+            "log",
+            {"round": 1, "accuracy": 0.85, "server/generator_loss": 0.25, "bytes_up": 1000, "rolled_back": False},
+            1,
+        ),
+        ("log", dict.fromkeys(GUIDE_METRICS, 0.5) | {"round": 2}, 2),
+        ("finish", 0),
+    ]
+    assert fake_wandb.summary == {"accuracy": 0.9}
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_id_and_its_earlier_rows(tmp_path, offline, fake_wandb):
+    with Tracker(tmp_path, offline) as tracker:
+        assert tracker.wandb_id == "run-id"
+        for number in (1, 2):
+            tracker.log_round({"round": number})
+    with Tracker(tmp_path, offline, after_round=1, wandb_id=tracker.wandb_id) as tracker:
+        assert [row["round"] for row in tracker.folder.rows()] == [1]
+    assert fake_wandb.arguments["id"] == "run-id"
+    assert fake_wandb.arguments["resume"] == "allow"
+
+
+def test_an_exception_leaves_no_results_and_marks_the_wandb_run_as_failed(tmp_path, offline, fake_wandb):
+    with pytest.raises(ZeroDivisionError), Tracker(tmp_path, offline):
+        _ = 1 / 0
+    assert fake_wandb.calls == [("finish", 1)]
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("failing", [["init"], ["log"], ["finish"], ["log", "finish"]])
+def test_wandb_failing_is_one_warning_and_never_the_end_of_a_run(tmp_path, offline, fake_wandb, caplog, failing):
+    fake_wandb.failing = failing
+    with caplog.at_level(logging.WARNING, "fed_a2v"), Tracker(tmp_path, offline) as tracker:
+        for number in (1, 2, 3):
+            tracker.log_round({"round": number})
+        tracker.finish({"accuracy": 0.5})
+    assert len(tracker.folder.rows()) == 3
+    assert tracker.folder.results.exists()
+    assert len([message for message in caplog.messages if "W&B failed" in message]) == 1
+    assert len([call for call in fake_wandb.calls if call[0] == "log"]) <= (1 if "log" in failing else 3)
+    assert fake_wandb.calls[-1:] == ([] if "init" in failing else [("finish", 0)])
+
+
+def test_wandb_is_not_imported_where_it_is_disabled(tmp_path):
+    code = f"""
+import sys
+import time
+from pathlib import Path
+from fed_a2v.config import compose_settings
+from fed_a2v.runs.tracking import Tracker
+with Tracker(Path({str(tmp_path)!r}), compose_settings("wandb.mode=disabled")) as tracker:
+    tracker.log_round({{"round": 1}})
+assert "wandb" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_wandb_offline_writes_inside_the_run_folder_quietly_and_finishes(tmp_path, offline, capfd, caplog):
+    with Tracker(tmp_path / "run", offline) as tracker:
+        tracker.log_round(ROW)
+        tracker.finish({"accuracy": 0.85})
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert tracker.wandb_id in written.name
+    # W&B's own process may put the bytes on the disk a moment after `finish` returns.
+    until = time.monotonic() + 10
+    while b"server/generator_loss" not in (content := written.read_bytes()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert b"server/generator_loss" in content
+    assert "W&B failed" not in caplog.text
+    assert capfd.readouterr() == ("", "")
