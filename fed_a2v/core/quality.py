@@ -423,12 +423,12 @@ def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> dict[str,
     """All figures but the accuracy of `other` against `held`, equal numbers of either a class."""
     means = _class_means(train)
     train_variance, variance = _within_variance(train), _within_variance(other)
-    ratio = None if variance is None or not train_variance else variance / train_variance
+    # Classes of identical rows vary by rounding errors alone.
+    varied = train_variance is not None and train_variance > 1e-8 * train.x.shape[1]
+    ratio = variance / train_variance if varied and variance is not None and train_variance else None
     counts = np.minimum(np.bincount(held.y, minlength=len(means)), np.bincount(other.y, minlength=len(means)))
-    held, other = (
-        held.take(counts, "compared", "held-out", seed),
-        other.take(counts, "compared", "other", seed),
-    )
+    held = held.take(counts, "compared", "held-out", seed)
+    other = other.take(counts, "compared", "other", seed)
     if len(other.y) == 0:
         return {"variance_ratio": ratio}
     nearest = _nearest_in_class(train, held)
@@ -439,7 +439,8 @@ def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> dict[str,
     }
     if len(other.y) < FEWEST_ROWS:
         return figures
-    return {**figures, "c2st": _c2st(train, means, held, other, seed), **_neighbourhoods(held.x, other.x)}
+    c2st = _c2st(train, means, held, other, seed) if varied else None
+    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}
 
 
 def _class_means(rows: _Table) -> NDArray[np.float32]:
@@ -483,7 +484,7 @@ def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table
     residuals = train.x - means[train.y]
     # Of N - C directions in the training residuals, the smaller half is mostly sampling error.
     size = min(COMPONENTS, (len(train.y) - len(means)) // 2, residuals.shape[1])
-    if size < 1 or not residuals.any():
+    if size < 1:
         return None
     directions = PCA(size, random_state=seed_for("quality", "pca") % 2**32).fit(residuals)
 

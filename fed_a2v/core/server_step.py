@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.quality import Rows, SampleValidation, validate_samples
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
 
@@ -31,6 +31,8 @@ log = logging.getLogger("fed_a2v")
 class_log = logging.getLogger("fed_a2v.classes")
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
+# Fresh samples of each class that a validation compares with held-out prototypes.
+VALIDATION_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,6 @@ class SiteUpdate(NamedTuple):
     site: str
     prompts: list[ClassPrompts]
     fingerprint: str
-
-
-class Validation(NamedTuple):
-    """Fresh samples against held-out prototypes, as the guide reports them.
-
-    Each held-out prototype is compared with the mean of the samples of its class. `similarity` is the cosine
-    of their directions from the centre of all prototypes, where both would point up by chance alone.
-    """
-
-    similarity: float
-    mse: float
-    l1: float
-    per_class: dict[str, float]
 
 
 class ServerStep:
@@ -198,9 +187,12 @@ class ServerStep:
         labels = held_out.labels.unique()
         names = [held_out.names[label] for label in labels.tolist()]
         samples = self.generator.sample_classes(
-            self.conditions_of(names), 100, torch_generator(self.settings.seed, "validation", round_number)
+            self.conditions_of(names),
+            VALIDATION_SAMPLES,
+            torch_generator(self.settings.seed, "validation", round_number),
         )
-        result = compare(samples, held_out, labels)
+        synthetic = Rows(samples.flatten(0, 1), labels.repeat_interleave(VALIDATION_SAMPLES))
+        result = validate_samples(synthetic, Rows(held_out.embeddings, held_out.labels), held_out.names)
         _report_validation(result)
         return {
             "server/generator_validation_similarity": result.similarity,
@@ -290,17 +282,6 @@ class ServerStep:
         return self.conditions[[class_of[name] for name in names]]
 
 
-def compare(samples: Tensor, held_out: PrototypeRows, labels: Tensor) -> Validation:
-    """Samples (C, n, S, Da) of the classes `labels` against the held-out prototypes of those classes."""
-    centre = held_out.embeddings.mean(dim=0).flatten()
-    means = samples.mean(dim=1).flatten(1)
-    position = torch.searchsorted(labels, held_out.labels)
-    real, fake = held_out.embeddings.flatten(1), means[position]
-    cosine = F.cosine_similarity(real - centre, fake - centre, dim=1)
-    per_class = {held_out.names[label]: float(cosine[held_out.labels == label].mean()) for label in labels.tolist()}
-    return Validation(float(cosine.mean()), float(F.mse_loss(fake, real)), float(F.l1_loss(fake, real)), per_class)
-
-
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:
     """The guide's line for each class, for evenly spaced epochs up to the last."""
     shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
@@ -319,7 +300,7 @@ def _report_epochs(history: list[EpochLosses], kind: str) -> None:
                 )
 
 
-def _report_validation(result: Validation) -> None:
+def _report_validation(result: SampleValidation) -> None:
     log.info("=== Generator Validation Metrics ===")
     log.info("Average Cosine Similarity: %.4f", result.similarity)
     log.info("Average MSE Loss: %.6f", result.mse)

@@ -1,0 +1,77 @@
+"""A federation in one process: Flower's own server and client classes, no network and no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flwr.client import Client
+from flwr.common import (
+    DisconnectRes,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    ReconnectIns,
+)
+from flwr.server import Server, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from rich.console import Console
+
+from fed_a2v.config import Settings
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.run import Run
+
+
+class InProcessClient(ClientProxy):
+    """Hands messages to a client in the same process, packed and unpacked as on the wire."""
+
+    def __init__(self, cid: str, client: Client) -> None:
+        super().__init__(cid)
+        self.client = client
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        """See `ClientProxy`."""
+        return self.client.get_properties(ins)
+
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
+        """See `ClientProxy`."""
+        return self.client.get_parameters(ins)
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        """See `ClientProxy`."""
+        return self.client.fit(ins)
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        """See `ClientProxy`."""
+        return self.client.evaluate(ins)
+
+    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        """See `ClientProxy`."""
+        return DisconnectRes(reason="")
+
+
+def run_in_process(settings: Settings, folder: Path, console: Console | None = None) -> dict[str, Any]:
+    """Run or resume an experiment, sites one after the other, and return its results.
+
+    Args:
+        settings: of the experiment.
+        folder: of the run.
+        console: where people read; default standard error.
+
+    Returns:
+        What `results.json` holds.
+    """
+    with Run(settings, folder, console) as run:
+        if run.rounds_left:
+            manager = SimpleClientManager()
+            for number in range(max(settings.partition.sites, settings.federation.min_nodes)):
+                manager.register(InProcessClient(f"{number:06d}", A2VClient({}).to_client()))
+            server = Server(client_manager=manager, strategy=run.strategy)
+            server.set_max_workers(1)
+            server.fit(run.rounds_left, settings.federation.round_timeout)
+    return run.results

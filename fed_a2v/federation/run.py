@@ -1,0 +1,199 @@
+"""One run of an experiment in its folder: what every engine starts from and ends with."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fed_a2v.config import Settings, cache_dir
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.partition import check_disjoint, describe, partition
+from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.strategy import FedA2V, RoundListener
+from fed_a2v.runs.checkpoint import (
+    check_same_experiment,
+    load_generator_checkpoint,
+    load_state,
+    save_generator_checkpoint,
+    save_state,
+)
+from fed_a2v.runs.files import append_jsonl
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.logs import setup_logging
+from fed_a2v.runs.progress import progress_view
+from fed_a2v.runs.tracking import Tracker
+
+log = logging.getLogger("fed_a2v")
+
+# Figures of the last round that become the run's results.
+FINAL_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss", "test_clips")
+
+
+class Run(RoundListener, AbstractContextManager["Run"]):
+    """Resumes or starts a run, records every round in the folder, and ends with `results.json`.
+
+    Args:
+        settings: of the experiment.
+        folder: of the run.
+        console: where people read; default standard error.
+
+    Raises:
+        CheckpointError: the folder holds a run with other settings.
+        DataError: the data set cannot be used.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, console: Console | None = None) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.folder = RunFolder(folder.absolute())
+        self.results: dict[str, Any] = {}
+        self._exit = ExitStack()
+        console = console or Console(stderr=True)
+        self._exit.enter_context(setup_logging(self.folder.path, console))
+        try:
+            state = self._earlier_state()
+            self.done = 0 if state is None else int(state["round"])
+            self.classes = class_names(settings.dataset)
+            self.prompts = prompt_set(settings, self.classes)
+            wandb_id = None if state is None else state["wandb_id"]
+            self._tracker = self._exit.enter_context(
+                Tracker(self.folder.path, settings, self._partition(), self.done, wandb_id)
+            )
+            self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done))
+            self.strategy = FedA2V(
+                settings,
+                self.classes,
+                self.prompts,
+                self._make_step,
+                self,
+                None if state is None else state["strategy"],
+            )
+        except BaseException:
+            self._exit.close()
+            raise
+        if settings.share.kind == "samples":
+            log.warning("share=samples: every clip's own embedding leaves its site; ask the sites' owners first")
+        if self.done:
+            log.info("Going on behind round %d of %d", self.done, settings.rounds)
+        if self.rounds_left == 0:
+            self._finish()
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds still to do."""
+        return max(0, self.settings.rounds - self.done)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close what is open; a run that an exception ends has no results."""
+        self._exit.__exit__(kind, error, traceback)
+
+    # What the strategy reports
+
+    def phase(self, round_number: int, name: str) -> None:
+        """See `RoundListener`."""
+        self._view.phase(round_number, name)
+
+    def generator_due(self, round_number: int, step: ServerStep) -> None:
+        """Save the generator every `checkpoint_frequency` rounds, and after the last."""
+        settings = self.settings.generator
+        due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
+        if step.generator is None or not settings.save_checkpoint or not due or not self.settings.finetune.enabled:
+            return
+        checkpoint = step.generator.checkpoint()
+        save_generator_checkpoint(
+            settings.checkpoint_path,
+            checkpoint["generator_type"],
+            checkpoint["dimensions"],
+            round_number,
+            checkpoint["generator_state"],
+            checkpoint["optimizer_state"],
+            folder=self.folder.path,
+        )
+
+    def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
+        """Record the round, then save the state: a run killed in between repeats the round."""
+        self._tracker.log_round(row)
+        save_state(
+            self.folder.path,
+            {
+                "round": row["round"],
+                "config": self.settings.model_dump(mode="json", by_alias=True),
+                "wandb_id": self._tracker.wandb_id,
+                "strategy": state,
+            },
+        )
+        self._view.round_done(row)
+        if row["round"] == self.settings.rounds:
+            self._finish()
+
+    def _finish(self) -> None:
+        rows = self.folder.rows()
+        last = rows[-1]
+        self.results = {figure: last.get(figure) for figure in FINAL_FIGURES} | {
+            "rounds": last["round"],
+            "seed": self.settings.seed,
+            "dataset": self.settings.dataset.name,
+            "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
+            "sites": self.settings.partition.sites,
+            "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
+            "bytes_down": sum(row["bytes_down"] for row in rows),
+            "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),
+            "rejected": sum(row["rejected"] for row in rows),
+            "failures": sum(row["failures"] for row in rows),
+        }
+        self._tracker.finish(self.results)
+        log.info("Results: %s", self.folder.path)
+        self._exit.close()
+
+    # Starting
+
+    def _earlier_state(self) -> dict[str, Any] | None:
+        """The state to go on from, or None; rows of a run in another folder are brought along."""
+        resume = self.settings.resume
+        if resume == "never":
+            return None
+        source = self.folder if resume == "auto" else RunFolder(Path(resume).expanduser().absolute())
+        state = load_state(source.path)
+        if state is None:
+            if resume != "auto":
+                raise FileNotFoundError(f"resume={resume}: no saved state in {source.path / 'checkpoints'}")
+            return None
+        check_same_experiment(state["config"], self.settings.model_dump(mode="json", by_alias=True))
+        if source.path != self.folder.path:
+            self.folder.metrics.unlink(missing_ok=True)
+            for row in source.rows():
+                append_jsonl(self.folder.metrics, row)
+        return state
+
+    def _partition(self) -> dict[str, Any] | None:
+        """Which site has which clips; unknown where every node brings its own."""
+        settings = self.settings
+        if settings.partition.kind == "own":
+            return None
+        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+        sites = partition(clips, settings.partition, settings.seed)
+        check_disjoint(sites, clips)
+        return describe(sites, clips)
+
+    def _make_step(self, audio_shape: tuple[int, int]) -> ServerStep:
+        step = make_step(self.settings, self.prompts, audio_shape)
+        settings = self.settings.generator
+        if step.generator is not None and settings.load_checkpoint and self.done == 0:
+            step.generator.load_checkpoint(
+                load_generator_checkpoint(
+                    settings.checkpoint_path,
+                    step.generator.kind,
+                    step.generator.dimensions,
+                    folder=self.folder.path,
+                )
+            )
+        return step

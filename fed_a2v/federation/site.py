@@ -1,0 +1,169 @@
+"""What a site does with its clips: introduce itself, train the adapters, evaluate them.
+
+A message may reach a site in a new process each time, so nothing is remembered here between calls except
+caches that can be rebuilt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fed_a2v.config import Settings, cache_dir
+from fed_a2v.core.adapters import Adapters, Prompts
+from fed_a2v.core.losses import AdapterLoss
+from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.prompts import ClassPrompts
+from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.training import AdamWSettings, mean_outputs, train_epochs
+from fed_a2v.data.site import SiteData, site_clips
+from fed_a2v.federation.build import adapter_loss, prompt_set
+from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, Task
+
+# Rows that go through the adapters at once in an evaluation: bounds the memory of wide outputs.
+EVALUATION_ROWS = 256
+
+
+class Site:
+    """One site in one call.
+
+    Args:
+        settings: of the experiment, as the server sent them.
+        classes: names of all classes, in the server's order.
+        number: of the site in the experiment's partition; ignored where every node has its own folder.
+        data_dir: folder of the site's own data, where it differs from the settings'.
+        local_cache: folder of the site's embedding cache, where it differs from the settings'.
+        name: of the site, where it is not the partition's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        classes: Sequence[str],
+        number: int = 0,
+        data_dir: str | None = None,
+        local_cache: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.classes = tuple(classes)
+        self.device = torch.device(settings.device)
+        folder = Path(local_cache) if local_cache else cache_dir(settings)
+        self.data: SiteData = site_clips(settings, number, data_dir, folder, self.classes)
+        self.name = name or self.data.name
+        self.prompts = prompt_set(settings, self.classes)
+
+    def introduce(self, round_number: int) -> SiteReply:
+        """Say which classes the site has, and what their embeddings are like on average."""
+        start = time.perf_counter()
+        prompts = self._prototypes()
+        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start)
+
+    def train(self, round_number: int, adapters: Adapters, held: str) -> SiteReply:
+        """Train the adapters on the site's clips.
+
+        Args:
+            round_number: from 1.
+            adapters: the global ones; changed in place.
+            held: fingerprint of the prototypes that the server holds of this site; the same are not sent again.
+        """
+        start = time.perf_counter()
+        settings = self.settings
+        audio, labels = self.data.train.embeddings.to(self.device), self.data.train.labels.to(self.device)
+        losses = train_epochs(
+            adapters,
+            audio,
+            labels,
+            adapter_loss(settings, self.prompts),
+            settings.site.epochs,
+            AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size),
+            torch_generator(settings.seed, "site", self.name, round_number),
+            settings.site.proximal,
+        )
+        prompts = self._prototypes()
+        mark = fingerprint(prompts)
+        outputs = mean_outputs(adapters, audio, labels)
+        prompts = [self._with_outputs(prompt, outputs, send_audio=mark != held) for prompt in prompts]
+        return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
+
+    @torch.no_grad()
+    def evaluate(self, adapters: Adapters) -> Scores:
+        """Retrieval of the right class prompt among all, and the loss, on the site's test clips."""
+        loss = adapter_loss(self.settings, self.prompts)
+        test = self.data.test
+        scores = {}
+        for label in test.labels.unique().tolist():
+            audio = test.embeddings[test.labels == label].to(self.device)
+            parts = [self._score(adapters, loss, rows, label) for rows in audio.split(EVALUATION_ROWS)]
+            scores[self.classes[label]] = ClassScores(
+                clips=len(audio),
+                right_at_1=sum(part[0] for part in parts),
+                right_at_5=sum(part[1] for part in parts),
+                cosine=sum(part[2] for part in parts),
+                loss=sum(part[3] for part in parts),
+            )
+        return Scores(scores)
+
+    def _score(self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int) -> tuple[int, int, float, float]:
+        """Sums over clips of one class: right at 1, right at 5, cosine, loss."""
+        labels = torch.full((len(audio),), label, device=audio.device)
+        outputs = adapters(audio)
+        found = retrieval(outputs.clip, labels, self.prompts.clip)
+        return (
+            int(found.hits(1).sum()),
+            int(found.hits(5).sum()),
+            float(found.similarity.sum()),
+            float(loss(outputs, labels)[0]) * len(audio),
+        )
+
+    def new_adapters(self) -> Adapters:
+        """Adapters of the right shapes; their weights are to be loaded."""
+        width = self.data.train.embeddings.shape[-1]
+        return Adapters(width, self.prompts, self.settings.adapters.hidden_width).to(self.device)
+
+    def _prototypes(self) -> list[ClassPrompts]:
+        share = self.settings.share
+        shared = [
+            share_class(
+                self.classes[label],
+                self.data.train.embeddings[self.data.train.labels == label],
+                share.kind,
+                share.prototypes,
+                share.min_clips,
+                share.variance,
+            )
+            for label in self.data.train.labels.unique().tolist()
+        ]
+        return [prompt for prompt in shared if prompt is not None]
+
+    def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
+        clip, t5 = outputs[self.classes.index(prompt.name)]
+        return ClassPrompts(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
+
+    def _reply(
+        self,
+        task: Task,
+        round_number: int,
+        weights: list[Tensor],
+        prompts: list[ClassPrompts],
+        mark: str,
+        losses: dict[str, float],
+        start: float,
+    ) -> SiteReply:
+        return SiteReply(
+            site=self.name,
+            round_number=round_number,
+            task=task,
+            num_examples=len(self.data.train.labels),
+            weights=weights,
+            prompts=prompts,
+            fingerprint=mark,
+            square_root=self.data.square_root,
+            losses=losses,
+            seconds=time.perf_counter() - start,
+        )

@@ -1,0 +1,479 @@
+"""The Flower strategy: what the server asks of the sites, and what it does with their answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.common import (
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetPropertiesIns,
+    NDArrays,
+    Parameters,
+    Scalar,
+    ndarrays_to_parameters,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.server import fit_clients
+from flwr.server.strategy import Strategy
+
+from fed_a2v.config import Settings
+from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.seeding import numpy_generator
+from fed_a2v.core.server_step import ServerStep, SiteUpdate
+from fed_a2v.data.partition import site_name
+from fed_a2v.federation.aggregation import aggregate_adapters
+from fed_a2v.federation.wire import (
+    BadReplyError,
+    Expected,
+    Scores,
+    SiteReply,
+    Task,
+    claimed_site,
+    decode_reply,
+    decode_scores,
+    encode_weights,
+    payload_bytes,
+    read_arrays,
+)
+
+log = logging.getLogger("fed_a2v")
+
+FitResult = tuple[ClientProxy, FitRes]
+EvaluateResult = tuple[ClientProxy, EvaluateRes]
+# Builds the server step once the sites have said how wide their embeddings are: (S, Da) -> step.
+StepFactory = Callable[[tuple[int, int]], ServerStep]
+
+
+class FederationError(RuntimeError):
+    """The federation cannot start or go on."""
+
+
+class RoundListener:
+    """What wants to know how the run goes. The default listens to nothing."""
+
+    def phase(self, round_number: int, name: str) -> None:
+        """A phase of a round begins."""
+
+    def generator_due(self, round_number: int, step: ServerStep) -> None:
+        """The generator of a round is trained."""
+
+    def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
+        """A round is over: its row of metrics, and all that the next round depends on."""
+
+
+class FedA2V(Strategy):
+    """Averages the sites' adapters, trains a generator on what they sent, and fine-tunes the average.
+
+    Before the first round the sites introduce themselves: they send averages of their clips' embeddings, from
+    which the server learns the width of the embeddings and how to standardise them. The averages stay in its
+    bank; a site sends them again only when its data has changed.
+
+    The sites of a simulated federation are dealt to whatever nodes there are, several to a node if need be, so
+    results do not depend on the number of nodes. With `partition.kind = own` every node is a site.
+
+    Args:
+        settings: of the experiment.
+        classes: names of all classes.
+        prompts: the class prompts.
+        make_step: builds the server step for embeddings of shape (S, Da).
+        listener: told of phases and finished rounds.
+        state: of an earlier run, as handed to `RoundListener.round_done`; rounds go on behind it.
+        max_workers: sites that work at the same time during the introduction; None: Flower's default.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        classes: Sequence[str],
+        prompts: PromptSet,
+        make_step: StepFactory,
+        listener: RoundListener | None = None,
+        state: dict[str, Any] | None = None,
+        max_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.classes = tuple(classes)
+        self.prompts = prompts
+        self.make_step = make_step
+        self.max_workers = max_workers
+        self.listener = listener or RoundListener()
+        self.step: ServerStep | None = None
+        self.start_round = 0
+        self.audio_shape: tuple[int, int] | None = None
+        self.square_root: bool | None = None
+        self._names: dict[str, str] = {}
+        self._asked: dict[str, str] = {}
+        self._models = ("before", "after") if settings.federation.evaluate_before else ("after",)
+        self._row: dict[str, Any] = {}
+        # What the introduction cost, put into the row of the first round.
+        self._introduction: dict[str, Any] = {}
+        self._before: NDArrays = []
+        self._clock = 0.0
+        if state is not None:
+            self._restore(state)
+
+    # Flower's hooks, in the order in which it calls them
+
+    def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
+        """Wait for the nodes; let the sites introduce themselves unless an earlier run did."""
+        self._wait_for_nodes(client_manager)
+        if self.step is None:
+            self._introduce(client_manager)
+        return ndarrays_to_parameters(self._weights())
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        """Ask every site of the round to train the global adapters."""
+        del parameters
+        round_number = server_round + self.start_round
+        self._row = {"round": round_number, **self._introduction}
+        self._introduction = {}
+        self._clock = time.perf_counter()
+        self.listener.phase(round_number, "sites")
+        arrays = self._weights()
+        parameters = ndarrays_to_parameters(arrays)
+        bank = self._step().bank
+
+        def instruction(site: str, number: int) -> FitIns:
+            held = bank.fingerprints.get(site, "")
+            return FitIns(parameters, self._message("train", round_number, site, number) | {"held": held})
+
+        instructions = self._address(client_manager, round_number, instruction)
+        self._row["bytes_down"] = payload_bytes(arrays) * len(instructions)
+        return instructions
+
+    def aggregate_fit(
+        self,
+        server_round: int,
+        results: list[FitResult],
+        failures: list[FitResult | BaseException],
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Check the replies, average the adapters, and do the server's part of the round."""
+        round_number = server_round + self.start_round
+        row, step = self._row, self._step()
+        row["seconds/sites"] = time.perf_counter() - self._clock
+        replies = self._good_replies(results, failures, round_number, "train", row)
+        self._before = encode_weights(step.adapters.weights(), self.settings.share.dtype)
+        if len(replies) < self.settings.aggregation.min_replies:
+            log.warning(
+                "Round %d: %d good replies, aggregation.min_replies=%d: the adapters stay as they were",
+                round_number,
+                len(replies),
+                self.settings.aggregation.min_replies,
+            )
+            row["skipped"] = True
+            return None, {}
+        weights = aggregate_adapters(replies, self.settings.aggregation.mode)
+        if weights is not None:
+            step.adapters.load_weights(weights)
+        self._before = encode_weights(step.adapters.weights(), self.settings.share.dtype)
+        row |= _mean_losses(replies)
+        self.listener.phase(round_number, "server")
+        updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies]
+        row |= step.run(round_number, updates)
+        self.listener.generator_due(round_number, step)
+        return ndarrays_to_parameters(self._weights()), {}
+
+    def evaluate(self, server_round: int, parameters: Parameters) -> None:
+        """The server has no test clips; the sites evaluate."""
+        del server_round, parameters
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Have every site score the adapters on its test clips, before and after the server step."""
+        del parameters
+        round_number = server_round + self.start_round
+        self._clock = time.perf_counter()
+        self.listener.phase(round_number, "evaluate")
+        after = self._weights()
+        arrays = self._before + after if "before" in self._models else after
+        packed = ndarrays_to_parameters(arrays)
+
+        def instruction(site: str, number: int) -> EvaluateIns:
+            message = self._message("evaluate", round_number, site, number)
+            return EvaluateIns(packed, message | {"models": json.dumps(self._models)})
+
+        instructions = self._address(client_manager, None, instruction)
+        self._row["bytes_down"] += payload_bytes(arrays) * len(instructions)
+        return instructions
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[EvaluateResult],
+        failures: list[EvaluateResult | BaseException],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Add up the sites' counts, and close the round."""
+        round_number = server_round + self.start_round
+        row = self._row
+        scores = self._good_scores(results, failures, round_number, row)
+        row["seconds/evaluate"] = time.perf_counter() - self._clock
+        row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
+        after = scores.get("after")
+        if after is not None and after.clips:
+            row |= {
+                "accuracy": after.accuracy,
+                "accuracy_at_5": after.accuracy_at_5,
+                "cosine": after.cosine,
+                "loss": after.loss,
+                "test_clips": after.clips,
+                "per_class": after.class_accuracy,
+            }
+            if "before" in scores:
+                row["accuracy_before"] = scores["before"].accuracy
+        self.listener.round_done(row, self.state_dict(round_number))
+        return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
+
+    # State
+
+    def state_dict(self, round_number: int) -> dict[str, Any]:
+        """All that the rounds behind `round_number` depend on."""
+        return {
+            "round": round_number,
+            "audio_shape": list(self.audio_shape or ()),
+            "square_root": self.square_root,
+            "step": self._step().state_dict(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.start_round = state["round"]
+        self.audio_shape = (state["audio_shape"][0], state["audio_shape"][1])
+        self.square_root = state["square_root"]
+        self.step = self.make_step(self.audio_shape)
+        self.step.load_state_dict(state["step"])
+
+    def _step(self) -> ServerStep:
+        if self.step is None:
+            raise FederationError("no site has introduced itself yet")
+        return self.step
+
+    # Nodes and sites
+
+    def _wait_for_nodes(self, client_manager: ClientManager) -> None:
+        wanted, limit = self.settings.federation.min_nodes, self.settings.federation.start_timeout
+        deadline = time.monotonic() + limit
+        while not client_manager.wait_for(wanted, timeout=min(10, max(1, int(deadline - time.monotonic())))):
+            present = client_manager.num_available()
+            if time.monotonic() >= deadline:
+                raise FederationError(
+                    f"{present} of {wanted} nodes came within {limit:.0f} s: start more, or lower "
+                    "federation.min_nodes, or raise federation.start_timeout"
+                )
+            log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
+
+    def _introduce(self, client_manager: ClientManager) -> None:
+        start = time.perf_counter()
+        self.listener.phase(0, "introduction")
+
+        def instruction(site: str, number: int) -> FitIns:
+            empty = ndarrays_to_parameters([])
+            return FitIns(empty, self._message("introduce", 0, site, number) | {"held": ""})
+
+        results, failures = fit_clients(
+            self._address(client_manager, None, instruction),
+            max_workers=self.max_workers,
+            timeout=self.settings.federation.round_timeout,
+            group_id=0,
+        )
+        row: dict[str, Any] = {}
+        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
+        if not replies or self.audio_shape is None:
+            reasons = "; ".join([*row["rejections"], *row.get("failure_reasons", [])][:3]) or "no site answered"
+            raise FederationError(f"no site could introduce itself: {reasons}")
+        self.step = self.make_step(self.audio_shape)
+        self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
+        if self.settings.adapters.standardise:
+            self.step.standardise_adapters()
+        self._introduction = {
+            "bytes_introduction": row["bytes_up"],
+            "seconds_introduction": time.perf_counter() - start,
+        }
+        log.info("%d sites introduced themselves in %.1f s", len(replies), time.perf_counter() - start)
+
+    def _agreeing(self, replies: list[SiteReply], row: dict[str, Any]) -> list[SiteReply]:
+        """The sites whose embeddings have the shape and scale of most clips; the rest is turned away."""
+        clips: dict[tuple[int, int, bool], int] = {}
+        described = [(reply, _audio_kind(reply)) for reply in replies]
+        for reply, kind in described:
+            if kind is not None:
+                clips[kind] = clips.get(kind, 0) + reply.num_examples
+        if not clips:
+            if replies:
+                row["rejections"].append("no site has as many clips of a class as share.min_clips asks for")
+            return []
+        most = max(sorted(clips), key=lambda kind: clips[kind])
+        self.audio_shape, self.square_root = most[:2], most[2]
+        agreeing = []
+        for reply, kind in described:
+            if kind in (most, None):
+                agreeing.append(reply)
+            else:
+                _reject(row, reply.site, f"its embeddings are {_words(kind)}, most are {_words(most)}")
+        return agreeing
+
+    def _address(self, manager: ClientManager, round_number: int | None, make: Callable[..., Any]) -> list[Any]:
+        """One message per site; `round_number` draws the sites of a round, None takes all."""
+        proxies = [proxy for _, proxy in sorted(manager.all().items())]
+        if self.settings.partition.kind == "own":
+            asked = [(self._name_of(proxy), 0, proxy) for proxy in proxies]
+        else:
+            numbers = self._sampled(round_number) if proxies else []
+            asked = [(site_name(number), number, proxies[number % len(proxies)]) for number in numbers]
+        self._asked = {site: proxy.cid for site, _, proxy in asked}
+        return [(proxy, make(site, number)) for site, number, proxy in asked]
+
+    def _sampled(self, round_number: int | None) -> list[int]:
+        sites, share = self.settings.partition.sites, self.settings.federation.sites_per_round
+        if round_number is None or share == 1.0:
+            return list(range(sites))
+        random = numpy_generator(self.settings.seed, "sites of a round", round_number)
+        return sorted(random.choice(sites, size=max(1, round(share * sites)), replace=False).tolist())
+
+    def _name_of(self, proxy: ClientProxy) -> str:
+        if proxy.cid not in self._names:
+            timeout = self.settings.federation.round_timeout
+            properties = proxy.get_properties(GetPropertiesIns({}), timeout, 0).properties
+            self._names[proxy.cid] = f"site-{properties.get('site', proxy.cid)!s}"
+        return self._names[proxy.cid]
+
+    # Messages
+
+    def _message(self, task: str, round_number: int, site: str, number: int) -> dict[str, Scalar]:
+        return {
+            "task": task,
+            "round": round_number,
+            "number": number,
+            "site": site,
+            "settings": self.settings.model_dump_json(by_alias=True),
+            "classes": json.dumps(self.classes),
+        }
+
+    def _weights(self) -> NDArrays:
+        """The global adapters as they travel: weights, then the standardisation in full precision."""
+        adapters = self._step().adapters
+        weights = encode_weights(adapters.weights(), self.settings.share.dtype)
+        return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
+
+    # Replies
+
+    def _good_replies(
+        self,
+        results: Iterable[FitResult],
+        failures: Sequence[FitResult | BaseException],
+        round_number: int,
+        task: Task,
+        row: dict[str, Any],
+    ) -> list[SiteReply]:
+        """The replies that pass every check, by site name; the others are counted with the reason."""
+        row |= {"rejected": 0, "rejections": [], "failures": len(failures), "bytes_up": 0}
+        _report(failures, row)
+        replies: dict[str, SiteReply] = {}
+        for proxy, result in results:
+            try:
+                site = self._sender(proxy, result.metrics, replies)
+                arrays = read_arrays(result.parameters)
+                row["bytes_up"] += payload_bytes(arrays)
+                expected = self._expected(site, round_number, task)
+                replies[site] = decode_reply(arrays, result.metrics, result.num_examples, expected)
+            except BadReplyError as error:
+                _reject(row, f"the reply of node {proxy.cid}", error)
+        row["replies"] = len(replies)
+        return [replies[site] for site in sorted(replies)]
+
+    def _good_scores(
+        self,
+        results: Iterable[EvaluateResult],
+        failures: Sequence[EvaluateResult | BaseException],
+        round_number: int,
+        row: dict[str, Any],
+    ) -> dict[str, Scores]:
+        """The sites' scores added up, by model."""
+        row["failures"] += len(failures)
+        _report(failures, row)
+        scores: dict[str, dict[str, Scores]] = {}
+        for proxy, result in results:
+            try:
+                site = self._sender(proxy, result.metrics, scores)
+                scores[site] = decode_scores(
+                    result.metrics, result.num_examples, site, round_number, self.classes, self._models
+                )
+            except BadReplyError as error:
+                _reject(row, f"the scores of node {proxy.cid}", error)
+        return {model: Scores.merge([scores[site][model] for site in sorted(scores)]) for model in self._models}
+
+    def _sender(self, proxy: ClientProxy, metrics: Mapping[str, Scalar], heard: Container[str]) -> str:
+        """The site that a reply claims to come from, if that node was asked for it and it is the first."""
+        site = claimed_site(metrics, self.classes)
+        if self._asked.get(site) != proxy.cid:
+            raise BadReplyError("it names a site that this node was not asked for")
+        if site in heard:
+            raise BadReplyError("a second reply of the same site")
+        return site
+
+    def _expected(self, site: str, round_number: int, task: Task) -> Expected:
+        step = self.step
+        prompts = self.prompts
+        return Expected(
+            site=site,
+            round_number=round_number,
+            task=task,
+            weight_shapes=[] if step is None else [tuple(weight.shape) for weight in step.adapters.weights()],
+            classes=self.classes,
+            audio_shape=self.audio_shape,
+            clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
+            t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
+            square_root=self.square_root,
+            held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
+            held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
+        )
+
+
+def _audio_kind(reply: SiteReply) -> tuple[int, int, bool] | None:
+    """(S, Da, whether square roots were taken), or None for a site that shares no class."""
+    for prompt in reply.prompts:
+        if prompt.audio is not None:
+            return prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root
+    return None
+
+
+def _words(kind: tuple[int, int, bool] | None) -> str:
+    assert kind is not None
+    tokens, width, root = kind
+    return f"{tokens} x {width}" + (" square roots" if root else "")
+
+
+def _reject(row: dict[str, Any], what: str, reason: BadReplyError | str) -> None:
+    row["rejected"] += 1
+    row["rejections"].append(str(reason))
+    log.warning("Rejected %s: %s", what, reason)
+    if isinstance(reason, BadReplyError) and reason.__cause__ is not None:
+        log.debug("It was refused because of", exc_info=reason.__cause__)
+
+
+def _report(failures: Sequence[Any], row: dict[str, Any]) -> None:
+    """Log why sites failed: an exception, or a reply with an error status."""
+    for failure in failures:
+        reason = failure[1].status.message if isinstance(failure, tuple) else repr(failure)
+        row.setdefault("failure_reasons", []).append(reason[:500])
+        log.warning("A site failed: %s", reason[:500])
+
+
+def _mean_losses(replies: Sequence[SiteReply]) -> dict[str, float]:
+    """Training losses of the sites, by number of clips."""
+    clips = sum(reply.num_examples for reply in replies)
+    names = sorted({name for reply in replies for name in reply.losses})
+    return {
+        f"site/{name}": sum(reply.losses.get(name, 0.0) * reply.num_examples for reply in replies) / clips
+        for name in names
+    }

@@ -1,0 +1,200 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.nn import functional as F
+
+from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
+from tests.core.conftest import World
+
+
+def adapter_loss(world, t5=None, **weights):
+    return AdapterLoss(world.prompts(t5=t5), AdapterLossWeights(**weights))
+
+
+# Adapter loss
+
+
+def test_the_class_prompts_themselves_have_no_error():
+    world = World()
+    prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([2, 0, 9, 9])
+    total, parts = adapter_loss(world, t5=(3, 10))(Prompts(prompts.clip[labels], prompts.t5[labels]), labels)
+    assert parts["mse"] == pytest.approx(0, abs=1e-6)
+    assert parts["cosine"] == pytest.approx(0, abs=1e-6)
+    assert total == pytest.approx(float(parts["contrastive"]), abs=1e-5)
+
+
+def test_each_part_is_what_its_formula_says():
+    world = World()
+    prompts, labels = world.prompts().clip, torch.tensor([4, 4, 1])
+    outputs = prompts[labels] + torch.randn(3, 1, 24)
+    _, parts = adapter_loss(world, temperature=0.5)(Prompts(outputs, None), labels)
+    centre = prompts.mean(0)
+    wanted, got = (prompts - centre).flatten(1), (outputs - centre).flatten(1)
+    assert parts["mse"] == pytest.approx(float((got - wanted[labels]).square().mean() / wanted.square().mean()))
+    assert parts["cosine"] == pytest.approx(float(1 - F.cosine_similarity(got, wanted[labels]).mean()))
+    logits = F.cosine_similarity(got.unsqueeze(1), wanted.unsqueeze(0), dim=-1) / 0.5
+    assert parts["contrastive"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_an_output_at_the_centre_of_crowded_prompts_is_not_rewarded():
+    world = World()
+    labels = torch.arange(10)
+    centre = world.prompts().clip.mean(0).expand(10, 1, 24)
+    _, parts = adapter_loss(world)(Prompts(centre + 0.01 * torch.randn(10, 1, 24), None), labels)
+    assert parts["cosine"] > 0.5
+
+
+def test_outputs_with_and_without_a_token_axis_cost_the_same():
+    """(B, 1, D) against (B, D) must not broadcast to (B, B, D)."""
+    world = World()
+    labels = torch.tensor([0, 3, 3, 7])
+    outputs = torch.randn(4, 1, 24)
+    loss = adapter_loss(world)
+    assert torch.equal(loss(Prompts(outputs, None), labels)[0], loss(Prompts(outputs[:, 0], None), labels)[0])
+
+
+def test_targets_that_would_broadcast_over_the_tokens_are_refused():
+    world = World()
+    prompts = world.prompts(clip_tokens=5)
+    loss = AdapterLoss(prompts, AdapterLossWeights())
+    outputs, labels = Prompts(torch.randn(4, 5, 24), None), torch.tensor([0, 3, 3, 7])
+    with pytest.raises(ValueError, match=r"\(10, 1, 24\).*\(10, 5, 24\)"):
+        loss(outputs, labels, Prompts(prompts.clip[:, :1], None))
+    with pytest.raises(ValueError, match=r"\(4, 1, 24\).*\(4, 5, 24\)"):
+        loss(Prompts(outputs.clip[:, :1], None), labels)
+
+
+def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
+    world = World()
+    prompts, labels = world.prompts(), torch.tensor([0, 3, 5])
+    outputs = torch.randn(3, 1, 24)
+    targets = world.prompts().clip.clone()
+    targets[labels] = outputs
+    loss = adapter_loss(world)
+    _, own = loss(Prompts(outputs, None), labels)
+    _, theirs = loss(Prompts(outputs, None), labels, Prompts(targets, None))
+    assert theirs["mse"] == pytest.approx(0, abs=1e-6)
+    assert theirs["cosine"] == pytest.approx(0, abs=1e-6)
+    assert theirs["contrastive"] == own["contrastive"]
+    assert own["mse"] > 0.1
+    assert prompts.clip.shape == targets.shape
+
+
+def test_clip_and_t5_both_pull():
+    world = World()
+    clip, t5 = torch.randn(2, 1, 24, requires_grad=True), torch.randn(2, 3, 10, requires_grad=True)
+    total, _ = adapter_loss(world, t5=(3, 10))(Prompts(clip, t5), torch.tensor([1, 2]))
+    total.backward()
+    assert clip.grad.abs().sum() > 0
+    assert t5.grad.abs().sum() > 0
+
+
+def test_a_single_class_has_a_finite_loss():
+    world = World(classes=1)
+    total, _ = adapter_loss(world)(Prompts(torch.randn(3, 1, 24), None), torch.zeros(3, dtype=torch.long))
+    assert total.isfinite()
+
+
+# VAE loss
+
+
+def batch(rows=6, width=20, latent=4):
+    return torch.randn(rows, width), torch.randn(rows, width), torch.randn(rows, latent), torch.randn(rows, latent)
+
+
+@pytest.mark.parametrize("variance", ["unit", "optimal"])
+@pytest.mark.parametrize(("width", "latent"), [(8, 4), (640, 4), (20, 64)])
+def test_the_total_is_the_negative_elbo_per_dimension_at_any_width(variance, width, latent):
+    recon, x, mu, logvar = batch(width=width, latent=latent)
+    total = VAELoss(variance=variance)(recon, x, mu, logvar, 0).total
+    posterior = Independent(Normal(mu, (0.5 * logvar).exp()), 1)
+    prior = Independent(Normal(torch.zeros(latent), torch.ones(latent)), 1)
+    deviation = torch.ones(()) if variance == "unit" else (recon - x).square().mean().sqrt()
+    likelihood = Independent(Normal(recon, deviation), 1).log_prob(x)
+    elbo = (likelihood - kl_divergence(posterior, prior)).mean()
+    left_out = 0.5 * math.log(2 * math.pi) if variance == "unit" else 0.0
+    assert total == pytest.approx(float(-elbo / width) - left_out, rel=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["unit", "optimal"])
+@pytest.mark.parametrize("times", [2, 17])
+def test_repeating_data_and_latent_alike_changes_neither_the_total_nor_the_proportion(variance, times):
+    tensors = batch()
+    loss = VAELoss(variance=variance, similarity_weight=0.1)
+    once, repeated = loss(*tensors, 0), loss(*(tensor.repeat(1, times) for tensor in tensors), 0)
+    for one, other in zip(once, repeated, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rows_with_tokens_cost_the_same_as_flat_rows():
+    """(B, 1, D) against (B, D) must not broadcast to (B, B, D)."""
+    recon, x, mu, logvar = batch()
+    loss = VAELoss(similarity_weight=1.0)
+    flat = loss(recon, x, mu, logvar, 0)
+    assert torch.equal(loss(recon.unsqueeze(1), x, mu, logvar, 0).total, flat.total)
+    assert torch.equal(loss(recon.view(6, 4, 5), x.view(6, 4, 5), mu, logvar, 0).total, flat.total)
+
+
+def test_the_parts_are_given_for_each_row_and_add_up():
+    recon, x, mu, logvar = batch()
+    total, reconstruction, kl, similarity = VAELoss(
+        variance="unit", beta_max=0.5, similarity_weight=0.1
+    )(recon, x, mu, logvar, 0)
+    assert reconstruction.shape == kl.shape == similarity.shape == (6,)
+    expected = reconstruction.mean() + 0.5 * kl.mean() + 0.1 * similarity.mean()
+    torch.testing.assert_close(total, expected)
+
+
+def test_a_perfect_reconstruction_has_a_finite_loss_and_gradient():
+    _, x, mu, logvar = batch()
+    recon = x.clone().requires_grad_()
+    total = VAELoss()(recon, x, mu, logvar, 0).total
+    total.backward()
+    assert total.isfinite()
+    assert recon.grad.isfinite().all()
+
+
+def test_a_constant_schedule_never_changes():
+    assert [VAELoss("constant", 0.7, 10).beta(epoch) for epoch in (0, 5, 1000)] == [0.7, 0.7, 0.7]
+
+
+def test_a_linear_schedule_rises_from_zero_and_stays():
+    assert [VAELoss("linear", 2.0, 10).beta(epoch) for epoch in (0, 5, 10, 1000)] == [0.0, 1.0, 2.0, 2.0]
+
+
+def test_a_cyclical_schedule_rises_for_half_a_cycle_and_starts_again():
+    loss = VAELoss("cyclical", 2.0, 8)
+    assert [loss.beta(epoch) for epoch in range(9)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0.0]
+    assert loss.beta(8 * 7 + 2) == 1.0
+
+
+def test_the_epoch_sets_the_weight_of_the_kl_term():
+    tensors = batch()
+    loss = VAELoss("linear", 1.0, 10, variance="unit")
+    start, end = loss(*tensors, 0), loss(*tensors, 10)
+    torch.testing.assert_close(end.total - start.total, end.kl.mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beta_schedule": "cosine"}, "cosine.*constant, linear or cyclical"),
+        ({"variance": "learned"}, "learned.*unit or optimal"),
+        ({"beta_max": -1.0}, "beta_max=-1"),
+        ({"beta_epochs": 0}, "beta_epochs=0"),
+    ],
+)
+def test_an_unknown_setting_is_an_error_that_names_it(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VAELoss(**arguments)
+
+
+def test_the_value_of_a_loss_is_its_total_whatever_it_returns():
+    scalar = torch.tensor(3.0)
+    assert loss_value(scalar) is scalar
+    assert loss_value((scalar, torch.zeros(2))) is scalar
+    parts = VAELoss()(*batch(), 0)
+    assert loss_value(parts) is parts.total
