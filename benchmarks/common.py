@@ -1,0 +1,44 @@
+"""What the benchmarks share: the machine in words, spreads, and the tables in the docs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+
+
+def machine() -> str:
+    """Processor, cores, and versions."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        name = found[1].strip() if found else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def write_block(name: str, text: str) -> None:
+    """Replace the block `name`, between its two marker comments, in every page that has it."""
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pages = [page for page in PAGES if start in page.read_text(encoding="utf-8")]
+    if not pages:
+        raise SystemExit(f"no page has a block {name}: add the lines {start} and {end} to docs/benchmarks.md")
+    for page in pages:
+        before, rest = page.read_text(encoding="utf-8").split(start, 1)
+        after = rest.split(end, 1)[1]
+        page.write_text(f"{before}{start}\n{text.strip()}\n{end}{after}", encoding="utf-8")

@@ -1,0 +1,101 @@
+"""An experiment beside its yardsticks: plain FedAvg, prototypes only, and pooled training.
+
+A generator looks good beside plain averaging, for any fine-tuning on the server does. What it adds shows only
+beside fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fed_a2v.config import Settings, cache_dir, compose_settings
+from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.training import AdamWSettings, train_epochs
+from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.federation.build import adapter_loss, prompt_set
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.runs.files import read_jsonl, write_json, write_text
+from fed_a2v.runs.table import comparison_table
+
+# Overrides that make the yardstick; None is pooled training, which is no federation.
+YARDSTICKS: dict[str, list[str] | None] = {
+    "FedAvg": ["finetune.enabled=false"],
+    "prototypes": ["generator=none"],
+    "gaussian": ["generator=gaussian"],
+    "pooled": None,
+}
+
+
+def compare(
+    overrides: Sequence[str],
+    folder: Path,
+    yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
+    console: Console | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run an experiment and the `yardsticks`, each in a folder of its own, and write `comparison.md` and `.json`.
+
+    Args:
+        overrides: of the experiment.
+        folder: a subfolder is made for each run.
+        yardsticks: names from `YARDSTICKS`.
+        console: where progress is shown.
+
+    Returns:
+        The rows of each run by label, the experiment last.
+    """
+    settings = compose_settings(overrides)
+    label = settings.generator.name if settings.finetune.enabled else "FedAvg"
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in yardsticks:
+        extra = YARDSTICKS[name]
+        if name == label:
+            continue
+        if extra is None:
+            rows[name] = pooled_rows(settings)
+        else:
+            rows[name] = _run(compose_settings([*overrides, *extra]), folder / name, console)
+    rows[label] = _run(settings, folder / label, console)
+    write_text(folder / "comparison.md", comparison_table(rows).markdown())
+    write_json(folder / "comparison.json", rows)
+    return rows
+
+
+def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Train on all sites' clips in one place, as many epochs as the sites do: the bound that sharing all gives.
+
+    Returns:
+        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips.
+    """
+    torch.set_num_threads(settings.threads)
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
+    prompts = prompt_set(settings, class_names(settings.dataset))
+    loss = adapter_loss(settings, prompts)
+    audio, labels = clips.embeddings[train], clips.labels[train]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(settings.seed, "adapters"))
+        adapters = Adapters(audio.shape[-1], prompts, settings.adapters.hidden_width)
+    if settings.adapters.standardise:
+        columns = audio.flatten(0, 1)
+        adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
+    rows = []
+    for number in range(1, settings.rounds + 1):
+        random = torch_generator(settings.seed, "pooled", number)
+        optimiser = AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
+        train_epochs(adapters, audio, labels, loss, settings.site.epochs, optimiser, random)
+        with torch.no_grad():
+            found = retrieval(adapters(clips.embeddings[test]).clip, clips.labels[test], prompts.clip)
+        rows.append({"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5})
+    return rows
+
+
+def _run(settings: Settings, folder: Path, console: Console | None) -> list[dict[str, Any]]:
+    run_in_process(settings, folder, console)
+    return read_jsonl(folder / "metrics.jsonl")

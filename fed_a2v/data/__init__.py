@@ -1,0 +1,1 @@
+"""Sound in: data sets, their division among sites, and the cache of embeddings."""

@@ -1,0 +1,99 @@
+"""A file of precomputed embeddings, as `.npz`.
+
+embeddings   (N, D) or (N, S, D)
+category     (N,) class names; or else
+target       (N,) class numbers, which become the names class_00, class_01, ...
+fold         (N,) official folds
+filename     (N,) optional, unique names of the clips
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from fed_a2v.data.clips import FloatArray, IntArray, Record
+from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
+from fed_a2v.encoders.text import clean_name
+
+logger = logging.getLogger("fed_a2v")
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The clips that the file lists; the embeddings stay unread.
+
+    Raises:
+        DataError: the file is missing, malformed, or its arrays do not fit each other.
+    """
+    try:
+        arrays = read_arrays(path, ("fold",), ("category", "target", "filename"))
+        folds = _integers(arrays["fold"], f"fold of {path}", minimum=1)
+        if "category" in arrays:
+            categories = as_names(arrays["category"], f"category of {path}")
+        elif "target" in arrays:
+            targets = _integers(arrays["target"], f"target of {path}", minimum=0)
+            categories = [f"class_{target:02d}" for target in targets]
+        else:
+            raise DataError(f"{path} has neither category nor target; the classes of the clips are needed")
+        if "filename" in arrays:
+            keys = as_names(arrays["filename"], f"filename of {path}")
+        else:
+            keys = [f"row-{row:05d}" for row in range(len(folds))]
+    except ArrayFileError as error:
+        raise DataError(f"dataset.path: {error}") from error
+    for name, values in (("category or target", categories), ("filename", keys)):
+        if len(values) != len(folds):
+            raise DataError(f"{path}: {len(values)} rows in {name}, {len(folds)} in fold")
+    if not keys:
+        raise DataError(f"{path} lists no clip")
+    for row, name in enumerate(categories):
+        if not clean_name(name):
+            raise DataError(f"{path}: category {name!r} in row {row} holds no word")
+    return [Record(*values) for values in zip(keys, categories, folds.tolist(), strict=True)]
+
+
+def read_embeddings(
+    path: str | Path, records: list[Record], rows: IntArray, skip_bad: bool
+) -> tuple[FloatArray, IntArray]:
+    """The embeddings of some rows.
+
+    Args:
+        path: the file.
+        records: all that `read_records` gave.
+        rows: (N,) the rows wanted.
+        skip_bad: leave out rows with NaN or infinite numbers.
+
+    Returns:
+        Embeddings (M, S, D) float32, and the M positions in `rows` that they belong to.
+
+    Raises:
+        BadClipError: a row has NaN or infinite numbers, and `skip_bad` is off.
+        DataError: the array is missing or has another shape.
+    """
+    try:
+        embeddings = as_floats(read_arrays(path, ("embeddings",))["embeddings"], f"embeddings of {path}", (2, 3))
+    except ArrayFileError as error:
+        raise DataError(f"dataset.path: {error}") from error
+    if len(embeddings) != len(records):
+        raise DataError(f"{path}: {len(embeddings)} rows in embeddings, {len(records)} in fold")
+    embeddings = embeddings[rows] if embeddings.ndim == 3 else embeddings[rows, None]
+    good = np.isfinite(embeddings).all(axis=(1, 2))
+    if not good.all():
+        bad = int(rows[np.flatnonzero(~good)[0]])
+        reason = f"{path}: row {bad} ({records[bad].key}) of embeddings holds NaN or infinite numbers"
+        if not skip_bad:
+            raise BadClipError(f"{reason}; dataset.skip_bad=true skips such rows")
+        logger.warning("%s; skipped, with %d more such rows", reason, int((~good).sum()) - 1)
+    return embeddings[good], np.flatnonzero(good).astype(np.int64)
+
+
+def _integers(values: Array, what: str, minimum: int) -> IntArray:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ArrayFileError(f"{what} is {values.dtype} of shape {values.shape}; one integer a row is needed")
+    for value in (values.min(), values.max()) if len(values) else ():
+        if not minimum <= value < 2**31:
+            raise ArrayFileError(f"{what} has the value {value}; at least {minimum} is needed")
+    return values.astype(np.int64)

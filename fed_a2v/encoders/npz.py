@@ -1,0 +1,78 @@
+"""Reading named arrays from `.npz` files that others wrote: nothing is unpickled, no malformed file crashes."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class ArrayFileError(ValueError):
+    """A file of arrays is missing, broken, or lacks what is needed."""
+
+
+def read_arrays(path: str | Path, required: Collection[str] = (), optional: Collection[str] = ()) -> dict[str, Array]:
+    """Read the arrays named `required`, and those of `optional` that are there; others stay unread.
+
+    Raises:
+        ArrayFileError: the file is missing or no `.npz`, a required array is missing, or one holds objects.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ArrayFileError(f"{path}: no such file")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ArrayFileError(f"{path} holds one array without a name; save it with numpy.savez")
+        with file:
+            missing = [name for name in required if name not in file]
+            if missing:
+                raise ArrayFileError(
+                    f"{path} has no {' and no '.join(missing)}; it has {', '.join(sorted(file)) or 'nothing'}"
+                )
+            return {name: np.asarray(file[name]) for name in (*required, *optional) if name in file}
+    except ArrayFileError:
+        raise
+    # What numpy, zipfile and zlib raise on bytes that are not what they claim to be.
+    except (
+        OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RuntimeError,
+        NotImplementedError, AttributeError, struct.error, zlib.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise ArrayFileError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+
+
+def as_names(values: Array, what: str) -> list[str]:
+    """The texts of a one-dimensional text array.
+
+    Raises:
+        ArrayFileError: `values`, called `what` in the message, has another type or shape, or an empty name.
+    """
+    if values.ndim != 1 or values.dtype.kind != "U":
+        raise ArrayFileError(f"{what} is {values.dtype} of shape {values.shape}; one text a row (numpy '<U') is needed")
+    names = [str(value) for value in values]
+    if not all(name.strip() for name in names):
+        raise ArrayFileError(f"{what} has an empty name in row {[bool(n.strip()) for n in names].index(False)}")
+    return names
+
+
+def as_floats(values: Array, what: str, dimensions: Collection[int]) -> NDArray[np.float32]:
+    """`values` as float32.
+
+    Raises:
+        ArrayFileError: `values`, called `what` in the message, is not numeric or has other dimensions.
+    """
+    if values.dtype.kind not in "fiu" or values.ndim not in dimensions or 0 in values.shape:
+        allowed = " or ".join(str(number) for number in dimensions)
+        raise ArrayFileError(
+            f"{what} is {values.dtype} of shape {values.shape}; real numbers in {allowed} dimensions are needed"
+        )
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

@@ -1,0 +1,172 @@
+"""Targets: the prompt embeddings of the classes, which the adapters learn to produce from sound."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fed_a2v.config import TargetSettings
+from fed_a2v.core.seeding import numpy_generator
+from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
+
+CLIP_WIDTH = 768
+# Mean cosine between the CLIP ViT-B/32 text vectors of ESC-50's classes: text vectors crowd together.
+MEAN_COSINE = 0.8
+
+
+class TargetsError(ValueError):
+    """The targets do not fit: classes are missing, or the shapes are not those of the adapters."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Prompt embeddings of C classes.
+
+    Attributes:
+        names: the C classes, in the order asked for.
+        clip: (C, Tc, Dc) float32.
+        t5: (C, T, Dt) float32, or None where no T5 adapter is trained.
+    """
+
+    names: tuple[str, ...]
+    clip: Tensor
+    t5: Tensor | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the names, shapes and bytes."""
+        digest = hashlib.sha256(repr(self.names).encode())
+        for tensor in (self.clip, self.t5):
+            if tensor is not None:
+                digest.update(repr(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def clean_name(name: str) -> str:
+    """A class name as words: lower case, with spaces for underscores and hyphens."""
+    return " ".join(re.sub("[_-]", " ", name.casefold()).split())
+
+
+def load_targets(
+    settings: TargetSettings,
+    names: Sequence[str],
+    clip_shape: tuple[int, int | None],
+    t5_shape: tuple[int, int] | None,
+) -> Targets:
+    """The targets of the classes `names`, which are compared after `clean_name`.
+
+    Args:
+        settings: `anchors`, or `file` with a path.
+        names: the C classes.
+        clip_shape: (Tc, Dc); Dc None takes the width of the file, or 768 for anchors.
+        t5_shape: (T, Dt), or None without a T5 adapter.
+
+    Raises:
+        TargetsError: two names are the same class, or the file is unreadable, lacks a class, or has other shapes.
+    """
+    _distinct(names, "the list of classes")
+    if settings.name == "anchors":
+        tokens, width = clip_shape
+        clip = _anchors(names, "clip", (tokens, width or CLIP_WIDTH))
+        t5 = None if t5_shape is None else _anchors(names, "t5", t5_shape)
+        return Targets(tuple(names), clip, t5)
+    assert settings.path is not None  # checked by the settings
+    return _from_file(settings.path, names, clip_shape, t5_shape)
+
+
+def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
+    """Normal vectors drawn from each class's name alone, as (C, *shape): no meaning, but fixed and distinct.
+
+    All share one component, so that the mean cosine between two classes is that of CLIP's text vectors. The
+    elements have variance 1.
+    """
+    shared = numpy_generator("anchors", kind).standard_normal(shape, dtype=np.float32)
+    own = np.stack(
+        [numpy_generator("anchors", kind, clean_name(name)).standard_normal(shape, dtype=np.float32) for name in names]
+    )
+    vectors = np.sqrt(MEAN_COSINE) * shared + np.sqrt(1 - MEAN_COSINE) * own
+    return torch.from_numpy(vectors.astype(np.float32))
+
+
+def _from_file(
+    path: str, names: Sequence[str], clip_shape: tuple[int, int | None], t5_shape: tuple[int, int] | None
+) -> Targets:
+    try:
+        arrays = read_arrays(path, ("category", "vectors"), ("t5_vectors",))
+        known = as_names(arrays["category"], f"category of {path}")
+        rows = _rows(path, known, names)
+        clip = _tokens(path, "vectors", arrays["vectors"], len(known), clip_shape, "adapters.clip")[rows]
+        t5 = None
+        if t5_shape is not None:
+            if "t5_vectors" not in arrays:
+                raise TargetsError(
+                    f"{path} has no t5_vectors, which adapters.t5_tokens={t5_shape[0]} needs; "
+                    "add them to the file, or choose adapters without T5 (adapters=compact)"
+                )
+            t5 = _tokens(path, "t5_vectors", arrays["t5_vectors"], len(known), t5_shape, "adapters.t5")[rows]
+    except ArrayFileError as error:
+        raise TargetsError(f"targets.path: {error}") from error
+    for kind, tensor in (("vectors", clip), ("t5_vectors", t5)):
+        if tensor is not None and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])
+            raise TargetsError(f"{path}: {kind} of {names[bad]!r} holds NaN or infinite numbers")
+    return Targets(tuple(names), clip, t5)
+
+
+def _rows(path: str, known: Sequence[str], names: Sequence[str]) -> list[int]:
+    _distinct(known, f"category of {path}")
+    row = {clean_name(name): i for i, name in enumerate(known)}
+    missing = [name for name in names if clean_name(name) not in row]
+    if missing:
+        raise TargetsError(
+            f"{path} has no vector for {len(missing)} of {len(names)} classes: {', '.join(missing)}; "
+            "add them to the file, or keep the others only with dataset.classes=[...]"
+        )
+    return [row[clean_name(name)] for name in names]
+
+
+def _tokens(
+    path: str,
+    name: str,
+    values: Array,
+    count: int,
+    shape: tuple[int, int | None],
+    key: str,
+) -> Tensor:
+    """`values` as (count, tokens, width), checked against `shape`, which the settings `key`_* ask for."""
+    array = as_floats(values, f"{name} of {path}", (2, 3))
+    if len(array) != count:
+        raise TargetsError(f"{path}: {len(array)} {name} for {count} names in category")
+    array = array[:, None] if array.ndim == 2 else array
+    tokens, width = shape
+    if array.shape[1] != tokens:
+        raise TargetsError(
+            f"{path}: {name} has {array.shape[1]} token(s) a class, {key}_tokens is {tokens}; "
+            f"give {name} the shape (classes, {tokens}, width), or set {key}_tokens={array.shape[1]}"
+        )
+    if width is not None and array.shape[2] != width:
+        raise TargetsError(
+            f"{path}: {name} is {array.shape[2]} wide, {key}_width is {width}; set {key}_width={array.shape[2]}"
+        )
+    return torch.from_numpy(array)
+
+
+def _distinct(names: Sequence[str], where: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        cleaned = clean_name(name)
+        if not cleaned:
+            raise TargetsError(f"{where} has the name {name!r}, which holds no word")
+        if cleaned in seen:
+            raise TargetsError(f"{where} names one class twice: {seen[cleaned]!r} and {name!r}; keep one of them")
+        seen[cleaned] = name
+    if not seen:
+        raise TargetsError(f"{where} is empty")

@@ -1,0 +1,1 @@
+"""Tests of fed_a2v.data."""

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.data.audio import fit_clip, read_clip
+from fed_a2v.data.errors import BadClipError
+
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def tone(rate, seconds, hertz=440.0):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, rate):
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, tone(rate, 1.0), rate)
+    clip = read_clip(path, 16_000, 1.0)
+    assert clip.shape == (16_000,)
+    assert clip.dtype == np.float32
+    assert np.corrcoef(clip[1000:-1000], tone(16_000, 1.0)[1000:-1000])[0, 1] > 0.99
+
+
+def test_stereo_is_mixed_to_mono(tmp_path):
+    left, right = tone(16_000, 0.5), tone(16_000, 0.5, 1000)
+    soundfile.write(tmp_path / "clip.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    assert np.allclose(read_clip(tmp_path / "clip.wav", 16_000, 0.5), (left + right) / 2, atol=1e-6)
+
+
+def test_short_clips_are_padded_at_the_end_and_long_ones_cropped(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.full(16_000, 0.5), 16_000)
+    padded = read_clip(tmp_path / "clip.wav", 16_000, 1.5)
+    assert padded.shape == (24_000,)
+    assert (padded[:16_000] != 0).all()
+    assert (padded[16_000:] == 0).all()
+    assert np.array_equal(read_clip(tmp_path / "clip.wav", 16_000, 0.25), padded[:4_000])
+
+
+def test_a_crop_sounds_as_the_whole_clip_does_there(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 44_100 * 2).astype(np.float32)
+    soundfile.write(tmp_path / "clip.wav", noise, 44_100, subtype="FLOAT")
+    cropped = read_clip(tmp_path / "clip.wav", 16_000, 0.5)
+    assert np.allclose(cropped, fit_clip(noise, 44_100, 16_000, 2.0)[:8_000], atol=1e-4)
+
+
+def test_a_silent_clip_passes(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.zeros(1_000), 16_000)
+    assert not read_clip(tmp_path / "clip.wav", 16_000, 1.0).any()
+
+
+def test_a_missing_an_empty_and_a_broken_file_are_named(tmp_path):
+    with pytest.raises(BadClipError, match=r"gone\.wav: no such file"):
+        read_clip(tmp_path / "gone.wav", 16_000, 1.0)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    with pytest.raises(BadClipError, match=r"empty\.wav holds no samples"):
+        read_clip(tmp_path / "empty.wav", 16_000, 1.0)
+    (tmp_path / "nothing.wav").touch()
+    with pytest.raises(BadClipError, match=r"nothing\.wav is not a readable"):
+        read_clip(tmp_path / "nothing.wav", 16_000, 1.0)
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(BadClipError, match=r"text\.wav is not a readable"):
+        read_clip(tmp_path / "text.wav", 16_000, 1.0)
+    with pytest.raises(BadClipError):
+        read_clip(tmp_path, 16_000, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_an_error(tmp_path, value):
+    soundfile.write(tmp_path / "clip.wav", np.array([0.1, value, 0.1]), 16_000, subtype="FLOAT")
+    with pytest.raises(BadClipError, match=r"clip\.wav holds NaN or infinite"):
+        read_clip(tmp_path / "clip.wav", 16_000, 1.0)
+
+
+@QUICK
+@given(st.data())
+def test_an_altered_file_gives_a_clip_or_our_error(tmp_path, data):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, tone(16_000, 0.02), 16_000)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, 60))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content)[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert read_clip(path, 16_000, 0.1).shape == (1_600,)
+    except BadClipError as error:
+        assert "clip.wav" in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("seconds", [5.0, 8.0])
+def test_real_ogg_clips_of_several_lengths_are_cropped_and_padded(real_data, seconds):
+    paths = sorted((real_data / "esc10_original_ogg" / "audio").iterdir())
+    lengths = [soundfile.info(path).duration for path in paths]
+    assert 5 < min(lengths) < max(lengths) < 8
+    for path, length in zip(paths, lengths, strict=True):
+        clip = read_clip(path, 16_000, seconds)
+        assert clip.shape == (16_000 * seconds,)
+        assert clip[: int(16_000 * min(length, seconds))].any()
+        assert not clip[int(16_000 * length) + 1 :].any()
+
+
+@pytest.mark.real_data
+def test_a_real_ogg_clip_is_the_sound_of_its_flac(real_data):
+    ogg = read_clip(real_data / "esc10_original_ogg" / "audio" / "1-17808-B-12.ogg", 16_000, 5.0)
+    flac = read_clip(real_data / "esc50" / "audio" / "1-17808-B-12.flac", 16_000, 5.0)
+    assert np.corrcoef(ogg, flac)[0, 1] > 0.99
+
+
+@pytest.mark.real_data
+def test_a_real_near_silent_clip_passes(real_data):
+    (path,) = (real_data / "esc50" / "audio").glob("2-110613-A-13.*")
+    clip = read_clip(path, 16_000, 5.0)
+    assert 0 < np.sqrt(np.mean(clip**2)) < 0.001
