@@ -59,7 +59,8 @@ def _train(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False)
     else:
-        for sample in _samples(overrides):
+        sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words)
+        for sample in _samples(overrides) if sweep else [overrides]:
             compose_settings(sample)
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
     try:

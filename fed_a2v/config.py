@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,7 +34,8 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the settings: no unknown keys, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # No infinity: settings travel as JSON, which has none.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DatasetSettings(Section):
@@ -157,7 +159,7 @@ class AggregationSettings(Section):
 class GeneratorSettings(BaseModel):
     """What every generator has; further keys are arguments of the generator's own class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     name: str
     target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
@@ -266,14 +268,17 @@ def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
     Raises:
         ConfigError: an override names no known key, or a value is not allowed.
     """
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides {overrides!r}: {error}") from error
     # Inside a Hydra job another search path may be registered: set it aside and put it back.
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="fed_a2v"):
             config = compose(config_name="config", overrides=words)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # Hydra refuses GROUP=null with a plain ValueError
         raise ConfigError(_explain(error, words)) from error
     finally:
         GlobalHydra.instance().hydra = previous
@@ -286,9 +291,10 @@ def settings_from(config: DictConfig) -> Settings:
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    tree = OmegaConf.to_container(config, resolve=True)
     try:
-        return Settings.model_validate(tree)
+        return Settings.model_validate(OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(entry) for entry in error.errors())) from error
 
@@ -315,16 +321,20 @@ def known_keys(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from known_keys(value, f"{prefix}{name}.")
 
 
-def _explain(error: HydraException, words: Sequence[str]) -> str:
+def _explain(error: Exception, words: Sequence[str]) -> str:
     """Hydra's message in one line, with the nearest known key where an override names none."""
     message = str(error).splitlines()[0]
+    if message.startswith("Ambiguous value"):
+        return f"{message}: -m sweeps over the values, KEY=[A,B] is a list"
     unknown = re.search(r"Could not (?:override|find|delete)[^'\"]*['\"]([\w./@+-]+)", str(error))
     if not unknown:
         return message
     key = unknown[1].split("/")[-1] if "/" in unknown[1] else unknown[1]
     group = unknown[1].split("/")[0]
     options = conf_dir() / group
-    if "/" in unknown[1] and options.is_dir():
+    if "/" in unknown[1]:
+        if not options.is_dir():
+            return message
         choices = sorted(path.stem for path in options.glob("*.yaml"))
         return f"{group}={key}: no such option; choose from {', '.join(choices)}{_nearest(key, choices)}"
     keys = sorted(set(known_keys(_all_options())))

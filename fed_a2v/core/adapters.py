@@ -111,14 +111,13 @@ class Adapters(nn.Module):
         return Prompts(self.clip(audio), None if self.t5 is None else self.t5(audio))
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
-        """Standardise inputs with (Da,) `mean` and `std`; nearly constant columns are not blown up.
+        """Take (Da,) `mean` off the inputs and divide all of them by one number, the root mean square of `std`.
 
-        Deviations are raised to at least 0.3 of their root mean square: a column that is active in a handful
-        of clips would otherwise dominate the rest.
+        Dividing each column by its own deviation was measured to be worse: it blows up columns that are active
+        in a handful of clips, and costs 0.02 of accuracy on real embeddings.
         """
-        floor = (0.3 * std.square().mean().sqrt()).clamp(min=1e-6)
         self.audio_mean.copy_(mean)
-        self.audio_std.copy_(torch.maximum(std, floor))
+        self.audio_std.fill_(float(std.square().mean().sqrt().clamp(min=1e-6)))
 
     def weights(self) -> list[Tensor]:
         """The trained weights, in the fixed order in which they travel."""

@@ -73,8 +73,9 @@ class AdapterLoss:
     def _terms(
         self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
     ) -> dict[str, Tensor]:
-        wanted = prompts.centred[labels] if target is None else (target - prompts.centre).flatten(1)[labels]
-        centred = (output - prompts.centre).flatten(1)
+        wanted = prompts.centred[labels] if target is None else (target.flatten(1) - prompts.centre.flatten())[labels]
+        # Flat before the difference: another number of tokens is an error then, where it would broadcast else.
+        centred = output.flatten(1) - prompts.centre.flatten()
         logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature
         return {
             "mse": F.mse_loss(centred, wanted) / prompts.variance,
@@ -116,7 +117,10 @@ class VAELoss(nn.Module):
         beta_max: weight of the KL term; 1 is the ELBO.
         beta_epochs: length of the ramp or cycle in epochs, counted over the whole life of the generator.
         variance: `unit`: s2 = 1 in standardised units; `optimal`: the batch's mean squared error, which is the
-            maximum-likelihood value (sigma-VAE, Rybkin et al. 2021).
+            maximum-likelihood value; `learned`: one weight, trained with the others (sigma-VAE, Rybkin et al.
+            2021).
+        free_bits: nats that every latent unit may carry for nothing: the KL of a unit, averaged over the batch,
+            counts only above it (Kingma et al. 2016). 0 is the plain ELBO.
         similarity_weight: weight of one minus the cosine of reconstruction and input.
     """
 
@@ -125,20 +129,25 @@ class VAELoss(nn.Module):
         beta_schedule: Literal["constant", "linear", "cyclical"] = "constant",
         beta_max: float = 1.0,
         beta_epochs: int = 50,
-        variance: Literal["unit", "optimal"] = "optimal",
+        variance: Literal["unit", "optimal", "learned"] = "optimal",
+        free_bits: float = 0.0,
         similarity_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if beta_schedule not in ("constant", "linear", "cyclical"):
             raise ValueError(f"beta_schedule={beta_schedule!r}: choose constant, linear or cyclical")
-        if variance not in ("unit", "optimal"):
-            raise ValueError(f"variance={variance!r}: choose unit or optimal")
+        if variance not in ("unit", "optimal", "learned"):
+            raise ValueError(f"variance={variance!r}: choose unit, optimal or learned")
+        if free_bits < 0:
+            raise ValueError(f"free_bits={free_bits}: must not be negative")
         if beta_max < 0 or beta_epochs < 1:
             raise ValueError(f"beta_max={beta_max} must not be negative, beta_epochs={beta_epochs} at least 1")
         self.beta_schedule = beta_schedule
         self.beta_max = beta_max
         self.beta_epochs = beta_epochs
         self.variance = variance
+        self.log_variance = nn.Parameter(torch.zeros(())) if variance == "learned" else None
+        self.free_bits = free_bits
         self.similarity_weight = similarity_weight
 
     def beta(self, epoch: int) -> float:
@@ -163,14 +172,21 @@ class VAELoss(nn.Module):
         recon_x, x = recon_x.flatten(1), x.flatten(1)
         dimensions = x.shape[1]
         error = (recon_x - x).square().mean(dim=1)
-        if self.variance == "unit":
-            likelihood = 0.5 * error.mean()
-        else:
-            likelihood = 0.5 * (math.log(2 * math.pi) + 1 + error.mean().clamp(min=1e-8).log())
-        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1) / dimensions
+        unit_kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+        charged = unit_kl.mean(dim=0).clamp(min=self.free_bits).sum() / dimensions
         similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
-        total = likelihood + self.beta(epoch) * kl.mean() + self.similarity_weight * similarity.mean()
+        likelihood = self._negative_log_likelihood(error.mean())
+        total = likelihood + self.beta(epoch) * charged + self.similarity_weight * similarity.mean()
+        kl = unit_kl.sum(dim=1) / dimensions
         return VAELossParts(total, 0.5 * error.detach(), kl.detach(), similarity.detach())
+
+    def _negative_log_likelihood(self, error: Tensor) -> Tensor:
+        """Per data dimension, of a Gaussian decoder with mean squared error `error`."""
+        if self.variance == "unit":
+            return 0.5 * error  # but for a constant
+        if self.log_variance is not None:
+            return 0.5 * (math.log(2 * math.pi) + self.log_variance + error * (-self.log_variance).exp())
+        return 0.5 * (math.log(2 * math.pi) + 1 + error.clamp(min=1e-8).log())
 
 
 def loss_value(loss: Tensor | VAELossParts | tuple[Tensor, ...]) -> Tensor:

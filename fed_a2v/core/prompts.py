@@ -75,18 +75,29 @@ class PrototypeRows:
             self.embeddings[index], self.labels[index], self.counts[index], self.variances[index], self.names
         )
 
+    def to(self, device: torch.device) -> PrototypeRows:
+        """The same rows on another device."""
+        return PrototypeRows(
+            self.embeddings.to(device),
+            self.labels.to(device),
+            self.counts.to(device),
+            self.variances.to(device),
+            self.names,
+        )
+
     def split(self, share: float) -> tuple[PrototypeRows, PrototypeRows]:
         """Split off about `share` of each class's rows, evenly spaced, as (kept, held out).
 
-        A class gives one row of every round(1 / share); a class with fewer rows than that gives none, so no
-        class is ever left without training rows.
+        A class gives the middle one of every round(1 / share) rows (sites send similar groups next to each
+        other, so the first and the last are the least typical); a class with fewer rows than that gives none,
+        so no class is ever left without training rows.
         """
         held = torch.zeros(len(self), dtype=torch.bool)
         if share > 0:
             every = max(2, round(1 / share))
             for label in range(len(self.names)):
                 rows = torch.nonzero(self.labels == label).flatten()
-                held[rows[every - 1 :: every]] = True
+                held[rows[every // 2 :: every][: len(rows) // every]] = True
         return self.take(~held), self.take(held)
 
 

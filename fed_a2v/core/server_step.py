@@ -88,7 +88,9 @@ class ServerStep:
         self.loss = loss
         self.settings = settings
         self.bank = PromptBank()
-        self.conditions = prompts.clip.mean(dim=1)
+        self.conditions = (
+            prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
+        )
         self.finetuned_rounds = 0
 
     def run(self, round_number: int, updates: Iterable[SiteUpdate]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class ServerStep:
         if rows is None or not self.settings.finetune:
             return row
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
-        trained_on, held_out = rows.split(self.settings.holdout)
+        trained_on, held_out = rows.to(self.conditions.device).split(self.settings.holdout)
         if self.generator is not None:
             with _timed(row, "generator"):
                 row |= self._train_generator(round_number, trained_on)
@@ -273,11 +275,11 @@ class ServerStep:
     def _sites_outputs(self, kind: str, prompts: Tensor) -> Tensor:
         outputs = self.bank.mean_outputs(kind, self.prompts.names)
         return torch.stack(
-            [prompt if output is None else output for output, prompt in zip(outputs, prompts, strict=True)]
+            [prompt if output is None else output.to(prompt) for output, prompt in zip(outputs, prompts, strict=True)]
         )
 
     def conditions_of(self, names: Iterable[str]) -> Tensor:
-        """(C, V) conditions of the classes `names`: their CLIP prompts averaged over the tokens."""
+        """(C, V) conditions of the classes `names`, as the generator makes them from their prompts."""
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         return self.conditions[[class_of[name] for name in names]]
 

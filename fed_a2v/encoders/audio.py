@@ -39,7 +39,9 @@ class AudioEncoder(Protocol):
 class LogMelEncoder:
     """Statistics of the log-mel spectrogram: 128 bands x (mean, deviation, mean absolute delta, maximum).
 
-    It has no weights and needs no download: 16 kHz, frames of 64 ms every 20 ms, one token of width 512.
+    It has no weights and needs no download: 16 kHz, frames of 64 ms every 20 ms, one token of width 512. Each of
+    the four statistics is divided by a constant, about its deviation over environmental sounds, so that none
+    outweighs the others.
     """
 
     name = "logmel"
@@ -50,7 +52,8 @@ class LogMelEncoder:
     hop = 320
     bands = 128
     floor = 1e-8
-    fingerprint = "logmel-1"
+    scales = (4.5, 1.8, 0.29, 3.1)
+    fingerprint = "logmel-2"
 
     @cached_property
     def _mel(self) -> sparse.csr_matrix:
@@ -85,11 +88,11 @@ class LogMelEncoder:
         log_mel: FloatArray = np.log(self._mel @ power.T + np.float32(self.floor))
         return log_mel
 
-    @staticmethod
-    def _statistics(log_mel: FloatArray) -> FloatArray:
+    def _statistics(self, log_mel: FloatArray) -> FloatArray:
         # A single frame has no delta; its mean would be NaN.
         delta = np.abs(np.diff(log_mel, axis=1)) if log_mel.shape[1] > 1 else np.zeros_like(log_mel)
-        return np.concatenate([log_mel.mean(1), log_mel.std(1), delta.mean(1), log_mel.max(1)])
+        statistics = (log_mel.mean(1), log_mel.std(1), delta.mean(1), log_mel.max(1))
+        return np.concatenate([row / scale for row, scale in zip(statistics, self.scales, strict=True)])
 
 
 def load_encoder(settings: EncoderSettings) -> AudioEncoder:

@@ -34,4 +34,4 @@ def aggregate_adapters(replies: Sequence[SiteReply], mode: str) -> list[Tensor] 
         ([weight.cpu().numpy() for weight in reply.weights], reply.num_examples if mode == "weighted" else 1)
         for reply in replies
     ]
-    return [torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in aggregate(results)]
+    return [torch.from_numpy(np.asarray(array, dtype=np.float32)) for array in aggregate(results)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from hydra.utils import get_class, instantiate
 from fed_a2v.config import ConfigError, GeneratorSettings, Settings
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
@@ -26,7 +27,7 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
         adapters = Adapters(audio_shape[1], prompts, settings.adapters.hidden_width).to(device)
-    generator = make_generator(settings, audio_shape, prompts.clip.shape[-1])
+    generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
         adapters,
         prompts,
@@ -36,8 +37,16 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
     )
 
 
-def make_generator(settings: Settings, audio_shape: tuple[int, int], visual_dim: int) -> Generator | None:
-    """The generator that the settings describe, for embeddings (S, Da) and conditions of width `visual_dim`.
+def make_generator(
+    settings: Settings, audio_shape: tuple[int, int], visual_dim: int, classes: Sequence[str] = ()
+) -> Generator | None:
+    """The generator that the settings describe.
+
+    Args:
+        settings: of the experiment.
+        audio_shape: (S, Da) of the embeddings.
+        visual_dim: width of the classes' CLIP prompts.
+        classes: names of all classes; needed where each, or each group of them, has a generator of its own.
 
     Raises:
         ConfigError: its class does not know one of the keys, or refuses a value.
@@ -45,18 +54,24 @@ def make_generator(settings: Settings, audio_shape: tuple[int, int], visual_dim:
     generator = settings.generator
     if generator.target is None:
         return None
-    _check_arguments(generator)
+    arguments = generator.arguments
+    granularity, groups = arguments.pop("granularity", "unified"), arguments.pop("groups", None)
+    if granularity == "per_class":
+        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
+    parameters = _check_arguments(generator, arguments)
     tokens, width = audio_shape
+    shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
+    if "t5_dim" in parameters:
+        shapes["t5_dim"] = settings.adapters.t5_width
+
+    def make() -> Any:
+        return instantiate({"_target_": generator.target, **arguments}, **shapes, _convert_="all")
+
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "generator"))
         try:
-            made = instantiate(
-                {"_target_": generator.target, **generator.arguments},
-                input_dim=width,
-                visual_dim=visual_dim,
-                sequence_length=tokens,
-                _convert_="all",
-            )
+            together = groups_for(granularity, classes, groups)
+            made = make() if together is None else GroupedVAEGenerator(make, together)
         except Exception as error:
             cause = error.__cause__ or error
             raise ConfigError(f"generator={generator.name}: {cause}") from error
@@ -103,15 +118,16 @@ def _step_settings(settings: Settings) -> ServerStepSettings:
     )
 
 
-def _check_arguments(generator: GeneratorSettings) -> None:
-    """Name the key that the generator's class does not know, and the nearest that it does."""
+def _check_arguments(generator: GeneratorSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the generator's class; refuses a key that is not among them and names the nearest."""
     assert generator.target is not None
     try:
         parameters: dict[str, Any] = dict(inspect.signature(get_class(generator.target)).parameters)
     except Exception as error:
         raise ConfigError(f"generator._target_={generator.target}: {error}") from error
-    for key in generator.arguments:
+    for key in arguments:
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, n=1)
             hint = f"; did you mean generator.{near[0]}?" if near else ""
             raise ConfigError(f"unknown key generator.{key} for generator={generator.name}{hint}")
+    return parameters

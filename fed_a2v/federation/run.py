@@ -19,9 +19,9 @@ from fed_a2v.federation.build import make_step, prompt_set
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.runs.checkpoint import (
     check_same_experiment,
-    load_generator_checkpoint,
+    load_generator_family,
     load_state,
-    save_generator_checkpoint,
+    save_generator_family,
     save_state,
 )
 from fed_a2v.runs.files import append_jsonl
@@ -108,16 +108,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not self.settings.finetune.enabled:
             return
-        checkpoint = step.generator.checkpoint()
-        save_generator_checkpoint(
-            settings.checkpoint_path,
-            checkpoint["generator_type"],
-            checkpoint["dimensions"],
-            round_number,
-            checkpoint["generator_state"],
-            checkpoint["optimizer_state"],
-            folder=self.folder.path,
-        )
+        checkpoints = step.generator.checkpoints()
+        save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
 
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """Record the round, then save the state: a run killed in between repeats the round."""
@@ -188,11 +180,12 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         step = make_step(self.settings, self.prompts, audio_shape)
         settings = self.settings.generator
         if step.generator is not None and settings.load_checkpoint and self.done == 0:
-            step.generator.load_checkpoint(
-                load_generator_checkpoint(
+            step.generator.load_checkpoints(
+                load_generator_family(
                     settings.checkpoint_path,
                     step.generator.kind,
                     step.generator.dimensions,
+                    step.generator.keys,
                     folder=self.folder.path,
                 )
             )

@@ -136,11 +136,12 @@ class FedA2V(Strategy):
         """Ask every site of the round to train the global adapters."""
         del parameters
         round_number = server_round + self.start_round
-        self._row = {"round": round_number, **self._introduction}
+        self._row = {"round": round_number, **_fresh_row(), **self._introduction}
         self._introduction = {}
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
         arrays = self._weights()
+        self._before = arrays[:-2]
         parameters = ndarrays_to_parameters(arrays)
         bank = self._step().bank
 
@@ -163,7 +164,6 @@ class FedA2V(Strategy):
         row, step = self._row, self._step()
         row["seconds/sites"] = time.perf_counter() - self._clock
         replies = self._good_replies(results, failures, round_number, "train", row)
-        self._before = encode_weights(step.adapters.weights(), self.settings.share.dtype)
         if len(replies) < self.settings.aggregation.min_replies:
             log.warning(
                 "Round %d: %d good replies, aggregation.min_replies=%d: the adapters stay as they were",
@@ -286,16 +286,17 @@ class FedA2V(Strategy):
             timeout=self.settings.federation.round_timeout,
             group_id=0,
         )
-        row: dict[str, Any] = {}
+        row = _fresh_row()
         replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
         if not replies or self.audio_shape is None:
-            reasons = "; ".join([*row["rejections"], *row.get("failure_reasons", [])][:3]) or "no site answered"
+            reasons = "; ".join([*row["rejections"], *row["failure_reasons"]][:3]) or "no site answered"
             raise FederationError(f"no site could introduce itself: {reasons}")
         self.step = self.make_step(self.audio_shape)
         self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
             self.step.standardise_adapters()
-        self._introduction = {
+        # The first round's row also has what went wrong here.
+        self._introduction = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_introduction": row["bytes_up"],
             "seconds_introduction": time.perf_counter() - start,
         }
@@ -326,7 +327,7 @@ class FedA2V(Strategy):
         """One message per site; `round_number` draws the sites of a round, None takes all."""
         proxies = [proxy for _, proxy in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
-            asked = [(self._name_of(proxy), 0, proxy) for proxy in proxies]
+            asked = [(name, 0, proxy) for proxy in proxies if (name := self._name_of(proxy))]
         else:
             numbers = self._sampled(round_number) if proxies else []
             asked = [(site_name(number), number, proxies[number % len(proxies)]) for number in numbers]
@@ -340,10 +341,15 @@ class FedA2V(Strategy):
         random = numpy_generator(self.settings.seed, "sites of a round", round_number)
         return sorted(random.choice(sites, size=max(1, round(share * sites)), replace=False).tolist())
 
-    def _name_of(self, proxy: ClientProxy) -> str:
+    def _name_of(self, proxy: ClientProxy) -> str | None:
+        """The name that a node gives its site; None while it does not answer."""
         if proxy.cid not in self._names:
             timeout = self.settings.federation.round_timeout
-            properties = proxy.get_properties(GetPropertiesIns({}), timeout, 0).properties
+            try:
+                properties = proxy.get_properties(GetPropertiesIns({}), timeout, 0).properties
+            except Exception as error:  # whatever the transport raises for a node that is lost
+                log.warning("Node %s does not say its name and is left out: %r", proxy.cid, error)
+                return None
             self._names[proxy.cid] = f"site-{properties.get('site', proxy.cid)!s}"
         return self._names[proxy.cid]
 
@@ -376,7 +382,6 @@ class FedA2V(Strategy):
         row: dict[str, Any],
     ) -> list[SiteReply]:
         """The replies that pass every check, by site name; the others are counted with the reason."""
-        row |= {"rejected": 0, "rejections": [], "failures": len(failures), "bytes_up": 0}
         _report(failures, row)
         replies: dict[str, SiteReply] = {}
         for proxy, result in results:
@@ -399,7 +404,6 @@ class FedA2V(Strategy):
         row: dict[str, Any],
     ) -> dict[str, Scores]:
         """The sites' scores added up, by model."""
-        row["failures"] += len(failures)
         _report(failures, row)
         scores: dict[str, dict[str, Scores]] = {}
         for proxy, result in results:
@@ -453,6 +457,11 @@ def _words(kind: tuple[int, int, bool] | None) -> str:
     return f"{tokens} x {width}" + (" square roots" if root else "")
 
 
+def _fresh_row() -> dict[str, Any]:
+    """What a row counts, before any reply has come."""
+    return {"rejected": 0, "rejections": [], "failures": 0, "failure_reasons": [], "bytes_up": 0}
+
+
 def _reject(row: dict[str, Any], what: str, reason: BadReplyError | str) -> None:
     row["rejected"] += 1
     row["rejections"].append(str(reason))
@@ -462,10 +471,11 @@ def _reject(row: dict[str, Any], what: str, reason: BadReplyError | str) -> None
 
 
 def _report(failures: Sequence[Any], row: dict[str, Any]) -> None:
-    """Log why sites failed: an exception, or a reply with an error status."""
+    """Count and log why sites failed: an exception, or a reply with an error status."""
+    row["failures"] += len(failures)
     for failure in failures:
         reason = failure[1].status.message if isinstance(failure, tuple) else repr(failure)
-        row.setdefault("failure_reasons", []).append(reason[:500])
+        row["failure_reasons"].append(reason[:500])
         log.warning("A site failed: %s", reason[:500])
 
 

@@ -8,7 +8,7 @@ import logging
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ logger = logging.getLogger("fed_a2v")
 
 SCHEMA = 1
 STATES_KEPT = 2
+# Characters of a generator's key that go into its file's name.
+LONGEST_KEY = 60
 
 # Settings that a resumed run may change: they say where and how loudly it runs, not what it computes.
 HARMLESS = (
@@ -180,21 +182,112 @@ def save_generator_checkpoint(
         OSError: the folder cannot be written.
     """
     logger.info("Saving generator checkpoint at round %d", round_number)
-    base = Path(path)
-    name = base.with_name(f"{base.stem}_round_{round_number}{base.suffix}")
     content = {
         **extra,
-        "schema": SCHEMA,
-        "round": round_number,
         "generator_type": generator_type,
         "dimensions": dict(dimensions),
         "generator_state": state,
         "optimizer_state": optimiser,
     }
+    return _save_generator(Path(path), round_number, content, folder)
+
+
+def save_generator_family(
+    path: str | Path,
+    round_number: int,
+    checkpoints: Mapping[str, Mapping[str, Any]],
+    *,
+    folder: Path | None = None,
+) -> list[Path]:
+    """Save generators that belong together, one file a key.
+
+    Args:
+        path, round_number, folder: as for `save_generator_checkpoint`; the key goes into the file's name, e.g.
+            `checkpoints/vae_generator_dog_round_10.pt`, see `keyed_path`.
+        checkpoints: by key, each with `generator_type`, `dimensions`, `generator_state` and `optimizer_state`. A
+            single generator has the empty key.
+
+    Returns:
+        The files.
+
+    Raises:
+        TypeError, OSError: as `save_generator_checkpoint`.
+    """
+    logger.info("Saving generator checkpoint at round %d", round_number)
+    return [
+        _save_generator(keyed_path(path, key), round_number, checkpoint, folder)
+        for key, checkpoint in checkpoints.items()
+    ]
+
+
+def _save_generator(base: Path, round_number: int, content: Mapping[str, Any], folder: Path | None) -> Path:
+    name = base.with_name(f"{base.stem}_round_{round_number}{base.suffix}")
     written = (folder or Path()) / name
-    _save(written, content)
+    _save(written, {**content, "schema": SCHEMA, "round": round_number})
     logger.info("Saved generator checkpoint to %s", name)
     return written
+
+
+def keyed_path(path: str | Path, key: str) -> Path:
+    """The configured path of one generator of a family: `vae_generator.pt` and "dog" give `vae_generator_dog.pt`.
+
+    Safe and different for every key on any file system: a key that is not plain (a-z, 0-9, _) is cleaned and gets
+    a hash of itself behind it. The empty key leaves the path as it is.
+    """
+    path = Path(path)
+    if not key:
+        return path
+    plain_key = re.sub(r"[^a-z0-9]+", "_", key.casefold()).strip("_")[:LONGEST_KEY]
+    if plain_key != key:
+        plain_key = f"{plain_key}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return path.with_name(f"{path.stem}_{plain_key}{path.suffix}")
+
+
+def load_generator_family(
+    path: str | Path,
+    generator_type: str,
+    dimensions: Mapping[str, int],
+    keys: Sequence[str],
+    *,
+    folder: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The newest checkpoints of a generator, by key: `("",)` for a single one, else those of a family.
+
+    A family is that of its newest round. It need not have all `keys`, for some classes may not have been seen
+    yet, but every generator that was saved in that round must be there.
+
+    Args:
+        path: as for `load_generator_checkpoint`; for a family it must be the base path, without key and round.
+        generator_type, dimensions, folder: as for `load_generator_checkpoint`.
+        keys: the keys that may be there.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a key of the family is missing; says which.
+        CheckpointError: as for `load_generator_checkpoint`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        try:
+            found[key] = load_generator_checkpoint(keyed_path(path, key), generator_type, dimensions, folder=folder)
+        except FileNotFoundError:
+            if len(keys) == 1:
+                raise
+    if not found:
+        raise FileNotFoundError(
+            f"no generator checkpoints: looked for one for each of {', '.join(map(repr, keys))}, such as "
+            f"{keyed_path(path, keys[0]).stem}_round_N.pt; set generator.checkpoint_path to the path that they were "
+            "saved under, or generator.load_checkpoint=false"
+        )
+    newest = max(checkpoint["round"] for checkpoint in found.values())
+    current = {key: checkpoint for key, checkpoint in found.items() if checkpoint["round"] == newest}
+    family = next(iter(current.values())).get("family", list(current))
+    if missing := [key for key in family if key not in current]:
+        raise FileNotFoundError(
+            f"round {newest} of the generators in {path} had {len(family)} keys; missing are "
+            f"{', '.join(map(repr, missing))}, e.g. {keyed_path(path, missing[0]).stem}_round_{newest}.pt; bring the "
+            "files back, or set generator.load_checkpoint=false"
+        )
+    return current
 
 
 def load_generator_checkpoint(

@@ -52,6 +52,9 @@ def setup_logging(folder: Path, console: Console) -> Iterator[None]:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     file.setLevel(logging.INFO)
 
+    for name in ("fed_a2v", CLASS_LINES, "flwr"):
+        # Hydra's logging set-up disables the loggers that an earlier job of a sweep has made.
+        logging.getLogger(name).disabled = False
     ours, flowers = ConsoleHandler(console), ConsoleHandler(console, logging.WARNING)
     ours.addFilter(lambda record: record.name != CLASS_LINES)
     flower_level = logging.getLogger("flwr").level or logging.INFO

@@ -71,10 +71,10 @@ class World:
         classes = len(self.names)
         return PromptSet(self.names, clip, None if t5 is None else torch.randn(classes, *t5, generator=random))
 
-    def adapters(self, hidden=32, t5=None):
+    def adapters(self, hidden=32, t5=None, kind=Adapters):
         """Small adapters, the same at every call."""
         torch.manual_seed(4)
-        return Adapters(self.shape[1], self.prompts(t5=t5), hidden)
+        return kind(self.shape[1], self.prompts(t5=t5), hidden)
 
     def updates(self, sites=2, clips_per_class=24, **share):
         """Replies of sites that own the classes in turn: site k has classes k, k + sites, ..."""
@@ -135,13 +135,13 @@ def assert_same_bits(left, right):
 
 
 class StubGenerator(Generator):
-    """Remembers what it was trained on; every sample is `value`, plus its own number, in all columns."""
+    """Remembers what it was trained on and what it made: rows `distance` away from the data, each different."""
 
     kind = "stub"
 
-    def __init__(self, world, value=0.0):
+    def __init__(self, world, distance=0.0):
         super().__init__(world.shape[1], world.conditions.shape[1], world.shape[0])
-        self.value = value
+        self.distance = distance
         self.fitted = []
         self.made = []
 
@@ -150,10 +150,8 @@ class StubGenerator(Generator):
         return []
 
     def sample(self, num_samples, visual_condition, device=None, random=None):
-        start = sum(len(made) for made in self.made)
-        numbers = self.value + torch.arange(start, start + num_samples, dtype=torch.float32)
-        # The first column alone tells the rows apart once the adapters have normalised them.
-        rows = numbers[:, None, None].repeat(1, self.sequence_length, self.input_dim)
+        noise = torch.randn(num_samples, self.sequence_length, self.input_dim, generator=random)
+        rows = noise + self.distance * torch.linspace(-1, 1, self.input_dim)
         self.made.append(rows)
         return rows
 
@@ -162,7 +160,7 @@ class WatchedAdapters(Adapters):
     """Adapters that remember the rows on which they were trained."""
 
     def forward(self, audio):
-        if self.training:
+        if torch.is_grad_enabled():
             self.seen = torch.cat([getattr(self, "seen", audio[:0]), audio])
         return super().forward(audio)
 

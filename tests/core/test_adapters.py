@@ -57,7 +57,7 @@ def test_outputs_start_at_the_centre_of_the_prompts_in_their_scale():
     prompts = 3 * torch.randn(50, 4, 64) + 10
     out = PromptAdapter(32, prompts, 64)(torch.randn(40, 1, 32))
     assert (out - prompt_centre(prompts)).abs().mean() < 2 * 3
-    assert abs(float(out.mean()) - 10) < 1
+    assert abs(out.mean().item() - 10) < 1
 
 
 def test_a_row_does_not_depend_on_the_rest_of_its_batch_even_in_training():
@@ -123,8 +123,8 @@ def test_a_nearly_constant_column_is_not_blown_up():
     std = torch.ones(48)
     std[0] = 1e-7
     adapters.set_standardisation(torch.zeros(48), std)
-    assert adapters.audio_std[0] > 0.2
-    assert torch.equal(adapters.audio_std[1:], std[1:])
+    assert adapters.audio_std.min() > 0.9
+    assert len(adapters.audio_std.unique()) == 1  # columns keep their proportions
 
 
 def test_the_centre_of_a_single_class_is_zero():

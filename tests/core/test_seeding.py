@@ -1,21 +1,21 @@
-import os
-import subprocess
-import sys
-
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_a2v.core.seeding import numpy_generator, seed_for, torch_generator
 
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+
 PURPOSES = st.lists(st.integers(-(2**40), 2**40) | st.text(max_size=8), max_size=4)
 
 
+@QUICK
 @given(PURPOSES, PURPOSES)
 def test_different_purposes_get_different_seeds(one, other):
     assert (seed_for(*one) == seed_for(*other)) == (one == other)
 
 
+@QUICK
 @given(PURPOSES)
 def test_seeds_fit_both_libraries(purpose):
     assert 0 <= seed_for(*purpose) < 2**63
@@ -43,9 +43,6 @@ def test_drawing_for_a_purpose_leaves_the_global_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seeds_are_the_same_in_another_process():
-    code = "import sys; sys.modules['torch'] = type(sys)('torch'); sys.modules['torch'].Tensor = object\n"
-    code = "from fed_a2v.core.seeding import seed_for; print(seed_for(0, 'site', 3))"
-    environment = {**os.environ, "PYTHONHASHSEED": "123"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(result.stdout) == seed_for(0, "site", 3)
+def test_seeds_are_the_same_in_every_process_and_release():
+    """Python's own hash of a string differs from process to process."""
+    assert seed_for(0, "site", 3) == 391249176876854800

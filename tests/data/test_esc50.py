@@ -75,7 +75,7 @@ def test_any_table_gives_records_or_our_error(tmp_path, content):
     try:
         records = Esc50Folder(tmp_path).records()
     except DataError as error:
-        assert "esc50.csv" in str(error)  # noqa: PT017 - either outcome is right
+        assert "esc50.csv" in str(error)
     else:
         assert all(record.key and record.category and record.fold >= 1 for record in records)
 

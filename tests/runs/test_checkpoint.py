@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     drop_states_after,
     fingerprint,
+    keyed_path,
     load_generator_checkpoint,
+    load_generator_family,
     load_state,
     save_generator_checkpoint,
+    save_generator_family,
     save_state,
 )
 
@@ -258,3 +262,99 @@ def test_a_file_that_is_no_generator_checkpoint_is_refused(tmp_path):
     (tmp_path / "vae.pt").write_bytes(b"text")
     with pytest.raises(CheckpointError, match="damaged"):
         load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)
+
+
+# A family of generators
+
+KEYS = ("dog", "Dog", "a/b", "a.b", "..", "", "räv", "dog_round_3", "x" * 300, "keys")
+
+
+def family(keys, round_number=10, **changes):
+    return {
+        key: {
+            "generator_type": "vae",
+            "dimensions": DIMENSIONS,
+            "generator_state": {"weight": torch.full((2,), float(number))},
+            "optimizer_state": None,
+            "key": key,
+            "family": list(keys),
+            **changes,
+        }
+        for number, key in enumerate(keys)
+    }
+
+
+def load_family(folder, keys, **changes):
+    return load_generator_family("checkpoints/vae.pt", "vae", {**DIMENSIONS, **changes}, keys, folder=folder)
+
+
+def test_a_family_has_a_file_a_key_with_a_plain_name_and_none_overwrites_another(tmp_path):
+    written = save_generator_family("checkpoints/vae.pt", 10, family(KEYS), folder=tmp_path)
+    assert written[0] == tmp_path / "checkpoints" / "vae_dog_round_10.pt"
+    names = {path.name.casefold() for path in written}
+    assert len(names) == len(KEYS)
+    assert all(re.fullmatch(r"vae[a-z0-9_-]*_round_10\.pt", name) and len(name) < 100 for name in names)
+    assert {path.parent for path in written} == {tmp_path / "checkpoints"}
+    for key, path in zip(KEYS, written, strict=True):
+        checkpoint = torch.load(path)
+        assert (checkpoint["round"], checkpoint["generator_type"], checkpoint["key"]) == (10, "vae", key)
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6, unique=True))
+def test_different_keys_never_share_a_file(keys):
+    paths = {str(keyed_path("checkpoints/vae.pt", key)).casefold() for key in keys}
+    assert len(paths) == len(keys)
+    assert all(re.fullmatch(r"checkpoints/vae_[a-z0-9_-]+\.pt", path) for path in paths)
+
+
+def test_the_newest_round_of_a_family_comes_back_by_key(tmp_path):
+    save_generator_family("checkpoints/vae.pt", 9, family(KEYS), folder=tmp_path)
+    save_generator_family("checkpoints/vae.pt", 10, family(KEYS), folder=tmp_path)
+    loaded = load_family(tmp_path, KEYS)
+    assert set(loaded) == set(KEYS)
+    assert {key: float(loaded[key]["generator_state"]["weight"][0]) for key in KEYS} == dict(
+        zip(KEYS, map(float, range(len(KEYS))), strict=True)
+    )
+    assert {checkpoint["round"] for checkpoint in loaded.values()} == {10}
+
+
+def test_a_lost_file_of_a_family_is_an_error_that_names_its_key(tmp_path):
+    written = save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog", "cow"]), folder=tmp_path)
+    written[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"had 3 keys; missing are 'dog', e.g. vae_dog_round_10.pt"):
+        load_family(tmp_path, ["cat", "cow", "dog"])
+
+
+def test_a_family_of_which_one_file_is_older_is_not_mixed_from_two_rounds(tmp_path):
+    save_generator_family("checkpoints/vae.pt", 9, family(["cat", "dog"]), folder=tmp_path)
+    save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"round 10 .* missing are 'dog'"):
+        load_family(tmp_path, ["cat", "dog"])
+
+
+def test_keys_that_had_not_appeared_when_a_family_was_saved_are_no_error(tmp_path):
+    save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)
+    assert set(load_family(tmp_path, ["cat", "cow", "dog"])) == {"cat", "dog"}
+
+
+def test_a_family_of_which_there_is_nothing_says_which_keys_were_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'cat', 'dog', such as vae_cat_round_N.pt"):
+        load_family(tmp_path, ["cat", "dog"])
+    with pytest.raises(FileNotFoundError, match=r"no generator checkpoint: looked for vae.pt"):
+        load_family(tmp_path, [""])
+
+
+def test_a_family_of_other_dimensions_is_refused(tmp_path):
+    save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)
+    with pytest.raises(CheckpointError, match="latent_dim: 256 in the file, 8 wanted"):
+        load_family(tmp_path, ["cat", "dog"], latent_dim=8)
+
+
+def test_saving_a_family_says_so_once(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="fed_a2v"):
+        save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)
+    assert [record.message for record in caplog.records] == [
+        "Saving generator checkpoint at round 10",
+        "Saved generator checkpoint to checkpoints/vae_cat_round_10.pt",
+        "Saved generator checkpoint to checkpoints/vae_dog_round_10.pt",
+    ]

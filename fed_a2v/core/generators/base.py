@@ -9,6 +9,7 @@ Shapes: S audio tokens of width Da; C classes; V the width of the condition.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -63,6 +64,11 @@ class Generator(nn.Module, ABC):
             "visual_dim": self.visual_dim,
             "sequence_length": self.sequence_length,
         }
+
+    def conditions_from(self, clip: Tensor, t5: Tensor | None) -> Tensor:
+        """The (C, V) conditions of classes with (C, Tc, Dc) CLIP and (C, T, Dt) T5 prompts: CLIP's mean tokens."""
+        del t5
+        return clip.mean(dim=1)
 
     @abstractmethod
     def fit(
@@ -126,6 +132,20 @@ class Generator(nn.Module, ABC):
         """Take over a `checkpoint()` of the same type and dimensions."""
         self.load_state_dict(checkpoint["generator_state"])
         self.load_training_state(checkpoint["optimizer_state"])
+        self.eval()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the generators that it is made of; a generator that is one has the empty key."""
+        return ("",)
+
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """A checkpoint by key, each for a file of its own."""
+        return {"": self.checkpoint()}
+
+    def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
+        """Take over what `checkpoints` returned."""
+        self.load_checkpoint(checkpoints[""])
 
 
 def as_rows(condition: Tensor, num_samples: int, visual_dim: int) -> Tensor:
@@ -138,7 +158,7 @@ def as_rows(condition: Tensor, num_samples: int, visual_dim: int) -> Tensor:
         raise ValueError(f"visual_condition has width {condition.shape[-1]}, the generator {visual_dim}")
     if condition.dim() == 3:
         condition = condition.mean(dim=1)
-    elif condition.dim() == 2 and condition.shape[0] not in (1, num_samples):
+    if condition.dim() == 2 and condition.shape[0] not in (1, num_samples):
         raise ValueError(
             f"visual_condition has {condition.shape[0]} rows for {num_samples} samples; give one row, or one per sample"
         )

@@ -1,8 +1,8 @@
-"""How a trained VAE is sampled: a prior per class, the noise that its decoder leaves out, and calibration.
+"""How a trained VAE is sampled: a prior per class, and the noise that its decoder leaves out.
 
 The decoder's mean at N(0, I) has hardly any spread: the aggregate posterior of a class is far from N(0, I), and
-the decoder drops what it cannot explain. Measured on real embeddings, each of the three parts below brings
-back some of the spread that a class's clips have.
+the decoder drops what it cannot explain. Measured on real embeddings, both parts below bring back some of the
+spread that a class's clips have; calibration (`calibration.py`) the rest.
 
 Shapes: C classes, K rows of a class at most, L latent dimensions, D data dimensions.
 """
@@ -19,13 +19,10 @@ from fed_a2v.core.generators.moments import ClassMoments
 # Shares of the variance that come from the class itself; the rest comes from all classes together (latent) or
 # is independent over the dimensions (residuals).
 CLASS_SHARE = 0.7
-# Samples per class from which the decoder's own mean and deviation are measured.
-CALIBRATION_SAMPLES = 100
-LARGEST_CALIBRATION = 3.0
 
 
 class ClassPrior(nn.Module):
-    """Per class: a Gaussian over the latent, the decoder's residuals, and the moments to calibrate to.
+    """Per class: a Gaussian over the latent, and the decoder's residuals.
 
     All is measured on the training rows after each fit, and kept as buffers that a checkpoint carries.
     """
@@ -36,8 +33,6 @@ class ClassPrior(nn.Module):
     pooled_rows: Tensor  # (N, L): directions of all classes' posterior means
     residual_rows: Tensor  # (C, K, D)
     residual_rms: Tensor  # (C, D)
-    sampled_mean: Tensor  # (C, D): of samples before calibration
-    sampled_std: Tensor  # (C, D)
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,16 +58,8 @@ class ClassPrior(nn.Module):
         self.residual_rows = _table(residuals / counts.sqrt()[labels, None], labels, classes)
         self.residual_rms = _class_means(residuals.square(), labels, counts).sqrt()
 
-    @torch.no_grad()
-    def calibrate(self, decode: Callable[[Tensor, Tensor], Tensor], random: torch.Generator) -> None:
-        """Measure what samples look like before calibration; `decode` maps latents and labels to rows."""
-        classes = len(self.latent_mean)
-        labels = torch.arange(classes, device=self.latent_mean.device).repeat_interleave(CALIBRATION_SAMPLES)
-        rows = self.draw(decode, labels, random).unflatten(0, (classes, CALIBRATION_SAMPLES))
-        self.sampled_mean, self.sampled_std = rows.mean(dim=1), rows.std(dim=1)
-
     def draw(self, decode: Callable[[Tensor, Tensor], Tensor], labels: Tensor, random: torch.Generator) -> Tensor:
-        """(B, D) samples of the classes `labels`, before calibration."""
+        """(B, D) samples of the classes `labels`, before calibration; `decode` maps latents and labels to rows."""
         own = ClassMoments.draw_directions(self.latent_rows, labels, random)
         own = own + self.latent_std[labels] * _normal_like(own, random)
         pooled = _normal((len(labels), len(self.pooled_rows)), own, random) @ self.pooled_rows
@@ -82,11 +69,6 @@ class ClassPrior(nn.Module):
         independent = _normal_like(noise, random) * self.residual_rms[labels]
         rows: Tensor = decode(latent, labels) + noise + (1 - CLASS_SHARE) ** 0.5 * independent
         return rows
-
-    def to_moments(self, rows: Tensor, labels: Tensor, moments: ClassMoments) -> Tensor:
-        """Shift and scale (B, D) samples, per class and dimension, to the classes' known moments."""
-        scale = (moments.std / self.sampled_std.clamp(min=1e-12)).clamp(max=LARGEST_CALIBRATION)
-        return moments.mean[labels] + scale[labels] * (rows - self.sampled_mean[labels])
 
     def pooled_residuals(self, number: int, random: torch.Generator) -> Tensor:
         """(number, D) residual noise for a class that was never seen."""

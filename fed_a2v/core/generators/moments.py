@@ -17,6 +17,8 @@ from fed_a2v.core.prompts import PrototypeRows
 
 # A group's deviation is not blown up by more than this factor to reach the total variance.
 LARGEST_CORRECTION = 3.0
+# A class with fewer prototypes gets rows drawn from its moments up to this number, where a network trains on rows.
+ROWS_PER_CLASS = 8
 # Where nothing tells the spread within classes (one mean each, no variance sent), it is taken to be this
 # share of the deviation between classes.
 UNKNOWN_SPREAD = 0.5
@@ -93,6 +95,14 @@ class ClassMoments(nn.Module):
         out = torch.empty_like(rows.embeddings.flatten(1))
         out[table[valid > 0]] = spread[valid > 0]
         return out
+
+    def training_rows(self, rows: PrototypeRows, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`spread_rows`, and draws from the moments for classes with few of them: (M, D) rows and (M,) labels."""
+        counts = torch.bincount(rows.labels, minlength=len(rows.names))
+        missing = (ROWS_PER_CLASS - counts).clamp(min=0)
+        extra = torch.repeat_interleave(torch.arange(len(counts), device=missing.device), missing)
+        drawn = self.mean[extra] + self.residuals(extra, 1.0, random)
+        return torch.cat([self.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
 
     def residuals(self, labels: Tensor, shrinkage: float, random: torch.Generator) -> Tensor:
         """(B, D) draws of the classes' spread around zero.

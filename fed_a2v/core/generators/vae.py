@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.calibration import Calibration
 from fed_a2v.core.generators.class_prior import ClassPrior
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
@@ -18,8 +20,6 @@ from fed_a2v.core.prompts import PrototypeRows
 # A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
 # enough to their class's prompt, other classes do not.
 SAME_CLASS_COSINE = 0.95
-# A class with fewer prototypes gets rows drawn from its moments up to this number.
-ROWS_PER_CLASS = 8
 
 
 class ConditionedVAEGenerator(Generator):
@@ -35,7 +35,11 @@ class ConditionedVAEGenerator(Generator):
         hidden_dim: width of both hidden layers of encoder and decoder, default 1024.
         latent_dim: L, default 256.
         sequence_length: S, default 1.
+        conditional: whether encoder and decoder see the condition, default true; without it the condition only
+            finds the class whose prior is sampled.
         condition_dim: width to which the condition is mapped, default 64.
+        ema: decay of the running average of the weights that are used for sampling, e.g. 0.99; default 0: the
+            weights themselves.
         loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts` or a scalar. Default: the
             negative ELBO with KL annealed from 0 (`VAELoss`).
         learning_rate: of AdamW, default 1e-3.
@@ -57,7 +61,9 @@ class ConditionedVAEGenerator(Generator):
         latent_dim: int = 256,
         sequence_length: int = 1,
         *,
+        conditional: bool = True,
         condition_dim: int = 64,
+        ema: float = 0.0,
         loss: nn.Module | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
@@ -77,10 +83,14 @@ class ConditionedVAEGenerator(Generator):
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.loss = loss if loss is not None else VAELoss(beta_schedule="linear")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema={ema}: must lie in [0, 1)")
         width = input_dim * sequence_length
-        self.condition_map = nn.Linear(visual_dim, condition_dim)
-        self.encoder = _network(width + condition_dim, hidden_dim, 2 * latent_dim)
-        self.decoder = _network(latent_dim + condition_dim, hidden_dim, width)
+        extra = condition_dim if conditional else 0
+        self.condition_map = nn.Linear(visual_dim, condition_dim) if conditional else None
+        self.encoder = _network(width + extra, hidden_dim, 2 * latent_dim)
+        self.decoder = _network(latent_dim + extra, hidden_dim, width)
+        self.averaged = _Averaged(self._networks(), ema) if ema else None
         self.register_buffer("input_mean", torch.zeros(width))
         self.register_buffer("input_std", torch.ones(width))
         self.register_buffer("condition_mean", torch.zeros(visual_dim))
@@ -88,6 +98,7 @@ class ConditionedVAEGenerator(Generator):
         self.register_buffer("non_negative", torch.tensor(False))
         self.moments = ClassMoments()
         self.prior = ClassPrior()
+        self.calibration = Calibration()
         self.epoch = 0
         self._optimiser: torch.optim.AdamW | None = None
 
@@ -107,7 +118,7 @@ class ConditionedVAEGenerator(Generator):
             The reconstruction in x's shape, and the posterior's mean and log variance, (B, L) each. In
             training mode the latent is drawn from the posterior, else it is its mean.
         """
-        condition = self._condition(as_rows(visual_condition, len(x), self.visual_dim))
+        condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
         mu, logvar = self._encode(self._standardise(x.flatten(1)), condition)
         latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
         return self._restore(self._decode(latent, condition)).view_as(x), mu, logvar
@@ -116,13 +127,7 @@ class ConditionedVAEGenerator(Generator):
         self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`."""
-        self.moments.fit(rows)
-        self.conditions = conditions.clone()
-        self.non_negative = (rows.embeddings >= 0).all()
-        x, labels = self._training_rows(rows, random)
-        if self.epoch == 0:
-            self._set_standardisation(x, conditions)
-        x = self._standardise(x)
+        x, labels = self._prepare(rows, conditions, random)
         losses = self._train(x, labels, rows.names, epochs, noise, random)
         self._fit_prior(x, labels, random)
         return losses
@@ -137,13 +142,13 @@ class ConditionedVAEGenerator(Generator):
     ) -> Tensor:
         """See `Generator.sample`."""
         random = random or torch.default_generator
-        conditions = as_rows(visual_condition.to(self.input_mean), num_samples, self.visual_dim)
+        conditions = as_rows(visual_condition.to(self.input_mean), num_samples, len(self.condition_mean))
         labels = self._labels(conditions)
         known = labels >= 0
         rows = torch.empty(num_samples, len(self.input_mean), device=self.input_mean.device)
         if known.any():
             drawn = self.prior.draw(self._decode_class, labels[known], random)
-            rows[known] = self.prior.to_moments(self._restore(drawn), labels[known], self.moments)
+            rows[known] = self.calibration.apply_to(self._restore(drawn), labels[known], self.moments)
         if not known.all():
             rows[~known] = self._restore(self._draw_unknown(conditions[~known], random))
         if self.non_negative:
@@ -159,7 +164,7 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) mean and log variance of the latents of B embeddings."""
-        condition = self._condition(as_rows(visual_condition, len(x), self.visual_dim))
+        condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
         return self._encode(self._standardise(x.flatten(1)), condition)
 
     def training_state(self) -> dict[str, Any]:
@@ -176,13 +181,15 @@ class ConditionedVAEGenerator(Generator):
 
     # Training
 
-    def _training_rows(self, rows: PrototypeRows, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Prototypes stretched to the spread of clips, and draws for classes with few of them."""
-        counts = torch.bincount(rows.labels, minlength=len(rows.names))
-        missing = (ROWS_PER_CLASS - counts).clamp(min=0)
-        extra = torch.repeat_interleave(torch.arange(len(counts), device=missing.device), missing)
-        drawn = self.moments.mean[extra] + self.moments.residuals(extra, 1.0, random)
-        return torch.cat([self.moments.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
+    def _prepare(self, rows: PrototypeRows, conditions: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Take in the classes; (M, D) standardised training rows and their (M,) labels."""
+        self.moments.fit(rows)
+        self.conditions = conditions.clone()
+        self.non_negative = (rows.embeddings >= 0).all()
+        x, labels = self.moments.training_rows(rows, random)
+        if self.epoch == 0:
+            self._set_standardisation(x, conditions)
+        return self._standardise(x), labels
 
     def _set_standardisation(self, x: Tensor, conditions: Tensor) -> None:
         """Taken once: a later change would pull the ground from under the trained weights."""
@@ -213,33 +220,47 @@ class ConditionedVAEGenerator(Generator):
             for batch in order.split(self.batch_size):
                 clean = x[batch]
                 noisy = clean + noise * _normal_like(clean, random) if noise > 0 else clean
-                condition = self.condition_map(directions[batch])
-                mu, logvar = self._encode(noisy, condition)
-                latent = mu + _normal_like(mu, random) * (0.5 * logvar).exp()
-                loss = self.loss(self._decode(latent, condition), clean, mu, logvar, self.epoch)
+                latent_noise = _normal((len(clean), self.latent_dim), clean, random)
+                loss = self._batch_loss(clean, noisy, self._hide(directions[batch], random), latent_noise)
                 optimiser.zero_grad(set_to_none=True)
                 loss_value(loss).backward()
                 optimiser.step()
+                if self.averaged is not None:
+                    self.averaged.update(self._networks())
                 record.add(loss, labels[batch])
             history.append(record)
             self.epoch += 1
         self.eval()
         return [record.losses() for record in history]
 
+    def _hide(self, directions: Tensor, random: torch.Generator) -> Tensor:
+        """What a training batch sees of its (B, V) directions: all, unless a subclass leaves something out."""
+        del random
+        return directions
+
+    def _batch_loss(
+        self, clean: Tensor, noisy: Tensor, directions: Tensor, latent_noise: Tensor
+    ) -> Tensor | VAELossParts:
+        """The loss of (B, D) rows under (B, V) `directions`, with (B, L) standard normal `latent_noise`."""
+        condition = self._map(directions)
+        mu, logvar = self._encode(noisy, condition)
+        latent = mu + latent_noise * (0.5 * logvar).exp()
+        loss: Tensor | VAELossParts = self.loss(self._decode(latent, condition), clean, mu, logvar, self.epoch)
+        return loss
+
     @torch.no_grad()
     def _fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
         condition = self._condition(self.conditions)[labels]
         mu, logvar = self._encode(x, condition)
         self.prior.fit(mu, logvar, x - self._decode(mu, condition), labels, len(self.conditions))
-        # In the units of the data, in which the moments are.
-        self.prior.calibrate(self._decode_class, random)
-        self.prior.sampled_mean = self._restore(self.prior.sampled_mean)
-        self.prior.sampled_std = self.prior.sampled_std * self.input_std
+        labels = self.calibration.labels(len(self.conditions), x.device)
+        self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
 
     def _get_optimiser(self) -> torch.optim.AdamW:
         if self._optimiser is None:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             self._optimiser = torch.optim.AdamW(
-                self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+                trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
         return self._optimiser
 
@@ -250,15 +271,36 @@ class ConditionedVAEGenerator(Generator):
         return F.normalize(conditions - self.condition_mean, dim=-1) * math.sqrt(self.visual_dim)
 
     def _condition(self, conditions: Tensor) -> Tensor:
-        mapped: Tensor = self.condition_map(self._directions(conditions))
+        return self._map(self._directions(conditions))
+
+    def _map(self, directions: Tensor) -> Tensor:
+        """Directions as the networks see them: (B, condition_dim), or (B, 0) where they see none."""
+        network = self._network("condition_map")
+        if network is None:
+            return directions[:, :0]
+        mapped: Tensor = network(directions)
         return mapped
 
+    def _networks(self) -> nn.ModuleDict:
+        names = ("condition_map", "encoder", "decoder")
+        return nn.ModuleDict({name: getattr(self, name) for name in names if getattr(self, name) is not None})
+
+    def _network(self, name: str) -> nn.Module | None:
+        """The network that trains or, after training, its running average where there is one."""
+        owner = self if self.averaged is None or self.training else self.averaged.networks
+        network: nn.Module | None = getattr(owner, name, None)
+        return network
+
     def _encode(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = self.encoder(torch.cat([x, condition], dim=1)).chunk(2, dim=1)
+        encoder = self._network("encoder")
+        assert encoder is not None
+        mu, logvar = encoder(torch.cat([x, condition], dim=1)).chunk(2, dim=1)
         return mu, logvar.clamp(-8, 4)
 
     def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
-        out: Tensor = self.decoder(torch.cat([latent, condition], dim=1))
+        decoder = self._network("decoder")
+        assert decoder is not None
+        out: Tensor = decoder(torch.cat([latent, condition], dim=1))
         return out
 
     def _decode_class(self, latent: Tensor, labels: Tensor) -> Tensor:
@@ -294,6 +336,21 @@ class ConditionedVAEGenerator(Generator):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class _Averaged(nn.Module):
+    """A running average of networks' weights (Polyak averaging)."""
+
+    def __init__(self, networks: nn.ModuleDict, decay: float) -> None:
+        super().__init__()
+        self.networks = copy.deepcopy(networks).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, networks: nn.ModuleDict) -> None:
+        """Move a step towards the weights of `networks`."""
+        for average, parameter in zip(self.networks.parameters(), networks.parameters(), strict=True):
+            average.lerp_(parameter, 1 - self.decay)
+
+
 class _EpochRecord:
     """Sums of the loss parts by class, kept on the device until training is over."""
 
@@ -304,13 +361,14 @@ class _EpochRecord:
         self.rows = torch.zeros(len(names), device=device)
 
     def add(self, loss: Tensor | VAELossParts, labels: Tensor) -> None:
-        self.totals.append(loss_value(loss).detach())
+        """The loss of B rows, or those of G generators with B rows each."""
+        self.totals.append(loss_value(loss).detach().flatten())
         if isinstance(loss, VAELossParts):
-            self.sums.index_add_(0, labels, torch.stack(loss[1:], dim=1))
-            self.rows.index_add_(0, labels, torch.ones_like(loss.kl))
+            self.sums.index_add_(0, labels.flatten(), torch.stack([part.flatten() for part in loss[1:]], dim=1))
+            self.rows.index_add_(0, labels.flatten(), torch.ones_like(loss.kl).flatten())
 
     def losses(self) -> EpochLosses:
-        total = torch.stack(self.totals).mean().item()
+        total = torch.cat(self.totals).mean().item()
         if not self.rows.any():
             return EpochLosses(total, {}, {})
         parts = ("reconstruction", "kl", "similarity")
@@ -326,5 +384,9 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def _normal(shape: tuple[int, ...], like: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)
+
+
 def _normal_like(like: Tensor, random: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)
+    return _normal(like.shape, like, random)

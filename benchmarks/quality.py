@@ -1,0 +1,118 @@
+"""Do the generators generate? Three gates that tell a generator from a cheat, on real embeddings.
+
+    FED_A2V_DATA=FOLDER python benchmarks/quality.py [GENERATOR ...] [--write]
+
+Trained on folds 1 to 3 of ESC-50, once on every clip's embedding and once on 8 prototypes a class; measured against
+the clips of fold 4, in the encoder's own space. `tstr`: accuracy of a classifier trained on samples over that of one
+trained on real rows (want 0.94 or more). `c2st`: how often a classifier tells samples from real rows within their
+class (want 0.63 or less). `nn`: distance to the nearest training row over that of held-out rows (0.85 to 1.15; 0
+means copies, 1.4 independent noise). `var`: variance within classes over the training rows'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from common import machine, write_block
+
+from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.prompts import ClassPrompts, PromptBank
+from fed_a2v.core.quality import Rows, assess
+from fed_a2v.core.sharing import share_class
+from fed_a2v.data.clips import EmbeddedClips
+from fed_a2v.data.site import load_clips
+from fed_a2v.federation.build import make_generator
+
+GENERATORS = ("gaussian", "gmm", "vae", "flow", "gan")
+HEADER = (
+    "| encoder | trained on | generator | tstr | c2st | nn | var | precision / recall | seconds |\n"
+    + "|---" * 9
+    + "|\n"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generators", nargs="*", default=GENERATORS)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for encoder, overrides in data().items():
+        settings = compose_settings(overrides)
+        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+        for kind in ("samples", "prototypes"):
+            for name in given.generators:
+                line = f"| {encoder} | {kind} | {name} | {measure(clips, kind, name)} |"
+                print(line, flush=True)
+                lines.append(line)
+    text = HEADER + "\n".join(lines) + f"\n\nMean over three sampling seeds of one fit. {machine()}."
+    if given.write:
+        write_block("quality", text)
+
+
+def data() -> dict[str, list[str]]:
+    root = os.environ.get("FED_A2V_DATA")
+    if not root:
+        raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz and esc50/")
+    return {
+        "YAMNet": ["dataset=embeddings", f"dataset.path={Path(root) / 'esc50_yamnet.npz'}"],
+        "log-mel": ["dataset=esc50", f"dataset.root={Path(root) / 'esc50'}"],
+    }
+
+
+def measure(clips: EmbeddedClips, kind: str, name: str) -> str:
+    """Fit a generator with its default settings, as in the first round of a federation, and assess its samples."""
+    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
+    bank = PromptBank()
+    bank.update("pooled", shared(clips, train, kind), "", 1)
+    rows = bank.rows()
+    assert rows is not None
+    # Random conditions: they only have to tell the classes apart.
+    conditions = torch.randn(len(rows.names), 768, generator=torch.Generator().manual_seed(1))
+    settings = compose_settings([f"generator={name}"])
+    generator = make_generator(settings, (clips.embeddings.shape[1], clips.embeddings.shape[2]), 768)
+    assert generator is not None
+    start = time.perf_counter()
+    epochs, noise = settings.generator.training_epochs, settings.generator.augmentation_noise
+    generator.fit(rows, conditions, epochs, noise, torch.Generator().manual_seed(0))
+    seconds = time.perf_counter() - start
+    order = [rows.names.index(clips.classes[label]) for label in range(len(clips.classes))]
+    quality = assess(
+        Rows(native(clips, clips.embeddings[train]), clips.labels[train]),
+        Rows(native(clips, clips.embeddings[test]), clips.labels[test]),
+        lambda number, seed: samples(clips, generator, conditions[order], number, seed),
+    )
+    figures = quality.as_dict()
+    gates = " | ".join(f"{figures[key]:.2f}" for key in ("tstr", "c2st", "nn_ratio", "variance_ratio"))
+    return f"{gates} | {figures['precision']:.2f} / {figures['recall']:.2f} | {seconds:.1f}"
+
+
+def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassPrompts]:
+    """What one site with all clips would send."""
+    prompts = []
+    for label, name in enumerate(clips.classes):
+        rows = train[clips.labels[train] == label]
+        prompt = share_class(name, clips.embeddings[rows], "samples" if kind == "samples" else "prototypes")
+        assert prompt is not None
+        prompts.append(prompt)
+    return prompts
+
+
+def samples(clips: EmbeddedClips, generator: Generator, conditions: torch.Tensor, number: int, seed: int) -> Rows:
+    drawn = generator.sample_classes(conditions, number, torch.Generator().manual_seed(seed))
+    return Rows(native(clips, drawn.flatten(0, 1)), torch.arange(len(conditions)).repeat_interleave(number))
+
+
+def native(clips: EmbeddedClips, embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings as the encoder gives them."""
+    return embeddings.square() if clips.square_root else embeddings
+
+
+if __name__ == "__main__":
+    main()

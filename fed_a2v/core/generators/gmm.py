@@ -1,0 +1,158 @@
+"""A mixture of Gaussians per class, in closed form but for a short EM."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional as F
+
+from fed_a2v.core.generators.base import EpochLosses
+from fed_a2v.core.generators.calibration import CalibratedGenerator, take_shapes
+from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.prompts import PrototypeRows
+
+Covariance = Literal["spherical", "diag", "tied", "full"]
+Matrix = NDArray[np.float64]
+# EM's floor under variances, in units of the main directions' mean deviation.
+SMALLEST_VARIANCE = 1e-3
+
+
+class GMMGenerator(CalibratedGenerator):
+    """Per-class Gaussian mixtures (scikit-learn) in the main directions of the standardised embeddings.
+
+    Every class has its own noise. `tied` and `full` covariances are shrunk to the component's own deviations
+    with the pooled correlation of all classes, for a few rows span a few directions only. The condition only
+    finds the class: the nearest known one is sampled. Each `fit` starts anew.
+
+    Args:
+        input_dim, visual_dim, sequence_length: see `Generator`.
+        components: of each class's mixture; fewer where the class has few rows.
+        covariance: `spherical`, `diag`, `tied` (one for all components of a class) or `full`.
+        shrinkage: share of a `tied` or `full` covariance that comes from the pooled correlation.
+        rows_per_component: a class has at most one component for so many rows; with fewer rows than that its
+            Gaussian has the pooled covariance.
+        reduced_dim: main directions that are modelled.
+        calibrate: move samples to the classes' moments.
+    """
+
+    kind: ClassVar[str] = "gmm"
+    weights: Tensor  # (C, M)
+    means: Tensor  # (C, M, k)
+    factors: Tensor  # (C, M, k, k): w @ factor with w ~ N(0, I) has the component's covariance
+
+    def __init__(
+        self,
+        input_dim: int = 512,
+        visual_dim: int = 768,
+        sequence_length: int = 1,
+        *,
+        components: int = 2,
+        covariance: Covariance = "full",
+        shrinkage: float = 0.3,
+        rows_per_component: int = 4,
+        reduced_dim: int = 64,
+        calibrate: bool = True,
+    ) -> None:
+        super().__init__(input_dim, visual_dim, sequence_length, reduced_dim, False, calibrate)
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"covariance={covariance!r}: choose one of {', '.join(get_args(Covariance))}")
+        if components < 1 or rows_per_component < 2:
+            raise ValueError(
+                f"components={components} must be at least 1, rows_per_component={rows_per_component} at least 2"
+            )
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage={shrinkage}: must lie between 0 and 1")
+        self.components = components
+        self.covariance: Covariance = covariance
+        self.shrinkage = shrinkage
+        self.rows_per_component = rows_per_component
+        for name in ("weights", "means", "factors"):
+            self.register_buffer(name, torch.empty(0))
+
+    def fit(
+        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+    ) -> list[EpochLosses]:
+        """See `Generator.fit`; `epochs` and `noise` play no part."""
+        del epochs, noise
+        return super().fit(rows, conditions, 0, 0.0, random)
+
+    def _train(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        names: tuple[str, ...],
+        epochs: int,
+        noise: float,
+        random: torch.Generator,
+    ) -> list[EpochLosses]:
+        del epochs, noise
+        table, classes = z.double().cpu().numpy(), labels.cpu().numpy()
+        centre = np.stack([table[classes == label].mean(0) for label in range(len(names))])
+        pooled = _covariance(table - centre[classes], len(names))
+        # Rows drawn from the moments, which stand in for missing ones, do not count.
+        own_rows = (self.moments.directions.square().sum(dim=2) > 0).sum(dim=1).tolist()
+        fitted = []
+        for label, number in enumerate(own_rows):
+            seed = int(torch.randint(2**31, (1,), generator=random, device=random.device))
+            if number < self.rows_per_component:
+                fitted.append((np.ones(1), centre[label][None], pooled[None]))
+            else:
+                components = min(self.components, number // self.rows_per_component)
+                fitted.append(self._mixture(table[classes == label], components, pooled, seed))
+        self.weights, self.means, factors = (
+            torch.stack([_padded(part, self.components) for part in parts]).to(z) for parts in zip(*fitted, strict=True)
+        )
+        self.factors = torch.linalg.cholesky(factors.double().cpu()).mT.to(z).contiguous()
+        return []
+
+    def _mixture(self, rows: Matrix, components: int, pooled: Matrix, seed: int) -> tuple[Matrix, Matrix, Matrix]:
+        """Weights (M,), means (M, k) and covariances (M, k, k) of one class."""
+        mixture = GaussianMixture(
+            components, covariance_type=self.covariance, reg_covar=SMALLEST_VARIANCE, random_state=seed
+        ).fit(rows)
+        width = rows.shape[1]
+        if self.covariance == "spherical":
+            return mixture.weights_, mixture.means_, mixture.covariances_[:, None, None] * np.eye(width)
+        if self.covariance == "diag":
+            return mixture.weights_, mixture.means_, mixture.covariances_[:, None, :] * np.eye(width)
+        own = np.broadcast_to(mixture.covariances_, (components, width, width))
+        deviation = np.sqrt(np.diagonal(own, axis1=1, axis2=2))
+        correlation = pooled / np.sqrt(np.outer(np.diag(pooled), np.diag(pooled)))
+        target = deviation[:, :, None] * correlation * deviation[:, None, :]
+        return mixture.weights_, mixture.means_, (1 - self.shrinkage) * own + self.shrinkage * target
+
+    def _draw(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
+        del directions
+        chosen = torch.multinomial(self.weights[labels].to(random.device), 1, generator=random).flatten()
+        index = labels * self.components + chosen.to(labels)
+        spread = ClassMoments.draw_directions(self.factors.flatten(0, 1), index, random)
+        return self.means.flatten(0, 1)[index] + spread
+
+    def _labels(self, conditions: Tensor) -> Tensor:
+        """The nearest known class of each (B, V) condition."""
+        return torch.cdist(conditions, self.conditions).argmin(dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        take_shapes(self, ["weights", "means", "factors"], state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _covariance(residuals: Matrix, classes: int) -> Matrix:
+    """Pooled covariance of rows minus their class's mean, positive definite."""
+    freedom = max(1, len(residuals) - classes)
+    own: Matrix = residuals.T @ residuals / freedom
+    return own + SMALLEST_VARIANCE * np.eye(len(own))
+
+
+def _padded(part: Matrix, components: int) -> Tensor:
+    """(M', ...) as (M, ...): components that a class does not have weigh nothing."""
+    missing = components - len(part)
+    if part.ndim == 3:
+        part = np.concatenate([part, np.broadcast_to(np.eye(part.shape[1]), (missing, *part.shape[1:]))])
+        return torch.from_numpy(part)
+    return F.pad(torch.from_numpy(part), (0, 0) * (part.ndim - 1) + (0, missing))

@@ -1,0 +1,30 @@
+"""What all tests share: a cache of their own, no W&B account, and the way to the real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_the_user(tmp_path_factory):
+    """Embeddings are cached in a temporary folder, and W&B finds neither an account nor other settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FED_A2V_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
+        # Plain output of subprocesses, whatever terminal the tests run in.
+        patch.setenv("NO_COLOR", "1")
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real clips and embeddings; its tests are skipped where there is none."""
+    folder = os.environ.get("FED_A2V_DATA")
+    if not folder:
+        pytest.skip("FED_A2V_DATA names no folder of real data")
+    return Path(folder)

@@ -1,0 +1,426 @@
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator
+from fed_a2v.core.losses import VAELoss
+from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.quality import active_units
+from tests.core.conftest import World, assert_same_bits, draws, through_a_file
+
+
+def generator_for(world, **settings):
+    torch.manual_seed(7)
+    shape = (world.shape[1], world.conditions.shape[1], 64, 8, world.shape[0])
+    return ConditionedVAEGenerator(*shape, **{"learning_rate": 2e-3, **settings})
+
+
+def trained(world, epochs=60, noise=0.1, rows=None, **settings):
+    generator = generator_for(world, **settings)
+    generator.fit(rows or world.rows(), world.conditions, epochs, noise, draws(0))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="module")
+def generator(world):
+    torch.set_num_threads(1)
+    return trained(world)
+
+
+class Watched(nn.Module):
+    """A loss that remembers what it was called with, and returns a scalar."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner or VAELoss("linear", beta_epochs=8)
+        self.calls = []
+
+    def forward(self, recon_x, x, mu, logvar, epoch):
+        self.calls.append((x.clone(), mu.detach().clone(), epoch))
+        return self.inner(recon_x, x, mu, logvar, epoch).total
+
+
+class GuideLoss(nn.Module):
+    """The custom loss of the guide: KL summed over rows and latent, reconstruction averaged over everything."""
+
+    def __init__(self, beta_schedule="constant", beta_max=1.0):
+        super().__init__()
+        self.beta_schedule = beta_schedule
+        self.beta_max = beta_max
+
+    def _get_beta(self, epoch):
+        return self.beta_max
+
+    def forward(self, recon_x, x, mu, logvar, epoch):
+        recon_loss = F.mse_loss(recon_x, x, reduction="mean")
+        beta = self._get_beta(epoch)
+        kl_loss = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+        sim_loss = 1 - F.cosine_similarity(recon_x, x, dim=-1).mean()
+        return recon_loss + beta * kl_loss + 0.1 * sim_loss
+
+
+# Construction and forward
+
+
+def test_the_constructor_has_the_guides_signature_and_defaults():
+    parameters = list(inspect.signature(ConditionedVAEGenerator).parameters.values())
+    given = [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert given == [
+        ("input_dim", 512),
+        ("visual_dim", 768),
+        ("hidden_dim", 1024),
+        ("latent_dim", 256),
+        ("sequence_length", 1),
+    ]
+
+
+@pytest.mark.parametrize(("tokens", "shape"), [(1, (6, 512)), (1, (6, 1, 512)), (3, (6, 3, 512))])
+def test_forward_gives_reconstruction_mean_and_log_variance(tokens, shape):
+    generator = ConditionedVAEGenerator(512, hidden_dim=32, latent_dim=16, sequence_length=tokens)
+    recon, mu, logvar = generator(torch.randn(shape), torch.randn(6, 768))
+    assert recon.shape == shape
+    assert mu.shape == logvar.shape == (6, 16)
+
+
+def test_a_condition_per_row_equals_row_by_row(world, generator):
+    clips, labels = world.clips(3)
+    order = torch.randperm(30, generator=draws(0))
+    x, conditions = clips[order], world.conditions[labels[order]]
+    together = generator(x, conditions)
+    for row in range(30):
+        alone = generator(x[row : row + 1], conditions[row])
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, other[row : row + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_condition_of_a_row_changes_its_reconstruction(world, generator):
+    x = world.clips(1)[0][:1]
+    right, wrong = generator(x, world.conditions[0])[0], generator(x, world.conditions[1])[0]
+    assert (right - wrong).abs().max() > 0.1
+
+
+def test_the_latent_is_drawn_in_training_and_is_the_mean_otherwise(world):
+    generator = generator_for(world)
+    x = torch.randn(4, 48)
+    generator.train()
+    assert not torch.equal(generator(x, world.conditions[0])[0], generator(x, world.conditions[0])[0])
+    generator.eval()
+    assert torch.equal(generator(x, world.conditions[0])[0], generator(x, world.conditions[0])[0])
+
+
+def test_t5_prompts_condition_it_as_the_guide_shows():
+    world = World(classes=2, width=512, tokens=17, condition=4096)
+    generator = ConditionedVAEGenerator(
+        input_dim=512, visual_dim=4096, hidden_dim=1024, latent_dim=512, sequence_length=17
+    )
+    losses = generator.fit(world.rows(groups=2), world.conditions, 2, 0.1, draws(0))
+    assert len(losses) == 2
+    t5 = world.conditions[:1, None].repeat(1, 17, 1)
+    samples = generator.sample(3, t5)
+    assert samples.shape == (3, 17, 512)
+    assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"input_dim": 0}, "input_dim=0"), ({"hidden_dim": -1}, "hidden_dim=-1"), ({"latent_dim": 0}, "latent_dim=0")],
+)
+def test_a_size_out_of_range_is_an_error_that_names_it(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ConditionedVAEGenerator(**settings)
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("shape", [{"width": 48}, {"width": 16, "tokens": 3}], ids=["one token", "three tokens"])
+def test_samples_are_as_many_different_rows_as_asked_for(shape):
+    world = World(**shape)
+    rows = trained(world, epochs=2).sample(7, world.conditions[2])
+    assert rows.shape == (7, *world.shape)
+    assert len(rows.flatten(1).unique(dim=0)) == 7
+
+
+def test_samples_arrive_on_the_device_that_is_asked_for(world, generator):
+    assert generator.sample(2, world.conditions[0]).device.type == "cpu"
+    assert generator.sample(2, world.conditions[0], "meta").device.type == "meta"
+
+
+def test_samples_are_of_their_class_and_as_spread_as_clips(world, generator):
+    samples = generator.sample_classes(world.conditions, 60, draws(0))
+    labels = torch.arange(10).repeat_interleave(60)
+    assert samples.shape == (10, 60, 1, 48)
+    assert (world.nearest_class(samples.flatten(0, 1)) == labels).float().mean() > 0.9
+    assert 0.7 < world.variance_ratio(samples.flatten(0, 1), labels) < 1.3
+
+
+def test_every_row_of_a_mixed_batch_is_of_its_own_class(world, generator):
+    labels = torch.randperm(40, generator=draws(0)) % 10
+    rows = generator.sample(40, world.conditions[labels])
+    assert (world.nearest_class(rows) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("condition", [lambda c: c, lambda c: c[None], lambda c: c.repeat(1, 77, 1)])
+def test_a_class_is_found_by_a_vector_a_row_or_its_tokens(world, generator, condition):
+    rows = generator.sample(20, condition(world.conditions[4]))
+    assert (world.nearest_class(rows) == 4).float().mean() > 0.9
+
+
+def test_an_output_near_a_classs_prompt_finds_that_class(world, generator):
+    near = world.conditions[4] + 0.1 * torch.randn(24, generator=draws(0))
+    assert (world.nearest_class(generator.sample(20, near)) == 4).float().mean() > 0.9
+
+
+def test_unknown_conditions_are_decoded_beside_known_ones(world, generator):
+    unknown = torch.randn(5, 24, generator=draws(8))
+    rows = generator.sample(10, torch.cat([unknown, world.conditions[:5]]))
+    assert rows.shape == (10, 1, 48)
+    assert rows.isfinite().all()
+    assert (world.nearest_class(rows[5:]) == torch.arange(5)).all()
+    assert len(rows.flatten(1).unique(dim=0)) == 10
+
+
+def test_sampling_works_before_any_training(world):
+    rows = generator_for(world).sample(3, world.conditions[0])
+    assert rows.shape == (3, 1, 48)
+    assert rows.isfinite().all()
+
+
+def test_the_same_seed_samples_the_same_bits_whatever_the_global_state(world, generator):
+    one = generator.sample(5, world.conditions[0], random=draws(3))
+    torch.manual_seed(99)
+    assert torch.equal(one, generator.sample(5, world.conditions[0], random=draws(3)))
+    assert not torch.equal(one, generator.sample(5, world.conditions[0], random=draws(4)))
+
+
+def test_a_condition_of_the_wrong_width_is_an_error_with_both_widths(world, generator):
+    with pytest.raises(ValueError, match=r"width 7.*24"):
+        generator.sample(3, torch.randn(7))
+    with pytest.raises(ValueError, match=r"width 7.*24"):
+        generator(torch.randn(3, 48), torch.randn(3, 7))
+
+
+@pytest.mark.parametrize("shape", [(4, 24), (4, 77, 24)])
+def test_the_wrong_number_of_conditions_is_an_error_with_both_numbers(generator, shape):
+    with pytest.raises(ValueError, match="4 rows for 3 samples"):
+        generator.sample(3, torch.randn(shape))
+
+
+# Training
+
+
+def test_outputs_are_unbounded():
+    world = World(scale=50, offset=100)
+    generator = trained(world)
+    clips, labels = world.clips(24)
+    recon = generator(clips, world.conditions[labels])[0]
+    # Whatever the units: rows reach further than any bounded activation lets them.
+    assert ((recon - clips.mean(0)) / clips.std(0)).abs().max() > 2
+    assert (recon - clips).square().mean() < 0.3 * clips.var()
+    samples = generator.sample_classes(world.conditions, 60, draws(0)).flatten(0, 1)
+    labels = torch.arange(10).repeat_interleave(60)
+    assert (world.nearest_class(samples) == labels).float().mean() > 0.9
+    assert 0.7 < world.variance_ratio(samples, labels) < 1.3
+
+
+def test_non_negative_data_gives_non_negative_samples_of_the_right_class():
+    world = World(non_negative=True)
+    generator = trained(world)
+    samples = generator.sample_classes(world.conditions, 60, draws(0)).flatten(0, 1)
+    assert samples.min() == 0
+    assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(60)).float().mean() > 0.9
+    assert generator.sample(5, torch.randn(24)).min() >= 0
+
+
+def test_signed_data_gives_signed_samples(world, generator):
+    assert generator.sample(20, world.conditions[0]).min() < -1
+    assert generator.sample(20, torch.randn(24)).min() < 0
+
+
+def test_the_posterior_does_not_collapse_within_the_classes(world, generator):
+    clips, labels = world.clips(24)
+    assert active_units(generator.posterior(clips, world.conditions[labels])[0], labels) > 0
+    naive = trained(world, loss=GuideLoss())
+    assert active_units(naive.posterior(clips, world.conditions[labels])[0], labels) == 0
+
+
+def test_a_users_own_loss_that_returns_a_scalar_works(world):
+    generator = generator_for(world, loss=GuideLoss(beta_max=1e-4))
+    losses = generator.fit(world.rows(), world.conditions, 30, 0.1, draws(0))
+    assert losses[-1].total < losses[0].total
+    assert losses[0].parts == losses[0].per_class == {}
+    assert generator.sample(3, world.conditions[0]).shape == (3, 1, 48)
+    generator_for(world, loss=GuideLoss()).load_checkpoint(through_a_file(generator.checkpoint()))
+
+
+def test_the_loss_of_each_epoch_is_reported_by_part_and_class(world):
+    generator = generator_for(world, loss=VAELoss(variance="unit"))
+    losses = generator.fit(world.rows(), world.conditions, 3, 0.1, draws(0))
+    assert len(losses) == 3
+    assert losses[0].parts.keys() == {"reconstruction", "kl", "similarity"}
+    assert set(losses[0].per_class) == set(world.names)
+    assert losses[0].total == pytest.approx(losses[0].parts["reconstruction"] + losses[0].parts["kl"], rel=1e-4)
+    mean = sum(parts["kl"] for parts in losses[0].per_class.values()) / 10
+    assert mean == pytest.approx(losses[0].parts["kl"], rel=1e-4)
+
+
+def test_noise_is_on_the_input_and_never_on_the_target(world):
+    frozen = {"learning_rate": 0.0, "weight_decay": 0.0}
+    seen = {}
+    for noise in (0.0, 5.0):
+        loss = Watched()
+        trained(world, epochs=3, noise=noise, loss=loss, **frozen)
+        seen[noise] = [torch.cat([call[part] for call in loss.calls]) for part in (0, 1)]
+    targets, inputs = ({noise: len(both[part].unique(dim=0)) for noise, both in seen.items()} for part in (0, 1))
+    # 80 rows three times: clean targets repeat in every epoch, noisy inputs never.
+    assert targets == {0.0: 80, 5.0: 80}
+    assert inputs[5.0] == 240
+    assert torch.equal(seen[0.0][0].unique(dim=0), seen[5.0][0].unique(dim=0))
+    spread = [float(seen[noise][1].std()) for noise in (0.0, 5.0)]
+    assert spread[1] > 1.5 * spread[0]
+
+
+def test_a_batch_holds_rows_of_many_classes_each_with_its_own_condition(world):
+    loss = Watched()
+    generator = trained(world, epochs=1, loss=loss, batch_size=40)
+    assert [len(x) for x, _, _ in loss.calls] == [40, 40]
+    classes = world.nearest_class(generator._restore(loss.calls[0][0]).unsqueeze(1)).unique()
+    assert len(classes) > 5
+
+
+def test_epochs_are_counted_over_the_whole_life(world):
+    loss = Watched()
+    generator = generator_for(world, loss=loss)
+    for _ in range(2):
+        generator.fit(world.rows(), world.conditions, 5, 0.1, draws(0))
+    assert [epoch for _, _, epoch in loss.calls] == list(range(10))
+    back = generator_for(world, loss=loss)
+    back.load_checkpoint(through_a_file(generator.checkpoint()))
+    back.fit(world.rows(), world.conditions, 1, 0.1, draws(0))
+    assert loss.calls[-1][2] == 10
+
+
+def test_the_optimiser_lives_on_across_fits(world):
+    generator = generator_for(world)
+    moments = []
+    for _ in range(2):
+        generator.fit(world.rows(), world.conditions, 5, 0.1, draws(0))
+        moments.append(generator.training_state()["optimiser"]["state"][0])
+    assert moments[-1]["step"] == 10
+    assert moments[-1]["exp_avg_sq"].any()
+
+
+def test_the_standardisation_is_taken_once(world):
+    generator = trained(world, epochs=1)
+    mean = generator.input_mean.clone()
+    shifted = world.rows()
+    shifted.embeddings.add_(3)
+    generator.fit(shifted, world.conditions, 1, 0.1, draws(0))
+    assert torch.equal(generator.input_mean, mean)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(world, noise):
+    def fit(generator, seed):
+        generator.fit(world.rows(seed=seed), world.conditions, 5, noise, draws(seed))
+
+    uninterrupted, stopped = generator_for(world), generator_for(world)
+    fit(uninterrupted, 1)
+    fit(stopped, 1)
+    resumed = ConditionedVAEGenerator(48, 24, 64, 8, 1, learning_rate=2e-3)
+    resumed.load_checkpoint(through_a_file(stopped.checkpoint()))
+    one, other = (each.sample(4, world.conditions[2], None, draws(5)) for each in (stopped, resumed))
+    assert torch.equal(one, other)
+    fit(uninterrupted, 2)
+    fit(resumed, 2)
+    assert_same_bits(resumed.checkpoint(), uninterrupted.checkpoint())
+    one, other = (each.sample(4, world.conditions[2], None, draws(6)) for each in (uninterrupted, resumed))
+    assert torch.equal(one, other)
+    # The weights alone would not do: optimiser and epoch are needed as well.
+    fit(stopped, 2)
+    forgetful = generator_for(world)
+    forgetful.load_state_dict(stopped.state_dict())
+    fit(stopped, 3)
+    fit(forgetful, 3)
+    assert not torch.equal(stopped.encoder[0].weight, forgetful.encoder[0].weight)
+
+
+def test_the_same_seed_trains_the_same_bits_whatever_the_global_state(world):
+    states = []
+    for start in (0, 1):
+        generator = generator_for(world)
+        torch.manual_seed(start)
+        generator.fit(world.rows(), world.conditions, 3, 0.1, draws(0))
+        states.append(generator.checkpoint())
+    assert_same_bits(*states)
+
+
+def test_a_checkpoint_of_other_dimensions_does_not_load(world):
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        generator_for(World(width=32)).load_checkpoint(trained(world, epochs=1).checkpoint())
+
+
+# What data may look like
+
+
+def test_dead_columns_survive(world):
+    rows = world.rows()
+    rows.embeddings[:, :, :6] = 4
+    rows.variances[:, :, :6] = 0
+    generator = trained(world, rows=rows)
+    samples = generator.sample(50, world.conditions[0])
+    assert samples.isfinite().all()
+    torch.testing.assert_close(samples[..., :6], torch.full((50, 1, 6), 4.0), rtol=1e-3, atol=1e-3)
+    assert generator.sample(5, torch.randn(24)).isfinite().all()
+
+
+def test_data_without_any_variance_is_survived(world):
+    rows = world.rows()
+    rows.embeddings.fill_(3)
+    rows.variances.zero_()
+    assert trained(world, epochs=5, rows=rows).sample(3, world.conditions[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("variance", [True, False])
+@pytest.mark.parametrize("classes", [1, 10])
+def test_one_mean_a_class_is_enough(classes, variance):
+    world = World(classes=classes)
+    generator = trained(world, rows=world.rows(groups=1, size=24, variance=variance))
+    samples = generator.sample_classes(world.conditions, 40, draws(0)).flatten(0, 1)
+    labels = torch.arange(classes).repeat_interleave(40)
+    assert samples.isfinite().all()
+    assert (world.nearest_class(samples) == labels).float().mean() > 0.9
+    if variance:
+        assert 0.7 < world.variance_ratio(samples, labels) < 1.3
+
+
+def test_uneven_classes_keep_their_own_spread():
+    world = World(classes=4)
+    rows = world.rows(groups=12)
+    keep = torch.ones(48, dtype=torch.bool)
+    keep[1:12], keep[15:24] = False, False
+    generator = trained(world, rows=rows.take(keep))
+    samples = generator.sample_classes(world.conditions, 60, draws(0)).flatten(0, 1)
+    labels = torch.arange(4).repeat_interleave(60)
+    assert (world.nearest_class(samples) == labels).float().mean() > 0.9
+    assert 0.7 < world.variance_ratio(samples, labels) < 1.3
+
+
+def test_classes_may_come_and_go_between_fits():
+    world = World()
+    rows = world.rows()
+    first = rows.take(rows.labels < 3)
+    generator = generator_for(world)
+    early = PrototypeRows(first.embeddings, first.labels, first.counts, first.variances, world.names[:3])
+    generator.fit(early, world.conditions[:3], 30, 0.1, draws(0))
+    generator.fit(rows, world.conditions, 60, 0.1, draws(1))
+    samples = generator.sample_classes(world.conditions, 30, draws(0)).flatten(0, 1)
+    assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(30)).float().mean() > 0.9

@@ -1,0 +1,164 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PromptBank, PrototypeRows
+from tests.core.conftest import assert_same_bits, through_a_file
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def audio(value, groups=2, count=3):
+    means = torch.full((groups, 1, 4), float(value))
+    return AudioPrototypes(means, torch.full((groups,), count), torch.full_like(means, 0.5))
+
+
+def says(name, value, count=6, clip=None, **more):
+    return ClassPrompts(name, count, audio(value, **more), None if clip is None else torch.full((1, 8), float(clip)))
+
+
+def bank_of(**sites):
+    bank = PromptBank()
+    for site, prompts in sites.items():
+        bank.update(site, prompts, f"data of {site}", 1)
+    return bank
+
+
+def of_class(rows, name):
+    return rows.embeddings[rows.labels == rows.names.index(name)]
+
+
+def test_two_sites_that_order_their_classes_differently_do_not_clash():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)], b=[says("cat", 20), says("cow", 30), says("dog", 10)])
+    rows = bank.rows()
+    assert rows.names == ("cat", "cow", "dog")
+    assert of_class(rows, "dog").unique().tolist() == [1, 10]
+    assert of_class(rows, "cat").unique().tolist() == [2, 20]
+    assert of_class(rows, "cow").unique().tolist() == [30]
+
+
+def test_rows_come_in_the_same_order_whoever_answers_first():
+    sites = {"b": [says("dog", 10), says("cat", 20)], "a": [says("cat", 2), says("dog", 1)]}
+    one, other = bank_of(**sites).rows(), bank_of(**dict(reversed(sites.items()))).rows()
+    assert_same_bits(vars(one), vars(other))
+    assert one.embeddings[:, 0, 0].tolist() == [2, 2, 20, 20, 1, 1, 10, 10]
+
+
+def test_rows_are_float32_whatever_came_over_the_wire():
+    prompts = AudioPrototypes(torch.ones(2, 1, 4).half(), torch.tensor([3, 4]), torch.ones(2, 1, 4).half())
+    rows = bank_of(a=[ClassPrompts("dog", 7, prompts)]).rows()
+    assert {rows.embeddings.dtype, rows.counts.dtype, rows.variances.dtype} == {torch.float32}
+    assert rows.labels.dtype == torch.int64
+    assert rows.counts.tolist() == [3, 4]
+
+
+def test_an_empty_bank_has_no_rows():
+    assert PromptBank().rows() is None
+    assert bank_of(a=[]).rows() is None
+
+
+def test_a_site_that_is_silent_still_counts():
+    bank = bank_of(a=[says("dog", 1)], b=[says("cat", 2)])
+    bank.update("a", [says("dog", 3)], "new", 9)
+    assert bank.rows().names == ("cat", "dog")
+
+
+def test_a_reply_replaces_all_that_the_site_said_before():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)])
+    bank.update("a", [says("cow", 3)], "new", 2)
+    assert bank.rows().names == ("cow",)
+
+
+def test_a_site_that_resends_without_audio_keeps_its_prototypes():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)])
+    bank.update("a", [ClassPrompts("dog", 6, clip=torch.ones(1, 8))], "data of a", 2)
+    assert of_class(bank.rows(), "dog").unique().tolist() == [1]
+    assert bank.mean_outputs("clip", ["dog"])[0].tolist() == [[1.0] * 8]
+
+
+@pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
+def test_missing_audio_is_an_error_where_the_bank_does_not_hold_it(name, data):
+    bank = bank_of(a=[says("dog", 1)])
+    before = bank.state_dict()
+    with pytest.raises(KeyError):
+        bank.update("a", [says("dog", 5), ClassPrompts(name, 6)], data, 2)
+    assert_same_bits(bank.state_dict(), before)
+
+
+def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
+    bank = bank_of(a=[says("dog", 1)], b=[says("cat", 2)])
+    bank.update("b", [says("cat", 2)], "data of b", 3)
+    assert bank.expire(4, 3) == []
+    assert bank.expire(5, 3) == ["a"]
+    assert bank.rows().names == ("cat",)
+    assert set(bank.fingerprints) == {"b"}
+
+
+def test_nobody_is_dropped_where_the_maximum_age_is_zero():
+    bank = bank_of(a=[says("dog", 1)])
+    assert bank.expire(10_000, 0) == []
+    assert len(bank.rows()) == 2
+
+
+def test_counts_are_summed_over_the_sites_by_name():
+    bank = bank_of(a=[says("dog", 1, count=5), says("cat", 2, count=1)], b=[says("dog", 3, count=7)])
+    assert list(bank.counts().items()) == [("cat", 1), ("dog", 12)]
+
+
+def test_mean_outputs_weigh_every_clip_alike_and_skip_who_sent_none():
+    bank = bank_of(a=[says("dog", 1, count=30, clip=1)], b=[says("dog", 1, count=10, clip=5), says("cat", 1)])
+    dog, cat, cow = bank.mean_outputs("clip", ["dog", "cat", "cow"])
+    assert dog.unique().tolist() == [2.0]
+    assert cat is None
+    assert cow is None
+
+
+def test_the_bank_comes_back_from_a_file_bit_for_bit():
+    bank = bank_of(
+        a=[says("dog", 1, clip=2), says("cat", 2)], b=[ClassPrompts("dog", 3, audio(4), t5=torch.ones(3, 2))]
+    )
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert_same_bits(back.state_dict(), bank.state_dict())
+    assert_same_bits(vars(back.rows()), vars(bank.rows()))
+    back.update("a", [ClassPrompts("dog", 6)], "data of a", 2)
+    assert back.expire(4, 2) == ["b"]
+
+
+# Splitting
+
+
+def rows_with(counts):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    embeddings = torch.arange(float(len(labels))).view(-1, 1, 1)
+    names = tuple(f"{k}" for k in range(len(counts)))
+    return PrototypeRows(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
+
+
+@QUICK
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.just(0.0) | st.floats(0.01, 0.9))
+def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts, share):
+    rows = rows_with(counts)
+    kept, held = rows.split(share)
+    both = torch.cat([kept.embeddings, held.embeddings]).flatten().sort().values
+    assert torch.equal(both, rows.embeddings.flatten())
+    assert kept.labels.unique().tolist() == list(range(len(counts)))
+    assert kept.names == held.names == rows.names
+    for part in (kept, held):
+        assert torch.equal(part.labels, rows.labels[part.embeddings.flatten().long()])
+
+
+def test_an_eighth_of_eight_prototypes_is_one():
+    _, held = rows_with([8, 8, 3, 16]).split(0.125)
+    assert held.labels.tolist() == [0, 1, 3, 3]
+
+
+def test_nothing_is_held_out_for_a_share_of_zero():
+    kept, held = rows_with([8, 2]).split(0.0)
+    assert len(held) == 0
+    assert len(kept) == 10
+
+
+def test_the_same_rows_are_held_out_every_time():
+    rows = rows_with([8, 9, 24])
+    assert_same_bits(vars(rows.split(0.25)[1]), vars(rows.split(0.25)[1]))

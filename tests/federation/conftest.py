@@ -1,0 +1,31 @@
+import pytest
+
+from fed_a2v.config import compose_settings
+from fed_a2v.federation.engine import run_in_process
+
+from .helpers import FAST, Finished
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """Run the fast experiment with overrides; the same overrides give the same finished run to every test."""
+    runs = {}
+
+    def run(*overrides):
+        if overrides not in runs:
+            folder = tmp_path_factory.mktemp("run")
+            runs[overrides] = Finished(folder, run_in_process(compose_settings([*FAST, *overrides]), folder))
+        return runs[overrides]
+
+    return run
+
+
+@pytest.fixture
+def run_in(tmp_path):
+    """Run the fast experiment with overrides, in a named folder of this test's own."""
+
+    def run(name, *overrides):
+        folder = tmp_path / name
+        return Finished(folder, run_in_process(compose_settings([*FAST, *overrides]), folder))
+
+    return run

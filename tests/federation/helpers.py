@@ -1,0 +1,186 @@
+"""Short runs and federations that tests can watch, break and compare."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import SimpleClientManager
+from flwr.server.server import evaluate_clients, fit_clients
+
+from fed_a2v.config import Settings, compose_settings
+from fed_a2v.data.partition import site_name
+from fed_a2v.data.site import class_names
+from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.engine import InProcessClient
+from fed_a2v.federation.strategy import FedA2V, RoundListener
+from fed_a2v.runs.checkpoint import load_state
+from fed_a2v.runs.files import read_jsonl
+
+QUICK = "experiment=quick"
+# Narrow adapters and fewer steps: half a second a run, and still enough to learn something.
+FAST = (QUICK, "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
+# For tests of who is heard rather than of what is learned.
+SMALL = (QUICK, "adapters.hidden_width=16", "finetune.first_steps=2", "finetune.steps=2", "generator=none")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run and what it left."""
+
+    folder: Path
+    results: dict
+
+    @property
+    def rows(self):
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    @property
+    def log(self):
+        return (self.folder / "run.log").read_text()
+
+    @property
+    def config(self):
+        return Settings.model_validate(load_state(self.folder)["config"])
+
+    @property
+    def state(self):
+        return load_state(self.folder)["strategy"]
+
+
+def without_seconds(row):
+    """A row of metrics, or results, without the figures that a clock gave."""
+    return {key: value for key, value in row.items() if "seconds" not in key}
+
+
+def assert_same(left, right, where="state"):
+    """Two nested structures are equal to the last bit."""
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert list(left) == list(right), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert left == right, where
+
+
+def assert_same_run(left, right):
+    """Two runs left the same metrics and the same adapters, generator and bank, bit for bit."""
+    assert [without_seconds(row) for row in left.rows] == [without_seconds(row) for row in right.rows]
+    assert_same(left.state, right.state)
+
+
+class Node(InProcessClient):
+    """A node that can be made to misbehave.
+
+    `tamper` is called for every message with the task (introduce, train, evaluate), the site, and a function
+    that does the honest work; what it returns is the node's reply.
+    """
+
+    def __init__(self, cid, tamper=None, node_config=None):
+        super().__init__(cid, A2VClient(node_config or {}).to_client())
+        self.tamper = tamper or (lambda task, site, work: work())
+        self.messages = []
+
+    def fit(self, ins, timeout, group_id):
+        self.messages.append(ins.config)
+        return self.tamper(
+            ins.config["task"], ins.config["site"], lambda: super(Node, self).fit(ins, timeout, group_id)
+        )
+
+    def evaluate(self, ins, timeout, group_id):
+        self.messages.append(ins.config)
+        return self.tamper("evaluate", ins.config["site"], lambda: super(Node, self).evaluate(ins, timeout, group_id))
+
+
+class Federation(RoundListener):
+    """A strategy and its nodes, driven hook by hook as Flower's server does it."""
+
+    def __init__(self, *overrides, nodes=5, tamper=None, node_configs=None, state=None):
+        self.settings = compose_settings([*SMALL, *overrides])
+        torch.set_num_threads(self.settings.threads)
+        classes = class_names(self.settings.dataset)
+        prompts = prompt_set(self.settings, classes)
+        self.rows, self.states = [], []
+        self.strategy = FedA2V(
+            self.settings,
+            classes,
+            prompts,
+            lambda shape: make_step(self.settings, prompts, shape),
+            self,
+            state,
+            max_workers=1,
+        )
+        self.manager = SimpleClientManager()
+        self.nodes = [
+            Node(f"{number:06d}", tamper, config)
+            for number, config in enumerate(node_configs or [{} for _ in range(nodes)])
+        ]
+        for node in self.nodes:
+            self.manager.register(node)
+
+    def round_done(self, row, state):
+        self.rows.append(row)
+        self.states.append(copy.deepcopy(state))  # the strategy goes on with its tensors
+
+    def start(self):
+        self.parameters = self.strategy.initialize_parameters(self.manager)
+        return self
+
+    def train(self, number, order=lambda results: results):
+        """The first half of a round; `order` rearranges the replies."""
+        asked = self.strategy.configure_fit(number, self.parameters, self.manager)
+        results, failures = fit_clients(asked, 1, None, number)
+        results.sort(key=lambda result: result[0].cid)
+        self.strategy.aggregate_fit(number, order(results), failures)
+
+    def evaluate(self, number, order=lambda results: results):
+        asked = self.strategy.configure_evaluate(number, self.parameters, self.manager)
+        results, failures = evaluate_clients(asked, 1, None, number)
+        self.strategy.aggregate_evaluate(number, order(results), failures)
+
+    def round(self, number=1, order=lambda results: results):
+        """A whole round; returns its row."""
+        self.train(number, order)
+        self.evaluate(number, order)
+        return self.rows[-1]
+
+    @property
+    def weights(self):
+        return [weight.clone() for weight in self.strategy.step.adapters.weights()]
+
+
+def rewrite(reply, change):
+    """A fit or evaluate reply whose arrays and manifest `change(arrays, manifest)` has altered."""
+    manifest = json.loads(reply.metrics["manifest"])
+    if isinstance(reply, EvaluateRes):
+        change([], manifest)
+        metrics = {"manifest": json.dumps(manifest)}
+        return EvaluateRes(reply.status, reply.loss, reply.num_examples, metrics)
+    arrays = parameters_to_ndarrays(reply.parameters)
+    change(arrays, manifest)
+    return FitRes(reply.status, ndarrays_to_parameters(arrays), reply.num_examples, {"manifest": json.dumps(manifest)})
+
+
+def trained_weights(reply):
+    """The adapters' weights in a fit reply, as float32 arrays."""
+    count = json.loads(reply.metrics["manifest"])["weights"]
+    return [array.astype("float32") for array in parameters_to_ndarrays(reply.parameters)[:count]]
+
+
+def failed(reply, message):
+    """The reply with an error status."""
+    return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, message), reply.parameters, 0, {})
+
+
+SITES = [site_name(number) for number in range(5)]

@@ -1,0 +1,140 @@
+"""From settings to parts."""
+
+import pytest
+import torch
+
+from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.federation.build import make_generator, make_step, prompt_set
+
+from .helpers import assert_same
+
+CLASSES = ("dog", "rain", "siren")
+SHAPE = (1, 24)
+
+
+def build(*overrides, shape=SHAPE):
+    settings = compose_settings(["adapters.hidden_width=16", *overrides])
+    return make_step(settings, prompt_set(settings, CLASSES), shape)
+
+
+def test_the_same_seed_makes_the_same_adapters_and_generator_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    first = build()
+    torch.manual_seed(2)
+    assert_same(first.state_dict(), build().state_dict())
+
+
+def test_another_seed_makes_others():
+    first, second = build("seed=0"), build("seed=1")
+    assert not torch.equal(first.adapters.weights()[0], second.adapters.weights()[0])
+    mine, other = (next(p for p in step.generator.parameters() if p.dim() > 1) for step in (first, second))
+    assert not torch.equal(mine, other)
+
+
+def test_building_leaves_torchs_own_random_numbers_alone():
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    build()
+    assert torch.equal(torch.rand(4), wanted)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clip", "t5"),
+    [
+        ([], (3, 1, 768), None),
+        (["adapters=sd"], (3, 77, 768), None),
+        (["adapters=flux"], (3, 1, 768), (3, 17, 4096)),
+        (["adapters.clip_width=512"], (3, 1, 512), None),
+    ],
+)
+def test_prompts_have_the_shapes_that_the_adapters_need(overrides, clip, t5):
+    prompts = prompt_set(compose_settings(overrides), CLASSES)
+    assert prompts.names == CLASSES
+    assert tuple(prompts.clip.shape) == clip
+    assert (prompts.t5 if t5 is None else tuple(prompts.t5.shape)) == t5
+
+
+@pytest.mark.parametrize("audio", [(1, 24), (3, 10)])
+@pytest.mark.parametrize("name", ["vae", "gaussian"])
+def test_adapters_and_generator_fit_the_embeddings_and_the_prompts(audio, name):
+    step = build(f"generator={name}", "adapters.clip_width=40", shape=audio)
+    assert step.adapters.audio_width == audio[1]
+    wanted = {"input_dim": audio[1], "sequence_length": audio[0], "visual_dim": 40}
+    assert wanted.items() <= step.generator.dimensions.items()
+    assert step.adapters(torch.zeros(2, *audio)).clip.shape == (2, 1, 40)
+
+
+def test_without_a_generator_there_is_none():
+    assert build("generator=none").generator is None
+
+
+def test_the_adapters_of_flux_keep_the_budget_of_eight_million_weights():
+    settings = compose_settings("adapters=flux")
+    step = make_step(settings, prompt_set(settings, CLASSES), (1, 512))
+    assert step.adapters(torch.zeros(1, 1, 512)).t5.shape == (1, 17, 4096)
+    assert sum(weight.numel() for weight in step.adapters.weights()) <= 8_000_000
+
+
+def test_the_step_obeys_the_settings():
+    step = build(
+        "seed=3",
+        "aggregation.max_age=4",
+        "generator.holdout=0.25",
+        "generator.training_epochs=6",
+        "generator.augmentation_noise=0.7",
+        "generator.synthetic_samples_per_class=8",
+        "generator.validation_frequency=9",
+        "finetune.enabled=false",
+        "finetune.first_steps=11",
+        "finetune.steps=12",
+        "finetune.synthetic_share=0.13",
+        "finetune.from_nodes_adapters=true",
+        "finetune.rollback=false",
+        "finetune.learning_rate=0.14",
+        "finetune.weight_decay=0.15",
+        "finetune.batch_size=16",
+    )
+    made = step.settings
+    assert (made.seed, made.max_age, made.holdout, made.training_epochs) == (3, 4, 0.25, 6)
+    assert (made.augmentation_noise, made.synthetic_samples_per_class, made.validation_frequency) == (0.7, 8, 9)
+    assert (made.finetune, made.first_steps, made.steps, made.synthetic_share) == (False, 11, 12, 0.13)
+    assert (made.from_nodes_adapters, made.rollback) == (True, False)
+    optimiser = made.optimiser
+    assert (optimiser.learning_rate, optimiser.weight_decay, optimiser.batch_size) == (0.14, 0.15, 16)
+
+
+def test_augmentation_switched_off_adds_no_noise():
+    assert build("generator.augmentation=false").settings.augmentation_noise == 0
+
+
+def test_an_argument_that_the_generators_class_does_not_know_is_refused_with_the_nearest():
+    settings = compose_settings("+generator.laten_dim=3")
+    with pytest.raises(ConfigError, match=r"unknown key generator.laten_dim .*did you mean generator.latent_dim\?"):
+        make_generator(settings, SHAPE, 768)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generator.latent_dim=0", "generator=vae: .*latent_dim"),
+        ("generator.loss.beta_schedule=sideways", "generator=vae: .*sideways"),
+        ("generator._target_=no.such.Module", "generator._target_=no.such.Module"),
+    ],
+)
+def test_a_value_that_the_generators_class_refuses_is_an_error_of_the_settings(override, message):
+    with pytest.raises(ConfigError, match=message):
+        make_generator(compose_settings([override]), SHAPE, 768)
+
+
+def test_a_users_own_loss_takes_the_place_of_the_vaes():
+    settings = compose_settings("generator.loss._target_=tests.federation.test_build.OwnLoss +generator.loss.weight=3")
+    generator = make_generator(settings, SHAPE, 768)
+    assert isinstance(generator.loss, OwnLoss)
+    assert generator.loss.weight == 3
+
+
+class OwnLoss(torch.nn.Module):
+    def __init__(self, weight, **others):
+        super().__init__()
+        self.weight = weight

@@ -1,0 +1,175 @@
+"""A node's side: messages in, replies out, nothing remembered in between."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.common import FitIns, GetPropertiesIns, ndarrays_to_parameters, parameters_to_ndarrays
+
+from fed_a2v.core.prompts import AudioPrototypes
+from fed_a2v.data.errors import DataError
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.client_app import client_fn
+from fed_a2v.federation.wire import BadReplyError, Expected, decode_reply, decode_scores, encode_weights
+
+from .helpers import SITES, Federation
+
+
+@pytest.fixture(scope="module")
+def federation():
+    return Federation().start()
+
+
+@pytest.fixture(scope="module")
+def message(federation):
+    """The message for one site, as the strategy writes it."""
+
+    def make(task, number=1, held="", round_number=None):
+        round_number = round_number if round_number is not None else (0 if task == "introduce" else 1)
+        written = federation.strategy._message(task, round_number, SITES[number], number)
+        if task == "evaluate":
+            return written | {"models": json.dumps(["before", "after"])}
+        return written | {"held": held}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def weights(federation):
+    return federation.strategy._weights()
+
+
+def read(federation, fit_result, task, **changes):
+    arrays, clips, metrics = fit_result
+    expected = federation.strategy._expected(SITES[1], 0 if task == "introduce" else 1, task)
+    return decode_reply(arrays, metrics, clips, Expected(**{**vars(expected), **changes}))
+
+
+def test_asked_to_introduce_the_site_it_sends_prototypes_and_no_weights(federation, message):
+    reply = read(federation, A2VClient({}).fit([], message("introduce")), "introduce")
+    assert reply.weights == []
+    assert (len(reply.prompts), reply.num_examples) == (2, 18)
+    assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.prompts)
+
+
+def test_asked_to_train_it_sends_changed_weights_and_its_mean_outputs(federation, message, weights):
+    reply = read(federation, A2VClient({}).fit(weights, message("train")), "train")
+    sent = federation.strategy.step.adapters.weights()
+    assert [w.shape for w in reply.weights] == [w.shape for w in sent]
+    assert not torch.allclose(reply.weights[0], sent[0], atol=1e-5)
+    assert all(prompt.clip.shape == (1, 768) for prompt in reply.prompts)
+    assert reply.losses["loss"] > 0
+
+
+def test_prototypes_that_the_server_holds_are_not_sent_again(federation, message, weights):
+    fingerprint = federation.strategy.step.bank.fingerprints[SITES[1]]
+    again = read(federation, A2VClient({}).fit(weights, message("train", held=fingerprint)), "train")
+    assert all(prompt.audio is None for prompt in again.prompts)
+    anew = read(federation, A2VClient({}).fit(weights, message("train", held="other")), "train")
+    assert all(prompt.audio is not None for prompt in anew.prompts)
+
+
+def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation, message, weights):
+    zeros = [np.zeros_like(array) for array in weights[:-2]]
+    loss, clips, metrics = A2VClient({}).evaluate(zeros + weights, message("evaluate"))
+    scores = decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
+    assert clips == scores["before"].clips == scores["after"].clips == 6
+    assert scores["before"].accuracy == 0, "weights of zero find nothing"
+    assert scores["before"].loss != scores["after"].loss
+    assert loss == pytest.approx(scores["after"].loss)
+
+
+def test_one_node_may_act_for_several_sites(federation, message):
+    node = A2VClient({})
+    manifests = [json.loads(node.fit([], message("introduce", number))[2]["manifest"]) for number in (0, 3)]
+    assert [manifest["site"] for manifest in manifests] == ["site-000", "site-003"]
+    assert not {c["name"] for c in manifests[0]["classes"]} & {c["name"] for c in manifests[1]["classes"]}
+
+
+def test_a_node_that_has_answered_before_answers_like_a_new_one(message, weights):
+    used = A2VClient({})
+    used.fit([], message("introduce", 4))
+    used.fit(weights, message("train", 1))
+    first, second = (node.fit(weights, message("train", 1)) for node in (used, A2VClient({})))
+    assert all(np.array_equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+
+
+def test_the_servers_arrays_stay_as_they_are(message, weights):
+    copies = [array.copy() for array in weights]
+    A2VClient({}).fit(weights, message("train"))
+    assert all(np.array_equal(a, b) for a, b in zip(weights, copies, strict=True))
+
+
+def test_all_that_it_answers_is_allowed_on_the_wire(message, weights):
+    node = A2VClient({"site": "lab"})
+    answers = [
+        *node.fit(weights, message("train"))[1:],
+        *node.evaluate(weights[:-2] + weights, message("evaluate")),
+        node.get_properties({}),
+    ]
+    for answer in answers:
+        for value in answer.values() if isinstance(answer, dict) else [answer]:
+            assert type(value) in (bool, int, float, str, bytes)
+
+
+@pytest.mark.parametrize(
+    ("node_config", "properties"),
+    [({}, {}), ({"site": "lab"}, {"site": "lab"}), ({"partition-id": 3}, {"site": "3"})],
+)
+def test_it_gives_the_name_that_its_operator_gave_it(node_config, properties):
+    assert A2VClient(node_config).get_properties({}) == properties
+
+
+def test_its_own_device_wins_over_the_settings(message, weights):
+    with pytest.raises(RuntimeError, match=r"(?i)meta|device"):
+        A2VClient({"device": "meta"}).fit(weights, message("train"))
+
+
+def test_its_own_cache_wins_over_the_settings(message, tmp_path):
+    asked = message("introduce")
+    few = json.loads(asked["settings"])
+    few["dataset"]["clips_per_class"] = 4
+    A2VClient({"cache-dir": str(tmp_path / "own")}).fit([], asked | {"settings": json.dumps(few)})
+    assert list((tmp_path / "own").rglob("*"))
+
+
+def test_a_folder_of_its_own_makes_no_sense_with_the_built_in_sounds(message, tmp_path):
+    with pytest.raises(DataError, match="synth reads no files"):
+        A2VClient({"data-dir": str(tmp_path)}).fit([], message("introduce"))
+
+
+def test_weights_that_do_not_fit_are_refused(message, weights):
+    with pytest.raises(BadReplyError, match="weights, expected"):
+        A2VClient({}).fit(weights[1:], message("train"))
+    with pytest.raises(BadReplyError, match="shape"):
+        A2VClient({}).fit([weights[0][:, :3], *weights[1:]], message("train"))
+    with pytest.raises(BadReplyError, match="not finite"):
+        A2VClient({}).fit([weights[0] * np.nan, *weights[1:]], message("train"))
+
+
+def test_classes_that_its_data_has_not_are_refused(message):
+    foreign = message("introduce") | {"classes": json.dumps(["banjo"])}
+    with pytest.raises(DataError, match="banjo"):
+        A2VClient({}).fit([], foreign)
+
+
+def test_flowers_entry_point_hands_over_what_only_the_node_knows():
+    client = client_fn(SimpleNamespace(node_config={"site": "lab", "partition-id": 0}))
+    assert client.get_properties(GetPropertiesIns({})).properties == {"site": "lab"}
+
+
+def test_through_flowers_own_packing_the_reply_stays_the_same(federation, message, weights):
+    wrapped = A2VClient({}).to_client().fit(FitIns(ndarrays_to_parameters(weights), message("train")))
+    plain = A2VClient({}).fit(weights, message("train"))
+    assert all(np.array_equal(a, b) for a, b in zip(parameters_to_ndarrays(wrapped.parameters), plain[0], strict=True))
+    assert wrapped.num_examples == plain[1]
+
+
+def test_standardisation_travels_in_full_precision(federation, weights):
+    adapters = federation.strategy.step.adapters
+    mean, std = encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
+    assert np.array_equal(weights[-2], mean)
+    assert np.array_equal(weights[-1], std)
+    assert weights[0].dtype == np.float16

@@ -1,0 +1,382 @@
+"""A run and its folder: what it leaves, and going on after it was stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fed_a2v.config import ConfigError, Settings, compose_settings
+from fed_a2v.federation import run as run_module
+from fed_a2v.federation.run import Run
+from fed_a2v.runs.checkpoint import CheckpointError
+from fed_a2v.runs.files import read_jsonl
+from fed_a2v.runs.folder import GUIDE_METRICS
+
+from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
+
+GUIDE_NAMES = {
+    "server/generator_loss",
+    "server/adapter_finetuning_loss",
+    "server/generator_validation_similarity",
+    "server/generator_validation_mse",
+    "server/generator_validation_l1",
+}
+VALIDATED = ("rounds=2", "generator.validation_frequency=1", "generator.holdout=0.34")
+
+
+@pytest.fixture(scope="session")
+def validated(finished_run):
+    return finished_run(*VALIDATED)
+
+
+# What a run leaves
+
+
+def test_the_folder_holds_these_files_and_no_others(validated):
+    files = {str(path.relative_to(validated.folder)) for path in validated.folder.rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml",
+        "partition.json",
+        "metrics.jsonl",
+        "results.json",
+        "run.log",
+        "checkpoints/state_round_000001.pt",
+        "checkpoints/state_round_000002.pt",
+        "checkpoints/vae_generator_round_2.pt",
+    }
+
+
+def test_the_saved_settings_are_those_of_the_run(validated):
+    saved = yaml.safe_load((validated.folder / "config.yaml").read_text())
+    assert Settings.model_validate(saved) == compose_settings([*FAST, *VALIDATED])
+
+
+def test_the_partition_names_every_sites_classes_and_clips(validated):
+    sites = json.loads((validated.folder / "partition.json").read_text())["sites"]
+    assert list(sites) == [f"site-00{number}" for number in range(5)]
+    assert all(len(site["classes"]) == 2 for site in sites.values())
+    clips = [key for site in sites.values() for keys in site["clips"].values() for key in keys]
+    assert len(clips) == len(set(clips)) == 120
+
+
+def test_the_metrics_have_a_row_a_round_with_the_guides_names_and_what_was_promised(validated):
+    assert [row["round"] for row in validated.rows] == [1, 2]
+    promised = {
+        *("accuracy", "accuracy_before", "accuracy_at_5", "cosine", "loss", "test_clips", "per_class"),
+        *("bytes_up", "bytes_down", "rejected", "rejections", "failures", "replies", "rolled_back"),
+        *("seconds", "seconds/sites", "seconds/generator", "seconds/finetune", "seconds/evaluate"),
+        *("generator/reconstruction", "generator/kl", "generator/similarity"),
+        *("finetune/mse", "finetune/cosine", "finetune/contrastive"),
+        *("site/loss", "site/mse", "site/cosine", "site/contrastive"),
+    }
+    assert set(GUIDE_METRICS) == GUIDE_NAMES
+    for row in validated.rows:
+        assert row.keys() >= GUIDE_NAMES | promised
+        assert all(isinstance(row[name], float) for name in GUIDE_NAMES)
+
+
+def test_a_row_without_validation_still_has_the_guides_names(finished_run):
+    for row in finished_run("generator=none").rows:
+        assert row.keys() >= GUIDE_NAMES
+        assert row["server/generator_validation_mse"] is None
+
+
+def test_the_results_are_those_of_the_last_round(validated):
+    results = json.loads((validated.folder / "results.json").read_text())
+    assert results == validated.results
+    last = validated.rows[-1]
+    for figure in ("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss", "test_clips"):
+        assert results[figure] == last[figure]
+    assert 0 <= results["accuracy"] <= results["accuracy_at_5"] <= 1
+    assert (
+        results["bytes_up"] == sum(row["bytes_up"] for row in validated.rows) + validated.rows[0]["bytes_introduction"]
+    )
+    assert (results["rounds"], results["sites"], results["generator"], results["seed"]) == (2, 5, "vae", 0)
+
+
+def test_the_log_has_the_guides_lines(validated):
+    number = r"-?\d+\.\d"
+    wanted = [
+        r"=== Round 1: Training Generator and Global Adapters ===",
+        r"Training generator for 2 epochs with augmentation=True",
+        rf"  Epoch 1 Class 'dog': VAE Loss={number}{{4}} \(Recon={number}{{4}}, KL={number}{{4}}, Sim={number}{{4}}\)",
+        rf"Generator training completed. Average loss: {number}{{4}}",
+        r"Validating generator at round 1",
+        r"=== Generator Validation Metrics ===",
+        rf"Average Cosine Similarity: {number}{{4}}",
+        rf"Average MSE Loss: {number}{{6}}",
+        rf"Average L1 Loss: {number}{{6}}",
+        r"Classes validated: 10",
+        rf"  - dog: {number}{{4}}",
+        r"=== Round 2: Training Generator and Global Adapters ===",
+        r"Saving generator checkpoint at round 2",
+        r"Saved generator checkpoint to checkpoints/vae_generator_round_2.pt",
+    ]
+    place = 0
+    for line in wanted:
+        found = re.compile(rf"^[\d-]+ [\d:,]+ INFO {line}$", re.MULTILINE).search(validated.log, place)
+        assert found, f"not there, or not in this order: {line}"
+        place = found.end()
+
+
+def test_what_happens_without_augmentation_is_said(finished_run):
+    assert "with augmentation=False" in finished_run("generator.augmentation=false", "rounds=1").log
+
+
+def test_the_row_of_metrics_says_what_the_log_says(validated):
+    for row in validated.rows:
+        assert f"Average loss: {row['server/generator_loss']:.4f}" in validated.log
+        assert f"Average MSE Loss: {row['server/generator_validation_mse']:.6f}" in validated.log
+
+
+# Checkpoints of the generator
+
+
+def test_the_guides_snippet_reads_the_generators_checkpoint(validated):
+    checkpoint = torch.load(validated.folder / "checkpoints" / "vae_generator_round_2.pt")
+    assert checkpoint["round"] == 2
+    assert checkpoint["generator_type"] == "vae"
+    assert_same(dict(checkpoint["generator_state"]), dict(validated.state["step"]["generator"]["generator_state"]))
+
+
+def test_the_generator_is_saved_every_so_many_rounds_and_after_the_last(run_in):
+    run = run_in("saves", "rounds=3", "generator.checkpoint_frequency=2", "generator.checkpoint_path=saved/mine.pt")
+    assert sorted(path.name for path in (run.folder / "saved").iterdir()) == ["mine_round_2.pt", "mine_round_3.pt"]
+
+
+def test_the_generator_is_not_saved_where_nobody_wants_it(run_in):
+    run = run_in("none", "rounds=1", "generator.save_checkpoint=false")
+    assert not list(run.folder.rglob("*generator*"))
+
+
+def loading(path):
+    return ("generator.load_checkpoint=true", f"generator.checkpoint_path={path}")
+
+
+def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated):
+    path = validated.folder / "checkpoints" / "vae_generator.pt"
+    loaded = run_in("loaded", "rounds=1", *loading(path))
+    fresh = finished_run("rounds=1")
+    assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
+    assert f"Loaded generator checkpoint from {path.with_name('vae_generator_round_2.pt')} (round 2)" in loaded.log
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generator.latent_dim=16", "latent_dim: 32 in the file, 16 wanted"),
+        ("adapters.clip_width=512", "visual_dim: 768 in the file, 512 wanted"),
+        ("generator=gaussian", "type vae, the settings ask for gaussian"),
+    ],
+)
+def test_a_generator_that_does_not_fit_is_refused_and_both_values_are_named(run_in, validated, override, message):
+    path = validated.folder / "checkpoints" / "vae_generator_round_2.pt"
+    with pytest.raises(CheckpointError, match=message):
+        run_in("refused", override, *loading(path))
+
+
+def test_a_generator_that_is_not_there_is_refused_by_name(run_in):
+    with pytest.raises(FileNotFoundError, match=r"nothing.pt.*set generator.checkpoint_path"):
+        run_in("missing", *loading("checkpoints/nothing.pt"))
+
+
+# Going on
+
+
+@pytest.fixture(scope="session")
+def three_rounds(finished_run):
+    return finished_run("rounds=3")
+
+
+def test_one_round_and_then_two_more_equal_three_at_once(run_in, three_rounds):
+    assert run_in("run", "rounds=1").results["rounds"] == 1
+    resumed = run_in("run", "rounds=3")
+    assert "Going on behind round 1 of 3" in resumed.log
+    assert_same_run(resumed, three_rounds)
+    assert without_seconds(resumed.results) == without_seconds(three_rounds.results)
+
+
+@pytest.mark.parametrize("override", ["generator=gaussian", "finetune.enabled=false", "aggregation.max_age=1"])
+def test_going_on_is_exact_for_every_kind_of_run(run_in, override):
+    whole = run_in("whole", "rounds=2", override)
+    run_in("parts", "rounds=1", override)
+    assert_same_run(run_in("parts", "rounds=2", override), whole)
+
+
+def test_a_run_that_samples_sites_goes_on_with_the_sites_of_the_next_round(run_in):
+    share = "federation.sites_per_round=0.4"
+    whole = run_in("whole", "rounds=3", share)
+    run_in("parts", "rounds=2", share)
+    assert_same_run(run_in("parts", "rounds=3", share), whole)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("moment", ["generator_due", "before the state", "after the state"])
+def test_a_run_that_ends_anywhere_in_a_round_goes_on_to_the_same_end(run_in, three_rounds, monkeypatch, moment):
+    with monkeypatch.context() as patch:
+        if moment == "generator_due":
+            name, module = "generator_due", Run
+        else:
+            name, module = "save_state", run_module
+        honest = getattr(module, name)
+
+        def die(*given):
+            round_number = given[1] if moment == "generator_due" else given[1]["round"]
+            if moment == "after the state" or round_number < 2:
+                honest(*given)
+            if round_number == 2:
+                raise KilledError
+
+        patch.setattr(module, name, die)
+        with pytest.raises(KilledError):
+            run_in("run", "rounds=3")
+    assert_same_run(run_in("run", "rounds=3"), three_rounds)
+
+
+def test_a_finished_run_just_gives_its_results_again(run_in, monkeypatch):
+    first = run_in("run", "rounds=1")
+    metrics = (first.folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("fed_a2v.federation.engine.Server.fit", None)  # nobody trains
+    again = run_in("run", "rounds=1")
+    assert again.results == first.results
+    assert (again.folder / "metrics.jsonl").read_bytes() == metrics
+    assert json.loads((again.folder / "results.json").read_text()) == first.results
+
+
+def test_other_settings_are_refused_and_the_key_is_named_with_both_values(run_in):
+    before = run_in("run", "rounds=1")
+    metrics = (before.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"site.learning_rate: 0.001 -> 0.01"):
+        run_in("run", "rounds=2", "site.learning_rate=0.01")
+    with pytest.raises(CheckpointError, match=r"generator.latent_dim: 32 -> 8"):
+        run_in("run", "rounds=2", "generator.latent_dim=8")
+    assert (before.folder / "metrics.jsonl").read_bytes() == metrics, "what is there stays"
+    assert (before.folder / "results.json").exists()
+
+
+def test_fewer_rounds_than_are_done_are_refused(run_in, three_rounds, tmp_path):
+    run_in("run", "rounds=2")
+    with pytest.raises(CheckpointError, match=r"rounds: 2 -> 1 \(may only grow\)"):
+        run_in("run", "rounds=1")
+
+
+def test_a_run_may_go_on_in_another_folder(run_in, three_rounds):
+    first = run_in("first", "rounds=1")
+    resumed = run_in("second", "rounds=3", f"resume={first.folder}")
+    assert [without_seconds(row) for row in resumed.rows] == [without_seconds(row) for row in three_rounds.rows]
+    assert_same(resumed.state, three_rounds.state)
+    assert len(first.rows) == 1, "the first run's folder stays as it was"
+
+
+def test_a_run_to_resume_that_is_not_there_is_refused_by_name(run_in, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"resume={tmp_path / 'nothing'}: no saved state"):
+        run_in("run", f"resume={tmp_path / 'nothing'}")
+
+
+def test_never_starts_anew_whatever_is_there(run_in, finished_run):
+    run_in("run", "rounds=3", "seed=0", "generator=none")
+    anew = run_in("run", "rounds=1", "generator=gaussian", "resume=never")
+    assert [row["round"] for row in anew.rows] == [1]
+    fresh = finished_run("rounds=1", "generator=gaussian")
+    assert [without_seconds(row) for row in anew.rows] == [without_seconds(row) for row in fresh.rows]
+    assert not list(anew.folder.glob("checkpoints/state_round_000003.pt"))
+
+
+def test_a_damaged_state_sends_the_run_back_to_the_one_before(run_in, three_rounds):
+    run = run_in("run", "rounds=2")
+    newest = run.folder / "checkpoints" / "state_round_000002.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = run_in("run", "rounds=3")
+    assert "Going on behind round 1" in resumed.log
+    assert_same_run(resumed, three_rounds)
+
+
+def test_a_run_that_fails_leaves_no_results(run_in, tmp_path, monkeypatch):
+    def fail(*given):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fed_a2v.federation.run.save_state", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run_in("run", "rounds=1")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_settings_that_no_generator_can_take_fail_before_the_first_round(run_in, tmp_path):
+    with pytest.raises(ConfigError, match="latent_dim"):
+        run_in("run", "generator.latent_dim=0")
+    assert not read_jsonl(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch):
+    given = []
+
+    class WandbRun:
+        id = "the-first-id"
+        summary = {}
+
+        def log(self, row, step):
+            given.append((step, row["accuracy"]))
+
+        def finish(self, exit_code):
+            given.append(("finish", exit_code))
+
+    def init(**arguments):
+        given.append(("init", arguments["id"]))
+        return WandbRun()
+
+    monkeypatch.setattr("wandb.init", init)
+    run_in("run", "rounds=1", "wandb.mode=offline")
+    rows = run_in("run", "rounds=2", "wandb.mode=offline").rows
+    assert given == [
+        *(("init", None), (1, rows[0]["accuracy"]), ("finish", 0)),
+        *(("init", "the-first-id"), (2, rows[1]["accuracy"]), ("finish", 0)),
+    ]
+
+
+# A real kill
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, finished_run):
+    folder = tmp_path / "killed"
+    command = [Path(sys.executable).parent / "fed-a2v", "train", *FAST, "rounds=6", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while len(read_jsonl(folder / "metrics.jsonl")) < 2:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "no second round within 200 s"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    assert 2 <= len(read_jsonl(folder / "metrics.jsonl")) < 6
+    assert not (folder / "results.json").exists()
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    killed = Finished(folder, json.loads((folder / "results.json").read_text()))
+    whole = finished_run("rounds=6")
+    assert_same_run(killed, whole)
+    assert without_seconds(killed.results) == without_seconds(whole.results)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_one_folder_has_one_run_after_the_other_and_not_two_logs(run_in):
+    run_in("run", "rounds=1")
+    log = run_in("run", "rounds=2").log
+    assert log.count("=== Round 1:") == log.count("=== Round 2:") == 1

@@ -1,0 +1,176 @@
+"""What a site does with its clips."""
+
+import numpy as np
+import pytest
+import torch
+
+from fed_a2v.config import compose_settings
+from fed_a2v.core.metrics import retrieval
+from fed_a2v.data.site import class_names
+from fed_a2v.federation import site as site_module
+from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.site import Site
+
+from .helpers import SMALL
+
+
+@pytest.fixture(scope="module")
+def make_site():
+    def make(*overrides, number=0, name=None):
+        settings = compose_settings([*SMALL, *overrides])
+        torch.set_num_threads(settings.threads)
+        return Site(settings, class_names(settings.dataset), number, name=name)
+
+    return make
+
+
+def adapters_for(site):
+    return make_step(site.settings, prompt_set(site.settings, site.classes), (1, 512)).adapters
+
+
+def trained(site, round_number=1):
+    return site.train(round_number, adapters_for(site), "").weights
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_training_depends_on_seed_site_and_round_and_on_nothing_else(make_site):
+    first = trained(make_site())
+    torch.manual_seed(99)
+    assert same(first, trained(make_site()))
+    assert not same(first, trained(make_site(), round_number=2))
+    assert not same(first, trained(make_site("seed=1")))
+    assert not same(first, trained(make_site(name="site-other"))), "the same clips under another name"
+
+
+def test_training_lowers_the_loss_on_the_sites_own_clips(make_site):
+    site = make_site("site.epochs=20")
+    short = make_site("site.epochs=1").train(1, adapters_for(site), "").losses["loss"]
+    assert site.train(1, adapters_for(site), "").losses["loss"] < 0.8 * short
+
+
+def test_fedprox_keeps_the_site_near_the_global_adapters(make_site):
+    def distance(*overrides):
+        site = make_site("site.epochs=10", *overrides)
+        start = [weight.clone() for weight in adapters_for(site).weights()]
+        return sum(float((a - b).square().sum()) for a, b in zip(trained(site), start, strict=True))
+
+    assert distance("site.proximal=10") < 0.5 * distance()
+
+
+def test_the_reply_says_which_clips_it_rests_on(make_site):
+    site = make_site()
+    reply = site.introduce(0)
+    assert (reply.site, reply.task, reply.round_number, reply.num_examples) == ("site-000", "introduce", 0, 18)
+    assert {prompt.name for prompt in reply.prompts} == {
+        site.classes[label] for label in site.data.train.labels.unique().tolist()
+    }
+    for prompt in reply.prompts:
+        rows = site.data.train.embeddings[site.data.train.labels == site.classes.index(prompt.name)]
+        counts = prompt.audio.counts[:, None, None].float()
+        mean = (prompt.audio.means * counts).sum(dim=0) / counts.sum()
+        torch.testing.assert_close(mean, rows.mean(dim=0))
+
+
+def test_test_clips_are_never_shared_or_trained_on(make_site):
+    site = make_site("share=samples")
+    shared = torch.cat([prompt.audio.means for prompt in site.introduce(0).prompts])
+    distances = torch.cdist(site.data.test.embeddings.flatten(1), shared.flatten(1))
+    assert distances.min() > 1e-3
+
+
+def test_a_class_with_too_few_clips_is_trained_on_but_not_spoken_of(make_site):
+    reply = make_site("share.min_clips=10").introduce(0)
+    assert reply.prompts == []
+    assert reply.num_examples == 18
+
+
+@pytest.mark.parametrize("overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=false",)])
+def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
+    site = make_site(*overrides)
+    mark = site.introduce(0).fingerprint
+    assert mark == site.train(1, adapters_for(site), "").fingerprint
+    assert mark != make_site(*overrides, number=1).introduce(0).fingerprint
+
+
+def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
+    site = make_site()
+    adapters = adapters_for(site)
+    reply = site.train(1, adapters, "")
+    for prompt in reply.prompts:
+        rows = site.data.train.embeddings[site.data.train.labels == site.classes.index(prompt.name)]
+        with torch.no_grad():
+            torch.testing.assert_close(prompt.clip, adapters(rows).clip.mean(dim=0))
+
+
+def test_with_a_t5_adapter_the_site_reports_both_outputs(make_site):
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3")
+    reply = site.train(1, adapters_for(site), "")
+    assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.prompts)
+
+
+def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
+    site = make_site("site.epochs=10")
+    adapters = adapters_for(site)
+    site.train(1, adapters, "")
+    scores = site.evaluate(adapters)
+    with torch.no_grad():
+        found = retrieval(adapters(site.data.test.embeddings).clip, site.data.test.labels, site.prompts.clip)
+    assert len(site.prompts.clip) == 10
+    assert len(scores.classes) == 2
+    assert scores.clips == len(site.data.test) == 6
+    assert scores.accuracy == pytest.approx(found.accuracy)
+    assert scores.accuracy_at_5 == pytest.approx(found.accuracy_at_5)
+    assert scores.cosine == pytest.approx(found.mean_similarity, abs=1e-6)
+
+
+def test_scores_do_not_depend_on_how_many_rows_go_through_at_once(make_site, monkeypatch):
+    site = make_site()
+    adapters = adapters_for(site)
+    whole = site.evaluate(adapters)
+    monkeypatch.setattr(site_module, "EVALUATION_ROWS", 2)
+    parts = site.evaluate(adapters)
+    assert parts.accuracy == whole.accuracy
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.cosine == pytest.approx(whole.cosine, abs=1e-6)
+
+
+def test_a_site_without_test_clips_scores_none(tmp_path):
+    path = tmp_path / "e.npz"
+    labels = np.array(["dog"] * 8 + ["rain"] * 8)
+    folds = np.tile([1, 2, 3], 6)[:16]
+    folds[0] = 4
+    np.savez(
+        path, embeddings=np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), category=labels, fold=folds
+    )
+    settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=2"])
+    sites = [Site(settings, ("dog", "rain"), number) for number in (0, 1)]
+    clips = [site.evaluate(make_step(settings, site.prompts, (1, 5)).adapters).clips for site in sites]
+    assert sorted(clips) == [0, 1]
+
+
+def test_the_seconds_of_a_reply_are_its_own(make_site):
+    assert 0 < make_site().introduce(0).seconds < 60
+
+
+def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
+    """Two sites whose own files number their classes differently still mean the same class."""
+    files = {"a": ["dog", "rain"], "b": ["cat", "dog"]}
+    replies = {}
+    for name, classes in files.items():
+        path = tmp_path / f"{name}.npz"
+        random = np.random.default_rng(1)
+        np.savez(
+            path,
+            embeddings=random.normal(size=(16, 5)).astype(np.float32),
+            category=np.repeat(classes, 8),
+            fold=np.tile([1, 2, 3, 4], 4),
+        )
+        settings = compose_settings(
+            [*SMALL, "partition=own", "dataset=embeddings", "dataset.classes=[cat,dog,rain]", "share.min_clips=1"]
+        )
+        site = Site(settings, ("cat", "dog", "rain"), 0, data_dir=str(path), name=f"site-{name}")
+        replies[name] = [prompt.name for prompt in site.introduce(0).prompts]
+    assert replies == {"a": ["dog", "rain"], "b": ["cat", "dog"]}

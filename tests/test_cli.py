@@ -1,0 +1,284 @@
+"""The command, typed as a user types it."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fed_a2v import __version__
+from fed_a2v.cli import main
+from fed_a2v.config import compose_settings
+
+COMMAND = str(Path(sys.executable).parent / "fed-a2v")
+# A run of a second.
+FAST = (
+    *("experiment=quick", "rounds=1", "adapters.hidden_width=64"),
+    *("finetune.first_steps=30", "dataset.clips_per_class=4", "share.min_clips=1"),
+)
+
+
+@pytest.fixture
+def fed_a2v(tmp_path):
+    """Run the command in an empty folder, in a process of its own."""
+
+    def run(*words, command=(COMMAND,)):
+        return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Run the command in this process, where it must end with exit code 2; returns what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err.strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """The built-in sounds as `fed-a2v synth` writes them."""
+    folder = tmp_path_factory.mktemp("sounds") / "my sounds"
+    done = subprocess.run([COMMAND, "synth", str(folder)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote 40 clips to {folder / 'audio'}" in done.stdout
+    return folder
+
+
+# train
+
+
+def test_train_ends_with_a_table_and_the_folder(fed_a2v, tmp_path):
+    done = fed_a2v("train", *FAST, "hydra.run.dir=runs/mine")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "mine"
+    results = json.loads((folder / "results.json").read_text())
+    table, last = done.stdout.rstrip().rsplit("\n", 1)
+    assert last == f"Results: {folder}"
+    for figure in ("accuracy", "accuracy_before"):
+        assert f"{results[figure]:.3f}" in table
+    assert "Round 1/1: accuracy" in done.stderr
+    assert "=== Round 1: Training Generator and Global Adapters ===" in done.stderr
+    assert "[ROUND 1]" not in done.stderr, "Flower's own lines are for run.log"
+    assert (folder / "config.yaml").is_file()
+
+
+def test_by_default_a_run_lies_under_outputs(fed_a2v, tmp_path):
+    done = fed_a2v("train", *FAST, "generator=none")
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.glob("outputs/*/*/results.json")
+    assert done.stdout.rstrip().endswith(str(results.parent))
+
+
+def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(fed_a2v, tmp_path):
+    done = fed_a2v("train", "rouns=3")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "fed-a2v: unknown key rouns in 'rouns=3'; did you mean rounds?\n"
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generator=vea"], "generator=vea: no such option; choose from "),
+        (["rounds=0"], "rounds = 0: "),
+        (["rounds=1,2"], "Ambiguous value for argument 'rounds=1,2': -m sweeps over the values"),
+        (["seed=${nowhere}"], "seed: Interpolation key 'nowhere' not found"),
+        (["dataset=null"], "Config group override must be a string"),
+        (["dataset=esc50"], "dataset=esc50 needs dataset.root=FOLDER"),
+        (["targets=file"], "targets=file needs targets.path=FILE.npz"),
+        (["-m", "rouns=1,2"], "did you mean rounds?"),
+        (["-m", "generator=none,vea"], "generator=vea: no such option"),
+        (["-m", "rounds=1,0"], "rounds = 0: "),
+    ],
+)
+def test_what_can_be_seen_from_the_words_alone_is_refused_before_anything_starts(refused, tmp_path, words, message):
+    said = refused("train", *words)
+    assert said.startswith("fed-a2v: ")
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset=esc50", "dataset.root=/nowhere"], "/nowhere/meta/esc50.csv: no such file"),
+        (["dataset=embeddings", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: no such file"),
+        (["targets=file", "targets.path=/nowhere.npz"], "targets.path: /nowhere.npz: no such file"),
+        (["resume=/nowhere"], "resume=/nowhere: no saved state"),
+        (["partition.sites=1000"], "lower partition.sites=1000"),
+        (["generator.latent_dim=0"], "latent_dim"),
+        (["generator.load_checkpoint=true", "generator.checkpoint_path=gone.pt"], "gone.pt"),
+    ],
+)
+def test_what_is_missing_is_named_and_there_is_no_traceback(refused, words, message):
+    said = refused("train", *FAST, *words)
+    last = said.splitlines()[-1]
+    assert last.startswith("fed-a2v: ")
+    assert message in last
+    assert "Traceback" not in said
+
+
+def test_running_a_folder_again_goes_on_where_it_stopped(fed_a2v, tmp_path):
+    words = ("train", *FAST, "generator=none", f"hydra.run.dir={tmp_path / 'run'}")
+    assert fed_a2v(*words).returncode == 0
+    again = fed_a2v(*words, "rounds=2")
+    assert again.returncode == 0, again.stderr
+    assert "Going on behind round 1 of 2" in again.stderr
+    refused = fed_a2v(*words, "rounds=3", "site.epochs=9")
+    assert refused.returncode == 2
+    assert "site.epochs: 2 -> 9" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+# Sounds from a folder
+
+
+def test_the_written_sounds_train_like_any_other_folder(fed_a2v, sounds, tmp_path):
+    done = fed_a2v("train", *FAST, "dataset=esc50", f"dataset.root='{sounds}'", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test_clips"] == 10
+    assert results["accuracy"] > 0.2
+
+
+def test_a_broken_sound_is_named_or_skipped_and_counted(fed_a2v, sounds, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(sounds, broken)
+    victim = sorted((broken / "audio").iterdir())[3]
+    victim.write_bytes(b"RIFF and then nothing")
+    words = ("train", *FAST, "dataset=esc50", f"dataset.root={broken}")
+    done = fed_a2v(*words)
+    assert done.returncode == 2
+    assert victim.name in done.stderr.splitlines()[-1]
+    assert "dataset.skip_bad=true" in done.stderr
+    assert "Traceback" not in done.stderr
+    skipped = fed_a2v(*words, "dataset.skip_bad=true", "hydra.run.dir=run")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "Skipped 1 of 40 clips" in skipped.stderr
+    assert victim.name not in (tmp_path / "run" / "partition.json").read_text()
+
+
+# Sweeps
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    words = ("train", "-m", *FAST, "generator=none,gaussian", "seed=0,1", f"hydra.sweep.dir={folder}")
+    done = subprocess.run([COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_sweep_runs_every_combination_into_a_folder_of_its_own(sweep):
+    folder, _ = sweep
+    found = [json.loads((folder / str(job) / "results.json").read_text()) for job in range(4)]
+    assert [(results["generator"], results["seed"]) for results in found] == [
+        *(("none", 0), ("none", 1), ("gaussian", 0), ("gaussian", 1)),
+    ]
+    assert not (folder / "4").exists()
+    assert found[0]["accuracy_before"] == found[2]["accuracy_before"], "the same seed starts the same"
+
+
+def test_every_job_of_a_sweep_has_its_own_log(sweep):
+    folder, _ = sweep
+    for job in range(4):
+        assert "=== Round 1: Training Generator and Global Adapters ===" in (folder / str(job) / "run.log").read_text()
+
+
+def test_a_sweep_ends_with_a_table_of_all_its_jobs(sweep):
+    folder, done = sweep
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["generator"], row["seed"]) for row in rows] == [
+        *(("none", "0"), ("none", "1"), ("gaussian", "0"), ("gaussian", "1")),
+    ]
+    results = [json.loads((folder / str(job) / "results.json").read_text()) for job in range(4)]
+    assert [float(row["accuracy"]) for row in rows] == [result["accuracy"] for result in results]
+    assert (folder / "summary.md").read_text().count("\n|") >= 5
+    assert done.stdout.rstrip().endswith(f"Summary: {folder / 'summary.md'}")
+
+
+# compare
+
+
+def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
+    done = fed_a2v("compare", *FAST, "generator=gaussian", "--out", "side by side")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "side by side"
+    names = ["FedAvg", "prototypes", "pooled", "gaussian"]
+    rows = json.loads((folder / "comparison.json").read_text())
+    assert list(rows) == names
+    final = ", ".join(f"{name} {rows[name][-1]['accuracy']:.3f}" for name in names)
+    assert f"Final accuracy: {final}" in done.stdout
+    assert done.stdout.rstrip().endswith(f"Results: {folder}")
+    assert all(name in (folder / "comparison.md").read_text() for name in names)
+
+
+def test_an_unknown_yardstick_is_refused(refused):
+    assert refused("compare", "--with", "FedAvg,magic") == "fed-a2v: --with=magic: choose from " + (
+        "FedAvg, prototypes, gaussian, pooled"
+    )
+
+
+def test_compare_refuses_a_wrong_key_like_train(refused):
+    assert "did you mean rounds?" in refused("compare", "rouns=1")
+
+
+# synth
+
+
+def test_synth_writes_a_folder_in_esc50s_layout(sounds):
+    with (sounds / "meta" / "esc50.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    assert len({row["category"] for row in rows}) == 10
+    assert {row["fold"] for row in rows} == {"1", "2", "3", "4"}
+    assert {row["filename"] for row in rows} == {path.name for path in (sounds / "audio").iterdir()}
+    assert all(path.read_bytes()[:4] == b"RIFF" for path in (sounds / "audio").iterdir())
+
+
+# The rest
+
+
+def test_the_module_is_the_command(fed_a2v):
+    done = fed_a2v("--version", command=(sys.executable, "-m", "fed_a2v"))
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_the_commands(capsys, words):
+    main(words)
+    said = capsys.readouterr().out
+    assert all(f"fed-a2v {command}" in said for command in ("train", "compare", "synth"))
+
+
+def test_every_example_of_the_help_composes(capsys):
+    main(["--help"])
+    lines = [
+        line.split("#")[0].split() for line in capsys.readouterr().out.splitlines() if line.startswith("  fed-a2v")
+    ]
+    assert len(lines) >= 4
+    for words in lines:
+        assert words[1] == "train"
+        first_of_each = [word.split(",")[0] for word in words[2:] if not word.startswith(("-", "hydra."))]
+        compose_settings(first_of_each)
+
+
+def test_an_unknown_command_is_refused(refused):
+    assert refused("trian") == "fed-a2v: no command 'trian'; choose from train, compare, synth"
