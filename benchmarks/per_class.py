@@ -29,7 +29,7 @@ SIZES = ((32, 8), (64, 16), (256, 32))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write the figures into docs/benchmarks.md")
     given = parser.parse_args()

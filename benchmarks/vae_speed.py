@@ -68,7 +68,7 @@ def data() -> tuple[PrototypeRows, torch.Tensor]:
 
 def make() -> ConditionedVAEGenerator:
     torch.manual_seed(0)
-    return ConditionedVAEGenerator()
+    return ConditionedVAEGenerator(batch_size=512)  # all rows of all classes in one step
 
 
 def literal_loop(rows: PrototypeRows, conditions: torch.Tensor, epochs: int) -> float:
