@@ -174,9 +174,10 @@ class VAELoss(nn.Module):
         error = (recon_x - x).square().mean(dim=1)
         unit_kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
         charged = unit_kl.mean(dim=0).clamp(min=self.free_bits).sum() / dimensions
-        similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
-        likelihood = self._negative_log_likelihood(error.mean())
-        total = likelihood + self.beta(epoch) * charged + self.similarity_weight * similarity.mean()
+        total = self._negative_log_likelihood(error.mean()) + self.beta(epoch) * charged
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.similarity_weight > 0):
+            similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
+        total = total + self.similarity_weight * similarity.mean()
         kl = unit_kl.sum(dim=1) / dimensions
         return VAELossParts(total, 0.5 * error.detach(), kl.detach(), similarity.detach())
 

@@ -312,11 +312,19 @@ def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | N
 def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
     """What is wrong with a generator and what to do about it, one line each; empty for a good one.
 
+    Few rows give uncertain figures, so the gates' bands are widened by about two standard errors: a warning is
+    never the play of chance alone.
+
     Args:
         quality: from `assess`.
         active: from `active_units`, or None for a generator without a latent.
     """
-    failed = quality.failed_gates()
+    grace = 1 / math.sqrt(max(1, quality.rows))
+    failed = [
+        gate.name
+        for gate in quality.gates()
+        if gate.value is not None and not gate.low - grace <= gate.value <= gate.high + grace
+    ]
     nn_ratio, variance = quality.synthetic.nn_ratio, quality.synthetic.variance_ratio
     flat = variance is not None and variance < 0.5
     found = []
@@ -330,12 +338,12 @@ def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[s
             f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Sample "
             "with a prior per class and residual noise, and calibrate the moments per class."
         )
-    if nn_ratio is not None and nn_ratio < (0.5 if flat else 0.85):
+    if nn_ratio is not None and nn_ratio < (0.5 if flat else 0.85 - grace):
         found.append(
             f"Samples copy training rows: they lie {nn_ratio:.2f} times as far from them as fresh rows do. Make the "
             "network smaller, train it less, or raise augmentation_noise."
         )
-    if nn_ratio is not None and nn_ratio > 1.15:
+    if nn_ratio is not None and nn_ratio > 1.15 + grace:
         found.append(
             f"Samples are {'noise' if 'c2st' in failed else 'off their class'}: they lie {nn_ratio:.2f} times as far "
             "from the training rows as fresh rows do. Use each class's own spread, correlated as its residuals are, "

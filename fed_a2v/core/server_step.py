@@ -22,17 +22,15 @@ from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
-from fed_a2v.core.quality import Rows, SampleValidation, validate_samples
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
+from fed_a2v.core.validation import validate
 
 log = logging.getLogger("fed_a2v")
 # A line per class and epoch: for the run's log file rather than for the terminal.
 class_log = logging.getLogger("fed_a2v.classes")
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
-# Fresh samples of each class that a validation compares with held-out prototypes.
-VALIDATION_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class ServerStep:
                 row |= self._train_generator(round_number, trained_on)
             if round_number % self.settings.validation_frequency == 0 and len(held_out):
                 with _timed(row, "validation"):
-                    row |= self._validate(round_number, held_out)
+                    row |= self._validate(round_number, trained_on, held_out)
         with _timed(row, "finetune"):
             row |= self._finetune(round_number, trained_on, held_out)
         return row
@@ -182,26 +180,17 @@ class ServerStep:
         parts = {f"generator/{name}": value for name, value in history[-1].parts.items()}
         return {"server/generator_loss": average, **parts}
 
-    @torch.no_grad()
-    def _validate(self, round_number: int, held_out: PrototypeRows) -> dict[str, Any]:
+    def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
         log.info("Validating generator at round %d", round_number)
-        labels = held_out.labels.unique()
-        names = [held_out.names[label] for label in labels.tolist()]
-        samples = self.generator.sample_classes(
-            self.conditions_of(names),
-            VALIDATION_SAMPLES,
-            torch_generator(self.settings.seed, "validation", round_number),
-        )
-        synthetic = Rows(samples.flatten(0, 1), labels.repeat_interleave(VALIDATION_SAMPLES))
-        result = validate_samples(synthetic, Rows(held_out.embeddings, held_out.labels), held_out.names)
-        _report_validation(result)
-        return {
-            "server/generator_validation_similarity": result.similarity,
-            "server/generator_validation_mse": result.mse,
-            "server/generator_validation_l1": result.l1,
-            "generator_validation_per_class": result.per_class,
-        }
+        random = torch_generator(self.settings.seed, "validation", round_number)
+        try:
+            result = validate(self.generator, rows, held_out, self.conditions_of(rows.names), random)
+        except ValueError as error:  # samples that are not finite
+            log.warning("The generator cannot be validated: %s", error)
+            return {}
+        result.report()
+        return result.metrics()
 
     def _finetune(self, round_number: int, real: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
         settings = self.settings
@@ -300,16 +289,6 @@ def _report_epochs(history: list[EpochLosses], kind: str) -> None:
                     parts.get("kl", 0.0),
                     parts.get("similarity", 0.0),
                 )
-
-
-def _report_validation(result: SampleValidation) -> None:
-    log.info("=== Generator Validation Metrics ===")
-    log.info("Average Cosine Similarity: %.4f", result.similarity)
-    log.info("Average MSE Loss: %.6f", result.mse)
-    log.info("Average L1 Loss: %.6f", result.l1)
-    log.info("Classes validated: %d", len(result.per_class))
-    for name, similarity in result.per_class.items():
-        class_log.info("  - %s: %.4f", name, similarity)
 
 
 @contextmanager

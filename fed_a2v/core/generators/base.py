@@ -112,6 +112,19 @@ class Generator(nn.Module, ABC):
         """Draw `num_samples` embeddings for each of (C, V) `conditions`, as (C, num_samples, S, Da)."""
         return torch.stack([self.sample(num_samples, row, random=random) for row in conditions])
 
+    def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The latents of B embeddings, where the generator has any.
+
+        Args:
+            x: (B, S, Da).
+            visual_condition: (B, V), or one condition for all as in `sample`.
+
+        Returns:
+            Mean and log variance, (B, L) each; None for a generator without a latent.
+        """
+        del x, visual_condition
+        return None
+
     def training_state(self) -> dict[str, Any]:
         """What training needs beside the weights to go on as if never stopped (optimiser, epoch counter)."""
         return {}

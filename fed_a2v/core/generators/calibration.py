@@ -67,9 +67,9 @@ class Calibration(nn.Module):
         self.sampled_std = by_class.std(dim=1) * std
 
     def apply_to(self, rows: Tensor, labels: Tensor, moments: ClassMoments) -> Tensor:
-        """(B, D) samples of the classes `labels`, in the units of the data, with the classes' moments."""
-        scale = (moments.std / self.sampled_std.clamp(min=1e-12)).clamp(max=LARGEST_CALIBRATION)
-        return moments.mean[labels] + scale[labels] * (rows - self.sampled_mean[labels])
+        """(B, D) samples of the classes `labels`, in the units of the data, with the classes' `drawn` moments."""
+        scale = (moments.drawn_std / self.sampled_std.clamp(min=1e-12)).clamp(max=LARGEST_CALIBRATION)
+        return moments.drawn_mean[labels] + scale[labels] * (rows - self.sampled_mean[labels])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         take_shapes(self, self._buffers, state_dict, prefix)
@@ -155,7 +155,6 @@ class CalibratedGenerator(Generator):
 
     condition_mean: Tensor
     conditions: Tensor
-    non_negative: Tensor
 
     def __init__(
         self,
@@ -173,7 +172,6 @@ class CalibratedGenerator(Generator):
         self.calibration = Calibration()
         self.register_buffer("condition_mean", torch.zeros(visual_dim))
         self.register_buffer("conditions", torch.empty(0, visual_dim))
-        self.register_buffer("non_negative", torch.tensor(False))
         self.epoch = 0
 
     @property
@@ -203,7 +201,6 @@ class CalibratedGenerator(Generator):
         """See `Generator.fit`."""
         self.moments.fit(rows)
         self.conditions = conditions.clone()
-        self.non_negative = (rows.embeddings >= 0).all()
         x, labels = self.moments.training_rows(rows, random)
         if self.epoch == 0:
             self.space.fit(x)
@@ -238,9 +235,7 @@ class CalibratedGenerator(Generator):
         known = labels >= 0
         if self.calibrate and known.any():
             rows[known] = self.calibration.apply_to(rows[known], labels[known], self.moments)
-        if self.non_negative:
-            rows = rows.clamp(min=0)
-        return rows.view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
+        return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
 
     @torch.no_grad()
     def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:

@@ -34,7 +34,6 @@ class GaussianGenerator(Generator):
         self.shrinkage = shrinkage
         self.moments = ClassMoments()
         self.register_buffer("conditions", torch.empty(0, visual_dim))
-        self.register_buffer("non_negative", torch.tensor(False))
 
     def fit(
         self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
@@ -43,7 +42,6 @@ class GaussianGenerator(Generator):
         del epochs, noise, random
         self.moments.fit(rows)
         self.conditions = conditions.clone()
-        self.non_negative = (rows.embeddings >= 0).all()
         return []
 
     @torch.no_grad()
@@ -68,9 +66,7 @@ class GaussianGenerator(Generator):
         return flat.view(len(conditions), num_samples, *flat.shape[1:])
 
     def _draw(self, labels: Tensor, random: torch.Generator) -> Tensor:
-        rows = self.moments.mean[labels] + self.moments.residuals(labels, self.shrinkage, random)
-        if self.non_negative:
-            rows = rows.clamp(min=0)
+        rows = self.moments.draw(labels, self.shrinkage, random)
         return rows.view(-1, self.sequence_length, self.input_dim)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:

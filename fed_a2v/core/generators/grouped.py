@@ -168,6 +168,15 @@ class GroupedVAEGenerator(Generator):
         flat = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
         return flat.view(len(conditions), num_samples, *flat.shape[1:])
 
+    def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Generator.posterior`: each embedding's latent is that of its own class's generator."""
+        conditions, owners = self._find(as_rows(visual_condition, len(x), self.visual_dim))
+        mu, logvar = (x.new_zeros(len(x), self.dimensions["latent_dim"]) for _ in range(2))
+        for key, place in self._place.items():
+            rows = owners == place
+            mu[rows], logvar[rows] = self.member(key).posterior(x[rows], conditions[rows])
+        return mu, logvar
+
     def checkpoint(self) -> dict[str, Any]:
         """See `Generator.checkpoint`: those of all generators."""
         return {"generator_type": self.kind, "dimensions": self.dimensions, "members": self.checkpoints()}

@@ -9,8 +9,9 @@ Shapes: C classes, K the largest number of prototypes of a class, D = S x Da.
 
 from __future__ import annotations
 
+import math
+
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
 from fed_a2v.core.prompts import PrototypeRows
@@ -19,6 +20,8 @@ from fed_a2v.core.prompts import PrototypeRows
 LARGEST_CORRECTION = 3.0
 # A class with fewer prototypes gets rows drawn from its moments up to this number, where a network trains on rows.
 ROWS_PER_CLASS = 8
+# A Gaussian whose mean is so many deviations above 0 has no negative part to speak of.
+NEVER_NEGATIVE = 6.0
 # Where nothing tells the spread within classes (one mean each, no variance sent), it is taken to be this
 # share of the deviation between classes.
 UNKNOWN_SPREAD = 0.5
@@ -30,6 +33,10 @@ class ClassMoments(nn.Module):
     Attributes:
         mean: (C, D) mean over clips.
         std: (C, D) deviation over clips.
+        stretch: (C, D) factor that takes a prototype's offset from the mean, times the root of its count, to that
+            of a clip.
+        drawn_mean, drawn_std: (C, D) of what is to be drawn; of non-negative rows, before `cut` (see there).
+        non_negative: (), whether no row has a negative entry.
         directions: (C, K, D), such that `w @ directions` with w ~ N(0, I_K) has the class's covariance; zero
             rows where a class has fewer than K prototypes.
         correlated: (N, D) rows such that `v @ correlated` with v ~ N(0, I_N) has the pooled correlation of
@@ -38,14 +45,19 @@ class ClassMoments(nn.Module):
 
     mean: Tensor
     std: Tensor
+    stretch: Tensor
+    drawn_mean: Tensor
+    drawn_std: Tensor
+    non_negative: Tensor
     directions: Tensor
     correlated: Tensor
     independent: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("mean", "std", "directions", "correlated", "independent"):
+        for name in self.__annotations__:
             self.register_buffer(name, torch.empty(0))
+        self.non_negative = torch.tensor(False)
 
     @torch.no_grad()
     def fit(self, rows: PrototypeRows) -> None:
@@ -60,17 +72,20 @@ class ClassMoments(nn.Module):
         between = (weight * offsets.square()).sum(dim=1)
         within = (weight * variances).sum(dim=1)
         self.std = _total_deviation(between, within, clips, valid.sum(dim=1), self.mean)
-        self.directions = self._directions(counts, offsets)
+        self.non_negative = (rows.embeddings >= 0).all()
+        self.drawn_mean, self.drawn_std = (
+            _before_cut(self.mean, self.std) if self.non_negative else (self.mean, self.std)
+        )
+        self._measure_directions(counts, offsets)
         self._fit_correlation()
 
-    def _directions(self, counts: Tensor, offsets: Tensor) -> Tensor:
+    def _measure_directions(self, counts: Tensor, offsets: Tensor) -> None:
         """Prototype offsets, rescaled per dimension so that they carry the class's whole variance."""
-        raw = counts.sqrt().unsqueeze(-1) * offsets
         free = ((counts > 0).sum(dim=1) - 1).clamp(min=1).sqrt()[:, None, None]
-        raw = raw / free
+        raw = counts.sqrt().unsqueeze(-1) * offsets / free
         spread = raw.square().sum(dim=1).sqrt()
-        factor = (self.std / spread.clamp(min=1e-12)).clamp(max=LARGEST_CORRECTION)
-        return raw * factor.unsqueeze(1)
+        self.stretch = (self.std / spread.clamp(min=1e-12)).clamp(max=LARGEST_CORRECTION)
+        self.directions = raw * self.stretch.unsqueeze(1)
 
     def _fit_correlation(self) -> None:
         """Pooled correlation of the directions, shrunk to its diagonal (Ledoit & Wolf 2004)."""
@@ -83,18 +98,18 @@ class ClassMoments(nn.Module):
         # Unit variance of the rows' average, and no single entry that owns a column.
         scaled = (scaled * len(scaled) ** 0.5 / len(self.mean) ** 0.5).clamp(-8, 8)
         scaled = scaled / scaled.square().mean(dim=0).sqrt().clamp(min=1e-6)
-        shrinkage = float(ledoit_wolf_shrinkage(scaled.cpu().numpy(), assume_centered=True))
+        shrinkage = ledoit_wolf_shrinkage(scaled)
         self.correlated = scaled * ((1 - shrinkage) / len(scaled)) ** 0.5
         self.independent = torch.full_like(self.mean[0], shrinkage**0.5)
 
     def spread_rows(self, rows: PrototypeRows) -> Tensor:
-        """(N, D) rows of the same classes and directions, as far from their class's mean as clips are."""
-        table, valid = _by_class(rows)
-        scale = (valid.sum(dim=1) - 1).clamp(min=0).sqrt()[:, None, None]
-        spread = self.mean.unsqueeze(1) + self.directions * scale
-        out = torch.empty_like(rows.embeddings.flatten(1))
-        out[table[valid > 0]] = spread[valid > 0]
-        return out
+        """(N, D) rows as far from their class's mean as clips are, in the direction of each of N prototypes.
+
+        The prototypes may be those that were measured, or others of the same classes, such as held-out ones.
+        """
+        mean = self.mean[rows.labels]
+        offsets = rows.counts.sqrt().unsqueeze(1) * (rows.embeddings.flatten(1) - mean)
+        return mean + offsets * self.stretch[rows.labels]
 
     def training_rows(self, rows: PrototypeRows, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """`spread_rows`, and draws from the moments for classes with few of them: (M, D) rows and (M,) labels."""
@@ -103,6 +118,19 @@ class ClassMoments(nn.Module):
         extra = torch.repeat_interleave(torch.arange(len(counts), device=missing.device), missing)
         drawn = self.mean[extra] + self.residuals(extra, 1.0, random)
         return torch.cat([self.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
+
+    def draw(self, labels: Tensor, shrinkage: float, random: torch.Generator) -> Tensor:
+        """(B, D) Gaussian draws of the classes `labels`; see `residuals`."""
+        scale = self.drawn_std / self.std.clamp(min=1e-12)
+        return self.cut(self.drawn_mean[labels] + scale[labels] * self.residuals(labels, shrinkage, random))
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """(B, D) rows without their negative part, if the data have none.
+
+        That moves their mean up and their deviation down, so rows are first drawn with `drawn_mean` and `drawn_std`,
+        which leave the classes' moments behind, and about as many exact zeros as the data have.
+        """
+        return rows.clamp(min=0) if self.non_negative else rows
 
     def residuals(self, labels: Tensor, shrinkage: float, random: torch.Generator) -> Tensor:
         """(B, D) draws of the classes' spread around zero.
@@ -140,6 +168,51 @@ class ClassMoments(nn.Module):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def ledoit_wolf_shrinkage(rows: Tensor) -> float:
+    """The share of its diagonal's mean that the covariance of centred (N, D) rows is best shrunk by, in [0, 1].
+
+    Ledoit & Wolf 2004, with D as the number of variables. Both sums that it needs come from whichever of the
+    (N, N) and (D, D) products is the smaller: a few hundred rows of ten thousand columns take milliseconds.
+    """
+    number, width = rows.shape
+    x = rows.double()
+    small = x if number <= width else x.T
+    squared = (small @ small.T).square().sum() / number**2
+    mean_variance = x.square().sum() / (number * width)
+    error = x.square().sum(dim=1).square().sum() / number - squared
+    beta = error / (number * width)
+    delta = squared / width - mean_variance.square()
+    return float((torch.minimum(beta, delta) / delta).clamp(0, 1)) if delta > 0 and beta > 0 else 0.0
+
+
+def _before_cut(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the Gaussians that have `mean` and `std` once their negative part is set to 0.
+
+    For a Gaussian of deviation 1 and mean a, the ratio of both after the cut grows with a, which bisection finds.
+    It stops at a = 0: what is rarer has too heavy a tail for the few clips that tell of it; the mean is right then,
+    and the deviation too small.
+    """
+    ratio = mean / std.clamp(min=1e-12)
+    low, high = torch.zeros_like(ratio), torch.full_like(ratio, NEVER_NEGATIVE)
+    for _ in range(24):
+        middle = (low + high) / 2
+        above = torch.div(*_cut_moments(middle)) > ratio
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    cut_mean, cut_std = _cut_moments(low)
+    scale = torch.minimum(std / cut_std, mean / cut_mean)
+    far = ratio > NEVER_NEGATIVE
+    return torch.where(far, mean, scale * low), torch.where(far, std, scale)
+
+
+def _cut_moments(mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of max(0, x) for x ~ N(mean, 1)."""
+    density = (-0.5 * mean.square()).exp() / math.sqrt(2 * math.pi)
+    positive = torch.special.ndtr(mean)
+    first = mean * positive + density
+    second = (mean.square() + 1) * positive + mean * density
+    return first, (second - first.square()).sqrt()
 
 
 def _normal(shape: tuple[int, int], like: Tensor, random: torch.Generator) -> Tensor:

@@ -95,7 +95,6 @@ class ConditionedVAEGenerator(Generator):
         self.register_buffer("input_std", torch.ones(width))
         self.register_buffer("condition_mean", torch.zeros(visual_dim))
         self.register_buffer("conditions", torch.empty(0, visual_dim))
-        self.register_buffer("non_negative", torch.tensor(False))
         self.moments = ClassMoments()
         self.prior = ClassPrior()
         self.calibration = Calibration()
@@ -151,9 +150,7 @@ class ConditionedVAEGenerator(Generator):
             rows[known] = self.calibration.apply_to(self._restore(drawn), labels[known], self.moments)
         if not known.all():
             rows[~known] = self._restore(self._draw_unknown(conditions[~known], random))
-        if self.non_negative:
-            rows = rows.clamp(min=0)
-        return rows.view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
+        return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
 
     def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
         """See `Generator.sample_classes`: all classes in one batch."""
@@ -163,7 +160,7 @@ class ConditionedVAEGenerator(Generator):
 
     @torch.no_grad()
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) mean and log variance of the latents of B embeddings."""
+        """See `Generator.posterior`."""
         condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
         return self._encode(self._standardise(x.flatten(1)), condition)
 
@@ -185,7 +182,6 @@ class ConditionedVAEGenerator(Generator):
         """Take in the classes; (M, D) standardised training rows and their (M,) labels."""
         self.moments.fit(rows)
         self.conditions = conditions.clone()
-        self.non_negative = (rows.embeddings >= 0).all()
         x, labels = self.moments.training_rows(rows, random)
         if self.epoch == 0:
             self._set_standardisation(x, conditions)

@@ -1,7 +1,8 @@
 import pytest
+import sklearn.covariance
 import torch
 
-from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.generators.moments import ClassMoments, ledoit_wolf_shrinkage
 from fed_a2v.core.prompts import PrototypeRows
 from tests.core.conftest import World, draws, through_a_file, within_variance
 
@@ -161,3 +162,56 @@ def test_moments_come_back_from_a_file_whatever_the_shapes_were():
     other.load_state_dict(through_a_file(source.state_dict()))
     labels = torch.arange(10)
     assert torch.equal(source.residuals(labels, 0.3, draws(0)), other.residuals(labels, 0.3, draws(0)))
+
+
+@pytest.mark.parametrize(("number", "width"), [(6, 40), (300, 20), (40, 2000)])
+def test_the_shrinkage_is_that_of_scikit_learn(number, width):
+    random = draws(number)
+    rows = torch.randn(number, width, generator=random) @ (
+        torch.eye(width) + 0.2 * torch.randn(width, width, generator=random)
+    )
+    wanted = sklearn.covariance.ledoit_wolf_shrinkage(rows.double().numpy(), assume_centered=True)
+    assert ledoit_wolf_shrinkage(rows) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_rows_that_are_all_zero_need_no_shrinkage():
+    assert ledoit_wolf_shrinkage(torch.zeros(4, 3)) == 0
+
+
+@pytest.mark.parametrize("mean", [0.3, 1.0, 2.0, 20.0])
+def test_draws_of_non_negative_data_keep_mean_and_deviation_although_they_are_cut(mean):
+    random = draws(0)
+    clips = (mean + torch.randn(400, 1, 64, generator=random)).clamp(min=0)
+    rows = PrototypeRows(clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",))
+    moments = measured(rows)
+    drawn = moments.draw(torch.zeros(4000, dtype=torch.long), 1.0, random)
+    real = clips.flatten(1)
+    assert drawn.min() >= 0
+    assert drawn.mean() == pytest.approx(real.mean().item(), rel=0.02)
+    assert drawn.std(0).mean() == pytest.approx(real.std(0).mean().item(), rel=0.03)
+    # Exact zeros are as common as in the data.
+    assert (drawn == 0).float().mean() == pytest.approx((real == 0).float().mean().item(), abs=0.03)
+
+
+def test_rare_activity_keeps_its_mean():
+    clips = torch.zeros(400, 1, 8)
+    clips[:20] = 1.0
+    rows = PrototypeRows(clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",))
+    drawn = measured(rows).draw(torch.zeros(20000, dtype=torch.long), 1.0, draws(0))
+    assert drawn.mean() == pytest.approx(0.05, rel=0.05)
+
+
+def test_signed_data_is_not_cut():
+    moments = measured(World().rows())
+    assert moments.draw(torch.zeros(100, dtype=torch.long), 0.3, draws(0)).min() < 0
+
+
+def test_held_out_prototypes_are_stretched_like_those_that_were_measured():
+    world = World()
+    measured_rows, held_out = world.rows(groups=16, size=3).split(0.125)
+    moments = measured(measured_rows)
+    stretched = moments.spread_rows(held_out)
+    offsets = stretched - moments.mean[held_out.labels]
+    assert 0.75 < offsets.square().mean().sqrt() / moments.std.mean() < 1.25
+    raw = held_out.embeddings.flatten(1) - moments.mean[held_out.labels]
+    assert raw.square().mean().sqrt() / moments.std.mean() < 0.75
