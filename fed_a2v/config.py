@@ -151,7 +151,11 @@ class ShareSettings(Section):
 class AggregationSettings(Section):
     """How the server combines the sites' adapters."""
 
-    mode: Literal["avg", "weighted", "none"]
+    mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"]
+    trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        description="trimmed: share of the sites left out at either end, weight by weight"
+    )
+    malicious_sites: Annotated[int, Field(ge=0)] = Field(description="krum: sites to leave out")
     min_replies: Count = Field(description="fewer good replies keep the old adapters")
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
 

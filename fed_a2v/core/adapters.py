@@ -33,6 +33,10 @@ class Prompts(NamedTuple):
     clip: Tensor
     t5: Tensor | None
 
+    def take(self, index: Tensor) -> Prompts:
+        """The rows that `index` selects."""
+        return Prompts(self.clip[index], None if self.t5 is None else self.t5[index])
+
 
 def prompt_centre(prompts: Tensor) -> Tensor:
     """The mean of (C, T, D) class prompts over the classes, (T, D); zeros for a single class.

@@ -53,7 +53,7 @@ class AdapterLoss:
         Args:
             outputs: adapter outputs of B rows.
             labels: (B,) class of each row.
-            targets: (C, T, D) each; what MSE and cosine pull to. Default: the class prompts.
+            targets: (B, T, D) each; what MSE and cosine pull each row to. Default: its class's prompt.
 
         Returns:
             The scalar loss, and detached scalars `mse`, `cosine`, `contrastive` averaged over CLIP and T5.
@@ -73,7 +73,7 @@ class AdapterLoss:
     def _terms(
         self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
     ) -> dict[str, Tensor]:
-        wanted = prompts.centred[labels] if target is None else (target.flatten(1) - prompts.centre.flatten())[labels]
+        wanted = prompts.centred[labels] if target is None else target.flatten(1) - prompts.centre.flatten()
         # Flat before the difference: another number of tokens is an error then, where it would broadcast else.
         centred = output.flatten(1) - prompts.centre.flatten()
         logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature

@@ -112,10 +112,15 @@ class PromptBank:
     """All that the sites have said, by site and class. It outlives the round.
 
     A site that is silent for a while still counts; `expire` drops it after a maximum age.
+
+    Attributes:
+        half_precision: keep tensors as float16, in half the memory, where all their values fit. What came in float16
+            over the wire loses nothing.
     """
 
     entries: dict[str, dict[str, _Entry]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    half_precision: bool = False
 
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
@@ -129,10 +134,15 @@ class PromptBank:
             audio = prompt.audio
             if audio is None:
                 audio = known[prompt.name].prompts.audio
-            kept = ClassPrompts(prompt.name, prompt.count, audio, prompt.clip, prompt.t5)
-            entries[prompt.name] = _Entry(kept, round_number)
+            elif self.half_precision:
+                audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
+            clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
+            entries[prompt.name] = _Entry(ClassPrompts(prompt.name, prompt.count, audio, clip, t5), round_number)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
+
+    def _kept(self, tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or not self.half_precision else _halved(tensor)
 
     def expire(self, round_number: int, max_age: int) -> list[str]:
         """Drop the sites not heard from for more than `max_age` rounds (0: keep all); return their names."""
@@ -214,9 +224,9 @@ class PromptBank:
         return {"sites": sites, "fingerprints": dict(self.fingerprints)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> PromptBank:
+    def from_state_dict(cls, state: dict[str, Any], half_precision: bool = False) -> PromptBank:
         """The bank that `state_dict` described."""
-        bank = cls(fingerprints=dict(state["fingerprints"]))
+        bank = cls(fingerprints=dict(state["fingerprints"]), half_precision=half_precision)
         for site, classes in state["sites"].items():
             bank.entries[site] = {
                 name: _Entry(
@@ -232,3 +242,10 @@ class PromptBank:
                 for name, entry in classes.items()
             }
         return bank
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """The tensor as float16, unless a value would overflow there, or a positive one vanish."""
+    half = tensor.half()
+    kept = half.isfinite() & ((half != 0) | (tensor == 0))
+    return half if kept.all() else tensor

@@ -1,6 +1,7 @@
 """The server's part of a round, after the sites' adapters have been averaged.
 
-    put the replies into the bank -> train the generator -> validate it -> fine-tune the global adapters
+    put the replies into the bank -> train the generator -> validate it -> distil the sites' adapters, if asked to
+    -> fine-tune the global adapters
 
 It knows nothing of Flower, so it runs in milliseconds in a test and can be used elsewhere.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
@@ -44,6 +46,7 @@ class ServerStepSettings:
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
+    distil: bool = False
     finetune: bool = True
     first_steps: int = 120
     steps: int = 40
@@ -51,14 +54,17 @@ class ServerStepSettings:
     from_nodes_adapters: bool = False
     rollback: bool = True
     optimiser: AdamWSettings = field(default_factory=lambda: AdamWSettings(5e-4, 1e-4, 64))
+    half_precision_bank: bool = False
+    generator_waits_on_cpu: bool = False
 
 
 class SiteUpdate(NamedTuple):
-    """What one site has said in a round, apart from its adapters' weights."""
+    """What one site has said in a round. Its adapters' weights are only needed for distillation."""
 
     site: str
     prompts: list[ClassPrompts]
     fingerprint: str
+    weights: Sequence[Tensor] = ()
 
 
 class ServerStep:
@@ -85,13 +91,13 @@ class ServerStep:
         self.generator = generator
         self.loss = loss
         self.settings = settings
-        self.bank = PromptBank()
+        self.bank = PromptBank(half_precision=settings.half_precision_bank)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
         self.finetuned_rounds = 0
 
-    def run(self, round_number: int, updates: Iterable[SiteUpdate]) -> dict[str, Any]:
+    def run(self, round_number: int, updates: Sequence[SiteUpdate]) -> dict[str, Any]:
         """Do the server's part of a round.
 
         Args:
@@ -104,18 +110,30 @@ class ServerStep:
         row: dict[str, Any] = {}
         self.fill_bank(round_number, updates)
         rows = self.bank.rows()
-        if rows is None or not self.settings.finetune:
+        if rows is None or not (self.settings.finetune or self.settings.distil):
             return row
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
         trained_on, held_out = rows.to(self.conditions.device).split(self.settings.holdout)
+        synthetic = None
         if self.generator is not None:
+            self.generator.move_to(self.conditions.device)
             with _timed(row, "generator"):
                 row |= self._train_generator(round_number, trained_on)
             if round_number % self.settings.validation_frequency == 0 and len(held_out):
                 with _timed(row, "validation"):
                     row |= self._validate(round_number, trained_on, held_out)
-        with _timed(row, "finetune"):
-            row |= self._finetune(round_number, trained_on, held_out)
+            synthetic = self._synthetic_rows(round_number, trained_on)
+            if self.settings.generator_waits_on_cpu:
+                self.generator.move_to(torch.device("cpu"))
+        audio, labels = self._training_rows(trained_on, synthetic)
+        steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
+        if self.settings.distil:
+            with _timed(row, "distil"):
+                row |= self._distil(round_number, updates, audio, labels, steps)
+        if self.settings.finetune:
+            with _timed(row, "finetune"):
+                row |= self._finetune(round_number, audio, labels, held_out, steps)
+        self.finetuned_rounds += 1
         return row
 
     def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
@@ -154,7 +172,7 @@ class ServerStep:
         self.adapters.load_state_dict(state["adapters"])
         if self.generator is not None:
             self.generator.load_checkpoint(state["generator"])
-        self.bank = PromptBank.from_state_dict(state["bank"])
+        self.bank = PromptBank.from_state_dict(state["bank"], self.settings.half_precision_bank)
         self.finetuned_rounds = state["finetuned_rounds"]
 
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
@@ -192,29 +210,39 @@ class ServerStep:
         result.report()
         return result.metrics()
 
-    def _finetune(self, round_number: int, real: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
-        settings = self.settings
+    def _distil(
+        self, round_number: int, updates: Sequence[SiteUpdate], audio: Tensor, labels: Tensor, steps: int
+    ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
-        numbers = torch.tensor([class_of[name] for name in real.names], device=real.labels.device)
-        audio, labels = self._finetuning_rows(round_number, real)
+        teachers = [
+            Teacher(update.weights, {class_of[prompt.name]: prompt.count for prompt in update.prompts})
+            for update in updates
+        ]
+        random = torch_generator(self.settings.seed, "distil", round_number)
+        losses = distil(self.adapters, self.prompts, teachers, audio, labels, steps, self.settings.optimiser, random)
+        return {f"distil/{name}": value for name, value in losses.items()}
+
+    def _finetune(
+        self, round_number: int, audio: Tensor, labels: Tensor, held_out: PrototypeRows, steps: int
+    ) -> dict[str, Any]:
+        settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
-        loss_before = self._held_out_loss(held_out, numbers)
+        loss_before = self._held_out_loss(held_out)
         losses = train_steps(
             self.adapters,
             audio,
-            numbers[labels],
+            labels,
             self.loss,
-            settings.first_steps if self.finetuned_rounds == 0 else settings.steps,
+            steps,
             settings.optimiser,
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
         )
-        self.finetuned_rounds += 1
         row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
         row |= {f"finetune/{name}": value for name, value in losses.items()}
         row["rolled_back"] = False
         if loss_before is not None:
-            loss_after = self._held_out_loss(held_out, numbers)
+            loss_after = self._held_out_loss(held_out)
             row |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
             if settings.rollback and not loss_after <= loss_before:  # type: ignore[operator]
                 self.adapters.load_state_dict(before)
@@ -226,33 +254,45 @@ class ServerStep:
                 )
         return row
 
-    def _finetuning_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor]:
-        """Real prototypes and synthetic rows, in the shares that the settings ask for.
+    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor] | None:
+        """Equally many synthetic embeddings of every class, and their labels."""
+        if self.generator is None or self.settings.synthetic_share == 0:
+            return None
+        classes, number = len(real.names), self.settings.synthetic_samples_per_class
+        random = torch_generator(self.settings.seed, "synthetic", round_number)
+        rows = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
+        return rows, torch.arange(classes, device=real.labels.device).repeat_interleave(number)
 
-        Every class has the same number of synthetic rows. Prototypes are repeated, not dropped, to reach their
-        share; `balanced_order` evens out the classes.
+    def _training_rows(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Real prototypes and synthetic rows, in the shares that the settings ask for, with their class indices.
+
+        Prototypes are repeated, not dropped, to reach their share; `balanced_order` evens out the classes.
         """
-        settings = self.settings
-        if self.generator is None or settings.synthetic_share == 0:
-            return real.embeddings, real.labels
-        classes, number = len(real.names), settings.synthetic_samples_per_class
-        random = torch_generator(settings.seed, "synthetic", round_number)
-        synthetic = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
-        synthetic_labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
-        if settings.synthetic_share == 1:
-            return synthetic, synthetic_labels
-        wanted = number * (1 - settings.synthetic_share) / settings.synthetic_share
-        repeated = []
-        for label in range(classes):
-            rows = torch.nonzero(real.labels == label).flatten()
-            repeated.append(rows.repeat(max(1, round(wanted / len(rows)))))
-        index = torch.cat(repeated)
-        return torch.cat([real.embeddings[index], synthetic]), torch.cat([real.labels[index], synthetic_labels])
+        share, number = self.settings.synthetic_share, self.settings.synthetic_samples_per_class
+        audio, labels = real.embeddings, real.labels
+        if synthetic is not None and share == 1:
+            audio, labels = synthetic
+        elif synthetic is not None:
+            wanted = number * (1 - share) / share
+            repeated = []
+            for label in range(len(real.names)):
+                rows = torch.nonzero(real.labels == label).flatten()
+                repeated.append(rows.repeat(max(1, round(wanted / len(rows)))))
+            index = torch.cat(repeated)
+            audio = torch.cat([real.embeddings[index], synthetic[0]])
+            labels = torch.cat([real.labels[index], synthetic[1]])
+        return audio, self._class_indices(real.names).to(labels.device)[labels]
 
-    def _held_out_loss(self, held_out: PrototypeRows, numbers: Tensor) -> float | None:
+    def _class_indices(self, names: Iterable[str]) -> Tensor:
+        """The places of classes among the prompts."""
+        class_of = {name: index for index, name in enumerate(self.prompts.names)}
+        return torch.tensor([class_of[name] for name in names])
+
+    def _held_out_loss(self, held_out: PrototypeRows) -> float | None:
         if not len(held_out):
             return None
-        return loss_on(self.adapters, held_out.embeddings, numbers[held_out.labels], self.loss)
+        labels = self._class_indices(held_out.names).to(held_out.labels.device)[held_out.labels]
+        return loss_on(self.adapters, held_out.embeddings, labels, self.loss, self.settings.optimiser.chunk_size)
 
     def _targets(self) -> Prompts:
         """The sites' mean adapter outputs; the class prompt stands in for a class that no site has sent."""
@@ -269,8 +309,7 @@ class ServerStep:
 
     def conditions_of(self, names: Iterable[str]) -> Tensor:
         """(C, V) conditions of the classes `names`, as the generator makes them from their prompts."""
-        class_of = {name: index for index, name in enumerate(self.prompts.names)}
-        return self.conditions[[class_of[name] for name in names]]
+        return self.conditions[self._class_indices(names).to(self.conditions.device)]
 
 
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:

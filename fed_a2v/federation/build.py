@@ -20,6 +20,9 @@ from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.encoders.text import load_targets
 
+# Rows that go through the adapters at once where memory is to be saved.
+FRUGAL_CHUNK = 16
+
 
 def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
@@ -99,7 +102,7 @@ def adapter_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:
 
 
 def _step_settings(settings: Settings) -> ServerStepSettings:
-    generator, finetune = settings.generator, settings.finetune
+    generator, finetune, frugal = settings.generator, settings.finetune, settings.optimize_memory_usage
     return ServerStepSettings(
         seed=settings.seed,
         max_age=settings.aggregation.max_age,
@@ -108,13 +111,18 @@ def _step_settings(settings: Settings) -> ServerStepSettings:
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,
+        distil=settings.aggregation.mode == "kd",
         finetune=finetune.enabled,
         first_steps=finetune.first_steps,
         steps=finetune.steps,
         synthetic_share=finetune.synthetic_share,
         from_nodes_adapters=finetune.from_nodes_adapters,
         rollback=finetune.rollback,
-        optimiser=AdamWSettings(finetune.learning_rate, finetune.weight_decay, finetune.batch_size),
+        optimiser=AdamWSettings(
+            finetune.learning_rate, finetune.weight_decay, finetune.batch_size, FRUGAL_CHUNK if frugal else 0
+        ),
+        half_precision_bank=frugal,
+        generator_waits_on_cpu=frugal,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flwr.common import (
@@ -29,7 +30,7 @@ from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.aggregation import aggregate_adapters
+from fed_a2v.federation.aggregation import Aggregation, Nothing, make_aggregation
 from fed_a2v.federation.wire import (
     BadReplyError,
     Expected,
@@ -50,6 +51,8 @@ FitResult = tuple[ClientProxy, FitRes]
 EvaluateResult = tuple[ClientProxy, EvaluateRes]
 # Builds the server step once the sites have said how wide their embeddings are: (S, Da) -> step.
 StepFactory = Callable[[tuple[int, int]], ServerStep]
+
+SECOND_REPLY = "a second reply of the same site"
 
 
 class FederationError(RuntimeError):
@@ -163,7 +166,8 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         row, step = self._row, self._step()
         row["seconds/sites"] = time.perf_counter() - self._clock
-        replies = self._good_replies(results, failures, round_number, "train", row)
+        aggregation = make_aggregation(self.settings.aggregation)
+        replies = self._good_replies(results, failures, round_number, "train", row, aggregation)
         if len(replies) < self.settings.aggregation.min_replies:
             log.warning(
                 "Round %d: %d good replies, aggregation.min_replies=%d: the adapters stay as they were",
@@ -173,13 +177,13 @@ class FedA2V(Strategy):
             )
             row["skipped"] = True
             return None, {}
-        weights = aggregate_adapters(replies, self.settings.aggregation.mode)
+        weights = aggregation.result()
         if weights is not None:
             step.adapters.load_weights(weights)
         self._before = encode_weights(step.adapters.weights(), self.settings.share.dtype)
         row |= _mean_losses(replies)
         self.listener.phase(round_number, "server")
-        updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies]
+        updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
         self.listener.generator_due(round_number, step)
         return ndarrays_to_parameters(self._weights()), {}
@@ -287,7 +291,7 @@ class FedA2V(Strategy):
             group_id=0,
         )
         row = _fresh_row()
-        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
+        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row, Nothing()), row)
         if not replies or self.audio_shape is None:
             reasons = "; ".join([*row["rejections"], *row["failure_reasons"]][:3]) or "no site answered"
             raise FederationError(f"no site could introduce itself: {reasons}")
@@ -380,21 +384,40 @@ class FedA2V(Strategy):
         round_number: int,
         task: Task,
         row: dict[str, Any],
+        aggregation: Aggregation,
     ) -> list[SiteReply]:
-        """The replies that pass every check, by site name; the others are counted with the reason."""
+        """The replies that pass every check, by site name; the others are counted with the reason.
+
+        Each is unpacked, added to the `aggregation` and let go of before the next: unpacked together, the weights of
+        all sites would be most of the server's memory.
+        """
         _report(failures, row)
-        replies: dict[str, SiteReply] = {}
+        claims: list[tuple[str, ClientProxy, FitRes]] = []
         for proxy, result in results:
             try:
-                site = self._sender(proxy, result.metrics, replies)
-                arrays = read_arrays(result.parameters)
-                row["bytes_up"] += payload_bytes(arrays)
-                expected = self._expected(site, round_number, task)
-                replies[site] = decode_reply(arrays, result.metrics, result.num_examples, expected)
+                claims.append((self._sender(proxy, result.metrics, ()), proxy, result))
             except BadReplyError as error:
                 _reject(row, f"the reply of node {proxy.cid}", error)
+        replies: dict[str, SiteReply] = {}
+        for site, proxy, result in sorted(claims, key=lambda claim: claim[0]):
+            try:
+                if site in replies:
+                    raise BadReplyError(SECOND_REPLY)
+                reply = self._unpacked(result, self._expected(site, round_number, task), row)
+            except BadReplyError as error:
+                _reject(row, f"the reply of node {proxy.cid}", error)
+                continue
+            aggregation.add(reply.weights, reply.num_examples)
+            replies[site] = reply if self.settings.aggregation.mode == "kd" else replace(reply, weights=[])
         row["replies"] = len(replies)
-        return [replies[site] for site in sorted(replies)]
+        return list(replies.values())
+
+    def _unpacked(self, result: FitRes, expected: Expected, row: dict[str, Any]) -> SiteReply:
+        """The reply in `result`, whose bytes are let go of."""
+        arrays = read_arrays(result.parameters)
+        result.parameters = Parameters([], result.parameters.tensor_type)
+        row["bytes_up"] += payload_bytes(arrays)
+        return decode_reply(arrays, result.metrics, result.num_examples, expected)
 
     def _good_scores(
         self,
@@ -422,7 +445,7 @@ class FedA2V(Strategy):
         if self._asked.get(site) != proxy.cid:
             raise BadReplyError("it names a site that this node was not asked for")
         if site in heard:
-            raise BadReplyError("a second reply of the same site")
+            raise BadReplyError(SECOND_REPLY)
         return site
 
     def _expected(self, site: str, round_number: int, task: Task) -> Expected:

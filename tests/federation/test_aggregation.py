@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.federation.aggregation import aggregate_adapters
+from fed_a2v.config import compose_settings
+from fed_a2v.federation.aggregation import make_aggregation
 from fed_a2v.federation.wire import SiteReply
+
+
+def aggregate_adapters(replies, mode, **options):
+    keys = [f"aggregation.mode={mode}", *(f"aggregation.{key}={value}" for key, value in options.items())]
+    aggregation = make_aggregation(compose_settings(keys).aggregation)
+    for each in replies:
+        aggregation.add(each.weights, each.num_examples)
+    return aggregation.result()
 
 
 def reply(site, clips, *weights):
@@ -67,6 +76,49 @@ def test_a_million_clips_do_not_overflow():
     assert np.isclose(float(combined[0]), 1e6)
 
 
-def test_an_unknown_mode_is_refused_by_name(replies):
-    with pytest.raises(ValueError, match=r"aggregation.mode='mean': choose avg, weighted or none"):
-        aggregate_adapters(replies, "mean")
+ROBUST = ("median", "trimmed", "krum")
+
+
+def federation_with_garbage(bad):
+    """Nine sites close to each other, and one that sends `bad`."""
+    random = torch.Generator().manual_seed(1)
+    common = torch.randn(40, generator=random)
+    good = [reply(f"site-{k}", 10, common + 0.01 * torch.randn(40, generator=random)) for k in range(9)]
+    return common, [*good, reply("site-9", 10, bad * torch.randn(40, generator=random))]
+
+
+@pytest.mark.parametrize("bad", [100.0, 1e5])
+@pytest.mark.parametrize("mode", ROBUST)
+def test_a_site_that_sends_garbage_does_not_move_a_robust_rule(mode, bad):
+    common, replies = federation_with_garbage(bad)
+    assert (aggregate_adapters(replies, mode)[0] - common).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("mode", ["avg", "weighted", "kd"])
+def test_a_site_that_sends_garbage_moves_a_mean(mode):
+    common, replies = federation_with_garbage(100.0)
+    assert (aggregate_adapters(replies, mode)[0] - common).abs().max() > 5
+
+
+@pytest.mark.parametrize("mode", ROBUST)
+def test_robust_rules_keep_shapes_and_single_precision(replies, mode):
+    combined = aggregate_adapters(replies, mode)
+    assert [(weight.shape, weight.dtype) for weight in combined] == [
+        (torch.Size([3, 2]), torch.float32),
+        (torch.Size([]), torch.float32),
+    ]
+
+
+@pytest.mark.parametrize("mode", ROBUST)
+@pytest.mark.parametrize("number", [1, 2])
+def test_robust_rules_work_with_few_sites(replies, mode, number):
+    assert aggregate_adapters(replies[:number], mode)[0].isfinite().all()
+
+
+def test_trimming_nothing_is_the_mean(replies):
+    trimmed, mean = (aggregate_adapters(replies, mode, trimmed_share=0.0)[0] for mode in ("trimmed", "avg"))
+    torch.testing.assert_close(trimmed, mean)
+
+
+def test_distillation_starts_from_the_mean(replies):
+    assert torch.equal(aggregate_adapters(replies, "kd")[0], aggregate_adapters(replies, "avg")[0])

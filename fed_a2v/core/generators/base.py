@@ -132,6 +132,13 @@ class Generator(nn.Module, ABC):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take over what `training_state` returned."""
 
+    def move_to(self, device: torch.device) -> None:
+        """Move everything to another device, what only training needs included."""
+        if any(tensor.device != device for tensor in self.state_dict().values()):
+            state = self.training_state()
+            self.to(device)
+            self.load_training_state(state)
+
     def checkpoint(self) -> dict[str, Any]:
         """Everything about the generator, in tensors and plain types."""
         return {

@@ -177,6 +177,12 @@ class GroupedVAEGenerator(Generator):
             mu[rows], logvar[rows] = self.member(key).posterior(x[rows], conditions[rows])
         return mu, logvar
 
+    def move_to(self, device: torch.device) -> None:
+        """See `Generator.move_to`."""
+        for key in self._place:
+            self.member(key).move_to(device)
+        self.to(device)
+
     def checkpoint(self) -> dict[str, Any]:
         """See `Generator.checkpoint`: those of all generators."""
         return {"generator_type": self.kind, "dimensions": self.dimensions, "members": self.checkpoints()}
