@@ -32,6 +32,10 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/esc50.py
 	$(BIN)/python benchmarks/vae_speed.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/per_class.py
+	$(BIN)/python benchmarks/t5_vae.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf .venv outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis

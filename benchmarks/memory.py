@@ -1,0 +1,168 @@
+"""Peak memory of the server at FLUX size, with and without `optimize_memory_usage`.
+
+    python benchmarks/memory.py [--write]
+
+One round of 50 sites with 10 of 50 classes each, adapters for CLIP and 17 x 4096 T5 (FLUX.1), the default VAE. The
+sites are played by functions that make up their replies, so only the server is measured: each row is a process of
+its own, and its peak is the largest resident size between the start of the round and its end. Messages that wait to
+be unpacked are Flower's and count too. `median` shows what it takes to hold the weights of all sites unpacked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from common import machine, write_block
+from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import SimpleClientManager
+
+from fed_a2v.config import Settings, compose_settings
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.engine import InProcessClient
+from fed_a2v.federation.strategy import FedA2V
+from fed_a2v.federation.wire import SiteReply, encode_reply
+
+SITES, CLASSES, OWN, WIDTH = 50, 50, 10, 512
+NAMES = tuple(f"class {number:02d}" for number in range(CLASSES))
+VARIANTS = {
+    "`median`: all sites' weights unpacked": ["aggregation.mode=median"],
+    "default": [],
+    "`optimize_memory_usage=true`": ["optimize_memory_usage=true"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure is not None:
+        measure(given.measure)
+        return
+    rows, first = [], None
+    for name, overrides in VARIANTS.items():
+        command = [sys.executable, __file__, "--measure", *overrides]
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-3:]
+        before, peak, bank = (float(number) for number in told)
+        first = first or peak
+        rows.append(f"| {name} | {before:.0f} | {peak:.0f} | {1 - peak / first:.0%} | {bank:.0f} |")
+    text = (
+        "| | MB before the round | peak MB | less | bank MB |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        f"{SITES} sites x {OWN} of {CLASSES} classes. {machine()}."
+    )
+    print(text)
+    if given.write:
+        write_block("memory", text)
+
+
+def measure(overrides: list[str]) -> None:
+    """Play a round and print the resident size before it, its peak, and the size of the bank, in MB."""
+    settings = compose_settings(
+        ["adapters=flux", f"partition.sites={SITES}", "generator.validation_frequency=1", *overrides]
+    )
+    torch.set_num_threads(1)
+    prompts = prompt_set(settings, NAMES)
+    strategy = FedA2V(settings, NAMES, prompts, lambda shape: make_step(settings, prompts, shape))
+    manager = SimpleClientManager()
+    for number in range(SITES):
+        manager.register(Actor(f"{number:06d}", settings))
+    parameters = strategy.initialize_parameters(manager)
+    before = resident()
+    watch = Watch()
+    results = [(proxy, proxy.fit(ins, None, None)) for proxy, ins in strategy.configure_fit(1, parameters, manager)]
+    strategy.aggregate_fit(1, results, [])
+    assert strategy.step is not None
+    bank = sum(
+        tensor.nbytes
+        for _, prompt in strategy.step.bank
+        for tensor in (
+            prompt.clip,
+            prompt.t5,
+            prompt.audio and prompt.audio.means,
+            prompt.audio and prompt.audio.variances,
+        )
+        if tensor is not None
+    )
+    print(before, watch.stop(), bank / 1e6)
+
+
+class Actor(InProcessClient):
+    """A site that makes up its reply."""
+
+    def __init__(self, cid: str, settings: Settings) -> None:
+        self.cid = cid
+        self.settings = settings
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        """Noise on the weights that came, and random prompts for this site's classes."""
+        config = ins.config
+        random = torch.Generator().manual_seed(int(config["number"]))
+        weights: list[torch.Tensor] = []
+        if config["task"] == "train":
+            for array in parameters_to_ndarrays(ins.parameters)[:-2]:
+                weights.append(torch.from_numpy(array).float())
+                weights[-1] = weights[-1] + 0.01 * torch.randn(weights[-1].shape, generator=random)
+        own = [NAMES[(int(config["number"]) + 5 * step) % CLASSES] for step in range(OWN)]
+        prompts = [self.prompts(name, config["task"] == "train", random) for name in sorted(own)]
+        reply = SiteReply(
+            str(config["site"]),
+            int(config["round"]),
+            config["task"],
+            24 * OWN,
+            weights,
+            prompts,
+            "same",
+            False,  # type: ignore[arg-type]
+        )
+        arrays, metrics = encode_reply(reply, self.settings.share.dtype)
+        return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), reply.num_examples, metrics)
+
+    def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
+        """What the site says about one class."""
+        adapters = self.settings.adapters
+        if not trained:
+            centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
+            means = centre + 0.3 * torch.randn(8, 1, WIDTH, generator=random)
+            audio = AudioPrototypes(means, torch.full((8,), 3), torch.full_like(means, 0.2))
+            return ClassPrompts(name, 24, audio)
+        clip = torch.randn(adapters.clip_tokens, adapters.clip_width or 768, generator=random)
+        return ClassPrompts(name, 24, None, clip, torch.randn(adapters.t5_tokens, adapters.t5_width, generator=random))
+
+
+class Watch:
+    """Looks at the resident size every few milliseconds."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.running = True
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+
+    def look(self) -> None:
+        """Until told to stop."""
+        while self.running:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.003)
+
+    def stop(self) -> float:
+        """The peak so far, in MB."""
+        self.running = False
+        self.thread.join()
+        return self.peak
+
+
+def resident() -> float:
+    """Resident size of this process in MB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+if __name__ == "__main__":
+    main()
