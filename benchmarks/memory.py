@@ -102,6 +102,7 @@ class Actor(InProcessClient):
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
         """Noise on the weights that came, and random prompts for this site's classes."""
+        del timeout, group_id
         config = ins.config
         random = torch.Generator().manual_seed(int(config["number"]))
         weights: list[torch.Tensor] = []

@@ -617,3 +617,52 @@ def test_parameters_that_flower_hands_over_are_not_needed():
     federation = Federation().start()
     federation.parameters = ndarrays_to_parameters([])
     assert federation.round()["replies"] == 5
+
+
+def test_the_bytes_of_a_reply_are_let_go_of_once_it_is_unpacked():
+    """All sites' weights, unpacked at the same time, would be most of the server's memory."""
+    federation = Federation(PLAIN).start()
+    kept = []
+    federation.train(1, order=lambda results: kept.extend(results) or results)
+    assert kept
+    assert all(result.parameters.tensors == [] for _, result in kept)
+
+
+@pytest.mark.parametrize(("mode", "moved"), [("avg", True), ("median", False), ("trimmed", False), ("krum", False)])
+def test_a_site_that_sends_garbage_moves_the_mean_but_no_robust_rule(mode, moved):
+    def garbage(arrays, manifest):
+        arrays[: manifest["weights"]] = [np.full_like(array, 5.0) for array in arrays[: manifest["weights"]]]
+
+    def tamper(task, site, work):
+        reply = work()
+        return rewrite(reply, garbage) if (task, site) == ("train", BAD) else reply
+
+    largest = []
+    for node in (None, tamper):
+        overrides = (f"aggregation.mode={mode}", "aggregation.trimmed_share=0.2", "finetune.enabled=false")
+        federation = Federation(*overrides, tamper=node).start()
+        federation.train(1)
+        assert federation.strategy._row["rejected"] == 0  # it is well-formed garbage
+        largest.append(max(float(weight.abs().max()) for weight in federation.weights))
+    honest, attacked = largest
+    assert (attacked > honest + 0.5) == moved
+
+
+def test_distillation_runs_in_a_federation_and_trains_the_global_adapters():
+    plain, distilled = (
+        Federation(f"aggregation.mode={mode}", "finetune.enabled=false", "generator=gaussian").start()
+        for mode in ("avg", "kd")
+    )
+    for federation in (plain, distilled):
+        federation.train(1)
+    row = distilled.strategy._row
+    assert row["distil/loss"] > 0
+    assert row["seconds/distil"] > 0
+    assert "server/adapter_finetuning_loss" not in row
+    assert not all(torch.equal(a, b) for a, b in zip(plain.weights, distilled.weights, strict=True))
+
+
+def test_saving_memory_changes_no_metric_beyond_rounding():
+    rows = [Federation(f"optimize_memory_usage={flag}").start().round() for flag in (False, True)]
+    for name in ("accuracy", "cosine", "server/adapter_finetuning_loss"):
+        assert rows[0][name] == pytest.approx(rows[1][name], abs=0.01), name

@@ -424,3 +424,75 @@ def test_classes_may_come_and_go_between_fits():
     generator.fit(rows, world.conditions, 60, 0.1, draws(1))
     samples = generator.sample_classes(world.conditions, 30, draws(0)).flatten(0, 1)
     assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(30)).float().mean() > 0.9
+
+
+# Variants
+
+
+def test_an_unconditioned_vae_still_draws_each_known_class(world):
+    generator = trained(world, conditional=False)
+    assert generator.condition_map is None
+    samples = generator.sample_classes(world.conditions, 40, draws(0)).flatten(0, 1)
+    labels = torch.arange(10).repeat_interleave(40)
+    assert (world.nearest_class(samples) == labels).float().mean() > 0.95
+
+
+def test_an_unconditioned_network_does_not_see_the_condition(world):
+    generator = trained(world, epochs=2, conditional=False)
+    clips, _ = world.clips(1)
+    one, other = (generator(clips, world.conditions[label])[0] for label in (0, 1))
+    assert torch.equal(one, other)
+
+
+def test_sampling_uses_the_running_average_of_the_weights(world):
+    generator = trained(world, epochs=20, ema=0.9)
+    before = generator.sample(5, world.conditions[0], random=draws(1))
+    with torch.no_grad():
+        for parameter in generator.decoder.parameters():
+            parameter.zero_()
+    assert torch.equal(before, generator.sample(5, world.conditions[0], random=draws(1)))
+    generator.train()
+    assert not torch.equal(before, generator.sample(5, world.conditions[0], random=draws(1)))
+
+
+def test_the_running_average_follows_the_weights_with_its_decay(world):
+    generator = generator_for(world, ema=0.75)
+    start = generator.decoder[0].weight.detach().clone()
+    generator.fit(world.rows(), world.conditions, 1, 0.0, draws(0))  # one batch: one step
+    now = generator.decoder[0].weight.detach()
+    average = dict(generator.averaged.networks.named_parameters())["decoder.0.weight"]
+    torch.testing.assert_close(average, 0.75 * start + 0.25 * now)
+
+
+@pytest.mark.parametrize("ema", [-0.1, 1.0])
+def test_an_impossible_decay_is_refused(world, ema):
+    with pytest.raises(ValueError, match=f"ema={ema}"):
+        generator_for(world, ema=ema)
+
+
+def test_a_learned_variance_comes_to_the_mean_squared_error(world):
+    loss = VAELoss("linear", beta_max=0.05, beta_epochs=10, variance="learned")
+    generator = trained(world, epochs=250, noise=0.0, loss=loss, batch_size=32, learning_rate=5e-3)
+    rows = world.rows()
+    x = generator._standardise(generator.moments.spread_rows(rows))
+    with torch.no_grad():
+        recon = generator._decode(
+            generator._encode(x, generator._condition(world.conditions[rows.labels]))[0],
+            generator._condition(world.conditions[rows.labels]),
+        )
+    error = (recon - x).square().mean()
+    variance = loss.log_variance.detach().exp().item()
+    assert variance == pytest.approx(error.item(), rel=0.5)
+    assert variance < 0.5  # it started at 1
+
+
+def test_free_bits_keep_latent_units_alive_under_a_heavy_kl_term(world):
+    clips, labels = world.clips(24)
+
+    def active(free_bits):
+        loss = VAELoss(beta_max=20.0, free_bits=free_bits)
+        generator = trained(world, epochs=60, loss=loss, batch_size=32)
+        return active_units(generator.posterior(clips, world.conditions[labels])[0], labels)
+
+    assert active(0.0) <= 1
+    assert active(0.5) >= 6
