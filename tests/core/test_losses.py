@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
-from tests.core.conftest import World
+from tests.core.conftest import World, draws
 
 
 def adapter_loss(world, t5=None, **weights):
@@ -198,3 +198,23 @@ def test_the_value_of_a_loss_is_its_total_whatever_it_returns():
     assert loss_value((scalar, torch.zeros(2))) is scalar
     parts = VAELoss()(*batch(), 0)
     assert loss_value(parts) is parts.total
+
+
+def test_the_best_learned_variance_is_the_mean_squared_error():
+    loss = VAELoss(variance="learned")
+    random = draws(0)
+    x, recon = torch.randn(200, 30, generator=random), torch.zeros(200, 30)
+    latent = torch.zeros(200, 2)
+    optimiser = torch.optim.LBFGS(loss.parameters(), line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        total = loss(recon, 0.2 * x, latent, latent, 0).total
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    assert loss.log_variance.exp().item() == pytest.approx((0.2 * x).square().mean().item(), rel=1e-3)
+    # There, it is worth what the closed form is worth.
+    best = VAELoss(variance="optimal")(recon, 0.2 * x, latent, latent, 0).total
+    torch.testing.assert_close(closure().detach(), best)

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 from fed_a2v.core.prompts import PrototypeRows
 
+# A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
+# enough to their class's prompt, other classes do not.
+SAME_CLASS_COSINE = 0.95
+
 
 class EpochLosses(NamedTuple):
     """Losses of one training epoch.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses
-from fed_a2v.core.generators.calibration import CalibratedGenerator
+from fed_a2v.core.generators.reduced import CalibratedGenerator
 
 TIME_DIM = 32
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses
-from fed_a2v.core.generators.calibration import CalibratedGenerator
+from fed_a2v.core.generators.reduced import CalibratedGenerator
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.

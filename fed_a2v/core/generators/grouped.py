@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.moments import ROWS_PER_CLASS
-from fed_a2v.core.generators.vae import SAME_CLASS_COSINE, ConditionedVAEGenerator, _EpochRecord
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator, _EpochRecord
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import as_rows
-from fed_a2v.core.generators.vae import SAME_CLASS_COSINE, ConditionedVAEGenerator
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, as_rows
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 
 
 class MultimodalVAEGenerator(ConditionedVAEGenerator):

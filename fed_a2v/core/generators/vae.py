@@ -10,16 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
-from fed_a2v.core.generators.calibration import Calibration
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.calibration import Calibration, take_shapes
 from fed_a2v.core.generators.class_prior import ClassPrior
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.prompts import PrototypeRows
-
-# A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
-# enough to their class's prompt, other classes do not.
-SAME_CLASS_COSINE = 0.95
 
 
 class ConditionedVAEGenerator(Generator):
@@ -328,7 +324,7 @@ class ConditionedVAEGenerator(Generator):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         # One row per known class: the number of classes is the checkpoint's.
-        self.conditions = torch.empty_like(state_dict[prefix + "conditions"])
+        take_shapes(self, ["conditions"], state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

