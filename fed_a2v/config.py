@@ -160,6 +160,22 @@ class AggregationSettings(Section):
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
 
 
+class BankSettings(Section):
+    """What the server keeps of the sites' prototypes from one round to the next."""
+
+    keep: Literal["prototypes", "generator"] = Field(
+        description="prototypes: as they came; generator: nothing but what the generator has learned of them"
+    )
+
+
+class ScenarioSettings(Section):
+    """Who is there when."""
+
+    name: Literal["static", "class_incremental"]
+    steps: Count = Field(description="class_incremental: groups of sites that come one after the other")
+    rounds_per_step: Count = Field(description="class_incremental: rounds until the next group takes over")
+
+
 class GeneratorSettings(BaseModel):
     """What every generator has; further keys are arguments of the generator's own class."""
 
@@ -240,6 +256,8 @@ class Settings(Section):
     site: SiteSettings
     share: ShareSettings
     aggregation: AggregationSettings
+    bank: BankSettings
+    scenario: ScenarioSettings
     generator: GeneratorSettings
     finetune: FinetuneSettings
     federation: FederationSettings
@@ -247,6 +265,16 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
+        if self.bank.keep == "generator" and self.generator.target is None:
+            raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
+        if self.scenario.name == "class_incremental":
+            if self.partition.kind == "own":
+                raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")
+            if self.partition.sites < self.scenario.steps:
+                raise ValueError(
+                    f"scenario.steps={self.scenario.steps} groups need as many sites, "
+                    f"partition.sites={self.partition.sites}"
+                )
         # Where every node brings its own data, the server needs no more than the names of the classes.
         if self.partition.kind == "own" and self.dataset.classes is not None:
             return self

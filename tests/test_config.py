@@ -151,7 +151,10 @@ def test_a_wrong_option_lists_all_that_there_are():
         ("rounds=null", "rounds = None: .*integer"),
         ("finetune.enabled=perhaps", "finetune.enabled = 'perhaps': .*boolean"),
         ("dataset.train_folds=3", "dataset.train_folds = 3: .*list"),
-        ("aggregation.mode=mean", "aggregation.mode = 'mean': .*'avg', 'weighted' or 'none'"),
+        (
+            "aggregation.mode=mean",
+            "aggregation.mode = 'mean': .*'avg', 'weighted', 'median', 'trimmed', 'krum', 'kd' or 'none'",
+        ),
         ("wandb.mode=of", "wandb.mode = 'of': .*'offline', 'online' or 'disabled'"),
         ("rounds=0", "rounds = 0: .*greater than or equal to 1"),
         ("seed=-1", "seed = -1: .*greater than or equal to 0"),

@@ -7,7 +7,7 @@ Classes are keyed by name and sites by name, never by index: two sites may numbe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,25 @@ class PrototypeRows:
             self.names,
         )
 
+    def joined(self, other: PrototypeRows) -> PrototypeRows:
+        """These rows and another's, numbered anew and ordered by class."""
+        names = tuple(sorted({*self.names, *other.names}))
+        place = {name: label for label, name in enumerate(names)}
+        labels = torch.cat(
+            [torch.tensor([place[name] for name in each.names])[each.labels.cpu()] for each in (self, other)]
+        )
+        order = labels.argsort(stable=True)
+        both = (
+            torch.cat([one, two.to(one)])[order.to(one.device)]
+            for one, two in (
+                (self.embeddings, other.embeddings),
+                (self.counts, other.counts),
+                (self.variances, other.variances),
+            )
+        )
+        embeddings, counts, variances = both
+        return PrototypeRows(embeddings, labels[order].to(embeddings.device), counts, variances, names)
+
     def split(self, share: float) -> tuple[PrototypeRows, PrototypeRows]:
         """Split off about `share` of each class's rows, evenly spaced, as (kept, held out).
 
@@ -156,6 +175,12 @@ class PromptBank:
         for site in stale:
             del self.entries[site], self.fingerprints[site]
         return stale
+
+    def forget_prototypes(self) -> None:
+        """Drop all prototypes. Names, counts, mean outputs and fingerprints stay, so sites do not send them again."""
+        for classes in self.entries.values():
+            for entry in classes.values():
+                entry.prompts = replace(entry.prompts, audio=None)
 
     def __iter__(self) -> Iterator[tuple[str, ClassPrompts]]:
         """Every (site, prompts) pair, sites and classes in sorted order."""

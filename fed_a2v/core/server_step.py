@@ -31,6 +31,8 @@ from fed_a2v.core.validation import validate
 log = logging.getLogger("fed_a2v")
 # A line per class and epoch: for the run's log file rather than for the terminal.
 class_log = logging.getLogger("fed_a2v.classes")
+# Samples of a class that stand in for its prototypes where these may not be kept.
+REMEMBERED_ROWS = 32
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
 
@@ -46,6 +48,7 @@ class ServerStepSettings:
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
+    keep_prototypes: bool = True
     distil: bool = False
     finetune: bool = True
     first_steps: int = 120
@@ -96,6 +99,13 @@ class ServerStep:
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
         self.finetuned_rounds = 0
+        # Classes whose prototypes are gone and that the generator remembers.
+        self.remembered: tuple[str, ...] = ()
+
+    @property
+    def trains_generator(self) -> bool:
+        """Whether the settings have any use for a generator."""
+        return self.generator is not None and (self.settings.finetune or self.settings.distil)
 
     def run(self, round_number: int, updates: Sequence[SiteUpdate]) -> dict[str, Any]:
         """Do the server's part of a round.
@@ -109,17 +119,20 @@ class ServerStep:
         """
         row: dict[str, Any] = {}
         self.fill_bank(round_number, updates)
-        rows = self.bank.rows()
-        if rows is None or not (self.settings.finetune or self.settings.distil):
+        fresh = self.bank.rows()
+        if (fresh is None and not self.remembered) or not (self.settings.finetune or self.settings.distil):
             return row
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
+        if self.generator is not None:
+            self.generator.move_to(self.conditions.device)
+        rows = self._known_rows(round_number, fresh)
         trained_on, held_out = rows.to(self.conditions.device).split(self.settings.holdout)
         synthetic = None
         if self.generator is not None:
-            self.generator.move_to(self.conditions.device)
-            with _timed(row, "generator"):
-                row |= self._train_generator(round_number, trained_on)
-            if round_number % self.settings.validation_frequency == 0 and len(held_out):
+            if fresh is not None:  # else there is nothing to learn but its own samples
+                with _timed(row, "generator"):
+                    row |= self._train_generator(round_number, trained_on)
+            if fresh is not None and round_number % self.settings.validation_frequency == 0 and len(held_out):
                 with _timed(row, "validation"):
                     row |= self._validate(round_number, trained_on, held_out)
             synthetic = self._synthetic_rows(round_number, trained_on)
@@ -134,7 +147,27 @@ class ServerStep:
             with _timed(row, "finetune"):
                 row |= self._finetune(round_number, audio, labels, held_out, steps)
         self.finetuned_rounds += 1
+        if not self.settings.keep_prototypes:
+            self.bank.forget_prototypes()
+            self.remembered = rows.names
         return row
+
+    def _known_rows(self, round_number: int, fresh: PrototypeRows | None) -> PrototypeRows:
+        """This round's prototypes, and the generator's samples for the classes that only it remembers.
+
+        Generative replay (Shin et al. 2017): samples stand in for rows that may not be kept.
+        """
+        if not self.remembered:
+            assert fresh is not None
+            return fresh
+        assert self.generator is not None
+        random = torch_generator(self.settings.seed, "remembered", round_number)
+        samples = self.generator.sample_classes(self.conditions_of(self.remembered), REMEMBERED_ROWS, random)
+        rows = samples.flatten(0, 1)
+        labels = torch.arange(len(self.remembered), device=rows.device).repeat_interleave(REMEMBERED_ROWS)
+        ones = torch.ones(len(rows), device=rows.device)
+        known = PrototypeRows(rows, labels, ones, torch.zeros_like(rows), self.remembered)
+        return known if fresh is None else fresh.to(rows.device).joined(known)
 
     def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
         """Put the replies into the bank and drop what is too old."""
@@ -165,6 +198,7 @@ class ServerStep:
             "generator": None if self.generator is None else self.generator.checkpoint(),
             "bank": self.bank.state_dict(),
             "finetuned_rounds": self.finetuned_rounds,
+            "remembered": list(self.remembered),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,6 +208,7 @@ class ServerStep:
             self.generator.load_checkpoint(state["generator"])
         self.bank = PromptBank.from_state_dict(state["bank"], self.settings.half_precision_bank)
         self.finetuned_rounds = state["finetuned_rounds"]
+        self.remembered = tuple(state["remembered"])
 
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None

@@ -111,6 +111,7 @@ def _step_settings(settings: Settings) -> ServerStepSettings:
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,
+        keep_prototypes=settings.bank.keep == "prototypes",
         distil=settings.aggregation.mode == "kd",
         finetune=finetune.enabled,
         first_steps=finetune.first_steps,

@@ -106,7 +106,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         """Save the generator every `checkpoint_frequency` rounds, and after the last."""
         settings = self.settings.generator
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
-        if step.generator is None or not settings.save_checkpoint or not due or not self.settings.finetune.enabled:
+        if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
         checkpoints = step.generator.checkpoints()
         save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
@@ -135,6 +135,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "seed": self.settings.seed,
             "dataset": self.settings.dataset.name,
             "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
+            "aggregation": self.settings.aggregation.mode,
             "sites": self.settings.partition.sites,
             "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),

@@ -152,7 +152,7 @@ class FedA2V(Strategy):
             held = bank.fingerprints.get(site, "")
             return FitIns(parameters, self._message("train", round_number, site, number) | {"held": held})
 
-        instructions = self._address(client_manager, round_number, instruction)
+        instructions = self._address(client_manager, self._sampled(round_number), instruction)
         self._row["bytes_down"] = payload_bytes(arrays) * len(instructions)
         return instructions
 
@@ -208,7 +208,7 @@ class FedA2V(Strategy):
             message = self._message("evaluate", round_number, site, number)
             return EvaluateIns(packed, message | {"models": json.dumps(self._models)})
 
-        instructions = self._address(client_manager, None, instruction)
+        instructions = self._address(client_manager, range(self.settings.partition.sites), instruction)
         self._row["bytes_down"] += payload_bytes(arrays) * len(instructions)
         return instructions
 
@@ -236,8 +236,25 @@ class FedA2V(Strategy):
             }
             if "before" in scores:
                 row["accuracy_before"] = scores["before"].accuracy
+            if self.settings.scenario.name != "static":
+                row |= self._remembered(after, round_number)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
+
+    def _remembered(self, scores: Scores, round_number: int) -> dict[str, Any]:
+        """Accuracy on the classes heard of so far, and on those whose sites are all gone; of all prompts each time."""
+        here = {site_name(number) for number in self._active(round_number)}
+        known: dict[str, bool] = {}
+        for site, prompt in self._step().bank:
+            known[prompt.name] = known.get(prompt.name, False) or site in here
+        old = {name for name, present in known.items() if not present}
+        of_known, of_old = scores.of(known), scores.of(old)
+        return {
+            "classes_known": len(known),
+            "accuracy_known": of_known.accuracy if of_known.classes else None,
+            "classes_old": len(old),
+            "accuracy_old": of_old.accuracy if of_old.classes else None,
+        }
 
     # State
 
@@ -285,7 +302,7 @@ class FedA2V(Strategy):
             return FitIns(empty, self._message("introduce", 0, site, number) | {"held": ""})
 
         results, failures = fit_clients(
-            self._address(client_manager, None, instruction),
+            self._address(client_manager, self._active(1), instruction),
             max_workers=self.max_workers,
             timeout=self.settings.federation.round_timeout,
             group_id=0,
@@ -327,23 +344,31 @@ class FedA2V(Strategy):
                 _reject(row, reply.site, f"its embeddings are {_words(kind)}, most are {_words(most)}")
         return agreeing
 
-    def _address(self, manager: ClientManager, round_number: int | None, make: Callable[..., Any]) -> list[Any]:
-        """One message per site; `round_number` draws the sites of a round, None takes all."""
+    def _address(self, manager: ClientManager, numbers: Iterable[int], make: Callable[..., Any]) -> list[Any]:
+        """One message for each of the sites `numbers`; for all nodes where each is a site of its own."""
         proxies = [proxy for _, proxy in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
             asked = [(name, 0, proxy) for proxy in proxies if (name := self._name_of(proxy))]
         else:
-            numbers = self._sampled(round_number) if proxies else []
-            asked = [(site_name(number), number, proxies[number % len(proxies)]) for number in numbers]
+            asked = [(site_name(number), number, proxies[number % len(proxies)]) for number in numbers if proxies]
         self._asked = {site: proxy.cid for site, _, proxy in asked}
         return [(proxy, make(site, number)) for site, number, proxy in asked]
 
-    def _sampled(self, round_number: int | None) -> list[int]:
-        sites, share = self.settings.partition.sites, self.settings.federation.sites_per_round
-        if round_number is None or share == 1.0:
+    def _active(self, round_number: int) -> list[int]:
+        """The sites that are there in a round."""
+        scenario, sites = self.settings.scenario, self.settings.partition.sites
+        if scenario.name == "static":
             return list(range(sites))
+        step = min((round_number - 1) // scenario.rounds_per_step, scenario.steps - 1)
+        return [site for site in range(sites) if site * scenario.steps // sites == step]
+
+    def _sampled(self, round_number: int) -> list[int]:
+        """The sites that train in a round."""
+        active, share = self._active(round_number), self.settings.federation.sites_per_round
+        if share == 1.0:
+            return active
         random = numpy_generator(self.settings.seed, "sites of a round", round_number)
-        return sorted(random.choice(sites, size=max(1, round(share * sites)), replace=False).tolist())
+        return sorted(random.choice(active, size=max(1, round(share * len(active))), replace=False).tolist())
 
     def _name_of(self, proxy: ClientProxy) -> str | None:
         """The name that a node gives its site; None while it does not answer."""

@@ -13,7 +13,7 @@ import json
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -408,6 +408,10 @@ class Scores:
                 for name, scores in sorted(gathered.items())
             }
         )
+
+    def of(self, names: Container[str]) -> Scores:
+        """The part of some classes."""
+        return Scores({name: score for name, score in self.classes.items() if name in names})
 
     @property
     def clips(self) -> int:
