@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,19 @@ class InProcessClient(ClientProxy):
         return DisconnectRes(reason="")
 
 
-def run_in_process(settings: Settings, folder: Path, console: Console | None = None) -> dict[str, Any]:
+def run_in_process(
+    settings: Settings,
+    folder: Path,
+    console: Console | None = None,
+    make_client: Callable[[], A2VClient] = lambda: A2VClient({}),
+) -> dict[str, Any]:
     """Run or resume an experiment, sites one after the other, and return its results.
 
     Args:
         settings: of the experiment.
         folder: of the run.
         console: where people read; default standard error.
+        make_client: makes each site's client; another than the default plays sites that misbehave.
 
     Returns:
         What `results.json` holds.
@@ -70,7 +77,7 @@ def run_in_process(settings: Settings, folder: Path, console: Console | None = N
         if run.rounds_left:
             manager = SimpleClientManager()
             for number in range(max(settings.partition.sites, settings.federation.min_nodes)):
-                manager.register(InProcessClient(f"{number:06d}", A2VClient({}).to_client()))
+                manager.register(InProcessClient(f"{number:06d}", make_client().to_client()))
             server = Server(client_manager=manager, strategy=run.strategy)
             server.set_max_workers(1)
             server.fit(run.rounds_left, settings.federation.round_timeout)

@@ -7,11 +7,20 @@ import torch
 from fed_a2v.core.generators.gaussian import GaussianGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.prompts import ClassPrompts
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings, SiteUpdate
 from fed_a2v.core.sharing import fingerprint, share_class
 from fed_a2v.core.training import AdamWSettings
-from tests.core.conftest import StubGenerator, WatchedAdapters, World, assert_same_bits, contains, through_a_file
+from tests.core.conftest import (
+    StubGenerator,
+    WatchedAdapters,
+    World,
+    assert_same_bits,
+    contains,
+    draws,
+    through_a_file,
+)
 
 T5 = (3, 10)
 QUICK = ServerStepSettings(
@@ -447,3 +456,69 @@ def test_a_step_that_was_stopped_and_resumed_equals_one_that_was_not(kind):
         one, other = (each.run(number, updates[:1]) for each in (step, resumed))
         assert_same_bits(without_seconds(one), without_seconds(other))
         assert_same_bits(resumed.state_dict(), step.state_dict())
+
+
+# A bank that keeps nothing but the generator
+
+
+def forgetful(world, kind="gaussian", **settings):
+    return step_of(world, kind, keep_prototypes=False, validation_frequency=1, **settings)
+
+
+def later(world, labels):
+    """The updates of one site that has only some of the classes."""
+    clips, all_labels = world.clips(24)
+    rows = torch.isin(all_labels, torch.tensor(labels))
+    return updates_from(world, clips[rows], all_labels[rows])
+
+
+def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
+    world = World()
+    step = forgetful(world)
+    updates = world.updates()
+    step.run(1, updates)
+    assert step.bank.rows() is None
+    assert step.bank.counts() == dict.fromkeys(world.names, 24)
+    assert set(step.bank.fingerprints) == {update.site for update in updates}
+    assert step.remembered == world.names
+    # The same sites, without their prototypes: the wire allows it, for the fingerprint is held.
+    silent = [update._replace(prompts=[replace(p, audio=None) for p in update.prompts]) for update in updates]
+    row = step.run(2, silent)
+    assert "server/adapter_finetuning_loss" in row
+    assert "server/generator_loss" not in row  # nothing came that it could learn from
+    assert "server/generator_validation_mse" not in row
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "vae"])
+def test_the_generator_keeps_classes_alive_whose_sites_are_gone(kind):
+    world = World()
+    step = forgetful(world, kind, training_epochs=60, first_steps=150, steps=80)
+    step.run(1, later(world, range(5)))
+    step.run(2, later(world, range(5, 10)))
+    assert step.remembered == world.names
+    samples = step.generator.sample_classes(step.conditions_of(world.names), 40, draws(0)).flatten(0, 1)
+    labels = torch.arange(10).repeat_interleave(40)
+    assert (world.nearest_class(samples) == labels).float().mean() > 0.9
+    audio, labels = world.clips(20, seed=9)
+    found = retrieval(step.adapters(audio).clip, labels, step.prompts.clip)
+    assert found.hits(1)[labels < 5].float().mean() > 0.85
+
+
+def test_what_is_remembered_survives_a_file():
+    world = World()
+    step, back = forgetful(world), forgetful(world)
+    step.run(1, later(world, range(5)))
+    back.load_state_dict(through_a_file(step.state_dict()))
+    for each in (step, back):
+        each.run(2, later(world, range(5, 10)))
+    assert_same_bits(step.state_dict(), back.state_dict())
+    assert back.remembered == world.names
+
+
+def test_rows_of_two_sources_are_joined_by_name():
+    one, other = World(classes=3).rows(groups=2), World(classes=5).rows(groups=1, seed=3)
+    joined = one.joined(other)
+    assert joined.names == other.names
+    assert joined.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
+    assert torch.equal(joined.embeddings[2], other.embeddings[0])
+    assert torch.equal(joined.counts[joined.labels == 4], other.counts[other.labels == 4])

@@ -666,3 +666,50 @@ def test_saving_memory_changes_no_metric_beyond_rounding():
     rows = [Federation(f"optimize_memory_usage={flag}").start().round() for flag in (False, True)]
     for name in ("accuracy", "cosine", "server/adapter_finetuning_loss"):
         assert rows[0][name] == pytest.approx(rows[1][name], abs=0.01), name
+
+
+INCREMENTAL = ("scenario=class_incremental", "scenario.steps=5", "scenario.rounds_per_step=1", "rounds=5")
+
+
+def asked(federation, task):
+    return sorted(
+        {message["site"] for node in federation.nodes for message in node.messages if message["task"] == task}
+    )
+
+
+def test_sites_come_one_after_the_other_and_all_are_scored():
+    federation = Federation(*INCREMENTAL).start()
+    assert asked(federation, "introduce") == SITES[:1]
+    for number in (1, 2, 3):
+        for node in federation.nodes:
+            node.messages.clear()
+        row = federation.round(number)
+        assert asked(federation, "train") == [SITES[number - 1]]
+        assert asked(federation, "evaluate") == SITES
+        assert (row["classes_known"], row["classes_old"]) == (2 * number, 2 * (number - 1))
+    federation.round(4)
+    federation.round(5)
+    federation.train(6)  # the last group stays
+    assert federation.strategy._row["replies"] == 1
+
+
+def test_replay_keeps_what_averaging_forgets():
+    forgotten, kept, generated = (
+        Federation(*INCREMENTAL, "finetune.steps=60", "finetune.first_steps=60", *extra).start()
+        for extra in (("finetune.enabled=false",), ("generator=none",), ("generator=gaussian", "bank.keep=generator"))
+    )
+    for number in range(1, 6):
+        for federation in (forgotten, kept, generated):
+            federation.round(number)
+    assert forgotten.rows[0]["accuracy_old"] is None
+    old = [federation.rows[-1]["accuracy_old"] for federation in (forgotten, kept, generated)]
+    assert min(old[1:]) > old[0] + 0.2
+
+
+def test_sites_drawn_for_a_round_are_drawn_among_those_that_are_there():
+    federation = Federation(
+        "scenario=class_incremental", "scenario.steps=2", "scenario.rounds_per_step=1", "federation.sites_per_round=0.5"
+    )
+    assert federation.strategy._active(1) == [0, 1, 2]
+    assert federation.strategy._active(9) == [3, 4]
+    assert set(federation.strategy._sampled(2)) <= {3, 4}
