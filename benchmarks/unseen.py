@@ -1,0 +1,167 @@
+"""Classes that nobody recorded: how well are their prompts found?
+
+    FED_A2V_DATA=FOLDER python benchmarks/unseen.py [--splits 4] [--write]
+
+FOLDER holds `esc50_yamnet.npz` and `clip_vitb32_text.npz` (real CLIP text vectors of 31 ESC-50 classes). In each
+split 10 of the 31 classes are left out of training; folds 1 to 3 train, fold 4 tests; chance among the 10 is 0.10.
+`H` is the harmonic mean of the accuracies on clips of unrecorded and recorded classes with all 31 as candidates,
+without and with the calibration constant, which is chosen on recorded classes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine, spread, write_block
+from esc50 import data
+from torch import Tensor
+from torch.nn import functional as F
+
+from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator
+from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.prompts import PromptBank, PrototypeRows
+from fed_a2v.core.sharing import share_class
+from fed_a2v.core.training import AdamWSettings, train_steps
+from fed_a2v.core.zero_shot import BilinearMap, Scorer, choose_calibration, unseen_accuracy, without
+from fed_a2v.data.clips import EmbeddedClips
+from fed_a2v.data.site import load_clips
+
+UNSEEN = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splits", type=int, default=4)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = data("yamnet")
+    names, vectors = text_vectors()
+    settings = compose_settings([*overrides, f"dataset.classes=[{','.join(names)}]"])
+    clips = load_clips(settings.dataset, settings.encoder, 0, cache_dir(settings))
+    assert list(clips.classes) == names
+    methods: dict[str, tuple[str, Callable[[PrototypeRows, Tensor], Scorer]]] = {
+        "MLP adapter, 500 steps": ("prototypes", partial(mlp, steps=500)),
+        "MLP adapter, 60 steps": ("prototypes", partial(mlp, steps=60)),
+        "bilinear form, every clip": ("samples", BilinearMap.fit),
+        "bilinear form, 8 prototypes": ("prototypes", BilinearMap.fit),
+        "bilinear form, 1 mean": ("mean", BilinearMap.fit),
+    }
+    lines = ["| | among unseen | H | H, calibrated | unseen / seen, calibrated |", "|---|---|---|---|---|"]
+    for name, (share, fit) in methods.items():
+        line = table_row(name, [outcome(clips, vectors, split, share, fit) for split in range(given.splits)])
+        lines.append(line)
+        print(line, flush=True)
+    results = [with_synthetic(clips, vectors, split) for split in range(given.splits)]
+    lines.append(table_row("MLP adapter, 500 steps, and VAE samples of the unseen", results))
+    print(lines[-1])
+    text = "\n".join(lines) + f"\n\nMean and deviation over {given.splits} splits. {machine()}."
+    if given.write:
+        write_block("unseen", text)
+
+
+def table_row(name: str, results: list[dict[str, float]]) -> str:
+    figures = [spread([result[key] for result in results]) for key in ("among", "plain", "calibrated")]
+    both = " / ".join(f"{sum(result[key] for result in results) / len(results):.2f}" for key in ("unseen", "seen"))
+    return f"| {name} | " + " | ".join(figures) + f" | {both} |"
+
+
+def text_vectors() -> tuple[list[str], Tensor]:
+    """The names of the classes that have a CLIP text vector, sorted, and those."""
+    with np.load(Path(os.environ["FED_A2V_DATA"]) / "clip_vitb32_text.npz", allow_pickle=False) as file:
+        names, vectors = [str(name) for name in file["category"]], torch.from_numpy(file["vectors"]).float()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return [names[place] for place in order], vectors[order]
+
+
+def prototypes(clips: EmbeddedClips, share: str) -> PrototypeRows:
+    """What one site with all training clips would send."""
+    rows = torch.from_numpy(clips.rows("train"))
+    audio, labels = clips.embeddings[rows], clips.labels[rows]
+    shared = [share_class(name, audio[labels == label], share) for label, name in enumerate(clips.classes)]
+    bank = PromptBank()
+    bank.update("all", [prompt for prompt in shared if prompt is not None], "", 1)
+    found = bank.rows()
+    assert found is not None
+    return found
+
+
+def unseen_classes(classes: int, split: int) -> Tensor:
+    """(classes,) mask of the classes that a split leaves out."""
+    absent = torch.zeros(classes, dtype=torch.bool)
+    absent[torch.randperm(classes, generator=torch.Generator().manual_seed(split))[:UNSEEN]] = True
+    return absent
+
+
+def outcome(
+    clips: EmbeddedClips,
+    vectors: Tensor,
+    split: int,
+    share: str,
+    fit: Callable[[PrototypeRows, Tensor], Scorer],
+) -> dict[str, float]:
+    absent = unseen_classes(len(clips.classes), split)
+    seen = without(prototypes(clips, share), absent)
+    calibration = choose_calibration(fit, seen, vectors[~absent])
+    return measured(clips, vectors, absent, fit(seen, vectors[~absent]), calibration)
+
+
+def measured(
+    clips: EmbeddedClips, vectors: Tensor, absent: Tensor, scorer: Scorer, calibration: float
+) -> dict[str, float]:
+    test = torch.from_numpy(clips.rows("test"))
+    scores, labels = scorer(clips.embeddings[test], vectors), clips.labels[test]
+    plain, calibrated = (unseen_accuracy(scores, labels, absent, value) for value in (0.0, calibration))
+    return {
+        "among": plain.among_unseen,
+        "plain": plain.harmonic,
+        "calibrated": calibrated.harmonic,
+        "unseen": calibrated.unseen,
+        "seen": calibrated.seen,
+    }
+
+
+def mlp(rows: PrototypeRows, vectors: Tensor, steps: int) -> Scorer:
+    """The compact adapter, trained on prototypes with the default loss."""
+    prompts = PromptSet(rows.names, vectors.unsqueeze(1), None)
+    torch.manual_seed(0)
+    adapters = Adapters(rows.embeddings.shape[-1], prompts)
+    adapters.set_standardisation(rows.embeddings.mean(dim=(0, 1)), rows.embeddings.std(dim=(0, 1)))
+    loss, random = AdapterLoss(prompts, AdapterLossWeights()), torch.Generator().manual_seed(0)
+    train_steps(adapters, rows.embeddings, rows.labels, loss, steps, AdamWSettings(1e-3, 1e-4, 64), random)
+    centre = vectors.mean(dim=0)
+
+    @torch.no_grad()
+    def scorer(audio: Tensor, candidates: Tensor) -> Tensor:
+        return F.normalize(adapters(audio).clip.squeeze(1) - centre, dim=1) @ F.normalize(candidates - centre, dim=1).T
+
+    return scorer
+
+
+def with_synthetic(clips: EmbeddedClips, vectors: Tensor, split: int) -> dict[str, float]:
+    """A VAE learns the recorded classes and imagines the others from their text vectors; the MLP trains on both."""
+    absent = unseen_classes(len(clips.classes), split)
+    known = prototypes(clips, "prototypes")
+    seen = without(known, absent)
+    torch.manual_seed(0)
+    vae = ConditionedVAEGenerator(known.embeddings.shape[-1], vectors.shape[1], 256, 32, learning_rate=2e-3)
+    random = torch.Generator().manual_seed(0)
+    vae.fit(seen, vectors[~absent], 150, 0.1, random)
+    imagined = vae.sample_classes(vectors[absent], 8, random).flatten(0, 1)
+    names = tuple(name for name, gone in zip(known.names, absent.tolist(), strict=True) if gone)
+    labels = torch.arange(len(names)).repeat_interleave(8)
+    rows = PrototypeRows(imagined, labels, torch.ones(len(labels)), torch.zeros_like(imagined), names)
+    scorer = mlp(seen.joined(rows), vectors, steps=500)
+    return measured(clips, vectors, absent, scorer, 0.0)
+
+
+if __name__ == "__main__":
+    main()
