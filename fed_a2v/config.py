@@ -45,6 +45,10 @@ class DatasetSettings(Section):
     root: str | None = Field(description="folder of the data set (esc50)")
     path: str | None = Field(description="file of precomputed embeddings (embeddings)")
     classes: list[str] | None = Field(description="keep these classes only; null keeps all")
+    unseen: Annotated[int, Field(ge=0)] | list[str] = Field(
+        description="classes that no site trains on, by name, or how many of them to draw"
+    )
+    unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
     train_folds: list[int]
     validation_folds: list[int]
     test_folds: list[int]

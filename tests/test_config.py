@@ -19,6 +19,7 @@ NEEDS = {
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
     "targets=file": ["targets.path=/data/targets.npz"],
     "experiment=esc50_5x10": ["dataset.root=/data/ESC-50"],
+    "experiment=class_incremental": ["dataset.root=/data/ESC-50"],
     "experiment=esc50_50x1": ["dataset.root=/data/ESC-50"],
 }
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(conf_dir().glob("*/*.yaml"))]
@@ -294,3 +295,19 @@ def test_no_default_lives_outside_conf():
     with pytest.raises(ValueError, match="rounds") as caught:
         Settings.model_validate(json.loads("{}"))
     assert len(caught.value.errors()) == len(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bank.keep=generator", "generator=none"], "bank.keep=generator needs a generator"),
+        (["bank.keep=nothing"], "bank.keep = 'nothing': .*'prototypes' or 'generator'"),
+        (["scenario=class_incremental", "partition.sites=3"], "scenario.steps=5 groups need as many sites"),
+        (["scenario=class_incremental", "partition=own"], "needs a partition with numbered sites"),
+        (["dataset.unseen=-1"], "dataset.unseen"),
+        (["aggregation.trimmed_share=0.5"], "aggregation.trimmed_share = 0.5"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(overrides)

@@ -35,10 +35,13 @@ class AdapterLoss:
     Args:
         prompts: class prompts, (C, T, D) each.
         weights: of the terms.
+        unseen: (C,) mask of classes that play no part in the contrastive term: to be told apart from all that
+            is recorded would be all that the adapters learned of them. Default: none.
     """
 
-    def __init__(self, prompts: PromptSet, weights: AdapterLossWeights) -> None:
+    def __init__(self, prompts: PromptSet, weights: AdapterLossWeights, unseen: Tensor | None = None) -> None:
         self.weights = weights
+        self.unseen = unseen if unseen is not None and unseen.any() else None
         self.parts = {
             kind: _CentredPrompts(tensor)
             for kind, tensor in (("clip", prompts.clip), ("t5", prompts.t5))
@@ -77,6 +80,8 @@ class AdapterLoss:
         # Flat before the difference: another number of tokens is an error then, where it would broadcast else.
         centred = output.flatten(1) - prompts.centre.flatten()
         logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature
+        if self.unseen is not None:
+            logits = logits.masked_fill(self.unseen, -torch.inf)
         return {
             "mse": F.mse_loss(centred, wanted) / prompts.variance,
             "cosine": 1 - F.cosine_similarity(centred, wanted, dim=-1).mean(),

@@ -59,11 +59,7 @@ def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = T
     Raises:
         ValueError: outputs and prompts differ in shape, or a label has no prompt.
     """
-    if outputs.shape[1:] != prompts.shape[1:]:
-        raise ValueError(
-            f"outputs have shape {tuple(outputs.shape)} and prompts {tuple(prompts.shape)}: tokens and width must "
-            "agree; choose the adapter that was built for these prompts"
-        )
+    scores = cosines(outputs, prompts, centre)
     labels = labels.to(prompts.device, torch.int64)
     if labels.shape != outputs.shape[:1]:
         raise ValueError(f"{len(outputs)} outputs need as many labels, got shape {tuple(labels.shape)}")
@@ -71,12 +67,25 @@ def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = T
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(prompts)} prompts"
         )
+    right = scores.gather(1, labels[:, None])
+    ranks = len(prompts) - (scores < right).sum(1)
+    return Retrieval(ranks, right[:, 0])
+
+
+def cosines(outputs: Tensor, prompts: Tensor, centre: bool = True) -> Tensor:
+    """(N, C) cosines of (N, Tc, D) outputs with (C, Tc, D) class prompts, tokens flattened; see `retrieval`.
+
+    Raises:
+        ValueError: outputs and prompts differ in shape.
+    """
+    if outputs.shape[1:] != prompts.shape[1:]:
+        raise ValueError(
+            f"outputs have shape {tuple(outputs.shape)} and prompts {tuple(prompts.shape)}: tokens and width must "
+            "agree; choose the adapter that was built for these prompts"
+        )
     candidates = prompts.float().flatten(1)
     found = outputs.to(prompts.device).float().flatten(1)
     if centre and len(prompts) > 1:
         mean = candidates.mean(0)
         candidates, found = candidates - mean, found - mean
-    cosines = F.normalize(found, dim=1) @ F.normalize(candidates, dim=1).T
-    right = cosines.gather(1, labels[:, None])
-    ranks = len(prompts) - (cosines < right).sum(1)
-    return Retrieval(ranks, right[:, 0])
+    return F.normalize(found, dim=1) @ F.normalize(candidates, dim=1).T

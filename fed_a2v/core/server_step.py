@@ -23,16 +23,20 @@ from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
+from fed_a2v.core.metrics import cosines
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
 from fed_a2v.core.validation import validate
+from fed_a2v.core.zero_shot import Scorer, choose_calibration
 
 log = logging.getLogger("fed_a2v")
 # A line per class and epoch: for the run's log file rather than for the terminal.
 class_log = logging.getLogger("fed_a2v.classes")
 # Samples of a class that stand in for its prototypes where these may not be kept.
 REMEMBERED_ROWS = 32
+# Groups of recorded classes that play unrecorded ones, one after the other.
+CALIBRATION_GROUPS = 4
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
 
@@ -48,6 +52,7 @@ class ServerStepSettings:
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
+    unseen: tuple[str, ...] = ()
     keep_prototypes: bool = True
     distil: bool = False
     finetune: bool = True
@@ -99,6 +104,10 @@ class ServerStep:
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
         self.finetuned_rounds = 0
+        # Taken off the scores of recorded classes, so that unrecorded ones are found; see `_calibrate`.
+        self.calibration = 0.0
+        self._calibrated_on: tuple[str, ...] = ()
+        self._initial = copy.deepcopy(adapters.state_dict()) if settings.unseen else {}
         # Classes whose prototypes are gone and that the generator remembers.
         self.remembered: tuple[str, ...] = ()
 
@@ -147,6 +156,9 @@ class ServerStep:
             with _timed(row, "finetune"):
                 row |= self._finetune(round_number, audio, labels, held_out, steps)
         self.finetuned_rounds += 1
+        if self.settings.unseen and self._calibrated_on != rows.names:
+            with _timed(row, "calibration"):
+                self._calibrate(rows.to(self.conditions.device))
         if not self.settings.keep_prototypes:
             self.bank.forget_prototypes()
             self.remembered = rows.names
@@ -168,6 +180,39 @@ class ServerStep:
         ones = torch.ones(len(rows), device=rows.device)
         known = PrototypeRows(rows, labels, ones, torch.zeros_like(rows), self.remembered)
         return known if fresh is None else fresh.to(rows.device).joined(known)
+
+    def _calibrate(self, rows: PrototypeRows) -> None:
+        """Choose the calibration on recorded classes that play unrecorded ones.
+
+        For each group of them CLIP adapters are trained without it, from the start, on prototypes alone.
+        """
+        self._calibrated_on = rows.names
+        if len(rows.names) < 2 * CALIBRATION_GROUPS:
+            log.warning("%d recorded classes are too few to choose a calibration", len(rows.names))
+            return
+        shape, settings = self.prompts.clip.shape[1:], self.settings
+
+        def fit(known: PrototypeRows, vectors: Tensor) -> Scorer:
+            prompts = PromptSet(known.names, vectors.unflatten(1, shape), None)
+            adapters = copy.deepcopy(self.adapters)
+            adapters.load_state_dict(self._initial)
+            adapters.set_standardisation(self.adapters.audio_mean, self.adapters.audio_std)
+            adapters.t5 = None
+            random = torch_generator(settings.seed, "calibration", *known.names)
+            loss = AdapterLoss(prompts, self.loss.weights)
+            train_steps(
+                adapters, known.embeddings, known.labels, loss, settings.first_steps, settings.optimiser, random
+            )
+
+            @torch.no_grad()
+            def scorer(audio: Tensor, candidates: Tensor) -> Tensor:
+                return cosines(adapters(audio).clip, candidates.unflatten(1, shape))
+
+            return scorer
+
+        vectors = self.prompts.clip[self._class_indices(rows.names).to(self.prompts.clip.device)].flatten(1)
+        self.calibration = choose_calibration(fit, rows, vectors, CALIBRATION_GROUPS, settings.seed)
+        log.info("Calibration of recorded against unrecorded classes: %.3f", self.calibration)
 
     def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
         """Put the replies into the bank and drop what is too old."""
@@ -199,6 +244,8 @@ class ServerStep:
             "bank": self.bank.state_dict(),
             "finetuned_rounds": self.finetuned_rounds,
             "remembered": list(self.remembered),
+            "calibration": self.calibration,
+            "calibrated_on": list(self._calibrated_on),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,6 +256,8 @@ class ServerStep:
         self.bank = PromptBank.from_state_dict(state["bank"], self.settings.half_precision_bank)
         self.finetuned_rounds = state["finetuned_rounds"]
         self.remembered = tuple(state["remembered"])
+        self.calibration = state["calibration"]
+        self._calibrated_on = tuple(state["calibrated_on"])
 
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None

@@ -120,10 +120,20 @@ def unseen_accuracy(scores: Tensor, labels: Tensor, unseen: Tensor, calibration:
         calibration: taken off the scores of recorded classes.
     """
     of_unseen = unseen[labels]
-    calibrated = scores - calibration * (~unseen).to(scores)
-    right = calibrated.argmax(dim=1) == labels
-    among = scores.masked_fill(~unseen, -torch.inf).argmax(dim=1) == labels
+    among, right = hits(scores, labels, unseen, calibration)
     return UnseenAccuracy(_mean(among[of_unseen]), _mean(right[of_unseen]), _mean(right[~of_unseen]))
+
+
+def hits(scores: Tensor, labels: Tensor, unseen: Tensor, calibration: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Two (N,) masks: clips whose class is the best of its own kind, and clips whose class is the best of all.
+
+    The kinds are recorded and unrecorded; for the second, `calibration` is taken off the scores of recorded classes.
+    Arguments as in `unseen_accuracy`.
+    """
+    right = (scores - calibration * (~unseen).to(scores)).argmax(dim=1) == labels
+    other_kind = unseen.unsqueeze(0) != unseen[labels].unsqueeze(1)
+    among = scores.masked_fill(other_kind, -torch.inf).argmax(dim=1) == labels
+    return among, right
 
 
 def choose_calibration(

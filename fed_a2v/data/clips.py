@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.config import DatasetSettings
+from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.text import clean_name
 
@@ -87,6 +88,7 @@ class EmbeddedClips:
         keys: N unique keys.
         square_root: whether the embeddings are the square roots of what the encoder gave.
         skipped: clips left out because they could not be read.
+        unseen: the classes that no site trains on; they have test clips only.
     """
 
     embeddings: Tensor
@@ -96,6 +98,7 @@ class EmbeddedClips:
     keys: tuple[str, ...]
     square_root: bool = False
     skipped: int = 0
+    unseen: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,7 +109,7 @@ class EmbeddedClips:
 
 
 def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Sequence[str]) -> ClipIndex:
-    """Select the clips of `classes` and of the named folds.
+    """Select the clips of `classes` and of the named folds; of `dataset.unseen` classes those for the test only.
 
     Raises:
         DataError: two clips have the same key, or no clip is left for training.
@@ -122,8 +125,13 @@ def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Se
         **dict.fromkeys(dataset.test_folds, SPLITS[2]),
     }
     label_of = {clean_name(name): label for label, name in enumerate(classes)}
+    unseen = {clean_name(name) for name in unseen_classes(dataset, classes)}
     rows = [
-        row for row, record in enumerate(records) if record.fold in split_of and clean_name(record.category) in label_of
+        row
+        for row, record in enumerate(records)
+        if record.fold in split_of
+        and clean_name(record.category) in label_of
+        and (split_of[record.fold] == "test" or clean_name(record.category) not in unseen)
     ]
     if not any(split_of[records[row].fold] == "train" for row in rows):
         folds = sorted({record.fold for record in records})
@@ -137,6 +145,29 @@ def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Se
         splits=tuple(split_of[records[row].fold] for row in rows),
         classes=tuple(classes),
     )
+
+
+def unseen_classes(dataset: DatasetSettings, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes that no site trains on, in the order of `classes`.
+
+    Raises:
+        DataError: a name is no class, or fewer than two classes are left to train on.
+    """
+    wanted = dataset.unseen
+    if isinstance(wanted, int):
+        order = numpy_generator(dataset.unseen_seed, "unseen").permutation(len(classes))
+        names = {classes[place] for place in order[:wanted]}
+    else:
+        by_clean_name = {clean_name(name): name for name in classes}
+        for name in wanted:
+            if clean_name(name) not in by_clean_name:
+                near = difflib.get_close_matches(clean_name(name), by_clean_name, n=1)
+                hint = f"; did you mean {by_clean_name[near[0]]!r}?" if near else ""
+                raise DataError(f"dataset.unseen names {name!r}, which is no class of the data{hint}")
+        names = {by_clean_name[clean_name(name)] for name in wanted}
+    if names and len(classes) - len(names) < 2:
+        raise DataError(f"dataset.unseen leaves {len(classes) - len(names)} of {len(classes)} classes to train on")
+    return tuple(name for name in classes if name in names)
 
 
 def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:

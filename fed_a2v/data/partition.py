@@ -123,18 +123,20 @@ def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]
 
 
 def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
-    count = len(clips.classes)
-    dealt = _deal_classes(count, settings, seed)
+    seen = [label for label, name in enumerate(clips.classes) if name not in clips.unseen]
+    dealt = [[seen[place] for place in places] for places in _deal_classes(len(seen), settings, seed)]
     owners = np.full(len(clips), -1, dtype=np.int64)
-    for label in range(count):
+    for label in range(len(clips.classes)):
         sharing = [site for site, classes in enumerate(dealt) if label in classes]
+        if label not in seen:
+            sharing = list(range(len(dealt)))  # test clips alone, a part for each site
         if not sharing:
             continue
         for split in SPLITS:
             rows = _shuffled(clips, labels, split, label, seed)
             owners[rows] = np.array(sharing)[np.arange(len(rows)) % len(sharing)]
-    if idle := [clips.classes[label] for label in range(count) if not any(label in site for site in dealt)]:
-        logger.warning("No site records %d of %d classes: %s", len(idle), count, ", ".join(idle))
+    if idle := [clips.classes[label] for label in seen if not any(label in site for site in dealt)]:
+        logger.warning("No site records %d of %d classes: %s", len(idle), len(seen), ", ".join(idle))
     return owners
 
 

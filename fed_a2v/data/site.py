@@ -22,6 +22,7 @@ from fed_a2v.data.clips import (
     build_index,
     check_complete,
     classes_of,
+    unseen_classes,
 )
 from fed_a2v.data.embed import embed_clips
 from fed_a2v.data.embeddings import read_embeddings, read_records
@@ -212,6 +213,7 @@ def _load(
         keys=tuple(index.records[row].key for row in good),
         square_root=square_root,
         skipped=skipped,
+        unseen=unseen_classes(dataset, index.classes),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class, instantiate
+from torch import Tensor
 
 from fed_a2v.config import ConfigError, GeneratorSettings, Settings
 from fed_a2v.core.adapters import Adapters, PromptSet
@@ -18,6 +19,7 @@ from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
+from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import load_targets
 
 # Rows that go through the adapters at once where memory is to be saved.
@@ -35,8 +37,8 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
         adapters,
         prompts,
         None if generator is None else generator.to(device),
-        adapter_loss(settings, prompts),
-        _step_settings(settings),
+        adapter_loss(settings, prompts, unseen_mask(settings, prompts.names)),
+        _step_settings(settings, unseen_classes(settings.dataset, prompts.names)),
     )
 
 
@@ -95,13 +97,20 @@ def prompt_set(settings: Settings, classes: Sequence[str]) -> PromptSet:
     return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
 
 
-def adapter_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:
-    """The adapter loss that the settings describe."""
+def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:
+    """The adapter loss that the settings describe, for training where `unseen` masks the unrecorded classes."""
     loss = settings.loss
-    return AdapterLoss(prompts, AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature))
+    weights = AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature)
+    return AdapterLoss(prompts, weights, unseen)
 
 
-def _step_settings(settings: Settings) -> ServerStepSettings:
+def unseen_mask(settings: Settings, classes: Sequence[str]) -> Tensor:
+    """(C,) mask of the classes that no site trains on, on the settings' device."""
+    unseen = unseen_classes(settings.dataset, classes)
+    return torch.tensor([name in unseen for name in classes], device=settings.device)
+
+
+def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:
     generator, finetune, frugal = settings.generator, settings.finetune, settings.optimize_memory_usage
     return ServerStepSettings(
         seed=settings.seed,
@@ -111,6 +120,7 @@ def _step_settings(settings: Settings) -> ServerStepSettings:
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,
+        unseen=unseen,
         keep_prototypes=settings.bank.keep == "prototypes",
         distil=settings.aggregation.mode == "kd",
         finetune=finetune.enabled,

@@ -55,7 +55,9 @@ class A2VClient(NumPyClient):
         size = (len(parameters) - 2) // len(names)
         standardisation = parameters[-2:]
         scores = {
-            name: site.evaluate(_load(site, parameters[k * size : (k + 1) * size] + standardisation))
+            name: site.evaluate(
+                _load(site, parameters[k * size : (k + 1) * size] + standardisation), float(config["calibration"])
+            )
             for k, name in enumerate(names)
         }
         metrics = encode_scores(site.name, int(config["round"]), scores)

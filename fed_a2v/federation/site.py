@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ from torch import Tensor
 from fed_a2v.config import Settings, cache_dir
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
-from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.core.prompts import ClassPrompts
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.sharing import fingerprint, share_class
 from fed_a2v.core.training import AdamWSettings, mean_outputs, train_epochs
+from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import SiteData, site_clips
-from fed_a2v.federation.build import adapter_loss, prompt_set
+from fed_a2v.federation.build import adapter_loss, prompt_set, unseen_mask
 from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, Task
 
 # Rows that go through the adapters at once in an evaluation: bounds the memory of wide outputs.
@@ -57,6 +59,7 @@ class Site:
         self.data: SiteData = site_clips(settings, number, data_dir, folder, self.classes)
         self.name = name or self.data.name
         self.prompts = prompt_set(settings, self.classes)
+        self.unseen = unseen_mask(settings, self.classes)
 
     def introduce(self, round_number: int) -> SiteReply:
         """Say which classes the site has, and what their embeddings are like on average."""
@@ -79,7 +82,7 @@ class Site:
             adapters,
             audio,
             labels,
-            adapter_loss(settings, self.prompts),
+            adapter_loss(settings, self.prompts, self.unseen),
             settings.site.epochs,
             AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size),
             torch_generator(settings.seed, "site", self.name, round_number),
@@ -92,34 +95,41 @@ class Site:
         return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
 
     @torch.no_grad()
-    def evaluate(self, adapters: Adapters) -> Scores:
-        """Retrieval of the right class prompt among all, and the loss, on the site's test clips."""
+    def evaluate(self, adapters: Adapters, calibration: float = 0.0) -> Scores:
+        """Retrieval of the right class prompt among all, and the loss, on the site's test clips.
+
+        Args:
+            adapters: to be scored.
+            calibration: taken off the scores of recorded classes; has no effect where none is unseen.
+        """
         loss = adapter_loss(self.settings, self.prompts)
         test = self.data.test
         scores = {}
         for label in test.labels.unique().tolist():
             audio = test.embeddings[test.labels == label].to(self.device)
-            parts = [self._score(adapters, loss, rows, label) for rows in audio.split(EVALUATION_ROWS)]
+            parts = [self._score(adapters, loss, rows, label, calibration) for rows in audio.split(EVALUATION_ROWS)]
             scores[self.classes[label]] = ClassScores(
-                clips=len(audio),
-                right_at_1=sum(part[0] for part in parts),
-                right_at_5=sum(part[1] for part in parts),
-                cosine=sum(part[2] for part in parts),
-                loss=sum(part[3] for part in parts),
+                clips=len(audio), **{k: sum(p[k] for p in parts) for k in parts[0]}
             )
         return Scores(scores)
 
-    def _score(self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int) -> tuple[int, int, float, float]:
-        """Sums over clips of one class: right at 1, right at 5, cosine, loss."""
+    def _score(
+        self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int, calibration: float
+    ) -> dict[str, Any]:
+        """Sums over clips of one class, by the names of `ClassScores`."""
         labels = torch.full((len(audio),), label, device=audio.device)
         outputs = adapters(audio)
         found = retrieval(outputs.clip, labels, self.prompts.clip)
-        return (
-            int(found.hits(1).sum()),
-            int(found.hits(5).sum()),
-            float(found.similarity.sum()),
-            float(loss(outputs, labels)[0]) * len(audio),
-        )
+        sums: dict[str, Any] = {
+            "right_at_1": int(found.hits(1).sum()),
+            "right_at_5": int(found.hits(5).sum()),
+            "cosine": float(found.similarity.sum()),
+            "loss": float(loss(outputs, labels)[0]) * len(audio),
+        }
+        if self.unseen.any():
+            among, calibrated = hits(cosines(outputs.clip, self.prompts.clip), labels, self.unseen, calibration)
+            sums |= {"right_among": int(among.sum()), "right_calibrated": int(calibrated.sum())}
+        return sums
 
     def new_adapters(self) -> Adapters:
         """Adapters of the right shapes; their weights are to be loaded."""

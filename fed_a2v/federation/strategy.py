@@ -29,6 +29,7 @@ from fed_a2v.config import Settings
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
+from fed_a2v.core.zero_shot import UnseenAccuracy
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.aggregation import Aggregation, Nothing, make_aggregation
 from fed_a2v.federation.wire import (
@@ -206,7 +207,8 @@ class FedA2V(Strategy):
 
         def instruction(site: str, number: int) -> EvaluateIns:
             message = self._message("evaluate", round_number, site, number)
-            return EvaluateIns(packed, message | {"models": json.dumps(self._models)})
+            models: dict[str, Scalar] = {"models": json.dumps(self._models), "calibration": self._step().calibration}
+            return EvaluateIns(packed, message | models)
 
         instructions = self._address(client_manager, range(self.settings.partition.sites), instruction)
         self._row["bytes_down"] += payload_bytes(arrays) * len(instructions)
@@ -236,10 +238,32 @@ class FedA2V(Strategy):
             }
             if "before" in scores:
                 row["accuracy_before"] = scores["before"].accuracy
+            row |= self._without_recordings(after)
             if self.settings.scenario.name != "static":
                 row |= self._remembered(after, round_number)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
+
+    def _without_recordings(self, scores: Scores) -> dict[str, Any]:
+        """Accuracy on the classes that no site trains on, and on the others; nothing where there are none."""
+        unseen = set(self._step().settings.unseen)
+        of_unseen, of_seen = scores.of(unseen), scores.of(set(self.classes) - unseen)
+        if not of_unseen.classes or not of_seen.classes:
+            return {}
+        plain = UnseenAccuracy(of_unseen.accuracy_among, of_unseen.accuracy, of_seen.accuracy)
+        calibrated = UnseenAccuracy(
+            of_unseen.accuracy_among, of_unseen.accuracy_calibrated, of_seen.accuracy_calibrated
+        )
+        return {
+            "unseen/among_unseen": plain.among_unseen,
+            "unseen/unseen": plain.unseen,
+            "unseen/seen": plain.seen,
+            "unseen/harmonic": plain.harmonic,
+            "unseen/unseen_calibrated": calibrated.unseen,
+            "unseen/seen_calibrated": calibrated.seen,
+            "unseen/harmonic_calibrated": calibrated.harmonic,
+            "unseen/calibration": self._step().calibration,
+        }
 
     def _remembered(self, scores: Scores, round_number: int) -> dict[str, Any]:
         """Accuracy on the classes heard of so far, and on those whose sites are all gone; of all prompts each time."""

@@ -371,6 +371,9 @@ class ClassScores(_Strict):
         right_at_5: clips with the right prompt among the nearest five.
         cosine: sum of the cosines to the right prompt.
         loss: sum of the losses.
+        right_among: clips whose nearest prompt of their own kind, of recorded or of unseen classes, is the right one.
+            0 where no class is unseen.
+        right_calibrated: clips whose nearest prompt is the right one after calibration; likewise.
     """
 
     clips: Annotated[int, Field(ge=1)]
@@ -378,6 +381,8 @@ class ClassScores(_Strict):
     right_at_5: Annotated[int, Field(ge=0)]
     cosine: float
     loss: float
+    right_among: Annotated[int, Field(ge=0)] = 0
+    right_calibrated: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -404,6 +409,8 @@ class Scores:
                     right_at_5=sum(score.right_at_5 for score in scores),
                     cosine=math.fsum(score.cosine for score in scores),
                     loss=math.fsum(score.loss for score in scores),
+                    right_among=sum(score.right_among for score in scores),
+                    right_calibrated=sum(score.right_calibrated for score in scores),
                 )
                 for name, scores in sorted(gathered.items())
             }
@@ -427,6 +434,16 @@ class Scores:
     def accuracy_at_5(self) -> float:
         """Share of clips with the right prompt among the nearest five."""
         return self._per_clip(score.right_at_5 for score in self.classes.values())
+
+    @property
+    def accuracy_among(self) -> float:
+        """Share of clips whose nearest prompt of their own kind is the right one."""
+        return self._per_clip(score.right_among for score in self.classes.values())
+
+    @property
+    def accuracy_calibrated(self) -> float:
+        """Share of clips whose nearest prompt is the right one after calibration."""
+        return self._per_clip(score.right_calibrated for score in self.classes.values())
 
     @property
     def cosine(self) -> float:
@@ -519,6 +536,10 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
         raise BadReplyError(
             f"{_show(name)}: {_show(score.right_at_1)} right at 1, {_show(score.right_at_5)} at 5, "
             f"{score.clips} clips: must not decrease"
+        )
+    if max(score.right_among, score.right_calibrated) > score.clips:
+        raise BadReplyError(
+            f"{_show(name)}: {_show(max(score.right_among, score.right_calibrated))} right of {score.clips} clips"
         )
     if abs(score.cosine) > score.clips * _COSINE_TOLERANCE:
         raise BadReplyError(f"{_show(name)}: cosines of {score.clips} clips cannot sum to {score.cosine:.6g}")

@@ -218,3 +218,16 @@ def test_the_best_learned_variance_is_the_mean_squared_error():
     # There, it is worth what the closed form is worth.
     best = VAELoss(variance="optimal")(recon, 0.2 * x, latent, latent, 0).total
     torch.testing.assert_close(closure().detach(), best)
+
+
+def test_unseen_classes_are_nothing_to_be_told_apart_from():
+    world = World()
+    prompts, weights = world.prompts(), AdapterLossWeights(mse=0.0, cosine=0.0)
+    unseen = torch.zeros(10, dtype=torch.bool)
+    unseen[7] = True
+    near = Prompts(prompts.clip[[7]], None)  # an output that looks like the unseen class, of class 0
+    label = torch.tensor([0])
+    plain, masked = (AdapterLoss(prompts, weights, mask)(near, label)[0] for mask in (None, unseen))
+    assert masked < plain
+    same = AdapterLoss(prompts, weights, torch.zeros(10, dtype=torch.bool))(near, label)[0]
+    assert torch.equal(same, plain)

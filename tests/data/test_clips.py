@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fed_a2v.data.clips import Record, build_index, check_complete, classes_of
+from fed_a2v.data.clips import Record, build_index, check_complete, classes_of, unseen_classes
 from fed_a2v.data.errors import DataError
 
 RECORDS = [
@@ -71,3 +71,39 @@ def test_rows_of_a_split(make_clips):
     assert clips.rows("train").tolist() == [0, 2]
     assert clips.rows("validation").tolist() == []
     assert clips.rows("test").dtype == np.int64
+
+
+def test_unseen_classes_keep_their_test_clips_only(dataset):
+    chosen = dataset("train_folds=[1,2]", "validation_folds=[3]", "test_folds=[4,5]", "unseen=[dog]")
+    index = build_index(RECORDS, chosen, ("crying_baby", "dog", "rain"))
+    assert [record.key for record in index.records] == ["b", "c", "d"]
+    assert index.splits == ("train", "test", "test")
+
+
+NAMES = tuple(f"class {number}" for number in range(10))
+
+
+def test_a_number_of_unseen_classes_is_drawn_by_its_own_seed(dataset):
+    first = unseen_classes(dataset("unseen=3"), NAMES)
+    assert len(first) == 3
+    assert list(first) == sorted(first)
+    assert unseen_classes(dataset("unseen=3"), NAMES) == first
+    assert any(unseen_classes(dataset("unseen=3", f"unseen_seed={seed}"), NAMES) != first for seed in (1, 2, 3))
+
+
+def test_no_class_is_unseen_by_default(dataset):
+    assert unseen_classes(dataset(), NAMES) == ()
+
+
+def test_unseen_names_are_compared_without_regard_to_spelling(dataset):
+    assert unseen_classes(dataset("unseen=[Class_3,class 1]"), NAMES) == ("class 1", "class 3")
+
+
+def test_an_unknown_unseen_class_is_an_error_that_names_the_nearest(dataset):
+    with pytest.raises(DataError, match=r"dataset\.unseen names 'clas 3', which is no class.*did you mean 'class 3'"):
+        unseen_classes(dataset("unseen=[clas 3]"), NAMES)
+
+
+def test_someone_must_be_left_to_train_on(dataset):
+    with pytest.raises(DataError, match="leaves 1 of 10 classes"):
+        unseen_classes(dataset("unseen=9"), NAMES)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,3 +192,21 @@ def test_the_description_says_who_has_what_as_json(make_clips):
         assert len(site["clips"]["train"]) == 3
     keys = [key for site in described["sites"].values() for split in site["clips"].values() for key in split]
     assert sorted(keys) == sorted(clips.keys)
+
+
+@pytest.mark.parametrize("kind", ["classes", "dirichlet", "iid"])
+def test_test_clips_of_unseen_classes_are_divided_among_all_sites_and_no_site_trains_on_them(make_clips, kind):
+    clips = even(make_clips, 6, train=12, test=8)
+    # Class 2 is unseen: it has test clips only.
+    pairs = list(zip(clips.labels.tolist(), clips.splits, strict=True))
+    labels, splits = zip(*(pair for pair in pairs if pair[0] != 2 or pair[1] == "test"), strict=True)
+    clips = make_clips(list(labels), list(splits))
+    clips = replace(clips, unseen=(clips.classes[2],))
+    sites = partition(clips, asked(kind, 5, alpha=5.0), 0)
+    assert all(2 not in classes_at(site, clips) for site in sites)
+    tested = [int((clips.labels.numpy()[site.test] == 2).sum()) for site in sites]
+    assert sum(tested) == 8
+    if kind == "classes":
+        assert tested == [2, 2, 2, 1, 1]
+        # The others are dealt as if there were no class 2.
+        assert sorted(len(classes_at(site, clips)) for site in sites) == [1, 1, 1, 1, 1]

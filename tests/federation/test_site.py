@@ -174,3 +174,27 @@ def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
         site = Site(settings, ("cat", "dog", "rain"), 0, data_dir=str(path), name=f"site-{name}")
         replies[name] = [prompt.name for prompt in site.introduce(0).prompts]
     assert replies == {"a": ["dog", "rain"], "b": ["cat", "dog"]}
+
+
+def test_unseen_classes_are_tested_on_and_never_trained_on(make_site):
+    sites = [make_site("dataset.unseen=2", number=number) for number in range(5)]
+    unseen = {name for name, gone in zip(sites[0].classes, sites[0].unseen.tolist(), strict=True) if gone}
+    assert len(unseen) == 2
+    for site in sites:
+        assert unseen.isdisjoint(prompt.name for prompt in site.introduce(0).prompts)
+    tested = set().union(*(site.evaluate(adapters_for(site)).classes for site in sites))
+    assert unseen <= tested
+
+
+def test_calibration_moves_clips_from_recorded_to_unseen_classes(make_site):
+    site = make_site("dataset.unseen=2")
+    adapters = adapters_for(site)
+    unseen = {name for name, gone in zip(site.classes, site.unseen.tolist(), strict=True) if gone}
+    plain, all_unseen = (site.evaluate(adapters, calibration) for calibration in (0.0, 10.0))
+    for name, score in plain.classes.items():
+        assert score.right_calibrated == score.right_at_1
+        far = all_unseen.classes[name]
+        # With a huge constant an unseen class always wins: those are told apart among each other alone.
+        assert far.right_calibrated == (far.right_among if name in unseen else 0)
+        assert far.right_at_1 == score.right_at_1
+        assert far.right_among >= far.right_at_1

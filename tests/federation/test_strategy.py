@@ -713,3 +713,32 @@ def test_sites_drawn_for_a_round_are_drawn_among_those_that_are_there():
     assert federation.strategy._active(1) == [0, 1, 2]
     assert federation.strategy._active(9) == [3, 4]
     assert set(federation.strategy._sampled(2)) <= {3, 4}
+
+
+def test_classes_without_a_recording_are_scored_with_and_without_calibration():
+    federation = Federation("dataset.unseen=2", "finetune.first_steps=40", "site.epochs=2").start()
+    row = federation.round(1)
+    figures = {key.removeprefix("unseen/"): value for key, value in row.items() if key.startswith("unseen/")}
+    assert figures["calibration"] == federation.strategy.step.calibration
+    clips = row["test_clips"]
+    share = 2 / 10  # of the test clips; synthesised classes are of the same size
+    assert row["accuracy"] == pytest.approx(share * figures["unseen"] + (1 - share) * figures["seen"], abs=1 / clips)
+    assert figures["unseen_calibrated"] >= figures["unseen"]
+    assert figures["seen_calibrated"] <= figures["seen"]
+    both = figures["unseen_calibrated"], figures["seen_calibrated"]
+    assert figures["harmonic_calibrated"] == pytest.approx(2 * both[0] * both[1] / sum(both) if sum(both) else 0)
+
+
+def test_the_calibration_is_chosen_once_and_survives_a_file():
+    federation = Federation("dataset.unseen=2").start()
+    federation.round(1)
+    chosen = federation.strategy.step.calibration
+    assert "seconds/calibration" in federation.rows[0]
+    federation.round(2)
+    assert "seconds/calibration" not in federation.rows[1]
+    resumed = Federation("dataset.unseen=2", state=federation.states[0])
+    assert resumed.strategy.step.calibration == chosen
+
+
+def test_nothing_is_said_of_unseen_classes_where_there_are_none():
+    assert not any(key.startswith("unseen/") for key in Federation().start().round())

@@ -797,3 +797,10 @@ def test_mutated_scores_are_refused_cleanly_or_are_sound(data):
             assert 0 <= scores.accuracy <= scores.accuracy_at_5 <= 1
             assert abs(scores.cosine) <= 1.001
             assert math.isfinite(scores.loss)
+
+
+@pytest.mark.parametrize("name", ["right_among", "right_calibrated"])
+def test_figures_of_unseen_classes_are_checked_and_add_up(name):
+    one, other = (Scores({"dog": score().model_copy(update={name: number})}) for number in (1, 2))
+    assert getattr(Scores.merge([one, other]).classes["dog"], name) == 3
+    assert Scores.merge([one]).of({"cat"}).classes == {}
