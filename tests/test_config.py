@@ -308,6 +308,6 @@ def test_no_default_lives_outside_conf():
         (["aggregation.trimmed_share=0.5"], "aggregation.trimmed_share = 0.5"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(overrides, message):
+def test_banks_scenarios_and_unseen_classes_are_checked(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose_settings(overrides)

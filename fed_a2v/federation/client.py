@@ -56,7 +56,8 @@ class A2VClient(NumPyClient):
         standardisation = parameters[-2:]
         scores = {
             name: site.evaluate(
-                _load(site, parameters[k * size : (k + 1) * size] + standardisation), float(config["calibration"])
+                _load(site, parameters[k * size : (k + 1) * size] + standardisation),
+                float(config.get("calibration", 0.0)),
             )
             for k, name in enumerate(names)
         }
