@@ -113,8 +113,9 @@ class Generator(nn.Module, ABC):
         """
 
     def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """Draw `num_samples` embeddings for each of (C, V) `conditions`, as (C, num_samples, S, Da)."""
-        return torch.stack([self.sample(num_samples, row, random=random) for row in conditions])
+        """Draw `num_samples` embeddings for each of (C, V) `conditions` in one batch, as (C, num_samples, S, Da)."""
+        rows = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
+        return rows.view(len(conditions), num_samples, *rows.shape[1:])
 
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor] | None:
         """The latents of B embeddings, where the generator has any.

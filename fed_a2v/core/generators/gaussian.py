@@ -59,12 +59,6 @@ class GaussianGenerator(Generator):
         labels = torch.cdist(wanted, self.conditions).argmin(dim=1)
         return self._draw(labels, random or torch.default_generator).to(device or self.conditions.device)
 
-    @torch.no_grad()
-    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """See `Generator.sample_classes`: all classes in one batch."""
-        flat = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
-        return flat.view(len(conditions), num_samples, *flat.shape[1:])
-
     def _draw(self, labels: Tensor, random: torch.Generator) -> Tensor:
         rows = self.moments.draw(labels, self.shrinkage, random)
         return rows.view(-1, self.sequence_length, self.input_dim)

@@ -163,11 +163,6 @@ class GroupedVAEGenerator(Generator):
                 rows[wanted] = self.member(key).sample(int(wanted.sum()), conditions[wanted], None, random)
         return rows.to(device or rows.device)
 
-    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """See `Generator.sample_classes`."""
-        flat = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
-        return flat.view(len(conditions), num_samples, *flat.shape[1:])
-
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`: each embedding's latent is that of its own class's generator."""
         conditions, owners = self._find(as_rows(visual_condition, len(x), self.visual_dim))

@@ -190,12 +190,6 @@ class CalibratedGenerator(Generator):
         return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
 
     @torch.no_grad()
-    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """See `Generator.sample_classes`: all classes in one batch."""
-        flat = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
-        return flat.view(len(conditions), num_samples, *flat.shape[1:])
-
-    @torch.no_grad()
     def _draw_standardised(self, conditions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
         """(B, D): the model's draws, and noise in the directions that it knows nothing of."""
         z = self._draw(self._directions(conditions), labels, random)[:, : len(self.space.basis)]

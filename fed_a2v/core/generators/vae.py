@@ -148,12 +148,6 @@ class ConditionedVAEGenerator(Generator):
             rows[~known] = self._restore(self._draw_unknown(conditions[~known], random))
         return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
 
-    def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """See `Generator.sample_classes`: all classes in one batch."""
-        repeated = conditions.repeat_interleave(num_samples, dim=0)
-        flat = self.sample(len(repeated), repeated, None, random)
-        return flat.view(len(conditions), num_samples, *flat.shape[1:])
-
     @torch.no_grad()
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`."""
