@@ -115,6 +115,13 @@ class AdapterSettings(Section):
     t5_width: Count
     hidden_width: Count
     standardise: bool = Field(description="standardise the input with the sites' pooled mean and deviation")
+    closed_form: bool = Field(description="one matrix, solved for by the server; sites do not train (CLIP only)")
+
+    @model_validator(mode="after")
+    def _check(self) -> AdapterSettings:
+        if self.closed_form and self.t5_tokens:
+            raise ValueError("adapters.closed_form has no T5 adapter; set adapters.t5_tokens=0")
+        return self
 
 
 class LossSettings(Section):
@@ -271,6 +278,8 @@ class Settings(Section):
     def _check(self) -> Settings:
         if self.bank.keep == "generator" and self.generator.target is None:
             raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
+        if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.mode == "kd"):
+            raise ValueError("adapters.closed_form is solved in the server step: finetune.enabled=true and no kd")
         if self.scenario.name == "class_incremental":
             if self.partition.kind == "own":
                 raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")

@@ -305,6 +305,8 @@ def test_no_default_lives_outside_conf():
         (["scenario=class_incremental", "partition.sites=3"], "scenario.steps=5 groups need as many sites"),
         (["scenario=class_incremental", "partition=own"], "needs a partition with numbered sites"),
         (["dataset.unseen=-1"], "dataset.unseen"),
+        (["adapters=bilinear", "adapters.t5_tokens=17"], "closed_form has no T5 adapter"),
+        (["adapters=bilinear", "finetune.enabled=false"], "solved in the server step"),
         (["aggregation.trimmed_share=0.5"], "aggregation.trimmed_share = 0.5"),
     ],
 )

@@ -89,6 +89,43 @@ class PromptAdapter(nn.Module):
         return out
 
 
+class BilinearAdapter(nn.Module):
+    """Audio to a prompt by one matrix that is solved for, not trained; for classes that nobody has recorded.
+
+    The output has the direction that `BilinearMap` gives, and the length of an average class prompt. Tokens of audio
+    are averaged first.
+
+    Args:
+        audio_width: Da.
+        prompts: (C, T, D) class prompts; they fix T, D, the centre and the length.
+    """
+
+    centre: Tensor
+    length: Tensor
+
+    def __init__(self, audio_width: int, prompts: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(audio_width, prompts[0].numel()))
+        self.mean = nn.Parameter(torch.zeros(audio_width))
+        self.std = nn.Parameter(torch.ones(audio_width))
+        centre = prompt_centre(prompts)
+        self.register_buffer("centre", centre, persistent=False)
+        self.register_buffer("length", (prompts - centre).flatten(1).norm(dim=1).mean(), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, S, Da) audio embeddings to (B, T, D) prompt embeddings."""
+        rows = F.normalize((audio.mean(dim=1) - self.mean) / self.std, dim=1)
+        out: Tensor = F.normalize(rows @ self.weight, dim=1) * self.length
+        return out.view(-1, *self.centre.shape) + self.centre
+
+    @torch.no_grad()
+    def take(self, weight: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Take over a solution; the length of (Da, T x D) `weight` does not matter, so it is brought to RMS 1."""
+        self.weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-30))
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+
 class Adapters(nn.Module):
     """The CLIP adapter and, where the image model has a T5 prompt, the T5 adapter.
 
@@ -96,22 +133,35 @@ class Adapters(nn.Module):
         audio_width: Da.
         prompts: the class prompts.
         hidden_width: see `PromptAdapter`.
+        closed_form: CLIP alone, by a `BilinearAdapter` that the server solves for.
+
+    Raises:
+        ValueError: a closed form with T5 prompts.
     """
 
     audio_mean: Tensor
     audio_std: Tensor
 
-    def __init__(self, audio_width: int, prompts: PromptSet, hidden_width: int = 512) -> None:
+    def __init__(
+        self, audio_width: int, prompts: PromptSet, hidden_width: int = 512, closed_form: bool = False
+    ) -> None:
         super().__init__()
+        if closed_form and prompts.t5 is not None:
+            raise ValueError("the closed form has no T5 adapter: a matrix of that width would have no end")
         self.audio_width = audio_width
-        self.clip = PromptAdapter(audio_width, prompts.clip, hidden_width)
+        self.closed_form = closed_form
+        self.clip = (
+            BilinearAdapter(audio_width, prompts.clip)
+            if closed_form
+            else PromptAdapter(audio_width, prompts.clip, hidden_width)
+        )
         self.t5 = None if prompts.t5 is None else PromptAdapter(audio_width, prompts.t5, hidden_width)
         self.register_buffer("audio_mean", torch.zeros(audio_width))
         self.register_buffer("audio_std", torch.ones(audio_width))
 
     def forward(self, audio: Tensor) -> Prompts:
         """(B, S, Da) audio embeddings to prompts."""
-        audio = (audio - self.audio_mean) / self.audio_std
+        audio = self.standardised(audio)
         return Prompts(self.clip(audio), None if self.t5 is None else self.t5(audio))
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
@@ -122,6 +172,10 @@ class Adapters(nn.Module):
         """
         self.audio_mean.copy_(mean)
         self.audio_std.fill_(float(std.square().mean().sqrt().clamp(min=1e-6)))
+
+    def standardised(self, audio: Tensor) -> Tensor:
+        """(B, S, Da) audio embeddings as the adapters proper see them."""
+        return (audio - self.audio_mean) / self.audio_std
 
     def weights(self) -> list[Tensor]:
         """The trained weights, in the fixed order in which they travel."""

@@ -28,7 +28,7 @@ from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
 from fed_a2v.core.validation import validate
-from fed_a2v.core.zero_shot import Scorer, choose_calibration
+from fed_a2v.core.zero_shot import Scorer, choose_calibration, solve_adapter
 
 log = logging.getLogger("fed_a2v")
 # A line per class and epoch: for the run's log file rather than for the terminal.
@@ -147,6 +147,10 @@ class ServerStep:
             synthetic = self._synthetic_rows(round_number, trained_on)
             if self.settings.generator_waits_on_cpu:
                 self.generator.move_to(torch.device("cpu"))
+        if self.adapters.closed_form:
+            with _timed(row, "finetune"):
+                row |= self._solve(rows.to(self.conditions.device))
+            return self._end_of_round(rows, row)
         audio, labels = self._training_rows(trained_on, synthetic)
         steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
         if self.settings.distil:
@@ -155,6 +159,9 @@ class ServerStep:
         if self.settings.finetune:
             with _timed(row, "finetune"):
                 row |= self._finetune(round_number, audio, labels, held_out, steps)
+        return self._end_of_round(rows, row)
+
+    def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
         self.finetuned_rounds += 1
         if self.settings.unseen and self._calibrated_on != rows.names:
             with _timed(row, "calibration"):
@@ -181,6 +188,16 @@ class ServerStep:
         known = PrototypeRows(rows, labels, ones, torch.zeros_like(rows), self.remembered)
         return known if fresh is None else fresh.to(rows.device).joined(known)
 
+    def _solve(self, rows: PrototypeRows) -> dict[str, Any]:
+        """Closed-form adapters: all prototypes at once, without steps."""
+        if len(rows.names) < 2:
+            log.warning("One class alone gives no bilinear form: the adapters stay as they were")
+            return {}
+        labels = self._class_indices(rows.names).to(rows.labels.device)
+        solve_adapter(self.adapters, rows, self.prompts.clip[labels])
+        loss = loss_on(self.adapters, rows.embeddings, labels[rows.labels], self.loss)
+        return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
+
     def _calibrate(self, rows: PrototypeRows) -> None:
         """Choose the calibration on recorded classes that play unrecorded ones.
 
@@ -198,12 +215,18 @@ class ServerStep:
             adapters.load_state_dict(self._initial)
             adapters.set_standardisation(self.adapters.audio_mean, self.adapters.audio_std)
             adapters.t5 = None
+            if adapters.closed_form:
+                solve_adapter(adapters, known, prompts.clip)
+                return scorer_of(adapters)
             random = torch_generator(settings.seed, "calibration", *known.names)
             loss = AdapterLoss(prompts, self.loss.weights)
             train_steps(
                 adapters, known.embeddings, known.labels, loss, settings.first_steps, settings.optimiser, random
             )
 
+            return scorer_of(adapters)
+
+        def scorer_of(adapters: Adapters) -> Scorer:
             @torch.no_grad()
             def scorer(audio: Tensor, candidates: Tensor) -> Tensor:
                 return cosines(adapters(audio).clip, candidates.unflatten(1, shape))

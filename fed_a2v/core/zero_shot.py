@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fed_a2v.core.adapters import Adapters, BilinearAdapter
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 
@@ -88,6 +89,22 @@ class BilinearMap:
         """(N, K) cosines of (N, S, Da) audio with (K, V) class vectors."""
         x = ROW_LENGTH * F.normalize((audio.flatten(1) - self.mean) / self.std, dim=1)
         return F.normalize(x @ self.weight, dim=1) @ F.normalize(vectors - self.centre, dim=1).T
+
+
+def solve_adapter(adapters: Adapters, rows: PrototypeRows, prompts: Tensor) -> None:
+    """Give closed-form `adapters` the bilinear map of the classes' prototypes.
+
+    Args:
+        adapters: with `closed_form`; changed in place.
+        rows: N prototypes of C classes.
+        prompts: (C, T, D) CLIP prompts, in the order of `rows.names`.
+    """
+    assert isinstance(adapters.clip, BilinearAdapter)
+    audio = adapters.standardised(rows.embeddings).mean(dim=1, keepdim=True)
+    variances = (rows.variances / adapters.audio_std.square()).mean(dim=1, keepdim=True)
+    standardised = PrototypeRows(audio, rows.labels, rows.counts, variances, rows.names)
+    found = BilinearMap.fit(standardised, prompts.flatten(1))
+    adapters.clip.take(found.weight, found.mean, found.std)
 
 
 @dataclass(frozen=True)

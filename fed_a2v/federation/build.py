@@ -31,7 +31,8 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
     device = torch.device(settings.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
-        adapters = Adapters(audio_shape[1], prompts, settings.adapters.hidden_width).to(device)
+        shape = settings.adapters
+        adapters = Adapters(audio_shape[1], prompts, shape.hidden_width, shape.closed_form).to(device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
         adapters,

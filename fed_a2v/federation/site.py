@@ -78,16 +78,18 @@ class Site:
         start = time.perf_counter()
         settings = self.settings
         audio, labels = self.data.train.embeddings.to(self.device), self.data.train.labels.to(self.device)
-        losses = train_epochs(
-            adapters,
-            audio,
-            labels,
-            adapter_loss(settings, self.prompts, self.unseen),
-            settings.site.epochs,
-            AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size),
-            torch_generator(settings.seed, "site", self.name, round_number),
-            settings.site.proximal,
-        )
+        losses: dict[str, float] = {}
+        if not adapters.closed_form:  # else the server solves for them
+            losses = train_epochs(
+                adapters,
+                audio,
+                labels,
+                adapter_loss(settings, self.prompts, self.unseen),
+                settings.site.epochs,
+                AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size),
+                torch_generator(settings.seed, "site", self.name, round_number),
+                settings.site.proximal,
+            )
         prompts = self._prototypes()
         mark = fingerprint(prompts)
         outputs = mean_outputs(adapters, audio, labels)
@@ -134,7 +136,8 @@ class Site:
     def new_adapters(self) -> Adapters:
         """Adapters of the right shapes; their weights are to be loaded."""
         width = self.data.train.embeddings.shape[-1]
-        return Adapters(width, self.prompts, self.settings.adapters.hidden_width).to(self.device)
+        adapters = self.settings.adapters
+        return Adapters(width, self.prompts, adapters.hidden_width, adapters.closed_form).to(self.device)
 
     def _prototypes(self) -> list[ClassPrompts]:
         share = self.settings.share

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.zero_shot import (
     ROW_LENGTH,
     BilinearMap,
     choose_calibration,
+    solve_adapter,
     unseen_accuracy,
     without,
 )
@@ -145,3 +147,43 @@ def test_the_harmonic_mean_is_zero_unless_both_are_served():
     assert unseen_accuracy(scores, labels, unseen, 2.0) == unseen_accuracy(scores.flip(1), labels, unseen)
     both = unseen_accuracy(torch.eye(2), labels, unseen)
     assert (both.seen, both.unseen, both.harmonic) == (1.0, 1.0, 1.0)
+
+
+# As adapters of a federation
+
+
+def closed_form(world, tokens=1):
+    prompts = PromptSet(world.names, world.vectors.unflatten(1, (tokens, -1)), None)
+    adapters = Adapters(60, prompts, closed_form=True)
+    adapters.set_standardisation(torch.full((60,), 3.0), torch.full((60,), 2.0))
+    return adapters, prompts
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_the_closed_form_adapters_rank_as_the_bilinear_map_does(world, absent, tokens):
+    adapters, prompts = closed_form(world, tokens)
+    rows = without(world.rows(), absent)
+    solve_adapter(adapters, rows, prompts.clip[~absent])
+    test = world.rows(5, seed=3)
+    output = adapters(test.embeddings).clip
+    assert output.shape == (len(test), tokens, 12 // tokens)
+    # The map centres by the recorded classes, the adapters by all: their direction before that is the same.
+    direction = F.normalize((output - adapters.clip.centre).flatten(1), dim=1)
+    found = BilinearMap.fit(rows, world.vectors[~absent])
+    x = F.normalize((test.embeddings.flatten(1) - found.mean) / found.std, dim=1)
+    torch.testing.assert_close(direction, F.normalize(x @ found.weight, dim=1), atol=1e-3, rtol=1e-2)
+
+
+def test_a_solution_survives_half_precision_on_the_wire(world):
+    adapters, prompts = closed_form(world)
+    solve_adapter(adapters, world.rows(), prompts.clip)
+    test = world.rows(5, seed=3).embeddings
+    before = adapters(test).clip
+    adapters.load_weights([weight.half().float() for weight in adapters.weights()])
+    torch.testing.assert_close(adapters(test).clip, before, atol=2e-2, rtol=2e-2)
+
+
+def test_the_closed_form_has_no_t5(world):
+    prompts = PromptSet(world.names, world.vectors.unsqueeze(1), torch.randn(24, 3, 5))
+    with pytest.raises(ValueError, match="no T5 adapter"):
+        Adapters(60, prompts, closed_form=True)

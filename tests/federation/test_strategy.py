@@ -742,3 +742,16 @@ def test_the_calibration_is_chosen_once_and_survives_a_file():
 
 def test_nothing_is_said_of_unseen_classes_where_there_are_none():
     assert not any(key.startswith("unseen/") for key in Federation().start().round())
+
+
+def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the_sites():
+    federation = Federation("adapters=bilinear", "generator=none", "dataset.unseen=2").start()
+    row = federation.round(1)
+    solved = federation.weights
+    assert row["accuracy"] > 0.3  # chance is 0.1
+    assert row["unseen/calibration"] > 0
+    assert row["server/adapter_finetuning_loss"] > 0
+    assert not any(key.startswith("site/") for key in row)
+    federation.train(2)
+    for one, other in zip(solved, federation.weights, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
