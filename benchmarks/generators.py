@@ -266,6 +266,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), sharey=True, layout="constrained")
     styles = ["-", "--", "-.", ":"]
@@ -283,7 +284,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(rounds, mean, styles[number % 4], color=f"C{number % 10}", marker=".", label=method)
         axis.set(title=federation, xlabel="round", ylabel="accuracy@1")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize="small", loc="lower right")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
