@@ -36,6 +36,9 @@ bench: install
 	$(BIN)/python benchmarks/per_class.py
 	$(BIN)/python benchmarks/t5_vae.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/unseen.py
+	$(BIN)/python benchmarks/hostile.py
+	$(BIN)/python benchmarks/generators.py --standard
 
 clean:
 	rm -rf .venv outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis
