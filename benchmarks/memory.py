@@ -22,12 +22,13 @@ from common import machine, write_block
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import SimpleClientManager
 
-from fed_a2v.config import Settings, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
 from fed_a2v.federation.build import make_step, prompt_set
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V
 from fed_a2v.federation.wire import SiteReply, encode_reply
+from fed_a2v.settings import Settings
 
 SITES, CLASSES, OWN, WIDTH = 50, 50, 10, 512
 NAMES = tuple(f"class {number:02d}" for number in range(CLASSES))

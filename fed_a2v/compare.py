@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fed_a2v.config import Settings, cache_dir, compose_settings
+from fed_a2v.config import cache_dir, compose_settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.seeding import seed_for, torch_generator
@@ -23,6 +23,7 @@ from fed_a2v.federation.build import adapter_loss, prompt_set
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.runs.files import read_jsonl, write_json, write_text
 from fed_a2v.runs.table import comparison_table
+from fed_a2v.settings import Settings
 
 # Overrides that make the yardstick; None is pooled training, which is no federation.
 YARDSTICKS: dict[str, list[str] | None] = {

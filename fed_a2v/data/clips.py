@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fed_a2v.config import DatasetSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.text import clean_name
+from fed_a2v.settings import DatasetSettings
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fed_a2v.config import PartitionSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.clips import SPLITS, EmbeddedClips, IntArray, Split
 from fed_a2v.data.errors import PartitionError
+from fed_a2v.settings import PartitionSettings
 
 logger = logging.getLogger("fed_a2v")
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_a2v.config import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 from fed_a2v.data.clips import (
     ClipSource,
     EmbeddedClips,
@@ -32,6 +31,7 @@ from fed_a2v.data.partition import SiteClips, partition, site_name
 from fed_a2v.data.synth import SynthClips
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.encoders.text import clean_name
+from fed_a2v.settings import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 
 logger = logging.getLogger("fed_a2v")
 

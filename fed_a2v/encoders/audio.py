@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, sparse
 
-from fed_a2v.config import EncoderSettings
+from fed_a2v.settings import EncoderSettings
 
 FloatArray = NDArray[np.float32]
 

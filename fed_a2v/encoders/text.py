@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_a2v.config import TargetSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
+from fed_a2v.settings import TargetSettings
 
 CLIP_WIDTH = 768
 # Mean cosine between the CLIP ViT-B/32 text vectors of ESC-50's classes: text vectors crowd together.

@@ -15,7 +15,7 @@ from flwr.common import NDArrays
 from flwr.server.strategy.aggregate import aggregate_krum, aggregate_median, aggregate_trimmed_avg
 from torch import Tensor
 
-from fed_a2v.config import AggregationSettings
+from fed_a2v.settings import AggregationSettings
 
 
 class Aggregation(ABC):

@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from torch import Tensor
 
-from fed_a2v.config import ConfigError, GeneratorSettings, Settings
+from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
@@ -21,6 +21,7 @@ from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import load_targets
+from fed_a2v.settings import GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
 FRUGAL_CHUNK = 16

@@ -9,10 +9,10 @@ import torch
 from flwr.client import NumPyClient
 from flwr.common import Config, NDArrays, Scalar
 
-from fed_a2v.config import Settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.federation.site import Site
 from fed_a2v.federation.wire import decode_weights, encode_reply, encode_scores
+from fed_a2v.settings import Settings
 
 
 class A2VClient(NumPyClient):

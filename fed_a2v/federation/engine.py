@@ -23,9 +23,9 @@ from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from rich.console import Console
 
-from fed_a2v.config import Settings
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.run import Run
+from fed_a2v.settings import Settings
 
 
 class InProcessClient(ClientProxy):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fed_a2v.config import Settings, cache_dir
+from fed_a2v.config import cache_dir
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
@@ -29,6 +29,7 @@ from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.progress import progress_view
 from fed_a2v.runs.tracking import Tracker
+from fed_a2v.settings import Settings
 
 log = logging.getLogger("fed_a2v")
 

@@ -25,7 +25,6 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
 
-from fed_a2v.config import Settings
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
@@ -45,6 +44,7 @@ from fed_a2v.federation.wire import (
     payload_bytes,
     read_arrays,
 )
+from fed_a2v.settings import Settings
 
 log = logging.getLogger("fed_a2v")
 

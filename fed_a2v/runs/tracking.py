@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fed_a2v.config import Settings, to_yaml
+from fed_a2v.config import to_yaml
 from fed_a2v.runs.files import plain
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.settings import Settings
 
 logger = logging.getLogger("fed_a2v")
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fed_a2v.config import EncoderSettings
 from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
+from fed_a2v.settings import EncoderSettings
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.config import TargetSettings
 from fed_a2v.encoders.text import Targets, TargetsError, clean_name, load_targets
+from fed_a2v.settings import TargetSettings
 
 ANCHORS = TargetSettings(name="anchors", path=None)
 NAMES = ("dog", "crying_baby", "sea_waves")

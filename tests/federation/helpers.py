@@ -10,7 +10,7 @@ from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameter
 from flwr.server import SimpleClientManager
 from flwr.server.server import evaluate_clients, fit_clients
 
-from fed_a2v.config import Settings, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.data.partition import site_name
 from fed_a2v.data.site import class_names
 from fed_a2v.federation.build import make_step, prompt_set
@@ -19,6 +19,7 @@ from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.runs.files import read_jsonl
+from fed_a2v.settings import Settings
 
 QUICK = "experiment=quick"
 # Narrow adapters and fewer steps: half a second a run, and still enough to learn something.

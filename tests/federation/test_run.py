@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 
-from fed_a2v.config import ConfigError, Settings, compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
 from fed_a2v.federation.run import Run
 from fed_a2v.runs.checkpoint import CheckpointError
 from fed_a2v.runs.files import read_jsonl
 from fed_a2v.runs.folder import GUIDE_METRICS
+from fed_a2v.settings import Settings
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
 

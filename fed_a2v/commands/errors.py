@@ -1,0 +1,16 @@
+"""Which errors a user can mend: a command ends with their one line, and no traceback."""
+
+from __future__ import annotations
+
+from fed_a2v.config import ConfigError
+
+
+def mendable() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user what to do."""
+    from fed_a2v.data.errors import DataError
+    from fed_a2v.encoders.npz import ArrayFileError
+    from fed_a2v.encoders.text import TargetsError
+    from fed_a2v.federation.strategy import FederationError
+    from fed_a2v.runs.checkpoint import CheckpointError
+
+    return (ConfigError, DataError, ArrayFileError, TargetsError, FederationError, CheckpointError, OSError)

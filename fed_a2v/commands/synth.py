@@ -1,0 +1,28 @@
+"""`fed-a2v synth`: the built-in sounds as files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+USAGE = """\
+fed-a2v synth FOLDER               write the built-in sounds as WAV files, to listen to
+"""
+
+
+def run(words: list[str]) -> None:
+    """Write the sounds in ESC-50's layout."""
+    parser = argparse.ArgumentParser("fed-a2v synth", description="Write the built-in sounds in ESC-50's layout.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips-per-class", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    given = parser.parse_args(words)
+
+    from fed_a2v.data.synth import write_wavs
+
+    write_wavs(given.folder, seed=given.seed, clips_per_class=given.clips_per_class)
+    Console().print(
+        f"Wrote {10 * given.clips_per_class} clips to {given.folder / 'audio'}", markup=False, highlight=False
+    )

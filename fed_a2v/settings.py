@@ -1,0 +1,283 @@
+"""The settings of an experiment, typed and checked, a class a section.
+
+Every default lives in `conf/`; the classes below hold none, so that a value has one home. `config.py` composes
+them; they travel to the sites as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the settings: no unknown keys, no changes after loading."""
+
+    # No infinity: settings travel as JSON, which has none.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class DatasetSettings(Section):
+    """Where the clips come from and how the official folds are used."""
+
+    name: Literal["synth", "esc50", "embeddings"]
+    root: str | None = Field(description="folder of the data set (esc50)")
+    path: str | None = Field(description="file of precomputed embeddings (embeddings)")
+    classes: list[str] | None = Field(description="keep these classes only; null keeps all")
+    unseen: Annotated[int, Field(ge=0)] | list[str] = Field(
+        description="classes that no site trains on, by name, or how many of them to draw"
+    )
+    unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
+    train_folds: list[int]
+    validation_folds: list[int]
+    test_folds: list[int]
+    clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
+    clips_per_class: Count = Field(description="clips per class (synth)")
+    skip_bad: bool = Field(description="skip and count unreadable clips instead of stopping")
+    square_root: Literal["auto", "always", "never"] = Field(
+        description="take the square root of the embeddings; auto: where none is negative"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetSettings:
+        folds = {"train": self.train_folds, "validation": self.validation_folds, "test": self.test_folds}
+        for name in ("train", "test"):
+            if not folds[name]:
+                raise ValueError(f"dataset.{name}_folds is empty; name at least one fold")
+        seen: dict[int, str] = {}
+        for name, values in folds.items():
+            for fold in values:
+                if fold in seen:
+                    raise ValueError(
+                        f"fold {fold} is in dataset.{seen[fold]}_folds and in dataset.{name}_folds; "
+                        "a fold belongs to one of them"
+                    )
+                seen[fold] = name
+        return self
+
+
+class PartitionSettings(Section):
+    """How the clips are divided among the sites."""
+
+    kind: Literal["classes", "dirichlet", "iid", "own"]
+    sites: Count
+    classes_per_site: Count | None = Field(description="classes: null spreads all classes evenly")
+    alpha: Positive = Field(description="dirichlet: concentration; small means skewed")
+
+
+class EncoderSettings(Section):
+    """The frozen audio encoder."""
+
+    name: Literal["logmel"]
+
+
+class TargetSettings(Section):
+    """The prompt embeddings that the adapters learn to produce."""
+
+    name: Literal["anchors", "file"]
+    path: str | None
+
+    @model_validator(mode="after")
+    def _check(self) -> TargetSettings:
+        if self.name == "file" and not self.path:
+            raise ValueError("targets=file needs targets.path=FILE.npz")
+        return self
+
+
+class AdapterSettings(Section):
+    """Shapes of the adapters: output tokens x width for CLIP and, for FLUX, T5."""
+
+    name: str
+    clip_tokens: Count
+    clip_width: Count | None = Field(description="null takes the width of the targets file")
+    t5_tokens: Annotated[int, Field(ge=0)] = Field(description="0: no T5 adapter")
+    t5_width: Count
+    hidden_width: Count
+    standardise: bool = Field(description="standardise the input with the sites' pooled mean and deviation")
+    closed_form: bool = Field(description="one matrix, solved for by the server; sites do not train (CLIP only)")
+
+    @model_validator(mode="after")
+    def _check(self) -> AdapterSettings:
+        if self.closed_form and self.t5_tokens:
+            raise ValueError("adapters.closed_form has no T5 adapter; set adapters.t5_tokens=0")
+        return self
+
+
+class LossSettings(Section):
+    """Weights of the adapter loss: MSE + cosine + contrastive over all class prompts."""
+
+    mse: NonNegative
+    cosine: NonNegative
+    contrastive: NonNegative
+    temperature: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> LossSettings:
+        if self.mse + self.cosine + self.contrastive == 0:
+            raise ValueError("loss.mse, loss.cosine and loss.contrastive are all 0; nothing would be learned")
+        return self
+
+
+class SiteSettings(Section):
+    """Training at a site."""
+
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    proximal: NonNegative = Field(description="weight of FedProx's pull to the global adapters; 0: off")
+
+
+class ShareSettings(Section):
+    """What a site says about each class beside its adapters' weights."""
+
+    kind: Literal["prototypes", "mean", "samples"]
+    prototypes: Count = Field(description="group means per class at most")
+    min_clips: Count = Field(description="clips behind each mean at least")
+    variance: bool = Field(description="send the variance within each group")
+    dtype: Literal["float16", "float32"] = Field(description="type of the arrays on the wire")
+
+
+class AggregationSettings(Section):
+    """How the server combines the sites' adapters."""
+
+    mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"]
+    trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        description="trimmed: share of the sites left out at either end, weight by weight"
+    )
+    malicious_sites: Annotated[int, Field(ge=0)] = Field(description="krum: sites to leave out")
+    min_replies: Count = Field(description="fewer good replies keep the old adapters")
+    max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
+
+
+class BankSettings(Section):
+    """What the server keeps of the sites' prototypes from one round to the next."""
+
+    keep: Literal["prototypes", "generator"] = Field(
+        description="prototypes: as they came; generator: nothing but what the generator has learned of them"
+    )
+
+
+class ScenarioSettings(Section):
+    """Who is there when."""
+
+    name: Literal["static", "class_incremental"]
+    steps: Count = Field(description="class_incremental: groups of sites that come one after the other")
+    rounds_per_step: Count = Field(description="class_incremental: rounds until the next group takes over")
+
+
+class GeneratorSettings(BaseModel):
+    """What every generator has; further keys are arguments of the generator's own class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    name: str
+    target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
+    training_epochs: Count
+    augmentation: bool
+    augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
+    synthetic_samples_per_class: Count
+    validation_frequency: Count
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        description="share of each class's prototypes kept out of training, for validation and roll-back"
+    )
+    save_checkpoint: bool
+    load_checkpoint: bool
+    checkpoint_path: str
+    checkpoint_frequency: Count
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the generator's class, as the configuration gives them."""
+        return dict(self.model_extra or {})
+
+
+class FinetuneSettings(Section):
+    """The server's fine-tuning of the global adapters on real prototypes and synthetic embeddings."""
+
+    enabled: bool
+    first_steps: Count = Field(description="optimiser steps in the first round")
+    steps: Count = Field(description="optimiser steps in every later round")
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    synthetic_share: Fraction = Field(description="share of a batch that is synthetic, where there is a generator")
+    from_nodes_adapters: bool = Field(
+        description="target: the sites' mean adapter outputs (true) or the class's text prompt (false)"
+    )
+    rollback: bool = Field(description="undo a fine-tuning that makes the held-out loss worse")
+
+
+class FederationSettings(Section):
+    """How rounds run."""
+
+    round_timeout: Positive = Field(description="seconds a round may wait for its sites")
+    start_timeout: Positive = Field(description="seconds to wait for the first nodes")
+    min_nodes: Count = Field(description="nodes to wait for before the start")
+    sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
+    evaluate_before: bool = Field(description="also evaluate the average before the server step")
+
+
+class WandbSettings(Section):
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+class Settings(Section):
+    """One experiment."""
+
+    rounds: Count
+    seed: Annotated[int, Field(ge=0)]
+    resume: str = Field(description="auto, never, or the folder of a run")
+    device: str
+    threads: Count
+    cache_dir: str | None
+    optimize_memory_usage: bool
+    dataset: DatasetSettings
+    partition: PartitionSettings
+    encoder: EncoderSettings
+    targets: TargetSettings
+    adapters: AdapterSettings
+    loss: LossSettings
+    site: SiteSettings
+    share: ShareSettings
+    aggregation: AggregationSettings
+    bank: BankSettings
+    scenario: ScenarioSettings
+    generator: GeneratorSettings
+    finetune: FinetuneSettings
+    federation: FederationSettings
+    wandb: WandbSettings
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.bank.keep == "generator" and self.generator.target is None:
+            raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
+        if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.mode == "kd"):
+            raise ValueError("adapters.closed_form is solved in the server step: finetune.enabled=true and no kd")
+        if self.scenario.name == "class_incremental":
+            if self.partition.kind == "own":
+                raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")
+            if self.partition.sites < self.scenario.steps:
+                raise ValueError(
+                    f"scenario.steps={self.scenario.steps} groups need as many sites, "
+                    f"partition.sites={self.partition.sites}"
+                )
+        # Where every node brings its own data, the server needs no more than the names of the classes.
+        if self.partition.kind == "own" and self.dataset.classes is not None:
+            return self
+        if self.dataset.name == "esc50" and not self.dataset.root:
+            raise ValueError("dataset=esc50 needs dataset.root=FOLDER, the folder that holds audio/ and meta/")
+        if self.dataset.name == "embeddings" and not self.dataset.path:
+            raise ValueError("dataset=embeddings needs dataset.path=FILE.npz")
+        return self
