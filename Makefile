@@ -1,5 +1,7 @@
 # make run     train on the built-in sounds and compare with and without the generator
-# make test    all tests          make lint    style and types
+# make test    the tests          make lint    style and types
+# make test-deployment   the tests on several processes, with kills: minutes
+# make docs    the documentation, in site/
 # make bench   the figures in docs/benchmarks.md
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +9,7 @@ BIN := .venv/bin
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: run install test lint bench clean
+.PHONY: run install test test-deployment docs lint bench clean
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
@@ -18,11 +20,18 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,plots]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not deployment"
+
+# SuperLinks and SuperNodes in processes of their own, killed and cut off; minutes each.
+test-deployment: install
+	$(BIN)/python -m pytest -m deployment
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .
