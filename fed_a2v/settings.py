@@ -26,7 +26,7 @@ class Section(BaseModel):
 class DatasetSettings(Section):
     """Where the clips come from and how the official folds are used."""
 
-    name: Literal["synth", "esc50", "embeddings"]
+    name: Literal["synth", "esc50", "embeddings"] = Field(description="the data set")
     root: str | None = Field(description="folder of the data set (esc50)")
     path: str | None = Field(description="file of precomputed embeddings (embeddings)")
     classes: list[str] | None = Field(description="keep these classes only; null keeps all")
@@ -34,9 +34,9 @@ class DatasetSettings(Section):
         description="classes that no site trains on, by name, or how many of them to draw"
     )
     unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
-    train_folds: list[int]
-    validation_folds: list[int]
-    test_folds: list[int]
+    train_folds: list[int] = Field(description="official folds that the sites train on")
+    validation_folds: list[int] = Field(description="official folds kept for validation; may be empty")
+    test_folds: list[int] = Field(description="official folds that accuracy is measured on")
     clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
     clips_per_class: Count = Field(description="clips per class (synth)")
     skip_bad: bool = Field(description="skip and count unreadable clips instead of stopping")
@@ -65,8 +65,10 @@ class DatasetSettings(Section):
 class PartitionSettings(Section):
     """How the clips are divided among the sites."""
 
-    kind: Literal["classes", "dirichlet", "iid", "own"]
-    sites: Count
+    kind: Literal["classes", "dirichlet", "iid", "own"] = Field(
+        description="by class, by Dirichlet draws, at random, or each node its own folder"
+    )
+    sites: Count = Field(description="number of sites")
     classes_per_site: Count | None = Field(description="classes: null spreads all classes evenly")
     alpha: Positive = Field(description="dirichlet: concentration; small means skewed")
 
@@ -74,14 +76,14 @@ class PartitionSettings(Section):
 class EncoderSettings(Section):
     """The frozen audio encoder."""
 
-    name: Literal["logmel"]
+    name: Literal["logmel"] = Field(description="the encoder")
 
 
 class TargetSettings(Section):
     """The prompt embeddings that the adapters learn to produce."""
 
-    name: Literal["anchors", "file"]
-    path: str | None
+    name: Literal["anchors", "file"] = Field(description="made from class names, or read from a file")
+    path: str | None = Field(description="file of prompt embeddings (file)")
 
     @model_validator(mode="after")
     def _check(self) -> TargetSettings:
@@ -93,12 +95,12 @@ class TargetSettings(Section):
 class AdapterSettings(Section):
     """Shapes of the adapters: output tokens x width for CLIP and, for FLUX, T5."""
 
-    name: str
-    clip_tokens: Count
+    name: str = Field(description="a label for tables")
+    clip_tokens: Count = Field(description="tokens of the CLIP prompt")
     clip_width: Count | None = Field(description="null takes the width of the targets file")
     t5_tokens: Annotated[int, Field(ge=0)] = Field(description="0: no T5 adapter")
-    t5_width: Count
-    hidden_width: Count
+    t5_width: Count = Field(description="width of the T5 prompt")
+    hidden_width: Count = Field(description="width at which the adapters work")
     standardise: bool = Field(description="standardise the input with the sites' pooled mean and deviation")
     closed_form: bool = Field(description="one matrix, solved for by the server; sites do not train (CLIP only)")
 
@@ -112,10 +114,10 @@ class AdapterSettings(Section):
 class LossSettings(Section):
     """Weights of the adapter loss: MSE + cosine + contrastive over all class prompts."""
 
-    mse: NonNegative
-    cosine: NonNegative
-    contrastive: NonNegative
-    temperature: Positive
+    mse: NonNegative = Field(description="weight of the squared error, in units of the prompts' variance over classes")
+    cosine: NonNegative = Field(description="weight of one minus the cosine of centred prompts")
+    contrastive: NonNegative = Field(description="weight of the cross-entropy over all class prompts")
+    temperature: Positive = Field(description="of the cross-entropy")
 
     @model_validator(mode="after")
     def _check(self) -> LossSettings:
@@ -127,17 +129,19 @@ class LossSettings(Section):
 class SiteSettings(Section):
     """Training at a site."""
 
-    epochs: Count
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NonNegative
+    epochs: Count = Field(description="passes over the site's clips in a round")
+    batch_size: Count = Field(description="clips of an optimiser step")
+    learning_rate: Positive = Field(description="of AdamW")
+    weight_decay: NonNegative = Field(description="of AdamW")
     proximal: NonNegative = Field(description="weight of FedProx's pull to the global adapters; 0: off")
 
 
 class ShareSettings(Section):
     """What a site says about each class beside its adapters' weights."""
 
-    kind: Literal["prototypes", "mean", "samples"]
+    kind: Literal["prototypes", "mean", "samples"] = Field(
+        description="means of groups of similar clips, one mean a class, or single clips"
+    )
     prototypes: Count = Field(description="group means per class at most")
     min_clips: Count = Field(description="clips behind each mean at least")
     variance: bool = Field(description="send the variance within each group")
@@ -147,7 +151,9 @@ class ShareSettings(Section):
 class AggregationSettings(Section):
     """How the server combines the sites' adapters."""
 
-    mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"]
+    mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"] = Field(
+        description="mean, mean by clips, median, trimmed mean, Multi-Krum, distillation, or no averaging"
+    )
     trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         description="trimmed: share of the sites left out at either end, weight by weight"
     )
@@ -167,7 +173,7 @@ class BankSettings(Section):
 class ScenarioSettings(Section):
     """Who is there when."""
 
-    name: Literal["static", "class_incremental"]
+    name: Literal["static", "class_incremental"] = Field(description="all sites always, or groups that come and go")
     steps: Count = Field(description="class_incremental: groups of sites that come one after the other")
     rounds_per_step: Count = Field(description="class_incremental: rounds until the next group takes over")
 
@@ -177,20 +183,22 @@ class GeneratorSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
-    name: str
+    name: str = Field(description="a label for tables")
     target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
-    training_epochs: Count
-    augmentation: bool
+    training_epochs: Count = Field(description="passes over the bank in a round")
+    augmentation: bool = Field(description="add noise to the inputs; the targets stay clean")
     augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
-    synthetic_samples_per_class: Count
-    validation_frequency: Count
+    synthetic_samples_per_class: Count = Field(description="synthetic embeddings of each class that fine-tuning gets")
+    validation_frequency: Count = Field(description="rounds from one validation to the next")
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         description="share of each class's prototypes kept out of training, for validation and roll-back"
     )
-    save_checkpoint: bool
-    load_checkpoint: bool
-    checkpoint_path: str
-    checkpoint_frequency: Count
+    save_checkpoint: bool = Field(description="write the generator to a file of its own")
+    load_checkpoint: bool = Field(description="start with the generator in checkpoint_path")
+    checkpoint_path: str = Field(
+        description="file; relative paths lie in the run's folder; the round is put into the name"
+    )
+    checkpoint_frequency: Count = Field(description="rounds from one file to the next")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -201,12 +209,12 @@ class GeneratorSettings(BaseModel):
 class FinetuneSettings(Section):
     """The server's fine-tuning of the global adapters on real prototypes and synthetic embeddings."""
 
-    enabled: bool
+    enabled: bool = Field(description="false: plain federated averaging, without a server step")
     first_steps: Count = Field(description="optimiser steps in the first round")
     steps: Count = Field(description="optimiser steps in every later round")
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NonNegative
+    batch_size: Count = Field(description="rows of an optimiser step")
+    learning_rate: Positive = Field(description="of AdamW")
+    weight_decay: NonNegative = Field(description="of AdamW")
     synthetic_share: Fraction = Field(description="share of a batch that is synthetic, where there is a generator")
     from_nodes_adapters: bool = Field(
         description="target: the sites' mean adapter outputs (true) or the class's text prompt (false)"
@@ -227,22 +235,24 @@ class FederationSettings(Section):
 class WandbSettings(Section):
     """Weights & Biases."""
 
-    mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
+    mode: Literal["offline", "online", "disabled"] = Field(description="offline: written to disk, sent by `wandb sync`")
+    project: str = Field(description="name of the project")
+    entity: str | None = Field(description="user or team; null: the account's own")
+    group: str | None = Field(description="under which runs are grouped")
 
 
 class Settings(Section):
     """One experiment."""
 
-    rounds: Count
-    seed: Annotated[int, Field(ge=0)]
+    rounds: Count = Field(description="rounds of the federation")
+    seed: Annotated[int, Field(ge=0)] = Field(description="of everything that is drawn")
     resume: str = Field(description="auto, never, or the folder of a run")
-    device: str
-    threads: Count
-    cache_dir: str | None
-    optimize_memory_usage: bool
+    device: str = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
+    threads: Count = Field(description="of torch; the same number gives the same bits")
+    cache_dir: str | None = Field(description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder")
+    optimize_memory_usage: bool = Field(
+        description="half-precision bank, small batches, and the generator on the CPU while it waits"
+    )
     dataset: DatasetSettings
     partition: PartitionSettings
     encoder: EncoderSettings
