@@ -1,0 +1,229 @@
+"""The page of all settings, made from the typed settings and the files in `conf/` whenever the site is built.
+
+Types, ranges and meanings are those of `fed_a2v/settings.py`; values are those of `conf/`; a generator's own keys are
+the arguments of its class, with the meanings that its docstring gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union
+
+import yaml
+from hydra.utils import get_class
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fed_a2v.config import conf_dir
+from fed_a2v.settings import GeneratorSettings, Settings
+
+MARKER = "<!-- all settings -->"
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+SIMPLE = (int, float, str, bool)
+# Shapes that the program measures and hands over by itself.
+MEASURED = ("input_dim", "visual_dim", "sequence_length", "t5_dim")
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+# Read by `federation/build.py`, not by a generator's class: how many networks there are.
+GROUPING = {
+    "granularity": (
+        Literal["unified", "per_class", "per_group"],
+        "one network, or an independent one for each class or group, trained together",
+    ),
+    "groups": (dict[str, list[str]] | None, "per_group: names of groups with their classes; every class is in one"),
+}
+
+
+class Key(NamedTuple):
+    """A key of the configuration: its type and range, its value in the default option, and its meaning, in words."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the reference in place of its marker; called by MkDocs for every page."""
+    return markdown.replace(MARKER, reference()) if MARKER in markdown else markdown
+
+
+def reference() -> str:
+    """A heading for every section, its options, and a table of its keys."""
+    parts = ["## The run", table(run_keys())]
+    for section, model in sections().items():
+        parts += [f"## `{section}`", summary(model), option_list(section), table(section_keys(section, model))]
+        if model is GeneratorSettings:
+            for option, keys in generator_keys().items():
+                parts += [f"### `{section}={option}`", table(keys)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(keys: Sequence[Key]) -> str:
+    """Keys as a Markdown table."""
+    rows = [[f"`{key.name}`", key.type, f"`{key.default}`", key.meaning] for key in keys]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in ["key | type | default | meaning", "---|---|---|---", *lines])
+
+
+# The typed settings
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The sections of the settings, by name."""
+    fields = Settings.model_fields.items()
+    return {name: field.annotation for name, field in fields if _is_section(field)}  # type: ignore[misc]
+
+
+def run_keys() -> list[Key]:
+    """The keys that stand in no section."""
+    fields = Settings.model_fields.items()
+    return [_key(name, field, main_file().get(name)) for name, field in fields if not _is_section(field)]
+
+
+def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
+    """The keys of a section, with their values in the option that is chosen by default."""
+    values = section_values(section)
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    return [_key(f"{section}.{name}", field, values.get(name)) for name, field in fields.items()]
+
+
+def summary(model: type[BaseModel]) -> str:
+    """The first paragraph of a section's docstring, in one line."""
+    return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _key(name: str, field: FieldInfo, value: Any) -> Key:
+    kind = ", ".join([in_words(field.annotation), *_bounds(field.metadata)])
+    return Key(name, kind, as_typed(value), field.description or "")
+
+
+def in_words(annotation: Any) -> str:
+    """A type and its range, e.g. `integer, at least 1`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is Annotated:
+        metadata = [part for extra in arguments[1:] for part in getattr(extra, "metadata", [extra])]
+        return ", ".join([in_words(arguments[0]), *_bounds(metadata)])
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(each) for each in arguments)
+    if origin in (list, tuple):
+        return f"list of {in_words(arguments[0])}"
+    if origin is dict:
+        return f"names, each with {in_words(arguments[1])}"
+    return WORDS[annotation]
+
+
+def _bounds(metadata: Sequence[Any]) -> list[str]:
+    found = [(word, getattr(part, name, None)) for part in metadata for name, word in BOUNDS.items()]
+    return [f"{word} {bound:g}" for word, bound in found if bound is not None]
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_typed, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+# The files in `conf/`
+
+
+@cache
+def main_file() -> Mapping[str, Any]:
+    """`conf/config.yaml`."""
+    loaded: Mapping[str, Any] = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def option_files(section: str) -> list[Path]:
+    """The files of a group, the option that is chosen by default first."""
+    chosen = default_options().get(section)
+    return sorted((conf_dir() / section).glob("*.yaml"), key=lambda path: (path.stem != chosen, path.stem))
+
+
+def default_options() -> dict[str, str]:
+    """The option that is chosen by default, by group."""
+    return {
+        group: option for entry in main_file()["defaults"] if isinstance(entry, dict) for group, option in entry.items()
+    }
+
+
+def section_values(section: str) -> dict[str, Any]:
+    """The values of a section: those of its default option, or those in `config.yaml` where it has no options."""
+    files = option_files(section)
+    values = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
+    return {**values, **main_file().get(section, {})}
+
+
+def option_list(section: str) -> str:
+    """The options of a group, each with the comment at the top of its file."""
+    lines = [f"* `{section}={path.stem}`: {_comment(path)}" for path in option_files(section)]
+    return "\n".join(lines)
+
+
+def _comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in lines if re.match(r"# (?!@)", line)), "")
+
+
+# The generators' own keys
+
+
+def generator_keys() -> dict[str, list[Key]]:
+    """The keys that each generator has beside the common ones, by option."""
+    common = {field.alias or name for name, field in GeneratorSettings.model_fields.items()}
+    found = {}
+    for path in option_files("generator"):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        own = {name: value for name, value in values.items() if name not in common}
+        if own:
+            found[path.stem] = list(class_keys("generator", own, values["_target_"]))
+    return found
+
+
+def class_keys(prefix: str, values: Mapping[str, Any], target: str) -> Iterator[Key]:
+    """The arguments of a class: those that a file gives it, objects among them included, then the others."""
+    cls = get_class(target)
+    hints, meanings = typing.get_type_hints(cls.__init__), arguments_of(cls)
+    for name, value in values.items():
+        if isinstance(value, dict) and "_target_" in value:
+            inner = {key: each for key, each in value.items() if key != "_target_"}
+            yield from class_keys(f"{prefix}.{name}", inner, value["_target_"])
+        else:
+            annotation, meaning = GROUPING.get(name) or (hints[name], meanings[name])
+            yield Key(f"{prefix}.{name}", in_words(annotation), as_typed(value), meaning)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if (
+            name not in values
+            and name not in MEASURED
+            and (hints[name] in SIMPLE or typing.get_origin(hints[name]) is Literal)
+        ):
+            yield Key(f"+{prefix}.{name}", in_words(hints[name]), as_typed(parameter.default), meanings[name])
+
+
+def arguments_of(cls: type) -> dict[str, str]:
+    """The arguments of a class with their meanings, from its docstring and those of its bases."""
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(each.__doc__ or "").partition("\nArgs:\n")
+        section = re.split(r"\n(?=\S)", section)[0]
+        for entry in re.split(r"\n(?=    \S)", "\n" + section)[1:]:
+            names, _, text = entry.partition(": ")
+            meaning = re.sub(r"(, default [^,;]*)?\.$", "", " ".join(text.split()))
+            for name in names.strip().split(", "):
+                # A subclass that says "see Base" leaves the meaning to its base.
+                found[name] = found.get(name, meaning) if meaning.startswith("see ") else meaning
+    return found

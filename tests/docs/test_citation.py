@@ -1,0 +1,20 @@
+"""CITATION.cff can be read, and says what pyproject.toml says."""
+
+import re
+import tomllib
+
+import yaml
+
+from .blocks import REPOSITORY
+
+
+def test_the_citation_has_the_required_fields_and_the_projects_own_values():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert re.fullmatch(r"1\.[0-2]\.0", citation["cff-version"])
+    assert all("name" in author or {"family-names", "given-names"} <= author.keys() for author in citation["authors"])
+    assert citation["type"] in ("software", "dataset")
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]

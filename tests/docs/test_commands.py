@@ -1,0 +1,93 @@
+"""The commands in the documentation do what it says: every block is run, in a copy of the repository."""
+
+import os
+import re
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from fed_a2v.cli import COMMANDS
+from fed_a2v.config import compose_settings
+
+from .blocks import PAGES, REPOSITORY, Workplace, blocks_of, name_of
+
+RUNNABLE = ("bash", "python")
+QUICK_PAGES = [page for page in PAGES if any(not block.slow for block in blocks_of(page, *RUNNABLE))]
+SLOW_PAGES = [page for page in PAGES if any(block.slow for block in blocks_of(page, *RUNNABLE))]
+
+
+@pytest.fixture(scope="module")
+def running(request, tmp_path_factory):
+    """The pages whose tests were asked for, each in a workplace of its own, as many at a time as there are cores."""
+    wanted = {
+        (item.callspec.params["page"], "deployment" in item.keywords)
+        for item in request.session.items
+        if item.path == request.path and "page" in getattr(item, "callspec", SimpleNamespace(params={})).params
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {case: pool.submit(run_page, *case, tmp_path_factory.mktemp("docs")) for case in sorted(wanted)}
+
+
+def run_page(page, slow, folder):
+    """Run the blocks of a page from top to bottom; the slow ones only if asked to."""
+    workplace = Workplace(folder)
+    try:
+        for block in blocks_of(page, *RUNNABLE):
+            if slow or not block.slow:
+                workplace.run(block, timeout=600 if slow else 120)
+    finally:
+        workplace.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
+def test_the_blocks_of_a_page_run_one_after_the_other(page, running):
+    running[page, False].result()
+
+
+@pytest.mark.deployment
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
+def test_a_page_with_slow_blocks_runs_as_a_whole(page, running):
+    running[page, True].result()
+
+
+def commands_of(block):
+    """The commands of a block, a list of words each; continued lines are joined, comments and output left out."""
+    for line in block.body.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
+            del words[0]
+        if words and words[0] in ("fed-a2v", "make", "python", "python3", "bash", "flwr"):
+            yield words
+
+
+CONSOLE = [(block, words) for page in PAGES for block in blocks_of(page, "console") for words in commands_of(block)]
+
+
+@pytest.mark.parametrize(
+    ("block", "words"), CONSOLE, ids=lambda value: str(value) if not isinstance(value, list) else ""
+)
+def test_what_cannot_run_here_names_what_there_is(block, words):
+    """Commands that need other data, other machines or hours are at least made of words that exist."""
+    program, *rest = words
+    if program == "fed-a2v":
+        assert rest[0] in (*COMMANDS, "--help", "--version"), f"{block}: no command {rest[0]}"
+        if rest[0] in ("train", "compare"):
+            compose_settings(overrides_of(rest[1:]))
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert set(rest) <= set(targets), f"{block}: no target among {rest}"
+    elif rest and re.search(r"\.(py|sh)$", rest[0]):
+        assert (REPOSITORY / rest[0]).is_file(), f"{block}: no file {rest[0]}"
+
+
+def overrides_of(words):
+    """The overrides among the words of `fed-a2v train`: of values to sweep over, the first."""
+    return [
+        word.split(",")[0] if "[" not in word else word
+        for word in words
+        if "=" in word and not word.startswith(("-", "hydra", "+hydra"))
+    ]

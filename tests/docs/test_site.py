@@ -1,0 +1,106 @@
+"""The documentation builds without a warning, its links lead somewhere, and it needs no network."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from .blocks import REPOSITORY
+
+
+class Page(HTMLParser):
+    """The links of a page, what it loads by itself, and its anchors."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.links, self.loads, self.anchors = [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if anchor := given.get("id") or (given.get("name") if tag == "a" else None):
+            self.anchors.add(anchor)
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        if tag in ("script", "img", "iframe", "source", "audio") and given.get("src"):
+            self.loads.append(given["src"])
+        if tag == "link" and given.get("rel") not in ("canonical", "prev", "next", "alternate"):
+            self.loads.append(given["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; building it fails at the first warning."""
+    folder = tmp_path_factory.mktemp("site")
+    mkdocs = Path(sys.executable).parent / "mkdocs"
+    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+
+
+def test_every_page_of_the_folder_is_built(site):
+    for source in (REPOSITORY / "docs").rglob("*.md"):
+        assert (site / source.relative_to(REPOSITORY / "docs").with_suffix(".html")).is_file()
+
+
+def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site, pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            lost = parts.fragment and target.suffix == ".html" and parts.fragment not in pages[target].anchors
+            if not target.is_file() or (lost and not parts.fragment.startswith("__")):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    loaded = [link for page in pages.values() for link in page.loads if urlsplit(link).netloc]
+    assert not loaded
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?https?:|@import", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+def test_the_settings_are_on_their_page(site):
+    text = (site / "settings.html").read_text(encoding="utf-8")
+    assert "<code>generator.latent_dim</code>" in text
+    assert "<!-- all settings -->" not in text
+
+
+LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|\b(?:href|src)=\"([^\"]+)\"")
+TOP_PAGES = sorted(REPOSITORY.glob("*.md"))
+
+
+def anchors_of(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TOP_PAGES, ids=lambda page: page.name)
+def test_every_relative_link_of_the_pages_outside_the_site_leads_somewhere(page):
+    for match in LINK.finditer(page.read_text(encoding="utf-8")):
+        link = next(filter(None, match.groups()))
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place) if place else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors_of(target), f"{page.name}: {link}"
