@@ -1,3 +1,18 @@
 """Federated training of adapters from sound to the prompt embeddings of image models."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fed_a2v.load import compare_runs, load_run
+
 __version__ = "0.1.0"
+__all__ = ["compare_runs", "load_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_run` and `compare_runs`, imported when they are asked for: they need torch, the commands' help does not."""
+    if name in __all__:
+        from fed_a2v import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

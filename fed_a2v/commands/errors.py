@@ -11,6 +11,7 @@ def mendable() -> tuple[type[Exception], ...]:
     from fed_a2v.encoders.npz import ArrayFileError
     from fed_a2v.encoders.text import TargetsError
     from fed_a2v.federation.strategy import FederationError
+    from fed_a2v.load import RunError
     from fed_a2v.runs.checkpoint import CheckpointError
 
-    return (ConfigError, DataError, ArrayFileError, TargetsError, FederationError, CheckpointError, OSError)
+    return (ConfigError, DataError, ArrayFileError, TargetsError, FederationError, CheckpointError, RunError, OSError)

@@ -67,6 +67,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             self._tracker = self._exit.enter_context(
                 Tracker(self.folder.path, settings, self._partition(), self.done, wandb_id)
             )
+            self.folder.write_targets(self.prompts)
             self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done))
             self.strategy = FedA2V(
                 settings,

@@ -96,6 +96,22 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state in one file, e.g. of an earlier round than the newest; tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged, holds a generator alone, or is of another schema version.
+    """
+    state = _load(path)
+    if "strategy" not in state:
+        raise CheckpointError(
+            f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
+        )
+    if state.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema version {state.get('schema')}, this program reads {SCHEMA}")
+    return state
+
+
 def drop_states_after(folder: Path, round_number: int) -> None:
     """Delete the states of later rounds: a run that starts anew or goes back must not find them."""
     for number, path in _numbered(folder / "checkpoints", "state", ".pt"):

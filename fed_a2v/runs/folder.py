@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from fed_a2v.core.adapters import PromptSet
+from fed_a2v.encoders.npz import as_floats, as_names, read_arrays
 from fed_a2v.runs.checkpoint import drop_states_after
-from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, write_json, write_text
+from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, replacing, write_json, write_text
 
 GUIDE_METRICS = (
     "server/generator_loss",
@@ -24,9 +30,9 @@ GUIDE_METRICS = (
 class RunFolder:
     """A run's folder and the files in it.
 
-    `config.yaml` and `partition.json` say what was run, `metrics.jsonl` has a JSON object a round,
-    `checkpoints/` the states to resume from; `results.json` holds the final figures and is there only once
-    the run has ended.
+    `config.yaml` and `partition.json` say what was run, `targets.npz` has the class prompts, in the layout of
+    targets=file, `metrics.jsonl` has a JSON object a round, `checkpoints/` the states to resume from;
+    `results.json` holds the final figures and is there only once the run has ended.
     """
 
     path: Path
@@ -40,6 +46,11 @@ class RunFolder:
     def results(self) -> Path:
         """`results.json`."""
         return self.path / "results.json"
+
+    @property
+    def targets(self) -> Path:
+        """`targets.npz`."""
+        return self.path / "targets.npz"
 
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
         """Make the folder ready for the rounds after `after_round`; 0 starts anew.
@@ -73,3 +84,47 @@ class RunFolder:
     def write_results(self, results: Mapping[str, Any]) -> Path:
         """Write `results.json`, the last thing a run does."""
         return write_json(self.results, results)
+
+    def read_results(self) -> dict[str, Any]:
+        """What `results.json` holds.
+
+        Raises:
+            FileNotFoundError: the run has not finished.
+        """
+        if not self.results.is_file():
+            raise FileNotFoundError(f"{self.path} has no results.json: the run has not finished")
+        return dict(json.loads(self.results.read_text()))
+
+    def read_config(self) -> dict[str, Any]:
+        """What `config.yaml` holds.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml")
+        return {str(key): value for key, value in dict(OmegaConf.to_container(OmegaConf.load(path))).items()}  # type: ignore[arg-type]
+
+    def write_targets(self, prompts: PromptSet) -> None:
+        """Write `targets.npz`: with it the folder can be used where the data and the text models are not."""
+        arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
+        if prompts.t5 is not None:
+            arrays["t5_vectors"] = prompts.t5.cpu().numpy()
+        with replacing(self.targets) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def read_targets(self) -> PromptSet:
+        """The class prompts of `targets.npz`, on the CPU.
+
+        Raises:
+            ArrayFileError: the file is missing or broken.
+        """
+        arrays = read_arrays(self.targets, ("category", "vectors"), ("t5_vectors",))
+        tensors = {
+            name: torch.from_numpy(as_floats(arrays[name], f"{name} of {self.targets}", (3,)))
+            for name in ("vectors", "t5_vectors")
+            if name in arrays
+        }
+        names = tuple(as_names(arrays["category"], f"category of {self.targets}"))
+        return PromptSet(names, tensors["vectors"], tensors.get("t5_vectors"))

@@ -46,6 +46,7 @@ def test_the_folder_holds_these_files_and_no_others(validated):
     assert files == {
         "config.yaml",
         "partition.json",
+        "targets.npz",
         "metrics.jsonl",
         "results.json",
         "run.log",

@@ -1,0 +1,332 @@
+"""Runs in Python: load one, sample its generator, map sounds to prompts, go on training, compare several.
+
+```python
+from fed_a2v import load_run
+
+run = load_run("outputs/mine")
+dogs = run.generator.sample("dog", 8)
+prompts = run.prompts("dog.wav")
+run = run.continue_training(rounds=5)
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fed_a2v.config import ConfigError
+from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
+from fed_a2v.data.errors import BadClipError
+from fed_a2v.encoders.audio import AudioEncoder, load_encoder
+from fed_a2v.encoders.text import clean_name
+from fed_a2v.federation.build import make_step
+from fed_a2v.runs.checkpoint import load_state, read_state
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas
+
+# Sounds that are read and embedded at once.
+BATCH = 16
+
+Sound = str | Path | NDArray[Any]
+
+
+class RunError(ValueError):
+    """A run has not what is asked of it; the message says what it has."""
+
+
+def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
+    """Load a run as it was after its newest finished round, or after the round of one of its checkpoints.
+
+    Args:
+        path: the run's folder, or a file `checkpoints/state_round_N.pt` in it.
+        device: where the adapters and the generator work.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        CheckpointError: the state is damaged, or the file is no state of a run.
+
+    Examples:
+        >>> run = load_run(folder)
+        >>> run.round, len(run.classes)
+        (2, 10)
+        >>> run.generator.sample("dog", 8, seed=0).shape
+        torch.Size([8, 1, 512])
+        >>> run.prompts(wav).clip.shape
+        torch.Size([1, 1, 768])
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        return LoadedRun(RunFolder(path.parent.parent), read_state(path), device)
+    state = load_state(path)
+    if state is None:
+        raise FileNotFoundError(
+            f"no run in {path}: it has no checkpoints/state_round_N.pt; name a folder that `fed-a2v train` has "
+            "written, or a checkpoint in it"
+        )
+    return LoadedRun(RunFolder(path), state, device)
+
+
+def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
+    """Finished runs side by side: the settings in which they differ, then their results.
+
+    Args:
+        runs: folders, or loaded runs.
+
+    Returns:
+        A row a run, named by its folder; settings under their dotted keys.
+
+    Raises:
+        ConfigError: pandas is not installed.
+        FileNotFoundError: a run has not finished: it has no `results.json`.
+
+    Examples:
+        >>> table = compare_runs([folder, other])
+        >>> list(table["generator.name"])
+        ['vae', 'gaussian']
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("compare_runs needs pandas: pip install 'fed-a2v[notebook]'") from error
+    folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
+    names = [folder.path.absolute().name for folder in folders]
+    index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]
+    settings = pandas.json_normalize([folder.read_config() for folder in folders])
+    results = pandas.json_normalize([folder.read_results() for folder in folders])
+    # Lists among the settings cannot be counted as they are; as text they can.
+    differing = [key for key in settings if settings[key].map(repr).nunique() > 1 and key not in results]
+    table = pandas.concat([settings[differing], results], axis=1)
+    table.index = pandas.Index(index, name="run")
+    return table
+
+
+@dataclass(frozen=True)
+class ClassSampler:
+    """A run's generator, asked for classes by name.
+
+    Attributes:
+        model: the generator itself, for everything else that it can do.
+        step: the server step that it belongs to.
+    """
+
+    model: Generator
+    step: ServerStep
+
+    @torch.no_grad()
+    def sample(self, name: str, num_samples: int = 1, seed: int = 0) -> Tensor:
+        """Draw synthetic audio embeddings of a class.
+
+        Args:
+            name: of the class; case, spaces, hyphens and underscores do not matter.
+            num_samples: number of embeddings, each different.
+            seed: the same seed gives the same embeddings.
+
+        Returns:
+            (num_samples, S, Da), as the adapters take them: square roots where the run took those.
+
+        Raises:
+            RunError: the run has no such class.
+        """
+        name = find_class(name, self.step.prompts.names)
+        random = torch_generator(seed, "sample", clean_name(name))
+        return self.model.sample(num_samples, self.step.conditions_of([name])[0], None, random)
+
+
+class LoadedRun:
+    """A run, loaded to be used. Made by `load_run`.
+
+    Attributes:
+        folder: its folder.
+        settings: its settings, typed.
+        round: the round behind which it stands.
+        classes: the names of the classes.
+        targets: the class prompts that the adapters were trained to produce.
+    """
+
+    def __init__(self, folder: RunFolder, state: dict[str, Any], device: str) -> None:
+        self.folder = folder
+        self.settings = Settings.model_validate(state["config"])
+        self.round = int(state["round"])
+        self.device = torch.device(device)
+        self._state = state["strategy"]
+        targets = folder.read_targets()
+        self.targets = PromptSet(
+            targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device)
+        )
+        self.classes = self.targets.names
+        shape = self._state["audio_shape"]
+        self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (shape[0], shape[1]))
+        self.step.load_state_dict(self._state["step"])
+        self.step.adapters.eval()
+
+    def __repr__(self) -> str:
+        return f"<run {self.folder.path.name}: round {self.round}, {len(self.classes)} classes>"
+
+    # What it is
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings as nested dictionaries."""
+        return self.settings.model_dump(mode="json", by_alias=True)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl` up to the loaded round; `pandas.DataFrame(run.metrics)` makes a table of them."""
+        return [row for row in self.folder.rows() if row["round"] <= self.round]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The final figures.
+
+        Raises:
+            FileNotFoundError: the run has not finished.
+        """
+        return self.folder.read_results()
+
+    @property
+    def adapters(self) -> Adapters:
+        """The global adapters."""
+        return self.step.adapters
+
+    @cached_property
+    def generator(self) -> ClassSampler:
+        """The generator.
+
+        Raises:
+            RunError: the run has none.
+        """
+        if self.step.generator is None:
+            raise RunError(f"{self.folder.path.name} was trained with generator=none: there is nothing to sample from")
+        return ClassSampler(self.step.generator, self.step)
+
+    @cached_property
+    def encoder(self) -> AudioEncoder:
+        """The frozen audio encoder that the run was trained with.
+
+        Raises:
+            RunError: it was trained on a file of embeddings, and nobody knows what made them.
+        """
+        if self.settings.dataset.name == "embeddings":
+            raise RunError(
+                f"{self.folder.path.name} was trained on embeddings from {self.settings.dataset.path}, and what made "
+                "them is not known: hand embeddings of the same kind to `adapt`"
+            )
+        return load_encoder(self.settings.encoder)
+
+    # What it does with sound
+
+    def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
+        """Audio embeddings of sounds, as the adapters take them.
+
+        Args:
+            sounds: a WAV, FLAC or OGG file, or a waveform, (samples,) or (samples, channels); or several of them.
+            rate: of waveforms, in Hz.
+
+        Returns:
+            (B, S, Da).
+
+        Raises:
+            BadClipError: a sound cannot be read, is empty, or holds NaN or infinite samples.
+            RunError: a waveform comes without `rate`, or the run's encoder is not known.
+        """
+        each = [sounds] if isinstance(sounds, str | Path | np.ndarray) else list(sounds)
+        parts = []
+        for start in range(0, len(each), BATCH):
+            waveforms = [self._waveform(sound, rate) for sound in each[start : start + BATCH]]
+            parts.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
+        if not parts:
+            return torch.empty(0, *self._state["audio_shape"], device=self.device)
+        embeddings = torch.cat(parts).to(self.device)
+        return embeddings.sqrt() if self._state["square_root"] else embeddings
+
+    @torch.no_grad()
+    def adapt(self, embeddings: Tensor) -> Prompts:
+        """Prompt embeddings, ready for an image model, of (B, S, Da) audio embeddings.
+
+        Returns:
+            clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt); the classes' common centre is in them.
+        """
+        prompts: Prompts = self.adapters(embeddings.to(self.device))
+        return prompts
+
+    def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Prompts:
+        """Prompt embeddings of sounds: `embed`, then `adapt`."""
+        return self.adapt(self.embed(sounds, rate))
+
+    def class_name(self, name: str) -> str:
+        """A class's name as the run spells it; case, spaces, hyphens and underscores do not matter.
+
+        Raises:
+            RunError: the run has no such class.
+        """
+        return find_class(name, self.classes)
+
+    def _waveform(self, sound: Sound, rate: int | None) -> FloatArray:
+        wanted, seconds = self.encoder.sample_rate, self.settings.dataset.clip_seconds
+        if isinstance(sound, str | Path):
+            return read_clip(Path(sound).expanduser(), wanted, seconds)
+        if rate is None:
+            raise RunError("a waveform needs its rate in Hz, e.g. run.prompts(waveform, rate=44_100)")
+        waveform = np.asarray(sound, dtype=np.float32)
+        if waveform.ndim not in (1, 2) or waveform.size == 0 or not np.isfinite(waveform).all():
+            raise BadClipError(
+                f"a waveform has shape {waveform.shape}, finite: {bool(np.isfinite(waveform).all())}; finite numbers "
+                "of shape (samples,) or (samples, channels) are needed"
+            )
+        return fit_clip(waveform if waveform.ndim == 1 else waveform.mean(axis=1), rate, wanted, seconds)
+
+    # Going on
+
+    def continue_training(self, rounds: int = 0) -> LoadedRun:
+        """Go on in the run's folder, all sites in this process; a run that was stopped is first brought to its end.
+
+        Args:
+            rounds: how many beyond those that the run was set to.
+
+        Returns:
+            The run as it is then.
+
+        Raises:
+            RunError: this is an older checkpoint: a newer one is in the folder.
+        """
+        from fed_a2v.federation.engine import run_in_process
+
+        newest = load_state(self.folder.path)
+        if newest is None or newest["round"] != self.round:
+            raise RunError(
+                f"this is round {self.round} of a run that has gone on; load the folder itself, {self.folder.path}"
+            )
+        changed = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
+        run_in_process(Settings.model_validate(self.config | changed), self.folder.path)
+        return load_run(self.folder.path, str(self.device))
+
+
+def find_class(name: str, classes: Sequence[str]) -> str:
+    """The one of `classes` that `name` means; case, spaces, hyphens and underscores do not matter.
+
+    Raises:
+        RunError: there is none; names the nearest.
+    """
+    by_clean_name = {clean_name(known): known for known in classes}
+    if clean_name(name) in by_clean_name:
+        return by_clean_name[clean_name(name)]
+    near = difflib.get_close_matches(clean_name(name), by_clean_name, n=1)
+    hint = f"did you mean {by_clean_name[near[0]]!r}?" if near else f"the classes are {', '.join(classes)}"
+    raise RunError(f"no class {name!r} in this run; {hint}")

@@ -1,0 +1,285 @@
+"""Runs loaded in Python, and the page that shows how."""
+
+import builtins
+import doctest
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import fed_a2v.load
+from fed_a2v import compare_runs, load_run
+from fed_a2v.config import ConfigError, cache_dir, compose_settings
+from fed_a2v.core.adapters import prompt_centre
+from fed_a2v.data.errors import BadClipError
+from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.data.synth import RATE, synthesise
+from fed_a2v.federation.build import prompt_set
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.load import RunError
+from fed_a2v.runs.checkpoint import CheckpointError
+
+FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
+PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run of two rounds on the built-in sounds; tests that change it copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    run_in_process(compose_settings(FAST), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "gaussian"
+    run_in_process(compose_settings([*FAST, "generator=gaussian"]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sounds") / "dog.wav"
+    soundfile.write(path, synthesise("dog", 3, seed=0), RATE, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture
+def own(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "own"))
+
+
+# What a run is
+
+
+def test_the_attributes_are_those_of_the_folder(run, folder):
+    settings = compose_settings(FAST)
+    assert run.settings == settings
+    assert run.config["generator"]["name"] == "vae"
+    assert run.classes == class_names(settings.dataset)
+    assert [row["round"] for row in run.metrics] == [1, 2]
+    assert run.results["accuracy"] == run.metrics[-1]["accuracy"]
+    expected = prompt_set(settings, run.classes)
+    assert torch.equal(run.targets.clip, expected.clip)
+    assert expected.t5 is None
+    assert run.targets.t5 is None
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, fed_a2v; assert 'torch' not in sys.modules; fed_a2v.load_run; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_loaded_run_scores_its_test_clips_as_the_run_did(run):
+    """Adapters, class prompts and scale of the embeddings are together those of the run."""
+    settings = run.settings
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    rows = torch.from_numpy(clips.rows("test"))
+    outputs = run.adapt(clips.embeddings[rows]).clip
+    centre = prompt_centre(run.targets.clip)
+    scores = torch.nn.functional.cosine_similarity(
+        (outputs - centre).flatten(1)[:, None], (run.targets.clip - centre).flatten(1)[None], dim=-1
+    )
+    accuracy = (scores.argmax(dim=1) == clips.labels[rows]).float().mean()
+    assert float(accuracy) == pytest.approx(run.results["accuracy"])
+
+
+def test_a_checkpoint_of_an_earlier_round_is_that_round(folder, run):
+    first = load_run(folder / "checkpoints" / "state_round_000001.pt")
+    assert first.round == 1
+    assert [row["round"] for row in first.metrics] == [1]
+    changed = [
+        not torch.equal(one, two) for one, two in zip(first.adapters.weights(), run.adapters.weights(), strict=True)
+    ]
+    assert any(changed)
+    with pytest.raises(RunError, match="a run that has gone on"):
+        first.continue_training(1)
+
+
+def test_what_is_no_run_is_refused(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        load_run(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_run(tmp_path / "absent")
+    generator = next((folder / "checkpoints").glob("vae_generator*"))
+    with pytest.raises(CheckpointError, match="not the state of a run"):
+        load_run(generator)
+
+
+def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
+    """The folder has the class names and prompts in it."""
+
+    def unreachable(*_):
+        raise AssertionError("the data set was read")
+
+    monkeypatch.setattr("fed_a2v.data.site._records", unreachable)
+    assert load_run(own).classes[0] == "chainsaw"
+
+
+# Sampling
+
+
+def test_samples_of_a_class_are_seeded_and_differ_between_classes(run):
+    dogs = run.generator.sample("dog", 4, seed=7)
+    assert dogs.shape == (4, 1, 512)
+    assert torch.equal(dogs, run.generator.sample("Dog", 4, seed=7))
+    assert not torch.equal(dogs, run.generator.sample("dog", 4, seed=8))
+    assert len({row.numpy().tobytes() for row in dogs}) == 4
+    assert torch.equal(run.generator.sample("crying_baby", 2), run.generator.sample("crying baby", 2))
+    assert not torch.equal(run.generator.sample("rain", 4, seed=7), dogs)
+
+
+def test_samples_of_a_class_are_taken_for_it(other):
+    """The adapters find the class that a sample was drawn for more often than by chance."""
+    run = load_run(other)
+    centre = prompt_centre(run.targets.clip)
+    right = 0
+    for label, name in enumerate(run.classes):
+        outputs = run.adapt(run.generator.sample(name, 10)).clip
+        scores = (outputs - centre).flatten(1) @ (run.targets.clip - centre).flatten(1).T
+        right += int((scores.argmax(dim=1) == label).sum())
+    assert right > 50
+
+
+def test_an_unknown_class_is_refused_with_the_nearest(run):
+    with pytest.raises(RunError, match="did you mean 'rooster'"):
+        run.generator.sample("roster")
+    with pytest.raises(RunError, match=r"the classes are chainsaw, clock_tick"):
+        run.class_name("zebra")
+
+
+def test_a_run_without_a_generator_has_nothing_to_sample(tmp_path):
+    run_in_process(compose_settings([*FAST, "generator=none", "rounds=1"]), tmp_path / "plain")
+    with pytest.raises(RunError, match="generator=none"):
+        _ = load_run(tmp_path / "plain").generator
+
+
+# Sounds to prompts
+
+
+def test_a_file_a_waveform_and_a_list_give_the_same_prompts(run, wav):
+    from_file = run.prompts(wav)
+    assert from_file.clip.shape == (1, 1, 768)
+    assert from_file.t5 is None
+    waveform, rate = soundfile.read(wav, dtype="float32")
+    assert torch.equal(run.prompts(waveform, rate=rate).clip, from_file.clip)
+    assert torch.equal(run.prompts(np.stack([waveform, waveform], axis=1), rate=rate).clip, from_file.clip)
+    several = run.prompts([wav, str(wav), wav])
+    assert several.clip.shape == (3, 1, 768)
+    torch.testing.assert_close(several.clip, from_file.clip.expand(3, -1, -1))
+    assert run.prompts([]).clip.shape == (0, 1, 768)
+
+
+def test_a_sound_gives_the_embedding_that_the_run_trained_on(run):
+    settings = run.settings
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    row = clips.keys.index("1-00000-A-0.wav")
+    embedding = run.embed(synthesise("dog", 0, settings.seed), rate=RATE)
+    torch.testing.assert_close(embedding[0], clips.embeddings[row])
+
+
+def test_prompts_lie_where_the_class_prompts_lie(run, wav):
+    """The centre that comparisons take off is in them."""
+    prompts, centre = run.prompts(wav).clip[0], prompt_centre(run.targets.clip)
+    assert float(torch.nn.functional.cosine_similarity(prompts.flatten(), centre.flatten(), dim=0)) > 0.5
+
+
+def test_sounds_that_cannot_be_used_are_refused(run, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
+    with pytest.raises(BadClipError, match=r"empty\.wav holds no samples"):
+        run.prompts(tmp_path / "empty.wav")
+    with pytest.raises(BadClipError, match="no such file"):
+        run.prompts(tmp_path / "absent.wav")
+    with pytest.raises(BadClipError, match=r"shape \(0,\)"):
+        run.prompts(np.zeros(0), rate=16_000)
+    with pytest.raises(BadClipError, match="finite: False"):
+        run.prompts(np.full(100, np.nan), rate=16_000)
+    with pytest.raises(RunError, match="rate"):
+        run.prompts(np.zeros(100))
+
+
+def test_a_run_on_a_file_of_embeddings_takes_embeddings_only(tmp_path, wav):
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 4
+    embeddings = np.abs(np.eye(4)[labels] @ rng.normal(size=(4, 6)) + 0.1 * rng.normal(size=(48, 6)))
+    np.savez(tmp_path / "some.npz", embeddings=embeddings, target=labels, fold=np.arange(48) // 4 % 4 + 1)
+    words = ["dataset=embeddings", f"dataset.path={tmp_path / 'some.npz'}", "partition.sites=2", "rounds=1"]
+    experiment = [word for word in FAST if not word.startswith("experiment")]
+    run_in_process(compose_settings([*experiment, *words, "wandb.mode=disabled"]), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.adapt(torch.rand(3, 1, 6)).clip.shape == (3, 1, 768)
+    with pytest.raises(RunError, match="hand embeddings"):
+        run.prompts(wav)
+
+
+# Going on and comparing
+
+
+def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
+    longer = run_in_process(compose_settings([*FAST, "rounds=3"]), tmp_path / "longer")
+    continued = load_run(own).continue_training(rounds=1)
+    assert (continued.round, continued.settings.rounds) == (3, 3)
+    assert continued.results["accuracy"] == longer["accuracy"]
+    for one, two in zip(continued.adapters.weights(), load_run(tmp_path / "longer").adapters.weights(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_frame_has_the_settings_that_differ_and_the_results(folder, other):
+    table = compare_runs([folder, load_run(other)])
+    assert list(table.index) == ["mine", "gaussian"]
+    assert list(table["generator.name"]) == ["vae", "gaussian"]
+    assert "dataset.name" not in table
+    assert "seed" in table, "a result, though it is the same"
+    assert list(table["accuracy"]) == [load_run(path).results["accuracy"] for path in (folder, other)]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(folder, tmp_path):
+    same = shutil.copytree(folder, tmp_path / "mine")
+    assert list(compare_runs([folder, same]).index) == [str(folder), str(same)]
+
+
+def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
+    (own / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has not finished"):
+        compare_runs([own])
+    real = builtins.__import__
+
+    def without_pandas(name, *rest):
+        if name == "pandas":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_pandas)
+    with pytest.raises(ConfigError, match=r"pip install 'fed-a2v\[notebook\]'"):
+        compare_runs([own])
+
+
+# What is written about it
+
+
+@pytest.mark.parametrize("name", ["load_run", "compare_runs"])
+def test_the_examples_in_the_docstrings_are_true(name, folder, other, wav, capsys):
+    known = {"load_run": load_run, "compare_runs": compare_runs, "folder": folder, "other": other, "wav": wav}
+    doctest.run_docstring_examples(getattr(fed_a2v.load, name), known, name=name)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_page_is_true(own, other, wav, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    shutil.copytree(own, "outputs/mine")
+    shutil.copytree(other, "outputs/gaussian")
+    shutil.copy(wav, "dog.wav")
+    failed, tried = doctest.testfile(str(PAGE), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert tried > 10
+    assert failed == 0
