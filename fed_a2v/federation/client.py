@@ -58,6 +58,7 @@ class A2VClient(NumPyClient):
             name: site.evaluate(
                 _load(site, parameters[k * size : (k + 1) * size] + standardisation),
                 float(config.get("calibration", 0.0)),
+                bool(config.get("confusion", False)) and name == names[-1],
             )
             for k, name in enumerate(names)
         }

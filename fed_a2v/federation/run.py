@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +13,14 @@ import torch
 from rich.console import Console
 
 from fed_a2v.config import cache_dir
+from fed_a2v.core.projection import embedding_map
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.evaluation import class_figures
 from fed_a2v.federation.strategy import FedA2V, RoundListener
+from fed_a2v.federation.wire import Scores
 from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     load_generator_family,
@@ -24,9 +28,11 @@ from fed_a2v.runs.checkpoint import (
     save_generator_family,
     save_state,
 )
-from fed_a2v.runs.files import append_jsonl
+from fed_a2v.runs.environment import environment
+from fed_a2v.runs.files import append_jsonl, write_bytes, write_json
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import setup_logging
+from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import progress_view
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings
@@ -68,6 +74,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                 Tracker(self.folder.path, settings, self._partition(), self.done, wandb_id)
             )
             self.folder.write_targets(self.prompts)
+            write_json(self.folder.environment, environment())
             self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done))
             self.strategy = FedA2V(
                 settings,
@@ -112,6 +119,19 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             return
         checkpoints = step.generator.checkpoints()
         save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
+
+    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
+        """Record, after the last round, what a report needs beside the rounds' rows."""
+        if round_number < self.settings.rounds:
+            return
+        write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number))
+        try:
+            found = embedding_map(step, round_number)
+        except (ValueError, RuntimeError) as error:  # a picture is not worth a run
+            log.warning("No map of the embeddings: %s", error)
+            return
+        if found is not None:
+            save_map(self.folder.map, found)
 
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """Record the round, then save the state: a run killed in between repeats the round."""
@@ -167,6 +187,9 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             self.folder.metrics.unlink(missing_ok=True)
             for row in source.rows():
                 append_jsonl(self.folder.metrics, row)
+            for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
+                if old.is_file():
+                    write_bytes(new, old.read_bytes())
         return state
 
     def _partition(self) -> dict[str, Any] | None:

@@ -98,12 +98,13 @@ class Site:
         return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
 
     @torch.no_grad()
-    def evaluate(self, adapters: Adapters, calibration: float = 0.0) -> Scores:
+    def evaluate(self, adapters: Adapters, calibration: float = 0.0, confusion: bool = False) -> Scores:
         """Retrieval of the right class prompt among all, and the loss, on the site's test clips.
 
         Args:
             adapters: to be scored.
             calibration: taken off the scores of recorded classes; has no effect where none is unseen.
+            confusion: also say which classes the clips of each class were taken for.
         """
         loss = adapter_loss(self.settings, self.prompts)
         test = self.data.test
@@ -111,9 +112,9 @@ class Site:
         for label in test.labels.unique().tolist():
             audio = test.embeddings[test.labels == label].to(self.device)
             parts = [self._score(adapters, loss, rows, label, calibration) for rows in audio.split(EVALUATION_ROWS)]
-            scores[self.classes[label]] = ClassScores(
-                clips=len(audio), **{k: sum(p[k] for p in parts) for k in parts[0]}
-            )
+            sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+            predicted = self._predicted(adapters, audio) if confusion else {}
+            scores[self.classes[label]] = ClassScores(clips=len(audio), predicted=predicted, **sums)
         return Scores(scores)
 
     def _score(
@@ -133,6 +134,12 @@ class Site:
             among, calibrated = hits(cosines(outputs.clip, self.prompts.clip), labels, self.unseen, calibration)
             sums |= {"right_among": int(among.sum()), "right_calibrated": int(calibrated.sum())}
         return sums
+
+    def _predicted(self, adapters: Adapters, audio: Tensor) -> dict[str, int]:
+        """Clips by the class of their nearest prompt."""
+        nearest = [cosines(adapters(rows).clip, self.prompts.clip).argmax(1) for rows in audio.split(EVALUATION_ROWS)]
+        counts = torch.cat(nearest).bincount(minlength=len(self.classes)).tolist()
+        return {name: count for name, count in zip(self.classes, counts, strict=True) if count}
 
     def new_adapters(self) -> Adapters:
         """Adapters of the right shapes; their weights are to be loaded."""

@@ -69,6 +69,9 @@ class RoundListener:
     def generator_due(self, round_number: int, step: ServerStep) -> None:
         """The generator of a round is trained."""
 
+    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
+        """The sites have scored the models of a round ("before" and "after" the server step)."""
+
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """A round is over: its row of metrics, and all that the next round depends on."""
 
@@ -207,7 +210,11 @@ class FedA2V(Strategy):
 
         def instruction(site: str, number: int) -> EvaluateIns:
             message = self._message("evaluate", round_number, site, number)
-            models: dict[str, Scalar] = {"models": json.dumps(self._models), "calibration": self._step().calibration}
+            models: dict[str, Scalar] = {
+                "models": json.dumps(self._models),
+                "calibration": self._step().calibration,
+                "confusion": self._is_last(round_number),
+            }
             return EvaluateIns(packed, message | models)
 
         instructions = self._address(client_manager, range(self.settings.partition.sites), instruction)
@@ -241,6 +248,7 @@ class FedA2V(Strategy):
             row |= self._without_recordings(after)
             if self.settings.scenario.name != "static":
                 row |= self._remembered(after, round_number)
+        self.listener.evaluated(round_number, scores, self._step())
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
@@ -386,6 +394,10 @@ class FedA2V(Strategy):
         step = min((round_number - 1) // scenario.rounds_per_step, scenario.steps - 1)
         return [site for site in range(sites) if site * scenario.steps // sites == step]
 
+    def _is_last(self, round_number: int) -> bool:
+        """Whether the run ends with this round: then the sites also say what they confuse."""
+        return round_number == self.settings.rounds
+
     def _sampled(self, round_number: int) -> list[int]:
         """The sites that train in a round."""
         active, share = self._active(round_number), self.settings.federation.sites_per_round
@@ -441,11 +453,13 @@ class FedA2V(Strategy):
         all sites would be most of the server's memory.
         """
         _report(failures, row)
+        refused: set[str] = set()
         claims: list[tuple[str, ClientProxy, FitRes]] = []
         for proxy, result in results:
             try:
                 claims.append((self._sender(proxy, result.metrics, ()), proxy, result))
             except BadReplyError as error:
+                refused |= {site for site, node in self._asked.items() if node == proxy.cid}
                 _reject(row, f"the reply of node {proxy.cid}", error)
         replies: dict[str, SiteReply] = {}
         for site, proxy, result in sorted(claims, key=lambda claim: claim[0]):
@@ -454,11 +468,17 @@ class FedA2V(Strategy):
                     raise BadReplyError(SECOND_REPLY)
                 reply = self._unpacked(result, self._expected(site, round_number, task), row)
             except BadReplyError as error:
+                refused.add(site)
                 _reject(row, f"the reply of node {proxy.cid}", error)
                 continue
             aggregation.add(reply.weights, reply.num_examples)
             replies[site] = reply if self.settings.aggregation.mode == "kd" else replace(reply, weights=[])
         row["replies"] = len(replies)
+        row["sites"] = {
+            site: "replied" if site in replies else "rejected" if site in refused else "failed"
+            for site in sorted(self._asked)
+        }
+        row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
         return list(replies.values())
 
     def _unpacked(self, result: FitRes, expected: Expected, row: dict[str, Any]) -> SiteReply:
@@ -482,7 +502,13 @@ class FedA2V(Strategy):
             try:
                 site = self._sender(proxy, result.metrics, scores)
                 scores[site] = decode_scores(
-                    result.metrics, result.num_examples, site, round_number, self.classes, self._models
+                    result.metrics,
+                    result.num_examples,
+                    site,
+                    round_number,
+                    self.classes,
+                    self._models,
+                    self._is_last(round_number),
                 )
             except BadReplyError as error:
                 _reject(row, f"the scores of node {proxy.cid}", error)

@@ -374,6 +374,7 @@ class ClassScores(_Strict):
         right_among: clips whose nearest prompt of their own kind, of recorded or of unseen classes, is the right one.
             0 where no class is unseen.
         right_calibrated: clips whose nearest prompt is the right one after calibration; likewise.
+        predicted: clips by the class of their nearest prompt; empty where it was not asked for.
     """
 
     clips: Annotated[int, Field(ge=1)]
@@ -383,6 +384,7 @@ class ClassScores(_Strict):
     loss: float
     right_among: Annotated[int, Field(ge=0)] = 0
     right_calibrated: Annotated[int, Field(ge=0)] = 0
+    predicted: dict[str, Annotated[int, Field(ge=1)]] = {}
 
 
 @dataclass(frozen=True)
@@ -411,6 +413,7 @@ class Scores:
                     loss=math.fsum(score.loss for score in scores),
                     right_among=sum(score.right_among for score in scores),
                     right_calibrated=sum(score.right_calibrated for score in scores),
+                    predicted=_added(score.predicted for score in scores),
                 )
                 for name, scores in sorted(gathered.items())
             }
@@ -464,6 +467,14 @@ class Scores:
         return math.fsum(sums) / self.clips if self.classes else math.nan
 
 
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts by name, in sorted order."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
+
+
 class _Sender(_Strict):
     """The one field that all manifests share."""
 
@@ -498,6 +509,7 @@ def decode_scores(
     round_number: int,
     classes: Collection[str],
     models: Collection[str] = ("before", "after"),
+    confusion: bool = False,
 ) -> dict[str, Scores]:
     """Check the scores of a site and return them by model.
 
@@ -508,11 +520,15 @@ def decode_scores(
         round_number: the round it was asked in.
         classes: the known class names.
         models: the models it was asked to score, no more and no fewer.
+        confusion: whether it was asked which classes were predicted.
 
     Raises:
         BadReplyError: anything is wrong with them. No other exception escapes, whatever the input.
     """
-    manifest = _read_manifest(metrics, _ScoresManifest, len(classes) * len(models))
+    entries = len(classes) * len(models)
+    if confusion:  # a class has no more entries than clips
+        entries += min(len(classes) ** 2, num_examples) if type(num_examples) is int else 0
+    manifest = _read_manifest(metrics, _ScoresManifest, entries)
     _check_origin(manifest.site, manifest.round_number, site, round_number)
     if manifest.models.keys() != set(models):
         raise BadReplyError(f"scores for models {_show(sorted(manifest.models))}, asked was {_show(sorted(models))}")
@@ -541,6 +557,14 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
         raise BadReplyError(
             f"{_show(name)}: {_show(max(score.right_among, score.right_calibrated))} right of {score.clips} clips"
         )
+    if score.predicted:
+        if unknown := score.predicted.keys() - known:
+            raise BadReplyError(f"{_show(name)}: predicted is unknown class {_show(min(unknown))}")
+        if sum(score.predicted.values()) != score.clips or score.predicted.get(name, 0) < score.right_at_1:
+            raise BadReplyError(
+                f"{_show(name)}: {_show(sum(score.predicted.values()))} predictions, {_show(score.predicted.get(name))}"
+                f" of them right, for {score.clips} clips, {score.right_at_1} right"
+            )
     if abs(score.cosine) > score.clips * _COSINE_TOLERANCE:
         raise BadReplyError(f"{_show(name)}: cosines of {score.clips} clips cannot sum to {score.cosine:.6g}")
     if abs(score.loss) > score.clips * _MAX_LOSS:

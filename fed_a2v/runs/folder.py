@@ -30,9 +30,10 @@ GUIDE_METRICS = (
 class RunFolder:
     """A run's folder and the files in it.
 
-    `config.yaml` and `partition.json` say what was run, `targets.npz` has the class prompts, in the layout of
-    targets=file, `metrics.jsonl` has a JSON object a round, `checkpoints/` the states to resume from;
-    `results.json` holds the final figures and is there only once the run has ended.
+    `config.yaml` and `partition.json` say what was run, `environment.json` where, `targets.npz` has the class prompts,
+    in the layout of targets=file, `metrics.jsonl` a JSON object a round, `checkpoints/` the states to go on from. After
+    the last round come `evaluation.json` (figures by class, and which class was taken for which), `map.npz` (real and
+    synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
     """
 
     path: Path
@@ -52,6 +53,26 @@ class RunFolder:
         """`targets.npz`."""
         return self.path / "targets.npz"
 
+    @property
+    def environment(self) -> Path:
+        """`environment.json`."""
+        return self.path / "environment.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """`evaluation.json`."""
+        return self.path / "evaluation.json"
+
+    @property
+    def map(self) -> Path:
+        """`map.npz`."""
+        return self.path / "map.npz"
+
+    @property
+    def report(self) -> Path:
+        """`report.html`."""
+        return self.path / "report.html"
+
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
         """Make the folder ready for the rounds after `after_round`; 0 starts anew.
 
@@ -68,7 +89,8 @@ class RunFolder:
         write_text(self.path / "config.yaml", config)
         if partition is not None:
             write_json(self.path / "partition.json", partition)
-        self.results.unlink(missing_ok=True)
+        for late in (self.results, self.report, *(() if after_round else (self.evaluation, self.map))):
+            late.unlink(missing_ok=True)
         drop_states_after(self.path, after_round)
         kept = [row for row in read_jsonl(self.metrics) if row.get("round", 0) <= after_round]
         write_text(self.metrics, "".join(json.dumps(plain(row)) + "\n" for row in kept))

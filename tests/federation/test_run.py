@@ -19,6 +19,7 @@ from fed_a2v.federation.run import Run
 from fed_a2v.runs.checkpoint import CheckpointError
 from fed_a2v.runs.files import read_jsonl
 from fed_a2v.runs.folder import GUIDE_METRICS
+from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
@@ -47,13 +48,42 @@ def test_the_folder_holds_these_files_and_no_others(validated):
         "config.yaml",
         "partition.json",
         "targets.npz",
+        "environment.json",
         "metrics.jsonl",
+        "evaluation.json",
+        "map.npz",
         "results.json",
         "run.log",
         "checkpoints/state_round_000001.pt",
         "checkpoints/state_round_000002.pt",
         "checkpoints/vae_generator_round_2.pt",
     }
+
+
+def test_it_records_who_is_taken_for_whom_and_what_sites_have(validated):
+    evaluation = json.loads((validated.folder / "evaluation.json").read_text())
+    last = validated.rows[-1]
+    figures = evaluation["classes"]
+    assert evaluation["round"] == last["round"]
+    assert {name: each["accuracy"] for name, each in figures.items()} == last["per_class"]
+    assert sum(each["test_clips"] for each in figures.values()) == last["test_clips"]
+    assert all(each["sites"] == 1 and each["clips"] == 9 for each in figures.values())
+    for name, predicted in evaluation["confusion"].items():
+        assert sum(predicted.values()) == figures[name]["test_clips"]
+        assert predicted.get(name, 0) == pytest.approx(figures[name]["accuracy"] * figures[name]["test_clips"])
+
+
+def test_it_records_a_map_of_prototypes_and_samples(validated):
+    found = load_map(validated.folder / "map.npz")
+    bank = validated.state["step"]["bank"]["sites"]
+    prototypes = sum(len(entry["audio"]["counts"]) for classes in bank.values() for entry in classes.values())
+    assert (~found.synthetic).sum() == prototypes
+    assert found.synthetic.sum() == 20 * len(found.classes)
+    assert found.counts.sum() == 9 * len(found.classes)
+
+
+def test_every_row_says_how_each_site_answered(validated):
+    assert [row["sites"] for row in validated.rows] == [{f"site-00{k}": "replied" for k in range(5)}] * 2
 
 
 def test_the_saved_settings_are_those_of_the_run(validated):

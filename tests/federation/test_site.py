@@ -1,11 +1,13 @@
 """What a site does with its clips."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from fed_a2v.config import compose_settings
-from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.data.site import class_names
 from fed_a2v.federation import site as site_module
 from fed_a2v.federation.build import make_step, prompt_set
@@ -124,6 +126,19 @@ def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
     assert scores.accuracy == pytest.approx(found.accuracy)
     assert scores.accuracy_at_5 == pytest.approx(found.accuracy_at_5)
     assert scores.cosine == pytest.approx(found.mean_similarity, abs=1e-6)
+
+
+def test_it_says_which_classes_it_confuses_when_it_is_asked(make_site, monkeypatch):
+    site = make_site()
+    adapters = adapters_for(site)
+    assert all(not score.predicted for score in site.evaluate(adapters).classes.values())
+    monkeypatch.setattr(site_module, "EVALUATION_ROWS", 2)
+    scores = site.evaluate(adapters, confusion=True)
+    with torch.no_grad():
+        nearest = cosines(adapters(site.data.test.embeddings).clip, site.prompts.clip).argmax(1)
+    for name, score in scores.classes.items():
+        of_class = nearest[site.data.test.labels == site.classes.index(name)].tolist()
+        assert score.predicted == Counter(site.classes[label] for label in of_class)
 
 
 def test_scores_do_not_depend_on_how_many_rows_go_through_at_once(make_site, monkeypatch):

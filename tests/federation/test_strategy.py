@@ -160,6 +160,27 @@ def test_a_site_that_raises_is_counted_with_its_reason_and_the_others_go_on(aver
     assert "disk on fire" in row["failure_reasons"][0]
 
 
+def test_the_row_says_of_every_site_how_it_answered():
+    def tamper(task, site, work):
+        if (task, site) == ("train", "site-001"):
+            raise OSError("the disk is full")
+        bad = task == "train" and site in (BAD, "site-003")
+        return (
+            rewrite(work(), set_manifest(site="site-999" if site == BAD else site, round_number=7)) if bad else work()
+        )
+
+    federation = Federation(PLAIN, tamper=tamper).start()
+    row = federation.round()
+    assert row["sites"] == {
+        "site-000": "replied",
+        "site-001": "failed",
+        "site-002": "rejected",
+        "site-003": "rejected",
+        "site-004": "replied",
+    }
+    assert row["site_seconds"].keys() == {"site-000", "site-004"}
+
+
 def test_a_reply_with_an_error_status_counts_as_a_failure(average_without_the_bad):
     def tamper(task, site, work):
         return failed(work(), "no such device") if (task, site) == ("train", BAD) else work()

@@ -710,6 +710,14 @@ def test_scores_survive_the_way():
     assert wire.decode_scores(metrics, 10, "site-0", 3, CLASSES) == sent_scores()
 
 
+def test_predictions_survive_the_way_and_add_up():
+    predicted = score().model_copy(update={"predicted": {"dog": 3, "rain": 1}})
+    metrics = wire.encode_scores("site-0", 3, {"after": Scores({"dog": predicted})})
+    got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"], confusion=True)["after"]
+    merged = Scores.merge([got, got, Scores({"dog": score().model_copy(update={"predicted": {"cat": 4}})})])
+    assert merged.classes["dog"].predicted == {"cat": 4, "dog": 6, "rain": 2}
+
+
 def test_scores_give_figures_over_clips_not_over_sites():
     merged = Scores.merge([Scores({"dog": score(1, 1, 1, 1.0, 0.5)}), Scores({"dog": score(9, 0, 9, 4.0, 4.5)})])
     assert (merged.clips, merged.accuracy, merged.accuracy_at_5) == (10, 0.1, 1.0)
@@ -754,6 +762,10 @@ HOSTILE_SCORES = {
     "a model missing": (drop("models", "before"), "scores for models"),
     "a model too many": (change("models", "m" * 1000, to={}), "scores for models"),
     "unknown class": (change("models", "after", "../x", to=score().model_dump()), r"unknown class '../x'"),
+    "predicted an unknown class": (change(*DOG_SCORE, "predicted", to={"../x": 4}), r"unknown class '../x'"),
+    "more predictions than clips": (change(*DOG_SCORE, "predicted", to={"dog": 5}), "5 predictions"),
+    "predictions against the hits": (change(*DOG_SCORE, "predicted", to={"rain": 4}), "None of them right"),
+    "a negative number of predictions": (change(*DOG_SCORE, "predicted", to={"dog": -4}), "greater than"),
     "no clips": (change(*DOG_SCORE, "clips", to=0), "after.dog.clips: .*greater than"),
     "clips true": (change(*DOG_SCORE, "clips", to=True), "after.dog.clips: .*integer"),
     "too many clips": (change(*DOG_SCORE, "clips", to=10**10), "10000000000 clips, the limit"),

@@ -1,0 +1,112 @@
+"""A map of the embedding space: real prototypes and synthetic embeddings on their principal axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from fed_a2v.core.prompts import PromptBank
+from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.server_step import ServerStep
+
+# Principal axes that are kept: two to look at, the others for methods that unfold them.
+AXES = 32
+# More points of a kind than this say nothing more to the eye.
+MOST_POINTS = 2000
+# Synthetic embeddings of each class, where there is room for them.
+SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """N points, real ones first.
+
+    Attributes:
+        coordinates: (N, P) float32 along the principal axes of the real points, P up to `AXES`.
+        explained: (P,) float32, share of the real points' variance along each axis.
+        labels: (N,) int64, index into `classes`.
+        synthetic: (N,) bool, whether the generator drew the point.
+        counts: (N,) int64, clips behind a real point; 0 for a synthetic one.
+        sites: (N,) str, where a real point comes from; "" for a synthetic one.
+        classes: (C,) str, sorted.
+    """
+
+    coordinates: NDArray[np.float32]
+    explained: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    synthetic: NDArray[np.bool_]
+    counts: NDArray[np.int64]
+    sites: NDArray[np.str_]
+    classes: NDArray[np.str_]
+
+
+def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
+    """What the server holds of each class, and what its generator makes of it; None where there is nothing.
+
+    Axes are those of the real points (of the synthetic ones where the bank keeps no prototypes), so that the
+    generator does not choose the view it is judged by. An embedding of several tokens stands as their mean.
+
+    Args:
+        step: after a round. Its state stays as it is, its random numbers too.
+        round_number: the samples are drawn anew for each.
+    """
+    sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
+    classes = sorted({*names, *step.remembered})
+    if not classes:
+        return None
+    synthetic = _samples(step, classes, round_number)
+    drawn = synthetic.shape[1]
+    points = np.concatenate([real, synthetic.flatten(0, 1).numpy()])
+    labels = [classes.index(name) for name in names] + [label for label in range(len(classes)) for _ in range(drawn)]
+    finite = np.isfinite(points).all(axis=1)
+    points, base = points[finite], (real if len(real) else points)
+    base = base[np.isfinite(base).all(axis=1)]
+    if len(base) < 2:
+        return None
+    pca = PCA(min(AXES, *base.shape), svd_solver="full").fit(base)
+    added = len(classes) * drawn
+    return EmbeddingMap(
+        coordinates=pca.transform(points).astype(np.float32),
+        explained=np.nan_to_num(pca.explained_variance_ratio_).astype(np.float32),
+        labels=np.array(labels, dtype=np.int64)[finite],
+        synthetic=(np.arange(len(labels)) >= len(names))[finite],
+        counts=np.array(counts + [0] * added, dtype=np.int64)[finite],
+        sites=np.array(sites + [""] * added, dtype=np.str_)[finite],
+        classes=np.array(classes, dtype=np.str_),
+    )
+
+
+def _prototypes(bank: PromptBank, width: int) -> tuple[list[str], list[str], list[int], NDArray[np.float64]]:
+    """Site, class, clips and (N, Da) embedding of the bank's prototypes, evenly thinned to `MOST_POINTS`."""
+    found = [
+        (site, prompt.name, int(count), mean)
+        for site, prompt in bank
+        if prompt.audio is not None
+        for mean, count in zip(prompt.audio.means, prompt.audio.counts, strict=True)
+    ]
+    step = max(1.0, len(found) / MOST_POINTS)
+    kept = [found[int(index * step)] for index in range(min(len(found), MOST_POINTS))]
+    points = np.empty((len(kept), width))
+    for row, (*_, mean) in enumerate(kept):
+        points[row] = mean.double().mean(dim=0).cpu().numpy()
+    return [entry[0] for entry in kept], [entry[1] for entry in kept], [entry[2] for entry in kept], points
+
+
+@torch.no_grad()
+def _samples(step: ServerStep, classes: list[str], round_number: int) -> Tensor:
+    """(C, number, Da) float64; no samples from a generator that was never trained."""
+    generator, width = step.generator, step.adapters.audio_mean.shape[-1]
+    if generator is None or not step.trains_generator or not step.finetuned_rounds:
+        return torch.empty(len(classes), 0, width, dtype=torch.float64)
+    number = max(1, min(SAMPLES, MOST_POINTS // len(classes)))
+    place = next(generator.parameters(), step.conditions).device
+    random = torch_generator(step.settings.seed, "map", round_number)
+    generator.move_to(step.conditions.device)
+    samples = generator.sample_classes(step.conditions_of(classes), number, random)
+    generator.move_to(place)
+    return samples.double().mean(dim=2).cpu()

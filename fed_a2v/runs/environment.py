@@ -1,0 +1,45 @@
+"""Where a run takes place: what a reader must know to run it again, and nothing that names the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fed_a2v import __version__
+
+PACKAGES = ("torch", "flwr", "numpy", "scikit-learn", "hydra-core", "transformers", "diffusers")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and start time, for `environment.json`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fed_a2v": __version__,
+        "python": platform.python_version(),
+        **{name: found for name in PACKAGES if (found := _version(name))},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": cores,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
