@@ -232,6 +232,14 @@ class FederationSettings(Section):
     evaluate_before: bool = Field(description="also evaluate the average before the server step")
 
 
+class CheckpointSettings(Section):
+    """The states of a run that are saved, to go on after a stop."""
+
+    frequency: Count = Field(description="rounds from one saved state to the next; the last round's is always saved")
+    keep: Count = Field(description="newest states kept; a damaged one gives way to the one before it")
+    keep_best: bool = Field(description="keep the state of the most accurate round, too")
+
+
 class WandbSettings(Section):
     """Weights & Biases."""
 
@@ -246,7 +254,7 @@ class Settings(Section):
 
     rounds: Count = Field(description="rounds of the federation")
     seed: Annotated[int, Field(ge=0)] = Field(description="of everything that is drawn")
-    resume: str = Field(description="auto, never, or the folder of a run")
+    resume: str = Field(description="auto, never, the folder of a run, or one of its saved states")
     device: str = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
     threads: Count = Field(description="of torch; the same number gives the same bits")
     cache_dir: str | None = Field(description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder")
@@ -267,6 +275,7 @@ class Settings(Section):
     generator: GeneratorSettings
     finetune: FinetuneSettings
     federation: FederationSettings
+    checkpoint: CheckpointSettings
     wandb: WandbSettings
 
     @model_validator(mode="after")

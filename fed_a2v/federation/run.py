@@ -19,17 +19,19 @@ from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.build import make_step, prompt_set
 from fed_a2v.federation.evaluation import class_figures
+from fed_a2v.federation.needs import state_bytes
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.federation.wire import Scores
 from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     load_generator_family,
     load_state,
+    read_state,
     save_generator_family,
     save_state,
 )
 from fed_a2v.runs.environment import environment
-from fed_a2v.runs.files import append_jsonl, write_bytes, write_json
+from fed_a2v.runs.files import append_jsonl, require_space, write_bytes, write_json
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.maps import save_map
@@ -109,6 +111,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
 
     def phase(self, round_number: int, name: str) -> None:
         """See `RoundListener`."""
+        if name == "sites" and round_number == self.done + 1:
+            self._check_space()
         self._view.phase(round_number, name)
 
     def generator_due(self, round_number: int, step: ServerStep) -> None:
@@ -136,18 +140,39 @@ class Run(RoundListener, AbstractContextManager["Run"]):
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """Record the round, then save the state: a run killed in between repeats the round."""
         self._tracker.log_round(row)
-        save_state(
-            self.folder.path,
-            {
-                "round": row["round"],
-                "config": self.settings.model_dump(mode="json", by_alias=True),
-                "wandb_id": self._tracker.wandb_id,
-                "strategy": state,
-            },
-        )
+        if self._is_saved(row):
+            checkpoint = self.settings.checkpoint
+            save_state(
+                self.folder.path,
+                {
+                    "round": row["round"],
+                    "config": self.settings.model_dump(mode="json", by_alias=True),
+                    "wandb_id": self._tracker.wandb_id,
+                    "strategy": state,
+                },
+                keep=checkpoint.keep,
+                best=checkpoint.keep_best and self._is_best(row),
+            )
         self._view.round_done(row)
         if row["round"] == self.settings.rounds:
             self._finish()
+
+    def _check_space(self) -> None:
+        """Refuse to start where the disk has no room for the saved states, and for the one that is being written."""
+        if self.strategy.step is not None:
+            checkpoint = self.settings.checkpoint
+            states = checkpoint.keep + 1 + checkpoint.keep_best
+            require_space(self.folder.path, states * state_bytes(self.strategy.step), f"saving {states} states")
+
+    def _is_saved(self, row: dict[str, Any]) -> bool:
+        number = int(row["round"])
+        return number % self.settings.checkpoint.frequency == 0 or number == self.settings.rounds
+
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        """Whether the round is more accurate than every one saved before it."""
+        before = [earlier.get("accuracy") for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
+        accuracy = row.get("accuracy")
+        return accuracy is not None and all(earlier is None or earlier < accuracy for earlier in before)
 
     def _finish(self) -> None:
         rows = self.folder.rows()
@@ -176,13 +201,16 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         resume = self.settings.resume
         if resume == "never":
             return None
-        source = self.folder if resume == "auto" else RunFolder(Path(resume).expanduser().absolute())
-        state = load_state(source.path)
+        path = self.folder.path if resume == "auto" else Path(resume).expanduser().absolute()
+        state = read_state(path) if path.is_file() else load_state(path)
         if state is None:
             if resume != "auto":
-                raise FileNotFoundError(f"resume={resume}: no saved state in {source.path / 'checkpoints'}")
+                raise FileNotFoundError(f"resume={resume}: no saved state in {path / 'checkpoints'}")
             return None
-        check_same_experiment(state["config"], self.settings.model_dump(mode="json", by_alias=True))
+        settings = self.settings.model_dump(mode="json", by_alias=True)
+        for difference in check_same_experiment(state["config"], settings):
+            log.info("Going on with another %s", difference)
+        source = RunFolder(path.parents[1] if path.is_file() else path)
         if source.path != self.folder.path:
             self.folder.metrics.unlink(missing_ok=True)
             for row in source.rows():

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+import shutil
+import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,14 @@ from fed_a2v.runs.files import plain, replacing
 
 logger = logging.getLogger("fed_a2v")
 
-SCHEMA = 1
-STATES_KEPT = 2
+SCHEMA = 2
 # Characters of a generator's key that go into its file's name.
 LONGEST_KEY = 60
 
 # Settings that a resumed run may change: they say where and how loudly it runs, not what it computes.
 HARMLESS = (
     "resume",
+    "checkpoint",
     "device",
     "threads",
     "cache_dir",
@@ -43,16 +47,23 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, or does not fit what is to be done with it."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written: cut short, or changed since."""
+
+
 # The state of a run ---------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Save the whole state of a run after a round, and drop all saved states but the last two.
+def save_state(folder: Path, state: Mapping[str, Any], *, keep: int = 2, best: bool = False) -> Path:
+    """Save the whole state of a run after a round, and drop all saved states but the last few and the best.
 
     Args:
         folder: the run's folder; the file is `checkpoints/state_round_000003.pt` in it.
         state: tensors and plain values (numbers, strings, None, lists, tuples, dictionaries) at any depth.
             It must hold `round` (int) and `config` (the settings as a dictionary).
+        keep: states to keep, this one among them.
+        best: whether this round is the best so far; it is then also kept as `checkpoints/best_round_000003.pt`, in
+            place of the best before it.
 
     Returns:
         The file.
@@ -62,12 +73,27 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
         OSError: the folder cannot be written.
     """
     path = folder / "checkpoints" / f"state_round_{state['round']:06d}.pt"
-    _save(path, {**state, "schema": SCHEMA, "fingerprint": fingerprint(state["config"])})
-    for _, old in _numbered(path.parent, "state", ".pt")[STATES_KEPT:]:
+    _save(path, {**state, "fingerprint": fingerprint(state["config"])})
+    if best:
+        _keep_as_best(path)
+    for _, old in _numbered(path.parent, "state", ".pt")[keep:]:
         old.unlink(missing_ok=True)
-    for orphan in path.parent.glob(".state_round_*.tmp"):  # left by a kill in the middle of writing
-        orphan.unlink(missing_ok=True)
     return path
+
+
+def _keep_as_best(path: Path) -> None:
+    """Give a saved state a second name, which outlives the first; takes no space where there are hard links."""
+    best = path.with_name(path.name.replace("state", "best", 1))
+    temporary = path.with_name(f".{best.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, best)  # noqa: PTH105
+    except OSError:
+        with path.open("rb") as source, replacing(best) as target:
+            shutil.copyfileobj(source, target)
+    for _, old in _numbered(path.parent, "best", ".pt"):
+        if old != best:
+            old.unlink(missing_ok=True)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -81,16 +107,9 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     states = _numbered(folder / "checkpoints", "state", ".pt")
     for _, path in states:
         try:
-            state = _load(path)
-        except CheckpointError as error:
+            return read_state(path)
+        except DamagedError as error:
             logger.warning("%s; going back to the state before it", error)
-            continue
-        if state.get("schema") != SCHEMA:
-            raise CheckpointError(
-                f"{path} has schema version {state.get('schema')}, this program reads {SCHEMA}; "
-                "go on with the version that wrote it, or start anew with resume=never"
-            )
-        return state
     if states:
         raise CheckpointError(f"every saved state in {folder / 'checkpoints'} is damaged; start anew with resume=never")
     return None
@@ -103,20 +122,19 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged, holds a generator alone, or is of another schema version.
     """
     state = _load(path)
-    if "strategy" not in state:
+    if {"round", "config", "fingerprint"} - state.keys():
         raise CheckpointError(
             f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
         )
-    if state.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema version {state.get('schema')}, this program reads {SCHEMA}")
     return state
 
 
 def drop_states_after(folder: Path, round_number: int) -> None:
     """Delete the states of later rounds: a run that starts anew or goes back must not find them."""
-    for number, path in _numbered(folder / "checkpoints", "state", ".pt"):
-        if number > round_number:
-            path.unlink(missing_ok=True)
+    for kind in ("state", "best"):
+        for number, path in _numbered(folder / "checkpoints", kind, ".pt"):
+            if number > round_number:
+                path.unlink(missing_ok=True)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -125,10 +143,27 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Difference:
+    """A setting that a run to be resumed had otherwise; `harmless` if it may go on all the same."""
+
+    key: str
+    was: Any
+    now: Any
+    harmless: bool
+
+    def __str__(self) -> str:
+        note = " (may only grow)" if self.key == "rounds" and not self.harmless else ""
+        return f"{self.key}: {self.was} -> {self.now}{note}"
+
+
+def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Check that a run may go on under the settings `new`; both are nested dictionaries.
 
     `rounds` may grow, and what changes no result (`resume`, `device`, `wandb`, ...: `HARMLESS`) may change.
+
+    Returns:
+        The harmless differences, by dotted key.
 
     Raises:
         CheckpointError: lists every other key that differs, with both values.
@@ -139,15 +174,15 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Non
     for key in sorted(before.keys() | after.keys()):
         was, now = plain(before.get(key, absent)), plain(after.get(key, absent))
         grows = key == "rounds" and isinstance(was, int) and isinstance(now, int) and now > was
-        if was != now and not grows and not _harmless(key):
-            note = " (may only grow)" if key == "rounds" else ""
-            differences.append(f"  {key}: {was} -> {now}{note}")
-    if differences:
+        if was != now:
+            differences.append(Difference(key, was, now, grows or _harmless(key)))
+    if harmful := [difference for difference in differences if not difference.harmless]:
         raise CheckpointError(
             "the run to resume was started with other settings:\n"
-            + "\n".join(differences)
+            + "\n".join(f"  {difference}" for difference in harmful)
             + "\nresume it with its own settings, or start anew with resume=never or in another folder"
         )
+    return differences
 
 
 def _harmless(key: str) -> bool:
@@ -239,7 +274,7 @@ def save_generator_family(
 def _save_generator(base: Path, round_number: int, content: Mapping[str, Any], folder: Path | None) -> Path:
     name = base.with_name(f"{base.stem}_round_{round_number}{base.suffix}")
     written = (folder or Path()) / name
-    _save(written, {**content, "schema": SCHEMA, "round": round_number})
+    _save(written, {**content, "round": round_number})
     logger.info("Saved generator checkpoint to %s", name)
     return written
 
@@ -374,7 +409,8 @@ def _numbered(folder: Path, stem: str, suffix: str) -> list[tuple[int, Path]]:
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
-    storable = _storable(content, path.name)
+    storable = _storable({**content, "schema": SCHEMA}, path.name)
+    storable["digest"] = _digest(storable)
     with replacing(path) as file:
         torch.save(storable, file)
 
@@ -383,20 +419,56 @@ def _load(path: Path) -> dict[str, Any]:
     """Read a file that `_save` wrote, with safe loading.
 
     Raises:
-        CheckpointError: it is damaged.
+        DamagedError: its bytes or its content are not what was written.
+        CheckpointError: it is no checkpoint, or one of another schema version.
     """
     try:
         # torch.load notices a file cut short but not a changed byte: the zip format's checksums do.
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-        if broken is None:
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-        reason = f"wrong checksum of {broken}"
-    except OSError:
+        if broken is not None:
+            raise DamagedError(f"{path} is damaged (wrong checksum of {broken})")
+        content = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, DamagedError):
         raise
     except Exception as error:  # a damaged file may break the reader at any step
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise CheckpointError(f"{path} is damaged ({reason})")
+        raise DamagedError(f"{path} is damaged ({reason})") from error
+    if "schema" not in content:
+        raise CheckpointError(f"{path} is no checkpoint of this program")
+    if content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema version {content['schema']}, this program reads {SCHEMA}; "
+            "go on with the version that wrote it, or start anew with resume=never"
+        )
+    # A file that was changed and packed anew has the right checksums, but not the right digest.
+    if content.pop("digest", None) != _digest(content):
+        raise DamagedError(f"{path} is damaged (its content is not what was saved)")
+    return content
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of a nested structure of tensors and plain values: of types, keys, order, shapes and all bytes."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            digest.update(f"{{{len(value)}".encode())
+            for key, item in value.items():
+                add(key)
+                add(item)
+        elif isinstance(value, list | tuple):
+            digest.update(f"{type(value).__name__}{len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{type(value).__name__}{value!r}\n".encode("utf-8", "surrogatepass"))
+
+    add(value)
+    return digest.hexdigest()
 
 
 def _storable(value: Any, where: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +44,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise _unwritable(path, reason) from error
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that `replacing` left in a folder when it was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Check that a folder's disk has room before hours of work depend on it.
+
+    Args:
+        folder: that exists.
+        needed: bytes.
+        what: needs them, in words.
+
+    Raises:
+        OSError: there is less; names the folder, both sizes, and the remedy.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} may need {needed / 1e6:.1f} MB, and the disk of {folder.absolute()} has {free / 1e6:.1f} MB free; "
+            "free space, or choose another folder",
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

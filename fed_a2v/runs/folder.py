@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.encoders.npz import as_floats, as_names, read_arrays
 from fed_a2v.runs.checkpoint import drop_states_after
-from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, replacing, write_json, write_text
+from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, remove_leftovers, replacing, write_json, write_text
 
 GUIDE_METRICS = (
     "server/generator_loss",
@@ -76,7 +76,7 @@ class RunFolder:
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
         """Make the folder ready for the rounds after `after_round`; 0 starts anew.
 
-        Rows and states of later rounds, and the results of an earlier run, are removed.
+        Rows and states of later rounds, the results of an earlier run, and what a kill left half written are removed.
 
         Args:
             config: the resolved settings as YAML.
@@ -86,6 +86,8 @@ class RunFolder:
         Raises:
             OSError: the folder cannot be written; names it.
         """
+        for folder in (self.path, self.path / "checkpoints"):
+            remove_leftovers(folder)
         write_text(self.path / "config.yaml", config)
         if partition is not None:
             write_json(self.path / "partition.json", partition)

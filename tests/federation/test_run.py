@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
 from fed_a2v.federation.run import Run
-from fed_a2v.runs.checkpoint import CheckpointError
+from fed_a2v.runs.checkpoint import CheckpointError, read_state
 from fed_a2v.runs.files import read_jsonl
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.maps import load_map
@@ -44,6 +45,7 @@ def validated(finished_run):
 
 def test_the_folder_holds_these_files_and_no_others(validated):
     files = {str(path.relative_to(validated.folder)) for path in validated.folder.rglob("*") if path.is_file()}
+    best = max(validated.rows, key=lambda row: (row["accuracy"], -row["round"]))["round"]
     assert files == {
         "config.yaml",
         "partition.json",
@@ -56,6 +58,7 @@ def test_the_folder_holds_these_files_and_no_others(validated):
         "run.log",
         "checkpoints/state_round_000001.pt",
         "checkpoints/state_round_000002.pt",
+        f"checkpoints/best_round_{best:06d}.pt",
         "checkpoints/vae_generator_round_2.pt",
     }
 
@@ -263,10 +266,10 @@ def test_a_run_that_ends_anywhere_in_a_round_goes_on_to_the_same_end(run_in, thr
             name, module = "save_state", run_module
         honest = getattr(module, name)
 
-        def die(*given):
+        def die(*given, **options):
             round_number = given[1] if moment == "generator_due" else given[1]["round"]
             if moment == "after the state" or round_number < 2:
-                honest(*given)
+                honest(*given, **options)
             if round_number == 2:
                 raise KilledError
 
@@ -334,8 +337,61 @@ def test_a_damaged_state_sends_the_run_back_to_the_one_before(run_in, three_roun
     assert_same_run(resumed, three_rounds)
 
 
+def test_a_run_may_go_on_from_any_saved_state(run_in, three_rounds):
+    saved = three_rounds.folder / "checkpoints" / "state_round_000002.pt"
+    resumed = run_in("second", "rounds=3", f"resume={saved}")
+    assert "Going on behind round 2 of 3" in resumed.log
+    assert_same_run(resumed, three_rounds)
+
+
+def test_settings_that_a_run_goes_on_without_are_named(run_in):
+    run_in("run", "rounds=1")
+    resumed = run_in("run", "rounds=2", "checkpoint.keep=3")
+    assert "Going on with another checkpoint.keep: 2 -> 3" in resumed.log
+    assert "Going on with another rounds: 1 -> 2" in resumed.log
+
+
+def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_rounds):
+    run = run_in("run", "rounds=5", "checkpoint.frequency=2", "checkpoint.keep=2")
+    names = {path.name for path in (run.folder / "checkpoints").glob("*_round_0*.pt")}
+    best = max((row for row in run.rows if row["round"] in (2, 4, 5)), key=lambda row: (row["accuracy"], -row["round"]))
+    assert names == {"state_round_000004.pt", "state_round_000005.pt", f"best_round_{best['round']:06d}.pt"}
+    kept = read_state(run.folder / "checkpoints" / f"best_round_{best['round']:06d}.pt")
+    assert kept["round"] == best["round"]
+
+
+def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def die(run, round_number, step):
+            if round_number == 3:
+                raise KilledError
+
+        patch.setattr(Run, "generator_due", die)
+        with pytest.raises(KilledError):
+            run_in("run", "rounds=3", "checkpoint.frequency=2")
+    assert_same_run(run_in("run", "rounds=3"), three_rounds)
+
+
+def test_a_disk_without_room_for_the_states_stops_the_run_before_it_trains(run_in, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"saving 4 states may need \d+\.\d MB, and the disk of .*run has 1.0 MB free"):
+        run_in("run", "rounds=1")
+    assert not read_jsonl(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_the_room_that_a_state_needs_is_reckoned_closely_before_training(run_in, monkeypatch):
+    reckoned = []
+    monkeypatch.setattr(run_module, "require_space", lambda folder, needed, what: reckoned.append(needed / 4))
+    run = run_in("run", "rounds=2")
+    size = (run.folder / "checkpoints" / "state_round_000002.pt").stat().st_size
+    assert len(reckoned) == 1
+    assert size <= reckoned[0] < 1.5 * size
+
+
 def test_a_run_that_fails_leaves_no_results(run_in, tmp_path, monkeypatch):
-    def fail(*given):
+    def fail(*given, **options):
         raise OSError("disk full")
 
     monkeypatch.setattr("fed_a2v.federation.run.save_state", fail)

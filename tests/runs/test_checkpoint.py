@@ -17,6 +17,7 @@ from fed_a2v.runs.checkpoint import (
     load_generator_checkpoint,
     load_generator_family,
     load_state,
+    read_state,
     save_generator_checkpoint,
     save_generator_family,
     save_state,
@@ -65,12 +66,23 @@ def test_a_folder_without_states_gives_none(tmp_path):
     assert load_state(tmp_path / "absent") is None
 
 
-def test_the_last_two_states_are_kept_and_leftovers_of_a_kill_removed(tmp_path):
-    save_state(tmp_path, state(8))
-    (tmp_path / "checkpoints" / ".state_round_000009.pt.0a1b.tmp").write_bytes(b"half")
-    for round_number in (9, 10):
-        save_state(tmp_path, state(round_number))
-    assert files(tmp_path) == ["state_round_000009.pt", "state_round_000010.pt"]
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_last_states_are_kept(tmp_path, keep):
+    for round_number in range(7, 12):
+        save_state(tmp_path, state(round_number), keep=keep)
+    assert files(tmp_path) == [f"state_round_{number:06d}.pt" for number in range(12 - keep, 12)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_state_is_kept_beside_the_last(tmp_path, monkeypatch, links):
+    if not links:  # as on a FAT disk
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(PermissionError("no links here")))
+    for round_number in range(1, 6):
+        save_state(tmp_path, state(round_number), keep=1, best=round_number in (1, 3))
+    assert files(tmp_path) == ["best_round_000003.pt", "state_round_000005.pt"]
+    best = read_state(tmp_path / "checkpoints" / "best_round_000003.pt")
+    assert best["round"] == 3
+    assert torch.equal(best["adapters"]["weight"], state(3)["adapters"]["weight"])
 
 
 def test_the_newest_state_is_found_by_number_not_by_name(tmp_path):
@@ -99,6 +111,42 @@ def test_a_changed_byte_in_a_tensor_is_noticed(tmp_path, caplog):
     assert torch.load(path)["round"] == 2  # torch itself does not see it
     assert load_state(tmp_path)["round"] == 1
     assert "checksum" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda saved: saved["adapters"]["weight"].add_(1e-3),
+        lambda saved: saved.update(round=7),
+        lambda saved: saved["bank"]["sites"]["0"]["dog"].update(count=10**6),
+        lambda saved: saved["config"].update(seed=1),
+        lambda saved: saved.pop("digest"),
+        lambda saved: saved.update(more=1),
+        lambda saved: saved.update(adapters=dict(reversed(saved["adapters"].items()))),
+        lambda saved: saved["adapters"].update(bias=saved["adapters"]["bias"].double()),
+    ],
+    ids=["weight", "round", "count", "setting", "no digest", "entry", "order", "type"],
+)
+def test_a_state_that_was_changed_and_packed_anew_gives_way_to_the_one_before(tmp_path, caplog, tamper):
+    save_state(tmp_path, state(1))
+    path = save_state(tmp_path, state(2) | {"config": dict(CONFIG)})
+    saved = torch.load(path)
+    tamper(saved)
+    torch.save(saved, path)
+    assert load_state(tmp_path)["round"] == 1
+    assert "state_round_000002.pt is damaged (its content is not what was saved)" in caplog.text
+
+
+def test_one_saved_state_is_read_by_its_own_name_or_refused(tmp_path):
+    path = save_state(tmp_path, state(1))
+    save_state(tmp_path, state(2))
+    assert read_state(path)["round"] == 1
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_state(path)
+    generator = save(tmp_path / "vae_generator.pt", 1)
+    with pytest.raises(CheckpointError, match="not the state of a run; name its folder"):
+        read_state(generator)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -157,13 +205,20 @@ def test_a_view_does_not_drag_its_storage_onto_the_disk(tmp_path):
 def test_states_of_later_rounds_can_be_dropped(tmp_path):
     for round_number in (9, 10):
         save_state(tmp_path, state(round_number))
-    drop_states_after(tmp_path, 9)
-    assert load_state(tmp_path)["round"] == 9
+    save_state(tmp_path, state(11), best=True)
+    drop_states_after(tmp_path, 10)
+    assert load_state(tmp_path)["round"] == 10
+    assert files(tmp_path) == ["state_round_000010.pt"]
 
 
 def test_the_same_experiment_may_go_on_for_longer_elsewhere_and_less_loudly():
     new = CONFIG | {"rounds": 10, "device": "cuda", "wandb": {"mode": "disabled"}, "resume": "auto"}
-    check_same_experiment(CONFIG, new)
+    assert [str(difference) for difference in check_same_experiment(CONFIG, new)] == [
+        "device: cpu -> cuda",
+        "resume: (absent) -> auto",
+        "rounds: 5 -> 10",
+        "wandb.mode: (absent) -> disabled",
+    ]
     assert fingerprint(CONFIG) == fingerprint(new)
 
 
@@ -257,8 +312,10 @@ def test_a_missing_checkpoint_is_an_error_that_says_what_was_looked_for(tmp_path
 
 def test_a_file_that_is_no_generator_checkpoint_is_refused(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "vae.pt")
-    with pytest.raises(CheckpointError, match="no generator checkpoint: it has no dimensions"):
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
         load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)
+    with pytest.raises(CheckpointError, match="no generator checkpoint: it has no dimensions"):
+        load_generator_checkpoint(save_state(tmp_path, state(1)), "vae", DIMENSIONS)
     (tmp_path / "vae.pt").write_bytes(b"text")
     with pytest.raises(CheckpointError, match="damaged"):
         load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)

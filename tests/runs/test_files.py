@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, replacing, write_bytes, write_json, write_text
+from fed_a2v.runs.files import (
+    append_jsonl,
+    plain,
+    read_jsonl,
+    replacing,
+    require_space,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 ROWS = st.dictionaries(
     st.text(max_size=8),
@@ -137,3 +146,11 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_pa
     path.write_text('{"round": 1}\n{"round"\n{"round": 3}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2"):
         read_jsonl(path)
+
+
+def test_a_disk_with_too_little_room_is_an_error_that_names_it_and_both_sizes(tmp_path):
+    require_space(tmp_path, 1, "a byte")
+    with pytest.raises(
+        OSError, match=rf"a library may need \d{{13}}\.\d MB, and the disk of {tmp_path} has .* MB free"
+    ):
+        require_space(tmp_path, 10**18, "a library")

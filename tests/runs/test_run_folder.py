@@ -52,3 +52,12 @@ def test_starting_anew_leaves_no_state_of_the_run_before(tmp_path):
     assert load_state(tmp_path) is None
     save_state(tmp_path, {"round": 1, "config": {}})
     assert load_state(tmp_path)["round"] == 1
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    save_state(tmp_path, {"round": 1, "config": {}})
+    for name in (".config.yaml.0a1b.tmp", "checkpoints/.state_round_000002.pt.0a1b.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    RunFolder(tmp_path).start("", after_round=1)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert load_state(tmp_path)["round"] == 1
