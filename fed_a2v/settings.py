@@ -158,7 +158,13 @@ class AggregationSettings(Section):
         description="trimmed: share of the sites left out at either end, weight by weight"
     )
     malicious_sites: Annotated[int, Field(ge=0)] = Field(description="krum: sites to leave out")
-    min_replies: Count = Field(description="fewer good replies keep the old adapters")
+    min_replies: Count = Field(description="good replies that a round needs")
+    if_too_few: Literal["skip", "repeat"] = Field(
+        description="too few good replies: skip the round, keeping the old adapters, or ask the sites again"
+    )
+    patience: Annotated[int, Field(ge=0)] = Field(
+        description="rounds in a row that may be skipped, or times that one is repeated; then the run ends"
+    )
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
 
 
@@ -226,10 +232,27 @@ class FederationSettings(Section):
     """How rounds run."""
 
     round_timeout: Positive = Field(description="seconds a round may wait for its sites")
-    start_timeout: Positive = Field(description="seconds to wait for the first nodes")
+    site_timeout: Positive | None = Field(
+        description="seconds a site may work on one message; null: nine tenths of round_timeout"
+    )
+    start_timeout: Positive = Field(description="seconds to wait for nodes, at the start or where all are gone")
     min_nodes: Count = Field(description="nodes to wait for before the start")
     sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
     evaluate_before: bool = Field(description="also evaluate the average before the server step")
+
+    @property
+    def site_seconds(self) -> float:
+        """Seconds that a site may work on one message."""
+        return 0.9 * self.round_timeout if self.site_timeout is None else self.site_timeout
+
+    @model_validator(mode="after")
+    def _check(self) -> FederationSettings:
+        if self.site_timeout is not None and self.site_timeout >= self.round_timeout:
+            raise ValueError(
+                f"federation.site_timeout={self.site_timeout:g} must be below federation.round_timeout="
+                f"{self.round_timeout:g}, or no site could say that it was too slow"
+            )
+        return self
 
 
 class CheckpointSettings(Section):

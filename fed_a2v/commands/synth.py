@@ -18,11 +18,13 @@ def run(words: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips-per-class", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--classes", help="names, separated by commas; default: all ten")
     given = parser.parse_args(words)
 
-    from fed_a2v.data.synth import write_wavs
+    from fed_a2v.data.synth import TARGETS, write_wavs
 
-    write_wavs(given.folder, seed=given.seed, clips_per_class=given.clips_per_class)
+    classes = given.classes.split(",") if given.classes else list(TARGETS)
+    write_wavs(given.folder, given.clips_per_class, given.seed, classes)
     Console().print(
-        f"Wrote {10 * given.clips_per_class} clips to {given.folder / 'audio'}", markup=False, highlight=False
+        f"Wrote {len(classes) * given.clips_per_class} clips to {given.folder / 'audio'}", markup=False, highlight=False
     )

@@ -21,6 +21,7 @@ from scipy import fft, signal
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.audio import fit_clip
 from fed_a2v.data.clips import FloatArray, Record
+from fed_a2v.data.errors import DataError
 
 Rng = np.random.Generator
 Wave = NDArray[np.float64]
@@ -82,17 +83,25 @@ def file_name(name: str, number: int) -> str:
     return f"{fold_of(number)}-{number:05d}-A-{TARGETS[name]}.wav"
 
 
-def write_wavs(folder: str | Path, clips_per_class: int, seed: int) -> Path:
+def write_wavs(folder: str | Path, clips_per_class: int, seed: int, classes: Sequence[str] = tuple(TARGETS)) -> Path:
     """Write the data set in ESC-50's layout (16-bit mono WAV at 16 kHz), to be listened to or read by dataset=esc50.
 
     Returns:
         The folder, which then holds audio/ and meta/esc50.csv.
+
+    Raises:
+        DataError: there is no such class.
     """
+    for name in classes:
+        if name not in TARGETS:
+            raise DataError(f"there is no built-in sound of {name!r}; there are {', '.join(TARGETS)}")
     folder = Path(folder).expanduser()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     (folder / "meta").mkdir(exist_ok=True)
     rows: list[dict[str, object]] = []
     for key, (name, number) in SynthClips(seed, clips_per_class).clips.items():
+        if name not in classes:
+            continue
         soundfile.write(folder / "audio" / key, synthesise(name, number, seed), RATE, subtype="PCM_16")
         rows.append(
             {

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from flwr.client import NumPyClient
 from flwr.common import Config, NDArrays, Scalar
+from pydantic import ValidationError
 
 from fed_a2v.core.adapters import Adapters
+from fed_a2v.data.errors import DataError
+from fed_a2v.federation.deadline import within
 from fed_a2v.federation.site import Site
 from fed_a2v.federation.wire import decode_weights, encode_reply, encode_scores
-from fed_a2v.settings import Settings
+from fed_a2v.settings import DatasetSettings, Settings
+
+Reply = TypeVar("Reply")
 
 
 class A2VClient(NumPyClient):
@@ -22,7 +29,8 @@ class A2VClient(NumPyClient):
     several sites of a simulated federation: the message says for which.
 
     Args:
-        node_config: what only this node knows: `site` (its name), `data-dir`, `cache-dir`, `device`; all optional.
+        node_config: what only this node knows: `site` (its name), `dataset` (the kind of its data), `data-dir`,
+            `cache-dir`, `device`; all optional.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
@@ -38,7 +46,20 @@ class A2VClient(NumPyClient):
         return {}
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Introduce the site, or train the adapters in `parameters` on its clips."""
+        """Introduce the site, or train the adapters in `parameters` on its clips.
+
+        Raises:
+            DeadlineError: it takes longer than `federation.site_timeout`.
+            DataError: the site has no usable clips.
+        """
+        task = "introduction" if config["task"] == "introduce" else "training"
+        return _in_time(config, task, lambda: self._fit(parameters, config))
+
+    def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
+        """Score each of the models in `parameters` on the site's test clips; raises as `fit` does."""
+        return _in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
+
+    def _fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(config)
         round_number = int(config["round"])
         if config["task"] == "introduce":
@@ -48,8 +69,7 @@ class A2VClient(NumPyClient):
         arrays, metrics = encode_reply(reply, site.settings.share.dtype)
         return arrays, reply.num_examples, metrics
 
-    def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """Score each of the models in `parameters` on the site's test clips."""
+    def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(config)
         names = json.loads(str(config["models"]))
         size = (len(parameters) - 2) // len(names)
@@ -70,6 +90,8 @@ class A2VClient(NumPyClient):
         settings = _settings(str(config["settings"]))
         if device := self.node_config.get("device"):
             settings = settings.model_copy(update={"device": str(device)})
+        if kind := self.node_config.get("dataset"):
+            settings = settings.model_copy(update={"dataset": _of_kind(settings.dataset, str(kind))})
         torch.set_num_threads(settings.threads)
         return Site(
             settings,
@@ -84,6 +106,19 @@ class A2VClient(NumPyClient):
 @lru_cache(maxsize=4)
 def _settings(text: str) -> Settings:
     return Settings.model_validate_json(text)
+
+
+def _in_time(config: Config, task: str, work: Callable[[], Reply]) -> Reply:
+    seconds = _settings(str(config["settings"])).federation.site_seconds
+    return within(seconds, f"the {task} of {config['site']!s}", work)
+
+
+def _of_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:
+    """The settings for another kind of data set, which this node has."""
+    try:
+        return DatasetSettings.model_validate(dataset.model_dump() | {"name": kind})
+    except ValidationError as error:
+        raise DataError(f"dataset={kind} in this node's configuration: {error.errors()[0]['msg']}") from error
 
 
 def _text(value: Scalar | None) -> str | None:

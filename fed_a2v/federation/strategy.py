@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +122,9 @@ class FedA2V(Strategy):
         self._names: dict[str, str] = {}
         self._asked: dict[str, str] = {}
         self._models = ("before", "after") if settings.federation.evaluate_before else ("after",)
+        self._manager: ClientManager | None = None
+        # Rounds in a row that were skipped for want of good replies.
+        self._skipped = 0
         self._row: dict[str, Any] = {}
         # What the introduction cost, put into the row of the first round.
         self._introduction: dict[str, Any] = {}
@@ -132,7 +137,7 @@ class FedA2V(Strategy):
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Wait for the nodes; let the sites introduce themselves unless an earlier run did."""
-        self._wait_for_nodes(client_manager)
+        self._wait_for_nodes(client_manager, self.settings.federation.min_nodes)
         if self.step is None:
             self._introduce(client_manager)
         return ndarrays_to_parameters(self._weights())
@@ -147,18 +152,8 @@ class FedA2V(Strategy):
         self._introduction = {}
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
-        arrays = self._weights()
-        self._before = arrays[:-2]
-        parameters = ndarrays_to_parameters(arrays)
-        bank = self._step().bank
-
-        def instruction(site: str, number: int) -> FitIns:
-            held = bank.fingerprints.get(site, "")
-            return FitIns(parameters, self._message("train", round_number, site, number) | {"held": held})
-
-        instructions = self._address(client_manager, self._sampled(round_number), instruction)
-        self._row["bytes_down"] = payload_bytes(arrays) * len(instructions)
-        return instructions
+        self._manager = client_manager
+        return self._training(round_number, client_manager)
 
     def aggregate_fit(
         self,
@@ -169,18 +164,15 @@ class FedA2V(Strategy):
         """Check the replies, average the adapters, and do the server's part of the round."""
         round_number = server_round + self.start_round
         row, step = self._row, self._step()
-        row["seconds/sites"] = time.perf_counter() - self._clock
         aggregation = make_aggregation(self.settings.aggregation)
         replies = self._good_replies(results, failures, round_number, "train", row, aggregation)
+        if self.settings.aggregation.if_too_few == "repeat":
+            aggregation, replies = self._repeated(round_number, row, aggregation, replies)
+        row["seconds/sites"] = time.perf_counter() - self._clock
         if len(replies) < self.settings.aggregation.min_replies:
-            log.warning(
-                "Round %d: %d good replies, aggregation.min_replies=%d: the adapters stay as they were",
-                round_number,
-                len(replies),
-                self.settings.aggregation.min_replies,
-            )
-            row["skipped"] = True
+            self._skip(round_number, len(replies), row)
             return None, {}
+        self._skipped = 0
         weights = aggregation.result()
         if weights is not None:
             step.adapters.load_weights(weights)
@@ -217,7 +209,7 @@ class FedA2V(Strategy):
             }
             return EvaluateIns(packed, message | models)
 
-        instructions = self._address(client_manager, range(self.settings.partition.sites), instruction)
+        instructions = self._messages(client_manager, range(self.settings.partition.sites), instruction)
         self._row["bytes_down"] += payload_bytes(arrays) * len(instructions)
         return instructions
 
@@ -311,17 +303,66 @@ class FedA2V(Strategy):
             raise FederationError("no site has introduced itself yet")
         return self.step
 
+    # Too few good replies
+
+    def _repeated(
+        self, round_number: int, row: dict[str, Any], aggregation: Aggregation, replies: list[SiteReply]
+    ) -> tuple[Aggregation, list[SiteReply]]:
+        """The good replies, after asking all sites again while there are too few and patience lasts."""
+        settings = self.settings.aggregation
+        assert self._manager is not None
+        for repetition in range(1, settings.patience + 1):
+            if len(replies) >= settings.min_replies:
+                break
+            log.warning(
+                "Round %d: %d good replies, aggregation.min_replies=%d: asking again (%d of %d)",
+                round_number,
+                len(replies),
+                settings.min_replies,
+                repetition,
+                settings.patience,
+            )
+            if self.settings.partition.kind == "own":
+                self._wait_for_nodes(self._manager, settings.min_replies)
+            results, failures = fit_clients(
+                self._training(round_number, self._manager),
+                max_workers=self.max_workers,
+                timeout=self.settings.federation.round_timeout,
+                group_id=round_number,
+            )
+            row["repetitions"] = repetition
+            aggregation = make_aggregation(settings)
+            replies = self._good_replies(results, failures, round_number, "train", row, aggregation)
+        return aggregation, replies
+
+    def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
+        """Leave the adapters as they are for a round; end the run where that is too often."""
+        settings = self.settings.aggregation
+        few = f"round {round_number}: {replies} good replies, aggregation.min_replies={settings.min_replies}"
+        repeats = settings.if_too_few == "repeat"
+        if repeats or self._skipped == settings.patience:
+            times = f"{settings.patience} repetitions" if repeats else f"{self._skipped} rounds skipped before it"
+            raise FederationError(f"{few}, aggregation.patience ended after {times}: {_reasons(row)}")
+        log.warning("%s: the adapters stay as they were", few.capitalize())
+        self._skipped += 1
+        row["skipped"] = True
+
     # Nodes and sites
 
-    def _wait_for_nodes(self, client_manager: ClientManager) -> None:
-        wanted, limit = self.settings.federation.min_nodes, self.settings.federation.start_timeout
+    def _wait_for_nodes(self, client_manager: ClientManager, wanted: int) -> None:
+        """Wait for so many nodes, with a word every 10 s.
+
+        Raises:
+            FederationError: they do not come within `federation.start_timeout`.
+        """
+        limit = self.settings.federation.start_timeout
         deadline = time.monotonic() + limit
         while not client_manager.wait_for(wanted, timeout=min(10, max(1, int(deadline - time.monotonic())))):
             present = client_manager.num_available()
             if time.monotonic() >= deadline:
                 raise FederationError(
                     f"{present} of {wanted} nodes came within {limit:.0f} s: start more, or lower "
-                    "federation.min_nodes, or raise federation.start_timeout"
+                    "federation.min_nodes and aggregation.min_replies, or raise federation.start_timeout"
                 )
             log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
 
@@ -334,7 +375,7 @@ class FedA2V(Strategy):
             return FitIns(empty, self._message("introduce", 0, site, number) | {"held": ""})
 
         results, failures = fit_clients(
-            self._address(client_manager, self._active(1), instruction),
+            self._messages(client_manager, self._active(1), instruction),
             max_workers=self.max_workers,
             timeout=self.settings.federation.round_timeout,
             group_id=0,
@@ -342,8 +383,7 @@ class FedA2V(Strategy):
         row = _fresh_row()
         replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row, Nothing()), row)
         if not replies or self.audio_shape is None:
-            reasons = "; ".join([*row["rejections"], *row["failure_reasons"]][:3]) or "no site answered"
-            raise FederationError(f"no site could introduce itself: {reasons}")
+            raise FederationError(f"no site could introduce itself: {_reasons(row)}")
         self.step = self.make_step(self.audio_shape)
         self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
@@ -376,13 +416,23 @@ class FedA2V(Strategy):
                 _reject(row, reply.site, f"its embeddings are {_words(kind)}, most are {_words(most)}")
         return agreeing
 
-    def _address(self, manager: ClientManager, numbers: Iterable[int], make: Callable[..., Any]) -> list[Any]:
-        """One message for each of the sites `numbers`; for all nodes where each is a site of its own."""
+    def _messages(self, manager: ClientManager, numbers: Iterable[int], make: Callable[..., Any]) -> list[Any]:
+        """One message for each of the sites `numbers`; for all nodes where each is a site of its own.
+
+        Flower passes over a round in which nobody is asked, as if it had been done: there is always somebody.
+
+        Raises:
+            FederationError: there is no node, and none comes within `federation.start_timeout`.
+        """
+        self._wait_for_nodes(manager, 1)
         proxies = [proxy for _, proxy in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
-            asked = [(name, 0, proxy) for proxy in proxies if (name := self._name_of(proxy))]
+            self._learn_names(proxies)
+            asked = [(self._names[proxy.cid], 0, proxy) for proxy in proxies if proxy.cid in self._names]
         else:
             asked = [(site_name(number), number, proxies[number % len(proxies)]) for number in numbers if proxies]
+        if not asked:
+            raise FederationError(f"none of {len(proxies)} nodes answers; see the log of their SuperNodes")
         self._asked = {site: proxy.cid for site, _, proxy in asked}
         return [(proxy, make(site, number)) for site, number, proxy in asked]
 
@@ -406,19 +456,40 @@ class FedA2V(Strategy):
         random = numpy_generator(self.settings.seed, "sites of a round", round_number)
         return sorted(random.choice(active, size=max(1, round(share * len(active))), replace=False).tolist())
 
-    def _name_of(self, proxy: ClientProxy) -> str | None:
-        """The name that a node gives its site; None while it does not answer."""
-        if proxy.cid not in self._names:
-            timeout = self.settings.federation.round_timeout
+    def _learn_names(self, proxies: Sequence[ClientProxy]) -> None:
+        """Ask the nodes not heard of before, all at once, what they call their site; some may not answer."""
+        timeout = self.settings.federation.round_timeout
+        strangers = [proxy for proxy in proxies if proxy.cid not in self._names]
+
+        def ask(proxy: ClientProxy) -> str | None:
             try:
                 properties = proxy.get_properties(GetPropertiesIns({}), timeout, 0).properties
             except Exception as error:  # whatever the transport raises for a node that is lost
                 log.warning("Node %s does not say its name and is left out: %r", proxy.cid, error)
                 return None
-            self._names[proxy.cid] = f"site-{properties.get('site', proxy.cid)!s}"
-        return self._names[proxy.cid]
+            return f"site-{properties.get('site', proxy.cid)!s}"
+
+        with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
+            for proxy, name in zip(strangers, pool.map(ask, strangers), strict=True):
+                if name is not None:
+                    self._names[proxy.cid] = name
 
     # Messages
+
+    def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
+        """The messages that ask the sites of a round to train the global adapters."""
+        arrays = self._weights()
+        self._before = arrays[:-2]
+        parameters = ndarrays_to_parameters(arrays)
+        bank = self._step().bank
+
+        def instruction(site: str, number: int) -> FitIns:
+            held = bank.fingerprints.get(site, "")
+            return FitIns(parameters, self._message("train", round_number, site, number) | {"held": held})
+
+        instructions = self._messages(manager, self._sampled(round_number), instruction)
+        self._row["bytes_down"] += payload_bytes(arrays) * len(instructions)
+        return instructions
 
     def _message(self, task: str, round_number: int, site: str, number: int) -> dict[str, Scalar]:
         return {
@@ -479,6 +550,8 @@ class FedA2V(Strategy):
             for site in sorted(self._asked)
         }
         row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
+        if missing := [site for site, answer in row["sites"].items() if answer != "replied"]:
+            log.warning("No good reply of %s", ", ".join(missing))
         return list(replies.values())
 
     def _unpacked(self, result: FitRes, expected: Expected, row: dict[str, Any]) -> SiteReply:
@@ -557,7 +630,13 @@ def _words(kind: tuple[int, int, bool] | None) -> str:
 
 def _fresh_row() -> dict[str, Any]:
     """What a row counts, before any reply has come."""
-    return {"rejected": 0, "rejections": [], "failures": 0, "failure_reasons": [], "bytes_up": 0}
+    return {"rejected": 0, "rejections": [], "failures": 0, "failure_reasons": [], "bytes_up": 0, "bytes_down": 0}
+
+
+def _reasons(row: Mapping[str, Any]) -> str:
+    """Why sites were rejected or failed: the first three different reasons, in one line."""
+    reasons = dict.fromkeys([*row["rejections"], *row["failure_reasons"]])
+    return "; ".join(" ".join(reason.split()) for reason in list(reasons)[:3]) or "no site answered"
 
 
 def _reject(row: dict[str, Any], what: str, reason: BadReplyError | str) -> None:
@@ -572,9 +651,17 @@ def _report(failures: Sequence[Any], row: dict[str, Any]) -> None:
     """Count and log why sites failed: an exception, or a reply with an error status."""
     row["failures"] += len(failures)
     for failure in failures:
-        reason = failure[1].status.message if isinstance(failure, tuple) else repr(failure)
+        reason = failure[1].status.message if isinstance(failure, tuple) else _raised(failure)
         row["failure_reasons"].append(reason[:500])
         log.warning("A site failed: %s", reason[:500])
+
+
+def _raised(failure: BaseException) -> str:
+    """An exception in one line; of one that was raised at a site, what Flower tells of it."""
+    told = re.search(r"\(reason: (?:<class '[\w.]*?(\w+)'>:<')?(.*?)(?:'>)?\)\. It originated", str(failure), re.DOTALL)
+    if told is None:
+        return repr(failure)
+    return " ".join(": ".join(part for part in told.groups() if part).split())
 
 
 def _mean_losses(replies: Sequence[SiteReply]) -> dict[str, float]:

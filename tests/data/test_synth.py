@@ -4,6 +4,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fed_a2v.data.errors import DataError
 from fed_a2v.data.esc50 import Esc50Folder
 from fed_a2v.data.synth import SOUNDS, TARGETS, SynthClips, fold_of, synthesise, write_wavs
 from fed_a2v.encoders.audio import LogMelEncoder
@@ -53,6 +54,21 @@ def test_written_files_are_esc50_and_hold_the_same_sounds(tmp_path):
         read = folder.waveform(record.key, 16_000, 5.0)
         assert np.abs(read - clips.waveform(record.key, 16_000, 5.0)).max() < 1e-4
     assert sorted(path.name for path in (tmp_path / "esc10" / "meta").iterdir()) == ["esc50.csv"]
+
+
+def test_a_folder_may_hold_some_of_the_classes_with_the_same_sounds(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    write_wavs(whole, clips_per_class=1, seed=4)
+    write_wavs(part, clips_per_class=1, seed=4, classes=["dog", "rain"])
+    assert [record.category for record in Esc50Folder(part).records()] == ["dog", "rain"]
+    for file in (part / "audio").iterdir():
+        assert file.read_bytes() == (whole / "audio" / file.name).read_bytes()
+
+
+def test_a_class_that_is_not_built_in_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match="no built-in sound of 'cat'; there are dog"):
+        write_wavs(tmp_path / "sounds", clips_per_class=1, seed=0, classes=["cat"])
+    assert not (tmp_path / "sounds").exists()
 
 
 def test_the_task_is_neither_trivial_nor_hopeless():

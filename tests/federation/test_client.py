@@ -1,6 +1,7 @@
 """A node's side: messages in, replies out, nothing remembered in between."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,11 @@ from flwr.common import FitIns, GetPropertiesIns, ndarrays_to_parameters, parame
 
 from fed_a2v.core.prompts import AudioPrototypes
 from fed_a2v.data.errors import DataError
+from fed_a2v.data.synth import write_wavs
+from fed_a2v.federation import client as client_module
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.client_app import client_fn
+from fed_a2v.federation.deadline import DeadlineError
 from fed_a2v.federation.wire import BadReplyError, Expected, decode_reply, decode_scores, encode_weights
 
 from .helpers import SITES, Federation
@@ -133,6 +137,37 @@ def test_its_own_cache_wins_over_the_settings(message, tmp_path):
     few["dataset"]["clips_per_class"] = 4
     A2VClient({"cache-dir": str(tmp_path / "own")}).fit([], asked | {"settings": json.dumps(few)})
     assert list((tmp_path / "own").rglob("*"))
+
+
+def test_its_own_kind_of_data_wins_over_the_settings(message, tmp_path):
+    write_wavs(tmp_path / "sounds", clips_per_class=8, seed=1)
+    asked = message("introduce")
+    settings = json.loads(asked["settings"])
+    settings["partition"]["kind"] = "own"
+    node = A2VClient({"dataset": "esc50", "data-dir": str(tmp_path / "sounds")})
+    arrays, clips, metrics = node.fit([], asked | {"settings": json.dumps(settings)})
+    assert clips == 60
+    assert len(json.loads(metrics["manifest"])["classes"]) == 10
+
+
+def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
+    with pytest.raises(DataError, match="dataset=esc51 in this node's configuration.*esc50"):
+        A2VClient({"dataset": "esc51"}).fit([], message("introduce"))
+
+
+@pytest.mark.parametrize("task", ["introduce", "evaluate"])
+def test_a_site_that_hangs_answers_with_an_error_in_time(message, weights, monkeypatch, task):
+    stuck = threading.Event()
+    monkeypatch.setattr(client_module, "Site", lambda *words: stuck.wait())
+    asked = message(task)
+    settings = json.loads(asked["settings"])
+    settings["federation"]["site_timeout"] = 0.2
+    node = A2VClient({})
+    with pytest.raises(DeadlineError, match=r"of site-001 took longer than federation.site_timeout=0.2 s"):
+        (node.evaluate if task == "evaluate" else node.fit)(weights, asked | {"settings": json.dumps(settings)})
+    stuck.set()
+    monkeypatch.undo()
+    assert node.fit([], message("introduce"))[1] == 18, "and works again when it can"
 
 
 def test_a_folder_of_its_own_makes_no_sense_with_the_built_in_sounds(message, tmp_path):

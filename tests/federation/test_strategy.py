@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -181,6 +182,25 @@ def test_the_row_says_of_every_site_how_it_answered():
     assert row["site_seconds"].keys() == {"site-000", "site-004"}
 
 
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("<class 'fed_a2v.data.errors.DataError'>:<'no clip (of 3)\nat all'>", "DataError: no clip (of 3) at all"),
+        ("Node Unavailable - it is offline", "Node Unavailable - it is offline"),
+    ],
+)
+def test_of_an_exception_at_a_site_the_reason_is_kept_and_flowers_words_are_not(told, kept):
+    def tamper(task, site, work):
+        if site == BAD:
+            raise ValueError(
+                f"Message contains an Error (reason: {told}). It originated during client-side execution of a message."
+            )
+        return work()
+
+    row = Federation(tamper=tamper).start().round()
+    assert row["failure_reasons"] == [kept] * 3, "in the introduction, the training and the evaluation"
+
+
 def test_a_reply_with_an_error_status_counts_as_a_failure(average_without_the_bad):
     def tamper(task, site, work):
         return failed(work(), "no such device") if (task, site) == ("train", BAD) else work()
@@ -277,17 +297,83 @@ def test_a_round_in_which_every_site_fails_is_recorded_and_the_next_goes_on():
     assert federation.round(2)["replies"] == 5
 
 
-def test_nodes_that_are_gone_during_the_training_may_be_back_for_the_evaluation():
-    federation = Federation().start()
+def down_while(broken, task="train"):
+    """Sites that cannot be reached in one task, while `broken()` says so."""
+
+    def tamper(asked, site, work):
+        if asked == task and broken():
+            raise ConnectionError(f"{site} is down")
+        return work()
+
+    return tamper
+
+
+def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_is_one_line():
+    federation = Federation("aggregation.patience=2", tamper=down_while(lambda: True)).start()
+    assert all(federation.round(number)["skipped"] for number in (1, 2))
+    with pytest.raises(FederationError) as error:
+        federation.round(3)
+    assert re.match(
+        r"round 3: 0 good replies, aggregation.min_replies=1, .*2 rounds skipped.*is down", str(error.value)
+    )
+    assert len(str(error.value).splitlines()) == 1
+    assert len(federation.states) == 2, "the run can go on behind round 2"
+
+
+def test_a_good_round_renews_the_patience():
+    down = iter([True] * 5 + [False] * 5 + [True] * 5)
+    federation = Federation("aggregation.patience=1", tamper=down_while(lambda: next(down))).start()
+    assert [federation.round(number).get("skipped", False) for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_a_repeated_round_gives_the_same_bits_as_one_that_went_well_at_once():
+    down = iter([True] * 5)
+    overrides = ("aggregation.if_too_few=repeat", "aggregation.min_replies=5")
+    repeated = Federation(*overrides, tamper=down_while(lambda: next(down, False))).start()
+    row = repeated.round()
+    at_once = Federation(*overrides).start()
+    plain = at_once.round()
+    assert_same(repeated.weights, at_once.weights)
+    assert (row["repetitions"], row["replies"], row["failures"], row["accuracy"]) == (1, 5, 5, plain["accuracy"])
+    assert "repetitions" not in plain
+    assert row["bytes_down"] > plain["bytes_down"], "what was sent twice counts twice"
+
+
+def test_a_round_is_repeated_no_more_often_than_patience_says():
+    asked = []
+    federation = Federation(
+        "aggregation.if_too_few=repeat",
+        "aggregation.patience=2",
+        tamper=down_while(lambda: asked.append(1) or True),
+    ).start()
+    with pytest.raises(FederationError, match=r"round 1: 0 good replies.*after 2 repetitions.*is down"):
+        federation.round()
+    assert len(asked) == 3 * 5
+    assert federation.states == []
+
+
+def test_the_log_names_the_sites_without_a_good_reply(caplog):
+    federation = Federation(tamper=down_while(lambda: True)).start()
+    federation.round()
+    assert f"No good reply of {', '.join(SITES)}" in caplog.text
+
+
+def test_a_round_waits_for_nodes_that_are_all_gone(caplog):
+    federation = Federation("federation.start_timeout=60").start()
     for node in federation.nodes:
         federation.manager.unregister(node)
-    assert federation.strategy.configure_fit(1, federation.parameters, federation.manager) == []
+    back = threading.Timer(0.3, lambda: [federation.manager.register(node) for node in federation.nodes])
+    back.start()
+    assert federation.round()["replies"] > 0
+    back.join()
+
+
+def test_a_run_whose_nodes_do_not_come_back_ends():
+    federation = Federation("federation.start_timeout=1").start()
     for node in federation.nodes:
-        federation.manager.register(node)
-    federation.evaluate(1)
-    row = federation.rows[-1]
-    assert (row["test_clips"], row["rejected"], row["failures"], row["bytes_up"]) == (30, 0, 0, 0)
-    assert row["accuracy"] == row["accuracy_before"]
+        federation.manager.unregister(node)
+    with pytest.raises(FederationError, match="0 of 1 nodes came within 1 s"):
+        federation.strategy.configure_fit(1, federation.parameters, federation.manager)
 
 
 # The introduction
@@ -426,6 +512,14 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(strategy_module, "time", clock)
     return clock
+
+
+def test_every_10_s_a_message_says_how_many_nodes_are_missing(clock, caplog):
+    federation = Federation("federation.min_nodes=3", "federation.start_timeout=35", nodes=0)
+    with pytest.raises(FederationError), caplog.at_level("INFO", "fed_a2v"):
+        federation.strategy.initialize_parameters(EmptyManager(clock))
+    waiting = [record.getMessage() for record in caplog.records if "Waiting" in record.getMessage()]
+    assert waiting == ["Waiting for 3 more of 3 nodes"] * 3
 
 
 @pytest.mark.parametrize("present", [0, 2])
@@ -616,6 +710,24 @@ def test_a_node_that_does_not_say_its_name_is_left_out_until_it_does(own_files):
     assert federation.round(1)["replies"] == 1
     del lost.get_properties
     assert federation.round(2)["replies"] == 2
+
+
+def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, tmp_path):
+    empty = {"site": "empty", "data-dir": str(tmp_path / "nothing.npz")}
+    federation = Federation(*OWN, node_configs=[*own_files, empty]).start()
+    row = federation.round()
+    assert row["sites"] == {"site-empty": "failed", "site-field": "replied", "site-lab": "replied"}
+    assert "nothing.npz" in row["failure_reasons"][0]
+
+
+def test_nodes_are_asked_for_their_names_at_the_same_time(own_files):
+    federation = Federation(*OWN, node_configs=own_files)
+    together = threading.Barrier(2, timeout=20)
+    for node in federation.nodes:
+        answer = node.get_properties
+        node.get_properties = lambda *words, answer=answer: (together.wait(), answer(*words))[1]
+    federation.start()
+    assert federation.round()["replies"] == 2
 
 
 def test_two_nodes_of_the_same_name_do_not_count_twice(own_files):
