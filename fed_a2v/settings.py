@@ -303,6 +303,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
+        if self.generator.name == "custom" and self.generator.target is None:
+            raise ValueError("generator=custom needs generator._target_=MODULE.CLASS, the import path of its class")
         if self.bank.keep == "generator" and self.generator.target is None:
             raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
         if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.mode == "kd"):

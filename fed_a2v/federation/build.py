@@ -82,7 +82,11 @@ def make_generator(
         except Exception as error:
             cause = error.__cause__ or error
             raise ConfigError(f"generator={generator.name}: {cause}") from error
-    assert isinstance(made, Generator)
+    if not isinstance(made, Generator):
+        raise ConfigError(
+            f"generator._target_={generator.target} is no generator; derive it from "
+            f"{Generator.__module__}.{Generator.__qualname__}"
+        )
     return made
 
 
