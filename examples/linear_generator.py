@@ -39,10 +39,10 @@ class LinearGenerator(Generator):
         inputs = with_one(conditions)[rows.labels]
         embeddings = rows.embeddings.flatten(1)
         penalty = self.ridge * len(inputs) * inputs.square().sum(dim=1).mean() * torch.eye(inputs.shape[1])
-        self.weight = torch.linalg.solve(inputs.T @ inputs + penalty.to(inputs), inputs.T @ embeddings)
+        self.weight.copy_(torch.linalg.solve(inputs.T @ inputs + penalty.to(inputs), inputs.T @ embeddings))
         # A prototype is the mean of a group of clips: their variance within the group belongs to the spread too.
         left = (embeddings - inputs @ self.weight).square() + rows.variances.flatten(1)
-        self.spread = left.mean(dim=0).sqrt()
+        self.spread.copy_(left.mean(dim=0).sqrt())
         return []  # a closed form has no epochs, and so no losses
 
     def sample(

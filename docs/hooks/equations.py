@@ -1,6 +1,6 @@
 """Equations without a network: a ```math block of TeX becomes a picture in the page, drawn by matplotlib.
 
-The same block is an equation on GitHub too. Lines of a block are equations of their own.
+The same block is an equation on GitHub too.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def on_config(config: Any) -> Any:
 
 
 def fence(source: str, *_: Any, **__: Any) -> str:
-    """The HTML of a block: an SVG a line, in the colour of the text, read out as its TeX."""
-    return "".join(f'<div class="equation">{svg(line)}</div>' for line in source.splitlines() if line.strip())
+    """The HTML of a block: a picture in the colour of the text, read out as its TeX."""
+    return f'<div class="equation">{svg(" ".join(source.split()))}</div>'
 
 
 def svg(tex: str) -> str:
     """One equation as an inline SVG."""
-    drawn = TextPath((0, 0), f"${tex.strip()}$", size=UNITS, prop=FontProperties(math_fontfamily="stix"))
+    drawn = TextPath((0, 0), f"${tex}$", size=UNITS, prop=FontProperties(math_fontfamily="stix"))
     (left, bottom), (right, top) = drawn.get_extents().get_points()
     width, height = right - left, top - bottom
     size = f'width="{SCALE * width / UNITS:.2f}em" height="{SCALE * height / UNITS:.2f}em"'
     view = f'viewBox="{left:.1f} {-top:.1f} {width:.1f} {height:.1f}"'
     path = f'<path d="{"".join(_commands(drawn))}"/>'
-    return f'<svg role="img" aria-label="{escape(tex.strip())}" {view} {size}>{path}</svg>'
+    return f'<svg role="img" aria-label="{escape(tex)}" {view} {size}>{path}</svg>'
 
 
 def _commands(drawn: Path) -> Iterator[str]:

@@ -86,11 +86,19 @@ class Workplace:
 
     def _pretend_to_be_installed(self):
         """`.venv` as `make install` leaves it, so that `make run` does not install anything."""
-        (self.root / ".venv").mkdir()
-        for path in Path(sys.prefix).iterdir():
-            (self.root / ".venv" / path.name).symlink_to(path)
-        (self.root / ".venv" / "installed").unlink(missing_ok=True)
-        (self.root / ".venv" / "installed").touch()
+        here, there = Path(sys.prefix), self.root / ".venv"
+        (there / "bin").mkdir(parents=True)
+        for path in [*(path for path in here.iterdir() if path.name != "bin"), *(here / "bin").iterdir()]:
+            (there / path.relative_to(here)).symlink_to(path)
+        (there / "installed").unlink(missing_ok=True)
+        (there / "installed").touch()
+        # Whatever PYTHONPATH a block sets, the command is that of this copy.
+        command = there / "bin" / "fed-a2v"
+        command.unlink()
+        command.write_text(
+            f'#!/bin/sh\nPYTHONPATH="{self.root}${{PYTHONPATH:+:$PYTHONPATH}}" exec {here}/bin/fed-a2v "$@"\n'
+        )
+        command.chmod(0o755)
 
     def run(self, block, timeout):
         """Run one block; it fails as a shell or Python script fails, at its first error."""

@@ -10,8 +10,10 @@ import pytest
 
 from fed_a2v.cli import COMMANDS
 from fed_a2v.config import compose_settings
+from fed_a2v.settings import Settings
 
-from .blocks import PAGES, REPOSITORY, Workplace, blocks_of, name_of
+from ..test_config import NEEDS
+from .blocks import FENCE, PAGES, REPOSITORY, Workplace, blocks_of, name_of
 
 RUNNABLE = ("bash", "python")
 QUICK_PAGES = [page for page in PAGES if any(not block.slow for block in blocks_of(page, *RUNNABLE))]
@@ -91,3 +93,36 @@ def overrides_of(words):
         for word in words
         if "=" in word and not word.startswith(("-", "hydra", "+hydra"))
     ]
+
+
+# Keys and options in the text
+
+PLACEHOLDER = re.compile(r"[A-Z]{3,}|\.\.\.|MODULE|/")
+
+
+def inline(page):
+    """The inline code of a page."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return sorted(set(re.findall(r"`([^`\n]+)`", text)))
+
+
+def is_key(word):
+    if re.search(r"\.(py|md|yaml|jsonl?|npz|pt|csv|html)$", word):
+        return False  # a file
+    section = word.lstrip("+").split(".")[0]
+    return re.fullmatch(r"\+?[a-z]\w*(\.\w+)+", word) is not None and section in Settings.model_fields
+
+
+def is_override(word):
+    name = word.split("=")[0].lstrip("+").split(".")[0]
+    return re.fullmatch(r"\+?[\w.]+=\S+", word) is not None and name in (*Settings.model_fields, "experiment")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_key_in_the_text_exists_and_every_value_is_allowed(page, settings_reference):
+    known = settings_reference.reference()
+    for word in inline(page):
+        if is_key(word):
+            assert f"`{word}`" in known or f"`+{word}`" in known, f"{page.name}: no key {word}"
+        elif is_override(word) and not PLACEHOLDER.search(word.split("=", 1)[1]):
+            compose_settings([word, *NEEDS.get(word, [])])

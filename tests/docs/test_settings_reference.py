@@ -1,29 +1,22 @@
 """The page of all settings is complete, and says what the settings say."""
 
-import importlib.util
-
 import pytest
 
 from fed_a2v.config import compose_settings, conf_dir
 
-from .blocks import REPOSITORY
+from ..test_config import NEEDS
 
 
 @pytest.fixture(scope="module")
-def hook():
-    place = REPOSITORY / "docs" / "hooks" / "settings_reference.py"
-    spec = importlib.util.spec_from_file_location("settings_reference", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def keys(hook):
+def keys(settings_reference):
     """Every key of the page but the generators' own, by name."""
     listed = [
-        *hook.run_keys(),
-        *(key for name, model in hook.sections().items() for key in hook.section_keys(name, model)),
+        *settings_reference.run_keys(),
+        *(
+            key
+            for name, model in settings_reference.sections().items()
+            for key in settings_reference.section_keys(name, model)
+        ),
     ]
     return {key.name: key for key in listed}
 
@@ -36,24 +29,25 @@ def leaves(tree, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def test_every_key_of_the_configuration_is_on_the_page(hook):
-    page = hook.reference()
+def test_every_key_of_the_configuration_is_on_the_page(settings_reference):
+    page = settings_reference.reference()
     for path in sorted((conf_dir() / "generator").glob("*.yaml")):
-        composed = dict(leaves(compose_settings(f"generator={path.stem}").model_dump(by_alias=True)))
+        words = [f"generator={path.stem}", *NEEDS.get(f"generator={path.stem}", [])]
+        composed = dict(leaves(compose_settings(words).model_dump(by_alias=True)))
         missing = [key for key in composed if f"`{key}`" not in page and not key.endswith("loss._target_")]
         assert not missing, path.stem
 
 
-def test_every_key_has_a_type_and_a_meaning(hook, keys):
-    every = [*keys.values(), *(key for own in hook.generator_keys().values() for key in own)]
+def test_every_key_has_a_type_and_a_meaning(settings_reference, keys):
+    every = [*keys.values(), *(key for own in settings_reference.generator_keys().values() for key in own)]
     assert len(every) > 100
     assert [key.name for key in every if not key.type or not key.meaning] == []
 
 
-def test_the_values_are_those_that_a_run_without_overrides_has(hook, keys):
+def test_the_values_are_those_that_a_run_without_overrides_has(settings_reference, keys):
     composed = dict(leaves(compose_settings().model_dump(by_alias=True)))
     for name, key in keys.items():
-        assert key.default == hook.as_typed(composed[name]), name
+        assert key.default == settings_reference.as_typed(composed[name]), name
 
 
 @pytest.mark.parametrize(
@@ -70,8 +64,8 @@ def test_types_and_ranges_are_told_in_words(keys, name, told):
     assert keys[name].type == told
 
 
-def test_a_generators_own_keys_come_with_the_meaning_that_its_class_gives(hook):
-    own = {key.name: key for key in hook.generator_keys()["multimodal"]}
+def test_a_generators_own_keys_come_with_the_meaning_that_its_class_gives(settings_reference):
+    own = {key.name: key for key in settings_reference.generator_keys()["multimodal"]}
     assert own["generator.condition_dropout"].type == "number"
     assert "one part only" in own["generator.condition_dropout"].meaning
     assert own["generator.learning_rate"].meaning == "of AdamW", "taken from the class that it refers to"
@@ -79,10 +73,10 @@ def test_a_generators_own_keys_come_with_the_meaning_that_its_class_gives(hook):
     assert "+generator.ema" in own, "an argument that no file sets"
 
 
-def test_every_option_of_every_group_is_listed_with_what_it_is(hook):
-    page = hook.reference()
+def test_every_option_of_every_group_is_listed_with_what_it_is(settings_reference):
+    page = settings_reference.reference()
     for path in sorted(conf_dir().glob("*/*.yaml")):
-        if path.parent.name in hook.sections():
+        if path.parent.name in settings_reference.sections():
             line = next(
                 (line for line in page.splitlines() if line.startswith(f"* `{path.parent.name}={path.stem}`: ")), ""
             )
