@@ -14,6 +14,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -74,21 +75,65 @@ class PartitionSettings(Section):
 
 
 class EncoderSettings(Section):
-    """The frozen audio encoder."""
+    """The frozen audio encoder: log-mel statistics without settings, or a pretrained model with all of them."""
 
-    name: Literal["logmel"] = Field(description="the encoder")
+    name: Literal["logmel", "ast", "clap"] = Field(description="the encoder")
+    model: str | None = Field(description="repository of the Hugging Face hub, or a local folder (ast, clap)")
+    revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
+    tokens: Literal["cls", "mean", "full"] | Count | None = Field(
+        description="cls: the clip's own token; mean, or a number: averages over the clip in time; full: all tokens"
+    )
+    batch_size: Count | None = Field(description="clips at once on a GPU; the CPU takes one, so that bits do not vary")
+    device: str | None = Field(description="auto, cpu, cuda, cuda:1, ...")
+    precision: Precision | None = Field(description="type of the weights and the computation")
+
+    @model_validator(mode="after")
+    def _check(self) -> EncoderSettings:
+        for key, value in self.model_dump(exclude={"name", "revision"}).items():
+            if (value is None) != (self.name == "logmel"):
+                wanted = "null: log-mel has no model" if self.name == "logmel" else "set"
+                raise ValueError(f"encoder={self.name}: encoder.{key}={value} must be {wanted}")
+        return self
+
+
+class TextModelSettings(Section):
+    """A pretrained text model."""
+
+    model: str = Field(description="repository of the Hugging Face hub, or a local folder")
+    revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
+    subfolder: str = Field(description="within an image pipeline: text_encoder or text_encoder_2; else empty")
+    precision: Precision = Field(description="type of the weights and the computation")
 
 
 class TargetSettings(Section):
     """The prompt embeddings that the adapters learn to produce."""
 
-    name: Literal["anchors", "file"] = Field(description="made from class names, or read from a file")
+    name: Literal["anchors", "file", "clip", "t5"] = Field(
+        description="made from class names alone, read from a file, or by text models: CLIP, or CLIP and T5"
+    )
     path: str | None = Field(description="file of prompt embeddings (file)")
+    clip: TextModelSettings | None = Field(description="CLIP's text model (clip, t5)")
+    t5: TextModelSettings | None = Field(description="T5's encoder (t5)")
+    templates: list[str] | None = Field(description="prompts of a class, {} is its name; averaged (clip, t5)")
+    captions: str | None = Field(description="CSV file with category and caption; replaces the templates (clip, t5)")
+    device: str | None = Field(description="of the text models: auto, cpu, cuda, ... (clip, t5)")
 
     @model_validator(mode="after")
     def _check(self) -> TargetSettings:
         if self.name == "file" and not self.path:
             raise ValueError("targets=file needs targets.path=FILE.npz")
+        wanted = {"clip": self.name in ("clip", "t5"), "t5": self.name == "t5"}
+        wanted |= dict.fromkeys(("templates", "device"), wanted["clip"])
+        for key, needed in wanted.items():
+            if (getattr(self, key) is not None) != needed:
+                raise ValueError(f"targets={self.name}: targets.{key} must {'be set' if needed else 'be null'}")
+        if self.captions is not None and not wanted["clip"]:
+            raise ValueError(f"targets={self.name} makes no prompts: targets.captions must be null")
+        for template in self.templates or ():
+            if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+                raise ValueError(f"targets.templates: {template!r} must have {{}} once, where the class name goes")
+        if self.templates == []:
+            raise ValueError("targets.templates is empty; ['{}'] is the class name alone")
         return self
 
 
@@ -309,6 +354,11 @@ class Settings(Section):
             raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
         if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.mode == "kd"):
             raise ValueError("adapters.closed_form is solved in the server step: finetune.enabled=true and no kd")
+        if self.adapters.t5_tokens and self.targets.name == "clip":
+            raise ValueError(
+                f"adapters.t5_tokens={self.adapters.t5_tokens}: the adapters have a T5 side, targets=clip has none; "
+                "choose targets=t5 (CLIP and T5), or adapters without T5 (adapters=sd or compact)"
+            )
         if self.scenario.name == "class_incremental":
             if self.partition.kind == "own":
                 raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")

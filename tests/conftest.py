@@ -1,9 +1,13 @@
 """What all tests share: a cache of their own, no W&B account, and the way to the real data."""
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
+
+# Read once, at the first import of huggingface_hub: no test may wait for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +32,14 @@ def real_data():
     if not folder:
         pytest.skip("FED_A2V_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """The folder of a tiny model: `model_folder(tiny_ast, width=64)`; each is made once."""
+
+    @functools.cache
+    def made(make, **options):
+        return make(tmp_path_factory.mktemp(make.__name__), **options)
+
+    return made

@@ -9,9 +9,11 @@ def mendable() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user what to do."""
     from fed_a2v.data.errors import DataError
     from fed_a2v.encoders.npz import ArrayFileError
+    from fed_a2v.encoders.pretrained import ModelError
     from fed_a2v.encoders.text import TargetsError
     from fed_a2v.federation.strategy import FederationError
     from fed_a2v.load import RunError
     from fed_a2v.runs.checkpoint import CheckpointError
 
-    return (ConfigError, DataError, ArrayFileError, TargetsError, FederationError, CheckpointError, RunError, OSError)
+    settings = (ConfigError, TargetsError, ModelError)
+    return (*settings, DataError, ArrayFileError, FederationError, CheckpointError, RunError, OSError)

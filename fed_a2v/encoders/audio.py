@@ -22,14 +22,17 @@ class AudioEncoder(Protocol):
         sample_rate: of the waveforms, in Hz.
         tokens: S, tokens per clip.
         width: Da, width of a token.
-        fingerprint: changes whenever the embeddings would; part of the cache's key.
     """
 
     name: str
     sample_rate: int
     tokens: int
     width: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the embeddings would; part of the cache's key."""
+        ...
 
     def encode(self, waveforms: FloatArray) -> FloatArray:
         """Embed waveforms of shape (B, samples) as (B, S, Da)."""
@@ -96,6 +99,15 @@ class LogMelEncoder:
 
 
 def load_encoder(settings: EncoderSettings) -> AudioEncoder:
-    """The encoder that the settings name."""
-    encoders = {LogMelEncoder.name: LogMelEncoder}
-    return encoders[settings.name]()
+    """The encoder that the settings name.
+
+    Raises:
+        ModelError: a pretrained model is missing or of another kind, or its packages are not installed.
+    """
+    if settings.name == LogMelEncoder.name:
+        return LogMelEncoder()
+    # Here, so that whoever takes log-mel needs neither torch's time nor transformers.
+    from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder
+
+    models: dict[str, type[ASTEncoder | ClapEncoder]] = {ASTEncoder.name: ASTEncoder, ClapEncoder.name: ClapEncoder}
+    return models[settings.name](settings)

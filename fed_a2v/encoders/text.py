@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fed_a2v.config import cache_dir
 from fed_a2v.core.seeding import numpy_generator
+from fed_a2v.data.cache import Arrays, cache_key, cached
+from fed_a2v.encoders.captions import CaptionsError, read_captions
 from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
-from fed_a2v.settings import TargetSettings
+from fed_a2v.settings import Settings, TargetSettings
+
+logger = logging.getLogger("fed_a2v")
 
 CLIP_WIDTH = 768
 # Mean cosine between the CLIP ViT-B/32 text vectors of ESC-50's classes: text vectors crowd together.
@@ -55,22 +63,38 @@ def clean_name(name: str) -> str:
     return " ".join(re.sub("[_-]", " ", name.casefold()).split())
 
 
+def targets_for(settings: Settings, names: Sequence[str]) -> Targets:
+    """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`."""
+    adapters = settings.adapters
+    return load_targets(
+        settings.targets,
+        names,
+        (adapters.clip_tokens, adapters.clip_width),
+        (adapters.t5_tokens, adapters.t5_width) if adapters.t5_tokens else None,
+        cache_dir(settings),
+    )
+
+
 def load_targets(
     settings: TargetSettings,
     names: Sequence[str],
     clip_shape: tuple[int, int | None],
     t5_shape: tuple[int, int] | None,
+    cache: Path | None = None,
 ) -> Targets:
     """The targets of the classes `names`, which are compared after `clean_name`.
 
     Args:
-        settings: `anchors`, or `file` with a path.
+        settings: `anchors`, `file` with a path, or text models.
         names: the C classes.
-        clip_shape: (Tc, Dc); Dc None takes the width of the file, or 768 for anchors.
+        clip_shape: (Tc, Dc); Dc None takes the width of the file or model, or 768 for anchors. From CLIP's text model
+            Tc = 1 gives the pooled output, as FLUX takes it, and more the last hidden state (Stable Diffusion).
         t5_shape: (T, Dt), or None without a T5 adapter.
+        cache: folder in which what the text models gave is kept; None computes it anew.
 
     Raises:
-        TargetsError: two names are the same class, or the file is unreadable, lacks a class, or has other shapes.
+        TargetsError: two names are the same class, the file is unreadable, lacks a class, or a shape does not fit.
+        ModelError: a text model is missing or of another kind, or its packages are not installed.
     """
     _distinct(names, "the list of classes")
     if settings.name == "anchors":
@@ -78,8 +102,67 @@ def load_targets(
         clip = _anchors(names, "clip", (tokens, width or CLIP_WIDTH))
         t5 = None if t5_shape is None else _anchors(names, "t5", t5_shape)
         return Targets(tuple(names), clip, t5)
-    assert settings.path is not None  # checked by the settings
-    return _from_file(settings.path, names, clip_shape, t5_shape)
+    if settings.name == "file":
+        assert settings.path is not None  # checked by the settings
+        return _from_file(settings.path, names, clip_shape, t5_shape)
+    prompts = class_prompts(settings, names)
+    return Targets(
+        tuple(names),
+        _by_model("clip", settings, prompts, clip_shape, cache),
+        None if t5_shape is None else _by_model("t5", settings, prompts, t5_shape, cache),
+    )
+
+
+def class_prompts(settings: TargetSettings, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts that describe each class: all its captions where the file has some, else its name in the templates.
+
+    Raises:
+        TargetsError: the file of captions cannot be used.
+    """
+    captions: dict[str, list[str]] = {}
+    if settings.captions is not None:
+        try:
+            for category, caption in read_captions(settings.captions):
+                captions.setdefault(clean_name(category), []).append(caption)
+        except CaptionsError as error:
+            raise TargetsError(f"targets.captions: {error}") from error
+    templates = settings.templates or ["{}"]
+    words = [clean_name(name) for name in names]
+    return [tuple(captions.get(name) or (template.replace("{}", name) for template in templates)) for name in words]
+
+
+def _by_model(
+    kind: Literal["clip", "t5"],
+    settings: TargetSettings,
+    prompts: Sequence[tuple[str, ...]],
+    shape: tuple[int, int | None],
+    cache: Path | None,
+) -> Tensor:
+    """(C, *shape): for each class the mean over its prompts of what the text model makes of them."""
+    from fed_a2v.encoders.text_models import TextModel
+
+    chosen = settings.clip if kind == "clip" else settings.t5
+    assert chosen is not None  # checked by the settings
+    tokens, width = shape
+    model = TextModel(kind, chosen, settings.device or "auto")
+
+    def compute() -> Arrays:
+        logger.info("Embedding the prompts of %d classes with %s", len(prompts), chosen.model)
+        cut = model.too_long([prompt for texts in prompts for prompt in texts], tokens)
+        if cut:
+            logger.warning(
+                "%d prompts are longer than the %s side's tokens and are cut, such as %r", len(cut), kind, cut[0]
+            )
+        return {"vectors": np.stack([model.embed(texts, tokens).mean(axis=0) for texts in prompts])}
+
+    key = cache_key("targets-1", model.stamp(), tokens, tuple(prompts))
+    vectors = compute()["vectors"] if cache is None else cached(cache / "targets", key, compute)["vectors"]
+    if width not in (None, vectors.shape[-1]):
+        raise TargetsError(
+            f"{chosen.model} is {vectors.shape[-1]} wide, adapters.{kind}_width is {width}; "
+            f"set adapters.{kind}_width={vectors.shape[-1]}"
+        )
+    return torch.from_numpy(vectors)
 
 
 def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:

@@ -20,7 +20,7 @@ from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
-from fed_a2v.encoders.text import load_targets
+from fed_a2v.encoders.text import targets_for
 from fed_a2v.settings import GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
@@ -92,13 +92,7 @@ def make_generator(
 
 def prompt_set(settings: Settings, classes: Sequence[str]) -> PromptSet:
     """The class prompts in the shapes that the adapters need, on the settings' device."""
-    adapters = settings.adapters
-    targets = load_targets(
-        settings.targets,
-        classes,
-        (adapters.clip_tokens, adapters.clip_width),
-        (adapters.t5_tokens, adapters.t5_width) if adapters.t5_tokens else None,
-    )
+    targets = targets_for(settings, classes)
     device = torch.device(settings.device)
     return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from fed_a2v.config import compose_settings
 from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
-from fed_a2v.settings import EncoderSettings
 
 
 @pytest.fixture(scope="module")
@@ -11,7 +11,7 @@ def waveforms():
 
 
 def test_the_settings_name_the_encoder_and_it_says_what_it_gives(waveforms):
-    encoder = load_encoder(EncoderSettings(name="logmel"))
+    encoder = load_encoder(compose_settings().encoder)
     embeddings = encoder.encode(waveforms)
     assert embeddings.shape == (5, encoder.tokens, encoder.width) == (5, 1, 512)
     assert embeddings.dtype == np.float32

@@ -7,16 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fed_a2v.config import compose_settings
 from fed_a2v.encoders.text import Targets, TargetsError, clean_name, load_targets
-from fed_a2v.settings import TargetSettings
 
-ANCHORS = TargetSettings(name="anchors", path=None)
+ANCHORS = compose_settings().targets
 NAMES = ("dog", "crying_baby", "sea_waves")
+
+
+def file_settings(path):
+    return compose_settings(["targets=file", f"targets.path={path}"]).targets
 
 
 def from_file(path, **arrays):
     np.savez(path, **arrays)
-    return TargetSettings(name="file", path=str(path))
+    return file_settings(path)
 
 
 @pytest.mark.parametrize("name", ["Crying_Baby", "crying-baby", " crying  baby ", "crying_-baby"])
@@ -143,13 +147,12 @@ def test_a_file_that_names_a_class_twice_is_an_error(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(TargetsError, match=r"t\.npz: no such file"):
-        load_targets(TargetSettings(name="file", path=str(tmp_path / "t.npz")), NAMES, (1, None), None)
+        load_targets(file_settings(tmp_path / "t.npz"), NAMES, (1, None), None)
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif("FED_A2V_DATA" not in os.environ, reason="FED_A2V_DATA names no folder of real data")
 def test_real_text_vectors_are_read():
     path = Path(os.environ["FED_A2V_DATA"]) / "clip_vitb32_text.npz"
-    settings = TargetSettings(name="file", path=str(path))
-    targets = load_targets(settings, ["Church Bells", "dog"], (1, None), None)
+    targets = load_targets(file_settings(path), ["Church Bells", "dog"], (1, None), None)
     assert targets.clip.shape == (2, 1, 512)

@@ -1,0 +1,42 @@
+"""`fed-a2v targets`: the prompt embeddings of the classes in a file, for sites without text models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+USAGE = """\
+fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts into a file that targets=file reads, for all sites
+  fed-a2v targets flux.npz adapters=flux targets=t5 dataset=esc50 dataset.root=/data/ESC-50
+"""
+
+
+def run(words: list[str]) -> None:
+    """Compute or read the targets, and write them."""
+    parser = argparse.ArgumentParser(
+        "fed-a2v targets", description="Write the class prompts into a file for targets=file targets.path=FILE."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_args(words)
+
+    from fed_a2v.config import ConfigError, compose_settings
+    from fed_a2v.data.site import class_names
+    from fed_a2v.encoders.targets_file import write_targets
+
+    if "=" in str(given.file):
+        raise ConfigError(f"fed-a2v targets needs the name of a file first, not {given.file}")
+    settings = compose_settings(given.overrides)
+    targets = write_targets(settings, class_names(settings.dataset), given.file)
+    shapes = [f"CLIP {targets.clip.shape[1]} x {targets.clip.shape[2]}"]
+    if targets.t5 is not None:
+        shapes.append(f"T5 {targets.t5.shape[1]} x {targets.t5.shape[2]}")
+    size = given.file.stat().st_size / 1e6
+    Console().print(
+        f"Wrote {given.file}: {len(targets.names)} classes, {', '.join(shapes)}, {size:.1f} MB",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

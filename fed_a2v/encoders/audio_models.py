@@ -1,0 +1,237 @@
+"""Pretrained audio encoders: the Audio Spectrogram Transformer (AST) and CLAP."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
+from fed_a2v.settings import EncoderSettings
+
+logger = logging.getLogger("fed_a2v")
+
+FloatArray = NDArray[np.float32]
+
+# Half a step of 16-bit sound: what is below cannot be told from digital silence.
+SILENCE = 2.0**-16
+
+
+def real_part(waveform: FloatArray) -> FloatArray:
+    """The waveform (samples,) without the silence that it was padded with; all of it if there is no sound at all.
+
+    Clips are padded with zeros to a common length, by whoever read them or, as in ESC-50, by the data set itself.
+    """
+    sounding = np.flatnonzero(np.abs(waveform) > SILENCE)
+    return waveform[: sounding[-1] + 1] if len(sounding) else waveform
+
+
+def pool(tokens: Tensor, count: int) -> Tensor:
+    """(R, D) tokens in their order as (count, D): averages of `count` stretches, which share tokens unless they fit."""
+    pooled: Tensor = F.adaptive_avg_pool1d(tokens.T[None], count)[0].T
+    return pooled
+
+
+class PretrainedEncoder(ABC):
+    """An encoder by transformers, loaded when the first clip is to be embedded.
+
+    A clip's embedding never depends on others: on the CPU each goes through the network alone, which costs little
+    there and gives the same bits in every batch. Of a clip longer than the model's window the beginning is taken.
+
+    Args:
+        settings: `tokens` is `cls`, `mean`, a number of averages over the clip's real part in time, or `full`.
+
+    Raises:
+        ModelError: transformers is not installed, the model is missing or of another kind, or there is no such
+            device.
+    """
+
+    name: str
+    model_type: str
+    sample_rate: int
+    tokens: int
+    width: int
+    # Goes up whenever the code below would give other embeddings.
+    version = 1
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        assert settings.model is not None
+        assert settings.batch_size is not None
+        self.settings = settings
+        self.source = Pretrained(settings.model, settings.revision, "", "encoder")
+        self.config = self.source.read("AutoConfig")
+        if self.config.model_type != self.model_type:
+            raise ModelError(
+                f"encoder.model={settings.model} is a model of type {self.config.model_type!r}; encoder={self.name} "
+                f"needs {self.model_type!r}"
+            )
+        self.extractor = self.source.read("AutoFeatureExtractor")
+        self.sample_rate = int(self.extractor.sampling_rate)
+        self.device = pick_device(str(settings.device))
+        self.batch_size = settings.batch_size if self.device.type == "cuda" else 1
+        self.dtype = getattr(torch, str(settings.precision))
+        self._warned = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's content or commit, and the settings that the embeddings depend on."""
+        settings = self.settings
+        return f"{self.name}-{self.version} {self.source.identity()} {settings.tokens} {settings.precision}"
+
+    @property
+    @abstractmethod
+    def window(self) -> int:
+        """Samples that the model takes in."""
+
+    @abstractmethod
+    def embed(self, features: Tensor, samples: list[int]) -> Tensor:
+        """Features of B clips as (B, S, Da), of which each has so many real samples."""
+
+    def encode(self, waveforms: FloatArray) -> FloatArray:
+        """Embed waveforms of shape (B, samples) as (B, S, Da) float32; B = 0 is allowed.
+
+        Raises:
+            ValueError: `waveforms` is not a matrix, or has no samples.
+            ModelError: the weights are missing.
+        """
+        if waveforms.ndim != 2 or waveforms.shape[1] == 0:
+            raise ValueError(f"waveforms have shape {waveforms.shape}; (clips, samples) is needed")
+        embeddings = np.zeros((len(waveforms), self.tokens, self.width), np.float32)
+        for start in range(0, len(waveforms), self.batch_size):
+            clips = [self._heard(waveform) for waveform in waveforms[start : start + self.batch_size]]
+            features = torch.stack([self._features(clip) for clip in clips]).to(self.device, self.dtype)
+            with torch.inference_mode():
+                embedded = self.embed(features, [len(clip) for clip in clips])
+            embeddings[start : start + len(clips)] = embedded.float().cpu().numpy()
+        return embeddings
+
+    def _heard(self, waveform: FloatArray) -> FloatArray:
+        clip = real_part(waveform)
+        if len(clip) > self.window and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s hears the first %.4g s of a clip; this one has %.4g s",
+                self.name,
+                self.window / self.sample_rate,
+                len(clip) / self.sample_rate,
+            )
+        return clip[: self.window]
+
+    def _features(self, clip: FloatArray) -> Tensor:
+        # One at a time: CLAP's extractor draws one clip of a batch at random to be treated as a long one.
+        found = self.extractor(clip, sampling_rate=self.sample_rate, return_tensors="pt")
+        features: Tensor = found[self.extractor.model_input_names[0]][0]
+        return features
+
+
+class ASTEncoder(PretrainedEncoder):
+    """AST (Gong et al. 2021): a vision transformer over the log-mel spectrogram, 16 x 16 patches every 10 x 10.
+
+    The spectrogram has a fixed length, 1024 frames of 10 ms in the published models, and a shorter clip is padded.
+    `mean` and numbers average the patches over frequency and then over time, and only those patches that lie within
+    the clip. `full` is everything: the class token, the distillation token, and all patches, those of padding too.
+    """
+
+    name = "ast"
+    model_type = "audio-spectrogram-transformer"
+    # Of the extractor, in samples at 16 kHz; it does not follow the sample rate.
+    frame, hop = 400, 160
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__(settings)
+        config = self.config
+        self.bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        self.times = (config.max_length - config.patch_size) // config.time_stride + 1
+        self.width = int(config.hidden_size)
+        sizes = {"cls": 1, "mean": 1, "full": 2 + self.bands * self.times}
+        self.tokens = settings.tokens if isinstance(settings.tokens, int) else sizes[str(settings.tokens)]
+
+    @property
+    def window(self) -> int:
+        """See `PretrainedEncoder`."""
+        return self.frame + self.hop * (int(self.config.max_length) - 1)
+
+    @cached_property
+    def _network(self) -> Any:
+        return self.source.network("ASTModel", self.dtype, self.device)
+
+    def _features(self, clip: FloatArray) -> Tensor:
+        # Less than one frame gives no spectrogram.
+        return super()._features(np.pad(clip, (0, max(0, self.frame - len(clip)))))
+
+    def embed(self, features: Tensor, samples: list[int]) -> Tensor:
+        """See `PretrainedEncoder`."""
+        hidden: Tensor = self._network(input_values=features).last_hidden_state
+        if self.settings.tokens == "cls":
+            return hidden[:, :1]
+        if self.settings.tokens == "full":
+            return hidden
+        over_time = hidden[:, 2:].unflatten(1, (self.bands, self.times)).mean(dim=1)
+        rows = zip(over_time, samples, strict=True)
+        return torch.stack([pool(row[: self._patches(count)], self.tokens) for row, count in rows])
+
+    def _patches(self, samples: int) -> int:
+        """Patches in time that lie within the clip; one at least."""
+        frames = 1 + max(0, samples - self.frame) // self.hop
+        return max(1, (frames - int(self.config.patch_size)) // int(self.config.time_stride) + 1)
+
+
+class ClapEncoder(PretrainedEncoder):
+    """CLAP (Wu et al. 2023): a Swin transformer (HTS-AT) whose output shares a space with that of a text model.
+
+    A short clip is repeated as often as it fits into the window, 10 s in the published models, and padded. `cls` is
+    what `get_audio_features` gives. `mean`, numbers and `full` are made of the tokens before the last pooling,
+    averaged over frequency; each average goes through the projection into the shared space. `mean` and numbers
+    average over the first time that the clip is heard, so neither padding nor a repetition counts. All tokens have
+    length 1.
+    """
+
+    name = "clap"
+    model_type = "clap"
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__(settings)
+        audio = self.config.audio_config
+        self.width = int(audio.projection_dim)
+        # The last stage's grid, its strips of frequency laid end to end in time.
+        strips = audio.spec_size // audio.num_mel_bins
+        stride = int(np.broadcast_to(audio.patch_stride, 2)[1])
+        self.times = int(strips * (audio.spec_size // stride // 2 ** (len(audio.depths) - 1)))
+        sizes = {"cls": 1, "mean": 1, "full": self.times}
+        self.tokens = settings.tokens if isinstance(settings.tokens, int) else sizes[str(settings.tokens)]
+
+    @property
+    def window(self) -> int:
+        """See `PretrainedEncoder`."""
+        return int(self.extractor.nb_max_samples)
+
+    @cached_property
+    def _network(self) -> Any:
+        return self.source.network("ClapModel", self.dtype, self.device)
+
+    def embed(self, features: Tensor, samples: list[int]) -> Tensor:
+        """See `PretrainedEncoder`."""
+        network = self._network
+        # No clip is longer than the window, so a model with fusion has nothing to fuse.
+        longer = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        output = network.audio_model(input_features=features, is_longer=longer)
+        if self.settings.tokens == "cls":
+            pooled = output.pooler_output[:, None]
+        else:
+            over_time = output.last_hidden_state.mean(dim=2).transpose(1, 2)
+            rows = zip(over_time, samples, strict=True)
+            pooled = torch.stack([pool(row[: self._heard_once(count)], self.tokens) for row, count in rows])
+        return F.normalize(network.audio_projection(pooled), dim=-1)
+
+    def _heard_once(self, samples: int) -> int:
+        """Tokens in time that the clip fills once; one at least, all of them for `full`."""
+        if self.settings.tokens == "full":
+            return self.times
+        return max(1, min(self.times, int(self.times * samples / self.window)))

@@ -1,0 +1,158 @@
+"""Pretrained models by transformers: from a local folder, or from the Hugging Face hub at a pinned revision."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+INSTALL = "pip install 'fed-a2v[hf]'"
+
+
+class ModelError(ValueError):
+    """A pretrained model cannot be used: not installed, not on this machine, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where a pretrained model is.
+
+    Attributes:
+        model: a local folder, or the name of a repository of the hub.
+        revision: commit, tag or branch of the repository; None: its main branch. Unused with a folder.
+        subfolder: of the folder or repository, e.g. `text_encoder` of an image pipeline.
+        key: of the settings that name it, for messages: "encoder", "targets.clip", ...
+    """
+
+    model: str
+    revision: str | None
+    subfolder: str
+    key: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of the files; None for a repository of the hub."""
+        root = Path(self.model).expanduser()
+        return root / self.subfolder if root.is_dir() else None
+
+    def read(self, name: str, subfolder: str | None = None, **options: Any) -> Any:
+        """`from_pretrained` of the class `name` of transformers, in this or in another subfolder.
+
+        Raises:
+            ModelError: transformers is not installed, or the files are missing or of another kind.
+        """
+        library = self._transformers()
+        root = Path(self.model).expanduser()
+        if not root.is_dir() and (root.is_absolute() or self.model.startswith((".", "~"))):
+            raise ModelError(f"{self.key}.model={self.model}: no such folder")
+        try:
+            with _quiet(library):
+                return getattr(library, name).from_pretrained(
+                    str(root) if root.is_dir() else self.model,
+                    revision=self.revision,
+                    subfolder=self.subfolder if subfolder is None else subfolder,
+                    **options,
+                )
+        except Exception as error:  # whatever a damaged or foreign file makes of transformers and safetensors
+            raise ModelError(self._explained(error, root.is_dir())) from error
+
+    def network(self, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+        """The network of class `name` with its frozen weights, ready to be called.
+
+        Raises:
+            ModelError: see `read`; or the files lack some of its weights, which would be random.
+        """
+        network, report = self.read(name, dtype=dtype, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):
+            raise ModelError(
+                f"{self.key}.model={self.model} has no weights for {len(missing)} parts of {name} ({missing[0]}, ...): "
+                "it is another kind of model"
+            )
+        return network.eval().requires_grad_(False).to(device)
+
+    def identity(self) -> str:
+        """Changes whenever the model does, and holds no path: the repository's commit, or a hash of the files."""
+        if self.folder is None:
+            config = self.read("AutoConfig")
+            return f"{self.model}@{config._commit_hash or self.revision} {self.subfolder}".strip()
+        return _content(self.folder)
+
+    def stamp(self) -> tuple[object, ...]:
+        """As `identity`, for use on this machine alone: weights of several GB are not read for it."""
+        if self.folder is None:
+            return (self.identity(),)
+        stats = [(path, path.stat()) for path in _files(self.folder)]
+        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+    def _transformers(self) -> ModuleType:
+        try:
+            import transformers
+        except ImportError as error:
+            raise ModelError(f"{self.key}.model={self.model} needs the package transformers: {INSTALL}") from error
+        return transformers
+
+    def _explained(self, error: Exception, local: bool) -> str:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError):
+            return f"{self.key}.model={self.model} needs a package that is not installed ({reason}): {INSTALL}"
+        if local:
+            hint = ""
+            if not self.subfolder and (Path(self.model).expanduser() / "model_index.json").is_file():
+                hint = f"; it is an image pipeline: set {self.key}.subfolder=text_encoder or text_encoder_2"
+            return f"{self.key}.model={self.model} cannot be read{hint}: {reason}"
+        revision = f" --revision {self.revision}" if self.revision else ""
+        only = f" --include '{self.subfolder}/*' --include 'tokenizer*'" if self.subfolder else ""
+        return (
+            f"{self.key}.model={self.model} is not on this machine and cannot be fetched: run "
+            f"`hf download {self.model}{revision}{only}` where there is a network, or set {self.key}.model to a folder "
+            f"that holds it ({reason})"
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name`; "auto" takes the first GPU where there is one.
+
+    Raises:
+        ModelError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device={name}: {str(error).splitlines()[0]}; use cpu or auto") from error
+    return device
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _content(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet(library: ModuleType) -> Iterator[None]:
+    """No progress bar and no report of what a checkpoint holds beyond what is asked for: what matters is an error."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

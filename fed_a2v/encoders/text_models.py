@@ -1,0 +1,92 @@
+"""Prompts through CLIP's and T5's text models, as Stable Diffusion and FLUX do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
+from fed_a2v.settings import TextModelSettings
+
+FloatArray = NDArray[np.float32]
+
+NETWORKS = {"clip": "CLIPTextModel", "t5": "T5EncoderModel"}
+
+
+class TextModel:
+    """A frozen text model, loaded when the first prompt is to be embedded.
+
+    Prompts are padded to a fixed number of tokens, without a mask, for that is how the image models were trained.
+    Each goes through the network alone, so that its embedding does not depend on others.
+
+    Args:
+        kind: `clip`: the pooled output for one token (FLUX), else the last hidden state (Stable Diffusion);
+            `t5`: the last hidden state (FLUX).
+        settings: which model.
+        device: "auto", "cpu", "cuda", ...
+    """
+
+    def __init__(self, kind: Literal["clip", "t5"], settings: TextModelSettings, device: str) -> None:
+        self.kind = kind
+        self.settings = settings
+        self.device = device
+        self.source = Pretrained(settings.model, settings.revision, settings.subfolder, f"targets.{kind}")
+
+    def stamp(self) -> tuple[object, ...]:
+        """All that the embeddings depend on, for a cache on this machine."""
+        return (self.kind, self.source.stamp(), self.settings.precision)
+
+    def embed(self, prompts: Sequence[str], tokens: int) -> FloatArray:
+        """P prompts as (P, tokens, width) float32.
+
+        Raises:
+            ModelError: the model is missing or of another kind, has fewer positions, or gives NaN or infinity.
+        """
+        pooled = self.kind == "clip" and tokens == 1
+        length = self._positions if pooled else tokens
+        if length > self._positions:
+            raise ModelError(
+                f"adapters.{self.kind}_tokens={tokens}: {self.settings.model} takes {self._positions} tokens at most"
+            )
+        rows = [self._row(prompt, length, pooled) for prompt in prompts]
+        embedded = np.stack(rows).astype(np.float32)
+        if not np.isfinite(embedded).all():
+            bad = prompts[int(np.flatnonzero(~np.isfinite(embedded).all(axis=(1, 2)))[0])]
+            raise ModelError(
+                f"{self.settings.model} gives NaN or infinity for {bad!r}: "
+                f"set targets.{self.kind}.precision=float32 or bfloat16"
+            )
+        return embedded
+
+    def too_long(self, prompts: Iterable[str], tokens: int) -> list[str]:
+        """The prompts that have more tokens than `embed` keeps, and whose end has no effect."""
+        length = self._positions if self.kind == "clip" and tokens == 1 else tokens
+        return [prompt for prompt in prompts if len(self._tokenizer(prompt)["input_ids"]) > length]
+
+    def _row(self, prompt: str, length: int, pooled: bool) -> FloatArray:
+        given = self._tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            output = self._network(given["input_ids"].to(self._network.device))
+        row: FloatArray = (output.pooler_output if pooled else output.last_hidden_state[0]).float().cpu().numpy()
+        return row
+
+    @cached_property
+    def _positions(self) -> int:
+        # T5 has relative positions: any number.
+        return int(getattr(self._network.config, "max_position_embeddings", 2**30))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        # An image pipeline keeps them apart: text_encoder_2 goes with tokenizer_2.
+        folder = self.settings.subfolder.replace("text_encoder", "tokenizer")
+        return self.source.read("AutoTokenizer", subfolder=folder)
+
+    @cached_property
+    def _network(self) -> Any:
+        dtype: torch.dtype = getattr(torch, self.settings.precision)
+        return self.source.network(NETWORKS[self.kind], dtype, pick_device(self.device))
