@@ -137,6 +137,11 @@ class TargetSettings(Section):
         return self
 
 
+def targets_in_file(path: str) -> TargetSettings:
+    """The settings of targets that are read from a file."""
+    return TargetSettings(name="file", path=path, clip=None, t5=None, templates=None, captions=None, device=None)
+
+
 class AdapterSettings(Section):
     """Shapes of the adapters: output tokens x width for CLIP and, for FLUX, T5."""
 

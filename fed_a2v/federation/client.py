@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
+from fed_a2v.federation.agreement import check_same_prompts
 from fed_a2v.federation.deadline import within
 from fed_a2v.federation.site import Site
 from fed_a2v.federation.wire import decode_weights, encode_reply, encode_scores
-from fed_a2v.settings import DatasetSettings, Settings
+from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
 
 Reply = TypeVar("Reply")
 
@@ -30,7 +31,7 @@ class A2VClient(NumPyClient):
 
     Args:
         node_config: what only this node knows: `site` (its name), `dataset` (the kind of its data), `data-dir`,
-            `cache-dir`, `device`; all optional.
+            `cache-dir`, `device`, `targets` (a file of class prompts, where it has no text model); all optional.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
@@ -51,6 +52,7 @@ class A2VClient(NumPyClient):
         Raises:
             DeadlineError: it takes longer than `federation.site_timeout`.
             DataError: the site has no usable clips.
+            TargetsError: its class prompts are missing, or are not the server's.
         """
         task = "introduction" if config["task"] == "introduce" else "training"
         return _in_time(config, task, lambda: self._fit(parameters, config))
@@ -92,8 +94,10 @@ class A2VClient(NumPyClient):
             settings = settings.model_copy(update={"device": str(device)})
         if kind := self.node_config.get("dataset"):
             settings = settings.model_copy(update={"dataset": _of_kind(settings.dataset, str(kind))})
+        if path := self.node_config.get("targets"):
+            settings = settings.model_copy(update={"targets": targets_in_file(str(path))})
         torch.set_num_threads(settings.threads)
-        return Site(
+        site = Site(
             settings,
             json.loads(str(config["classes"])),
             int(config["number"]),
@@ -101,6 +105,8 @@ class A2VClient(NumPyClient):
             _text(self.node_config.get("cache-dir")),
             _text(config.get("site")),
         )
+        check_same_prompts(site.prompts, str(config["prompts"]))
+        return site
 
 
 @lru_cache(maxsize=4)

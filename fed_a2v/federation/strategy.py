@@ -33,6 +33,7 @@ from fed_a2v.core.server_step import ServerStep, SiteUpdate
 from fed_a2v.core.zero_shot import UnseenAccuracy
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.aggregation import Aggregation, Nothing, make_aggregation
+from fed_a2v.federation.agreement import fingerprint
 from fed_a2v.federation.wire import (
     BadReplyError,
     Expected,
@@ -112,6 +113,7 @@ class FedA2V(Strategy):
         self.settings = settings
         self.classes = tuple(classes)
         self.prompts = prompts
+        self._prompts_fingerprint = fingerprint(prompts)
         self.make_step = make_step
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
@@ -499,6 +501,7 @@ class FedA2V(Strategy):
             "site": site,
             "settings": self.settings.model_dump_json(by_alias=True),
             "classes": json.dumps(self.classes),
+            "prompts": self._prompts_fingerprint,
         }
 
     def _weights(self) -> NDArrays:
