@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +37,19 @@ def run(words: list[str]) -> None:
         for sample in _samples(overrides) if sweep else [overrides]:
             compose_settings(sample)
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
+    # Errors come out of Hydra as they are (a folder that it cannot write, for one), for `cli.py` to explain.
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _job()
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
     finally:
         sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,20 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """`run.log`. A line that a full disk refuses is lost; what ends the run is a state that cannot be saved."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Stay silent about the disk; other errors are shown as ever."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, whether or not its last lines find room."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def setup_logging(folder: Path, console: Console) -> Iterator[None]:
     """Send the loggers "fed_a2v" and "flwr" to `folder`'s `run.log` and to the console, while the block runs.
@@ -48,7 +63,7 @@ def setup_logging(folder: Path, console: Console) -> Iterator[None]:
         console: where people read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    file = LogFile(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     file.setLevel(logging.INFO)
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 
 import pytest
 from rich.console import Console
@@ -84,3 +85,14 @@ def test_a_resumed_run_adds_to_its_log(tmp_path):
         with setup_logging(tmp_path, console()):
             logger.info(text)
     assert len((tmp_path / "run.log").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_loses_lines_of_the_log_and_nothing_else(tmp_path, capsys):
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    screen = console()
+    with setup_logging(tmp_path, screen):
+        logger.info("still here")
+    assert "still here" in screen.file.getvalue()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,170 @@
+"""Runs that are killed at random moments and started again: do they end like one that nothing disturbed?
+
+    python benchmarks/kills.py [--kills 20] [--rounds 4] [--seed 0] [--write]
+
+Each run is `fed-a2v train experiment=quick` in a process of its own, ended by SIGKILL: two of three at a random moment
+between its start and its end, the third while it writes a state (the process is stopped as soon as the temporary file
+is seen, and killed if it is still there). Then the same command runs once more, to the end. Metrics (clock times
+apart), results and the last state must be equal to the undisturbed run's to the last bit, and nothing half written may
+be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, write_block
+
+from fed_a2v import cli
+from fed_a2v.federation import engine  # noqa: F401 - imported once, here, and not in every process
+from fed_a2v.runs.checkpoint import load_state
+from fed_a2v.runs.files import read_jsonl
+from fed_a2v.runs.folder import RunFolder
+
+PATIENCE = 300.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write the result into docs/benchmarks.md")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        exact = kill_and_resume(Path(folder), given.kills, given.rounds, random.Random(given.seed))
+    text = f"**{sum(exact)} of {given.kills}** killed runs went on to the very end of the undisturbed one. {machine()}."
+    print(text)
+    if given.write:
+        write_block("kills", text)
+    sys.exit(0 if all(exact) else 1)
+
+
+def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Random) -> list[bool]:
+    """Whether each of the killed runs ended like the undisturbed one."""
+    start = time.monotonic()
+    whole = folder / "whole"
+    finish(train(whole, rounds))
+    seconds = time.monotonic() - start
+    exact: list[bool] = []
+    attempts = 0
+    while len(exact) < kills:
+        attempts += 1
+        run = folder / f"run-{attempts}"
+        if len(exact) % 3 == 2:
+            round_number = moments.randint(1, rounds)
+            moment, is_time = f"while it wrote the state of round {round_number}", while_writing(run, round_number)
+        else:
+            after = moments.uniform(0, seconds)
+            moment, is_time = f"after {after:.2f} of {seconds:.2f} s", when_over(after)
+        if not kill(train(run, rounds), is_time):
+            continue  # it had reached its end: another moment
+        done = len(read_jsonl(run / "metrics.jsonl"))
+        finish(train(run, rounds))
+        exact.append(left(run) == left(whole) and not list(run.rglob("*.tmp")))
+        verdict = "exact" if exact[-1] else "DIFFERENT"
+        print(f"{len(exact)}: killed {moment}, {done} rounds recorded: {verdict}", flush=True)
+    return exact
+
+
+def train(folder: Path, rounds: int) -> int:
+    """Start `fed-a2v train` in a process of its own, and return its id.
+
+    The process is a fork of this one, so that its moments are the run's and not those of its imports.
+    """
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        folder.mkdir(exist_ok=True)
+        log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        cli.main(["train", "experiment=quick", f"rounds={rounds}", "wandb.mode=disabled", f"hydra.run.dir={folder}"])
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def finish(process: int) -> None:
+    """Wait for the end of a run that must end well."""
+    if os.waitpid(process, 0)[1] != 0:
+        raise SystemExit("a run that nobody killed has failed")
+
+
+def kill(process: int, is_time: Callable[[], bool]) -> bool:
+    """End a process by SIGKILL when it is time, which is asked again once it is stopped; False: it ended by itself."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        if is_time():
+            os.kill(process, signal.SIGSTOP)
+            if not os.WIFSTOPPED(os.waitpid(process, os.WUNTRACED)[1]):
+                return False
+            if is_time():
+                break
+            os.kill(process, signal.SIGCONT)
+        time.sleep(0.0002)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def when_over(seconds: float) -> Callable[[], bool]:
+    """Whether so many seconds have passed since this call."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def while_writing(run: Path, round_number: int) -> Callable[[], bool]:
+    """Whether a state of that round is half written just now."""
+    half = f".state_round_{round_number:06d}.pt.*.tmp"
+    return lambda: any((run / "checkpoints").glob(half))
+
+
+def left(folder: Path) -> list[Any]:
+    """What a run left that does not depend on the clock, ready to be compared."""
+    run = RunFolder(folder)
+    state = load_state(folder)
+    assert state is not None
+    timeless = [
+        {key: value for key, value in row.items() if "seconds" not in key}
+        for row in (*run.rows(), json.loads(run.results.read_text()))
+    ]
+    return [timeless, list(leaves(state["strategy"]))]
+
+
+def leaves(tree: Any, where: str = "") -> Any:
+    """Every leaf of a nested structure with its place; tensors as type, shape and bytes."""
+    if isinstance(tree, torch.Tensor):
+        yield (
+            where,
+            str(tree.dtype),
+            tuple(tree.shape),
+            tree.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{where}.{key}")
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from leaves(value, f"{where}[{number}]")
+    else:
+        yield where, tree
+
+
+if __name__ == "__main__":
+    main()
