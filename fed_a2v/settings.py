@@ -75,9 +75,11 @@ class PartitionSettings(Section):
 
 
 class EncoderSettings(Section):
-    """The frozen audio encoder: log-mel statistics without settings, or a pretrained model with all of them."""
+    """The frozen audio encoder: log-mel statistics, a pretrained model, or a class of your own."""
 
-    name: Literal["logmel", "ast", "clap"] = Field(description="the encoder")
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Literal["logmel", "ast", "clap", "custom"] = Field(description="the encoder")
     model: str | None = Field(description="repository of the Hugging Face hub, or a local folder (ast, clap)")
     revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
     tokens: Literal["cls", "mean", "full"] | Count | None = Field(
@@ -86,13 +88,19 @@ class EncoderSettings(Section):
     batch_size: Count | None = Field(description="clips at once on a GPU; the CPU takes one, so that bits do not vary")
     device: str | None = Field(description="auto, cpu, cuda, cuda:1, ...")
     precision: Precision | None = Field(description="type of the weights and the computation")
+    target: str | None = Field(alias="_target_", description="import path of the class (custom)")
+    arguments: dict[str, Any] = Field(description="arguments of the class, {name: value} (custom)")
 
     @model_validator(mode="after")
     def _check(self) -> EncoderSettings:
-        for key, value in self.model_dump(exclude={"name", "revision"}).items():
-            if (value is None) != (self.name == "logmel"):
-                wanted = "null: log-mel has no model" if self.name == "logmel" else "set"
-                raise ValueError(f"encoder={self.name}: encoder.{key}={value} must be {wanted}")
+        wanted = {"logmel": (), "custom": ("target",)}.get(
+            self.name, ("model", "tokens", "batch_size", "device", "precision")
+        )
+        if self.name == "custom" and self.target is None:
+            raise ValueError("encoder=custom needs encoder._target_=MODULE.CLASS, the import path of its class")
+        for key, value in self.model_dump(exclude={"name", "revision", "arguments"}, by_alias=True).items():
+            if (value is not None) != (key.strip("_") in wanted):
+                raise ValueError(f"encoder={self.name}: encoder.{key}={value} must be {'null' if value else 'set'}")
         return self
 
 

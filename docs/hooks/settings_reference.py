@@ -24,7 +24,7 @@ from fed_a2v.config import conf_dir
 from fed_a2v.settings import GeneratorSettings, Settings
 
 MARKER = "<!-- all settings -->"
-WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 SIMPLE = (int, float, str, bool)
 # Shapes that the program measures and hands over by itself.
 MEASURED = ("input_dim", "visual_dim", "sequence_length", "t5_dim")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, sparse
 
+from fed_a2v.plugins import make_object
 from fed_a2v.settings import EncoderSettings
 
 FloatArray = NDArray[np.float32]
@@ -37,6 +38,10 @@ class AudioEncoder(Protocol):
     def encode(self, waveforms: FloatArray) -> FloatArray:
         """Embed waveforms of shape (B, samples) as (B, S, Da)."""
         ...
+
+
+# What `AudioEncoder` asks of a class.
+ENCODER_NEEDS = ("name", "sample_rate", "tokens", "width", "fingerprint", "encode")
 
 
 class LogMelEncoder:
@@ -103,9 +108,13 @@ def load_encoder(settings: EncoderSettings) -> AudioEncoder:
 
     Raises:
         ModelError: a pretrained model is missing or of another kind, or its packages are not installed.
+        ConfigError: a class of the user's own cannot be used.
     """
     if settings.name == LogMelEncoder.name:
         return LogMelEncoder()
+    if settings.target is not None:
+        made: AudioEncoder = make_object("encoder", settings.target, settings.arguments, ENCODER_NEEDS)
+        return made
     # Here, so that whoever takes log-mel needs neither torch's time nor transformers.
     from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from torch import Tensor
 
 from fed_a2v.config import ConfigError
@@ -21,6 +21,7 @@ from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import targets_for
+from fed_a2v.plugins import load_class
 from fed_a2v.settings import GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
@@ -140,10 +141,7 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
 def _check_arguments(generator: GeneratorSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of the generator's class; refuses a key that is not among them and names the nearest."""
     assert generator.target is not None
-    try:
-        parameters: dict[str, Any] = dict(inspect.signature(get_class(generator.target)).parameters)
-    except Exception as error:
-        raise ConfigError(f"generator._target_={generator.target}: {error}") from error
+    parameters: dict[str, Any] = dict(inspect.signature(load_class("generator", generator.target)).parameters)
     for key in arguments:
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, n=1)
