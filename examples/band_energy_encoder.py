@@ -1,4 +1,4 @@
-"""An audio encoder of your own: the energy in a few bands of frequency, in each of a few stretches of the clip.
+"""An audio encoder of your own: the energy in bands of frequency, and how much it varies.
 
 PYTHONPATH=examples fed-a2v train encoder=custom encoder._target_=band_energy_encoder.BandEnergyEncoder
 """
@@ -10,19 +10,22 @@ FloatArray = NDArray[np.float32]
 
 
 class BandEnergyEncoder:
-    """Logarithms of the energy in bands that are evenly spaced on a logarithmic scale.
+    """Logarithm of the energy in bands of frequency: its mean and its deviation over the frames of a stretch.
 
     Args:
         stretches: S, tokens of a clip: parts of equal length, one after the other.
-        bands: Da, width of a token.
+        bands: evenly spaced on a logarithmic scale; Da, the width of a token, is twice as much.
     """
 
     name = "band_energy"
     sample_rate = 16_000  # the program resamples to it
+    frame = 1024  # samples, 64 ms
+    floor = 0.1  # what is quieter counts as silence
 
-    def __init__(self, stretches: int = 4, bands: int = 32) -> None:
+    def __init__(self, stretches: int = 1, bands: int = 48) -> None:
         self.tokens = stretches
-        self.width = bands
+        self.bands = bands
+        self.width = 2 * bands
         # A part of the cache's key: it must change whenever the embeddings would.
         self.fingerprint = f"band-energy-1-{stretches}-{bands}"
 
@@ -32,8 +35,9 @@ class BandEnergyEncoder:
         return np.array(rows, dtype=np.float32).reshape(len(waveforms), self.tokens, self.width)
 
     def _energies(self, waveform: FloatArray) -> FloatArray:
-        power = np.abs(np.fft.rfft(waveform)) ** 2
-        edges = np.geomspace(50, self.sample_rate / 2, self.width + 1) / self.sample_rate * len(waveform)
-        starts = np.minimum(edges[:-1].astype(int), len(power) - 1)
-        energies: FloatArray = np.log(np.add.reduceat(power, starts) + 1e-8)
-        return energies
+        padded = np.pad(waveform, (0, -len(waveform) % self.frame))
+        power = np.abs(np.fft.rfft(padded.reshape(-1, self.frame) * np.hanning(self.frame))) ** 2
+        starts = np.geomspace(1, power.shape[1] - self.bands, self.bands).astype(int) + np.arange(self.bands) - 1
+        energies = np.log(np.add.reduceat(power, starts, axis=1) + self.floor)
+        both: FloatArray = np.concatenate([energies.mean(axis=0), energies.std(axis=0)])
+        return both

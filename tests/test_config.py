@@ -19,6 +19,7 @@ NEEDS = {
     "dataset=esc50": ["dataset.root=/data/ESC-50"],
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
     "targets=file": ["targets.path=/data/targets.npz"],
+    "encoder=custom": ["encoder._target_=my.Encoder"],
     "generator=custom": ["generator._target_=my.Generator"],
     "experiment=esc50_5x10": ["dataset.root=/data/ESC-50"],
     "experiment=class_incremental": ["dataset.root=/data/ESC-50"],

@@ -88,9 +88,16 @@ def run_keys() -> list[Key]:
 
 def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
     """The keys of a section, with their values in the option that is chosen by default."""
-    values = section_values(section)
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    return [_key(f"{section}.{name}", field, values.get(name)) for name, field in fields.items()]
+    values, keys = section_values(section), []
+    for name, field in model.model_fields.items():
+        name = field.alias or name
+        keys.append(_key(f"{section}.{name}", field, values.get(name)))
+        if inner := _inner_section(field):
+            # Where the default option has none, the values are those of the first option that has one.
+            given = [values, *map(_read, option_files(section))]
+            chosen = next(each[name] for each in given if each.get(name))
+            keys += [_key(f"{section}.{name}.{key}", part, chosen.get(key)) for key, part in inner.model_fields.items()]
+    return keys
 
 
 def summary(model: type[BaseModel]) -> str:
@@ -99,7 +106,16 @@ def summary(model: type[BaseModel]) -> str:
 
 
 def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    return _is_model(field.annotation)
+
+
+def _inner_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a key of a section may hold."""
+    return next((each for each in typing.get_args(field.annotation) if _is_model(each)), None)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _key(name: str, field: FieldInfo, value: Any) -> Key:
@@ -121,7 +137,7 @@ def in_words(annotation: Any) -> str:
         return f"list of {in_words(arguments[0])}"
     if origin is dict:
         return f"names, each with {in_words(arguments[1])}"
-    return WORDS[annotation]
+    return "section" if _is_model(annotation) else WORDS[annotation]
 
 
 def _bounds(metadata: Sequence[Any]) -> list[str]:
@@ -133,6 +149,8 @@ def as_typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, list):
         return f"[{', '.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {as_typed(each)}" for name, each in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
@@ -144,7 +162,11 @@ def as_typed(value: Any) -> str:
 @cache
 def main_file() -> Mapping[str, Any]:
     """`conf/config.yaml`."""
-    loaded: Mapping[str, Any] = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    return _read(conf_dir() / "config.yaml")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return loaded
 
 
@@ -164,7 +186,7 @@ def default_options() -> dict[str, str]:
 def section_values(section: str) -> dict[str, Any]:
     """The values of a section: those of its default option, or those in `config.yaml` where it has no options."""
     files = option_files(section)
-    values = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
+    values = _read(files[0]) if files else {}
     return {**values, **main_file().get(section, {})}
 
 
@@ -187,7 +209,7 @@ def generator_keys() -> dict[str, list[Key]]:
     common = {field.alias or name for name, field in GeneratorSettings.model_fields.items()}
     found = {}
     for path in option_files("generator"):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _read(path)
         own = {name: value for name, value in values.items() if name not in common}
         if own:
             found[path.stem] = list(class_keys("generator", own, values["_target_"]))

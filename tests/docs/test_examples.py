@@ -1,14 +1,17 @@
 """The examples in the documentation: complete, and as good as it says."""
 
 import importlib
+import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.build import make_generator
 
 from .blocks import REPOSITORY
@@ -93,6 +96,62 @@ def test_a_class_that_is_no_generator_is_refused(tmp_path, monkeypatch):
 def test_custom_without_a_class_says_what_is_missing():
     with pytest.raises(ConfigError, match="generator=custom needs generator._target_=MODULE.CLASS"):
         compose_settings("generator=custom")
+
+
+def encoder_of(target, *words):
+    return load_encoder(compose_settings(["encoder=custom", f"encoder._target_={target}", *words]).encoder)
+
+
+def test_the_band_energy_encoder_hears_in_which_bands_and_stretches_there_is_sound():
+    encoder = encoder_of("band_energy_encoder.BandEnergyEncoder", "+encoder.arguments.stretches=2")
+    time = np.arange(encoder.sample_rate) / encoder.sample_rate
+    tone = np.where(time < 0.5, np.sin(2 * np.pi * 400 * time), 0).astype(np.float32)
+    low, high = tone, np.sin(2 * np.pi * 4000 * time).astype(np.float32)
+    embeddings = encoder.encode(np.stack([low, high]))
+    assert embeddings.shape == (2, encoder.tokens, encoder.width) == (2, 2, 96)
+    means = embeddings[:, :, : encoder.bands]
+    assert means[0, 0].argmax() < means[1, 0].argmax()
+    assert means[0, 0].max() > means[0, 1].max() + 5, "the second half is silent"
+    assert np.array_equal(embeddings[1:], encoder.encode(high[None])), "no clip depends on another"
+    assert encoder.fingerprint != encoder_of("band_energy_encoder.BandEnergyEncoder").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "message"),
+    [
+        ("band_energy_encoder.BandEnergyEncoder", ["+encoder.arguments.band=3"], "unexpected keyword argument 'band'"),
+        ("band_energy_encoder.encode", [], "has no attribute 'encode'"),
+        ("band_energy_encoder.np", [], "encoder._target_=band_energy_encoder.np is no class"),
+        ("collections.Counter", [], "encoder._target_=collections.Counter has no encode, fingerprint, name"),
+        ("no_such_module.Encoder", [], "add its folder to PYTHONPATH"),
+    ],
+)
+def test_a_wrong_encoder_is_named(target, words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        encoder_of(target, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encoder=custom"], "encoder=custom needs encoder._target_=MODULE.CLASS"),
+        (["encoder._target_=my.Encoder"], "encoder=logmel: encoder._target_=my.Encoder must be null"),
+    ],
+)
+def test_a_class_and_encoder_custom_belong_together(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(words)
+
+
+def test_the_similarity_loss_takes_the_place_of_the_vaes_own():
+    words = ["generator.loss._target_=similarity_loss.SimilarityLoss", "+generator.loss.similarity=0.5"]
+    loss = make_generator(compose_settings(words), (1, 6), 16).loss
+    assert (type(loss).__name__, loss.similarity) == ("SimilarityLoss", 0.5)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(4, 3)
+    assert float(loss(x, x, zeros, zeros, 0)) == pytest.approx(0, abs=1e-6)
+    assert float(loss(-x, x, zeros, zeros, 0)) > 1
+    assert float(loss(x, x, zeros + 1, zeros, 50)) > float(loss(x, x, zeros + 1, zeros, 10)) > 0, "annealed"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
