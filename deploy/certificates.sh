@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes a certificate authority of your own and the SuperLink's certificate, once, on the server's machine.
+#
+#   deploy/certificates.sh FOLDER NAME...      NAME: what sites call the server, a host name or an IP address
+#
+# Leaves ca.crt (give it to every site and operator), server.pem and server.key (for the SuperLink), and ca.key (keep
+# it away from the network). 127.0.0.1 and localhost are always among the names: the SuperLink's own processes connect
+# to it there, and without them no run would ever start.
+set -euo pipefail
+
+[ $# -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+folder=$1
+shift
+command -v openssl >/dev/null || { echo "certificates.sh: needs openssl" >&2; exit 1; }
+[ ! -e "$folder/ca.key" ] || { echo "certificates.sh: $folder/ca.key is there already; remove it to start anew" >&2; exit 1; }
+
+names="DNS:localhost,IP:127.0.0.1"
+for name in "$@"; do
+  case "$name" in
+    127.0.0.1 | localhost) ;;
+    *[!0-9.]*) names+=",DNS:$name" ;;
+    *) names+=",IP:$name" ;;
+  esac
+done
+
+umask 077
+mkdir -p "$folder"
+cd "$folder"
+openssl ecparam -name prime256v1 -genkey -noout -out ca.key
+openssl req -x509 -new -key ca.key -sha256 -days 3650 -subj "/O=fed-a2v/CN=fed-a2v CA" \
+  -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign" -out ca.crt
+openssl ecparam -name prime256v1 -genkey -noout -out server.key
+openssl req -new -key server.key -subj "/O=fed-a2v/CN=$1" -out server.csr
+openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 825 -sha256 -out server.pem \
+  -extfile <(printf 'subjectAltName=%s\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\nextendedKeyUsage=serverAuth\n' "$names") \
+  2>/dev/null
+rm -f server.csr ca.srl
+chmod 644 ca.crt server.pem
+echo "Wrote ca.crt, server.pem, server.key and ca.key to $PWD, for $names"

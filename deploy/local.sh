@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# The whole deployment on this machine, to try it out: makes certificates, keys and three sites' own folders of sounds;
+# starts the SuperLink (TLS, authentication) and three SuperNodes; runs the experiment on them and shows the result;
+# stops all that it started, and leaves the run's folder alone behind.
+#
+#   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [KEY=VALUE ...]
+#
+#   --rounds    default 5
+#   --folder    of the run; default outputs/local/DATE-TIME
+#   --port      of the SuperLink on 127.0.0.1; default: a free one
+#   KEY=VALUE   further overrides, as for `fed-a2v train`
+set -euo pipefail
+
+usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+repository=$(cd "$(dirname "$0")/.." && pwd)
+rounds=5 folder=$PWD/outputs/local/$(date +%Y-%m-%d-%H-%M-%S) port=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
+    --folder) folder=${2:?--folder needs a folder}; shift 2 ;;
+    --port) port=${2:?--port needs a number}; shift 2 ;;
+    -*) usage ;;
+    *) break ;;
+  esac
+done
+case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
+
+# `make install` puts everything there.
+[ ! -d "$repository/.venv/bin" ] || PATH="$repository/.venv/bin:$PATH"
+for program in flower-superlink flower-supernode flwr fed-a2v openssl ssh-keygen ps; do
+  command -v "$program" >/dev/null || { echo "local.sh: no $program on PATH; \`make install\` installs fed_a2v" >&2; exit 1; }
+done
+
+# The three sites: no class is at two of them.
+sites=(north east south)
+north=dog,rooster,rain,sea_waves
+east=crackling_fire,crying_baby,sneezing
+south=clock_tick,helicopter,chainsaw
+
+work=$(mktemp -d)
+export FLWR_HOME=$work/operator FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+started=()
+
+descendants() {
+  local child
+  for child in $(ps -e -o pid=,ppid= | awk -v parent="$1" '$2 == parent { print $1 }'); do
+    echo "$child"
+    descendants "$child"
+  done
+}
+
+# All that was started here, by number: first a request, after 10 s without asking.
+stop() {
+  trap '' INT TERM
+  local pid all=()
+  for pid in "${started[@]}"; do
+    mapfile -t -O "${#all[@]}" all < <(echo "$pid"; descendants "$pid")
+  done
+  [ ${#all[@]} = 0 ] || kill -TERM "${all[@]}" 2>/dev/null || true
+  for _ in $(seq 100); do
+    [ ${#all[@]} -gt 0 ] && kill -0 "${all[@]}" 2>/dev/null || break
+    sleep 0.1
+  done
+  [ ${#all[@]} = 0 ] || kill -KILL "${all[@]}" 2>/dev/null || true
+  wait 2>/dev/null || true
+  rm -rf "$work"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+said() { echo "[$SECONDS s] $*"; }
+
+broken() {
+  echo "local.sh: $1; the end of its log:" >&2
+  tail -n 20 "$2" >&2
+  exit 1
+}
+
+mapfile -t free < <(python - <<'PYTHON'
+import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+print(*(listener.getsockname()[1] for listener in sockets), sep="\n")
+PYTHON
+)
+port=${port:-${free[3]}}
+
+said "Writing three sites' sounds, certificates and keys"
+writing=()
+for site in "${sites[@]}"; do
+  mkdir -p "$work/$site"
+  fed-a2v synth "$work/$site/sounds" --clips-per-class 24 --classes "${!site}" >/dev/null &
+  writing+=($!)
+  started+=($!)
+  ssh-keygen -q -t ecdsa -b 384 -N "" -C "$site" -f "$work/$site/key"
+  printf 'site = "%s"\ndataset = "esc50"\ndata-dir = "%s"\ncache-dir = "%s"\ndevice = "cpu"\n' \
+    "$site" "$work/$site/sounds" "$work/$site/cache" >"$work/$site/site.toml"
+done
+"$repository/deploy/certificates.sh" "$work/certificates" localhost >/dev/null
+
+# In a folder of its own, as on a machine of its own.
+mkdir "$work/server"
+(cd "$work/server" && FLWR_HOME=$work/server exec "$repository/deploy/superlink.sh" --port "$port" \
+  --certificates "$work/certificates" --database "$work/server/state.db") >"$work/server/log" 2>&1 &
+server=$!
+started+=("$server")
+until python - "$port" "$work/certificates/ca.crt" <<'PYTHON' 2>/dev/null
+import ssl, sys, urllib.request
+context = ssl.create_default_context(cafile=sys.argv[2])
+urllib.request.urlopen(f"https://127.0.0.1:{sys.argv[1]}/health", timeout=5, context=context)
+PYTHON
+do
+  kill -0 "$server" 2>/dev/null || broken "the SuperLink did not start" "$work/server/log"
+  [ "$SECONDS" -lt 120 ] || broken "no SuperLink within 120 s" "$work/server/log"
+  sleep 0.2
+done
+said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
+
+"$repository/deploy/connect.sh" local-test "127.0.0.1:$port" "$work/certificates/ca.crt" >/dev/null
+for index in 0 1 2; do
+  site=${sites[$index]}
+  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 \
+    || broken "$site could not be registered" "$work/$site/registered"
+  (cd "$work/$site" && FLWR_HOME=$work/$site/flwr exec "$repository/deploy/supernode.sh" --superlink "127.0.0.1:$port" \
+    --ca "$work/certificates/ca.crt" --key "$work/$site/key" --config "$work/$site/site.toml" --port "${free[$index]}") \
+    >"$work/$site/log" 2>&1 &
+  started+=($!)
+  said "Site $site is registered and starts: ${!site}"
+done
+for pid in "${writing[@]}"; do
+  wait "$pid" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
+done
+
+"$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
+  "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
+  federation.round_timeout=120 wandb.mode=disabled "$@" &
+run=$!
+started+=("$run")
+first=""
+while kill -0 "$run" 2>/dev/null; do
+  [ -n "$first" ] || [ ! -s "$folder/metrics.jsonl" ] || { first=$SECONDS; said "The first round is finished"; }
+  sleep 0.2
+done
+if ! wait "$run"; then
+  for site in "${sites[@]}"; do
+    echo "--- $site" >&2
+    tail -n 5 "$work/$site/log" >&2
+  done
+  exit 1
+fi
+total=$SECONDS
+
+python - "$folder" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from fed_a2v.runs.files import read_jsonl
+from fed_a2v.runs.table import rounds_table
+
+Console().print(rounds_table(read_jsonl(Path(sys.argv[1]) / "metrics.jsonl")).rich())
+PYTHON
+echo "The first round was finished after ${first:-$total} s, $rounds rounds with three sites after $total s, all from the start of this script"
+echo "Results: $folder"

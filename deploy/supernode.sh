@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Starts a site's SuperNode. It opens connections to the SuperLink only; nobody connects to it.
+#
+#   deploy/supernode.sh --superlink HOST:PORT --ca ca.crt --key KEY --config site.toml [--port PORT]
+#
+#   --superlink   the server, by a name that its certificate has
+#   --ca          the authority's certificate, from the server's operator
+#   --key         the site's private key, made once with
+#                   ssh-keygen -t ecdsa -b 384 -N "" -f KEY
+#                 Its public half, KEY.pub, goes to the operator, who registers it; KEY never leaves the site
+#   --config      what only this site knows; see docs/deployment.md for the keys:
+#                   site = "north"
+#                   dataset = "esc50"
+#                   data-dir = "/data/sounds"
+#   --port        of the SuperNode's own processes on 127.0.0.1; default 9094; another for each SuperNode of a machine
+#
+# Stop it with Ctrl-C or SIGTERM.
+set -euo pipefail
+
+usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+superlink="" ca="" key="" config="" port=9094
+while [ $# -gt 0 ]; do
+  [ $# -ge 2 ] || usage
+  case "$1" in
+    --superlink) superlink=$2 ;;
+    --ca) ca=$2 ;;
+    --key) key=$2 ;;
+    --config) config=$2 ;;
+    --port) port=$2 ;;
+    *) usage ;;
+  esac
+  shift 2
+done
+[ -n "$superlink" ] && [ -n "$ca" ] && [ -n "$key" ] && [ -n "$config" ] || usage
+command -v flower-supernode >/dev/null || { echo "supernode.sh: no flower-supernode on PATH; activate the environment that fed_a2v is installed in" >&2; exit 1; }
+for file in "$ca" "$key" "$config"; do
+  [ -r "$file" ] || { echo "supernode.sh: cannot read $file" >&2; exit 1; }
+done
+case "$config" in
+  *.toml) ;;
+  *) echo "supernode.sh: $config must be named *.toml" >&2; exit 1 ;;
+esac
+
+exec flower-supernode --superlink "$superlink" --root-certificates "$ca" --auth-supernode-private-key "$key" \
+  --port "$port" --node-config "$config"
