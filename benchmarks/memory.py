@@ -24,9 +24,10 @@ from flwr.server import SimpleClientManager
 
 from fed_a2v.config import compose_settings
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
-from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.build import make_step
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V
+from fed_a2v.federation.task import prompt_set
 from fed_a2v.federation.wire import SiteReply, encode_reply
 from fed_a2v.settings import Settings
 

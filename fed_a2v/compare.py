@@ -19,8 +19,8 @@ from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.seeding import seed_for, torch_generator
 from fed_a2v.core.training import AdamWSettings, train_epochs
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.federation.build import adapter_loss, prompt_set
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.runs.files import read_jsonl, write_json, write_text
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings

@@ -19,8 +19,8 @@ from fed_a2v.core.adapters import prompt_centre
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.data.synth import RATE, synthesise
-from fed_a2v.federation.build import prompt_set
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import prompt_set
 from fed_a2v.load import RunError
 from fed_a2v.runs.checkpoint import CheckpointError
 

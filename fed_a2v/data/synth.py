@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
 import soundfile
 from numpy.typing import NDArray
-from scipy import fft, signal
+from scipy import fft
 
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.audio import fit_clip
 from fed_a2v.data.clips import FloatArray, Record
 from fed_a2v.data.errors import DataError
 
+# scipy.signal is written out in full where it is used: scipy then loads it there, and not for every site's message.
 Rng = np.random.Generator
 Wave = NDArray[np.float64]
 
@@ -376,7 +378,7 @@ def _impacts(rng: Rng, rate: float, hertz: float, decay: float, spread: float) -
         train = np.zeros(SAMPLES)
         np.add.at(train, rng.integers(0, SAMPLES, count), np.exp(spread * rng.standard_normal(count)))
         ring = np.sin(2 * np.pi * hertz * rng.uniform(0.5, 2) * time) + 0.7 * rng.standard_normal(n)
-        wave += signal.oaconvolve(train, ring * np.exp(-time / decay))[:SAMPLES]
+        wave += scipy.signal.oaconvolve(train, ring * np.exp(-time / decay))[:SAMPLES]
     return wave
 
 
@@ -406,7 +408,7 @@ def _room(rng: Rng, clip: Wave) -> Wave:
     """The clip with a decaying tail of echoes, from dry to a large hall."""
     time = np.arange(int(0.6 * RATE)) / RATE
     echoes = rng.standard_normal(len(time)) * np.exp(-time / rng.uniform(0.02, 0.18))
-    tail = signal.oaconvolve(clip, echoes / np.sqrt((echoes**2).sum()))[: len(clip)]
+    tail = scipy.signal.oaconvolve(clip, echoes / np.sqrt((echoes**2).sum()))[: len(clip)]
     wet: Wave = clip + rng.uniform(0, 0.6) * tail
     return wet
 

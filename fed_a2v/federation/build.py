@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
 
 from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
-from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
-from fed_a2v.encoders.text import targets_for
+from fed_a2v.federation.task import adapter_loss, unseen_mask
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import GeneratorSettings, Settings
 
@@ -89,26 +87,6 @@ def make_generator(
             f"{Generator.__module__}.{Generator.__qualname__}"
         )
     return made
-
-
-def prompt_set(settings: Settings, classes: Sequence[str]) -> PromptSet:
-    """The class prompts in the shapes that the adapters need, on the settings' device."""
-    targets = targets_for(settings, classes)
-    device = torch.device(settings.device)
-    return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
-
-
-def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:
-    """The adapter loss that the settings describe, for training where `unseen` masks the unrecorded classes."""
-    loss = settings.loss
-    weights = AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature)
-    return AdapterLoss(prompts, weights, unseen)
-
-
-def unseen_mask(settings: Settings, classes: Sequence[str]) -> Tensor:
-    """(C,) mask of the classes that no site trains on, on the settings' device."""
-    unseen = unseen_classes(settings.dataset, classes)
-    return torch.tensor([name in unseen for name in classes], device=settings.device)
 
 
 def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:

@@ -17,10 +17,11 @@ from fed_a2v.core.projection import embedding_map
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.build import make_step
 from fed_a2v.federation.evaluation import class_figures
 from fed_a2v.federation.needs import state_bytes
 from fed_a2v.federation.strategy import FedA2V, RoundListener
+from fed_a2v.federation.task import prompt_set
 from fed_a2v.federation.wire import Scores
 from fed_a2v.runs.checkpoint import (
     check_same_experiment,

@@ -24,7 +24,7 @@ from fed_a2v.core.sharing import fingerprint, share_class
 from fed_a2v.core.training import AdamWSettings, mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import SiteData, site_clips
-from fed_a2v.federation.build import adapter_loss, prompt_set, unseen_mask
+from fed_a2v.federation.task import adapter_loss, prompt_set, unseen_mask
 from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, Task
 from fed_a2v.settings import Settings
 

@@ -13,10 +13,11 @@ from flwr.server.server import evaluate_clients, fit_clients
 from fed_a2v.config import compose_settings
 from fed_a2v.data.partition import site_name
 from fed_a2v.data.site import class_names
-from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.build import make_step
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V, RoundListener
+from fed_a2v.federation.task import prompt_set
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.runs.files import read_jsonl
 from fed_a2v.settings import Settings

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.federation.build import make_generator, make_step, prompt_set
+from fed_a2v.federation.build import make_generator, make_step
+from fed_a2v.federation.task import prompt_set
 
 from .helpers import assert_same
 

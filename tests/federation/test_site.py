@@ -10,8 +10,9 @@ from fed_a2v.config import compose_settings
 from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.data.site import class_names
 from fed_a2v.federation import site as site_module
-from fed_a2v.federation.build import make_step, prompt_set
+from fed_a2v.federation.build import make_step
 from fed_a2v.federation.site import Site
+from fed_a2v.federation.task import prompt_set
 
 from .helpers import SMALL
 
