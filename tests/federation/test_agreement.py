@@ -10,7 +10,7 @@ from fed_a2v.core.adapters import PromptSet
 from fed_a2v.encoders.targets_file import write_targets
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.agreement import check_same_prompts, fingerprint
-from fed_a2v.federation.build import prompt_set
+from fed_a2v.federation.task import prompt_set
 
 from .helpers import SITES, Federation
 
