@@ -232,6 +232,32 @@ class LoadedRun:
 
     # What it does with sound
 
+    def waveform(self, sound: Sound, rate: int | None = None) -> FloatArray:
+        """A sound as the encoder hears it: mono, at its rate, cropped or padded to the run's length of clips.
+
+        Args:
+            sound: see `embed`.
+            rate: of a waveform, in Hz.
+
+        Returns:
+            (samples,).
+
+        Raises:
+            BadClipError, RunError: see `embed`.
+        """
+        wanted, seconds = self.encoder.sample_rate, self.settings.dataset.clip_seconds
+        if isinstance(sound, str | Path):
+            return read_clip(Path(sound).expanduser(), wanted, seconds)
+        if rate is None:
+            raise RunError("a waveform needs its rate in Hz, e.g. run.prompts(waveform, rate=44_100)")
+        waveform = np.asarray(sound, dtype=np.float32)
+        if waveform.ndim not in (1, 2) or waveform.size == 0 or not np.isfinite(waveform).all():
+            raise BadClipError(
+                f"a waveform has shape {waveform.shape}, finite: {bool(np.isfinite(waveform).all())}; finite numbers "
+                "of shape (samples,) or (samples, channels) are needed"
+            )
+        return fit_clip(waveform if waveform.ndim == 1 else waveform.mean(axis=1), rate, wanted, seconds)
+
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
         """Audio embeddings of sounds, as the adapters take them.
 
@@ -249,7 +275,7 @@ class LoadedRun:
         each = [sounds] if isinstance(sounds, str | Path | np.ndarray) else list(sounds)
         parts = []
         for start in range(0, len(each), BATCH):
-            waveforms = [self._waveform(sound, rate) for sound in each[start : start + BATCH]]
+            waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
             parts.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
         if not parts:
             return torch.empty(0, *self._state["audio_shape"], device=self.device)
@@ -277,20 +303,6 @@ class LoadedRun:
             RunError: the run has no such class.
         """
         return find_class(name, self.classes)
-
-    def _waveform(self, sound: Sound, rate: int | None) -> FloatArray:
-        wanted, seconds = self.encoder.sample_rate, self.settings.dataset.clip_seconds
-        if isinstance(sound, str | Path):
-            return read_clip(Path(sound).expanduser(), wanted, seconds)
-        if rate is None:
-            raise RunError("a waveform needs its rate in Hz, e.g. run.prompts(waveform, rate=44_100)")
-        waveform = np.asarray(sound, dtype=np.float32)
-        if waveform.ndim not in (1, 2) or waveform.size == 0 or not np.isfinite(waveform).all():
-            raise BadClipError(
-                f"a waveform has shape {waveform.shape}, finite: {bool(np.isfinite(waveform).all())}; finite numbers "
-                "of shape (samples,) or (samples, channels) are needed"
-            )
-        return fit_clip(waveform if waveform.ndim == 1 else waveform.mean(axis=1), rate, wanted, seconds)
 
     # Going on
 

@@ -168,6 +168,13 @@ class AdapterSettings(Section):
             raise ValueError("adapters.closed_form has no T5 adapter; set adapters.t5_tokens=0")
         return self
 
+    @property
+    def image_model(self) -> Literal["sd", "flux"] | None:
+        """Which kind of image model takes the prompts: `images=sd`, `images=flux`, or none."""
+        if self.clip_tokens == 77 and not self.t5_tokens:
+            return "sd"
+        return "flux" if self.clip_tokens == 1 and self.t5_tokens else None
+
 
 class LossSettings(Section):
     """Weights of the adapter loss: MSE + cosine + contrastive over all class prompts."""
@@ -321,6 +328,44 @@ class CheckpointSettings(Section):
     keep_best: bool = Field(description="keep the state of the most accurate round, too")
 
 
+class ClipSettings(Section):
+    """The CLIP model that judges pictures."""
+
+    model: str = Field(description="repository of the Hugging Face hub, or a local folder")
+    revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
+
+
+class ImageSettings(Section):
+    """The image model that draws what the adapters make of sounds."""
+
+    name: Literal["none", "sd", "flux"] = Field(description="Stable Diffusion (adapters=sd), FLUX (adapters=flux)")
+    model: str | None = Field(description="repository of the Hugging Face hub, or a local folder")
+    revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
+    steps: Count = Field(description="of the diffusion")
+    guidance: NonNegative = Field(
+        description="strength of the prompt; sd: at 1 or less without classifier-free guidance"
+    )
+    size: Annotated[int, Field(ge=16, multiple_of=16)] | None = Field(
+        description="of a side in pixels, a multiple of 16; null: the model's own"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(description="of the noise that each picture starts from")
+    batch_size: Count = Field(description="pictures at once")
+    offload: Literal["none", "model", "sequential"] = Field(
+        description="keep on the CPU what the GPU does not need at the moment: whole models, or layer by layer"
+    )
+    device: str = Field(description="auto, cpu, cuda, cuda:1, ...")
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        description="type of the weights; auto: float32 on the CPU, else float16 (sd) or bfloat16 (flux)"
+    )
+    clip: ClipSettings = Field(description="the model that judges pictures")
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageSettings:
+        if self.name != "none" and not self.model:
+            raise ValueError(f"images={self.name} needs images.model, a repository of the Hugging Face hub or a folder")
+        return self
+
+
 class WandbSettings(Section):
     """Weights & Biases."""
 
@@ -342,6 +387,12 @@ class Settings(Section):
     optimize_memory_usage: bool = Field(
         description="half-precision bank, small batches, and the generator on the CPU while it waits"
     )
+    generate_global_images_frequency: Annotated[int, Field(ge=0)] = Field(
+        description="rounds from one set of the global adapters' pictures to the next; 0: none"
+    )
+    generate_nodes_images_frequency: Annotated[int, Field(ge=0)] = Field(
+        description="rounds from one set of the sites' pictures to the next; 0: none"
+    )
     dataset: DatasetSettings
     partition: PartitionSettings
     encoder: EncoderSettings
@@ -357,6 +408,7 @@ class Settings(Section):
     finetune: FinetuneSettings
     federation: FederationSettings
     checkpoint: CheckpointSettings
+    images: ImageSettings
     wandb: WandbSettings
 
     @model_validator(mode="after")
@@ -372,6 +424,7 @@ class Settings(Section):
                 f"adapters.t5_tokens={self.adapters.t5_tokens}: the adapters have a T5 side, targets=clip has none; "
                 "choose targets=t5 (CLIP and T5), or adapters without T5 (adapters=sd or compact)"
             )
+        self._check_images()
         if self.scenario.name == "class_incremental":
             if self.partition.kind == "own":
                 raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")
@@ -388,3 +441,17 @@ class Settings(Section):
         if self.dataset.name == "embeddings" and not self.dataset.path:
             raise ValueError("dataset=embeddings needs dataset.path=FILE.npz")
         return self
+
+    def _check_images(self) -> None:
+        fitting = self.adapters.image_model
+        if self.images.name not in ("none", fitting):
+            pairs = f"images={fitting}" if fitting else "no image model"
+            raise ValueError(
+                f"images={self.images.name} takes the prompts of adapters={self.images.name}; those of "
+                f"adapters={self.adapters.name} go with {pairs}"
+            )
+        if self.images.name == "none":
+            for key in ("generate_global_images_frequency", "generate_nodes_images_frequency"):
+                if getattr(self, key):
+                    wanted = "images=sd with adapters=sd, or images=flux with adapters=flux"
+                    raise ValueError(f"{key}={getattr(self, key)} needs an image model: {wanted}")

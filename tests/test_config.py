@@ -20,6 +20,8 @@ NEEDS = {
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
     "targets=file": ["targets.path=/data/targets.npz"],
     "encoder=custom": ["encoder._target_=my.Encoder"],
+    "images=sd": ["adapters=sd"],
+    "images=flux": ["adapters=flux"],
     "generator=custom": ["generator._target_=my.Generator"],
     "experiment=esc50_5x10": ["dataset.root=/data/ESC-50"],
     "experiment=class_incremental": ["dataset.root=/data/ESC-50"],

@@ -28,7 +28,7 @@ WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", ty
 SIMPLE = (int, float, str, bool)
 # Shapes that the program measures and hands over by itself.
 MEASURED = ("input_dim", "visual_dim", "sequence_length", "t5_dim")
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 # Read by `federation/build.py`, not by a generator's class: how many networks there are.
 GROUPING = {
     "granularity": (
@@ -111,7 +111,8 @@ def _is_section(field: FieldInfo) -> bool:
 
 def _inner_section(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a key of a section may hold."""
-    return next((each for each in typing.get_args(field.annotation) if _is_model(each)), None)
+    parts = (field.annotation, *typing.get_args(field.annotation))
+    return next((each for each in parts if _is_model(each)), None)
 
 
 def _is_model(annotation: Any) -> bool:

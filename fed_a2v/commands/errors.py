@@ -12,8 +12,10 @@ def mendable() -> tuple[type[Exception], ...]:
     from fed_a2v.encoders.pretrained import ModelError
     from fed_a2v.encoders.text import TargetsError
     from fed_a2v.federation.strategy import FederationError
+    from fed_a2v.images.gallery import GalleryError
     from fed_a2v.load import RunError
     from fed_a2v.runs.checkpoint import CheckpointError
 
     settings = (ConfigError, TargetsError, ModelError)
-    return (*settings, DataError, ArrayFileError, FederationError, CheckpointError, RunError, OSError)
+    files = (DataError, ArrayFileError, CheckpointError, GalleryError)
+    return (*settings, *files, FederationError, RunError, OSError)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -39,6 +39,9 @@ from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import progress_view
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings
+
+if TYPE_CHECKING:
+    from fed_a2v.images.training import TrainingPictures
 
 log = logging.getLogger("fed_a2v")
 
@@ -77,6 +80,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                 Tracker(self.folder.path, settings, self._partition(), self.done, wandb_id)
             )
             self.folder.write_targets(self.prompts)
+            self._pictures = self._training_pictures()
             write_json(self.folder.environment, environment())
             self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done))
             self.strategy = FedA2V(
@@ -126,7 +130,13 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
 
     def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
-        """Record, after the last round, what a report needs beside the rounds' rows."""
+        """Draw pictures where they are due; record, after the last round, what a report needs beside the rows."""
+        if self._pictures is not None and self._pictures.due(round_number):
+            self._view.phase(round_number, "pictures")
+            try:
+                self._tracker.log_pictures(round_number, self._pictures.draw(round_number, step))
+            except (ValueError, RuntimeError, OSError) as error:  # e.g. a GPU's memory; a picture is not worth a run
+                log.warning("No pictures of round %d: %s", round_number, error)
         if round_number < self.settings.rounds:
             return
         write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number))
@@ -230,6 +240,15 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         sites = partition(clips, settings.partition, settings.seed)
         check_disjoint(sites, clips)
         return describe(sites, clips)
+
+    def _training_pictures(self) -> TrainingPictures | None:
+        """What draws pictures while the run goes on; None where none are wanted."""
+        settings = self.settings
+        if not settings.generate_global_images_frequency and not settings.generate_nodes_images_frequency:
+            return None
+        from fed_a2v.images.training import TrainingPictures
+
+        return TrainingPictures(settings, self.folder.path)
 
     def _make_step(self, audio_shape: tuple[int, int]) -> ServerStep:
         step = make_step(self.settings, self.prompts, audio_shape)

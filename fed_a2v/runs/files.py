@@ -72,6 +72,26 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
+
+    Raises:
+        FileExistsError: `path` exists already, and is no empty folder.
+        OSError: the folder that it is to be in cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already; choose another folder, or remove it")
+    growing = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    growing.mkdir(parents=True)
+    try:
+        yield growing
+        growing.rename(path)
+    except BaseException:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write or replace a file in one step; see `replacing`."""
     with replacing(path) as file:

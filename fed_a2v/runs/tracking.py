@@ -84,6 +84,10 @@ class Tracker:
         self.folder.append(row)
         self._wandb.log(row)
 
+    def log_pictures(self, round_number: int, pictures: Mapping[str, Path]) -> None:
+        """Show a round's pictures, files by name, at W&B; they are in the folder already."""
+        self._wandb.log_pictures(round_number, pictures)
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json` and the W&B summary."""
         self.folder.write_results(results)
@@ -126,6 +130,16 @@ class _Wandb:
     def log(self, row: Mapping[str, Any]) -> None:
         if self._run is not None:
             self._try(lambda: self._run.log(_numbers(row), step=int(row["round"])))
+
+    def log_pictures(self, round_number: int, pictures: Mapping[str, Path]) -> None:
+        def show() -> None:
+            import wandb
+
+            media = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+            self._run.log(media, step=round_number)
+
+        if self._run is not None:
+            self._try(show)
 
     def summarise(self, results: Mapping[str, Any]) -> None:
         if self._run is not None:

@@ -1,0 +1,170 @@
+"""`fed-a2v generate`: pictures of what a run's adapters make of sounds."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fed_a2v.config import ConfigError, compose_settings, settings_from
+
+if TYPE_CHECKING:
+    from fed_a2v.images.subjects import Subjects
+    from fed_a2v.load import LoadedRun
+    from fed_a2v.settings import ImageSettings
+
+USAGE = """\
+fed-a2v generate RUN [AUDIO ...]   pictures of sounds, beside those of the true text prompt, on a page to look at
+  fed-a2v generate outputs/mine dog.wav rain=storm.wav images.steps=20 images.model=FOLDER
+  fed-a2v generate outputs/mine --classes dog,rain --synthetic 4
+  fed-a2v generate outputs/mine --test 2 --evaluate
+"""
+
+
+def run(words: list[str]) -> None:
+    """Draw the pictures, judge them if asked to, and say where they are."""
+    given = _parser().parse_intermixed_args(words)
+    overrides = [word for word in given.audio if word.startswith("images.")]
+    audio = [word for word in given.audio if not word.startswith("images.")]
+    sources = bool(audio) or given.classes is not None or given.synthetic > 0 or given.test > 0
+
+    from fed_a2v.images.gallery import write_sheet
+
+    if (given.run / "pictures.json").is_file():
+        if sources or not given.evaluate:
+            raise ConfigError(f"{given.run} holds pictures: --evaluate judges them, a run's folder is needed for more")
+        _show(_evaluate(given.run, _judge(given.run, overrides)))
+        write_sheet(given.run)
+        folder = given.run
+    else:
+        if not sources:
+            raise ConfigError("nothing to draw: name sound files, or --classes A,B or --synthetic N or --test N")
+        folder = _draw(given, audio, overrides)
+    Console().print(f"Pictures: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fed-a2v generate",
+        description="Pictures of what a run's adapters make of sounds, beside those of the true text prompt.",
+        epilog="How they are drawn is set as in training: images.steps=20 images.seed=1 images.model=FOLDER ...",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
+    parser.add_argument(
+        "audio", nargs="*", metavar="AUDIO", help="sound files; CLASS=FILE says what is to be heard in one"
+    )
+    parser.add_argument("--classes", metavar="A,B", help="classes to draw; alone: what the bank has of them")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="samples of the generator for each class")
+    parser.add_argument("--test", type=int, default=0, metavar="N", help="test clips of each class, of the run's data")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/pictures/DATE_TIME")
+    parser.add_argument("--evaluate", action="store_true", help="let CLIP judge the pictures, also those of a folder")
+    return parser
+
+
+def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> Path:
+    from rich.progress import Progress
+
+    from fed_a2v.images.gallery import SOUND, Column, draw_gallery, text_column
+    from fed_a2v.images.pipelines import load_image_model
+    from fed_a2v.load import load_run
+
+    loaded = load_run(given.run)
+    settings = image_settings(loaded, overrides)
+    chosen = _subjects(loaded, given, audio, settings.seed)
+    out = given.out or loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    model = load_image_model(settings)
+    columns = [
+        Column(SOUND, "From sound", range(len(chosen.subjects)), loaded.adapt(chosen.embeddings)),
+        text_column(chosen.subjects, loaded.targets),
+    ]
+    facts = {"run": loaded.folder.path.name, "round": loaded.round, "classes": loaded.classes}
+    judged: list[dict[str, Any]] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("Drawing", total=sum(len(column.rows) for column in columns))
+        draw_gallery(
+            out,
+            model,
+            chosen.subjects,
+            columns,
+            facts,
+            lambda folder: judged.append(_evaluate(folder, settings)) if given.evaluate else None,
+            lambda count: progress.advance(task, count),
+        )
+    for evaluation in judged:
+        _show(evaluation)
+    return Path(out)
+
+
+def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
+    """How a run's pictures are drawn: as it did in training, else as `conf/images/` has it for its adapters.
+
+    Raises:
+        ConfigError: no image model takes the adapters' prompts, or an override is wrong.
+    """
+    kind = loaded.settings.adapters.image_model
+    if kind is None:
+        raise ConfigError(
+            f"{loaded.folder.path.name} was trained with adapters={loaded.settings.adapters.name}, whose prompts no "
+            "image model takes; train with adapters=sd (Stable Diffusion) or adapters=flux (FLUX)"
+        )
+    config = loaded.config
+    if config["images"]["name"] == "none":
+        config["images"] = compose_settings([f"adapters={kind}", f"images={kind}"]).images.model_dump(mode="json")
+    return settings_from(OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(overrides))).images  # type: ignore[arg-type]
+
+
+def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], seed: int) -> Subjects:
+    from fed_a2v.images import subjects
+
+    names = loaded.classes
+    if given.classes is not None:
+        names = tuple(loaded.class_name(name) for name in given.classes.split(",") if name)
+    parts = []
+    if audio:
+        parts.append(subjects.from_files(loaded, audio))
+    if given.synthetic > 0:
+        parts.append(subjects.synthetic(loaded, names, given.synthetic, seed))
+    if given.test > 0:
+        parts.append(subjects.test_clips(loaded, names, given.test))
+    if given.classes is not None and not given.synthetic and not given.test:
+        parts.append(subjects.of_classes(loaded.step, names))
+    chosen = subjects.joined(parts)
+    if not chosen.subjects:
+        raise ConfigError(f"nothing to draw: the run has heard nothing of {', '.join(names)}")
+    return chosen
+
+
+def _judge(folder: Path, overrides: list[str]) -> ImageSettings:
+    """The settings that pictures were drawn with, changed by overrides."""
+    from fed_a2v.images.gallery import read_gallery
+    from fed_a2v.settings import ImageSettings
+
+    drawn = OmegaConf.create({"images": read_gallery(folder)["images"]})
+    merged = OmegaConf.to_container(OmegaConf.merge(drawn, OmegaConf.from_dotlist(overrides)))
+    return ImageSettings.model_validate(merged["images"])  # type: ignore[index,call-overload]
+
+
+def _evaluate(folder: Path, settings: ImageSettings) -> dict[str, Any]:
+    from fed_a2v.images.evaluation import evaluate
+
+    return evaluate(folder, settings)
+
+
+def _show(evaluation: dict[str, Any]) -> None:
+    from fed_a2v.images.sheet import FIGURES
+    from fed_a2v.runs.table import TextTable
+
+    def figure(found: dict[str, Any]) -> str:
+        interval = found["interval"]
+        return f"{found['value']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+    rows = tuple(
+        (name, str(column["pictures"]), *(figure(column[key]) for key, _ in FIGURES))
+        for name, column in evaluation["columns"].items()
+    )
+    title = f"What {evaluation['clip']} sees, among {len(evaluation['classes'])} classes; intervals of 95 %"
+    Console().print(TextTable(title, ("from", "pictures", *(title for _, title in FIGURES)), rows).rich())

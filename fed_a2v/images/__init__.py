@@ -1,0 +1,1 @@
+"""Pictures of prompt embeddings: drawing them by diffusion, laying them out, judging them."""

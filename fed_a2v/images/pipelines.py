@@ -1,0 +1,269 @@
+"""Image models by diffusers, conditioned on prompt embeddings instead of text.
+
+Prompts have the shapes of the adapters: clip (B, Tc, Dc), t5 (B, T, Dt) or None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fed_a2v.core.adapters import Prompts
+from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device
+from fed_a2v.settings import ImageSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger("fed_a2v")
+
+
+class ImageModel(ABC):
+    """A diffusers pipeline that draws one picture for each prompt embedding.
+
+    Args:
+        settings: which pipeline, and how it draws.
+
+    Raises:
+        ModelError: a package or the model is missing, it is another kind of pipeline, or there is no such device.
+    """
+
+    pipeline: ClassVar[str]
+    adapters: ClassVar[str]
+    # Half precision on a GPU, where the settings leave it to the program.
+    half: ClassVar[torch.dtype]
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self.settings = settings
+        check_available(settings)
+        self.device = pick_device(settings.device)
+        self.pipe = self._load()
+        self._prepare()
+        if settings.offload == "none":
+            self.pipe.to(self.device)
+        elif settings.offload == "model":
+            self.pipe.enable_model_cpu_offload(device=self.device)
+        else:
+            self.pipe.enable_sequential_cpu_offload(device=self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the weights."""
+        if self.settings.precision == "auto":
+            return torch.float32 if self.device.type == "cpu" else self.half
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.settings.precision]
+
+    def draw(self, prompts: Prompts, seeds: Sequence[int]) -> list[Image]:
+        """Draw B pictures.
+
+        Args:
+            prompts: of the B pictures.
+            seeds: B seeds of the initial noise, which depends on nothing else: not on the prompt, the other pictures
+                of the batch, or the device.
+
+        Raises:
+            ModelError: the prompts have not the width that the model takes.
+        """
+        self._check_widths(prompts)
+        pictures: list[Image] = []
+        size = self.settings.batch_size
+        for start in range(0, len(seeds), size):
+            rows = slice(start, start + size)
+            with torch.inference_mode():
+                drawn = self.pipe(
+                    **self._conditions(prompts.clip[rows], None if prompts.t5 is None else prompts.t5[rows]),
+                    num_inference_steps=self.settings.steps,
+                    guidance_scale=self.settings.guidance,
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
+                    height=self.settings.size,
+                    width=self.settings.size,
+                )
+            if flagged := sum(getattr(drawn, "nsfw_content_detected", None) or ()):
+                logger.warning("The model's safety checker has blacked out %d of %d pictures", flagged, len(drawn[0]))
+            pictures += drawn.images
+        return pictures
+
+    @abstractmethod
+    def _unused(self) -> tuple[str, ...]:
+        """The parts that need no loading, because the prompts are embeddings already."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Do what is to be done once, before the pipeline goes to its device."""
+
+    @abstractmethod
+    def _widths(self) -> dict[str, int]:
+        """Widths of the prompts that the model takes, by "clip" and "t5"."""
+
+    @abstractmethod
+    def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
+        """The arguments of the pipeline that stand for a text."""
+
+    def _cast(self, prompts: Tensor) -> Tensor:
+        return prompts.to(self.device, self.precision)
+
+    def _check_widths(self, prompts: Prompts) -> None:
+        given = {"clip": prompts.clip.shape[-1], "t5": None if prompts.t5 is None else prompts.t5.shape[-1]}
+        for side, width in self._widths().items():
+            if given[side] != width:
+                raise ModelError(
+                    f"images.model={self.settings.model} takes {side} prompts of width {width}, the adapters give "
+                    f"{given[side]}: they were trained for another model"
+                )
+
+    def _load(self) -> Any:
+        import diffusers
+
+        try:
+            with _quiet():
+                return getattr(diffusers, self.pipeline).from_pretrained(
+                    _location(self.settings),
+                    revision=self.settings.revision,
+                    torch_dtype=self.precision,
+                    use_safetensors=True,  # nothing is unpickled
+                    **dict.fromkeys(self._unused()),
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+            raise ModelError(_explained(self.settings, error)) from error
+
+
+class StableDiffusion(ImageModel):
+    """Stable Diffusion 1.x or 2.x: the last hidden state of CLIP's 77 tokens.
+
+    Classifier-free guidance (guidance > 1) needs the empty prompt too: the model's text encoder is asked for it once,
+    and let go of.
+    """
+
+    pipeline = "StableDiffusionPipeline"
+    adapters = "sd"
+    half = torch.float16
+
+    def _unused(self) -> tuple[str, ...]:
+        return () if self.settings.guidance > 1 else ("text_encoder", "tokenizer")
+
+    def _prepare(self) -> None:
+        self._empty: Tensor | None = None
+        if self.settings.guidance > 1:
+            with torch.inference_mode():
+                self._empty = self._cast(self.pipe.encode_prompt("", torch.device("cpu"), 1, False)[0])
+            self.pipe.register_modules(text_encoder=None, tokenizer=None)
+
+    def _widths(self) -> dict[str, int]:
+        return {"clip": self.pipe.unet.config.cross_attention_dim}
+
+    def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
+        del t5
+        conditions = {"prompt_embeds": self._cast(clip)}
+        if self._empty is not None:
+            conditions["negative_prompt_embeds"] = self._empty.expand(len(clip), -1, -1)
+        return conditions
+
+
+class Flux(ImageModel):
+    """FLUX.1: CLIP's pooled output and T5's tokens.
+
+    Its guidance is an input of the network, so it needs no empty prompt, and none of its text encoders is loaded.
+    """
+
+    pipeline = "FluxPipeline"
+    adapters = "flux"
+    half = torch.bfloat16
+
+    def _unused(self) -> tuple[str, ...]:
+        return ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+    def _prepare(self) -> None:
+        """Nothing to do."""
+
+    def _widths(self) -> dict[str, int]:
+        config = self.pipe.transformer.config
+        return {"clip": config.pooled_projection_dim, "t5": config.joint_attention_dim}
+
+    def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
+        assert t5 is not None  # checked by the widths
+        return {"pooled_prompt_embeds": self._cast(clip[:, 0]), "prompt_embeds": self._cast(t5)}
+
+
+IMAGE_MODELS: dict[str, type[ImageModel]] = {"sd": StableDiffusion, "flux": Flux}
+
+
+def load_image_model(settings: ImageSettings) -> ImageModel:
+    """The image model that the settings name.
+
+    Raises:
+        ModelError: see `ImageModel`.
+    """
+    return IMAGE_MODELS[settings.name](settings)
+
+
+def check_available(settings: ImageSettings) -> None:
+    """Check, without loading any weights, that the model is there and of the right kind.
+
+    Raises:
+        ModelError: diffusers is not installed, the model is missing, or is another kind of pipeline.
+    """
+    try:
+        import accelerate  # noqa: F401 - diffusers would load each model twice without it
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ModelError(f"images={settings.name} needs the packages diffusers and accelerate: {INSTALL}") from error
+    model = Path(str(settings.model)).expanduser()
+    if not model.is_dir() and (model.is_absolute() or str(settings.model).startswith((".", "~"))):
+        raise ModelError(f"images.model={settings.model}: no such folder")
+    try:
+        with _quiet():
+            index = DiffusionPipeline.load_config(_location(settings), revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_explained(settings, error)) from error
+    kind, wanted = index.get("_class_name"), IMAGE_MODELS[settings.name]
+    if kind != wanted.pipeline:
+        fitting = [other.adapters for other in IMAGE_MODELS.values() if other.pipeline == kind]
+        which = f"takes the prompts of adapters={fitting[0]}" if fitting else "takes no adapters that there are"
+        raise ModelError(
+            f"images.model={settings.model} is a {kind}, which {which}; images={settings.name}, the pair of "
+            f"adapters={wanted.adapters}, needs a {wanted.pipeline}"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars, and no deprecations that the libraries have among themselves: what matters is an error."""
+    import diffusers
+
+    bars = diffusers.utils.logging.is_progress_bar_enabled()
+    diffusers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            if bars:
+                diffusers.utils.logging.enable_progress_bar()
+
+
+def _location(settings: ImageSettings) -> str:
+    path = Path(str(settings.model)).expanduser()
+    return str(path) if path.is_dir() else str(settings.model)
+
+
+def _explained(settings: ImageSettings, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, ImportError):
+        return f"images.model={settings.model} needs a package that is not installed ({reason}): {INSTALL}"
+    if Path(str(settings.model)).expanduser().is_dir():
+        return f"images.model={settings.model} cannot be read: {reason}"
+    revision = f" --revision {settings.revision}" if settings.revision else ""
+    return (
+        f"images.model={settings.model} is not on this machine and cannot be fetched: run "
+        f"`hf download {settings.model}{revision}` where there is a network, or set images.model to a folder that "
+        f"holds it ({reason})"
+    )

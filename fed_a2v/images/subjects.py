@@ -1,0 +1,109 @@
+"""What pictures are made of: sound files, test clips, samples of the generator, what the bank has of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fed_a2v.config import cache_dir
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.site import load_clips
+from fed_a2v.encoders.text import clean_name
+from fed_a2v.images.gallery import Subject
+from fed_a2v.load import LoadedRun, RunError
+
+
+class Subjects(NamedTuple):
+    """Subjects and their (B, S, Da) audio embeddings."""
+
+    subjects: list[Subject]
+    embeddings: Tensor
+
+
+def from_files(run: LoadedRun, words: Sequence[str]) -> Subjects:
+    """Sound files: FILE, or CLASS=FILE to say what is to be heard.
+
+    Without a word about it, the class is that of the folder that the file is in, if its name is a class's.
+
+    Raises:
+        BadClipError: a file cannot be used.
+        RunError: a word names no class of the run, or two files have the same name.
+    """
+    subjects: list[Subject] = []
+    for word in words:
+        name, path = _split(word)
+        waveform = run.waveform(path)
+        category = run.class_name(name) if name else _class_of_folder(path, run.classes)
+        subjects.append(Subject(path.name, category, waveform, run.encoder.sample_rate))
+    names = [subject.name for subject in subjects]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RunError(f"two sound files are called {min(twice)}; give them different names")
+    heard = [subject.waveform for subject in subjects if subject.waveform is not None]
+    return Subjects(subjects, run.embed(heard, run.encoder.sample_rate))
+
+
+def synthetic(run: LoadedRun, classes: Sequence[str], number: int, seed: int) -> Subjects:
+    """`number` samples of the generator for each class."""
+    subjects = [Subject(f"{name}, synthetic {k + 1}", name) for name in classes for k in range(number)]
+    return Subjects(subjects, torch.cat([run.generator.sample(name, number, seed) for name in classes]))
+
+
+def of_classes(step: ServerStep, classes: Sequence[str]) -> Subjects:
+    """What the bank has of each class: the mean of its recordings, or a sample where it may keep none.
+
+    Classes that no site has recorded are left out.
+    """
+    rows = step.bank.rows()
+    found: dict[str, Tensor] = {}
+    if rows is not None:
+        for label, name in enumerate(rows.names):
+            of_class = rows.labels == label
+            weights = rows.counts[of_class] / rows.counts[of_class].sum()
+            found[name] = (weights[:, None, None] * rows.embeddings[of_class]).sum(dim=0)
+    elif step.generator is not None and step.remembered:
+        random = torch.Generator().manual_seed(0)
+        samples = step.generator.sample_classes(step.conditions_of(step.remembered), 1, random)
+        found = dict(zip(step.remembered, samples[:, 0], strict=True))
+    known = [name for name in classes if name in found]
+    if not known:
+        return Subjects([], torch.empty(0, 1, step.adapters.audio_width))
+    device = step.prompts.clip.device
+    return Subjects([Subject(name, name) for name in known], torch.stack([found[name].to(device) for name in known]))
+
+
+def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
+    """The first `number` test clips of each class in the run's own data, on which no site has trained.
+
+    Raises:
+        DataError: the data cannot be read here.
+    """
+    settings = run.settings
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    test = clips.rows("test")
+    labels = clips.labels[torch.from_numpy(test)]
+    rows = [int(row) for name in classes for row in test[(labels == clips.classes.index(name)).numpy()][:number]]
+    subjects = [Subject(clips.keys[row], clips.classes[int(clips.labels[row])]) for row in rows]
+    return Subjects(subjects, clips.embeddings[torch.tensor(rows, dtype=torch.int64)])
+
+
+def joined(parts: Sequence[Subjects]) -> Subjects:
+    """All subjects, one after the other."""
+    subjects = [subject for part in parts for subject in part.subjects]
+    return Subjects(subjects, torch.cat([part.embeddings.cpu() for part in parts]))
+
+
+def _split(word: str) -> tuple[str, Path]:
+    """CLASS=FILE as (class, file); a file whose own name has a = in it is a file."""
+    name, sign, rest = word.partition("=")
+    if sign and not Path(word).expanduser().is_file():
+        return name, Path(rest).expanduser()
+    return "", Path(word).expanduser()
+
+
+def _class_of_folder(path: Path, classes: Sequence[str]) -> str | None:
+    folder = clean_name(path.absolute().parent.name)
+    return next((name for name in classes if clean_name(name) == folder), None)

@@ -1,0 +1,177 @@
+"""`fed-a2v generate`, from sounds to a page of pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from fed_a2v.cli import main
+from fed_a2v.config import compose_settings
+from fed_a2v.data.synth import RATE, synthesise
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.images import evaluation
+from fed_a2v.images.gallery import read_gallery
+
+from .conftest import FAST
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(evaluation, "RESAMPLES", 50)
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """dog/1.wav, rain.wav, and storm.wav, of which nobody says what it is."""
+    folder = tmp_path_factory.mktemp("sounds")
+    (folder / "dog").mkdir()
+    for path, name in (("dog/1.wav", "dog"), ("rain.wav", "rain"), ("storm.wav", "sea_waves")):
+        soundfile.write(folder / path, synthesise(name, 7, seed=1), RATE)
+    return folder
+
+
+@pytest.fixture
+def generate(image_words, tmp_path):
+    """Draw with a tiny model; returns the gallery and its folder."""
+    count = 0
+
+    def run(kind, *words):
+        nonlocal count
+        count += 1
+        out = tmp_path / f"pictures-{count}"
+        main(["generate", *map(str, words), "--out", str(out), *image_words(kind)])
+        return read_gallery(out), out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    def run(*words):
+        with pytest.raises(SystemExit) as caught:
+            main(["generate", *map(str, words)])
+        assert caught.value.code == 2
+        return capsys.readouterr().err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_sounds_become_pictures_beside_those_of_the_text(generate, trained, sounds, kind, capsys):
+    words = (sounds / "dog/1.wav", f"rain={sounds / 'rain.wav'}", sounds / "storm.wav")
+    gallery, out = generate(kind, trained(kind), *words)
+    assert capsys.readouterr().out.strip() == f"Pictures: {out / 'index.html'}"
+    assert [subject["class"] for subject in gallery["subjects"]] == ["dog", "rain", None]
+    assert [set(subject["pictures"]) for subject in gallery["subjects"]] == [
+        {"sound", "text"},
+        {"sound", "text"},
+        {"sound"},
+    ]
+    assert all((out / subject["audio"]).is_file() for subject in gallery["subjects"])
+    assert (gallery["run"], gallery["round"]) == (kind, 1)
+
+
+def test_the_same_words_give_the_same_pictures(generate, trained, sounds):
+    words = ("sd", trained("sd"), sounds / "rain.wav", "--classes", "dog", "--synthetic", "2")
+    (_, one), (_, two) = generate(*words), generate(*words)
+    pictures = sorted(path.relative_to(one) for path in one.rglob("*.png"))
+    assert len(pictures) == 5, "the rain's class is not known: no picture of its text"
+    assert all((one / path).read_bytes() == (two / path).read_bytes() for path in pictures)
+    _, other = generate(*words, "images.seed=1")
+    assert all((one / path).read_bytes() != (other / path).read_bytes() for path in pictures)
+
+
+def test_samples_test_clips_and_classes_are_drawn(generate, trained):
+    folder = trained("sd")
+    gallery, _ = generate("sd", folder, "--synthetic", "2")
+    assert [subject["name"] for subject in gallery["subjects"]] == [
+        *("dog, synthetic 1", "dog, synthetic 2", "rain, synthetic 1", "rain, synthetic 2"),
+        *("sea_waves, synthetic 1", "sea_waves, synthetic 2"),
+    ]
+    gallery, _ = generate("sd", folder, "--classes", "Rain,sea waves", "--test", "2")
+    assert [subject["class"] for subject in gallery["subjects"]] == ["rain", "rain", "sea_waves", "sea_waves"]
+    gallery, _ = generate("sd", folder, "--classes", "rain")
+    assert [(subject["name"], subject["class"]) for subject in gallery["subjects"]] == [("rain", "rain")]
+
+
+def test_a_checkpoint_is_drawn_and_the_run_gets_the_pictures(trained, image_words, tmp_path):
+    copy = shutil.copytree(trained("sd"), tmp_path / "run")
+    state = copy / "checkpoints/state_round_000001.pt"
+    main(["generate", str(state), "--classes", "dog", *image_words("sd")])
+    (gallery,) = (copy / "pictures").iterdir()
+    assert read_gallery(gallery)["run"] == "run"
+
+
+def test_clip_judges_the_pictures_at_once_or_later(generate, trained, capsys):
+    gallery, out = generate("sd", trained("sd"), "--test", "2", "--evaluate")
+    said = capsys.readouterr().out
+    judged = json.loads((out / "evaluation.json").read_text())
+    assert judged["columns"].keys() == {"sound", "text"}
+    assert judged["columns"]["sound"]["pictures"] == 6
+    assert f"{judged['columns']['text']['clip_score']['value']:.3f} (" in said
+    assert "chooses among 3 class names" in (out / "index.html").read_text()
+
+    (out / "evaluation.json").unlink()
+    main(["generate", str(out), "--evaluate"])
+    assert json.loads((out / "evaluation.json").read_text()) == judged
+    assert said.splitlines()[-2] in capsys.readouterr().out
+
+
+def test_pictures_that_cannot_be_judged_leave_nothing(trained, sounds, image_words, tmp_path, refused):
+    out = tmp_path / "pictures"
+    words = (trained("sd"), sounds / "storm.wav", "--evaluate", "--out", out, *image_words("sd"))
+    assert "say CLASS=FILE" in refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_words_end_in_one_line(refused, trained, sounds, image_words, tmp_path):
+    folder, tiny = trained("sd"), image_words("sd")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
+    for words, message in [
+        ((folder,), "nothing to draw: name sound files, or --classes"),
+        ((tmp_path, "x.wav"), "no run in"),
+        ((folder, sounds / "absent.wav", *tiny), "absent.wav: no such file"),
+        ((folder, tmp_path / "empty.wav", *tiny), "empty.wav holds no samples"),
+        ((folder, "--classes", "dgo", *tiny), "no class 'dgo' in this run; did you mean 'dog'?"),
+        ((folder, f"cat={sounds / 'rain.wav'}", *tiny), "no class 'cat'"),
+        ((folder, sounds / "dog/1.wav", f"rain={sounds / 'dog/1.wav'}", *tiny), "two sound files are called 1.wav"),
+        ((folder, "--synthetic", "1", *tiny, "images.stepz=3"), "images.stepz"),
+        ((folder, "--synthetic", "1", *tiny, "images.steps=0"), "images.steps"),
+        ((folder, "--synthetic", "1", "images.model=/nowhere"), "/nowhere: no such folder"),
+        ((folder, "--synthetic", "1", *image_words("flux")), "takes the prompts of adapters=flux"),
+        ((folder, "--synthetic", "1"), "`hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --revision"),
+    ]:
+        said = refused(*words)
+        assert message in said.replace("\n", " "), said
+        assert "Traceback" not in said
+    assert not (folder / "pictures").exists()
+
+
+def test_adapters_that_no_image_model_takes_are_refused(refused, trained):
+    assert "adapters=compact, whose prompts no image model takes" in refused(trained("compact"), "--synthetic", "1")
+
+
+def test_a_run_without_a_generator_has_nothing_to_sample(refused, trained, image_words):
+    folder = trained("sd", "generator=none")
+    assert "generator=none" in refused(folder, "--synthetic", "1", *image_words("sd"))
+
+
+def test_a_missing_picture_is_an_error_that_names_it(generate, trained, refused):
+    _, out = generate("sd", trained("sd"), "--classes", "dog,rain")
+    (out / "text/0001-rain.png").unlink()
+    assert "text/0001-rain.png of 'rain' is missing" in refused(out, "--evaluate")
+    assert "holds pictures" in refused(out, "--classes", "dog")
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_real_clips_are_embedded_federated_and_drawn(kind, generate, real_data, tmp_path, capsys):
+    """ESC-50 as upstream has it: embed, train across sites, draw test clips, judge."""
+    words = ["dataset=esc50", f"dataset.root={real_data / 'esc50'}", "dataset.classes=[dog,rain,crying_baby]"]
+    fast = [word for word in FAST if not word.startswith("dataset.cl")]
+    run_in_process(compose_settings([*fast, f"adapters={kind}", *words]), tmp_path / "run")
+    gallery, out = generate(kind, tmp_path / "run", "--test", "2", "--evaluate")
+    assert len(gallery["subjects"]) == 6
+    assert len(list(out.rglob("*.png"))) == 12
+    assert json.loads((out / "evaluation.json").read_text())["columns"]["sound"]["pictures"] == 6

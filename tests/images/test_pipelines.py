@@ -1,0 +1,164 @@
+"""The image models: real pipelines of tiny size, loaded from folders as a user's are."""
+
+import builtins
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.core.adapters import Prompts
+from fed_a2v.encoders.pretrained import ModelError
+from fed_a2v.images.pipelines import check_available, load_image_model
+
+
+def prompts(kind, count=3):
+    random = torch.Generator().manual_seed(0)
+    if kind == "sd":
+        return Prompts(torch.randn(count, 77, 768, generator=random), None)
+    return Prompts(torch.randn(count, 1, 768, generator=random), torch.randn(count, 17, 4096, generator=random))
+
+
+def pixels(pictures):
+    return np.stack([np.array(picture) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def model(image_settings):
+    loaded = {}
+
+    def load(kind, *overrides):
+        if (kind, *overrides) not in loaded:
+            loaded[kind, *overrides] = load_image_model(image_settings(kind, *overrides))
+        return loaded[kind, *overrides]
+
+    return load
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+class TestBoth:
+    def test_it_draws_a_picture_for_each_prompt(self, model, kind):
+        drawn = model(kind).draw(prompts(kind), [1, 2, 3])
+        assert [picture.size for picture in drawn] == [(16, 16)] * 3
+        assert len({picture.tobytes() for picture in drawn}) == 3
+
+    def test_the_same_seed_gives_the_same_picture_however_they_are_batched(self, model, kind):
+        one_by_one = model(kind, "images.batch_size=1").draw(prompts(kind), [1, 2, 3])
+        together = model(kind, "images.batch_size=3").draw(prompts(kind), [1, 2, 3])
+        # Products of other sizes may round otherwise, by a shade at most.
+        difference = np.abs(pixels(one_by_one).astype(int) - pixels(together).astype(int))
+        assert difference.max() <= 1
+        again = model(kind, "images.batch_size=3").draw(prompts(kind), [1, 2, 3])
+        assert np.array_equal(pixels(together), pixels(again))
+
+    def test_prompt_and_seed_both_matter(self, model, kind):
+        first, second = prompts(kind).take(torch.tensor([0])), prompts(kind).take(torch.tensor([1]))
+        picture = pixels(model(kind).draw(first, [1]))
+        assert not np.array_equal(picture, pixels(model(kind).draw(second, [1])))
+        assert not np.array_equal(picture, pixels(model(kind).draw(first, [2])))
+
+    def test_a_prompt_of_another_width_is_refused(self, model, kind):
+        given = prompts(kind)
+        narrow = Prompts(given.clip[..., :512], given.t5)
+        with pytest.raises(ModelError, match=r"takes clip prompts of width 768, the adapters give 512"):
+            model(kind).draw(narrow, [1, 2, 3])
+
+    def test_the_other_kind_of_pipeline_is_refused_before_weights_are_loaded(self, models, image_settings, kind):
+        other = {"sd": "flux", "flux": "sd"}[kind]
+        settings = image_settings(kind, f"images.model={models[other]}")
+        with pytest.raises(ModelError, match=rf"Pipeline, which takes the prompts of adapters={other}; images={kind}"):
+            check_available(settings)
+
+    def test_a_missing_model_is_refused_with_the_command_that_fetches_it(self, image_settings, kind, monkeypatch):
+        with pytest.raises(ModelError, match=r"run `hf download some/model --revision abc` where there is a network"):
+            load_image_model(image_settings(kind, "images.model=some/model", "images.revision=abc"))
+        with pytest.raises(ModelError, match="no such folder"):
+            load_image_model(image_settings(kind, "images.model=/nowhere/at/all"))
+
+    def test_without_the_package_the_error_says_what_to_install(self, image_settings, kind, monkeypatch):
+        real = builtins.__import__
+
+        def without(name, *rest):
+            if name == "diffusers":
+                raise ImportError(name)
+            return real(name, *rest)
+
+        monkeypatch.setattr(builtins, "__import__", without)
+        with pytest.raises(ModelError, match=r"pip install 'fed-a2v\[hf\]'"):
+            load_image_model(image_settings(kind))
+
+    def test_it_loads_no_text_encoder_that_it_does_not_need(self, model, kind):
+        pipe = model(kind).pipe
+        assert pipe.text_encoder is None
+        assert getattr(pipe, "text_encoder_2", None) is None
+
+    def test_a_damaged_file_is_refused(self, models, image_settings, kind, tmp_path):
+        copy = shutil.copytree(models[kind], tmp_path / "broken")
+        part = {"sd": "unet", "flux": "transformer"}[kind]
+        (copy / part / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+        with pytest.raises(ModelError, match="cannot be read"):
+            load_image_model(image_settings(kind, f"images.model={copy}"))
+
+
+def test_pickled_weights_are_refused(models, image_settings, tmp_path):
+    copy = shutil.copytree(models["sd"], tmp_path / "pickled")
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    torch.save({}, file.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="safetensors"):
+        load_image_model(image_settings("sd", f"images.model={copy}"))
+
+
+def test_guidance_takes_the_empty_prompt_into_account(model):
+    strong = pixels(model("sd", "images.guidance=7.5").draw(prompts("sd"), [1, 2, 3]))
+    without = pixels(model("sd", "images.guidance=1").draw(prompts("sd"), [1, 2, 3]))
+    assert not np.array_equal(strong, without)
+
+
+def test_guidance_needs_the_text_encoder(models, image_settings, tmp_path):
+    copy = shutil.copytree(models["sd"], tmp_path / "without")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
+    with pytest.raises(ModelError, match=r"cannot be read: .*text_encoder"):
+        load_image_model(image_settings("sd", f"images.model={copy}", "images.guidance=3"))
+    load_image_model(image_settings("sd", f"images.model={copy}", "images.guidance=1"))
+
+
+def test_half_precision_draws_about_the_same(model):
+    full = pixels(model("flux").draw(prompts("flux"), [1, 2, 3])).astype(int)
+    half = pixels(model("flux", "images.precision=bfloat16").draw(prompts("flux"), [1, 2, 3])).astype(int)
+    assert model("flux", "images.precision=bfloat16").pipe.transformer.dtype == torch.bfloat16
+    assert np.abs(full - half).mean() < 8
+
+
+def test_a_device_that_is_not_there_is_refused(image_settings):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ModelError, match="device=cuda"):
+        load_image_model(image_settings("sd", "images.device=cuda"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["images=sd"],
+            r"images=sd takes the prompts of adapters=sd; those of adapters=compact go with no image model",
+        ),
+        (["images=sd", "adapters=flux"], r"those of adapters=flux go with images=flux"),
+        (["images=flux", "adapters=sd"], r"those of adapters=sd go with images=sd"),
+        (["generate_global_images_frequency=2"], r"generate_global_images_frequency=2 needs an image model: images=sd"),
+        (
+            ["generate_nodes_images_frequency=1", "adapters=sd"],
+            r"generate_nodes_images_frequency=1 needs an image model",
+        ),
+        (["images=sd", "adapters=sd", "images.model=null"], r"images=sd needs images\.model"),
+        (["images=sd", "adapters=sd", "images.size=500"], r"images\.size = 500"),
+        (["generate_global_images_frequency=-1"], r"generate_global_images_frequency = -1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(words)
