@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/per_class.py
 	$(BIN)/python benchmarks/t5_vae.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/flux.py
 	$(BIN)/python benchmarks/unseen.py
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/generators.py --standard

@@ -181,6 +181,10 @@ class Adapters(nn.Module):
         """The trained weights, in the fixed order in which they travel."""
         return [parameter.detach() for parameter in self.parameters()]
 
+    def clip_weights(self) -> list[Tensor]:
+        """The weights of the CLIP side, which are the first of `weights()`."""
+        return [parameter.detach() for parameter in self.clip.parameters()]
+
     def load_weights(self, weights: Sequence[Tensor]) -> None:
         """Take over `weights`, given in the order of `weights()`."""
         with torch.no_grad():

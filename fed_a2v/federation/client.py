@@ -58,7 +58,11 @@ class A2VClient(NumPyClient):
         return _in_time(config, task, lambda: self._fit(parameters, config))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """Score each of the models in `parameters` on the site's test clips; raises as `fit` does."""
+        """Score the models in `parameters` on the site's test clips; raises as `fit` does.
+
+        They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
+        the accuracy that the step has gained is CLIP's, and T5 is most of the bytes.
+        """
         return _in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
 
     def _fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
@@ -74,19 +78,18 @@ class A2VClient(NumPyClient):
     def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(config)
         names = json.loads(str(config["models"]))
-        size = (len(parameters) - 2) // len(names)
-        standardisation = parameters[-2:]
+        size = len(site.new_adapters().weights()) + 2
+        earlier, last = parameters[:-size], parameters[-size:]
+        # Of the adapters before the server step the CLIP side has come; the rest are the last model's.
+        models = {names[0]: earlier + last[len(earlier) :], names[-1]: last}
+        calibration, confusion = float(config.get("calibration", 0.0)), bool(config.get("confusion", False))
         scores = {
-            name: site.evaluate(
-                _load(site, parameters[k * size : (k + 1) * size] + standardisation),
-                float(config.get("calibration", 0.0)),
-                bool(config.get("confusion", False)) and name == names[-1],
-            )
-            for k, name in enumerate(names)
+            name: site.evaluate(_load(site, arrays), calibration, confusion and name == names[-1])
+            for name, arrays in models.items()
         }
         metrics = encode_scores(site.name, int(config["round"]), scores)
-        last = scores[names[-1]]
-        return float(last.loss), int(last.clips), metrics
+        final = scores[names[-1]]
+        return float(final.loss), int(final.clips), metrics
 
     def _site(self, config: Config) -> Site:
         settings = _settings(str(config["settings"]))

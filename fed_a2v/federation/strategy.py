@@ -178,7 +178,7 @@ class FedA2V(Strategy):
         weights = aggregation.result()
         if weights is not None:
             step.adapters.load_weights(weights)
-        self._before = encode_weights(step.adapters.weights(), self.settings.share.dtype)
+        self._before = self._clip_side()
         row |= _mean_losses(replies)
         self.listener.phase(round_number, "server")
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
@@ -481,7 +481,7 @@ class FedA2V(Strategy):
     def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
         """The messages that ask the sites of a round to train the global adapters."""
         arrays = self._weights()
-        self._before = arrays[:-2]
+        self._before = self._clip_side()
         parameters = ndarrays_to_parameters(arrays)
         bank = self._step().bank
 
@@ -509,6 +509,10 @@ class FedA2V(Strategy):
         adapters = self._step().adapters
         weights = encode_weights(adapters.weights(), self.settings.share.dtype)
         return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
+
+    def _clip_side(self) -> NDArrays:
+        """The weights that an evaluation before the server step needs."""
+        return encode_weights(self._step().adapters.clip_weights(), self.settings.share.dtype)
 
     # Replies
 

@@ -85,6 +85,28 @@ def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation
     assert loss == pytest.approx(scores["after"].loss)
 
 
+def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
+    federation = Federation("adapters=flux", "adapters.t5_width=64").start()
+    asked = federation.strategy._message("evaluate", 1, SITES[1], 1) | {"models": json.dumps(["before", "after"])}
+    weights = federation.strategy._weights()
+    others = [np.roll(array, 1, axis=0) for array in weights[:-2]]
+    clip_side = others[: len(federation.strategy._clip_side())]
+    assert len(clip_side) < len(others)
+
+    def scores(arrays):
+        _, clips, metrics = A2VClient({}).evaluate(arrays, asked)
+        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
+
+    whole, part, same = scores(others + weights), scores(clip_side + weights), scores(weights[:-2] + weights)
+    for name, score in part["before"].classes.items():
+        assert (score.right_at_1, score.cosine) == (
+            whole["before"].classes[name].right_at_1,
+            whole["before"].classes[name].cosine,
+        )
+    assert part["before"].cosine != same["before"].cosine
+    assert part["after"] == whole["after"] == same["after"]
+
+
 def test_one_node_may_act_for_several_sites(federation, message):
     node = A2VClient({})
     manifests = [json.loads(node.fit([], message("introduce", number))[2]["manifest"]) for number in (0, 3)]
