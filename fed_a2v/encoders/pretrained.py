@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,12 @@ class Pretrained:
 
     def identity(self) -> str:
         """Changes whenever the model does, and holds no path: the repository's commit, or a hash of the files."""
-        if self.folder is None:
-            config = self.read("AutoConfig")
-            return f"{self.model}@{config._commit_hash or self.revision} {self.subfolder}".strip()
-        return _content(self.folder)
+        if self.folder is not None:
+            return _content(self.folder)
+        commit = self.revision
+        if commit is None or not re.fullmatch("[0-9a-f]{40}", commit):  # a branch or a tag: to what it points now
+            commit = self.read("AutoConfig")._commit_hash or commit
+        return f"{self.model}@{commit} {self.subfolder}".strip()
 
     def stamp(self) -> tuple[object, ...]:
         """As `identity`, for use on this machine alone: weights of several GB are not read for it."""

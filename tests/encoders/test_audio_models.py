@@ -8,10 +8,11 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.data.audio import fit_clip
+from fed_a2v.data.audio import fit_clip, read_clip
 from fed_a2v.data.embed import embed_clips
 from fed_a2v.data.synth import synthesise
 from fed_a2v.encoders.audio import load_encoder
@@ -107,6 +108,17 @@ def test_clips_are_read_at_the_rate_of_the_encoder(make_encoder, tmp_path):
     embeddings, _ = embed_clips(Source(), Index(), encoder, 0.5, False, tmp_path)
     assert asked == [(48_000, 0.5)]
     assert embeddings.shape == (1, 1, 32)
+
+
+def test_a_stereo_file_is_heard_as_the_mean_of_its_channels(make_encoder, tmp_path):
+    time = np.arange(44_100) / 44_100
+    left, right = np.sin(2 * np.pi * 440 * time) / 4, np.sin(2 * np.pi * 2000 * time) / 4
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 44_100, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", (left + right) / 2, 44_100, subtype="FLOAT")
+    for name in MAKERS:
+        encoder = make_encoder(name)
+        stereo, mono = (read_clip(tmp_path / f"{kind}.wav", encoder.sample_rate, 2.0) for kind in ("stereo", "mono"))
+        assert np.allclose(encoder.encode(stereo[None]), encoder.encode(mono[None]), atol=1e-4)
 
 
 def test_cls_is_what_the_library_gives(make_encoder, model_folder):

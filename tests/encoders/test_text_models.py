@@ -117,6 +117,19 @@ def test_targets_are_computed_once(flux, monkeypatch, caplog):
     assert again.fingerprint == first.fingerprint
 
 
+def test_cached_targets_need_no_model(flux, monkeypatch):
+    """A pinned commit is known without a look at the files."""
+    pinned = ("targets.clip.model=some/clip", f"targets.clip.revision={'a' * 40}")
+    words = (*pinned, "adapters=compact", "targets.t5.model=some/t5")
+    monkeypatch.setattr(text_models.TextModel, "embed", lambda self, texts, tokens: np.ones((len(texts), 1, 8)))
+    monkeypatch.setattr(text_models.TextModel, "too_long", lambda *_: [])
+    first = targets_for(flux(*words), NAMES)
+    monkeypatch.undo()
+    assert targets_for(flux(*words), NAMES).fingerprint == first.fingerprint
+    with pytest.raises(ModelError, match="hf download some/clip"):
+        targets_for(flux(*words), ["another"])
+
+
 def test_another_model_template_or_length_is_not_taken_from_the_cache(flux, model_folder):
     prints = [
         targets_for(flux(*words), NAMES).fingerprint
