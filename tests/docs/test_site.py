@@ -1,6 +1,7 @@
 """The documentation builds without a warning, its links lead somewhere, and it needs no network."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -70,11 +71,66 @@ def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site, pages):
     assert not broken
 
 
-def test_nothing_is_loaded_from_elsewhere(site, pages):
-    loaded = [link for page in pages.values() for link in page.loads if urlsplit(link).netloc]
-    assert not loaded
+def test_what_a_page_loads_is_there_and_nothing_comes_from_elsewhere(site, pages):
+    for path, page in pages.items():
+        for link in page.loads:
+            parts = urlsplit(link)
+            assert not parts.netloc, f"{path.name}: {link}"
+            assert parts.scheme == "data" or (path.parent / unquote(parts.path)).is_file(), f"{path.name}: {link}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?https?:|@import", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_every_page_opens_from_the_disk_without_an_error_or_a_request(browser, pages, width):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark")
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
+    for path in pages:
+        page.goto(path.as_uri())
+        page.wait_for_selector("article h1")
+        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert fits, f"{path.name} is wider than the screen"
+    assert not wrong
+    context.close()
+
+
+@pytest.mark.browser
+def test_the_search_works_from_the_disk(browser, site):
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.fill("input.md-search__input", "contrastive")
+    page.wait_for_selector(".md-search-result__item")
+    assert "All settings" in page.inner_text(".md-search-result__list")
+
+
+@pytest.mark.browser
+def test_equations_are_pictures_in_the_colour_of_the_text(browser, site):
+    page = browser.new_context(color_scheme="dark").new_page()
+    page.goto((site / "method.html").as_uri())
+    drawn = page.locator(".equation svg")
+    assert drawn.count() >= 8
+    sizes = [drawn.nth(number).bounding_box() for number in range(drawn.count())]
+    assert all(15 < size["height"] < 120 and size["width"] > 50 for size in sizes)
+    colour = "element => getComputedStyle(element).fill"
+    text = page.locator("article p").first.evaluate("element => getComputedStyle(element).color")
+    assert drawn.first.evaluate(colour) == text
 
 
 def test_the_settings_are_on_their_page(site):
