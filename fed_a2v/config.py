@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from fed_a2v.settings import Settings
 
@@ -66,7 +67,9 @@ def settings_from(config: DictConfig) -> Settings:
         ConfigError: names the key, the value and what is allowed.
     """
     try:
-        return Settings.model_validate(OmegaConf.to_container(config, resolve=True))
+        tree = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(tree, dict)
+        return Settings.model_validate(tree | {"dataset": _complete_dataset(tree.get("dataset"))})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
@@ -93,6 +96,46 @@ def known_keys(tree: Any, prefix: str = "") -> Iterator[str]:
         for name, value in tree.items():
             yield f"{prefix}{name}"
             yield from known_keys(value, f"{prefix}{name}.")
+
+
+# Of a mix, what each of its data sets takes over where it says nothing itself.
+_SHARED_BY_SETS = ("split_seed", "max_clips_per_class", "skip_bad")
+
+
+def _complete_dataset(dataset: Any) -> Any:
+    """Read a file of aliases, and give each data set of a mix the defaults of its own file in `conf/dataset/`."""
+    if not isinstance(dataset, dict):
+        return dataset
+    dataset = dict(dataset)
+    if isinstance(dataset.get("aliases"), str):
+        dataset["aliases"] = _read_aliases(Path(dataset["aliases"]).expanduser())
+    sets = dataset.get("sets")
+    if isinstance(sets, list):
+        shared = {key: dataset[key] for key in _SHARED_BY_SETS if dataset.get(key) is not None}
+        dataset["sets"] = [_complete_set(part, shared) for part in sets]
+    return dataset
+
+
+def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
+    if not isinstance(part, dict):
+        return part
+    file = conf_dir() / "dataset" / f"{part.get('name')}.yaml"
+    if not file.is_file():
+        choices = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "mixed")
+        raise ConfigError(f"dataset.sets: {part} needs a name, one of {', '.join(choices)}")
+    defaults = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(defaults, dict)
+    return defaults | shared | part
+
+
+def _read_aliases(path: Path) -> dict[str, str]:
+    try:
+        table = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"dataset.aliases: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"dataset.aliases: {path} needs lines of the form `name in a data set: common name`")
+    return {str(name): str(common) for name, common in table.items()}
 
 
 def _explain(error: Exception, words: Sequence[str]) -> str:

@@ -27,26 +27,48 @@ class Section(BaseModel):
 class DatasetSettings(Section):
     """Where the clips come from and how the official folds are used."""
 
-    name: Literal["synth", "esc50", "embeddings"] = Field(description="the data set")
-    root: str | None = Field(description="folder of the data set (esc50)")
+    name: Literal["synth", "esc50", "vegas", "vggsound", "folder", "embeddings", "mixed"] = Field(
+        description="the data set"
+    )
+    sets: list[DatasetSettings] = Field(
+        description="mixed: the data sets, each with a name, a root or path, and what differs from its own defaults"
+    )
+    aliases: dict[str, str] | None = Field(
+        description="further names of classes, {name in a data set: common name}, or a YAML file of them"
+    )
+    root: str | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder)")
     path: str | None = Field(description="file of precomputed embeddings (embeddings)")
     classes: list[str] | None = Field(description="keep these classes only; null keeps all")
     unseen: Annotated[int, Field(ge=0)] | list[str] = Field(
         description="classes that no site trains on, by name, or how many of them to draw"
     )
     unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
-    train_folds: list[int] = Field(description="official folds that the sites train on")
-    validation_folds: list[int] = Field(description="official folds kept for validation; may be empty")
-    test_folds: list[int] = Field(description="official folds that accuracy is measured on")
+    train_folds: list[int] = Field(description="folds that the sites train on")
+    validation_folds: list[int] = Field(description="folds kept for validation; may be empty")
+    test_folds: list[int] = Field(description="folds that accuracy is measured on")
+    split_seed: Annotated[int, Field(ge=0)] = Field(
+        description="of the folds of data sets that have no official ones, and of the clips that max_clips_per_class keeps"
+    )
     clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
-    clips_per_class: Count = Field(description="clips per class (synth)")
+    clips_per_class: Count = Field(description="clips per class to make (synth)")
+    max_clips_per_class: Count | None = Field(
+        description="clips per class to use at most, drawn evenly from all folds; null: all"
+    )
     skip_bad: bool = Field(description="skip and count unreadable clips instead of stopping")
     square_root: Literal["auto", "always", "never"] = Field(
         description="take the square root of the embeddings; auto: where none is negative"
     )
 
+    @property
+    def place(self) -> str | None:
+        """Where the data are: the root or the path; None where the data set has, or has been told, none."""
+        return {"synth": None, "mixed": None, "embeddings": self.path}.get(self.name, self.root)
+
     @model_validator(mode="after")
     def _check(self) -> DatasetSettings:
+        if self.name == "mixed":
+            self._check_sets()
+            return self
         folds = {"train": self.train_folds, "validation": self.validation_folds, "test": self.test_folds}
         for name in ("train", "test"):
             if not folds[name]:
@@ -62,16 +84,58 @@ class DatasetSettings(Section):
                 seen[fold] = name
         return self
 
+    def _check_sets(self) -> None:
+        if not self.sets:
+            raise ValueError("dataset=mixed needs dataset.sets=[{name: esc50, root: FOLDER}, ...]")
+        places = set()
+        for position, part in enumerate(self.sets):
+            if part.name == "mixed":
+                raise ValueError(f"dataset.sets.{position} is a mix itself; list its data sets in dataset.sets")
+            if part.unseen:
+                raise ValueError(f"dataset.sets.{position}.unseen: name classes without training in dataset.unseen")
+            if (part.name, part.place) in places:
+                raise ValueError(
+                    f"dataset.sets names {part.name} {part.place or ''} twice: its clips would be in both; keep one"
+                )
+            places.add((part.name, part.place))
+
+    def check_place(self, key: str = "dataset") -> None:
+        """Check that the data set, or each of a mix, is told where its data are.
+
+        Raises:
+            ValueError: names what is missing.
+        """
+        for position, part in enumerate(self.sets if self.name == "mixed" else ()):
+            part.check_place(f"dataset.sets.{position}")
+        missing = self.place is None and self.name not in ("synth", "mixed")
+        if missing and self.name == "embeddings":
+            raise ValueError(f"{key}=embeddings needs {key}.path=FILE.npz")
+        if missing:
+            content = {"esc50": "audio/ and meta/", "vegas": "dog/, drum/, ...", "vggsound": "vggsound.csv"}
+            holds = content.get(self.name, "a subfolder for each class")
+            raise ValueError(f"{key}={self.name} needs {key}.root=FOLDER, the folder that holds {holds}")
+
 
 class PartitionSettings(Section):
     """How the clips are divided among the sites."""
 
-    kind: Literal["classes", "dirichlet", "iid", "own"] = Field(
-        description="by class, by Dirichlet draws, at random, or each node its own folder"
+    kind: Literal["classes", "dirichlet", "pathological", "shards", "iid", "own"] = Field(
+        description="by class, by Dirichlet draws, by drawn classes, by shards, at random, or each node its own folder"
     )
     sites: Count = Field(description="number of sites")
-    classes_per_site: Count | None = Field(description="classes: null spreads all classes evenly")
+    classes_per_site: Count | None = Field(
+        description="classes, pathological: how many; null spreads all classes evenly (classes)"
+    )
     alpha: Positive = Field(description="dirichlet: concentration; small means skewed")
+    shards_per_site: Count = Field(description="shards: blocks of the clips sorted by class that a site gets")
+    min_clips: Count = Field(description="training clips that every site must have")
+    by_set: bool = Field(description="dataset=mixed: every data set has sites of its own, instead of a mixture")
+
+    @model_validator(mode="after")
+    def _check(self) -> PartitionSettings:
+        if self.kind == "pathological" and self.classes_per_site is None:
+            raise ValueError("partition=pathological needs partition.classes_per_site, how many classes a site draws")
+        return self
 
 
 class EncoderSettings(Section):
@@ -436,10 +500,7 @@ class Settings(Section):
         # Where every node brings its own data, the server needs no more than the names of the classes.
         if self.partition.kind == "own" and self.dataset.classes is not None:
             return self
-        if self.dataset.name == "esc50" and not self.dataset.root:
-            raise ValueError("dataset=esc50 needs dataset.root=FOLDER, the folder that holds audio/ and meta/")
-        if self.dataset.name == "embeddings" and not self.dataset.path:
-            raise ValueError("dataset=embeddings needs dataset.path=FILE.npz")
+        self.dataset.check_place()
         return self
 
     def _check_images(self) -> None:

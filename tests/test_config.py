@@ -18,6 +18,10 @@ from fed_a2v.settings import Settings
 NEEDS = {
     "dataset=esc50": ["dataset.root=/data/ESC-50"],
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
+    "dataset=vegas": ["dataset.root=/data/VEGAS"],
+    "dataset=vggsound": ["dataset.root=/data/VGGSound"],
+    "dataset=folder": ["dataset.root=/data/recordings"],
+    "dataset=mixed": ["dataset.sets=[{name: synth}]"],
     "targets=file": ["targets.path=/data/targets.npz"],
     "encoder=custom": ["encoder._target_=my.Encoder"],
     "images=sd": ["adapters=sd"],
@@ -145,7 +149,7 @@ def test_an_unknown_key_or_option_is_refused_and_the_nearest_is_named(override, 
 
 
 def test_a_wrong_option_lists_all_that_there_are():
-    with pytest.raises(ConfigError, match="embeddings, esc50, synth"):
+    with pytest.raises(ConfigError, match="embeddings, esc50, folder, mixed, synth, vegas, vggsound"):
         compose_settings("dataset=radio")
 
 

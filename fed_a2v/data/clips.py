@@ -6,8 +6,12 @@ The index is made without decoding any sound. Labels are positions in `classes`;
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -15,9 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.core.seeding import numpy_generator
+from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.errors import DataError
+from fed_a2v.data.folds import FOLDS, drawn
 from fed_a2v.encoders.text import clean_name
 from fed_a2v.settings import DatasetSettings
+
+logger = logging.getLogger("fed_a2v")
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -25,19 +33,46 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
+# Data sets whose clips are dealt to folds, for want of official ones.
+FOLDS_DEALT = ("vegas", "vggsound", "folder")
+# A source that begins so is the same in every data set; any other is known within its own only.
+WORLDWIDE = ("youtube:", "freesound:")
+
+
 class Record(NamedTuple):
-    """A clip as its data set lists it: a unique key, a class name, an official fold."""
+    """A clip as its data set lists it.
+
+    Attributes:
+        key: unique in the data set.
+        category: the class's name there.
+        fold: from 1; official, or drawn where the data set has none.
+        source: the video or recording that it was cut from, "youtube:ID" or "freesound:ID" where it has such a
+            number; "" where nothing is known.
+    """
 
     key: str
     category: str
     fold: int
+    source: str = ""
 
 
 class ClipSource(Protocol):
     """A data set of sounds."""
 
+    def watched(self) -> list[Path]:
+        """The files and folders that change when `records` would."""
+        ...
+
     def records(self) -> list[Record]:
-        """All clips, in the data set's order, without decoding any."""
+        """All clips, in the data set's order, without decoding any.
+
+        Raises:
+            DataError: the data set cannot be read.
+        """
+        ...
+
+    def stamp(self, key: str) -> str | None:
+        """Changes whenever `content` does, and is quicker to look up; None where there is no such thing."""
         ...
 
     def content(self, key: str) -> str:
@@ -67,6 +102,7 @@ class ClipIndex:
         labels: (N,) int64, positions in `classes`.
         splits: N of "train", "validation", "test".
         classes: the class names.
+        sets: (N,) int64, which data set of a mix each clip is from.
     """
 
     records: tuple[Record, ...]
@@ -74,6 +110,22 @@ class ClipIndex:
     labels: IntArray
     splits: tuple[Split, ...]
     classes: tuple[str, ...]
+    sets: IntArray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def take(self, positions: Iterable[int]) -> ClipIndex:
+        """The index of the clips at these positions."""
+        chosen = np.fromiter(positions, dtype=np.int64)
+        return ClipIndex(
+            records=tuple(self.records[position] for position in chosen),
+            rows=self.rows[chosen],
+            labels=self.labels[chosen],
+            splits=tuple(self.splits[position] for position in chosen),
+            classes=self.classes,
+            sets=self.sets[chosen],
+        )
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed as an object: tensors have no truth value
@@ -89,6 +141,7 @@ class EmbeddedClips:
         square_root: whether the embeddings are the square roots of what the encoder gave.
         skipped: clips left out because they could not be read.
         unseen: the classes that no site trains on; they have test clips only.
+        sets: (N,) int64, which data set of a mix each clip is from; None: there is one.
     """
 
     embeddings: Tensor
@@ -99,21 +152,37 @@ class EmbeddedClips:
     square_root: bool = False
     skipped: int = 0
     unseen: tuple[str, ...] = ()
+    sets: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def rows(self, split: Split) -> IntArray:
         """Positions of the clips of one split."""
-        return np.flatnonzero(np.array(self.splits) == split).astype(np.int64)
+        return self._rows[split]
+
+    @cached_property
+    def _rows(self) -> dict[Split, IntArray]:
+        splits = np.array(self.splits)
+        return {split: np.flatnonzero(splits == split).astype(np.int64) for split in SPLITS}
 
 
 def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Sequence[str]) -> ClipIndex:
-    """Select the clips of `classes` and of the named folds; of `dataset.unseen` classes those for the test only.
+    """Select the clips of one data set: those of `classes` and of the named folds, `max_clips_per_class` at most.
+
+    Of `dataset.unseen` classes those for the test only. Clips for training that come from the same recording as a
+    clip for the test are left out.
 
     Raises:
         DataError: two clips have the same key, or no clip is left for training.
     """
+    index = without_leaks(select_clips(records, dataset, classes))
+    check_trainable(index, records, dataset)
+    return index
+
+
+def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: Sequence[str]) -> ClipIndex:
+    """`build_index` without its last two steps, which look at all data sets of a mix together."""
     seen: set[str] = set()
     for record in records:
         if record.key in seen:
@@ -124,26 +193,102 @@ def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Se
         **dict.fromkeys(dataset.validation_folds, SPLITS[1]),
         **dict.fromkeys(dataset.test_folds, SPLITS[2]),
     }
-    label_of = {clean_name(name): label for label, name in enumerate(classes)}
-    unseen = {clean_name(name) for name in unseen_classes(dataset, classes)}
+    label_of = ClassNames(dataset.aliases).labels({record.category for record in records}, classes)
+    unseen = unseen_classes(dataset, classes)
+    tested_only = {name for name, label in label_of.items() if classes[label] in unseen}
     rows = [
         row
         for row, record in enumerate(records)
         if record.fold in split_of
-        and clean_name(record.category) in label_of
-        and (split_of[record.fold] == "test" or clean_name(record.category) not in unseen)
+        and record.category in label_of
+        and (split_of[record.fold] == "test" or record.category not in tested_only)
     ]
-    if not any(split_of[records[row].fold] == "train" for row in rows):
+    if dataset.max_clips_per_class is not None:
+        rows = _limited(rows, records, label_of, dataset.max_clips_per_class, dataset.split_seed)
+    return ClipIndex(
+        records=tuple(records[row] for row in rows),
+        rows=np.array(rows, dtype=np.int64),
+        labels=np.array([label_of[records[row].category] for row in rows], dtype=np.int64),
+        splits=tuple(split_of[records[row].fold] for row in rows),
+        classes=tuple(classes),
+        sets=np.zeros(len(rows), dtype=np.int64),
+    )
+
+
+def _limited(
+    rows: Sequence[int], records: Sequence[Record], label_of: dict[str, int], limit: int, seed: int
+) -> list[int]:
+    """At most `limit` clips a class, drawn; of every fold as many as of the others while it has them."""
+    folds: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in rows:
+        folds[label_of[records[row].category], records[row].fold].append(row)
+    places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for (label, fold), members in folds.items():
+        members.sort(key=lambda row: (drawn(seed, records[row].key), records[row].key))
+        places[label].extend((place, fold, row) for place, row in enumerate(members))
+    return sorted(row for members in places.values() for _, _, row in sorted(members)[:limit])
+
+
+def without_leaks(index: ClipIndex) -> ClipIndex:
+    """The index without the training clips of recordings that the test or the validation has clips of.
+
+    Nor does the validation keep clips of recordings that the test has.
+    """
+    kept_for: dict[str, int] = {}
+    order = {split: place for place, split in enumerate(SPLITS)}
+    for record, split in zip(index.records, index.splits, strict=True):
+        if record.source:
+            kept_for[record.source] = max(order[split], kept_for.get(record.source, 0))
+    kept = [
+        position
+        for position, (record, split) in enumerate(zip(index.records, index.splits, strict=True))
+        if not record.source or order[split] == kept_for[record.source]
+    ]
+    if len(kept) == len(index):
+        return index
+    left_out = sorted(set(range(len(index))) - set(kept))
+    logger.warning(
+        "Left out %d clips for training or validation, which come from the same recordings as clips for the test: %s",
+        len(left_out),
+        ", ".join([index.records[position].key for position in left_out[:5]] + ["..."] * (len(left_out) > 5)),
+    )
+    return index.take(kept)
+
+
+def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:
+    """Check that there is a clip for training.
+
+    Raises:
+        DataError: names the folds asked for and those of the data.
+    """
+    if "train" not in index.splits:
         folds = sorted({record.fold for record in records})
         raise DataError(
             f"no clip for training: dataset.train_folds is {dataset.train_folds}, the data has the folds {folds}"
         )
-    return ClipIndex(
-        records=tuple(records[row] for row in rows),
-        rows=np.array(rows, dtype=np.int64),
-        labels=np.array([label_of[clean_name(records[row].category)] for row in rows], dtype=np.int64),
-        splits=tuple(split_of[records[row].fold] for row in rows),
-        classes=tuple(classes),
+
+
+def merged(indexes: Sequence[ClipIndex], names: Sequence[str]) -> ClipIndex:
+    """One index of the clips of several data sets.
+
+    Args:
+        indexes: of the data sets, all for the same classes.
+        names: of the data sets; with their position they keep keys and sources of different sets apart.
+    """
+    records: list[Record] = []
+    for position, (index, name) in enumerate(zip(indexes, names, strict=True)):
+        for record in index.records:
+            source = record.source
+            if source and not source.startswith(WORLDWIDE):
+                source = f"{position}-{name}/{source}"
+            records.append(record._replace(key=f"{position}-{name}/{record.key}", source=source))
+    return replace(
+        indexes[0],
+        records=tuple(records),
+        rows=np.concatenate([index.rows for index in indexes]),
+        labels=np.concatenate([index.labels for index in indexes]),
+        splits=tuple(split for index in indexes for split in index.splits),
+        sets=np.concatenate([np.full(len(index), position) for position, index in enumerate(indexes)]),
     )
 
 
@@ -177,6 +322,8 @@ def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:
         DataError: names what is missing, and the nearest there is.
     """
     folds = sorted({record.fold for record in records})
+    if dataset.name in FOLDS_DEALT:  # so few clips that a fold got none are no mistake in the settings
+        folds = list(range(1, FOLDS + 1))
     for split, wanted in (
         ("train", dataset.train_folds),
         ("validation", dataset.validation_folds),
@@ -184,25 +331,40 @@ def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:
     ):
         if unknown := sorted(set(wanted) - set(folds)):
             raise DataError(f"dataset.{split}_folds names fold {unknown[0]}, but the data has the folds {folds}")
-    present = {clean_name(record.category): record.category for record in records}
-    for name in dataset.classes or ():
-        if clean_name(name) not in present:
+    check_classes(records, dataset)
+
+
+def check_classes(records: Iterable[Record], dataset: DatasetSettings) -> None:
+    """Check that every class of `dataset.classes` has a clip.
+
+    Raises:
+        DataError: names the class that has none, and the nearest there is.
+    """
+    wanted = dataset.classes or []
+    categories = sorted({record.category for record in records})
+    labels = set(ClassNames(dataset.aliases).labels(categories, wanted).values())
+    for label, name in enumerate(wanted):
+        if label not in labels:
+            present = {clean_name(category): category for category in categories}
             near = difflib.get_close_matches(clean_name(name), present, n=1)
             hint = f"did you mean {present[near[0]]}?" if near else f"it has {', '.join(sorted(present.values()))}"
             raise DataError(f"dataset.classes names {name!r}, of which the data has no clip; {hint}")
 
 
-def classes_of(records: Sequence[Record], dataset: DatasetSettings) -> tuple[str, ...]:
-    """The class names: `dataset.classes` as given, else all of the records in sorted order.
+def classes_of(categories: Iterable[str], dataset: DatasetSettings) -> tuple[str, ...]:
+    """The class names: `dataset.classes` as given, else those of the clips in sorted order.
 
-    Names that differ in case, spaces, hyphens and underscores only are one class.
+    Names that differ in case, spaces, hyphens and underscores only are one class. In a mix of data sets classes go
+    by their common name (`dataset.aliases`), in a single one by its own.
 
     Raises:
         DataError: `dataset.classes` is empty or names a class twice.
     """
     if dataset.classes is None:
+        if dataset.name == "mixed":
+            categories = {ClassNames(dataset.aliases).common(category) for category in categories}
         names: dict[str, str] = {}
-        for name in sorted({record.category for record in records}):
+        for name in sorted(categories):
             names.setdefault(clean_name(name), name)
         return tuple(sorted(names.values()))
     if not dataset.classes:

@@ -5,11 +5,13 @@ category     (N,) class names; or else
 target       (N,) class numbers, which become the names class_00, class_01, ...
 fold         (N,) official folds
 filename     (N,) optional, unique names of the clips
+source       (N,) optional, the recordings that the clips were cut from; "" where unknown
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ def read_records(path: str | Path) -> list[Record]:
         DataError: the file is missing, malformed, or its arrays do not fit each other.
     """
     try:
-        arrays = read_arrays(path, ("fold",), ("category", "target", "filename"))
+        arrays = read_arrays(path, ("fold",), ("category", "target", "filename", "source"))
         folds = _integers(arrays["fold"], f"fold of {path}", minimum=1)
         if "category" in arrays:
             categories = as_names(arrays["category"], f"category of {path}")
@@ -42,9 +44,10 @@ def read_records(path: str | Path) -> list[Record]:
             keys = as_names(arrays["filename"], f"filename of {path}")
         else:
             keys = [f"row-{row:05d}" for row in range(len(folds))]
+        sources = _sources(arrays, len(folds), path)
     except ArrayFileError as error:
         raise DataError(f"dataset.path: {error}") from error
-    for name, values in (("category or target", categories), ("filename", keys)):
+    for name, values in (("category or target", categories), ("filename", keys), ("source", sources)):
         if len(values) != len(folds):
             raise DataError(f"{path}: {len(values)} rows in {name}, {len(folds)} in fold")
     if not keys:
@@ -52,11 +55,11 @@ def read_records(path: str | Path) -> list[Record]:
     for row, name in enumerate(categories):
         if not clean_name(name):
             raise DataError(f"{path}: category {name!r} in row {row} holds no word")
-    return [Record(*values) for values in zip(keys, categories, folds.tolist(), strict=True)]
+    return [Record(*values) for values in zip(keys, categories, folds.tolist(), sources, strict=True)]
 
 
 def read_embeddings(
-    path: str | Path, records: list[Record], rows: IntArray, skip_bad: bool
+    path: str | Path, records: Sequence[Record], rows: IntArray, skip_bad: bool
 ) -> tuple[FloatArray, IntArray]:
     """The embeddings of some rows.
 
@@ -88,6 +91,15 @@ def read_embeddings(
             raise BadClipError(f"{reason}; dataset.skip_bad=true skips such rows")
         logger.warning("%s; skipped, with %d more such rows", reason, int((~good).sum()) - 1)
     return embeddings[good], np.flatnonzero(good).astype(np.int64)
+
+
+def _sources(arrays: dict[str, Array], count: int, path: str | Path) -> list[str]:
+    if "source" not in arrays:
+        return [""] * count
+    values = arrays["source"]
+    if values.ndim != 1 or values.dtype.kind != "U":
+        raise ArrayFileError(f"source of {path} is {values.dtype} of shape {values.shape}; one text a row is needed")
+    return [str(value) for value in values]
 
 
 def _integers(values: Array, what: str, minimum: int) -> IntArray:

@@ -1,31 +1,39 @@
 """ESC-50 (Piczak, 2015, "ESC: Dataset for Environmental Sound Classification") in its official layout.
 
-    ROOT/meta/esc50.csv     filename, fold, category, and further columns that are not read
+    ROOT/meta/esc50.csv     filename, fold, category, optionally src_file, and further columns that are not read
     ROOT/audio/FILENAME     WAV, FLAC or OGG of any rate, mono or stereo
 
-Any collection of clips in this layout can be read, e.g. a site's own recordings.
+Any collection of clips in this layout can be read, e.g. a site's own recordings. The folds are never divided; four
+recordings of the official set lie in two folds each, and then count as one with their test clip.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 from pathlib import Path
 
-from fed_a2v.data.audio import read_clip
-from fed_a2v.data.clips import FloatArray, Record
-from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.data.clips import Record
+from fed_a2v.data.errors import DataError
+from fed_a2v.data.files import SoundFiles
 from fed_a2v.encoders.text import clean_name
 
 COLUMNS = ("filename", "fold", "category")
 
 
-class Esc50Folder:
+class Esc50Folder(SoundFiles):
     """The clips under a folder in ESC-50's layout. A clip's key is its file name."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
+        super().__init__(root)
         self.table = self.root / "meta" / "esc50.csv"
+
+    def watched(self) -> list[Path]:
+        """The files and folders that change when the list of clips does."""
+        return [self.table, self.root / "audio"]
+
+    def path(self, key: str) -> Path:
+        """The clip's file."""
+        return self.root / "audio" / key
 
     def records(self) -> list[Record]:
         """The rows of the csv; whether the files exist is found out when they are read.
@@ -52,17 +60,6 @@ class Esc50Folder:
             raise DataError(f"{self.table} lists no clip")
         return records
 
-    def content(self, key: str) -> str:
-        """Hash of the file's bytes."""
-        try:
-            return hashlib.sha256((self.root / "audio" / key).read_bytes()).hexdigest()
-        except OSError as error:
-            raise BadClipError(f"{self.root / 'audio' / key} cannot be read: {error.strerror}") from error
-
-    def waveform(self, key: str, sample_rate: int, seconds: float) -> FloatArray:
-        """The clip, mono, resampled, cropped or padded."""
-        return read_clip(self.root / "audio" / key, sample_rate, seconds)
-
     def _record(self, row: dict[str, str | None], line: int) -> Record:
         where = f"{self.table}, line {line}"
         values = {name: (row[name] or "").strip() for name in COLUMNS}
@@ -76,4 +73,5 @@ class Esc50Folder:
             raise DataError(f"{where}: fold {fold!r} is not a number from 1")
         if not clean_name(category):
             raise DataError(f"{where}: category {category!r} holds no word")
-        return Record(filename, category, int(fold))
+        source = (row.get("src_file") or "").strip()
+        return Record(filename, category, int(fold), f"freesound:{source}" if source else "")

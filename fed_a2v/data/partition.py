@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.clips import SPLITS, EmbeddedClips, IntArray, Split
 from fed_a2v.data.errors import PartitionError
+from fed_a2v.data.flwr_partition import pathological, shards
 from fed_a2v.settings import PartitionSettings
 
 logger = logging.getLogger("fed_a2v")
@@ -52,16 +54,31 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
 
     `classes`: the classes, in a drawn order, are dealt to the sites, `classes_per_site` to each; a class dealt to
     several sites is divided among them. `dirichlet`: each class is divided in drawn proportions, Dirichlet(alpha)
-    over the sites (Hsu et al., 2019, arXiv:1909.06335). `iid`: every class is dealt clip by clip. `own`: one site
-    has all. In every kind a site is tested on classes that it trains on, as far as there are clips enough.
+    over the sites (Hsu et al., 2019, arXiv:1909.06335). `pathological`: every site draws `classes_per_site` classes
+    (Li et al., 2021, arXiv:2102.02079). `shards`: the clips, sorted by class, are cut into blocks, and each site
+    gets `shards_per_site` of them (McMahan et al., 2017, arXiv:1602.05629). `iid`: every class is dealt clip by
+    clip. `own`: one site has all. In every kind a site is tested on classes that it trains on, as far as there are
+    clips enough. With `by_set` each data set of a mix has an even share of the sites to itself, and is divided among
+    them.
+
+    Only labels are looked at, never the embeddings. `pathological` and `shards` are flwr-datasets' own. `dirichlet`
+    and `iid` are not: flwr-datasets' Dirichlet draws the whole division anew until every site has its least number
+    of clips, and gives up after ten times, which a small alpha and many sites soon come to; here a poor site takes
+    from the richest. What one class draws does not depend on the other classes, and validation and test clips follow
+    those of training, of which a partitioner of one list knows nothing. IID there ignores the classes; here every
+    site has a like share of each.
 
     Raises:
-        PartitionError: there are not enough clips or classes for the sites.
+        PartitionError: there are not enough clips or classes for the sites, or a package is missing.
     """
+    if settings.by_set and clips.sets is not None and settings.kind != "own":
+        return _partition_by_set(clips, clips.sets, settings, seed)
     labels = clips.labels.numpy()
     divide: dict[str, Callable[[], Owners]] = {
         "classes": lambda: _by_classes(clips, labels, settings, seed),
         "dirichlet": lambda: _dirichlet(clips, labels, settings, seed),
+        "pathological": lambda: _pathological(clips, labels, settings, seed),
+        "shards": lambda: _shards(clips, labels, settings, seed),
         "iid": lambda: _iid(clips, labels, settings.sites, seed),
         "own": lambda: np.zeros(len(clips), dtype=np.int64),
     }
@@ -74,13 +91,38 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
         )
         for site in range(count)
     ]
-    if empty := [site.name for site in sites if len(site.train) == 0]:
+    if poor := [site.name for site in sites if len(site.train) < settings.min_clips]:
+        least = "no training clip" if settings.min_clips == 1 else f"less than {settings.min_clips} training clips"
         raise PartitionError(
-            f"{len(empty)} of {count} sites get no training clip ({', '.join(empty[:5])}); there are "
+            f"{len(poor)} of {count} sites get {least} ({', '.join(poor[:5])}); there are "
             f"{len(clips.rows('train'))} in {len(clips.classes)} classes: lower partition.sites={count}"
         )
     check_disjoint(sites, clips)
     return sites
+
+
+def _partition_by_set(clips: EmbeddedClips, sets: IntArray, settings: PartitionSettings, seed: int) -> list[SiteClips]:
+    """Divide each data set of a mix among sites of its own."""
+    present = np.unique(sets)
+    if settings.sites < len(present):
+        raise PartitionError(
+            f"partition.by_set=true: {len(present)} data sets need as many sites, partition.sites={settings.sites}"
+        )
+    made: list[SiteClips] = []
+    for number, numbers in zip(present, np.array_split(np.arange(settings.sites), len(present)), strict=True):
+        rows = np.flatnonzero(sets == number)
+        own = replace(
+            clips,
+            embeddings=clips.embeddings[:0],
+            labels=clips.labels[torch.from_numpy(rows)],
+            splits=tuple(clips.splits[row] for row in rows),
+            keys=tuple(clips.keys[row] for row in rows),
+            sets=None,
+        )
+        for site in partition(own, settings.model_copy(update={"sites": len(numbers)}), seed):
+            made.append(SiteClips(site_name(len(made)), *(rows[site.rows(split)].astype(np.int64) for split in SPLITS)))
+    check_disjoint(made, clips)
+    return made
 
 
 def check_disjoint(sites: Sequence[SiteClips], clips: EmbeddedClips) -> None:
@@ -159,15 +201,66 @@ def _dirichlet(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettin
     shares = np.stack([_proportions(settings.alpha, sites, seed, label) for label in range(len(clips.classes))])
     train = {label: _shuffled(clips, labels, "train", label, seed) for label in range(len(clips.classes))}
     counts = np.stack([_cut(len(rows), shares[label]) for label, rows in train.items()])
-    _feed_the_empty(counts)
+    _feed_the_poor(counts, settings.min_clips)
     owners = np.full(len(clips), -1, dtype=np.int64)
-    for label in range(len(clips.classes)):
-        for split in SPLITS:
-            rows = _shuffled(clips, labels, split, label, seed)
-            # Validation and test follow the training counts: nobody is tested on what it never heard.
-            known = counts[label] / counts[label].sum() if counts[label].any() else shares[label]
-            owners[rows] = np.repeat(np.arange(sites), counts[label] if split == "train" else _cut(len(rows), known))
+    for label, rows in train.items():
+        owners[rows] = np.repeat(np.arange(sites), counts[label])
+    _follow_training(owners, clips, labels, counts, shares, seed)
     return owners
+
+
+def _pathological(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+    assert settings.classes_per_site is not None  # checked by the settings
+    train = clips.rows("train")
+    return _from_training(
+        clips, labels, pathological(labels[train], settings.sites, settings.classes_per_site, seed), settings, seed
+    )
+
+
+def _shards(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+    train = clips.rows("train")
+    return _from_training(
+        clips, labels, shards(labels[train], settings.sites, settings.shards_per_site, seed), settings, seed
+    )
+
+
+def _from_training(
+    clips: EmbeddedClips, labels: IntArray, dealt: Owners, settings: PartitionSettings, seed: int
+) -> Owners:
+    """The sites of all clips, where those of the training clips, `dealt`, are known."""
+    train = clips.rows("train")
+    owners = np.full(len(clips), -1, dtype=np.int64)
+    owners[train] = dealt
+    counts = np.zeros((len(clips.classes), settings.sites), dtype=np.int64)
+    np.add.at(counts, (labels[train[dealt >= 0]], dealt[dealt >= 0]), 1)
+    taught = np.unique(labels[train])
+    if idle := [clips.classes[label] for label in taught if not counts[label].any()]:
+        logger.warning("No site records %d of %d classes: %s", len(idle), len(taught), ", ".join(idle))
+    even = np.full(counts.shape, 1 / settings.sites)
+    even[[label for label in taught if not counts[label].any()]] = 0
+    _follow_training(owners, clips, labels, counts, even, seed)
+    return owners
+
+
+def _follow_training(
+    owners: Owners, clips: EmbeddedClips, labels: IntArray, counts: IntArray, otherwise: NDArray[np.float64], seed: int
+) -> None:
+    """Deal the clips for validation and test, in place, as those of training: nobody is tested on the unheard.
+
+    Args:
+        owners: of all clips.
+        clips: of the data set.
+        labels: of the clips.
+        counts: (classes, sites) training clips.
+        otherwise: (classes, sites) shares of the classes without training clips; where all are 0, no site has them.
+        seed: of the drawing.
+    """
+    for label in range(len(clips.classes)):
+        shares = counts[label] / counts[label].sum() if counts[label].any() else otherwise[label]
+        for split in SPLITS[1:]:
+            rows = _shuffled(clips, labels, split, label, seed)
+            if shares.any():
+                owners[rows] = np.repeat(np.arange(len(shares)), _cut(len(rows), shares))
 
 
 def _proportions(alpha: float, sites: int, seed: int, label: int) -> NDArray[np.float64]:
@@ -183,21 +276,24 @@ def _cut(total: int, shares: NDArray[np.float64]) -> IntArray:
     return counts
 
 
-def _feed_the_empty(counts: IntArray) -> None:
-    """Give each site without a clip one of the site that has most, from its largest class, in place.
+def _feed_the_poor(counts: IntArray, least: int) -> None:
+    """Give each site with fewer than `least` clips some of the site that has most, from its largest class, in place.
 
     Raises:
-        PartitionError: there are fewer clips than sites.
+        PartitionError: there are not enough clips.
     """
-    if counts.sum() < counts.shape[1]:
+    total, sites = counts.sum(), counts.shape[1]
+    if total < sites * least:
+        each = "" if least == 1 else f", at least {least} for each (partition.min_clips)"
         raise PartitionError(
-            f"{counts.sum()} training clips for {counts.shape[1]} sites; lower partition.sites to {counts.sum()}"
+            f"{total} training clips for {sites} sites{each}; lower partition.sites to {total // least}"
         )
-    for site in np.flatnonzero(counts.sum(axis=0) == 0):
-        donor = int(counts.sum(axis=0).argmax())
-        label = int(counts[:, donor].argmax())
-        counts[label, donor] -= 1
-        counts[label, site] += 1
+    for site in range(sites):
+        while counts[:, site].sum() < least:
+            donor = int(counts.sum(axis=0).argmax())
+            label = int(counts[:, donor].argmax())
+            counts[label, donor] -= 1
+            counts[label, site] += 1
 
 
 def _iid(clips: EmbeddedClips, labels: IntArray, sites: int, seed: int) -> Owners:

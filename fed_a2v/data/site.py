@@ -13,25 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_a2v.data.clips import (
-    ClipSource,
-    EmbeddedClips,
-    Record,
-    Split,
-    build_index,
-    check_complete,
-    classes_of,
-    unseen_classes,
-)
+from fed_a2v.data.aliases import ClassNames
+from fed_a2v.data.clips import EmbeddedClips, FloatArray, IntArray, Split, unseen_classes
 from fed_a2v.data.embed import embed_clips
-from fed_a2v.data.embeddings import read_embeddings, read_records
+from fed_a2v.data.embeddings import read_embeddings
 from fed_a2v.data.errors import DataError, PartitionError
-from fed_a2v.data.esc50 import Esc50Folder
+from fed_a2v.data.index import class_names, index_clips, list_clips, located, open_source, parts, stamp
 from fed_a2v.data.partition import SiteClips, partition, site_name
-from fed_a2v.data.synth import SynthClips
 from fed_a2v.encoders.audio import load_encoder
-from fed_a2v.encoders.text import clean_name
 from fed_a2v.settings import DatasetSettings, EncoderSettings, PartitionSettings, Settings
+
+__all__ = ["LabelledClips", "SiteData", "class_names", "load_clips", "site_clips"]
 
 logger = logging.getLogger("fed_a2v")
 
@@ -78,17 +70,6 @@ class SiteData:
         return digest.hexdigest()
 
 
-def class_names(dataset: DatasetSettings) -> tuple[str, ...]:
-    """The names of the classes: `dataset.classes` where it is set, else those of the data set, sorted.
-
-    No sound is decoded; where `dataset.classes` is set, no data need be there at all.
-
-    Raises:
-        DataError: the data set cannot be read.
-    """
-    return classes_of([] if dataset.classes is not None else _records(dataset), dataset)
-
-
 def load_clips(
     dataset: DatasetSettings,
     encoder: EncoderSettings,
@@ -119,7 +100,7 @@ def load_clips(
         seed,
         cache_dir,
         None if classes is None else tuple(classes),
-        _stamp(dataset),
+        stamp(dataset),
     )
 
 
@@ -134,7 +115,8 @@ def site_clips(
     Args:
         settings: of the experiment.
         site: the site's number, from 0.
-        data_dir: this machine's place of the data: the root of esc50, or for embeddings the file or its folder.
+        data_dir: this machine's place of the data: the root of the data set, or for embeddings the file or its folder.
+            Where the settings name a mix, its layout says which of the data sets it is.
         cache: folder of the cache.
         classes: see `load_clips`.
 
@@ -144,7 +126,7 @@ def site_clips(
     own = settings.partition.kind == "own"
     if own and data_dir is None and site > 0:
         raise PartitionError(f"partition=own: {site_name(site)} has no folder of its own; give each node its data-dir")
-    dataset = _located(settings.dataset, data_dir)
+    dataset = located(settings.dataset, data_dir)
     if own:
         # A site's own folder need not have every class; a copy of the whole data set must.
         agreed = class_names(dataset) if classes is None else classes
@@ -184,26 +166,26 @@ def _load(
     seed: int,
     cache_dir: Path,
     classes: tuple[str, ...] | None,
-    stamp: tuple[int, ...],  # noqa: ARG001 - a part of the memory's key
+    changed: tuple[int, ...],  # noqa: ARG001 - a part of the memory's key
 ) -> EmbeddedClips:
     dataset = DatasetSettings.model_validate_json(dataset_json)
-    records = _records(dataset)
-    if classes is None:
-        check_complete(records, dataset)
-        names = classes_of(records, dataset)
-    else:
-        names = classes
-        _warn_of_others(records, classes)
-    index = build_index(records, dataset, names)
-    if dataset.name == "embeddings":
-        embeddings, good = read_embeddings(str(dataset.path), records, index.rows, dataset.skip_bad)
-    else:
-        encoder = load_encoder(EncoderSettings.model_validate_json(encoder_json))
-        embeddings, good = embed_clips(
-            _source(dataset, seed), index, encoder, dataset.clip_seconds, dataset.skip_bad, cache_dir
+    settings = EncoderSettings.model_validate_json(encoder_json)
+    if classes is not None:
+        _warn_of_others(dataset, classes)
+    index = index_clips(dataset, classes)
+    embedded = [
+        _embed(part, settings, index.rows[index.sets == number], seed, cache_dir)
+        for number, part in enumerate(parts(dataset))
+    ]
+    widths = {values.shape[1:] for values, _ in embedded}
+    if len(widths) > 1:
+        raise DataError(
+            f"the data sets of the mix have embeddings of different shapes, {sorted(widths)}; use one encoder"
         )
-    if skipped := len(index.rows) - len(good):
-        logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index.rows))
+    embeddings = np.concatenate([values for values, _ in embedded]) if len(embedded) > 1 else embedded[0][0]
+    good = np.concatenate([np.flatnonzero(index.sets == number)[rows] for number, (_, rows) in enumerate(embedded)])
+    if skipped := len(index) - len(good):
+        logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index))
     square_root = _takes_square_root(embeddings.min(initial=0), dataset)
     return EmbeddedClips(
         embeddings=torch.from_numpy(np.sqrt(embeddings) if square_root else embeddings),
@@ -214,50 +196,24 @@ def _load(
         square_root=square_root,
         skipped=skipped,
         unseen=unseen_classes(dataset, index.classes),
+        sets=index.sets[good],
     )
+
+
+def _embed(
+    part: DatasetSettings, encoder: EncoderSettings, rows: IntArray, seed: int, cache: Path
+) -> tuple[FloatArray, IntArray]:
+    """The embeddings of the good ones among these clips of one data set, and which of the `rows` they are."""
+    records = list_clips(part)
+    if part.name == "embeddings":
+        return read_embeddings(str(part.path), records, rows, part.skip_bad)
+    keys = [records[row].key for row in rows]
+    return embed_clips(open_source(part, seed), keys, load_encoder(encoder), part.clip_seconds, part.skip_bad, cache)
 
 
 @lru_cache(maxsize=4)
 def _parts(clips: EmbeddedClips, partition_json: str, seed: int) -> list[SiteClips]:
     return partition(clips, PartitionSettings.model_validate_json(partition_json), seed)
-
-
-def _source(dataset: DatasetSettings, seed: int) -> ClipSource:
-    if dataset.name == "synth":
-        return SynthClips(seed, dataset.clips_per_class)
-    return Esc50Folder(str(dataset.root))
-
-
-def _records(dataset: DatasetSettings) -> list[Record]:
-    if dataset.name == "embeddings":
-        return read_records(str(dataset.path))
-    return _source(dataset, seed=0).records()  # the list does not depend on the seed
-
-
-def _located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
-    """The settings with this machine's place of the data."""
-    if data_dir is None:
-        return dataset
-    place = Path(data_dir).expanduser()
-    if dataset.name == "esc50":
-        return dataset.model_copy(update={"root": str(place)})
-    if dataset.name == "embeddings":
-        file = place / Path(str(dataset.path)).name if place.is_dir() else place
-        return dataset.model_copy(update={"path": str(file)})
-    raise DataError(f"dataset=synth reads no files, but data-dir is {data_dir}; choose dataset=esc50 for a folder")
-
-
-def _stamp(dataset: DatasetSettings) -> tuple[int, ...]:
-    """What changes when the data set's table or list of files does; empty where there is none."""
-    if dataset.name == "synth":
-        return ()
-    places = (
-        [Path(str(dataset.path))]
-        if dataset.name == "embeddings"
-        else [Path(str(dataset.root)) / "meta" / "esc50.csv", Path(str(dataset.root)) / "audio"]
-    )
-    stats = [place.expanduser().stat() for place in places if place.expanduser().exists()]
-    return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
 def _takes_square_root(least: float, dataset: DatasetSettings) -> bool:
@@ -266,8 +222,7 @@ def _takes_square_root(least: float, dataset: DatasetSettings) -> bool:
     return dataset.square_root != "never" and bool(least >= 0)
 
 
-def _warn_of_others(records: Sequence[Record], classes: Sequence[str]) -> None:
-    agreed = {clean_name(name) for name in classes}
-    others = sorted({record.category for record in records if clean_name(record.category) not in agreed})
-    if others:
+def _warn_of_others(dataset: DatasetSettings, classes: Sequence[str]) -> None:
+    names = {record.category for part in parts(dataset) for record in list_clips(part)}
+    if others := sorted(names - set(ClassNames(dataset.aliases).labels(names, classes))):
         logger.warning("Left out the clips of classes that the federation has not: %s", ", ".join(others))

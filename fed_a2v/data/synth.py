@@ -64,6 +64,15 @@ class SynthClips:
         """All clips, class by class."""
         return [Record(key, name, fold_of(number)) for key, (name, number) in self.clips.items()]
 
+    def watched(self) -> list[Path]:
+        """Nothing: the list is fixed."""
+        return []
+
+    def stamp(self, key: str) -> str | None:
+        """None: the content itself is quick to look up."""
+        del key
+        return None
+
     def content(self, key: str) -> str:
         """The clip's parameters: all that it is computed from."""
         name, number = self.clips[key]
@@ -112,7 +121,7 @@ def write_wavs(folder: str | Path, clips_per_class: int, seed: int, classes: Seq
                 "target": TARGETS[name],
                 "category": name,
                 "esc10": True,
-                "src_file": f"{number:05d}",
+                "src_file": "",  # each clip is a recording of its own
                 "take": "A",
             }
         )

@@ -1,5 +1,6 @@
 import csv
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,18 @@ def make_clips():
         )
 
     return make
+
+
+@pytest.fixture
+def write_sound():
+    """Write a short sound file of noise, with the folders above it; what is there already stays."""
+
+    def write(path, seconds=0.1, rate=16_000, channels=1):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seed = zlib.crc32(str(path.name).encode())
+            noise = np.random.default_rng(seed).normal(0, 0.1, (int(rate * seconds), channels))
+            soundfile.write(path, noise, rate)
+        return path
+
+    return write

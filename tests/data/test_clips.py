@@ -11,6 +11,7 @@ RECORDS = [
     Record("d", "rain", 5),
     Record("e", "Dog", 3),
 ]
+CATEGORIES = [record.category for record in RECORDS]
 
 
 @pytest.fixture
@@ -30,13 +31,13 @@ def test_folds_become_splits_and_clips_of_other_folds_are_unused(dataset):
 
 
 def test_the_classes_are_sorted_and_spelling_makes_no_other_class(dataset):
-    assert classes_of(RECORDS, dataset()) == ("Dog", "crying_baby", "rain")
+    assert classes_of(CATEGORIES, dataset()) == ("Dog", "crying_baby", "rain")
 
 
 def test_classes_can_be_chosen_and_keep_the_order_given(dataset):
     chosen = dataset("classes=[rain,crying baby]")
-    assert classes_of(RECORDS, chosen) == ("rain", "crying baby")
-    index = build_index(RECORDS, chosen, classes_of(RECORDS, chosen))
+    assert classes_of(CATEGORIES, chosen) == ("rain", "crying baby")
+    index = build_index(RECORDS, chosen, classes_of(CATEGORIES, chosen))
     assert [record.key for record in index.records] == ["b"]
     assert index.labels.tolist() == [1]
 
@@ -61,9 +62,9 @@ def test_an_unknown_class_is_an_error_that_names_the_nearest(dataset):
     with pytest.raises(DataError, match="did you mean crying_baby"):
         check_complete(RECORDS, dataset("classes=[dog,cryin_baby]"))
     with pytest.raises(DataError, match="'dog' twice"):
-        classes_of(RECORDS, dataset("classes=[dog,dog]"))
+        classes_of(CATEGORIES, dataset("classes=[dog,dog]"))
     with pytest.raises(DataError, match="empty"):
-        classes_of(RECORDS, dataset("classes=[]"))
+        classes_of(CATEGORIES, dataset("classes=[]"))
 
 
 def test_rows_of_a_split(make_clips):

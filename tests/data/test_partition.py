@@ -14,8 +14,16 @@ from fed_a2v.settings import PartitionSettings
 QUICK = settings(max_examples=150, deadline=None)
 
 
-def asked(kind, sites, each=None, alpha=0.5):
-    return PartitionSettings(kind=kind, sites=sites, classes_per_site=each, alpha=alpha)
+def asked(kind, sites, each=None, alpha=0.5, shards=2, least=1, by_set=False):
+    return PartitionSettings(
+        kind=kind,
+        sites=sites,
+        classes_per_site=each,
+        alpha=alpha,
+        shards_per_site=shards,
+        min_clips=least,
+        by_set=by_set,
+    )
 
 
 def even(make_clips, classes, train=6, test=2, validation=0):
@@ -210,3 +218,28 @@ def test_test_clips_of_unseen_classes_are_divided_among_all_sites_and_no_site_tr
         assert tested == [2, 2, 2, 1, 1]
         # The others are dealt as if there were no class 2.
         assert sorted(len(classes_at(site, clips)) for site in sites) == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dirichlet_gives_every_site_its_least_number_of_clips(make_clips, seed):
+    clips = even(make_clips, 4, train=25, test=8)
+    sites = partition(clips, asked("dirichlet", 20, alpha=0.05, least=4), seed)
+    assert min(len(site.train) for site in sites) == 4
+    assert sum(len(site.train) for site in sites) == 100
+    with pytest.raises(PartitionError, match=r"at least 4 for each.*lower partition\.sites to 25"):
+        partition(clips, asked("dirichlet", 26, least=4), seed)
+
+
+@pytest.mark.parametrize("kind", ["classes", "iid"])
+def test_sites_below_the_least_number_of_clips_are_an_error(make_clips, kind):
+    with pytest.raises(PartitionError, match=r"less than 7 training clips.*lower partition\.sites"):
+        partition(even(make_clips, 3), asked(kind, 3, 1, least=7), seed=0)
+
+
+def test_every_data_set_of_a_mix_can_have_sites_of_its_own(make_clips):
+    clips = replace(even(make_clips, 4, test=4), sets=np.repeat([0, 0, 1, 2], 10))
+    sites = partition(clips, asked("iid", 5, by_set=True), seed=0)
+    assert [site.name for site in sites] == [f"site-00{i}" for i in range(5)]
+    assert [classes_at(site, clips) for site in sites] == [{0, 1}, {0, 1}, {2}, {2}, {3}]
+    assert [classes_at(site, clips, "test") for site in sites] == [{0, 1}, {0, 1}, {2}, {2}, {3}]
+    assert sum(len(site.train) for site in sites) == 24

@@ -1,0 +1,115 @@
+"""The partitioners of flwr-datasets that the federations use as they are, fed with labels alone.
+
+They come with the extra `partitions`, and are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fed_a2v.core.seeding import seed_for
+from fed_a2v.data.clips import IntArray
+from fed_a2v.data.errors import PartitionError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+def pathological(labels: IntArray, sites: int, classes_per_site: int, seed: int) -> IntArray:
+    """Every site draws its classes, and shares each with the other sites that drew it.
+
+    As in Li et al., 2021 ("Federated Learning on Non-IID Data Silos", arXiv:2102.02079), site i always has class i.
+
+    Args:
+        labels: (n,) of the training clips.
+        sites: number of sites.
+        classes_per_site: classes that each draws.
+        seed: of the drawing.
+
+    Returns:
+        (n,) the site of each clip; -1: of no site, as no site drew its class.
+
+    Raises:
+        PartitionError: there are too few classes or clips, or the extra `partitions` is missing.
+    """
+    _need_flwr_datasets("pathological")
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    present = len(np.unique(labels))
+    if classes_per_site > present:
+        raise PartitionError(
+            f"partition.classes_per_site={classes_per_site}, but {present} classes have training clips; "
+            f"set it to {present} at most"
+        )
+    partitioner = PathologicalPartitioner(
+        num_partitions=sites,
+        partition_by="label",
+        num_classes_per_partition=classes_per_site,
+        class_assignment_mode="first-deterministic",
+        seed=seed_for(seed, "partition", "pathological") % 2**32,
+    )
+    try:
+        return _owners(partitioner, labels)
+    except ValueError as error:
+        raise PartitionError(
+            f"partition=pathological: {sites} sites with {classes_per_site} classes each need more clips of a class "
+            "than there are; lower partition.sites or partition.classes_per_site"
+        ) from error
+
+
+def shards(labels: IntArray, sites: int, shards_per_site: int, seed: int) -> IntArray:
+    """The clips, sorted by class, are cut into blocks of one size, and every site gets as many of them.
+
+    As in McMahan et al., 2017 (arXiv:1602.05629). What is left at the end, less than a clip a block, goes to no site.
+
+    Args:
+        labels: (n,) of the training clips.
+        sites: number of sites.
+        shards_per_site: blocks that each gets.
+        seed: of the dealing.
+
+    Returns:
+        (n,) the site of each clip; -1: of no site.
+
+    Raises:
+        PartitionError: there are fewer clips than blocks, or the extra `partitions` is missing.
+    """
+    _need_flwr_datasets("shards")
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    if len(labels) < sites * shards_per_site:
+        raise PartitionError(
+            f"{len(labels)} training clips for {sites} sites with {shards_per_site} shards each; "
+            "lower partition.sites or partition.shards_per_site"
+        )
+    partitioner = ShardPartitioner(
+        num_partitions=sites,
+        partition_by="label",
+        num_shards_per_partition=shards_per_site,
+        seed=seed_for(seed, "partition", "shards") % 2**32,
+    )
+    return _owners(partitioner, labels)
+
+
+def _need_flwr_datasets(kind: str) -> None:
+    try:
+        import flwr_datasets  # noqa: F401
+    except ImportError as error:
+        raise PartitionError(
+            f"partition={kind} needs flwr-datasets; install it with: pip install 'fed-a2v[partitions]'"
+        ) from error
+
+
+def _owners(partitioner: Partitioner, labels: IntArray) -> IntArray:
+    from datasets import Dataset
+
+    owners = np.full(len(labels), -1, dtype=np.int64)
+    partitioner.dataset = Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on classes that no site has: the caller's warning names them
+        for site in range(partitioner.num_partitions):
+            owners[partitioner.load_partition(site)["row"][:]] = site
+    return owners

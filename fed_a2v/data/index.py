@@ -1,0 +1,186 @@
+"""From settings to an index of clips: which data set, where it is, and which of its clips are meant.
+
+No sound is decoded here; 200,000 clips are a matter of seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from fed_a2v.data.aliases import ClassNames
+from fed_a2v.data.clips import (
+    ClipIndex,
+    ClipSource,
+    Record,
+    build_index,
+    check_classes,
+    check_complete,
+    check_trainable,
+    classes_of,
+    merged,
+    select_clips,
+    without_leaks,
+)
+from fed_a2v.data.embeddings import read_records
+from fed_a2v.data.errors import DataError
+from fed_a2v.data.esc50 import Esc50Folder
+from fed_a2v.data.folder import ClassFolders
+from fed_a2v.data.synth import SynthClips
+from fed_a2v.data.vegas import VegasFolder
+from fed_a2v.data.vggsound import VggSoundFolder
+from fed_a2v.settings import DatasetSettings
+
+
+def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
+    """The data sets of a mix, with what the mix says for all of them; else the data set itself."""
+    if dataset.name != "mixed":
+        return (dataset,)
+    common = {"unseen": dataset.unseen, "unseen_seed": dataset.unseen_seed, "aliases": dataset.aliases}
+    return tuple(part.model_copy(update=common) for part in dataset.sets)
+
+
+def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
+    """The sounds of one data set; `seed` is that of the synthesised ones.
+
+    Raises:
+        ValueError: it is a mix, or a file of embeddings, which has no sounds.
+    """
+    root, split_seed = str(dataset.root), dataset.split_seed
+    match dataset.name:
+        case "synth":
+            return SynthClips(seed, dataset.clips_per_class)
+        case "esc50":
+            return Esc50Folder(root)
+        case "vegas":
+            return VegasFolder(root, split_seed)
+        case "vggsound":
+            return VggSoundFolder(root, split_seed)
+        case "folder":
+            return ClassFolders(root, split_seed)
+        case other:
+            raise ValueError(f"dataset={other} is no set of sounds")
+
+
+def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
+    """All clips of one data set.
+
+    The list is kept in memory until the data set's table or folders change.
+
+    Raises:
+        DataError: the data set cannot be read.
+    """
+    return _listed(dataset.model_dump_json(), stamp(dataset))
+
+
+def class_names(dataset: DatasetSettings) -> tuple[str, ...]:
+    """The names of the classes: `dataset.classes` where it is set, else those of the data, sorted.
+
+    No sound is decoded; where `dataset.classes` is set, no data need be there at all.
+
+    Raises:
+        DataError: the data set cannot be read.
+    """
+    if dataset.classes is not None:
+        return classes_of([], dataset)
+    return classes_of({name for part in parts(dataset) for name in _own_categories(part)}, dataset)
+
+
+def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) -> ClipIndex:
+    """The clips that the settings select.
+
+    Args:
+        dataset: one data set, or a mix.
+        classes: names of the classes that the federation has agreed on; the data set may then lack some of them.
+
+    Raises:
+        DataError: the data set cannot be read, a class or fold of the settings has no clip, none is left for
+            training, or a clip is listed twice.
+    """
+    names = class_names(dataset) if classes is None else tuple(classes)
+    if dataset.name != "mixed":
+        records = list_clips(dataset)
+        if classes is None:
+            check_complete(records, dataset)
+        return build_index(records, dataset, names)
+    everything = [record for part in parts(dataset) for record in list_clips(part)]
+    if classes is None:
+        check_classes(everything, dataset)
+    index = without_leaks(merged([_part_index(part, names) for part in parts(dataset)], [p.name for p in dataset.sets]))
+    check_trainable(index, everything, dataset)
+    return index
+
+
+def stamp(dataset: DatasetSettings) -> tuple[int, ...]:
+    """What changes when the data set's tables, files of embeddings or folders do; empty where there are none."""
+    places = [place for part in parts(dataset) for place in _watched(part)]
+    stats = [place.stat() for place in places if place.exists()]
+    return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+
+
+def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
+    """The settings with this machine's place of the data.
+
+    Of a mix, the folder is that of one data set: it is known by its layout, and must be in the mix.
+
+    Raises:
+        DataError: the data set reads no files, or the folder is none of the mix.
+    """
+    if data_dir is None:
+        return dataset
+    place = Path(data_dir).expanduser()
+    if dataset.name == "mixed":
+        kind = layout(place)
+        own = next((part for part in parts(dataset) if part.name == kind), None)
+        if own is None:
+            raise DataError(
+                f"{place} looks like dataset={kind}, which is not among dataset.sets: "
+                f"{', '.join(part.name for part in dataset.sets)}"
+            )
+        return located(own, data_dir)
+    if dataset.name == "embeddings":
+        file = place / Path(str(dataset.path)).name if place.is_dir() else place
+        return dataset.model_copy(update={"path": str(file)})
+    if dataset.name == "synth":
+        raise DataError(f"dataset=synth reads no files, but data-dir is {data_dir}; choose dataset=esc50 for a folder")
+    return dataset.model_copy(update={"root": str(place)})
+
+
+def layout(place: Path) -> str:
+    """Which data set's layout a folder or file has."""
+    if place.is_file():
+        return "embeddings"
+    if (place / "meta" / "esc50.csv").is_file():
+        return "esc50"
+    if (place / "vggsound.csv").is_file():
+        return "vggsound"
+    return "vegas" if any(place.glob("*/audios")) else "folder"
+
+
+@lru_cache(maxsize=8)
+def _listed(dataset_json: str, stamp: tuple[int, ...]) -> tuple[Record, ...]:  # noqa: ARG001 - a part of the key
+    dataset = DatasetSettings.model_validate_json(dataset_json)
+    if dataset.name == "embeddings":
+        return tuple(read_records(str(dataset.path)))
+    return tuple(open_source(dataset, seed=0).records())  # the list does not depend on the seed
+
+
+def _part_index(part: DatasetSettings, names: Sequence[str]) -> ClipIndex:
+    """Of a data set of a mix, the clips of its own `classes` that are also classes of the federation."""
+    records = list_clips(part)
+    check_complete(records, part)
+    index = select_clips(records, part, names)
+    own = _own_categories(part)
+    return index.take(row for row, record in enumerate(index.records) if record.category in own)
+
+
+def _own_categories(part: DatasetSettings) -> set[str]:
+    categories = {record.category for record in list_clips(part)}
+    return categories if part.classes is None else set(ClassNames(part.aliases).labels(categories, part.classes))
+
+
+def _watched(part: DatasetSettings) -> list[Path]:
+    if part.name == "embeddings":
+        return [Path(str(part.path)).expanduser()]
+    return open_source(part, seed=0).watched()

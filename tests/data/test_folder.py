@@ -1,0 +1,96 @@
+import pytest
+import soundfile
+
+from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.data.folder import ClassFolders
+from fed_a2v.data.site import class_names, load_clips
+
+
+def load(settings, tmp_path):
+    return load_clips(settings.dataset, settings.encoder, settings.seed, tmp_path / "cache")
+
+
+@pytest.fixture
+def recordings(tmp_path, write_sound):
+    def write(*names, **options):
+        for name in names:
+            write_sound(tmp_path / "sounds" / name, **options)
+        return tmp_path / "sounds"
+
+    return write
+
+
+def test_a_subfolder_is_a_class_and_a_folder_in_it_a_recording(recordings):
+    root = recordings("street, night/a.wav", "street, night/b.flac", "bell/monday/1.wav", "bell/monday/2.wav", "x.wav")
+    (root / "bell" / "notes.txt").touch()
+    assert [(record.key, record.category, record.source) for record in ClassFolders(root).records()] == [
+        ("bell/monday/1.wav", "bell", "bell/monday"),
+        ("bell/monday/2.wav", "bell", "bell/monday"),
+        ("street, night/a.wav", "street, night", "street, night/a.wav"),
+        ("street, night/b.flac", "street, night", "street, night/b.flac"),
+    ]
+
+
+def test_clips_of_one_recording_are_in_one_fold_and_every_class_is_in_training_and_test(recordings):
+    root = recordings(
+        *(f"bell/{day}/{i}.wav" for day in "abcde" for i in range(2)), *(f"drum/{i}.wav" for i in range(5))
+    )
+    records = ClassFolders(root).records()
+    assert sorted(record.fold for record in records if record.category == "bell") == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert sorted(record.fold for record in records if record.category == "drum") == [1, 2, 3, 4, 5]
+    assert len({(record.source, record.fold) for record in records}) == 10
+
+
+def test_moving_the_folder_keeps_the_folds(recordings, tmp_path):
+    root = recordings(*(f"bell/{i}.wav" for i in range(9)))
+    before = ClassFolders(root).records()
+    assert ClassFolders(root.rename(tmp_path / "moved")).records() == before
+
+
+def test_empty_classes_are_named_and_an_empty_folder_is_an_error(recordings, caplog):
+    root = recordings("bell/a.wav")
+    (root / "drum").mkdir()
+    assert {record.category for record in ClassFolders(root).records()} == {"bell"}
+    assert "left out: drum" in caplog.text
+    (root / "bell" / "a.wav").unlink()
+    with pytest.raises(DataError, match="no subfolder with a .wav, .flac or .ogg file"):
+        ClassFolders(root).records()
+
+
+def test_a_new_clip_is_noticed_within_a_process(recordings, make_settings):
+    root = recordings(*(f"bell/monday/{i}.wav" for i in range(3)))
+    settings = make_settings("dataset=folder", f"dataset.root={root}")
+    assert class_names(settings.dataset) == ("bell",)
+    recordings("drum/a.wav")
+    assert class_names(settings.dataset) == ("bell", "drum")
+
+
+def test_rates_and_channels_of_all_kinds_are_read(recordings, make_settings, tmp_path):
+    root = recordings(*(f"bell/{i}.wav" for i in range(3)))
+    recordings(*(f"drum/{i}.wav" for i in range(3)), rate=44_100, channels=2)
+    assert soundfile.info(root / "drum" / "0.wav").channels == 2
+    settings = make_settings("dataset=folder", f"dataset.root={root}", "dataset.clip_seconds=0.3")
+    clips = load(settings, tmp_path)
+    assert clips.embeddings.shape == (6, 1, 512)
+
+
+def test_a_file_without_content_is_named_with_the_remedy_or_skipped(recordings, make_settings, tmp_path):
+    root = recordings(*(f"{name}/{i}.wav" for name in ("bell", "drum") for i in range(5)))
+    (root / "bell" / "0.wav").write_bytes(b"")
+    soundfile.write(root / "drum" / "1.wav", [], 16_000)
+    settings = make_settings("dataset=folder", f"dataset.root={root}", "dataset.clip_seconds=0.3")
+    with pytest.raises(BadClipError, match=r"bell/0\.wav.*dataset\.skip_bad=true"):
+        load(settings, tmp_path)
+    skipping = make_settings(
+        "dataset=folder", f"dataset.root={root}", "dataset.clip_seconds=0.3", "dataset.skip_bad=true"
+    )
+    clips = load(skipping, tmp_path)
+    assert clips.skipped == 2
+    assert len(clips) == 8
+
+
+def test_an_unknown_class_is_named_with_the_nearest(recordings, make_settings, tmp_path):
+    root = recordings(*(f"bell/{i}.wav" for i in range(5)))
+    settings = make_settings("dataset=folder", f"dataset.root={root}", "dataset.classes=[bells]")
+    with pytest.raises(DataError, match="'bells', of which the data has no clip; did you mean bell"):
+        load(settings, tmp_path)

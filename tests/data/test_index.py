@@ -1,0 +1,210 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from fed_a2v.config import ConfigError, cache_dir, compose_settings
+from fed_a2v.data.errors import DataError, PartitionError
+from fed_a2v.data.index import class_names, index_clips, layout
+from fed_a2v.data.site import load_clips, site_clips
+from fed_a2v.settings import Settings
+
+
+@pytest.fixture
+def places(tmp_path, write_sound):
+    """An ESC-50, a VEGAS and a VGGSound that share the classes dog and fireworks, and one YouTube video."""
+    esc50, vegas, vggsound = tmp_path / "esc50", tmp_path / "vegas", tmp_path / "vggsound"
+    rows = [
+        (f"{name}{fold}{i}.wav", fold, name) for name in ("dog", "fireworks") for fold in (1, 2, 3, 4) for i in "ab"
+    ]
+    for name, *_ in rows:
+        write_sound(esc50 / "audio" / name)
+    (esc50 / "meta").mkdir()
+    write_table(esc50 / "meta" / "esc50.csv", [("filename", "fold", "category"), *rows])
+    for name in ("dog", "drum"):
+        (vegas / name).mkdir(parents=True)
+        write_table(vegas / name / "video_info.csv", [("YTID", "s", "e"), *((f"{name}{i}", 0, 10) for i in range(10))])
+        for i in range(10):
+            write_sound(vegas / name / "audios" / f"video_{i + 1:05d}.wav")
+    table = [
+        (f"{name[:3]}{i}", 0, name, "test" if i == 0 else "train")
+        for name in ("dog barking", "hail, storm")
+        for i in range(6)
+    ]
+    for video, start, *_ in table:
+        write_sound(vggsound / f"{video}_{start:06d}.wav")
+    write_table(vggsound / "vggsound.csv", table)
+    return {"esc50": esc50, "vegas": vegas, "vggsound": vggsound}
+
+
+def write_table(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def mixed(places, make_settings):
+    """Settings of a mix of the named data sets, each with further keys."""
+
+    def make(*overrides, **sets):
+        sets = sets or {name: {} for name in places}
+        entries = [{"name": name, "root": str(places[name]), "clip_seconds": 0.1} | more for name, more in sets.items()]
+        return make_settings(
+            "dataset=mixed", "dataset.sets=" + re.sub(r'"(\w+)":', r"\1:", json.dumps(entries)), *overrides
+        )
+
+    return make
+
+
+def load(settings, classes=None):
+    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings), classes)
+
+
+def categories_at(data, split="train"):
+    return {data.classes[label] for label in getattr(data, split).labels.tolist()}
+
+
+def test_classes_of_several_data_sets_are_matched_by_name(mixed):
+    settings = mixed()
+    assert class_names(settings.dataset) == ("dog", "drum", "fireworks", "hail, storm")
+    index = index_clips(settings.dataset)
+    assert len(index) == 16 + 19 + 12  # a video is in two of them
+    dogs = {int(number) for number in index.sets[index.labels == 0]}
+    assert dogs == {0, 1, 2}
+    assert set(index.sets[index.labels == 3]) == {2}
+
+
+def test_each_data_set_has_the_defaults_of_its_own(mixed):
+    esc50, vegas, vggsound = mixed("dataset.skip_bad=true").dataset.sets
+    assert (esc50.train_folds, esc50.test_folds) == ([1, 2, 3], [4])
+    assert (vegas.train_folds, vggsound.test_folds) == ([1, 2, 3, 4], [5])
+    assert all(part.skip_bad for part in (esc50, vegas, vggsound))
+
+
+def test_the_settings_of_a_mix_travel_as_they_are(mixed):
+    settings = mixed("dataset.aliases={hail: dog}")
+    assert Settings.model_validate_json(settings.model_dump_json(by_alias=True)) == settings
+
+
+def test_the_mix_is_embedded_set_by_set_with_keys_of_their_own(mixed, make_settings, places):
+    clips = load(mixed(esc50={}, vegas={}))
+    assert clips.embeddings.shape == (36, 1, 512)
+    assert len(set(clips.keys)) == 36
+    assert clips.keys[0] == "0-esc50/dog1a.wav"
+    alone = load(make_settings("dataset=vegas", f"dataset.root={places['vegas']}", "dataset.clip_seconds=0.1"))
+    assert torch.equal(clips.embeddings[torch.from_numpy(clips.sets == 1)], alone.embeddings)
+
+
+def test_a_video_of_two_data_sets_is_never_in_training_and_test(mixed, caplog):
+    # dog0 is the official test clip of VGGSound; VEGAS has a clip of the same video.
+    index = index_clips(mixed(vegas={}, vggsound={}).dataset)
+    splits = {
+        split for record, split in zip(index.records, index.splits, strict=True) if record.source == "youtube:dog0"
+    }
+    assert splits == {"test"}
+    by_source = {}
+    for record, split in zip(index.records, index.splits, strict=True):
+        by_source.setdefault(record.source, set()).add(split)
+    assert all(len(splits) == 1 for splits in by_source.values())
+
+
+def test_a_recording_in_two_folds_of_one_data_set_is_kept_for_the_test(esc50_folder, make_settings, caplog):
+    rows = [("a.wav", 1, "dog", "7"), ("b.wav", 4, "dog", "7"), ("c.wav", 2, "dog", "8"), ("d.wav", 3, "dog", "")]
+    root = esc50_folder(rows, columns=("filename", "fold", "category", "src_file"))
+    index = index_clips(make_settings("dataset=esc50", f"dataset.root={root}").dataset)
+    assert [record.key for record in index.records] == ["b.wav", "c.wav", "d.wav"]
+    assert "Left out 1 clips" in caplog.text
+    assert "a.wav" in caplog.text
+
+
+def test_a_limit_is_drawn_evenly_of_all_folds(mixed, make_settings, places):
+    settings = make_settings("dataset=esc50", f"dataset.root={places['esc50']}", "dataset.max_clips_per_class=4")
+    index = index_clips(settings.dataset)
+    assert np.bincount(index.labels).tolist() == [4, 4]
+    assert sorted(record.fold for record in index.records) == [1, 1, 2, 2, 3, 3, 4, 4]
+    other = index_clips(settings.dataset.model_copy(update={"split_seed": 1}))
+    assert {record.key for record in other.records} != {record.key for record in index.records}
+    parts = mixed("dataset.max_clips_per_class=3", esc50={}, vegas={"max_clips_per_class": 5})
+    sizes = np.bincount(index_clips(parts.dataset).sets)
+    assert sizes.tolist() == [6, 10]
+
+
+def test_a_data_set_of_a_mix_may_give_some_of_its_classes_only(mixed):
+    dataset = mixed(esc50={}, vggsound={"classes": ["dog"]}).dataset
+    assert class_names(dataset) == ("dog", "fireworks")
+    assert set(index_clips(dataset).labels[index_clips(dataset).sets == 1]) == {0}
+    with pytest.raises(DataError, match="'cat', of which the data has no clip"):
+        index_clips(mixed(esc50={}, vggsound={"classes": ["cat"]}).dataset)
+
+
+def test_classes_of_the_mix_are_chosen_by_any_of_their_names(mixed):
+    dataset = mixed("dataset.classes=[dog barking,drum]").dataset
+    index = index_clips(dataset)
+    assert index.classes == ("dog barking", "drum")
+    assert set(index.sets[index.labels == 0]) == {0, 1, 2}
+    with pytest.raises(DataError, match="'cat', of which the data has no clip"):
+        index_clips(mixed("dataset.classes=[cat]").dataset)
+
+
+def test_unseen_classes_of_a_mix_are_trained_on_by_no_data_set(mixed):
+    clips = load(mixed("dataset.unseen=[dog]"))
+    dog = clips.classes.index("dog")
+    assert {split for split, label in zip(clips.splits, clips.labels.tolist(), strict=True) if label == dog} == {"test"}
+
+
+def test_sites_have_a_data_set_each_or_a_part_of_the_mix(mixed):
+    settings = mixed("partition=iid", "partition.sites=4", "partition.by_set=true", esc50={}, vggsound={})
+    sites = [site_clips(settings, number, None, cache_dir(settings)) for number in range(4)]
+    assert [categories_at(data) for data in sites] == [{"dog", "fireworks"}] * 2 + [{"dog", "hail, storm"}] * 2
+    settings = mixed("partition=iid", "partition.sites=2", esc50={}, vggsound={})
+    assert categories_at(site_clips(settings, 1, None, cache_dir(settings))) == {"dog", "fireworks", "hail, storm"}
+    alone = mixed("partition=iid", "partition.sites=1", "partition.by_set=true", esc50={}, vggsound={})
+    with pytest.raises(PartitionError, match="2 data sets need as many sites"):
+        site_clips(alone, 0, None, cache_dir(alone))
+
+
+def test_a_node_with_a_folder_of_its_own_is_known_by_its_layout(mixed, places, tmp_path):
+    settings = mixed("partition=own", esc50={}, vggsound={})
+    classes = ("dog", "fireworks", "hail, storm")
+    data = site_clips(settings, 3, str(places["vggsound"]), cache_dir(settings), classes)
+    assert categories_at(data) == {"dog", "hail, storm"}
+    assert data.classes == classes
+    with pytest.raises(DataError, match=r"looks like dataset=vegas, which is not among dataset\.sets: esc50, vggsound"):
+        site_clips(settings, 0, str(places["vegas"]), cache_dir(settings), classes)
+
+
+def test_layouts_are_told_apart(places, tmp_path):
+    assert [layout(places[name]) for name in ("esc50", "vegas", "vggsound")] == ["esc50", "vegas", "vggsound"]
+    (tmp_path / "bell").mkdir()
+    (tmp_path / "e.npz").touch()
+    assert layout(tmp_path / "e.npz") == "embeddings"
+    assert layout(tmp_path / "bell") == "folder"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("[]", r"needs dataset\.sets="),
+        ("[{root: /x}]", "needs a name, one of embeddings, esc50, folder, synth, vegas, vggsound"),
+        ("[{name: esc10, root: /x}]", "esc10.*needs a name, one of"),
+        ("[{name: esc50}]", r"dataset\.sets\.0=esc50 needs dataset\.sets\.0\.root"),
+        ("[{name: folder, root: /x}, {name: folder, root: /x}]", "names folder /x twice"),
+        ("[{name: synth, unseen: 2}]", r"dataset\.sets\.0\.unseen"),
+        ("[{name: folder, rot: /x}]", r"unknown key dataset\.sets\.0\.rot"),
+        ("[{name: folder, root: /x, train_folds: []}]", "train_folds is empty"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused_with_the_reason(sets, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(["dataset=mixed", f"dataset.sets={sets}"])
+
+
+def test_embeddings_of_other_widths_cannot_be_mixed(tmp_path, make_settings):
+    for width in (2, 3):
+        np.savez(tmp_path / f"{width}.npz", embeddings=np.ones((4, width)), fold=[1, 2, 3, 4], target=[0, 0, 0, 0])
+    entries = ", ".join(f"{{name: embeddings, path: {tmp_path / f'{width}.npz'}}}" for width in (2, 3))
+    with pytest.raises(DataError, match=r"different shapes, \[\(1, 2\), \(1, 3\)\]"):
+        load(make_settings("dataset=mixed", f"dataset.sets=[{entries}]"))
