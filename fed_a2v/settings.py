@@ -47,7 +47,7 @@ class DatasetSettings(Section):
     validation_folds: list[int] = Field(description="folds kept for validation; may be empty")
     test_folds: list[int] = Field(description="folds that accuracy is measured on")
     split_seed: Annotated[int, Field(ge=0)] = Field(
-        description="of the folds of data sets that have no official ones, and of the clips that max_clips_per_class keeps"
+        description="of the dealing to folds where there are no official ones, and of what max_clips_per_class keeps"
     )
     clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
     clips_per_class: Count = Field(description="clips per class to make (synth)")
