@@ -277,6 +277,7 @@ def test_every_example_of_the_help_composes(capsys):
     for words in lines:
         assert words[1] in COMMANDS
         overrides = [word for word in words[2:] if "=" in word and not word.startswith(("-", "hydra."))]
+        overrides = [word for word in overrides if not word.endswith(".wav")]  # generate's NAME=SOUND
         first_of_each = [word.split(",")[0] for word in overrides]
         compose_settings(first_of_each)
 
