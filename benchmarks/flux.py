@@ -30,8 +30,8 @@ from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.data.site import load_clips
-from fed_a2v.federation.build import adapter_loss
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import adapter_loss
 from fed_a2v.settings import Settings
 
 SITES = 10

@@ -63,15 +63,21 @@ def clean_name(name: str) -> str:
     return " ".join(re.sub("[_-]", " ", name.casefold()).split())
 
 
-def targets_for(settings: Settings, names: Sequence[str]) -> Targets:
-    """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`."""
+def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> Targets:
+    """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
+
+    Args:
+        settings: of the experiment.
+        names: the classes.
+        cache: folder of this machine's cache, where it differs from the settings'.
+    """
     adapters = settings.adapters
     return load_targets(
         settings.targets,
         names,
         (adapters.clip_tokens, adapters.clip_width),
         (adapters.t5_tokens, adapters.t5_width) if adapters.t5_tokens else None,
-        cache_dir(settings),
+        cache or cache_dir(settings),
     )
 
 

@@ -59,7 +59,7 @@ class Site:
         folder = Path(local_cache) if local_cache else cache_dir(settings)
         self.data: SiteData = site_clips(settings, number, data_dir, folder, self.classes)
         self.name = name or self.data.name
-        self.prompts = prompt_set(settings, self.classes)
+        self.prompts = prompt_set(settings, self.classes, folder)
         self.unseen = unseen_mask(settings, self.classes)
 
     def introduce(self, round_number: int) -> SiteReply:

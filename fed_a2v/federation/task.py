@@ -6,6 +6,7 @@ A site loads this for every message, so it comes without what only the server ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from fed_a2v.encoders.text import targets_for
 from fed_a2v.settings import Settings
 
 
-def prompt_set(settings: Settings, classes: Sequence[str]) -> PromptSet:
-    """The class prompts in the shapes that the adapters need, on the settings' device."""
-    targets = targets_for(settings, classes)
+def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> PromptSet:
+    """The class prompts in the shapes that the adapters need, on the settings' device; see `targets_for`."""
+    targets = targets_for(settings, classes, cache)
     device = torch.device(settings.device)
     return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
 

@@ -8,6 +8,7 @@ from fed_a2v import load_run
 from fed_a2v.commands.targets import run as targets_command
 from fed_a2v.config import compose_settings
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.site import Site
 from tests.models import tiny_ast, tiny_clap, tiny_clip_text, tiny_t5
 
 CLASSES = ["clock_tick", "dog", "helicopter", "rain"]
@@ -100,6 +101,13 @@ def test_sites_that_read_the_targets_from_a_file_get_the_same_run(flux, model_fo
     from_file = trained(tmp_path / "file", *encoder, "targets=file", f"targets.path={tmp_path / 't.npz'}")
     for a, b in zip(with_models.step.adapters.weights(), from_file.step.adapters.weights(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_site_keeps_the_prompts_in_its_own_cache(sd, tmp_path):
+    settings = compose_settings([*SHORT, *sd[3:], *synthesised(4), f"cache_dir={tmp_path / 'servers'}"])
+    Site(settings, CLASSES, 0, local_cache=str(tmp_path / "own"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["embeddings", "targets"]
 
 
 @pytest.mark.real_data
