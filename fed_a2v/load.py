@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from fed_a2v.config import ConfigError
@@ -34,7 +35,7 @@ from fed_a2v.data.errors import BadClipError
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.encoders.text import clean_name
 from fed_a2v.federation.build import make_step
-from fed_a2v.runs.checkpoint import load_state, read_state
+from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.settings import Settings
 
@@ -60,7 +61,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
 
     Raises:
         FileNotFoundError: there is no run.
-        CheckpointError: the state is damaged, or the file is no state of a run.
+        CheckpointError: the state is damaged, the file is no state of a run, or another version's.
 
     Examples:
         >>> run = load_run(folder)
@@ -162,7 +163,13 @@ class LoadedRun:
 
     def __init__(self, folder: RunFolder, state: dict[str, Any], device: str) -> None:
         self.folder = folder
-        self.settings = Settings.model_validate(state["config"])
+        try:
+            self.settings = Settings.model_validate(state["config"])
+        except ValidationError as error:
+            raise CheckpointError(
+                f"the settings of {folder.path} are not those of this version: {error.errors()[0]['msg']} "
+                f"({'.'.join(map(str, error.errors()[0]['loc']))}); load it with the version that wrote it"
+            ) from error
         self.round = int(state["round"])
         self.device = torch.device(device)
         self._state = state["strategy"]

@@ -1,22 +1,22 @@
 """Tiny image models of the very classes that users have, with random weights, saved as a download would be.
 
-They take prompts of the real widths: CLIP's 768, T5's 4096. Each function writes into the folder `path` and returns
-it; the same arguments give the same weights.
+They take prompts of the real widths, CLIP's 768 and T5's 4096, and have text encoders that give them. Each function
+writes into the folder `path` and returns it; the same arguments give the same weights.
 """
 
-import string
+import tempfile
 from pathlib import Path
 
 import torch
 
-CHARACTERS = string.ascii_lowercase + string.digits + "-',."
+from tests.models import tiny_clip_text, tiny_t5
 
 
 def tiny_stable_diffusion(path: Path, *, seed: int = 0) -> Path:
     """A `StableDiffusionPipeline` that draws 16 x 16 pixels."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
 
+    text_encoder, tokenizer = _clip_text(768, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
@@ -29,12 +29,11 @@ def tiny_stable_diffusion(path: Path, *, seed: int = 0) -> Path:
             attention_head_dim=2,
             norm_num_groups=2,
         )
-        text_encoder = CLIPTextModel(_clip_text(768))
         vae = _vae(latent_channels=4)
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=_clip_tokenizer(),
+        tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
             beta_start=0.00085,
@@ -52,10 +51,11 @@ def tiny_stable_diffusion(path: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_flux(path: Path, *, seed: int = 0) -> Path:
-    """A `FluxPipeline` that draws 16 x 16 pixels, with `images.size=16`; its text encoders are narrow."""
+    """A `FluxPipeline` that draws 16 x 16 pixels, with `images.size=16`."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
+    text_encoder, tokenizer = _clip_text(768, seed)
+    text_encoder_2, tokenizer_2 = _t5(4096, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer = FluxTransformer2DModel(
@@ -69,17 +69,14 @@ def tiny_flux(path: Path, *, seed: int = 0) -> Path:
             pooled_projection_dim=768,
             axes_dims_rope=(4, 4, 8),
         )
-        text_encoder = CLIPTextModel(_clip_text(16))
-        t5 = T5EncoderModel(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
         vae = _vae(latent_channels=4)
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=t5,
-        tokenizer_2=T5Tokenizer(vocab=[(piece, -2.0 if number > 2 else 0.0) for number, piece in enumerate(pieces)]),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
         transformer=transformer,
     ).save_pretrained(path)
     return path
@@ -89,8 +86,9 @@ def tiny_clip(path: Path, *, seed: int = 0) -> Path:
     """A `CLIPModel` with two layers a side, and its processor."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
+    text_model, tokenizer = _clip_text(16, seed)
     config = CLIPConfig(
-        text_config=_clip_text(16).to_dict(),
+        text_config=text_model.config.to_dict(),
         vision_config={
             "hidden_size": 16,
             "intermediate_size": 32,
@@ -106,7 +104,7 @@ def tiny_clip(path: Path, *, seed: int = 0) -> Path:
         CLIPModel(config).eval().save_pretrained(path)
     CLIPProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer=_clip_tokenizer(),
+        tokenizer=tokenizer,
     ).save_pretrained(path)
     return path
 
@@ -124,24 +122,19 @@ def _vae(latent_channels):
     )
 
 
-def _clip_text(width):
-    from transformers import CLIPTextConfig
+def _clip_text(width, seed):
+    """A tiny text model of CLIP and its tokenizer."""
+    from transformers import CLIPTextModel, CLIPTokenizer
 
-    return CLIPTextConfig(
-        vocab_size=2 + 2 * len(CHARACTERS),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny_clip_text(Path(folder), width=width, seed=seed)
+        return CLIPTextModel.from_pretrained(path), CLIPTokenizer.from_pretrained(path)
 
 
-def _clip_tokenizer():
-    from transformers import CLIPTokenizer
+def _t5(width, seed):
+    """A tiny T5 encoder and its tokenizer."""
+    from transformers import T5EncoderModel, T5Tokenizer
 
-    words = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(f"{character}</w>" for character in CHARACTERS)]
-    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny_t5(Path(folder), width=width, seed=seed)
+        return T5EncoderModel.from_pretrained(path), T5Tokenizer.from_pretrained(path)

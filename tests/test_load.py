@@ -117,6 +117,12 @@ def test_what_is_no_run_is_refused(tmp_path, folder):
         load_run(generator)
 
 
+def test_settings_of_another_version_are_refused(run):
+    state = {"config": run.config | {"new_key": 1}, "round": 2, "strategy": {}}
+    with pytest.raises(CheckpointError, match=r"not those of this version: .*\(new_key\)"):
+        fed_a2v.load.LoadedRun(run.folder, state, "cpu")
+
+
 def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
     """The folder has the class names and prompts in it."""
 

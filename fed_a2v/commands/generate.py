@@ -28,16 +28,17 @@ fed-a2v generate RUN [AUDIO ...]   pictures of sounds, beside those of the true 
 def run(words: list[str]) -> None:
     """Draw the pictures, judge them if asked to, and say where they are."""
     given = _parser().parse_intermixed_args(words)
-    overrides = [word for word in given.audio if word.startswith("images.")]
-    audio = [word for word in given.audio if not word.startswith("images.")]
+    overrides = [word for word in given.audio if word.startswith("images.") and "=" in word]
+    audio = [word for word in given.audio if word not in overrides]
     sources = bool(audio) or given.classes is not None or given.synthetic > 0 or given.test > 0
 
-    from fed_a2v.images.gallery import write_sheet
+    from fed_a2v.images.gallery import read_gallery, write_sheet
 
     if (given.run / "pictures.json").is_file():
         if sources or not given.evaluate:
             raise ConfigError(f"{given.run} holds pictures: --evaluate judges them, a run's folder is needed for more")
-        _show(_evaluate(given.run, _judge(given.run, overrides)))
+        drawn = read_gallery(given.run)["images"]
+        _show(_evaluate(given.run, _changed(drawn["name"], drawn, overrides)))
         write_sheet(given.run)
         folder = given.run
     else:
@@ -111,9 +112,15 @@ def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
             f"{loaded.folder.path.name} was trained with adapters={loaded.settings.adapters.name}, whose prompts no "
             "image model takes; train with adapters=sd (Stable Diffusion) or adapters=flux (FLUX)"
         )
-    config = loaded.config
-    if config["images"]["name"] == "none":
-        config["images"] = compose_settings([f"adapters={kind}", f"images={kind}"]).images.model_dump(mode="json")
+    own = loaded.config["images"]
+    return _changed(kind, None if own["name"] == "none" else own, overrides)
+
+
+def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> ImageSettings:
+    """The image settings `images`, or those of `conf/images/`, with overrides."""
+    config = compose_settings([f"adapters={kind}", f"images={kind}"]).model_dump(mode="json", by_alias=True)
+    if images is not None:
+        config["images"] = images
     return settings_from(OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(overrides))).images  # type: ignore[arg-type]
 
 
@@ -122,7 +129,7 @@ def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], se
 
     names = loaded.classes
     if given.classes is not None:
-        names = tuple(loaded.class_name(name) for name in given.classes.split(",") if name)
+        names = tuple(dict.fromkeys(loaded.class_name(name) for name in given.classes.split(",") if name))
     parts = []
     if audio:
         parts.append(subjects.from_files(loaded, audio))
@@ -136,16 +143,6 @@ def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], se
     if not chosen.subjects:
         raise ConfigError(f"nothing to draw: the run has heard nothing of {', '.join(names)}")
     return chosen
-
-
-def _judge(folder: Path, overrides: list[str]) -> ImageSettings:
-    """The settings that pictures were drawn with, changed by overrides."""
-    from fed_a2v.images.gallery import read_gallery
-    from fed_a2v.settings import ImageSettings
-
-    drawn = OmegaConf.create({"images": read_gallery(folder)["images"]})
-    merged = OmegaConf.to_container(OmegaConf.merge(drawn, OmegaConf.from_dotlist(overrides)))
-    return ImageSettings.model_validate(merged["images"])  # type: ignore[index,call-overload]
 
 
 def _evaluate(folder: Path, settings: ImageSettings) -> dict[str, Any]:

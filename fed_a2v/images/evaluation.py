@@ -164,8 +164,8 @@ def _figures(truth: IntArray, seen: IntArray, scores: NDArray[np.float64], class
     present = np.unique(truth)
     counts = confusion_matrix(truth, seen, labels=np.arange(len(classes)))
     with warnings.catch_warnings():
-        # Of pictures that are taken for a class which has none in the sample: they count as wrong, as they should.
-        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        # Of pictures that are taken for a class without any, which count as wrong, as they should; of small samples.
+        warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
         return {
             "pictures": len(truth),
             "accuracy": {"value": float(accuracy_score(truth, seen)), "interval": [wilson.low, wilson.high]},

@@ -12,6 +12,12 @@ FAST = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals in a fraction of a second."""
+    monkeypatch.setattr("fed_a2v.images.evaluation.RESAMPLES", 100)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The folders of the tiny models: sd, flux and clip."""

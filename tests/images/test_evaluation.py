@@ -16,11 +16,6 @@ from fed_a2v.images.gallery import GalleryError
 CLASSES = ["cat", "dog", "sea_waves"]
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(evaluation, "RESAMPLES", 100)
-
-
 @pytest.fixture
 def gallery(tmp_path):
     """A gallery with one column: pictures of plain colours, and for each its class."""

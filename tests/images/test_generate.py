@@ -11,15 +11,9 @@ from fed_a2v.cli import main
 from fed_a2v.config import compose_settings
 from fed_a2v.data.synth import RATE, synthesise
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.images import evaluation
 from fed_a2v.images.gallery import read_gallery
 
 from .conftest import FAST
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(evaluation, "RESAMPLES", 50)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +86,7 @@ def test_samples_test_clips_and_classes_are_drawn(generate, trained):
     ]
     gallery, _ = generate("sd", folder, "--classes", "Rain,sea waves", "--test", "2")
     assert [subject["class"] for subject in gallery["subjects"]] == ["rain", "rain", "sea_waves", "sea_waves"]
-    gallery, _ = generate("sd", folder, "--classes", "rain")
+    gallery, _ = generate("sd", folder, "--classes", "rain,Rain")
     assert [(subject["name"], subject["class"]) for subject in gallery["subjects"]] == [("rain", "rain")]
 
 
@@ -104,7 +98,7 @@ def test_a_checkpoint_is_drawn_and_the_run_gets_the_pictures(trained, image_word
     assert read_gallery(gallery)["run"] == "run"
 
 
-def test_clip_judges_the_pictures_at_once_or_later(generate, trained, capsys):
+def test_clip_judges_the_pictures_at_once_or_later(generate, trained, refused, capsys):
     gallery, out = generate("sd", trained("sd"), "--test", "2", "--evaluate")
     said = capsys.readouterr().out
     judged = json.loads((out / "evaluation.json").read_text())
@@ -117,6 +111,7 @@ def test_clip_judges_the_pictures_at_once_or_later(generate, trained, capsys):
     main(["generate", str(out), "--evaluate"])
     assert json.loads((out / "evaluation.json").read_text()) == judged
     assert said.splitlines()[-2] in capsys.readouterr().out
+    assert "images.stepz" in refused(out, "--evaluate", "images.stepz=1")
 
 
 def test_pictures_that_cannot_be_judged_leave_nothing(trained, sounds, image_words, tmp_path, refused):
