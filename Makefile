@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python benchmarks/flux.py
 	$(BIN)/python benchmarks/unseen.py
 	$(BIN)/python benchmarks/hostile.py
+	$(BIN)/python benchmarks/wrong_configs.py
 	$(BIN)/python benchmarks/generators.py --standard
 
 clean:

@@ -5,36 +5,32 @@ The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr r
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from fed_a2v.conf_tree import conf_dir, dotted_keys, options
+from fed_a2v.explain import explain_composition, explain_validation
 from fed_a2v.settings import Settings
+
+__all__ = ["ConfigError", "cache_dir", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
 
 
 class ConfigError(ValueError):
     """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
-
-
-def conf_dir() -> Path:
-    """Folder of the Hydra configs: inside the package in a wheel, beside it in a checkout or app bundle."""
-    package = Path(__file__).resolve().parent
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}")
 
 
 def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
@@ -47,17 +43,57 @@ def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConfigError(f"overrides {overrides!r}: {error}") from error
+    with _hydra(words):
+        config = compose(config_name="config", overrides=words)
+    return settings_from(config)
+
+
+def sources(overrides: Sequence[str]) -> dict[str, str]:
+    """Where the value of each key comes from: a file in `conf/`, or an override.
+
+    Returns:
+        The file or override by dotted key; an override of a whole section stands under the section's key.
+
+    Raises:
+        ConfigError: an override names no known option.
+    """
+    found: dict[str, str] = {}
+    with _hydra(overrides):
+        loader = GlobalHydra.instance().config_loader()
+        files = loader.compute_defaults_list("config", list(overrides), RunMode.RUN).defaults
+        for file in files:
+            path = conf_dir() / f"{file.config_path}.yaml"
+            if path.is_file() and not str(file.package).startswith("hydra"):
+                content = {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
+                prefix = f"{file.package}." if file.package else ""
+                found |= dict.fromkeys(dotted_keys(content, prefix), f"conf/{file.config_path}.yaml")
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key = override.get_key_element().lstrip("+~")
+            if not options(key):  # an option shows by its file
+                found = {known: source for known, source in found.items() if not known.startswith(f"{key}.")}
+                found[key] = str(override.input_line)
+    return found
+
+
+@contextmanager
+def _hydra(words: Sequence[str]) -> Iterator[None]:
+    """Hydra on `conf/`; its complaints about the overrides `words` become ours."""
     # Inside a Hydra job another search path may be registered: set it aside and put it back.
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="fed_a2v"):
-            config = compose(config_name="config", overrides=words)
+            yield
     except (HydraException, ValueError) as error:  # Hydra refuses GROUP=null with a plain ValueError
-        raise ConfigError(_explain(error, words)) from error
+        raise ConfigError(explain_composition(error, words)) from error
     finally:
         GlobalHydra.instance().hydra = previous
-    return settings_from(config)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def settings_from(config: DictConfig) -> Settings:
@@ -73,7 +109,7 @@ def settings_from(config: DictConfig) -> Settings:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(entry) for entry in error.errors())) from error
+        raise ConfigError(explain_validation(error)) from error
 
 
 def to_yaml(settings: Settings) -> str:
@@ -88,14 +124,6 @@ def cache_dir(settings: Settings) -> Path:
     if folder := os.environ.get("FED_A2V_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fed_a2v"
-
-
-def known_keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a nested mapping, sections included."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield f"{prefix}{name}"
-            yield from known_keys(value, f"{prefix}{name}.")
 
 
 # Of a mix, what each of its data sets takes over where it says nothing itself.
@@ -136,54 +164,3 @@ def _read_aliases(path: Path) -> dict[str, str]:
     if not isinstance(table, dict):
         raise ConfigError(f"dataset.aliases: {path} needs lines of the form `name in a data set: common name`")
     return {str(name): str(common) for name, common in table.items()}
-
-
-def _explain(error: Exception, words: Sequence[str]) -> str:
-    """Hydra's message in one line, with the nearest known key where an override names none."""
-    message = str(error).splitlines()[0]
-    if message.startswith("Ambiguous value"):
-        return f"{message}: -m sweeps over the values, KEY=[A,B] is a list"
-    unknown = re.search(r"Could not (?:override|find|delete)[^'\"]*['\"]([\w./@+-]+)", str(error))
-    if not unknown:
-        return message
-    key = unknown[1].split("/")[-1] if "/" in unknown[1] else unknown[1]
-    group = unknown[1].split("/")[0]
-    options = conf_dir() / group
-    if "/" in unknown[1]:
-        if not options.is_dir():
-            return message
-        choices = sorted(path.stem for path in options.glob("*.yaml"))
-        return f"{group}={key}: no such option; choose from {', '.join(choices)}{_nearest(key, choices)}"
-    keys = sorted(set(known_keys(_all_options())))
-    given = next((word for word in words if word.lstrip("+~").startswith(key)), key)
-    return f"unknown key {key} in {given!r}{_nearest(key, keys)}"
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else "; `fed-a2v train --help` lists the keys"
-
-
-def _all_options() -> dict[str, Any]:
-    """The union of config.yaml and of every option of every group, for finding the nearest key."""
-    tree: dict[str, Any] = {}
-    root = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
-    assert isinstance(root, dict)
-    tree.update({str(key): value for key, value in root.items() if key != "defaults"})
-    for path in sorted(conf_dir().glob("*/*.yaml")):
-        if path.parent.name not in ("experiment", "hydra"):
-            option = OmegaConf.to_container(OmegaConf.load(path))
-            section = tree.setdefault(path.parent.name, {})
-            section.update({key: value for key, value in dict(option or {}).items() if key != "defaults"})  # type: ignore[arg-type]
-    return tree
-
-
-def _describe(entry: Any) -> str:
-    """One pydantic error as `key = value: what is wrong`."""
-    key = ".".join(str(part) for part in entry["loc"])
-    if entry["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(key, sorted(set(known_keys(_all_options()))))}"
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    if entry["type"] in ("value_error", "missing"):
-        return f"{key}: {message}" if key else message
-    return f"{key} = {entry['input']!r}: {message}"

@@ -6,15 +6,24 @@ them; they travel to the sites as JSON.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", name):
+        raise ValueError("choose cpu, cuda, cuda:NUMBER, mps or xpu")
+    return name
+
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "float16", "bfloat16"]
+Device = Annotated[str, AfterValidator(_device)]
 
 
 class Section(BaseModel):
@@ -445,7 +454,7 @@ class Settings(Section):
     rounds: Count = Field(description="rounds of the federation")
     seed: Annotated[int, Field(ge=0)] = Field(description="of everything that is drawn")
     resume: str = Field(description="auto, never, the folder of a run, or one of its saved states")
-    device: str = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
+    device: Device = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
     threads: Count = Field(description="of torch; the same number gives the same bits")
     cache_dir: str | None = Field(description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder")
     optimize_memory_usage: bool = Field(
@@ -476,7 +485,7 @@ class Settings(Section):
     wandb: WandbSettings
 
     @model_validator(mode="after")
-    def _check(self) -> Settings:
+    def _check_server_step(self) -> Settings:
         if self.generator.name == "custom" and self.generator.target is None:
             raise ValueError("generator=custom needs generator._target_=MODULE.CLASS, the import path of its class")
         if self.bank.keep == "generator" and self.generator.target is None:
@@ -488,15 +497,37 @@ class Settings(Section):
                 f"adapters.t5_tokens={self.adapters.t5_tokens}: the adapters have a T5 side, targets=clip has none; "
                 "choose targets=t5 (CLIP and T5), or adapters without T5 (adapters=sd or compact)"
             )
+        if self.generator.load_checkpoint and self.generator.target is None:
+            raise ValueError("generator.load_checkpoint=true, but generator=none has no checkpoint; choose another one")
         self._check_images()
-        if self.scenario.name == "class_incremental":
-            if self.partition.kind == "own":
-                raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")
-            if self.partition.sites < self.scenario.steps:
-                raise ValueError(
-                    f"scenario.steps={self.scenario.steps} groups need as many sites, "
-                    f"partition.sites={self.partition.sites}"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> Settings:
+        if self.scenario.name == "class_incremental" and self.partition.kind == "own":
+            raise ValueError("scenario=class_incremental needs a partition with numbered sites, not partition=own")
+        if self.partition.kind == "own":  # the sites are counted when they come
+            return self
+        sites, aggregation = self.partition.sites, self.aggregation
+        if self.scenario.name == "class_incremental" and sites < self.scenario.steps:
+            raise ValueError(f"scenario.steps={self.scenario.steps} groups need as many sites, partition.sites={sites}")
+        asked = max(1, round(self.federation.sites_per_round * sites))
+        if aggregation.min_replies > asked:
+            raise ValueError(
+                f"aggregation.min_replies={aggregation.min_replies}, but a round asks {asked} sites "
+                f"(partition.sites={sites}, federation.sites_per_round={self.federation.sites_per_round:g}): "
+                f"no round would count; lower it to {asked}"
+            )
+        if aggregation.mode == "krum" and asked < 2 * aggregation.malicious_sites + 3:
+            raise ValueError(
+                f"aggregation.mode=krum tells {aggregation.malicious_sites} malicious sites from the rest among "
+                f"{2 * aggregation.malicious_sites + 3} at least, a round asks {asked}: raise partition.sites, "
+                "lower aggregation.malicious_sites, or choose median"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Settings:
         # Where every node brings its own data, the server needs no more than the names of the classes.
         if self.partition.kind == "own" and self.dataset.classes is not None:
             return self

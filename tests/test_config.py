@@ -3,6 +3,9 @@
 import contextlib
 import json
 import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.config import ConfigError, cache_dir, compose_settings, conf_dir, to_yaml
+from fed_a2v.config import ConfigError, cache_dir, compose_settings, conf_dir, sources, to_yaml
 from fed_a2v.settings import Settings
 
 # What an option needs beside its name.
@@ -304,6 +307,85 @@ def test_no_default_lives_outside_conf():
     with pytest.raises(ValueError, match="rounds") as caught:
         Settings.model_validate(json.loads("{}"))
     assert len(caught.value.errors()) == len(Settings.model_fields)
+
+
+def test_a_key_of_another_option_is_refused_with_the_options_that_have_it():
+    with pytest.raises(ConfigError, match=r"generator=gaussian has none; .*generator=vae, .* have it"):
+        compose_settings("generator=gaussian generator.latent_dim=8")
+
+
+def test_values_of_two_types_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"^dataset\.unseen = -1: .* or .*valid list$"):
+        compose_settings("dataset.unseen=-1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("aggregation.min_replies=6", "a round asks 5 sites .*: no round would count; lower it to 5"),
+        ("aggregation.min_replies=3 federation.sites_per_round=0.4", "a round asks 2 sites"),
+        ("aggregation.mode=krum aggregation.malicious_sites=2", "among 7 at least, a round asks 5"),
+        ("generator=none generator.load_checkpoint=true", "generator=none has no checkpoint"),
+        ("device=gpu", "device = 'gpu': choose cpu, cuda"),
+    ],
+)
+def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "partition=own aggregation.min_replies=9",
+        "aggregation.mode=krum",
+        "device=cuda:1",
+    ],
+)
+def test_what_only_looks_like_a_contradiction_is_allowed(overrides):
+    compose_settings(overrides)
+
+
+# The thirty wrong configurations of the benchmark
+
+
+@pytest.fixture(scope="module")
+def wrong_configs():
+    path = Path(__file__).parent.parent / "benchmarks"
+    sys.path.insert(0, str(path))
+    try:
+        yield import_module("wrong_configs")
+    finally:
+        sys.path.remove(str(path))
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_wrong_configuration_gets_one_line_that_names_key_and_remedy(wrong_configs, number, tmp_path):
+    case = wrong_configs.CASES[number]
+    code, message = wrong_configs.said_to(case, tmp_path)
+    assert wrong_configs.good(case, code, message), f"{case}: {code}, {message}"
+    assert not list(tmp_path.glob("outputs")), "nothing was begun"
+
+
+def test_there_are_thirty_wrong_configurations(wrong_configs):
+    assert len(wrong_configs.CASES) == 30
+
+
+# Where a value comes from
+
+
+def test_every_key_has_the_file_or_the_override_that_it_comes_from():
+    found = sources(["experiment=quick", "generator=gaussian", "generator.shrinkage=0.5", "rounds=3"])
+    assert found["rounds"] == "rounds=3"
+    assert found["generator.shrinkage"] == "generator.shrinkage=0.5"
+    assert found["generator.training_epochs"] == "conf/experiment/quick.yaml"
+    assert found["generator.holdout"] == "conf/generator/gaussian.yaml"
+    assert found["partition.sites"] == "conf/partition/classes.yaml"
+    assert found["loss.mse"] == "conf/config.yaml"
+
+
+def test_the_later_of_two_overrides_is_the_source():
+    assert sources(["rounds=2", "rounds=3"])["rounds"] == "rounds=3"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fed_a2v.commands.errors import mendable
-from fed_a2v.config import ConfigError, compose_settings, conf_dir, settings_from
+from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
+from fed_a2v.config import ConfigError, conf_dir, settings_from
 
 USAGE = """\
 fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a sweep over comma-separated values
@@ -24,18 +25,28 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
   fed-a2v train experiment=esc50_50x1 dataset=embeddings dataset.path=embeddings.npz generator=gaussian
   fed-a2v train -m generator=none,gaussian,vae seed=0,1,2
   fed-a2v train hydra.run.dir=runs/mine rounds=20      # once more goes on where it stopped
+  fed-a2v train --config my_experiment.json seed=1     # a file in the guide's format; what is typed wins
 """
 
 
 def run(words: list[str]) -> None:
     """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
-    overrides = [word for word in words if not word.startswith("-")]
+    words, guide = take_guide(words)
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False, soft_wrap=True)
-    else:
+    elif not {"-sc", "--shell-completion"} & set(words):
+        from fed_a2v.federation.build import check_buildable
+
+        overrides = [word for word in words if not word.startswith("-")]
         sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words)
-        for sample in _samples(overrides) if sweep else [overrides]:
-            compose_settings(sample)
+        try:
+            for sample in _samples(overrides) if sweep else [overrides]:
+                check_buildable(compose_with(guide, sample))
+        finally:
+            if guide:
+                show_guide(guide, Console(stderr=True))
+        if guide:
+            words = [*guide.overrides(overrides), *words]
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
     # Errors come out of Hydra as they are (a folder that it cannot write, for one), for `cli.py` to explain.
     full = os.environ.get("HYDRA_FULL_ERROR")
@@ -83,8 +94,6 @@ def _samples(overrides: Sequence[str]) -> list[list[str]]:
         raise ConfigError(str(error).splitlines()[0]) from error
     chosen: list[list[str]] = [[], []]
     for override in parsed:
-        if override.key_or_group.startswith("hydra"):
-            continue
         lines = [str(override.input_line)]
         if override.is_sweep_override():
             lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -143,6 +143,27 @@ def check_disjoint(sites: Sequence[SiteClips], clips: EmbeddedClips) -> None:
                 place[key] = here
 
 
+def check_classes(count: int, settings: PartitionSettings) -> None:
+    """Check that partition=classes can deal `count` classes to the sites; other kinds deal clips.
+
+    Raises:
+        PartitionError: there are more sites than classes and nothing says that they may share, or a site is to have
+            more classes than there are.
+    """
+    sites, each = settings.sites, settings.classes_per_site
+    if settings.kind != "classes":
+        return
+    if each is None and sites > count:
+        raise PartitionError(
+            f"partition.sites={sites}, but there are {count} classes to train on: lower it to {count}, let sites share "
+            "classes (partition.classes_per_site=1), or choose partition=iid"
+        )
+    if each is not None and each > count:
+        raise PartitionError(
+            f"partition.classes_per_site={each}, but there are {count} classes; set it to {count} at most, or to null"
+        )
+
+
 def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]:
     """Who has what, for JSON: per site its classes with their counts, and the clips' keys, by split.
 
@@ -185,14 +206,10 @@ def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSetti
 def _deal_classes(count: int, settings: PartitionSettings, seed: int) -> list[list[int]]:
     """The classes of each site: neighbours in a drawn order, which starts again when it is used up."""
     order = numpy_generator(seed, "partition", "classes").permutation(count).tolist()
+    check_classes(count, settings)
     each = settings.classes_per_site
-    if each is None and settings.sites <= count:
+    if each is None:
         return [part.tolist() for part in np.array_split(order, settings.sites)]
-    each = each or 1
-    if each > count:
-        raise PartitionError(
-            f"partition.classes_per_site={each}, but there are {count} classes; set it to {count} at most, or to null"
-        )
     return [[order[(site * each + position) % count] for position in range(each)] for site in range(settings.sites)]
 
 

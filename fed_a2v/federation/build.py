@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import instantiate
+from pydantic import TypeAdapter, ValidationError
 
 from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, PromptSet
@@ -18,17 +19,22 @@ from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
-from fed_a2v.federation.task import adapter_loss, unseen_mask
+from fed_a2v.data.partition import check_classes
+from fed_a2v.data.site import class_names
+from fed_a2v.explain import explain_validation, nearest
+from fed_a2v.federation.task import adapter_loss, torch_device, unseen_mask
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
 FRUGAL_CHUNK = 16
+# Arguments of a generator that the data and the adapters decide.
+SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 
 
 def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
-    device = torch.device(settings.device)
+    device = torch_device(settings.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
         shape = settings.adapters
@@ -57,36 +63,34 @@ def make_generator(
     Raises:
         ConfigError: its class does not know one of the keys, or refuses a value.
     """
-    generator = settings.generator
-    if generator.target is None:
+    if settings.generator.target is None:
         return None
-    arguments = generator.arguments
-    granularity, groups = arguments.pop("granularity", "unified"), arguments.pop("groups", None)
-    if granularity == "per_class":
-        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
-    parameters = _check_arguments(generator, arguments)
-    tokens, width = audio_shape
-    shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
-    if "t5_dim" in parameters:
-        shapes["t5_dim"] = settings.adapters.t5_width
-
-    def make() -> Any:
-        return instantiate({"_target_": generator.target, **arguments}, **shapes, _convert_="all")
-
-    with torch.random.fork_rng():
+    arguments = settings.generator.arguments
+    granularity, groups = arguments.get("granularity", "unified"), arguments.get("groups")
+    make = _generator_maker(settings, audio_shape, visual_dim)
+    with torch.random.fork_rng(), _refusals_of(settings.generator):
         torch.manual_seed(seed_for(settings.seed, "generator"))
-        try:
-            together = groups_for(granularity, classes, groups)
-            made = make() if together is None else GroupedVAEGenerator(make, together)
-        except Exception as error:
-            cause = error.__cause__ or error
-            raise ConfigError(f"generator={generator.name}: {cause}") from error
+        together = groups_for(granularity, classes, groups)
+        made = make() if together is None else GroupedVAEGenerator(make, together)
     if not isinstance(made, Generator):
         raise ConfigError(
-            f"generator._target_={generator.target} is no generator; derive it from "
+            f"generator._target_={settings.generator.target} is no generator; derive it from "
             f"{Generator.__module__}.{Generator.__qualname__}"
         )
     return made
+
+
+def check_buildable(settings: Settings) -> None:
+    """Check, before any sound is decoded, the device, the sites and their classes, and the generator's arguments.
+
+    Raises:
+        ConfigError: there is no such device, or the generator's class refuses an argument.
+        DataError: the data set cannot be read, or has too few classes for the sites.
+    """
+    torch_device(settings.device)
+    classes = class_names(settings.dataset)
+    check_classes(len(classes) - len(unseen_classes(settings.dataset, classes)), settings.partition)
+    make_generator(settings, (1, 512), 768, classes)
 
 
 def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:
@@ -116,13 +120,60 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
     )
 
 
-def _check_arguments(generator: GeneratorSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the generator's class; refuses a key that is not among them and names the nearest."""
+def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_dim: int) -> Callable[[], Any]:
+    """What builds one generator; its arguments are checked here."""
+    generator = settings.generator
     assert generator.target is not None
-    parameters: dict[str, Any] = dict(inspect.signature(load_class("generator", generator.target)).parameters)
-    for key in arguments:
+    arguments = generator.arguments
+    if arguments.pop("granularity", "unified") == "per_class":
+        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
+    arguments.pop("groups", None)
+    parameters = _check_arguments(generator.target, arguments, "generator")
+    tokens, width = audio_shape
+    shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
+    if "t5_dim" in parameters:
+        shapes["t5_dim"] = settings.adapters.t5_width
+    return lambda: instantiate({"_target_": generator.target, **arguments}, **shapes, _convert_="all")
+
+
+@contextmanager
+def _refusals_of(generator: GeneratorSettings) -> Iterator[None]:
+    """What a generator's class refuses is the user's to mend."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"generator={generator.name}: {error.__cause__ or error}") from error
+
+
+def _check_arguments(target: str, arguments: Mapping[str, Any], section: str) -> set[str]:
+    """Check the arguments of a class by its signature.
+
+    Returns:
+        The names of its parameters.
+
+    Raises:
+        ConfigError: there is no such class, it does not know a key (the nearest is named), or a type is wrong.
+    """
+    made = load_class(section, target)
+    try:
+        hints = get_type_hints(made.__dict__.get("__init__", made))
+    except NameError:  # types that a user's own class imports for type checkers only
+        hints = {}
+    signature = inspect.signature(made).parameters
+    parameters = {name for name, parameter in signature.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    takes_all = len(parameters) < len(signature)
+    for key, value in arguments.items():
+        if key == "_target_" or (takes_all and key not in parameters):
+            continue
         if key not in parameters:
-            near = difflib.get_close_matches(key, parameters, n=1)
-            hint = f"; did you mean generator.{near[0]}?" if near else ""
-            raise ConfigError(f"unknown key generator.{key} for generator={generator.name}{hint}")
+            near = nearest(key, parameters - SHAPES)
+            hint = f"; did you mean {section}.{near}?" if near else f"; it has {', '.join(sorted(parameters - SHAPES))}"
+            raise ConfigError(f"unknown key {section}.{key} for {target.rpartition('.')[2]}{hint}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_arguments(value["_target_"], value, f"{section}.{key}")
+        elif key in hints:
+            try:
+                TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise ConfigError(explain_validation(error, f"{section}.{key}")) from error
     return parameters

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.data.clips import unseen_classes
@@ -21,8 +22,20 @@ from fed_a2v.settings import Settings
 def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> PromptSet:
     """The class prompts in the shapes that the adapters need, on the settings' device; see `targets_for`."""
     targets = targets_for(settings, classes, cache)
-    device = torch.device(settings.device)
+    device = torch_device(settings.device)
     return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
+
+
+def torch_device(name: str) -> torch.device:
+    """The device.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; device=cpu runs everywhere") from error
 
 
 def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:

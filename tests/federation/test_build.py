@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.federation.build import make_generator, make_step
+from fed_a2v.data.errors import DataError
+from fed_a2v.federation.build import check_buildable, make_generator, make_step
 from fed_a2v.federation.task import prompt_set
 
 from .helpers import assert_same
@@ -119,13 +120,49 @@ def test_an_argument_that_the_generators_class_does_not_know_is_refused_with_the
     ("override", "message"),
     [
         ("generator.latent_dim=0", "generator=vae: .*latent_dim"),
-        ("generator.loss.beta_schedule=sideways", "generator=vae: .*sideways"),
+        ("generator.loss.beta_schedule=sideways", "generator.loss.beta_schedule = 'sideways': .*'linear'"),
+        ("+generator.loss.beta_ma=1", r"did you mean generator.loss.beta_max\?"),
+        ("generator.hidden_dim=2.5", "generator.hidden_dim = 2.5: .*integer"),
         ("generator._target_=no.such.Module", "generator._target_=no.such.Module"),
     ],
 )
 def test_a_value_that_the_generators_class_refuses_is_an_error_of_the_settings(override, message):
     with pytest.raises(ConfigError, match=message):
         make_generator(compose_settings([override]), SHAPE, 768)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=xpu:7", "device=xpu:7: .*device=cpu"),
+        ("partition.sites=11", "partition.sites=11, but there are 10 classes to train on: lower it to 10"),
+        ("dataset.unseen=6", "there are 4 classes to train on: lower it to 4"),
+        ("dataset.classes=[dog,rain]", "there are 2 classes to train on"),
+        ("partition.classes_per_site=11", "partition.classes_per_site=11, but there are 10 classes"),
+        ("dataset.unseen=9", "dataset.unseen leaves 1 of 10 classes"),
+        ("dataset=esc50 dataset.root=/nowhere", "/nowhere"),
+        ("generator.granularity=per_group", "needs groups"),
+        ("generator.latent_dim=0", "latent_dim=0"),
+        ("generator.latent_dim=wide", "generator.latent_dim = 'wide': .*integer"),
+        ("generator.granularity=per_class generator.latent_dim=wide", "generator.latent_dim = 'wide'"),
+    ],
+)
+def test_what_cannot_be_built_is_found_before_any_data_is_read(override, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        check_buildable(compose_settings(override))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *("", "generator=none", "generator.granularity=per_class", "generator=flow"),
+        "partition.sites=20 partition.classes_per_site=1",
+        "partition.sites=20 partition=iid",
+        "partition=own dataset=esc50 dataset.classes=[dog,rain]",
+    ],
+)
+def test_what_can_be_built_passes_the_check(overrides):
+    check_buildable(compose_settings(overrides))
 
 
 def test_a_users_own_loss_takes_the_place_of_the_vaes():

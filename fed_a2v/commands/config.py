@@ -1,0 +1,68 @@
+"""`fed-a2v config`: the settings that an experiment would run with, and where each comes from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
+from fed_a2v.config import sources
+
+USAGE = """\
+fed-a2v config [KEY=VALUE ...]     show all settings as YAML, with the file or override that each comes from
+  fed-a2v config experiment=guide generator.latent_dim=64
+  fed-a2v config --config my_experiment.json      # a file in the guide's format; train takes it too
+"""
+
+
+def run(words: list[str]) -> None:
+    """Compose, check and show."""
+    words, guide = take_guide(words)
+    parser = argparse.ArgumentParser("fed-a2v config", description="Show all settings and where each comes from.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--config", metavar="FILE", help="a JSON file in the guide's format; overrides win")
+    overrides = parser.parse_args(words).overrides
+
+    try:
+        settings = compose_with(guide, overrides).model_dump(mode="json", by_alias=True)
+    finally:
+        if guide:
+            show_guide(guide, Console(stderr=True))
+    from_file = guide.overrides(overrides) if guide else []
+    origins = sources([*from_file, *overrides])
+    if guide:
+        file_keys = {word: f"{guide.path}: {guide.key_of(word.split('=')[0])}" for word in from_file}
+        origins = {key: file_keys.get(origin, origin) for key, origin in origins.items()}
+    lines = list(_lines(settings))
+    width = min(max(len(text) for text, _ in lines), 60)
+    Console().print(
+        "\n".join(f"{text:<{width}}  # {_origin(key, origins)}" if key else text for text, key in lines),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _lines(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Lines of YAML, each with the dotted key whose value it holds; "" for the head of a section."""
+    indent = "  " * len(path)
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}:", ""
+            yield from _lines(value, (*path, name))
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            yield f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}", ".".join((*path, name))
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """Where the value of a key, or of the section that it is in, comes from."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if origin := origins.get(".".join(parts[:length])):
+            return origin
+    return "?"
