@@ -6,6 +6,7 @@ beside fine-tuning on the sites' prototypes alone, with the same seed and the sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from fed_a2v.core.training import AdamWSettings, train_epochs
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import adapter_loss, prompt_set
+from fed_a2v.report.page import write_report
 from fed_a2v.runs.files import read_jsonl, write_json, write_text
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings
+
+log = logging.getLogger("fed_a2v")
 
 # Overrides that make the yardstick; None is pooled training, which is no federation.
 YARDSTICKS: dict[str, list[str] | None] = {
@@ -40,7 +44,7 @@ def compare(
     yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
     console: Console | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run an experiment and the `yardsticks`, each in a folder of its own, and write `comparison.md` and `.json`.
+    """Run an experiment and the `yardsticks`, and write `comparison.md`, `comparison.json` and `report.html`.
 
     Args:
         overrides: of the experiment.
@@ -65,6 +69,8 @@ def compare(
     rows[label] = _run(settings, folder / label, console)
     write_text(folder / "comparison.md", comparison_table(rows).markdown())
     write_json(folder / "comparison.json", rows)
+    if settings.report:
+        _write_report(folder)
     return rows
 
 
@@ -95,6 +101,14 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
             found = retrieval(adapters(clips.embeddings[test]).clip, clips.labels[test], prompts.clip)
         rows.append({"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5})
     return rows
+
+
+def _write_report(folder: Path) -> None:
+    """All runs in one page; for want of it no comparison fails."""
+    try:
+        write_report([folder], folder / "report.html")
+    except Exception as error:
+        log.warning("No report was written: %s: %s", type(error).__name__, error)
 
 
 def _run(settings: Settings, folder: Path, console: Console | None) -> list[dict[str, Any]]:

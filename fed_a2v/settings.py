@@ -466,6 +466,7 @@ class Settings(Section):
     generate_nodes_images_frequency: Annotated[int, Field(ge=0)] = Field(
         description="rounds from one set of the sites' pictures to the next; 0: none"
     )
+    report: bool = Field(description="write `report.html` into the run's folder at its end")
     dataset: DatasetSettings
     partition: PartitionSettings
     encoder: EncoderSettings

@@ -65,8 +65,9 @@ def test_train_ends_with_a_table_and_the_folder(fed_a2v, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "mine"
     results = json.loads((folder / "results.json").read_text())
-    table, last = done.stdout.rstrip().rsplit("\n", 1)
-    assert last == f"Results: {folder}"
+    table, *last = done.stdout.rstrip().rsplit("\n", 2)
+    assert last == [f"Results: {folder}", f"Report: {folder / 'report.html'}"]
+    assert (folder / "report.html").is_file()
     for figure in ("accuracy", "accuracy_before"):
         assert f"{results[figure]:.3f}" in table
     assert "Round 1/1: accuracy" in done.stderr
@@ -226,7 +227,8 @@ def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
     assert list(rows) == names
     final = ", ".join(f"{name} {rows[name][-1]['accuracy']:.3f}" for name in names)
     assert f"Final accuracy: {final}" in done.stdout
-    assert done.stdout.rstrip().endswith(f"Results: {folder}")
+    assert done.stdout.rstrip().endswith(f"Results: {folder}\nReport: {folder / 'report.html'}")
+    assert (folder / "report.html").is_file()
     assert all(name in (folder / "comparison.md").read_text() for name in names)
 
 

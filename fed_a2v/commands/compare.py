@@ -40,3 +40,5 @@ def run(words: list[str]) -> None:
         "Final accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in final.items() if value is not None)
     )
     console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
+    if (report := folder / "report.html").is_file():
+        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)

@@ -14,8 +14,9 @@ def mendable() -> tuple[type[Exception], ...]:
     from fed_a2v.federation.strategy import FederationError
     from fed_a2v.images.gallery import GalleryError
     from fed_a2v.load import RunError
+    from fed_a2v.report.collect import ReportError
     from fed_a2v.runs.checkpoint import CheckpointError
 
     settings = (ConfigError, TargetsError, ModelError)
     files = (DataError, ArrayFileError, CheckpointError, GalleryError)
-    return (*settings, *files, FederationError, RunError, OSError)
+    return (*settings, *files, FederationError, RunError, ReportError, OSError)

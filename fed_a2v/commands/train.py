@@ -82,6 +82,8 @@ def _job(config: DictConfig) -> float | None:
     console = Console()
     console.print(rounds_table(read_jsonl(folder / "metrics.jsonl")).rich())
     console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
+    if (report := folder / "report.html").is_file():
+        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
     accuracy = results["accuracy"]
     return None if accuracy is None else float(accuracy)
 

@@ -110,3 +110,19 @@ def _samples(step: ServerStep, classes: list[str], round_number: int) -> Tensor:
     samples = generator.sample_classes(step.conditions_of(classes), number, random)
     generator.move_to(place)
     return samples.double().mean(dim=2).cpu()
+
+
+def umap_layout(coordinates: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """(N, 2) of (N, P) principal coordinates by UMAP (McInnes et al. 2018); None where umap-learn is not installed.
+
+    Neighbours stay neighbours; distances between far groups mean nothing.
+    """
+    try:
+        from umap import UMAP
+    except ImportError:
+        return None
+    if len(coordinates) < 4:
+        return None
+    neighbours = min(15, len(coordinates) - 1)
+    layout: NDArray[np.float32] = UMAP(n_neighbors=neighbours, random_state=0).fit_transform(coordinates)
+    return layout

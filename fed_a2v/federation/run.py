@@ -202,8 +202,21 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "failures": sum(row["failures"] for row in rows),
         }
         self._tracker.finish(self.results)
+        if self.settings.report:
+            self._write_report()
         log.info("Results: %s", self.folder.path)
         self._exit.close()
+
+    def _write_report(self) -> None:
+        """Put a page to look at into the folder; for want of it no run fails."""
+        try:
+            from fed_a2v.report.page import write_report
+
+            write_report([self.folder.path], self.folder.report)
+        except Exception as error:
+            log.warning("No report was written: %s: %s", type(error).__name__, error)
+        else:
+            log.info("Report: %s", self.folder.report)
 
     # Starting
 

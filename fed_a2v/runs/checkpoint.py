@@ -34,6 +34,7 @@ HARMLESS = (
     "device",
     "threads",
     "cache_dir",
+    "report",
     "wandb",
     "aggregation.patience",
     "images",

@@ -24,9 +24,16 @@ from fed_a2v.settings import Settings
 
 QUICK = "experiment=quick"
 # Narrow adapters and fewer steps: half a second a run, and still enough to learn something.
-FAST = (QUICK, "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
+FAST = (QUICK, "report=false", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
 # For tests of who is heard rather than of what is learned.
-SMALL = (QUICK, "adapters.hidden_width=16", "finetune.first_steps=2", "finetune.steps=2", "generator=none")
+SMALL = (
+    QUICK,
+    "report=false",
+    "adapters.hidden_width=16",
+    "finetune.first_steps=2",
+    "finetune.steps=2",
+    "generator=none",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""The report of a run of 50 classes, 50 sites and 20 rounds: its size, how long it takes to build and to open.
+
+The run is a real one on made-up embeddings. Opening is measured in headless Chromium, from the request to the last of
+the figures drawn; the best of three, for the machine may be busy.
+
+    python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import machine, write_block
+from playwright.sync_api import sync_playwright
+from rich.console import Console
+
+from fed_a2v.config import compose_settings
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.report.page import write_report
+
+CLASSES, SITES, ROUNDS, CLIPS = 50, 50, 20, 20
+OPENINGS = 3
+
+
+def embeddings(path: Path) -> Path:
+    """A file of made-up embeddings, 64 wide: each class has its mean."""
+    random = np.random.default_rng(0)
+    names = [f"class {number:02d}" for number in range(CLASSES)]
+    means = random.normal(size=(CLASSES, 64))
+    rows = np.repeat(means, CLIPS, axis=0) + 0.5 * random.normal(size=(CLASSES * CLIPS, 64))
+    np.savez(
+        path,
+        embeddings=rows.astype(np.float32),
+        filename=np.array([f"{number}.wav" for number in range(len(rows))]),
+        category=np.repeat(names, CLIPS),
+        fold=np.tile(np.arange(CLIPS) % 5 + 1, CLASSES),
+    )
+    return path
+
+
+def seconds_to_open(page: Path, program: str) -> float:
+    """The best of some openings, each in a browser context of its own."""
+    times = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for _ in range(OPENINGS):
+            context = browser.new_context(viewport={"width": 1280, "height": 800})
+            tab = context.new_page()
+            start = time.perf_counter()
+            tab.goto(page.as_uri())
+            tab.wait_for_selector("html[data-state=ready]", state="attached")
+            times.append(time.perf_counter() - start)
+            context.close()
+        browser.close()
+    return min(times)
+
+
+def main() -> None:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        raise SystemExit("no chromium, chromium-browser or google-chrome on the PATH")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        settings = compose_settings(
+            [
+                *("dataset=embeddings", f"dataset.path={embeddings(Path(place) / 'embeddings.npz')}"),
+                *(f"partition.sites={SITES}", f"rounds={ROUNDS}", "partition.classes_per_site=1", "site.epochs=1"),
+                *("generator.training_epochs=5", "adapters.hidden_width=32", "wandb.mode=disabled", "report=false"),
+            ]
+        )
+        run_in_process(settings, folder, Console(quiet=True))
+        start = time.perf_counter()
+        page = write_report([folder], folder / "report.html")
+        built = time.perf_counter() - start
+        size = page.stat().st_size
+        opened = seconds_to_open(page, program)
+    write_block(
+        "report",
+        f"{CLASSES} classes, {SITES} sites, {ROUNDS} rounds ({machine()}):\n\n"
+        "| | measured | wanted |\n|---|---|---|\n"
+        f"| size | {size / 1e6:.2f} MB | under 5 MB |\n"
+        f"| built in | {built:.1f} s | under 10 s |\n"
+        f"| opens in, all figures drawn | {opened:.1f} s | under 2 s |",
+    )
+    print(f"{size / 1e6:.2f} MB, built in {built:.2f} s, opens in {opened:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""`fed-a2v report`: one or several runs as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+USAGE = """\
+fed-a2v report RUN ... [--out FILE]   what runs did, side by side, as one HTML file that needs no network
+"""
+
+
+def run(words: list[str]) -> None:
+    """Write the report and name its file."""
+    parser = argparse.ArgumentParser("fed-a2v report", description="One or several runs as one HTML file.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, a comparison or a sweep")
+    parser.add_argument("--out", type=Path, help="default: report.html in RUN, or here where there are several")
+    given = parser.parse_args(words)
+
+    from fed_a2v.core.projection import umap_layout
+    from fed_a2v.report.page import write_report
+
+    out = given.out or (given.runs[0] if len(given.runs) == 1 else Path()) / "report.html"
+    write_report(given.runs, out.expanduser().absolute(), umap_layout)
+    Console().print(f"Report: {out}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,166 @@
+"""What the folders of runs have to tell a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from yaml import YAMLError
+
+from fed_a2v.core.projection import EmbeddingMap
+from fed_a2v.runs.files import read_jsonl
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.maps import load_map
+
+Row = dict[str, Any]
+
+
+class ReportError(ValueError):
+    """There is no run to report on, or what it left cannot be read."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run left in its folder; empty where it left nothing, e.g. while it is still going on.
+
+    Attributes:
+        label: a name that no other run of the report has.
+        folder: where it lies.
+        rows: of `metrics.jsonl`, at least one.
+        config: of `config.yaml`; all its settings.
+        environment: of `environment.json`.
+        evaluation: of `evaluation.json`.
+        partition: the sites of `partition.json`.
+        map: of `map.npz`.
+    """
+
+    label: str
+    folder: Path
+    rows: list[Row]
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    map: EmbeddingMap | None = None
+
+    @property
+    def last(self) -> Row:
+        """The newest round's row."""
+        return self.rows[-1]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that the run was set to."""
+        return int(self.config.get("rounds") or self.last["round"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is done."""
+        return int(self.last["round"]) >= self.rounds
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The runs of a report, and what they are measured against.
+
+    Attributes:
+        runs: at least one.
+        yardsticks: rows by label of runs without a folder of their own here, such as pooled training.
+    """
+
+    runs: list[RunRecord]
+    yardsticks: dict[str, list[Row]] = field(default_factory=dict)
+
+
+def collect(folders: Sequence[Path]) -> Collection:
+    """Read runs.
+
+    Args:
+        folders: of runs, of `fed-a2v compare`, or of a sweep; the last two stand for the runs in them. A run that lies
+            in the folder of a comparison brings the other runs' figures along as yardsticks.
+
+    Raises:
+        ReportError: a folder holds no run with a finished round, or a file in it is damaged.
+    """
+    found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder.expanduser().resolve())))
+    runs = [_read(path, label) for path, label in zip(found, _labels(found), strict=True)]
+    yardsticks: dict[str, list[Row]] = {}
+    for parent in dict.fromkeys(path.parent for path in found):
+        comparison = _json(parent / "comparison.json")
+        here = {path.name for path in found if path.parent == parent}
+        yardsticks |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
+    return Collection(runs, yardsticks)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: no such folder; name the folder of a run, of a comparison, or of a sweep")
+    if (folder / "metrics.jsonl").is_file():
+        return [folder]
+    below = [path for path in folder.iterdir() if (path / "metrics.jsonl").is_file() and read_jsonl(_metrics(path))]
+    if not below:
+        raise ReportError(f"{folder} holds no run: there is no metrics.jsonl in it, nor in a folder in it")
+    # A comparison names its experiment last; here it leads.
+    *yardsticks, experiment = list(_json(folder / "comparison.json")) or [""]
+    order = [experiment, *yardsticks]
+    return sorted(below, key=lambda path: (_place(path.name, order), _number(path.name), path.name))
+
+
+def _metrics(path: Path) -> Path:
+    return path / "metrics.jsonl"
+
+
+def _place(name: str, order: list[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdigit() else -1
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Folder names; with as many parents before them as it takes to tell them apart."""
+    for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        labels = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _read(path: Path, label: str) -> RunRecord:
+    folder = RunFolder(path)
+    try:
+        rows = folder.rows()
+        if not rows or any(not isinstance(row.get("round"), int) for row in rows):
+            raise ReportError(f"{folder.metrics} has no finished round yet; a report needs at least one")
+        return RunRecord(
+            label=label,
+            folder=path,
+            rows=rows,
+            config=folder.read_config() if (path / "config.yaml").is_file() else {},
+            environment=_json(folder.environment),
+            evaluation=_json(folder.evaluation),
+            partition=_json(path / "partition.json").get("sites", {}),
+            map=load_map(folder.map) if folder.map.is_file() else None,
+        )
+    except ReportError:
+        raise
+    except (ValueError, KeyError, OSError, YAMLError, BadZipFile) as error:
+        raise ReportError(f"the run in {path} cannot be read: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path} is damaged: not a JSON object")
+    return value

@@ -1,0 +1,70 @@
+"""How runs and classes look in every figure: never told apart by colour alone."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+import plotly.graph_objects as go
+
+# After Okabe and Ito, with lightness between: each has a contrast of at least 3 on white and on the dark background.
+COLOURS = ("#3d85c6", "#c76a15", "#239670", "#b865a8", "#a8851a", "#d0555b", "#768290")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down")
+DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot", "dot")
+PATTERNS = ("", "/", "x", ".", "\\", "+", "|", "-")
+LONGEST_LABEL = 24  # characters on an axis; hovering and the tables have the whole name
+
+# Letters of right-to-left scripts.
+RIGHT_TO_LEFT = {"R", "AL"}
+
+
+def colour(index: int) -> str:
+    """Colour of the run or class with this index."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def symbol(index: int) -> str:
+    """Symbol of the run or class with this index; together with the colour it repeats after 70."""
+    return SYMBOLS[index % len(SYMBOLS)]
+
+
+def dash(index: int) -> str:
+    """Line style of the run with this index."""
+    return DASHES[index % len(DASHES)]
+
+
+def bar_look(index: int, several: bool) -> dict[str, Any]:
+    """Markers of the bars with this index; with a pattern where there are `several` kinds of bars."""
+    shape = PATTERNS[index % len(PATTERNS)] if several else ""
+    return {"color": colour(index), "pattern": {"shape": shape, "fillmode": "overlay", "fgopacity": 0.6, "size": 7}}
+
+
+def clean(name: object) -> str:
+    """A name from a data set as one line of printable text that can be written as UTF-8."""
+    text = str(name).encode("utf-8", "replace").decode("utf-8")
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") else letter for letter in text)
+
+
+def label(name: object, longest: int | None = None) -> str:
+    """A name for a figure.
+
+    Plotly would read `<`, `>` and `&` as markup, and a right-to-left name would turn what stands beside it.
+    """
+    text = clean(name)
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + "…"
+    turned = any(unicodedata.bidirectional(letter) in RIGHT_TO_LEFT for letter in text)
+    text = re.sub("[&<>]", lambda found: {"&": "&amp;", "<": "&lt;", ">": "&gt;"}[found[0]], text)
+    return f"\u2068{text}\u2069" if turned else text
+
+
+def figure(traces: list[Any], **layout: Any) -> go.Figure:
+    """A figure without colours of its own for text, grid and background: the page gives those of its theme."""
+    common: dict[str, Any] = {
+        "template": go.layout.Template(),
+        "margin": {"l": 56, "r": 16, "t": 28, "b": 48},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        "hovermode": "closest",
+    }
+    return go.Figure(traces, go.Layout({**common, **layout}))

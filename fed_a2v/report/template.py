@@ -1,0 +1,307 @@
+"""The page's frame, for Jinja with autoescape: what comes from a run is text, never markup.
+
+A Python string, for Flower's app bundles carry no HTML files.
+"""
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="fed_a2v {{ version }}">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<a class="skip" href="#content">Skip to the content</a>
+<header>
+<p class="kicker">fed_a2v report</p>
+<h1><bdi>{{ title }}</bdi></h1>
+<p>{{ subtitle }}</p>
+</header>
+<nav aria-label="Sections">
+<ul>
+{% for link, words in sections %}<li><a href="#{{ link }}">{{ words }}</a></li>
+{% endfor %}</ul>
+</nav>
+<main id="content" tabindex="-1">
+<p id="problem" class="notice" role="status" hidden></p>
+<noscript><p class="notice">The figures need JavaScript; the tables behind them do not.</p></noscript>
+{% for notice in notices %}<p class="notice">{{ notice }}</p>
+{% endfor %}
+<section aria-labelledby="headline">
+<h2 id="headline">At a glance</h2>
+{% if cards %}<dl class="cards">
+{% for card in cards %}<div><dt>{{ card.name }}</dt><dd>{{ card.value }}<small>{{ card.note }}</small></dd></div>
+{% endfor %}</dl>{% endif %}
+{% if summary.rows %}{{ table(summary, "Results") }}{% endif %}
+</section>
+{% for group in groups %}<section aria-labelledby="{{ group.name }}">
+<h2 id="{{ group.name }}">{{ group.title }}</h2>
+{% for plot in group.plots %}<figure id="{{ plot.name }}" data-plot="{{ plot.name }}">
+<h3>{{ plot.title }}</h3>
+{% if plot.views|length > 1 %}<fieldset class="views"><legend class="hidden">Show in {{ plot.title }}</legend>
+{% for view in plot.views %}<label><input type="radio" name="view-{{ plot.name }}" value="{{ loop.index0 }}"\
+{% if loop.first %} checked{% endif %}><span><bdi>{{ view.label }}</bdi></span></label>
+{% endfor %}</fieldset>{% endif %}
+{% if plot.classes|length > 1 %}<p class="pick"><label>Single out <select data-pick="{{ plot.name }}">
+<option value="">all classes</option>
+{% for name in plot.classes %}<option>{{ name }}</option>
+{% endfor %}</select></label></p>{% endif %}
+<div class="plot" style="height:{{ plot.height }}px" role="img" tabindex="0" \
+ aria-label="{{ plot.title }}. {{ plot.caption }} The numbers are in the table below."></div>
+<figcaption>{{ plot.caption }}</figcaption>
+{% if plot.table.rows %}<details><summary>The numbers: {{ plot.title }}</summary>
+{{ table(plot.table, plot.title) }}
+</details>{% endif %}
+</figure>
+{% endfor %}{% if group.name == "of-sites" and reasons.rows %}<h3>What went wrong</h3>
+{{ table(reasons, "What went wrong") }}{% endif %}
+</section>
+{% endfor %}
+<section aria-labelledby="settings">
+<h2 id="settings">Settings</h2>
+{% if differences.rows %}<p>Where the runs differ:</p>
+{{ table(differences, "Settings in which the runs differ") }}{% endif %}
+{% for run in configs %}<details><summary>All settings of <bdi>{{ run.label }}</bdi></summary>
+<pre tabindex="0">{{ run.text }}</pre></details>
+{% endfor %}
+</section>
+<section aria-labelledby="environment">
+<h2 id="environment">Environment</h2>
+{% if environment.rows %}{{ table(environment, "Environment") }}{% else %}<p>Not recorded.</p>{% endif %}
+</section>
+<section aria-labelledby="reproduce">
+<h2 id="reproduce">How to reproduce</h2>
+{% for run in commands %}<p><bdi>{{ run.label }}</bdi>: {{ run.words }}</p>
+{% if run.command %}<pre tabindex="0">{{ run.command }}</pre>{% endif %}
+{% endfor %}
+<p>On the same versions and the same kind of processor, the same settings give the same numbers to the last bit.</p>
+</section>
+</main>
+<script type="application/json" id="plots">{{ plots|safe }}</script>
+<script type="text/plain" id="library">{{ library|safe }}</script>
+<script>{{ script|safe }}</script>
+</body>
+</html>
+"""
+
+TABLE = """\
+<div class="table" role="region" aria-label="{{ name }}" tabindex="0"><table>
+<thead><tr>
+{% for cell in table.header %}<th scope="col"{% if numeric[loop.index0] %} class="n"{% endif %}>\
+<bdi>{{ cell }}</bdi></th>{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in table.rows %}<tr>{% for cell in row %}{% if loop.first %}<th scope="row"><bdi>{{ cell }}</bdi></th>\
+{% else %}<td{% if numeric[loop.index0] %} class="n"{% endif %}><bdi>{{ cell }}</bdi></td>{% endif %}{% endfor %}</tr>
+{% endfor %}</tbody>
+</table></div>
+"""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --back: #ffffff; --card: #f5f6f8; --text: #1c2026; --soft: #575e69; --line: #d9dce1; --accent: #175cab;
+  --notice: #fff4d6; --scale-none: #f1f3f6; --scale-from: #c5daf2; --scale-to: #175cab;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --back: #14171a; --card: #1e2227; --text: #e7e9ec; --soft: #a5acb6; --line: #373d45; --accent: #80b6f2;
+    --notice: #3a3113; --scale-none: #1e2227; --scale-from: #34537a; --scale-to: #a5cdfa;
+  }
+}
+* { box-sizing: border-box; }
+html { scroll-padding-top: 3.5rem; -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--back); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere;
+}
+header, main { max-width: 1080px; margin: 0 auto; padding: 0 1rem; }
+header { padding-top: 1.5rem; }
+header p { margin: 0 0 .5rem; color: var(--soft); }
+.kicker { font-size: .85rem; letter-spacing: .04em; text-transform: uppercase; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; }
+h2 { margin: 2.2rem 0 .6rem; font-size: 1.3rem; }
+h3 { margin: 0 0 .5rem; font-size: 1.05rem; }
+a { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 3px; }
+main:focus { outline: none; }
+.skip { position: absolute; left: -999px; }
+.skip:focus { left: 1rem; top: .5rem; z-index: 10; background: var(--back); padding: .5rem; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+nav {
+  position: sticky; top: 0; z-index: 5; background: var(--back); border-bottom: 1px solid var(--line);
+  overflow-x: auto; scrollbar-width: thin;
+}
+nav ul { display: flex; gap: 1.1rem; margin: 0 auto; padding: .55rem 1rem; max-width: 1080px; list-style: none; }
+nav li { white-space: nowrap; }
+nav a { text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+.notice { background: var(--notice); padding: .6rem .9rem; border-radius: 6px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 0 0 1rem; }
+.cards div { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
+.cards dt { color: var(--soft); font-size: .85rem; }
+.cards dd { margin: 0; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.cards small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft); }
+figure { margin: 0 0 1.2rem; padding: .9rem; border: 1px solid var(--line); border-radius: 10px; }
+figcaption { color: var(--soft); font-size: .9rem; margin: .3rem 0 .5rem; }
+.plot { width: 100%; }
+.plot:focus-within .modebar--hover { opacity: 1 !important; }
+fieldset.views { display: flex; flex-wrap: wrap; gap: .35rem; border: 0; margin: 0 0 .5rem; padding: 0; min-width: 0; }
+.views label { position: relative; }
+.views input { position: absolute; opacity: 0; inset: 0; margin: 0; cursor: pointer; }
+.views span {
+  display: block; padding: .2rem .65rem; border: 1px solid var(--line); border-radius: 999px; font-size: .88rem;
+}
+.views input:checked + span { background: var(--accent); border-color: var(--accent); color: var(--back); }
+.views input:focus-visible + span { outline: 3px solid var(--accent); outline-offset: 2px; }
+.pick { margin: 0 0 .5rem; font-size: .9rem; }
+select { font: inherit; max-width: 100%; color: var(--text); background: var(--card); border: 1px solid var(--line);
+  border-radius: 6px; padding: .2rem .4rem; }
+details { margin: .4rem 0; }
+summary { cursor: pointer; color: var(--accent); font-size: .92rem; padding: .2rem 0; }
+.table { overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 8px; margin: .4rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: start; padding: .3rem .6rem; border-bottom: 1px solid var(--line); max-width: 26rem;
+  overflow-wrap: break-word; min-width: 3rem; }
+thead th { position: sticky; top: 0; background: var(--card); font-weight: 600; }
+tbody th { font-weight: 500; }
+tbody tr:last-child > * { border-bottom: 0; }
+.n { text-align: end; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
+pre { background: var(--card); border-radius: 8px; padding: .8rem; overflow: auto; max-height: 30rem; font-size: .85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 600px) {
+  header, main { padding: 0 .75rem; }
+  figure { padding: .6rem; margin-inline: -.25rem; }
+  h1 { font-size: 1.4rem; }
+}
+@media print { nav, .views, .pick, .modebar { display: none !important; } }
+"""
+
+# Plotly is unpacked here, by the browser itself, for packed it takes a third of the space.
+SCRIPT = r"""
+"use strict";
+(async () => {
+  const plots = JSON.parse(document.getElementById("plots").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 600px)");
+  const touch = matchMedia("(pointer: coarse)");
+  const shown = new Map();
+  const root = document.documentElement;
+  root.dataset.state = "loading";
+
+  function fail(words) {
+    const place = document.getElementById("problem");
+    place.textContent = words + " The tables below have all the numbers.";
+    place.hidden = false;
+    for (const box of document.querySelectorAll(".plot")) box.hidden = true;
+    root.dataset.state = "failed";
+  }
+
+  async function loadPlotly() {
+    const packed = atob(document.getElementById("library").textContent);
+    const bytes = new Uint8Array(packed.length);
+    for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+
+  function theme() {
+    const value = name => getComputedStyle(root).getPropertyValue(name).trim();
+    const axis = {
+      gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line"),
+      tickcolor: value("--line"), title: {standoff: 8, font: {size: 13}},
+    };
+    return {layout: {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: {color: value("--text"), family: getComputedStyle(document.body).fontFamily, size: 13},
+      xaxis: axis, yaxis: axis,
+      hoverlabel: {bgcolor: value("--card"), bordercolor: value("--line"), font: {color: value("--text")}},
+      annotationdefaults: {font: {color: value("--text")}},
+      modebar: {bgcolor: "rgba(0,0,0,0)", color: value("--soft"), activecolor: value("--accent")},
+      colorscale: {sequential: [  // anything above nothing stands out
+        [0, value("--scale-none")], [0.001, value("--scale-none")],
+        [0.001, value("--scale-from")], [1, value("--scale-to")],
+      ]},
+    }};
+  }
+
+  function draw(box, name) {
+    const state = shown.get(name);
+    const {data, layout} = plots[name][state.view];
+    const margin = {...layout.margin};
+    if (narrow.matches) margin.r = 8;
+    const traces = data.map(trace => {
+      const picked = !state.pick || trace.meta === state.pick;
+      if ("meta" in trace) return {...trace, opacity: picked ? 1 : 0.12, hoverinfo: picked ? "all" : "skip"};
+      return trace.type === "heatmap" && narrow.matches ? {...trace, showscale: false} : {...trace};
+    });
+    const notes = layout.annotations || [];
+    const annotations = state.pick ? notes.map(note => ({...note, visible: note.name === state.pick})) : notes;
+    const crowded = narrow.matches && (layout.xaxis?.ticktext?.length || 0) > 20;
+    const xaxis = crowded ? {...layout.xaxis, showticklabels: false} : layout.xaxis;
+    if (crowded) margin.b = 24;
+    return Plotly.react(box, traces, {
+      ...layout, margin, annotations, xaxis, template: theme(), autosize: true,
+      dragmode: touch.matches ? false : "zoom",
+    }, {
+      responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], doubleClick: "reset",
+    });
+  }
+
+  // Left and right arrows walk along a focused plot's points, as a mouse would.
+  function walk(box, name, event) {
+    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+    if (!step || !box.data) return;
+    const curve = Math.max(0, box.data.findIndex(trace => trace.type !== "heatmap" && trace.opacity !== 0.12));
+    const trace = box.data[curve], length = (trace.x || trace.y || []).length;
+    if (!length || trace.type === "heatmap") return;
+    event.preventDefault();
+    const state = shown.get(name);
+    state.point = ((state.point ?? (step > 0 ? -1 : 0)) + step + length) % length;
+    Plotly.Fx.hover(box, [{curveNumber: curve, pointNumber: state.point}]);
+  }
+
+  try {
+    await loadPlotly();
+    if (!window.Plotly) throw new Error("blocked");
+  } catch (error) {
+    fail("This browser cannot unpack the figures (" + error.message + ").");
+    return;
+  }
+
+  const figures = [...document.querySelectorAll("figure[data-plot]")];
+  for (const figure of figures) {
+    const name = figure.dataset.plot, box = figure.querySelector(".plot");
+    shown.set(name, {view: 0, pick: ""});
+    for (const input of figure.querySelectorAll("input[type=radio]")) {
+      if (input.checked) shown.get(name).view = Number(input.value);
+      input.addEventListener("change", () => { shown.get(name).view = Number(input.value); draw(box, name); });
+    }
+    const pick = figure.querySelector("select");
+    pick?.addEventListener("change", () => { shown.get(name).pick = pick.value; draw(box, name); });
+    box.addEventListener("keydown", event => walk(box, name, event));
+  }
+
+  // One at a time, from the top, so that the page can be used meanwhile.
+  for (const figure of figures) {
+    await draw(figure.querySelector(".plot"), figure.dataset.plot);
+    figure.dataset.drawn = "yes";
+    await new Promise(resolve => setTimeout(resolve));
+  }
+  for (const query of [dark, narrow]) {
+    query.addEventListener("change", () => {
+      for (const figure of figures) draw(figure.querySelector(".plot"), figure.dataset.plot);
+    });
+  }
+  root.dataset.state = "ready";
+})();
+"""

@@ -1,0 +1,269 @@
+"""The page's text: what is in it, that it is true, and that no name from a data set becomes markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+from unittest.mock import patch
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.commands import report as command
+from fed_a2v.config import compose_settings
+from fed_a2v.core import projection
+from fed_a2v.report import figures, page
+from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
+from fed_a2v.report.looks import COLOURS, LONGEST_LABEL, clean, label, symbol
+from fed_a2v.report.page import render, write_report
+from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.runs.folder import RunFolder
+
+from .conftest import drawn_map, written_run
+from .test_browser import contrast
+
+
+class Outline(HTMLParser):
+    """The elements of a page, and the text outside its scripts and styles."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.silent = [], [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, tuple(name for name, _ in attrs if name != "class")))
+        self.silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.silent = False
+
+    def handle_data(self, data):
+        if not self.silent:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def text(run_folder):
+    return "\n".join(Outline(render(collect([run_folder]))).text)
+
+
+def test_the_headline_has_accuracy_before_and_after(text):
+    assert re.search(r"Accuracy\s+0\.900\s+after round 4", text)
+    assert re.search(r"Before the server step\s+0\.700\s+the step adds \+0\.200", text)
+
+
+def test_the_headline_has_the_yardsticks_of_a_comparison(comparison):
+    text = "\n".join(Outline(render(collect([comparison / "vae"]))).text)
+    assert re.search(r"pooled\s+0\.900\s+this run \+0\.000", text)
+
+
+def test_several_runs_have_a_table_and_the_settings_in_which_they_differ(comparison):
+    text = "\n".join(Outline(render(collect([comparison]))).text)
+    assert "3 runs side by side" in text
+    assert re.search(r"vae\s+0\.700\s+0\.900", text)
+    assert "finetune.enabled" in text
+
+
+def test_it_says_what_went_wrong_and_how_often(text):
+    assert re.search(r"weight 0: not finite <script>alert\(1\)</script>\s+rejected\s+mine\s+1", text)
+
+
+def test_a_run_that_has_not_finished_is_called_so(tmp_path):
+    folder = RunFolder(tmp_path / "young")
+    folder.start("rounds: 5\n")
+    folder.append({"round": 1})
+    assert "young has not finished: round 1 of 5." in render(collect([folder.path]))
+
+
+def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):
+    assert "validation_frequency" in text
+    assert "scikit-learn" in text
+    command = re.search(r"fed-a2v train (.*)", text)[1]
+    assert compose_settings(command) == compose_settings(["experiment=quick", "rounds=4"])
+
+
+def test_the_same_run_gives_the_same_page(run_folder):
+    assert render(collect([run_folder])) == render(collect([run_folder]))
+
+
+def test_it_is_well_below_the_limit(report):
+    assert report.stat().st_size < 3_000_000
+
+
+def test_colours_have_contrast_on_both_backgrounds():
+    for colour in COLOURS:
+        assert contrast(colour, "#ffffff") >= 3, colour
+        assert contrast(colour, "#14171a") >= 3, colour
+
+
+def test_seventy_classes_look_different():
+    looks = {(COLOURS[k % len(COLOURS)], symbol(k)) for k in range(70)}
+    assert len(looks) == 70
+
+
+def test_every_figure_is_valid_for_plotly_and_has_its_numbers(comparison):
+    found = collect([comparison])
+    plots = [plot for group in page._groups(found, None) for plot in group.plots]
+    assert len(plots) == 10
+    for plot in plots:
+        assert plot.table.rows
+        assert all(len(row) == len(plot.table.header) for row in plot.table.rows)
+        for view in plot.views:
+            assert view.figure.data
+            go.Figure(json.loads(view.figure.to_json()))
+
+
+def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
+    found = collect([comparison])
+    lines = figures.accuracy_plot(found).views[0].figure.data
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in lines}) == len(lines)
+    bars = figures.gain_plot(found).views[0].figure.data
+    assert len({trace.marker.pattern.shape for trace in bars}) == len(bars)
+    points = figures.map_plot(found).views[0].figure.data
+    assert len({trace.marker.symbol for trace in points}) == len(points)
+
+
+def test_the_figures_say_what_the_run_recorded(run_folder):
+    found = collect([run_folder])
+    (run,) = found.runs
+    after, before = figures.accuracy_plot(found).views[0].figure.data
+    assert list(after.y) == [row["accuracy"] for row in run.rows]
+    assert list(before.y) == [row["accuracy_before"] for row in run.rows]
+    assert list(figures.gain_plot(found).views[0].figure.data[0].y) == pytest.approx([0.2] * 4)
+    bars = figures.class_plot(found).views[0].figure
+    shown = dict(zip(bars.layout.yaxis.ticktext, bars.data[0].x, strict=True))
+    assert shown == {name: each["accuracy"] for name, each in run.evaluation["classes"].items()}
+    heat = figures.confusion_plot(found).views[0].figure.data[0]
+    assert np.array(heat.z).sum(axis=1) == pytest.approx(1)
+    assert np.diag(np.array(heat.z)) == pytest.approx(0.75)
+    sites = figures.sites_plot(found)
+    assert [(trace.name, len(trace.x)) for trace in sites.views[0].figure.data] == [("replied", 19), ("rejected", 1)]
+    assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds")
+    up = figures.bytes_plot(found).views[0].figure.data[0]
+    assert list(up.y) == [1.0] * 4
+
+
+def test_staleness_counts_the_rounds_since_the_last_good_reply():
+    rows = [{"round": 1, "sites": {"a": "replied", "b": "failed"}}, {"round": 2, "sites": {"b": "failed"}}]
+    table = figures.sites_plot(Collection([RunRecord("run", None, rows)])).table
+    assert [row[table.header.index("silent for")] for row in table.rows] == ["1 rounds", "never heard"]
+
+
+def test_many_runs_share_figures_and_the_page_says_which_are_left_out(run_folder):
+    (run,) = collect([run_folder]).runs
+    runs = [RunRecord(f"run {k}", run.folder, run.rows, run.config, {}, run.evaluation, {}, run.map) for k in range(15)]
+    html = render(Collection(runs))
+    assert "Figures of single runs show the first 12 of 15" in html
+    assert len(figures.map_plot(Collection(runs)).views) == 12
+
+
+# Names from data sets
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=4, unique=True), st.text(max_size=20))
+def test_no_name_becomes_markup(names, reason):
+    """Whatever classes, sites and reasons are called, the page has the same elements as with plain names."""
+    assert elements(names, reason) == elements([f"class {k}" for k in range(len(names))], "reason")
+
+
+def elements(names, reason):
+    rows = [
+        {
+            "round": 1,
+            "accuracy": 0.5,
+            "accuracy_before": 0.4,
+            "rejections": [f"!{reason}"],
+            "failure_reasons": [],
+            "sites": {f"!{names[0]}": "replied"},
+            "bytes_up": 1,
+            "bytes_down": 1,
+            "seconds/sites": 1.0,
+        }
+    ]
+    classes = {name: {"accuracy": 0.5, "clips": 1, "sites": 1, "test_clips": 2} for name in names}
+    evaluation = {"round": 1, "classes": classes, "confusion": {names[0]: {names[0]: 1, names[1]: 1}}}
+    found = drawn_map(names, np.random.default_rng(0), real=2, synthetic=2)
+    run = RunRecord(f"!{names[0]}", None, rows, {}, {"python": names[1]}, evaluation, {}, found)
+    with patch.object(page, "_library", lambda: page.Library("", "")):  # two megabytes are slow to parse
+        html = render(Collection([run], {names[1]: [{"round": 1, "accuracy": 0.5}]}))
+    html.encode()
+    return Outline(html).elements
+
+
+@given(st.text(max_size=60))
+def test_plotly_gets_no_markup_and_no_lines(name):
+    shown = label(name)
+    assert not set("<>\n\r\x00") & set(shown)
+    assert re.sub("&(amp|lt|gt);", "", shown).count("&") == 0
+    plain = shown.strip("\u2068\u2069").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert plain == clean(name)
+
+
+def test_right_to_left_names_do_not_turn_their_neighbours():
+    assert label("כלב") == "\u2068כלב\u2069"
+    assert label("dog") == "dog"
+
+
+def test_long_names_are_cut_on_axes_only():
+    assert label("a" * 300, LONGEST_LABEL) == "a" * (LONGEST_LABEL - 1) + "…"
+    assert label("<" * 30, 5) == "&lt;&lt;&lt;&lt;…"
+    assert label("a" * 300) == "a" * 300
+
+
+# The command to reproduce a run
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=quick"],
+        ["experiment=class_incremental", "dataset.root=/data"],
+        ["experiment=esc50_50x1", "dataset.root='/data/my sounds/it\\'s'"],
+        ["generator=gaussian", "seed=3", "partition=dirichlet", "partition.alpha=0.1", "share=mean"],
+        ["generator=none", "dataset.classes=[dog,'sea waves']", "dataset.unseen=0", "loss.mse=1e-3"],
+        ["generator=vae_per_class", "wandb.mode=disabled", "cache_dir=somewhere", "report=false"],
+    ],
+)
+def test_the_overrides_compose_to_the_same_settings(overrides):
+    wanted = compose_settings(overrides)
+    words = overrides_of(wanted.model_dump(mode="json", by_alias=True))
+    irrelevant = {"cache_dir": None, "report": True, "resume": "auto"}
+    assert compose_settings(words) == wanted.model_copy(update=irrelevant)
+
+
+def test_settings_of_another_version_give_no_command():
+    assert overrides_of({"rounds": 5}) is None
+    config = compose_settings([]).model_dump(mode="json", by_alias=True)
+    assert overrides_of(config | {"unheard_of": 1}) is None
+
+
+# The command and the run's own report
+
+
+def test_the_command_writes_into_the_run_or_where_it_is_told(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(projection, "umap_layout", lambda coordinates: coordinates[:, :2])
+    run = written_run(tmp_path / "run")
+    command.run([str(run)])
+    assert "UMAP" in (run / "report.html").read_text()
+    assert capsys.readouterr().out == f"Report: {run / 'report.html'}\n"
+    command.run([str(run), str(run_folder), "--out", str(tmp_path / "deep" / "both.html")])
+    assert "2 runs side by side" in (tmp_path / "deep" / "both.html").read_text()
+
+
+def test_without_umap_there_is_the_map_by_pca(run_folder):
+    plot = figures.map_plot(collect([run_folder]), lambda coordinates: None)
+    assert [view.label for view in plot.views] == ["PCA"]
+
+
+def test_a_failed_report_leaves_the_old_one(run_folder, tmp_path):
+    out = write_report([run_folder], tmp_path / "report.html")
+    before = out.read_bytes()
+    with pytest.raises(ReportError):
+        write_report([tmp_path / "nowhere"], out)
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
