@@ -1,5 +1,6 @@
 """The commands in the documentation do what it says: every block is run, in a copy of the repository."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fed_a2v.cli import COMMANDS
-from fed_a2v.config import compose_settings
+from fed_a2v.config import ConfigError, compose_settings, conf_dir
 from fed_a2v.settings import Settings
 
 from ..test_config import NEEDS
@@ -107,7 +108,7 @@ def inline(page):
 
 
 def is_key(word):
-    if re.search(r"\.(py|md|yaml|jsonl?|npz|pt|csv|html)$", word):
+    if re.search(r"\.(py|md|ya?ml|toml|jsonl?|npz|pt|csv|html|log|sh|crt|key|pem|png|wav)$", word):
         return False  # a file
     section = word.lstrip("+").split(".")[0]
     return re.fullmatch(r"\+?[a-z]\w*(\.\w+)+", word) is not None and section in Settings.model_fields
@@ -118,6 +119,16 @@ def is_override(word):
     return re.fullmatch(r"\+?[\w.]+=\S+", word) is not None and name in (*Settings.model_fields, "experiment")
 
 
+def allowed_somewhere(word):
+    """Whether an override composes by itself, or beside some option of its group."""
+    options = [f"{path.parent.name}={path.stem}" for path in conf_dir().glob(f"{word.split('.')[0]}/*.yaml")]
+    for option in ([], *([option, *NEEDS.get(option, [])] for option in sorted(options))):
+        with contextlib.suppress(ConfigError):
+            compose_settings([*option, word, *NEEDS.get(word, [])])
+            return True
+    return False
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_key_in_the_text_exists_and_every_value_is_allowed(page, settings_reference):
     known = settings_reference.reference()
@@ -125,4 +136,4 @@ def test_every_key_in_the_text_exists_and_every_value_is_allowed(page, settings_
         if is_key(word):
             assert f"`{word}`" in known or f"`+{word}`" in known, f"{page.name}: no key {word}"
         elif is_override(word) and not PLACEHOLDER.search(word.split("=", 1)[1]):
-            compose_settings([word, *NEEDS.get(word, [])])
+            assert allowed_somewhere(word), f"{page.name}: {word} is never allowed"
