@@ -36,7 +36,9 @@ class Section(BaseModel):
 class DatasetSettings(Section):
     """Where the clips come from and how the official folds are used."""
 
-    name: Literal["synth", "esc50", "vegas", "vggsound", "folder", "embeddings", "mixed"] = Field(
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Literal["synth", "esc50", "vegas", "vggsound", "folder", "embeddings", "mixed", "custom"] = Field(
         description="the data set"
     )
     sets: list[DatasetSettings] = Field(
@@ -45,7 +47,7 @@ class DatasetSettings(Section):
     aliases: dict[str, str] | None = Field(
         description="further names of classes, {name in a data set: common name}, or a YAML file of them"
     )
-    root: str | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder)")
+    root: str | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder, custom)")
     path: str | None = Field(description="file of precomputed embeddings (embeddings)")
     classes: list[str] | None = Field(description="keep these classes only; null keeps all")
     unseen: Annotated[int, Field(ge=0)] | list[str] = Field(
@@ -67,6 +69,8 @@ class DatasetSettings(Section):
     square_root: Literal["auto", "always", "never"] = Field(
         description="take the square root of the embeddings; auto: where none is negative"
     )
+    target: str | None = Field(alias="_target_", description="import path of the class (custom)")
+    arguments: dict[str, Any] = Field(description="arguments of the class beside root, {name: value} (custom)")
 
     @property
     def place(self) -> str | None:
@@ -78,6 +82,10 @@ class DatasetSettings(Section):
         if self.name == "mixed":
             self._check_sets()
             return self
+        if self.name == "custom" and self.target is None:
+            raise ValueError("dataset=custom needs dataset._target_=MODULE.CLASS, the import path of its class")
+        if self.name != "custom" and self.target is not None:
+            raise ValueError(f"dataset._target_={self.target} needs dataset=custom")
         folds = {"train": self.train_folds, "validation": self.validation_folds, "test": self.test_folds}
         for name in ("train", "test"):
             if not folds[name]:
@@ -116,7 +124,7 @@ class DatasetSettings(Section):
         """
         for position, part in enumerate(self.sets if self.name == "mixed" else ()):
             part.check_place(f"dataset.sets.{position}")
-        missing = self.place is None and self.name not in ("synth", "mixed")
+        missing = self.place is None and self.name not in ("synth", "mixed", "custom")
         if missing and self.name == "embeddings":
             raise ValueError(f"{key}=embeddings needs {key}.path=FILE.npz")
         if missing:

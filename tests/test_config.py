@@ -26,6 +26,7 @@ NEEDS = {
     "dataset=folder": ["dataset.root=/data/recordings"],
     "dataset=mixed": ["dataset.sets=[{name: synth}]"],
     "targets=file": ["targets.path=/data/targets.npz"],
+    "dataset=custom": ["dataset._target_=my.DataSet"],
     "encoder=custom": ["encoder._target_=my.Encoder"],
     "images=sd": ["adapters=sd"],
     "images=flux": ["adapters=flux"],

@@ -30,7 +30,11 @@ from fed_a2v.data.folder import ClassFolders
 from fed_a2v.data.synth import SynthClips
 from fed_a2v.data.vegas import VegasFolder
 from fed_a2v.data.vggsound import VggSoundFolder
+from fed_a2v.plugins import make_object
 from fed_a2v.settings import DatasetSettings
+
+# What `ClipSource` asks of a class.
+SOURCE_NEEDS = ("watched", "records", "stamp", "content", "waveform")
 
 
 def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
@@ -46,6 +50,7 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
 
     Raises:
         ValueError: it is a mix, or a file of embeddings, which has no sounds.
+        ConfigError: a class of the user's own cannot be used.
     """
     root, split_seed = str(dataset.root), dataset.split_seed
     match dataset.name:
@@ -59,6 +64,12 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
             return VggSoundFolder(root, split_seed)
         case "folder":
             return ClassFolders(root, split_seed)
+        case "custom":
+            place = {} if dataset.root is None else {"root": root}
+            source: ClipSource = make_object(
+                "dataset", str(dataset.target), {**place, **dataset.arguments}, SOURCE_NEEDS
+            )
+            return source
         case other:
             raise ValueError(f"dataset={other} is no set of sounds")
 

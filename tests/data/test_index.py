@@ -188,7 +188,7 @@ def test_layouts_are_told_apart(places, tmp_path):
     ("sets", "message"),
     [
         ("[]", r"needs dataset\.sets="),
-        ("[{root: /x}]", "needs a name, one of embeddings, esc50, folder, synth, vegas, vggsound"),
+        ("[{root: /x}]", "needs a name, one of custom, embeddings, esc50, folder, synth, vegas, vggsound"),
         ("[{name: esc10, root: /x}]", "esc10.*needs a name, one of"),
         ("[{name: esc50}]", r"dataset\.sets\.0=esc50 needs dataset\.sets\.0\.root"),
         ("[{name: folder, root: /x}, {name: folder, root: /x}]", "names folder /x twice"),

@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.data.errors import DataError
+from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.build import make_generator
 
@@ -141,6 +144,50 @@ def test_a_wrong_encoder_is_named(target, words, message):
 def test_a_class_and_encoder_custom_belong_together(words, message):
     with pytest.raises(ConfigError, match=message):
         compose_settings(words)
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Two recordings of a dog, cut into two clips each, and three clips of rain."""
+    for number in range(7):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(800, 0.1), 8000)
+    clips = [(0, "dog", "a"), (1, "dog", "a"), (2, "dog", "b"), (3, "dog", "b"), *((n, "rain", n) for n in (4, 5, 6))]
+    lines = ["file,label,recording", *(f"{number}.wav,{label},{recording}" for number, label, recording in clips)]
+    (tmp_path / "sounds.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def data_set(root, *words):
+    target = "dataset._target_=table_of_sounds.TableOfSounds"
+    return compose_settings(["dataset=custom", target, f"dataset.root={root}", *words]).dataset
+
+
+def test_the_table_of_sounds_lists_its_clips_and_keeps_a_recording_in_one_fold(sounds):
+    records = list_clips(data_set(sounds))
+    assert [(record.key, record.category) for record in records][:2] == [("0.wav", "dog"), ("1.wav", "dog")]
+    assert class_names(data_set(sounds)) == ("dog", "rain")
+    assert records[0].fold == records[1].fold != records[2].fold == records[3].fold
+    assert open_source(data_set(sounds), 0).waveform("0.wav", 8000, 0.1).shape == (800,)
+
+
+def test_the_table_of_sounds_is_read_again_when_it_changes(sounds):
+    assert len(list_clips(data_set(sounds))) == 7
+    (sounds / "sounds.csv").write_text("file,label,recording\n4.wav,rain,4")
+    assert len(list_clips(data_set(sounds))) == 1
+    (sounds / "sounds.csv").write_text("file,label\n4.wav,rain")
+    with pytest.raises(DataError, match="lacks a column: 'recording'"):
+        list_clips(data_set(sounds))
+
+
+def test_a_wrong_data_set_is_named(sounds):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'tabel'"):
+        list_clips(data_set(sounds, "+dataset.arguments.tabel=x.csv"))
+    with pytest.raises(ConfigError, match="collections.Counter has no content, records, stamp, watched, waveform"):
+        list_clips(compose_settings("dataset=custom dataset._target_=collections.Counter").dataset)
+    with pytest.raises(ConfigError, match="dataset=custom needs dataset._target_=MODULE.CLASS"):
+        compose_settings("dataset=custom")
+    with pytest.raises(ConfigError, match="dataset._target_=my.DataSet needs dataset=custom"):
+        compose_settings("dataset._target_=my.DataSet")
 
 
 def test_the_similarity_loss_takes_the_place_of_the_vaes_own():

@@ -1,0 +1,44 @@
+"""A data set of your own: a table that says what is to be heard in each file, and which recording it was cut from.
+
+PYTHONPATH=examples fed-a2v train dataset=custom dataset._target_=table_of_sounds.TableOfSounds dataset.root=FOLDER
+"""
+
+import csv
+from pathlib import Path
+
+from fed_a2v.data.clips import Record
+from fed_a2v.data.errors import DataError
+from fed_a2v.data.files import SoundFiles
+from fed_a2v.data.folds import FOLDS, deal_folds
+
+
+class TableOfSounds(SoundFiles):
+    """ROOT/sounds.csv with the columns file, label and recording; files are named below ROOT.
+
+    `SoundFiles` identifies and reads the files. What is left to say is which clips there are.
+
+    Args:
+        root: folder of the data set; the program hands over `dataset.root`.
+        table: name of the table in it.
+        split_seed: of the folds.
+    """
+
+    def __init__(self, root: str | Path, table: str = "sounds.csv", split_seed: int = 0) -> None:
+        super().__init__(root)
+        self.table = self.root / table
+        self.split_seed = split_seed
+
+    def watched(self) -> list[Path]:
+        """The files and folders that change when the list of clips does."""
+        return [self.table]
+
+    def records(self) -> list[Record]:
+        """All clips, in a fixed order; no sound is opened. Clips of one recording are in one fold."""
+        try:
+            with self.table.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            files, labels, recordings = ([row[name] for row in rows] for name in ("file", "label", "recording"))
+        except (OSError, KeyError) as error:
+            raise DataError(f"{self.table} cannot be read, or lacks a column: {error}") from error
+        folds = deal_folds(labels, recordings, FOLDS, self.split_seed)
+        return [Record(*values) for values in zip(files, labels, folds, recordings, strict=True)]
