@@ -111,7 +111,8 @@ def _is_section(field: FieldInfo) -> bool:
 
 def _inner_section(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a key of a section may hold."""
-    parts = (field.annotation, *typing.get_args(field.annotation))
+    optional = typing.get_origin(field.annotation) in (Union, types.UnionType)
+    parts = typing.get_args(field.annotation) if optional else [field.annotation]
     return next((each for each in parts if _is_model(each)), None)
 
 
