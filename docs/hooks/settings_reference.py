@@ -95,7 +95,7 @@ def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
         if inner := _inner_section(field):
             # Where the default option has none, the values are those of the first option that has one.
             given = [values, *map(_read, option_files(section))]
-            chosen = next(each[name] for each in given if each.get(name))
+            chosen = next((each[name] for each in given if each.get(name)), {})
             keys += [_key(f"{section}.{name}.{key}", part, chosen.get(key)) for key, part in inner.model_fields.items()]
     return keys
 
