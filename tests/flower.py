@@ -173,7 +173,7 @@ class SuperLink(Program):
         deadline = time.monotonic() + seconds
         while not (state := self.state(run_id))[0].startswith("finished"):
             assert time.monotonic() < deadline, f"run {run_id} did not end within {seconds} s: {self.log.read_text()}"
-            time.sleep(1)
+            time.sleep(4)  # asking costs a second of a core, which the sites' processes need
         return Ended(*state, self.flwr("log", run_id, "test", "--show"))
 
     def run(self, app, overrides, folder, *options):
