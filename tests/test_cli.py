@@ -215,6 +215,31 @@ def test_a_sweep_ends_with_a_table_of_all_its_jobs(sweep):
     assert done.stdout.rstrip().endswith(f"Summary: {folder / 'summary.md'}")
 
 
+# what train shows
+
+
+def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
+    done = fed_a2v("train", *FAST, "report=false", "--quiet", "hydra.run.dir=runs/quiet")
+    results = json.loads((tmp_path / "runs" / "quiet" / "results.json").read_text())
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} (")
+    assert done.stdout.endswith(f": {tmp_path / 'runs' / 'quiet'}\n")
+    assert done.stdout.count("\n") == 1
+
+
+def test_json_prints_an_object_a_round_and_nothing_else(fed_a2v, tmp_path):
+    done = fed_a2v("train", *FAST, "rounds=2", "report=false", "--json", "hydra.run.dir=runs/json")
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "runs" / "json" / "metrics.jsonl").read_text().splitlines()
+    for printed, row in zip(done.stdout.splitlines(), rows, strict=True):
+        assert json.loads(printed).items() <= json.loads(row).items()
+
+
+def test_quiet_and_json_together_are_refused(refused):
+    assert "contradict" in refused("train", "--quiet", "--json")
+
+
 # compare
 
 

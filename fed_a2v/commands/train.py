@@ -25,13 +25,17 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
   fed-a2v train experiment=esc50_50x1 dataset=embeddings dataset.path=embeddings.npz generator=gaussian
   fed-a2v train -m generator=none,gaussian,vae seed=0,1,2
   fed-a2v train hydra.run.dir=runs/mine rounds=20      # once more goes on where it stopped
+  fed-a2v train --quiet seed=1                         # the result in one line; --json: an object a round
   fed-a2v train --config my_experiment.json seed=1     # a file in the guide's format; what is typed wins
 """
 
 
 def run(words: list[str]) -> None:
     """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
+    from fed_a2v.runs.progress import OUTPUT_VARIABLE
+
     words, guide = take_guide(words)
+    words, wanted = _take_output(words)
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False, soft_wrap=True)
     elif not {"-sc", "--shell-completion"} & set(words):
@@ -47,6 +51,8 @@ def run(words: list[str]) -> None:
                 show_guide(guide, Console(stderr=True))
         if guide:
             words = [*guide.overrides(overrides), *words]
+    if wanted:
+        os.environ[OUTPUT_VARIABLE] = wanted
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
     # Errors come out of Hydra as they are (a folder that it cannot write, for one), for `cli.py` to explain.
     full = os.environ.get("HYDRA_FULL_ERROR")
@@ -57,6 +63,7 @@ def run(words: list[str]) -> None:
         raise ConfigError(str(error).splitlines()[0]) from error
     finally:
         sys.argv = argv
+        os.environ.pop(OUTPUT_VARIABLE, None)
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
@@ -68,11 +75,19 @@ def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; its value, for sweepers, is the final accuracy."""
     from fed_a2v.federation.engine import run_in_process
     from fed_a2v.runs.files import read_jsonl
+    from fed_a2v.runs.progress import result_line, wanted_output
     from fed_a2v.runs.table import rounds_table
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, output = Path(HydraConfig.get().runtime.output_dir), wanted_output()
+    errors, title = _console(), _title()
+    if title and output == "full":
+        overrides = " ".join(HydraConfig.get().overrides.task)
+        errors.print(f"{title}: {overrides}", style="bold", markup=False, highlight=False, soft_wrap=True)
     try:
-        results = run_in_process(settings_from(config), folder)
+        results = run_in_process(settings_from(config), folder, errors, output=output, title=title)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"Stopped. Going on: hydra.run.dir={folder}", markup=False, highlight=False)
+        sys.exit(130)
     except mendable() as error:
         # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
         Console(stderr=True).print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -80,12 +95,38 @@ def _job(config: DictConfig) -> float | None:
             sys.exit(2)
         raise
     console = Console()
-    console.print(rounds_table(read_jsonl(folder / "metrics.jsonl")).rich())
-    console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
-    if (report := folder / "report.html").is_file():
-        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+    if output == "quiet" or (output == "full" and title):
+        line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elif output == "full":
+        console.print(rounds_table(read_jsonl(folder / "metrics.jsonl")).rich())
+        console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
+        if (report := folder / "report.html").is_file():
+            console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
     accuracy = results["accuracy"]
     return None if accuracy is None else float(accuracy)
+
+
+def _take_output(words: Sequence[str]) -> tuple[list[str], str]:
+    """The words without `--quiet` and `--json`, and which of the two was there."""
+    wanted = [word for word in words if word in ("--quiet", "--json")]
+    if len(set(wanted)) > 1:
+        raise ConfigError("--quiet and --json contradict each other; give one of them")
+    return [word for word in words if word not in wanted], wanted[0].removeprefix("--") if wanted else ""
+
+
+def _title() -> str:
+    """The name of a sweep's job; nothing for a single run."""
+    hydra_config = HydraConfig.get()
+    return f"Job {hydra_config.job.num}" if hydra_config.mode == hydra.types.RunMode.MULTIRUN else ""
+
+
+def _console() -> Console:
+    """Standard error; without a live view where several jobs of a sweep would draw one at the same time."""
+    hydra_config = HydraConfig.get()
+    sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
+    parallel = sweep and not str(hydra_config.launcher.get("_target_", "")).endswith("BasicLauncher")
+    return Console(stderr=True, force_terminal=False) if parallel else Console(stderr=True)
 
 
 def _samples(overrides: Sequence[str]) -> list[list[str]]:

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.run import Run
+from fed_a2v.runs.progress import Output
 from fed_a2v.settings import Settings
 
 
@@ -61,6 +62,8 @@ def run_in_process(
     folder: Path,
     console: Console | None = None,
     make_client: Callable[[], A2VClient] = lambda: A2VClient({}),
+    output: Output = "full",
+    title: str = "",
 ) -> dict[str, Any]:
     """Run or resume an experiment, sites one after the other, and return its results.
 
@@ -69,11 +72,13 @@ def run_in_process(
         folder: of the run.
         console: where people read; default standard error.
         make_client: makes each site's client; another than the default plays sites that misbehave.
+        output: what is shown meanwhile.
+        title: of the run, where there are several.
 
     Returns:
         What `results.json` holds.
     """
-    with Run(settings, folder, console) as run:
+    with Run(settings, folder, console, output, title) as run:
         if run.rounds_left:
             manager = SimpleClientManager()
             for number in range(max(settings.partition.sites, settings.federation.min_nodes)):

@@ -36,7 +36,7 @@ from fed_a2v.runs.files import append_jsonl, require_space, write_bytes, write_j
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.maps import save_map
-from fed_a2v.runs.progress import progress_view
+from fed_a2v.runs.progress import Output, progress_view
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings
 
@@ -56,20 +56,30 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         settings: of the experiment.
         folder: of the run.
         console: where people read; default standard error.
+        output: what is shown meanwhile; "quiet" shows errors only.
+        title: of the run, where there are several.
 
     Raises:
         CheckpointError: the folder holds a run with other settings.
         DataError: the data set cannot be used.
     """
 
-    def __init__(self, settings: Settings, folder: Path, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        console: Console | None = None,
+        output: Output = "full",
+        title: str = "",
+    ) -> None:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.folder = RunFolder(folder.absolute())
         self.results: dict[str, Any] = {}
         self._exit = ExitStack()
         console = console or Console(stderr=True)
-        self._exit.enter_context(setup_logging(self.folder.path, console))
+        level = logging.ERROR if output == "quiet" else logging.INFO
+        self._exit.enter_context(setup_logging(self.folder.path, console, level))
         try:
             state = self._earlier_state()
             self.done = 0 if state is None else int(state["round"])
@@ -82,7 +92,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             self.folder.write_targets(self.prompts)
             self._pictures = self._training_pictures()
             write_json(self.folder.environment, environment())
-            self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done))
+            self._view = self._exit.enter_context(progress_view(settings.rounds, console, self.done, output, title))
             self.strategy = FedA2V(
                 settings,
                 self.classes,

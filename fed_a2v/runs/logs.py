@@ -51,7 +51,7 @@ class LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def setup_logging(folder: Path, console: Console) -> Iterator[None]:
+def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> Iterator[None]:
     """Send the loggers "fed_a2v" and "flwr" to `folder`'s `run.log` and to the console, while the block runs.
 
     Both stop handing lines to the root logger, whose handlers (Hydra's, for one) would show them a second
@@ -61,6 +61,7 @@ def setup_logging(folder: Path, console: Console) -> Iterator[None]:
     Args:
         folder: the run's folder, made if need be; `run.log` is added to.
         console: where people read.
+        level: lines below it are not for the console.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = LogFile(folder / "run.log", encoding="utf-8")
@@ -70,7 +71,7 @@ def setup_logging(folder: Path, console: Console) -> Iterator[None]:
     for name in ("fed_a2v", CLASS_LINES, "flwr"):
         # Hydra's logging set-up disables the loggers that an earlier job of a sweep has made.
         logging.getLogger(name).disabled = False
-    ours, flowers = ConsoleHandler(console), ConsoleHandler(console, logging.WARNING)
+    ours, flowers = ConsoleHandler(console, level), ConsoleHandler(console, max(level, logging.WARNING))
     ours.addFilter(lambda record: record.name != CLASS_LINES)
     flower_level = logging.getLogger("flwr").level or logging.INFO
     with (

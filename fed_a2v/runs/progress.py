@@ -1,26 +1,46 @@
-"""What a person sees while rounds go by: a live view in a terminal, a line a round elsewhere."""
+"""What a person sees while rounds go by: a live view in a terminal, a line a round elsewhere, JSON, or nothing."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.runs.logs import ConsoleHandler
+from fed_a2v.runs.files import plain
+from fed_a2v.runs.logs import CLASS_LINES, ConsoleHandler
 from fed_a2v.runs.table import seconds
 
 logger = logging.getLogger("fed_a2v")
 
+# full: live in a terminal, lines elsewhere; quiet: nothing; json: the rows on standard output.
+Output = Literal["full", "quiet", "json"]
+
+# Set by `fed-a2v train --quiet` and `--json`; the processes of a parallel sweep inherit it.
+OUTPUT_VARIABLE = "FED_A2V_OUTPUT"
+
 TAIL = 5  # log lines in the live view
+PHASES = ("sites", "server", "evaluate")  # of a round, in their order
+SPARKS, PLAIN_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+MOST_SPARKS = 40  # rounds in the sparkline
+
+
+def wanted_output() -> Output:
+    """What the user wants to see."""
+    wanted = os.environ.get(OUTPUT_VARIABLE)
+    return "quiet" if wanted == "quiet" else "json" if wanted == "json" else "full"
 
 
 class ProgressView(Protocol):
@@ -35,30 +55,35 @@ class ProgressView(Protocol):
         """Stop showing."""
 
     def phase(self, round_number: int, name: str) -> None:
-        """Round `round_number` has come to the phase `name`, e.g. "sites" or "generator"."""
+        """Round `round_number` has come to the phase `name`, e.g. "sites" or "server"."""
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; `row` is its row of `metrics.jsonl`."""
 
 
-def progress_view(rounds: int, console: Console, done: int = 0) -> ProgressView:
+def progress_view(
+    rounds: int, console: Console, done: int = 0, output: Output = "full", title: str = ""
+) -> ProgressView:
     """The view that fits the console.
 
     Args:
         rounds: rounds of the whole run.
         console: where people read.
         done: rounds done before, where a run is resumed.
+        output: what is wanted.
+        title: of the run, where there are several; stands before its lines.
     """
-    return LiveView(rounds, console, done) if console.is_terminal else PlainView(rounds)
+    if output == "quiet":
+        return SilentView()
+    if output == "json":
+        return JsonView(title)
+    return LiveView(rounds, console, done, title) if console.is_terminal else PlainView(rounds, title)
 
 
-class PlainView:
-    """Logs a line a round, at INFO."""
+class SilentView:
+    """Shows nothing."""
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
-
-    def __enter__(self) -> PlainView:
+    def __enter__(self) -> SilentView:
         return self
 
     def __exit__(
@@ -67,43 +92,60 @@ class PlainView:
         """Nothing to stop."""
 
     def phase(self, round_number: int, name: str) -> None:
-        """Show nothing: phases are for the live view."""
+        """Show nothing."""
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """Show nothing."""
+
+
+class PlainView(SilentView):
+    """Logs a line a round, at INFO."""
+
+    def __init__(self, rounds: int, title: str = "") -> None:
+        self.rounds = rounds
+        self.title = title
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """Log the round's line."""
-        logger.info("%s", round_line(row, self.rounds))
+        logger.info("%s", _titled(self.title, round_line(row, self.rounds)))
+
+
+class JsonView(SilentView):
+    """Writes each round's row to standard output, as in `metrics.jsonl`; with `run`, where there are several."""
+
+    def __init__(self, title: str = "") -> None:
+        self.title = title
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """Write the row as one line, at once."""
+        named = {"run": self.title} if self.title else {}
+        sys.stdout.write(json.dumps(plain(named | dict(row)), allow_nan=False) + "\n")
+        sys.stdout.flush()
 
 
 class LiveView:
-    """A bar over the rounds with phase, accuracy and time left; below it the last few log lines.
+    """Rounds, phases, sites, accuracy and the time left, drawn anew four times a second; below, the last log lines.
 
     While it is shown it takes the place of the logger's `ConsoleHandler`s: a line for each round and warnings
-    scroll by above the bar and stay, other lines pass through the last few below it.
+    scroll by above it and stay, other lines pass through the last few below it.
     """
 
-    def __init__(self, rounds: int, console: Console, done: int = 0) -> None:
+    def __init__(self, rounds: int, console: Console, done: int = 0, title: str = "") -> None:
         self.rounds = rounds
         self.console = console
-        self._first, self._started = done, time.monotonic()
+        self.title = title
+        self._done, self._round, self._phase = done, done, "starting"
+        self._row: Mapping[str, Any] = {}
+        self._accuracies: list[float | None] = []
+        self._durations: list[float] = []
+        self._started = self._mark = self._phase_began = time.monotonic()
         self._tail: deque[str] = deque(maxlen=TAIL)
-        self._bar = Progress(
-            TextColumn("Round {task.fields[round]}/{task.total:.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[phase]:<12}", style="cyan"),
-            TextColumn("accuracy {task.fields[accuracy]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-        )
-        self._task = self._bar.add_task(
-            "", total=rounds, completed=done, round=done, phase="starting", accuracy="-", left=""
-        )
         self._live = Live(get_renderable=self._picture, console=console, refresh_per_second=4, transient=True)
         self._handler = _TailHandler(console, self._tail)
         self._handlers: list[logging.Handler] = []
 
     def __enter__(self) -> LiveView:
-        self._started = time.monotonic()
+        self._started = self._mark = self._phase_began = time.monotonic()
         self._handlers = logger.handlers
         others = [handler for handler in logger.handlers if not isinstance(handler, ConsoleHandler)]
         logger.handlers = [*others, self._handler]
@@ -118,26 +160,69 @@ class LiveView:
 
     def phase(self, round_number: int, name: str) -> None:
         """Show that round `round_number` has come to the phase `name`."""
-        self._bar.update(self._task, round=round_number, phase=name)
+        self._round, self._phase, self._phase_began = round_number, name, time.monotonic()
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """Move the bar on and add the round's line above it."""
-        number = int(row["round"])
-        elapsed = time.monotonic() - self._started
-        left = elapsed / max(1, number - self._first) * (self.rounds - number)
-        self._bar.update(
-            self._task,
-            completed=number,
-            round=number,
-            phase="done",
-            accuracy=_accuracies(row),
-            left=f"about {timedelta(seconds=round(left))} left" if left else "",
-        )
-        logger.info("%s", round_line(row, self.rounds), extra={"stays": True})
+        now = time.monotonic()
+        self._durations.append(now - self._mark)
+        self._mark = self._phase_began = now
+        self._done = self._round = int(row["round"])
+        self._phase = "done"
+        self._row = row
+        self._accuracies.append(row.get("accuracy"))
+        logger.info("%s", _titled(self.title, round_line(row, self.rounds)), extra={"stays": True})
+
+    def _left(self) -> float | None:
+        """Seconds to go, by the rounds so far; the first of several, which also loads the data, does not count."""
+        if not self._durations:
+            return None
+        usual = self._durations[1:] or self._durations
+        mean = sum(usual) / len(usual)
+        return max(0.0, mean * (self.rounds - self._done) - (time.monotonic() - self._mark))
 
     def _picture(self) -> Group:
         lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in self._tail]
-        return Group(self._bar, *lines)
+        title = [Text(self.title, style="bold", no_wrap=True, overflow="ellipsis")] if self.title else []
+        return Group(*title, self._bar(), self._facts(), *lines)
+
+    def _bar(self) -> Table:
+        elapsed, left = time.monotonic() - self._started, self._left()
+        row = Table.grid(padding=(0, 1))
+        times = _clock(elapsed) + ("" if left is None or self._done >= self.rounds else f", about {_clock(left)} left")
+        bar = ProgressBar(self.rounds, self._done, width=24)
+        row.add_row(Text(f"Round {self._round}/{self.rounds}", style="bold"), bar, Text(times, no_wrap=True))
+        return row
+
+    def _facts(self) -> Table:
+        """Phase, sites and accuracy, a line each."""
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim")
+        facts.add_column(no_wrap=True, overflow="ellipsis")
+        facts.add_row("Phase", self._phases())
+        if self._row:
+            facts.add_row("Sites", Text(answers(self._row)))
+            sparks = sparkline(self._accuracies[-MOST_SPARKS:], SPARKS if self._unicode() else PLAIN_SPARKS)
+            facts.add_row("Accuracy", Text.assemble((sparks, "green"), f" {_accuracies(self._row)}{self._best()}"))
+        return facts
+
+    def _phases(self) -> Text:
+        """The phases of a round, the present one marked and with its seconds."""
+        if self._phase not in PHASES:
+            return Text(self._phase, style="cyan")
+        words = Text()
+        for name in PHASES:
+            present = name == self._phase
+            shown = f"[{name} {time.monotonic() - self._phase_began:.0f} s]" if present else name
+            words.append(("  " if words else "") + shown, "bold cyan" if present else "dim")
+        return words
+
+    def _best(self) -> str:
+        known = [value for value in self._accuracies if value is not None]
+        return f", best {max(known):.3f}" if len(known) > 1 else ""
+
+    def _unicode(self) -> bool:
+        return not self.console.options.ascii_only
 
 
 class _TailHandler(ConsoleHandler):
@@ -145,6 +230,7 @@ class _TailHandler(ConsoleHandler):
 
     def __init__(self, console: Console, tail: deque[str]) -> None:
         super().__init__(console)
+        self.addFilter(lambda record: record.name != CLASS_LINES)
         self.tail = tail
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -169,3 +255,43 @@ def _accuracies(row: Mapping[str, Any]) -> str:
     before, after = row.get("accuracy_before"), row.get("accuracy")
     shown = [f"{value:.3f}" if value is not None else "-" for value in (before, after)]
     return shown[1] if before is None else " -> ".join(shown)
+
+
+def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
+    """Values as a row of blocks from the least to the greatest; a space for a missing one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+
+    def spark(value: float) -> str:
+        # Values that do not move stand in the middle.
+        place = round((value - low) / span * (len(sparks) - 1)) if span > 1e-9 else len(sparks) // 2
+        return sparks[place]
+
+    return "".join(" " if value is None else spark(value) for value in values)
+
+
+def answers(row: Mapping[str, Any]) -> str:
+    """How the sites answered in a round, e.g. "48 of 50 replied, 1 rejected, 1 failed"."""
+    said = list(row.get("sites", {}).values())
+    asked = len(said) or row.get("replies", 0) + row.get("rejected", 0) + row.get("failures", 0)
+    parts = [f"{row.get('replies', 0)} of {asked} replied"]
+    parts += [f"{number} {kind}" for kind in ("rejected", "failed") if (number := said.count(kind))]
+    return ", ".join(parts)
+
+
+def result_line(results: Mapping[str, Any], folder: object) -> str:
+    """A finished run in one line."""
+    accuracy, before = (results.get(key) for key in ("accuracy", "accuracy_before"))
+    shown = "-" if accuracy is None else f"{accuracy:.4f}"
+    change = "" if accuracy is None or before is None else f" ({before:.4f} before the server step)"
+    return f"accuracy {shown}{change} after {results.get('rounds')} rounds: {folder}"
+
+
+def _clock(duration: float) -> str:
+    return str(timedelta(seconds=round(duration)))
+
+
+def _titled(title: str, line: str) -> str:
+    return f"{title}: {line}" if title else line

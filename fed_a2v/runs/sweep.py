@@ -9,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.table import summary_table
 
 
@@ -19,6 +20,6 @@ class SummaryCallback(Callback):
         """Called by Hydra when all jobs are done."""
         del kwargs
         folder = Path(config.hydra.sweep.dir).absolute()
-        console = Console()
+        console = Console(stderr=wanted_output() == "json")  # there standard output is for the rounds alone
         console.print(summary_table(folder).rich())
         console.print(f"Summary: {folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
