@@ -32,6 +32,7 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
+from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.encoders.text import clean_name
 from fed_a2v.federation.build import make_step
@@ -230,10 +231,10 @@ class LoadedRun:
         Raises:
             RunError: it was trained on a file of embeddings, and nobody knows what made them.
         """
-        if self.settings.dataset.name == "embeddings":
+        if all(part.name == "embeddings" for part in parts(self.settings.dataset)):
             raise RunError(
-                f"{self.folder.path.name} was trained on embeddings from {self.settings.dataset.path}, and what made "
-                "them is not known: hand embeddings of the same kind to `adapt`"
+                f"{self.folder.path.name} was trained on files of embeddings, and what made them is not known: hand "
+                "embeddings of the same kind to `adapt`"
             )
         return load_encoder(self.settings.encoder)
 
@@ -252,7 +253,7 @@ class LoadedRun:
         Raises:
             BadClipError, RunError: see `embed`.
         """
-        wanted, seconds = self.encoder.sample_rate, self.settings.dataset.clip_seconds
+        wanted, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
         if isinstance(sound, str | Path):
             return read_clip(Path(sound).expanduser(), wanted, seconds)
         if rate is None:
@@ -280,13 +281,13 @@ class LoadedRun:
             RunError: a waveform comes without `rate`, or the run's encoder is not known.
         """
         each = [sounds] if isinstance(sounds, str | Path | np.ndarray) else list(sounds)
-        parts = []
+        embedded = []
         for start in range(0, len(each), BATCH):
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
-            parts.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
-        if not parts:
+            embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
+        if not embedded:
             return torch.empty(0, *self._state["audio_shape"], device=self.device)
-        embeddings = torch.cat(parts).to(self.device)
+        embeddings = torch.cat(embedded).to(self.device)
         return embeddings.sqrt() if self._state["square_root"] else embeddings
 
     @torch.no_grad()

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fed_a2v.config import cache_dir
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.audio import FloatArray
+from fed_a2v.data.clips import EmbeddedClips
+from fed_a2v.data.index import open_source, parts
 from fed_a2v.data.site import load_clips
 from fed_a2v.encoders.text import clean_name
 from fed_a2v.images.gallery import Subject
@@ -86,14 +89,29 @@ def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
     test = clips.rows("test")
     labels = clips.labels[torch.from_numpy(test)]
     rows = [int(row) for name in classes for row in test[(labels == clips.classes.index(name)).numpy()][:number]]
-    subjects = [Subject(clips.keys[row], clips.classes[int(clips.labels[row])]) for row in rows]
+    subjects = [
+        Subject(clips.keys[row], clips.classes[int(clips.labels[row])], *_sound_of(run, clips, row)) for row in rows
+    ]
     return Subjects(subjects, clips.embeddings[torch.tensor(rows, dtype=torch.int64)])
 
 
-def joined(parts: Sequence[Subjects]) -> Subjects:
+def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArray | None, int]:
+    """A clip's waveform and rate; none where the data set has embeddings alone."""
+    settings = run.settings
+    place = 0 if clips.sets is None else int(clips.sets[row])
+    part = parts(settings.dataset)[place]
+    if part.name == "embeddings":
+        return None, 0
+    key, rate = clips.keys[row], run.encoder.sample_rate
+    if settings.dataset.name == "mixed":
+        key = key.removeprefix(f"{place}-{part.name}/")
+    return open_source(part, settings.seed).waveform(key, rate, part.clip_seconds), rate
+
+
+def joined(several: Sequence[Subjects]) -> Subjects:
     """All subjects, one after the other."""
-    subjects = [subject for part in parts for subject in part.subjects]
-    return Subjects(subjects, torch.cat([part.embeddings.cpu() for part in parts]))
+    subjects = [subject for each in several for subject in each.subjects]
+    return Subjects(subjects, torch.cat([each.embeddings.cpu() for each in several]))
 
 
 def _split(word: str) -> tuple[str, Path]:

@@ -72,6 +72,8 @@ def test_embed_federate_generate(kind, encoder, make, sounds, recordings, models
     run = load_run(tmp_path / "run")
     assert run.targets.clip.shape == (3, 77 if kind == "sd" else 1, 768)
     assert run.adapt(run.generator.sample("dog", 2)).clip.isfinite().all()
+    sounds = [out / subject["audio"] for subject in gallery["subjects"]]
+    assert run.prompts(sounds).clip.shape == (3, *run.targets.clip.shape[1:])
 
 
 def own_pipeline(kind, folder):

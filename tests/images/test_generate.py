@@ -9,7 +9,7 @@ import soundfile
 
 from fed_a2v.cli import main
 from fed_a2v.config import compose_settings
-from fed_a2v.data.synth import RATE, synthesise
+from fed_a2v.data.synth import RATE, synthesise, write_wavs
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.images.gallery import read_gallery
 
@@ -84,10 +84,31 @@ def test_samples_test_clips_and_classes_are_drawn(generate, trained):
         *("dog, synthetic 1", "dog, synthetic 2", "rain, synthetic 1", "rain, synthetic 2"),
         *("sea_waves, synthetic 1", "sea_waves, synthetic 2"),
     ]
-    gallery, _ = generate("sd", folder, "--classes", "Rain,sea waves", "--test", "2")
+    gallery, out = generate("sd", folder, "--classes", "Rain,sea waves", "--test", "2")
     assert [subject["class"] for subject in gallery["subjects"]] == ["rain", "rain", "sea_waves", "sea_waves"]
+    heard, rate = soundfile.read(out / gallery["subjects"][0]["audio"])
+    assert rate == RATE
+    np.testing.assert_allclose(heard, synthesise("rain", 3, seed=0), atol=1e-4)
     gallery, _ = generate("sd", folder, "--classes", "rain,Rain")
     assert [(subject["name"], subject["class"]) for subject in gallery["subjects"]] == [("rain", "rain")]
+
+
+def test_test_clips_of_a_mix_are_heard_where_there_are_sounds(tmp_path, generate):
+    """One part of the mix has sounds, the other embeddings alone."""
+    write_wavs(tmp_path / "wavs", clips_per_class=8, seed=0)
+    rows = np.arange(24)
+    names = np.array(["dog", "rain", "sea_waves"])[rows % 3]
+    embeddings = np.random.default_rng(0).normal(size=(24, 512))
+    np.savez(tmp_path / "some.npz", embeddings=embeddings, category=names, fold=rows // 3 % 4 + 1)
+    sets = f"[{{name: esc50, root: {tmp_path / 'wavs'}}}, {{name: embeddings, path: {tmp_path / 'some.npz'}}}]"
+    words = [word for word in FAST if not word.startswith("dataset.clips")]
+    mix = ["adapters=sd", "dataset=mixed", f"dataset.sets={sets}"]
+    run_in_process(compose_settings([*words, *mix]), tmp_path / "run")
+    gallery, out = generate("sd", tmp_path / "run", "--test", "4", "--classes", "dog")
+    heard = {subject["name"]: subject["audio"] for subject in gallery["subjects"]}
+    assert {name.split("/")[0] for name, audio in heard.items() if audio} == {"0-esc50"}
+    assert {name.split("/")[0] for name, audio in heard.items() if not audio} == {"1-embeddings"}
+    assert all((out / audio).is_file() for audio in heard.values() if audio)
 
 
 def test_a_checkpoint_is_drawn_and_the_run_gets_the_pictures(trained, image_words, tmp_path):
