@@ -70,7 +70,7 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     from rich.progress import Progress
 
     from fed_a2v.images.gallery import SOUND, Column, draw_gallery, text_column
-    from fed_a2v.images.pipelines import load_image_model
+    from fed_a2v.images.pipelines import load_image_model, warn_of_anchors
     from fed_a2v.load import load_run
 
     loaded = load_run(given.run)
@@ -78,6 +78,7 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     chosen = _subjects(loaded, given, audio, settings.seed)
     out = given.out or loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     model = load_image_model(settings)
+    warn_of_anchors(loaded.settings.targets)
     columns = [
         Column(SOUND, "From sound", range(len(chosen.subjects)), loaded.adapt(chosen.embeddings)),
         text_column(chosen.subjects, loaded.targets),

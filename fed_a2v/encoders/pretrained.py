@@ -53,7 +53,7 @@ class Pretrained:
         if not root.is_dir() and (root.is_absolute() or self.model.startswith((".", "~"))):
             raise ModelError(f"{self.key}.model={self.model}: no such folder")
         try:
-            with _quiet(library):
+            with quiet(library):
                 return getattr(library, name).from_pretrained(
                     str(root) if root.is_dir() else self.model,
                     revision=self.revision,
@@ -147,7 +147,7 @@ def _content(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(library: ModuleType) -> Iterator[None]:
+def quiet(library: ModuleType) -> Iterator[None]:
     """No progress bar and no report of what a checkpoint holds beyond what is asked for: what matters is an error."""
     logging = library.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.adapters import Prompts
-from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device
-from fed_a2v.settings import ImageSettings
+from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device, quiet
+from fed_a2v.settings import ImageSettings, TargetSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,6 +205,15 @@ def load_image_model(settings: ImageSettings) -> ImageModel:
     return IMAGE_MODELS[settings.name](settings)
 
 
+def warn_of_anchors(targets: TargetSettings) -> None:
+    """Say so where pictures can show nothing: anchors are no text embeddings of any image model."""
+    if targets.name == "anchors":
+        logger.warning(
+            "The adapters were trained to give targets=anchors, random vectors: the pictures will show nothing; train "
+            "with targets=clip (adapters=sd) or targets=t5 (adapters=flux)"
+        )
+
+
 def check_available(settings: ImageSettings) -> None:
     """Check, without loading any weights, that the model is there and of the right kind.
 
@@ -213,9 +222,12 @@ def check_available(settings: ImageSettings) -> None:
     """
     try:
         import accelerate  # noqa: F401 - diffusers would load each model twice without it
+        import transformers  # noqa: F401 - nor does it read pipelines without this one
         from diffusers import DiffusionPipeline
     except ImportError as error:
-        raise ModelError(f"images={settings.name} needs the packages diffusers and accelerate: {INSTALL}") from error
+        raise ModelError(
+            f"images={settings.name} needs the packages diffusers, transformers and accelerate: {INSTALL}"
+        ) from error
     model = Path(str(settings.model)).expanduser()
     if not model.is_dir() and (model.is_absolute() or str(settings.model).startswith((".", "~"))):
         raise ModelError(f"images.model={settings.model}: no such folder")
@@ -238,16 +250,11 @@ def check_available(settings: ImageSettings) -> None:
 def _quiet() -> Iterator[None]:
     """No bars, and no deprecations that the libraries have among themselves: what matters is an error."""
     import diffusers
+    import transformers
 
-    bars = diffusers.utils.logging.is_progress_bar_enabled()
-    diffusers.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings():
+    with quiet(diffusers), quiet(transformers), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            if bars:
-                diffusers.utils.logging.enable_progress_bar()
+        yield
 
 
 def _location(settings: ImageSettings) -> str:

@@ -11,7 +11,7 @@ import torch
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.images.gallery import Column, Subject, draw_gallery, read_gallery, safe_name
-from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model
+from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model, warn_of_anchors
 from fed_a2v.images.subjects import of_classes
 from fed_a2v.settings import Settings
 
@@ -36,6 +36,7 @@ class TrainingPictures:
         self.settings = settings
         self.run = run
         check_available(settings.images)
+        warn_of_anchors(settings.targets)
 
     @cached_property
     def model(self) -> ImageModel:
