@@ -39,12 +39,12 @@ def run_page(page, slow, folder):
     try:
         for block in blocks_of(page, *RUNNABLE):
             if slow or not block.slow:
-                workplace.run(block, timeout=600 if slow else 120)
+                workplace.run(block, timeout=600 if slow else 300)
     finally:
         workplace.close()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, running):
     running[page, False].result()
