@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.agreement import check_same_prompts
+from fed_a2v.federation.consent import check_consent
 from fed_a2v.federation.deadline import within
 from fed_a2v.federation.site import Site
 from fed_a2v.federation.wire import decode_weights, encode_reply, encode_scores
@@ -31,7 +32,8 @@ class A2VClient(NumPyClient):
 
     Args:
         node_config: what only this node knows: `site` (its name), `dataset` (the kind of its data), `data-dir`,
-            `cache-dir`, `device`, `targets` (a file of class prompts, where it has no text model); all optional.
+            `cache-dir`, `device`, `targets` (a file of class prompts, where it has no text model), `min-clips` (clips
+            behind every average that leaves it, at least); all optional.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
@@ -53,6 +55,7 @@ class A2VClient(NumPyClient):
             DeadlineError: it takes longer than `federation.site_timeout`.
             DataError: the site has no usable clips.
             TargetsError: its class prompts are missing, or are not the server's.
+            ConsentError: the run asks for averages of fewer clips than its owner allows.
         """
         task = "introduction" if config["task"] == "introduce" else "training"
         return _in_time(config, task, lambda: self._fit(parameters, config))
@@ -93,6 +96,7 @@ class A2VClient(NumPyClient):
 
     def _site(self, config: Config) -> Site:
         settings = _settings(str(config["settings"]))
+        check_consent(settings.share, int(self.node_config.get("min-clips", 0)))
         if device := self.node_config.get("device"):
             settings = settings.model_copy(update={"device": str(device)})
         if kind := self.node_config.get("dataset"):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from flwr.common import FitIns, GetPropertiesIns, ndarrays_to_parameters, parameters_to_ndarrays
 
+from fed_a2v.config import compose_settings
 from fed_a2v.core.prompts import AudioPrototypes
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.synth import write_wavs
 from fed_a2v.federation import client as client_module
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.client_app import client_fn
+from fed_a2v.federation.consent import ConsentError
 from fed_a2v.federation.deadline import DeadlineError
 from fed_a2v.federation.wire import BadReplyError, Expected, decode_reply, decode_scores, encode_weights
 
@@ -170,6 +172,20 @@ def test_its_own_kind_of_data_wins_over_the_settings(message, tmp_path):
     arrays, clips, metrics = node.fit([], asked | {"settings": json.dumps(settings)})
     assert clips == 60
     assert len(json.loads(metrics["manifest"])["classes"]) == 10
+
+
+@pytest.mark.parametrize("task", ["introduce", "train"])
+@pytest.mark.parametrize("share", ["share=prototypes", "share=samples"])
+def test_its_owner_may_refuse_averages_of_few_clips(message, weights, task, share):
+    asked = message(task)
+    asked["settings"] = compose_settings(["experiment=quick", share]).model_dump_json()
+    fewest = 1 if share == "share=samples" else 3
+    with pytest.raises(ConsentError, match=f"averages of 4 clips or more .* asks for {fewest}; raise share.min_clips"):
+        A2VClient({"min-clips": 4}).fit(weights, asked)
+
+
+def test_averages_of_as_many_clips_as_its_owner_wants_are_given(message):
+    assert A2VClient({"min-clips": 3}).fit([], message("introduce"))[1] > 0
 
 
 def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
