@@ -111,7 +111,7 @@ urllib.request.urlopen(f"https://127.0.0.1:{sys.argv[1]}/health", timeout=5, con
 PYTHON
 do
   kill -0 "$server" 2>/dev/null || broken "the SuperLink did not start" "$work/server/log"
-  [ "$SECONDS" -lt 120 ] || broken "no SuperLink within 120 s" "$work/server/log"
+  [ "$SECONDS" -lt 240 ] || broken "no SuperLink within 240 s" "$work/server/log"
   sleep 0.2
 done
 said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"

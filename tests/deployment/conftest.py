@@ -1,0 +1,162 @@
+"""One deployment for all tests: a SuperLink and three SuperNodes, started by the scripts in deploy/."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.flower import REPOSITORY, Program, SuperLink, environment, free_port, wait_until
+
+DEPLOY = REPOSITORY / "deploy"
+# Each site's own classes; no two have one in common.
+SITES = {"north": "dog,rain", "east": "sneezing,chainsaw", "south": "rooster"}
+CLASSES = ",".join(SITES.values())
+OVERRIDES = (
+    "experiment=quick dataset=esc50 partition=own federation.min_nodes=3 generator=gaussian adapters.hidden_width=64 "
+    f"finetune.first_steps=20 finetune.steps=5 dataset.classes=[{CLASSES}]"
+)
+
+
+class Site(Program):
+    """A site's machine: a folder with a key, sounds and a configuration, and the SuperNode that uses them."""
+
+    def __init__(self, home, name, address, authority):
+        home.mkdir()
+        self.name = name
+        self.sounds = home / "sounds"
+        self.key = home / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", self.key], check=True)
+        config = home / "site.toml"
+        config.write_text(
+            f'site = "{name}"\ndataset = "esc50"\ndata-dir = "{self.sounds}"\ncache-dir = "{home / "cache"}"\n'
+        )
+        command = [DEPLOY / "supernode.sh", "--superlink", address, "--ca", authority, "--key", self.key]
+        super().__init__([*command, "--config", config, "--port", free_port()], home)
+
+    def goes_wrong(self, kind, round_number, task="train"):
+        """From now on the site goes wrong so in one task of one round."""
+        (self.home / "fault.reached").unlink(missing_ok=True)
+        (self.home / "fault.json").write_text(json.dumps({"kind": kind, "task": task, "round": round_number}))
+
+    def is_wrong(self):
+        return (self.home / "fault.reached").exists()
+
+    def is_well(self):
+        (self.home / "fault.json").unlink(missing_ok=True)
+
+
+class Deployment:
+    """A SuperLink with TLS and authentication, three sites, and the app whose sites can be made to go wrong."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        certificates = folder / "certificates"
+        # Where a site in a network of its own finds the SuperLink; one of many, so that tests side by side differ.
+        self.far_address = f"10.213.{random.SystemRandom().randrange(1, 255)}.1"
+        subprocess.run([DEPLOY / "certificates.sh", certificates, self.far_address], check=True, capture_output=True)
+        self.authority = certificates / "ca.crt"
+        command = [DEPLOY / "superlink.sh", "--port", "PORT", "--certificates", certificates]
+        self.superlink = SuperLink(
+            folder / "server", [*command, "--database", folder / "server" / "state.db"], self.authority
+        )
+        address = f"127.0.0.1:{self.superlink.port}"
+        self.sites = {name: Site(folder / name, name, address, self.authority) for name in SITES}
+        self.app = faulty_copy(folder / "app")
+        # The names of the registered sites by the numbers that the SuperLink gave their nodes.
+        self.numbers = {}
+
+    def start(self):
+        for site in self.sites.values():
+            command = [shutil.which("fed-a2v", path=environment(site.home)["PATH"]), "synth", site.sounds]
+            command += ["--clips-per-class", "8", "--classes", SITES[site.name]]
+            subprocess.run(command, check=True, capture_output=True)
+        self.superlink.start()
+        for site in self.sites.values():
+            self.register(site)
+            site.start()
+        return self
+
+    def register(self, site):
+        said = self.superlink.flwr(
+            "supernode", "register", f"{site.key}.pub", "test", "--name", site.name, "--format", "json"
+        )
+        self.numbers[str(json.loads(said)["node-id"])] = site.name
+
+    def online(self):
+        """The names of the sites that the SuperLink hears."""
+        listed = json.loads(self.superlink.flwr("supernode", "list", "test", "--format", "json"))
+        return {self.numbers[node["node-id"]] for node in listed["nodes"] if node["status"] == "online"}
+
+    def ready(self):
+        """All is well again, whatever the test before has done."""
+        if not self.superlink.alive:
+            self.superlink.start()
+        for site in self.sites.values():
+            site.is_well()
+            if not site.alive:
+                site.start()
+        wait_until(lambda: self.online() == set(SITES), "all sites online")
+        return self
+
+    def end(self):
+        for program in (*self.sites.values(), self.superlink):
+            program.end()
+        wait_until(lambda: not processes_in(self.folder), f"the end of all processes in {self.folder}")
+
+
+def processes_in(folder):
+    """The processes that work in a folder or were started with a file of it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(folder) in " ".join([process.cwd(), *process.cmdline()]) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def faulty_copy(folder):
+    """The program with sites that go wrong on demand."""
+    folder.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("fed_a2v", "conf"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copy(Path(__file__).with_name("faulty_app.py"), folder / "fed_a2v")
+    project = folder / "pyproject.toml"
+    honest, faulty = '"fed_a2v.federation.client_app:app"', '"fed_a2v.faulty_app:app"'
+    assert honest in project.read_text()
+    project.write_text(project.read_text().replace(honest, faulty))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _deployment(tmp_path_factory):
+    deployment = Deployment(tmp_path_factory.mktemp("deployment"))
+    try:
+        yield deployment.start()
+    finally:
+        deployment.end()
+
+
+@pytest.fixture
+def deployment(_deployment):
+    """The deployment with all its sites online and well."""
+    return _deployment.ready()
+
+
+@pytest.fixture
+def rows_of():
+    """The rows of metrics that a run has written so far."""
+
+    def read(folder):
+        file = folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    return read
