@@ -1,6 +1,6 @@
 """What a round of FLUX's adapters costs on the wire, and what a head sixty times as large would gain.
 
-    FED_A2V_DATA=FOLDER python benchmarks/flux.py [--steps 150] [--folder RUNS] [--write]
+    FED_A2V_DATA=FOLDER python benchmarks/flux.py [--steps 60] [--folder RUNS] [--write]
 
 FOLDER holds `esc50_yamnet.npz`. 10 sites with 5 classes each; folds 1 to 3 train, fold 4 tests. The targets are
 those of FLUX in its own widths, 1 x 768 from a CLIP text model and 17 x 4096 from a T5 encoder; both are tiny models
@@ -38,7 +38,7 @@ SITES = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150, help="optimiser steps in one place, of 32 clips each")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps in one place, of 32 clips each")
     parser.add_argument("--folder", type=Path, help="keeps the federation's run, which is then not repeated")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     given = parser.parse_args()
