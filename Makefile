@@ -50,6 +50,9 @@ bench: install
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/wrong_configs.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/hostile_replies.py
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/generators.py --standard
 
 clean:

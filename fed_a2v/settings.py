@@ -304,6 +304,12 @@ class AggregationSettings(Section):
         description="trimmed: share of the sites left out at either end, weight by weight"
     )
     malicious_sites: Annotated[int, Field(ge=0)] = Field(description="krum: sites to leave out")
+    max_update_norm: Positive | None = Field(
+        description="a site's adapters are pulled back to this distance from those it was sent; null: no limit"
+    )
+    max_site_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="share of the clips, in all and of a class, that one site may count for; 1: no limit"
+    )
     min_replies: Count = Field(description="good replies that a round needs")
     if_too_few: Literal["skip", "repeat"] = Field(
         description="too few good replies: skip the round, keeping the old adapters, or ask the sites again"
@@ -319,6 +325,9 @@ class BankSettings(Section):
 
     keep: Literal["prototypes", "generator"] = Field(
         description="prototypes: as they came; generator: nothing but what the generator has learned of them"
+    )
+    rows_per_class: Count = Field(
+        description="prototypes of a class that a round learns from at most, drawn anew each time"
     )
 
 

@@ -26,7 +26,7 @@ class Teacher(NamedTuple):
     """A site's adapters: their weights, in the order of `Adapters.weights`, and its clips by class index."""
 
     weights: Sequence[Tensor]
-    clips: Mapping[int, int]
+    clips: Mapping[int, float]
 
 
 @torch.no_grad()

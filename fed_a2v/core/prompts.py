@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fed_a2v.core.shares import capped
+
 
 @dataclass(frozen=True)
 class AudioPrototypes:
@@ -133,6 +135,7 @@ class PromptBank:
     A site that is silent for a while still counts; `expire` drops it after a maximum age.
 
     Attributes:
+        max_site_share: of the clips, in all and of a class, that one site may count for; see `clips`.
         half_precision: keep tensors as float16, in half the memory, where all their values fit. What came in float16
             over the wire loses nothing.
     """
@@ -140,6 +143,7 @@ class PromptBank:
     entries: dict[str, dict[str, _Entry]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     half_precision: bool = False
+    max_site_share: float = 1.0
 
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
@@ -195,25 +199,85 @@ class PromptBank:
             totals[prompt.name] = totals.get(prompt.name, 0) + prompt.count
         return dict(sorted(totals.items()))
 
-    def rows(self) -> PrototypeRows | None:
-        """All prototypes, ordered by class, then site; None while the bank is empty."""
-        found = [(p.name, site, p.audio) for site, p in self if p.audio is not None]
+    def clips(self) -> dict[tuple[str, str], float]:
+        """Clips by site and class, as far as the bank believes in them.
+
+        No site counts for more than `max_site_share` of all clips, nor of those of a class that others have, too:
+        whatever a site claims, it cannot own the result.
+        """
+        total = {site: sum(entry.prompts.count for entry in classes.values()) for site, classes in self.entries.items()}
+        total = {site: clips for site, clips in sorted(total.items()) if clips}
+        belief = dict(zip(total, capped(list(total.values()), self.max_site_share), strict=True))
+        of_class: dict[str, dict[str, float]] = {}
+        for site, prompt in self:
+            of_class.setdefault(prompt.name, {})[site] = prompt.count * belief[site] / total[site]
+        return {
+            (site, name): count
+            for name, sites in of_class.items()
+            for site, count in zip(sites, capped(list(sites.values()), self.max_site_share), strict=True)
+        }
+
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance (Da,) of the clips behind all prototypes, in double precision; None without prototypes.
+
+        By the law of total variance the prototypes' means, counts and variances give the clips' own; tokens count
+        alike. Site by site, so that no more than one site's prototypes are in double precision at a time.
+        """
+        parts = [(audio, counts.double()) for _, audio, counts in self._prototypes()]
+        if not parts:
+            return None
+        clips = sum(float(counts.sum()) for _, counts in parts)
+        mean = variance = torch.zeros((), dtype=torch.float64)
+        for audio, counts in parts:
+            mean = mean + counts @ audio.means.double().mean(dim=1) / clips
+        for audio, counts in parts:
+            spread = audio.variances.double() + (audio.means.double() - mean).square()
+            variance = variance + counts @ spread.mean(dim=1) / clips
+        return mean, variance
+
+    def _prototypes(self) -> list[tuple[str, AudioPrototypes, Tensor]]:
+        """Class, prototypes, and (K,) float32 clips behind each, ordered by class, then site."""
+        clips = self.clips()
+        found = sorted(
+            ((prompt.name, site, prompt) for site, prompt in self if prompt.audio is not None),
+            key=lambda item: item[:2],
+        )
+        return [
+            (name, prompt.audio, prompt.audio.counts.float() * (clips[site, name] / prompt.count))
+            for name, site, prompt in found
+            if prompt.audio is not None
+        ]
+
+    def rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeRows | None:
+        """Prototypes as rows, ordered by class, then site; None while the bank is empty.
+
+        Args:
+            per_class: rows of a class at most, drawn by `random` where there are more; 0: all.
+            random: source of the draws.
+        """
+        found = self._prototypes()
         if not found:
             return None
-        found.sort(key=lambda item: item[:2])
         names = tuple(sorted({name for name, _, _ in found}))
-        index = {name: i for i, name in enumerate(names)}
-        labels = torch.cat([torch.full((len(audio.counts),), index[name]) for name, _, audio in found])
+        kept: list[Tensor] = []
+        for name in names:
+            sizes = [len(counts) for other, _, counts in found if other == name]
+            mask = torch.ones(sum(sizes), dtype=torch.bool)
+            if 0 < per_class < len(mask):
+                mask[torch.randperm(len(mask), generator=random)[per_class:]] = False
+            kept += mask.split(sizes)
+        labels = [names.index(name) for name, _, _ in found]
+        parts = list(zip(found, kept, strict=True))
         return PrototypeRows(
-            embeddings=torch.cat([audio.means for _, _, audio in found]).float(),
-            labels=labels,
-            counts=torch.cat([audio.counts for _, _, audio in found]).float(),
-            variances=torch.cat([audio.variances for _, _, audio in found]).float(),
+            embeddings=torch.cat([audio.means[mask] for (_, audio, _), mask in parts]).float(),
+            labels=torch.tensor(labels).repeat_interleave(torch.tensor([int(mask.sum()) for mask in kept])),
+            counts=torch.cat([counts[mask] for (_, _, counts), mask in parts]),
+            variances=torch.cat([audio.variances[mask] for (_, audio, _), mask in parts]).float(),
             names=names,
         )
 
     def mean_outputs(self, kind: str, names: Sequence[str]) -> list[Tensor | None]:
-        """The sites' mean adapter outputs of each class, averaged by clip count.
+        """The sites' mean adapter outputs of each class, averaged by `clips`.
 
         Args:
             kind: "clip" or "t5".
@@ -222,13 +286,15 @@ class PromptBank:
         Returns:
             A (tokens, width) tensor for each name, or None where no site has sent one.
         """
+        clips = self.clips()
         sums: dict[str, Tensor] = {}
-        weights: dict[str, int] = {}
-        for _, prompt in self:
+        weights: dict[str, float] = {}
+        for site, prompt in self:
             output = getattr(prompt, kind)
             if output is not None:
-                sums[prompt.name] = sums.get(prompt.name, 0) + output.float() * prompt.count
-                weights[prompt.name] = weights.get(prompt.name, 0) + prompt.count
+                count = clips[site, prompt.name]
+                sums[prompt.name] = sums.get(prompt.name, 0) + output.float() * count
+                weights[prompt.name] = weights.get(prompt.name, 0) + count
         return [sums[name] / weights[name] if name in sums else None for name in names]
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,9 +315,11 @@ class PromptBank:
         return {"sites": sites, "fingerprints": dict(self.fingerprints)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], half_precision: bool = False) -> PromptBank:
+    def from_state_dict(
+        cls, state: dict[str, Any], half_precision: bool = False, max_site_share: float = 1.0
+    ) -> PromptBank:
         """The bank that `state_dict` described."""
-        bank = cls(fingerprints=dict(state["fingerprints"]), half_precision=half_precision)
+        bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share)
         for site, classes in state["sites"].items():
             bank.entries[site] = {
                 name: _Entry(

@@ -62,6 +62,8 @@ class ServerStepSettings:
     from_nodes_adapters: bool = False
     rollback: bool = True
     optimiser: AdamWSettings = field(default_factory=lambda: AdamWSettings(5e-4, 1e-4, 64))
+    max_site_share: float = 1.0
+    rows_per_class: int = 0
     half_precision_bank: bool = False
     generator_waits_on_cpu: bool = False
 
@@ -99,7 +101,7 @@ class ServerStep:
         self.generator = generator
         self.loss = loss
         self.settings = settings
-        self.bank = PromptBank(half_precision=settings.half_precision_bank)
+        self.bank = PromptBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
@@ -128,7 +130,7 @@ class ServerStep:
         """
         row: dict[str, Any] = {}
         self.fill_bank(round_number, updates)
-        fresh = self.bank.rows()
+        fresh = self._fresh_rows(round_number)
         if (fresh is None and not self.remembered) or not (self.settings.finetune or self.settings.distil):
             return row
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
@@ -170,6 +172,14 @@ class ServerStep:
             self.bank.forget_prototypes()
             self.remembered = rows.names
         return row
+
+    def _fresh_rows(self, round_number: int) -> PrototypeRows | None:
+        """The bank's prototypes; of a class that very many sites have, other ones each round.
+
+        So the time of a round does not grow with the number of sites. A closed form takes all: it costs little.
+        """
+        limit = 0 if self.adapters.closed_form else self.settings.rows_per_class
+        return self.bank.rows(limit, torch_generator(self.settings.seed, "rows", round_number))
 
     def _known_rows(self, round_number: int, fresh: PrototypeRows | None) -> PrototypeRows:
         """This round's prototypes, and the generator's samples for the classes that only it remembers.
@@ -245,19 +255,11 @@ class ServerStep:
             log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
 
     def standardise_adapters(self) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
-
-        By the law of total variance the prototypes' means, counts and variances give the clips' own mean and
-        variance; tokens count alike.
-        """
-        rows = self.bank.rows()
-        if rows is None:
-            return
-        weight = (rows.counts / rows.counts.sum())[:, None, None].double()
-        means = rows.embeddings.double()
-        mean = (weight * means).sum(dim=0).mean(dim=0)
-        variance = (weight * (rows.variances.double() + (means - mean).square())).sum(dim=0).mean(dim=0)
-        self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
+        moments = self.bank.moments()
+        if moments is not None:
+            mean, variance = moments
+            self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on."""
@@ -276,7 +278,9 @@ class ServerStep:
         self.adapters.load_state_dict(state["adapters"])
         if self.generator is not None:
             self.generator.load_checkpoint(state["generator"])
-        self.bank = PromptBank.from_state_dict(state["bank"], self.settings.half_precision_bank)
+        self.bank = PromptBank.from_state_dict(
+            state["bank"], self.settings.half_precision_bank, self.settings.max_site_share
+        )
         self.finetuned_rounds = state["finetuned_rounds"]
         self.remembered = tuple(state["remembered"])
         self.calibration = state["calibration"]
@@ -321,8 +325,9 @@ class ServerStep:
         self, round_number: int, updates: Sequence[SiteUpdate], audio: Tensor, labels: Tensor, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
+        clips = self.bank.clips()
         teachers = [
-            Teacher(update.weights, {class_of[prompt.name]: prompt.count for prompt in update.prompts})
+            Teacher(update.weights, {class_of[said.name]: clips[update.site, said.name] for said in update.prompts})
             for update in updates
         ]
         random = torch_generator(self.settings.seed, "distil", round_number)

@@ -115,6 +115,8 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         optimiser=AdamWSettings(
             finetune.learning_rate, finetune.weight_decay, finetune.batch_size, FRUGAL_CHUNK if frugal else 0
         ),
+        max_site_share=settings.aggregation.max_site_share,
+        rows_per_class=settings.bank.rows_per_class,
         half_precision_bank=frugal,
         generator_waits_on_cpu=frugal,
     )

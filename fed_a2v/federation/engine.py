@@ -24,6 +24,7 @@ from flwr.server.client_proxy import ClientProxy
 from rich.console import Console
 
 from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.run import Run
 from fed_a2v.runs.progress import Output
 from fed_a2v.settings import Settings
@@ -46,7 +47,9 @@ class InProcessClient(ClientProxy):
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
         """See `ClientProxy`."""
-        return self.client.fit(ins)
+        reply = self.client.fit(ins)
+        return_free_memory()
+        return reply
 
     def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
         """See `ClientProxy`."""

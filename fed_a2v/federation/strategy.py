@@ -30,10 +30,12 @@ from flwr.server.strategy import Strategy
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
+from fed_a2v.core.shares import capped
 from fed_a2v.core.zero_shot import UnseenAccuracy
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.aggregation import Aggregation, Nothing, make_aggregation
+from fed_a2v.federation.aggregation import aggregate
 from fed_a2v.federation.agreement import fingerprint
+from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.wire import (
     BadReplyError,
     Expected,
@@ -57,6 +59,7 @@ EvaluateResult = tuple[ClientProxy, EvaluateRes]
 StepFactory = Callable[[tuple[int, int]], ServerStep]
 
 SECOND_REPLY = "a second reply of the same site"
+SITE_NAME = re.compile(r"site-[\w .-]{1,64}")
 
 
 class FederationError(RuntimeError):
@@ -166,18 +169,22 @@ class FedA2V(Strategy):
         """Check the replies, average the adapters, and do the server's part of the round."""
         round_number = server_round + self.start_round
         row, step = self._row, self._step()
-        aggregation = make_aggregation(self.settings.aggregation)
-        replies = self._good_replies(results, failures, round_number, "train", row, aggregation)
+        replies = self._good_replies(results, failures, round_number, "train", row)
         if self.settings.aggregation.if_too_few == "repeat":
-            aggregation, replies = self._repeated(round_number, row, aggregation, replies)
-        row["seconds/sites"] = time.perf_counter() - self._clock
+            replies = self._repeated(round_number, row, replies)
+        row["seconds/sites"] = time.perf_counter() - self._clock - row["seconds/replies"]
         if len(replies) < self.settings.aggregation.min_replies:
             self._skip(round_number, len(replies), row)
             return None, {}
         self._skipped = 0
-        weights = aggregation.result()
+        start = time.perf_counter()
+        weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
         if weights is not None:
             step.adapters.load_weights(weights)
+        if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
+            replies = [replace(reply, weights=[]) for reply in replies]
+            return_free_memory()
+        row["seconds/aggregation"] = time.perf_counter() - start
         self._before = self._clip_side()
         row |= _mean_losses(replies)
         self.listener.phase(round_number, "server")
@@ -307,9 +314,7 @@ class FedA2V(Strategy):
 
     # Too few good replies
 
-    def _repeated(
-        self, round_number: int, row: dict[str, Any], aggregation: Aggregation, replies: list[SiteReply]
-    ) -> tuple[Aggregation, list[SiteReply]]:
+    def _repeated(self, round_number: int, row: dict[str, Any], replies: list[SiteReply]) -> list[SiteReply]:
         """The good replies, after asking all sites again while there are too few and patience lasts."""
         settings = self.settings.aggregation
         assert self._manager is not None
@@ -333,9 +338,8 @@ class FedA2V(Strategy):
                 group_id=round_number,
             )
             row["repetitions"] = repetition
-            aggregation = make_aggregation(settings)
-            replies = self._good_replies(results, failures, round_number, "train", row, aggregation)
-        return aggregation, replies
+            replies = self._good_replies(results, failures, round_number, "train", row)
+        return replies
 
     def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
         """Leave the adapters as they are for a round; end the run where that is too often."""
@@ -383,7 +387,7 @@ class FedA2V(Strategy):
             group_id=0,
         )
         row = _fresh_row()
-        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row, Nothing()), row)
+        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
         if not replies or self.audio_shape is None:
             raise FederationError(f"no site could introduce itself: {_reasons(row)}")
         self.step = self.make_step(self.audio_shape)
@@ -399,11 +403,12 @@ class FedA2V(Strategy):
 
     def _agreeing(self, replies: list[SiteReply], row: dict[str, Any]) -> list[SiteReply]:
         """The sites whose embeddings have the shape and scale of most clips; the rest is turned away."""
-        clips: dict[tuple[int, int, bool], int] = {}
+        clips: dict[tuple[int, int, bool], float] = {}
         described = [(reply, _audio_kind(reply)) for reply in replies]
-        for reply, kind in described:
+        believed = capped([reply.num_examples for reply in replies], self.settings.aggregation.max_site_share)
+        for (_, kind), count in zip(described, believed, strict=True):
             if kind is not None:
-                clips[kind] = clips.get(kind, 0) + reply.num_examples
+                clips[kind] = clips.get(kind, 0) + count
         if not clips:
             if replies:
                 row["rejections"].append("no site has as many clips of a class as share.min_clips asks for")
@@ -471,10 +476,17 @@ class FedA2V(Strategy):
                 return None
             return f"site-{properties.get('site', proxy.cid)!s}"
 
+        taken = {self._names[proxy.cid] for proxy in proxies if proxy.cid in self._names}
         with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
             for proxy, name in zip(strangers, pool.map(ask, strangers), strict=True):
-                if name is not None:
-                    self._names[proxy.cid] = name
+                if name is None:
+                    continue
+                if name in taken or not SITE_NAME.fullmatch(name):
+                    why = "is another node's" if name in taken else "is not 1 to 64 letters, digits, spaces or ._-"
+                    log.warning("Node %s is left out: the name of its site, %.80r, %s", proxy.cid, name, why)
+                    continue
+                taken.add(name)
+                self._names[proxy.cid] = name
 
     # Messages
 
@@ -523,13 +535,9 @@ class FedA2V(Strategy):
         round_number: int,
         task: Task,
         row: dict[str, Any],
-        aggregation: Aggregation,
     ) -> list[SiteReply]:
-        """The replies that pass every check, by site name; the others are counted with the reason.
-
-        Each is unpacked, added to the `aggregation` and let go of before the next: unpacked together, the weights of
-        all sites would be most of the server's memory.
-        """
+        """The replies that pass every check, by site name; the others are counted with the reason."""
+        start = time.perf_counter()
         _report(failures, row)
         refused: set[str] = set()
         claims: list[tuple[str, ClientProxy, FitRes]] = []
@@ -549,8 +557,7 @@ class FedA2V(Strategy):
                 refused.add(site)
                 _reject(row, f"the reply of node {proxy.cid}", error)
                 continue
-            aggregation.add(reply.weights, reply.num_examples)
-            replies[site] = reply if self.settings.aggregation.mode == "kd" else replace(reply, weights=[])
+            replies[site] = reply
         row["replies"] = len(replies)
         row["sites"] = {
             site: "replied" if site in replies else "rejected" if site in refused else "failed"
@@ -559,10 +566,11 @@ class FedA2V(Strategy):
         row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
         if missing := [site for site, answer in row["sites"].items() if answer != "replied"]:
             log.warning("No good reply of %s", ", ".join(missing))
+        row["seconds/replies"] = row.get("seconds/replies", 0.0) + time.perf_counter() - start
         return list(replies.values())
 
     def _unpacked(self, result: FitRes, expected: Expected, row: dict[str, Any]) -> SiteReply:
-        """The reply in `result`, whose bytes are let go of."""
+        """The reply in `result`; its weights alone keep hold of the bytes."""
         arrays = read_arrays(result.parameters)
         result.parameters = Parameters([], result.parameters.tensor_type)
         row["bytes_up"] += payload_bytes(arrays)
@@ -659,8 +667,9 @@ def _report(failures: Sequence[Any], row: dict[str, Any]) -> None:
     row["failures"] += len(failures)
     for failure in failures:
         reason = failure[1].status.message if isinstance(failure, tuple) else _raised(failure)
-        row["failure_reasons"].append(reason[:500])
-        log.warning("A site failed: %s", reason[:500])
+        reason = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
+        row["failure_reasons"].append(reason)
+        log.warning("A site failed: %s", reason)
 
 
 def _raised(failure: BaseException) -> str:

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import reprlib
+import warnings
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ _COUNTS = np.dtype("int64")
 _MANIFEST_BASE, _MANIFEST_ENTRY = 16384, 512  # characters at most, in all and for each class; 150 are usual
 _MAX_HEADER = 1024  # characters; numpy writes about 70
 _MAX_REASON = 200
+_PIECE = 1 << 14  # numbers converted at a time
 _MAX_COUNT = 10**9  # clips
 _MAX_LOSS = 1e12  # per clip
 _COSINE_TOLERANCE = 1.001  # a float32 cosine may exceed 1 by rounding
@@ -61,7 +63,8 @@ class SiteReply:
         round_number: the round it answers.
         task: "introduce" (prototypes only, before any training) or "train".
         num_examples: clips that the site trains on.
-        weights: the adapters' weights, float32; empty when it introduces itself.
+        weights: the adapters' weights; empty when it introduces itself. Those of a decoded reply are views of the
+            bytes received, float16 or float32: copies of all sites' weights would be most of the server's memory.
         prompts: one entry for each class that the site shares.
         fingerprint: identifies the site's prototypes; while it is unchanged, they need not travel again.
         square_root: whether the embeddings are square roots of what the encoder gave.
@@ -239,7 +242,10 @@ def _only_bad_reply() -> Iterator[None]:
 def decode_reply(
     arrays: Sequence[Array], metrics: Mapping[str, Scalar], num_examples: int, expected: Expected
 ) -> SiteReply:
-    """Check a reply against what is expected; every tensor of the result is a float32 or int64 copy.
+    """Check a reply against what is expected.
+
+    The weights are views of `arrays`, not to be changed; all else is copied. Tensors keep the precision in which they
+    came, save that float64 becomes float32.
 
     Classes with too few clips may stay unshared, so the clips of the shared classes may be fewer than
     `num_examples`, never more. Metrics other than the manifest are not read.
@@ -349,7 +355,7 @@ def decode_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -
     if len(arrays) != len(shapes):
         raise BadReplyError(f"{len(arrays)} weights, expected {len(shapes)}")
     return [
-        _floats(array, tuple(shape), f"weight {position}", limit=math.inf)
+        _floats(array, tuple(shape), f"weight {position}", limit=math.inf).float()
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
     ]
 
@@ -683,11 +689,13 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
 
 def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: Expected) -> list[Tensor]:
     weights = [
-        _floats(array, tuple(shape), f"weight {position}", expected.max_magnitude)
+        _floats(array, tuple(shape), f"weight {position}", expected.max_magnitude, copy=False)
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
     ]
     size = sum(weight.numel() for weight in weights)
-    norm = math.hypot(*(float(torch.linalg.vector_norm(weight)) for weight in weights))
+    # Piece by piece: a whole copy in single precision for each site would tear the server's memory into holes.
+    pieces = (piece for weight in weights for piece in weight.reshape(-1).split(_PIECE))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(piece.float())) for piece in pieces))
     if norm > expected.max_weight_rms * math.sqrt(size):
         rms = norm / math.sqrt(size)
         raise BadReplyError(f"weights have root mean square {rms:.3g}, the limit is {expected.max_weight_rms:g}")
@@ -745,15 +753,22 @@ def _read_prototypes(
     )
 
 
-def _floats(array: Array, shape: tuple[int, ...], what: str, limit: float, lowest: float | None = None) -> Tensor:
-    """A float32 copy of `array`, if it has this shape and all its values are finite and within the limits."""
+def _floats(
+    array: Array, shape: tuple[int, ...], what: str, limit: float, lowest: float | None = None, copy: bool = True
+) -> Tensor:
+    """`array` as a tensor, if it has this shape and all its values are finite and within the limits.
+
+    float16 and float32 stay as they are; of those `copy=False` gives a view. float64 becomes float32.
+    """
     if array.dtype not in _FLOATS:
         raise BadReplyError(f"{what}: type {_show(str(array.dtype))}, expected a float")
     if array.shape != shape:
         raise BadReplyError(f"{what}: shape {_show(array.shape)}, expected {_show(shape)}")
-    # A copy, because torch takes no read-only arrays; torch converts half precision much faster than numpy.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of read-only memory: nobody writes into a view
+        tensor = torch.from_numpy(np.array(array, order="C") if copy else array)
     # A float64 beyond float32 becomes infinite, and is refused below.
-    tensor = torch.from_numpy(np.array(array, order="C")).to(torch.float32)
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
     if tensor.numel() == 0:
         return tensor
     low, high = (float(value) for value in torch.aminmax(tensor))  # one pass; both are nan if any value is

@@ -162,3 +162,80 @@ def test_nothing_is_held_out_for_a_share_of_zero():
 def test_the_same_rows_are_held_out_every_time():
     rows = rows_with([8, 9, 24])
     assert_same_bits(vars(rows.split(0.25)[1]), vars(rows.split(0.25)[1]))
+
+
+# Nobody owns a class
+
+
+def liar_and_honest(claim, share):
+    """Four honest sites say 1.0, one that claims `claim` clips says 0.0, all of one class."""
+    bank = PromptBank(max_site_share=share)
+    for number in range(4):
+        bank.update(f"site-{number}", [says("dog", 1.0, clip=1.0)], "mark", 1)
+    bank.update("liar", [says("dog", 0.0, count=claim, clip=0.0)], "mark", 1)
+    return bank
+
+
+@QUICK
+@given(claim=st.integers(1000, 10**9), share=st.floats(0.2, 0.9))
+def test_a_site_that_claims_many_clips_counts_for_no_more_than_its_share(claim, share):
+    bank = liar_and_honest(claim, share)
+    clips = bank.clips()
+    assert clips["liar", "dog"] <= share * sum(clips.values()) * (1 + 1e-9)
+    assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) >= (1 - share) * (1 - 1e-5)
+    rows = bank.rows()
+    of_liar = rows.embeddings[:, 0, 0] == 0
+    # It claims more clips than stand behind its prototypes: these count as they came, scaled down likewise.
+    assert rows.counts[of_liar].sum() <= share / (1 - share) * rows.counts[~of_liar].sum() * (1 + 1e-5)
+
+
+def test_without_a_cap_clips_are_what_the_sites_say():
+    bank = liar_and_honest(10**9, 1.0)
+    assert bank.clips()["liar", "dog"] == 10**9
+    assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) < 1e-6
+
+
+def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
+    bank = PromptBank(max_site_share=0.5)
+    bank.update("a", [says("cat", 1.0, count=10)], "mark", 1)
+    bank.update("b", [says("cow", 1.0, count=10)], "mark", 1)
+    bank.update("liar", [says("dog", 1.0, count=10**9)], "mark", 1)
+    assert bank.clips() == {("a", "cat"): 10, ("b", "cow"): 10, ("liar", "dog"): 20}
+
+
+def test_moments_are_those_of_the_clips_behind_the_prototypes():
+    random = torch.Generator().manual_seed(0)
+    groups = [torch.randn(size, 1, 4, generator=random).double() + size for size in (3, 5, 9, 4)]
+    bank = PromptBank()
+    for number, pair in enumerate((groups[:2], groups[2:])):
+        audio = AudioPrototypes(
+            torch.stack([group.mean(dim=0) for group in pair]),
+            torch.tensor([len(group) for group in pair]),
+            torch.stack([group.var(dim=0, correction=0) for group in pair]),
+        )
+        bank.update(f"site-{number}", [ClassPrompts("dog", sum(map(len, pair)), audio)], "mark", 1)
+    clips = torch.cat(groups)[:, 0]
+    mean, variance = bank.moments()
+    torch.testing.assert_close(mean, clips.mean(dim=0))
+    torch.testing.assert_close(variance, clips.var(dim=0, correction=0))
+    assert PromptBank().moments() is None
+
+
+# Very many sites
+
+
+def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
+    bank = PromptBank()
+    for number in range(20):
+        bank.update(f"site-{number:02d}", [says("dog", number, groups=3), says("cat", -number, groups=1)], "mark", 1)
+    everything = bank.rows()
+    drawn = bank.rows(30, torch.Generator().manual_seed(1))
+    assert len(of_class(drawn, "dog")) == 30
+    assert torch.equal(of_class(drawn, "cat"), of_class(everything, "cat")), "no more than 30: all of them"
+    values = of_class(drawn, "dog")[:, 0, 0]
+    assert values.unique().numel() > 10
+    assert torch.equal(values, values.sort().values), "sites stay in order"
+    assert_same_bits(vars(bank.rows(30, torch.Generator().manual_seed(1))), vars(drawn))
+    other = of_class(bank.rows(30, torch.Generator().manual_seed(2)), "dog")[:, 0, 0]
+    assert not torch.equal(other, values)
+    assert_same_bits(vars(bank.rows(1000, torch.Generator())), vars(everything))

@@ -1,20 +1,23 @@
 """From the sites' adapters to one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fed_a2v.config import compose_settings
-from fed_a2v.federation.aggregation import make_aggregation
+from fed_a2v.federation.aggregation import aggregate, clipped
 from fed_a2v.federation.wire import SiteReply
 
 
-def aggregate_adapters(replies, mode, **options):
-    keys = [f"aggregation.mode={mode}", *(f"aggregation.{key}={value}" for key, value in options.items())]
-    aggregation = make_aggregation(compose_settings(keys).aggregation)
-    for each in replies:
-        aggregation.add(each.weights, each.num_examples)
-    return aggregation.result()
+def aggregate_adapters(replies, mode, sent=None, max_site_share=1.0, **options):
+    options |= {"mode": mode, "max_site_share": max_site_share}
+    keys = [f"aggregation.{key}={value}" for key, value in options.items()]
+    sent = sent or [torch.zeros_like(weight, dtype=torch.float32) for weight in replies[0].weights]
+    return aggregate(replies, sent, compose_settings(keys).aggregation)
 
 
 def reply(site, clips, *weights):
@@ -122,3 +125,53 @@ def test_trimming_nothing_is_the_mean(replies):
 
 def test_distillation_starts_from_the_mean(replies):
     assert torch.equal(aggregate_adapters(replies, "kd")[0], aggregate_adapters(replies, "avg")[0])
+
+
+# Updates that are too long
+
+
+@pytest.mark.parametrize("mode", ["avg", "weighted", "kd", "median", "trimmed"])
+def test_a_huge_update_moves_no_rule_further_than_the_limit(mode):
+    common, replies = federation_with_garbage(1e5)
+    sent = [common]
+    free = aggregate_adapters(replies, mode, sent)[0]
+    held = aggregate_adapters(replies, mode, sent, max_update_norm=0.5)[0]
+    assert (held - common).norm() <= 0.5 * 1.0001
+    if mode in ("avg", "weighted", "kd"):
+        assert (free - common).norm() > 1000
+
+
+def test_updates_within_the_limit_stay_as_they_are(replies):
+    for mode in ("avg", "median"):
+        near = aggregate_adapters(replies, mode, max_update_norm=100.0)
+        assert all(torch.equal(a, b) for a, b in zip(near, aggregate_adapters(replies, mode), strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), size=st.floats(1e-3, 1e6), limit=st.floats(1e-3, 1e3))
+def test_a_shortened_update_has_the_limits_length_and_its_own_direction(seed, size, limit):
+    random = torch.Generator().manual_seed(seed)
+    sent = [torch.randn(3, 2, generator=random), torch.randn(4, generator=random)]
+    updates = [size * torch.randn(weight.shape, generator=random) for weight in sent]
+    norm = torch.cat([update.flatten() for update in updates]).norm()
+    got = clipped([start + update for start, update in zip(sent, updates, strict=True)], sent, limit)
+    moved = torch.cat([(weight - start).flatten() for weight, start in zip(got, sent, strict=True)])
+    torch.testing.assert_close(moved.norm(), norm.clamp(max=limit), rtol=1e-3, atol=1e-5)
+    wanted = torch.cat([update.flatten() for update in updates]) * min(1.0, limit / float(norm))
+    torch.testing.assert_close(moved, wanted, rtol=1e-2, atol=1e-4 * max(1.0, limit))
+
+
+def test_a_site_that_claims_a_billion_clips_counts_for_no_more_than_its_share():
+    honest = [reply(f"site-{k}", 10, [1.0]) for k in range(4)]
+    liar = reply("site-9", 10**9, [0.0])
+    assert aggregate_adapters([*honest, liar], "weighted")[0] == pytest.approx(0.0, abs=1e-6)
+    assert aggregate_adapters([*honest, liar], "weighted", max_site_share=0.5)[0] == pytest.approx(0.5)
+    assert aggregate_adapters([*honest, liar], "weighted", max_site_share=0.25)[0] == pytest.approx(0.75)
+    assert compose_settings().aggregation.max_site_share == 0.5
+
+
+def test_half_precision_weights_are_averaged_in_single_precision():
+    halves = [replace(reply(f"site-{k}", 1, [0.1]), weights=[torch.tensor([0.1 + k / 1000]).half()]) for k in range(3)]
+    combined = aggregate_adapters(halves, "avg")[0]
+    assert combined.dtype == torch.float32
+    torch.testing.assert_close(combined, torch.stack([r.weights[0].float() for r in halves]).mean(dim=0))

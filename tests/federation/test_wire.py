@@ -103,8 +103,8 @@ def assert_same(got, wanted, tolerance):
         if other is None:
             assert one is None
         else:
-            assert one.dtype == torch.float32
-            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+            assert one.dtype in (torch.float16, torch.float32)
+            torch.testing.assert_close(one.float(), other, rtol=tolerance, atol=tolerance)
 
 
 # ------------------------------------------------------------------------------------------------ round trip
@@ -158,14 +158,27 @@ def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
     assert got.prompts[0].audio.variances[0, 0, 0] > 0
 
 
-def test_encoded_and_decoded_arrays_share_no_memory_with_the_models():
+def test_encoded_arrays_share_no_memory_with_the_models_and_decoded_weights_alone_with_the_bytes():
     reply = make_reply()
     arrays, manifest, examples = sent(reply, "float32")
     arrays[0][:] = 0
     assert reply.weights[0].abs().sum() > 0
     got = decode(arrays, manifest, examples)
-    arrays[1][:] = 99
-    assert not (got.weights[1] == 99).any()
+    for array in arrays:
+        array[...] = 99
+    assert all((weight == 99).all() for weight in got.weights), "a copy of what waits in memory anyway"
+    audio = got.prompts[0].audio
+    assert not any((tensor == 99).any() for tensor in (audio.means, audio.counts, audio.variances, got.prompts[0].clip))
+
+
+def test_arrays_keep_the_precision_in_which_they_came():
+    got = decode(*sent(dtype="float16"))
+    audio = got.prompts[0].audio
+    assert {tensor.dtype for tensor in (*got.weights, audio.means, audio.variances)} == {torch.float16}
+    arrays, manifest, examples = sent()
+    arrays[0], arrays[3] = arrays[0].astype(np.float64), arrays[3].astype(np.float64)
+    got = decode(arrays, manifest, examples)
+    assert {got.weights[0].dtype, got.prompts[0].audio.means.dtype} == {torch.float32}
 
 
 def test_weights_may_require_grad_and_be_transposed_or_bfloat16():
@@ -538,7 +551,7 @@ def assert_sound(reply, expected):
         assert (p.clip.shape, p.t5.shape) == (expected.clip_shape, expected.t5_shape)
         tensors += [p.audio.means, p.audio.variances, p.clip, p.t5]
     for tensor in tensors:
-        assert tensor.dtype == torch.float32
+        assert tensor.dtype in (torch.float16, torch.float32)
         assert tensor.isfinite().all()
         assert tensor.numel() == 0 or tensor.abs().max() <= expected.max_magnitude**2
 

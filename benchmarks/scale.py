@@ -1,0 +1,204 @@
+"""Twenty to two hundred sites: how the server's peak memory and the time of its step grow with them.
+
+    python benchmarks/scale.py [--sites 20,50,100,200] [--rounds 3] [--write]
+
+The in-process engine, whole: Flower's server, checked replies, averaging, the default VAE, fine-tuning, checkpoints.
+The sites alone are played by functions that make up their replies: each has 24 clips of each of ten classes, sends 8
+prototypes of each, and adapters of the default size (`compact`). Each number of sites is a process of its own; the
+peak is its largest resident size. A site's payload is what waits for the server in a round (its adapters and mean
+outputs) plus what stays with the server for good (its prototypes, sent once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, write_block
+from flwr.common import Config, NDArrays, Scalar
+from rich.console import Console
+
+from fed_a2v.config import compose_settings
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.federation import strategy
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.strategy import FedA2V
+from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, encode_reply, encode_scores
+from fed_a2v.runs.files import read_jsonl
+
+CLASSES, PROTOTYPES, CLIPS, WIDTH = 10, 8, 24, 512
+NAMES = tuple(f"class {number}" for number in range(CLASSES))
+# The peak may grow by so much of a site's payload for each further site.
+LIMIT = 1.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", default="20,50,100,200")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure is not None:
+        print(json.dumps(measure(given.measure, given.rounds)))
+        return
+    numbers = [int(number) for number in given.sites.split(",")]
+    lines = [
+        "| sites | peak MB | more per further site, in payloads | reading replies, s | averaging, s | server step, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    first: dict[str, float] = {}
+    growth = step_growth = 0.0
+    for number in numbers:
+        command = [sys.executable, __file__, "--measure", str(number), "--rounds", str(given.rounds)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        first = first or found
+        share = ""
+        if found is not first:
+            growth = (found["peak"] - first["peak"]) / (found["sites"] - first["sites"]) / found["payload"]
+            step_growth = found["step"] / first["step"]
+            share = f"{growth:.2f}"
+        lines.append(
+            f"| {number} | {found['peak'] / 1e6:.0f} | {share} | {found['reading']:.3f} | {found['averaging']:.3f} | "
+            f"{found['step']:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    text = "\n".join(lines) + (
+        f"\n\nA site's payload: {first['payload'] / 1e6:.2f} MB, {first['stays'] / 1e6:.2f} of it prototypes. "
+        f"Processor seconds: medians over rounds 2 to {given.rounds}. {machine()}."
+    )
+    print(text)
+    print(
+        f"peak memory grows by {growth:.2f} payloads a site (limit {LIMIT}); "
+        f"{numbers[-1]} sites' server step takes {step_growth:.2f} times as long as {numbers[0]} sites'"
+    )
+    if given.write:
+        write_block("scale", text)
+    sys.exit(0 if growth <= LIMIT else 1)
+
+
+def measure(sites: int, rounds: int) -> dict[str, float]:
+    """Play a run and return bytes and seconds."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    settings = compose_settings(
+        [
+            "adapters=compact",
+            f"rounds={rounds}",
+            "partition=own",
+            f"partition.sites={sites}",
+            f"federation.min_nodes={sites}",
+            f"dataset.classes=[{','.join(NAMES)}]",
+            "generator.save_checkpoint=false",
+            "wandb.mode=disabled",
+        ]
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in ("reading", "averaging", "step")}
+    clocked(FedA2V, "_good_replies", seconds["reading"])
+    clocked(strategy, "aggregate", seconds["averaging"])
+    clocked(ServerStep, "run", seconds["step"])
+    players = iter(range(sites))
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, Watch() as watch:
+        run_in_process(settings, Path(folder), Console(file=nowhere), lambda: Player(next(players)))
+        rows = read_jsonl(Path(folder) / "metrics.jsonl")
+    stays = rows[0]["bytes_introduction"] / sites
+    return {
+        "sites": sites,
+        "peak": watch.peak,
+        "payload": rows[-1]["bytes_up"] / sites + stays,
+        "stays": stays,
+        **{name: float(np.median(spent[-(rounds - 1) :])) for name, spent in seconds.items()},
+    }
+
+
+def clocked(owner: Any, name: str, spent: list[float]) -> None:
+    """Have a function note the processor seconds of each call: other programs do not count."""
+    function = getattr(owner, name)
+
+    def noting(*arguments: Any) -> Any:
+        start = time.process_time()
+        result = function(*arguments)
+        spent.append(time.process_time() - start)
+        return result
+
+    setattr(owner, name, noting)
+
+
+class Player(A2VClient):
+    """A site that makes up its replies."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__({"site": number})
+        self.number = number
+
+    def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Noise on the weights that came; prototypes when asked for an introduction, outputs after it."""
+        random = torch.Generator().manual_seed(self.number)
+        trained = config["task"] == "train"
+        weights = [torch.from_numpy(array).float() for array in parameters[:-2]] if trained else []
+        reply = SiteReply(
+            site=str(config["site"]),
+            round_number=int(config["round"]),
+            task="train" if trained else "introduce",
+            num_examples=CLIPS * CLASSES,
+            weights=[weight + 1e-3 * torch.randn(weight.shape, generator=random) for weight in weights],
+            prompts=[said(name, trained, random) for name in NAMES],
+            fingerprint="same",
+            square_root=False,
+        )
+        arrays, metrics = encode_reply(reply, "float16")
+        return arrays, reply.num_examples, metrics
+
+    def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
+        """One clip, right."""
+        del parameters
+        scores = Scores({NAMES[0]: ClassScores(clips=1, right_at_1=1, right_at_5=1, cosine=1.0, loss=0.0)})
+        models = json.loads(str(config["models"]))
+        return 0.0, 1, encode_scores(str(config["site"]), int(config["round"]), dict.fromkeys(models, scores))
+
+
+def said(name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
+    """What a site says about one class."""
+    if trained:
+        return ClassPrompts(name, CLIPS, None, torch.randn(1, 768, generator=random))
+    centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
+    means = centre + 0.3 * torch.randn(PROTOTYPES, 1, WIDTH, generator=random)
+    counts = torch.full((PROTOTYPES,), CLIPS // PROTOTYPES)
+    return ClassPrompts(name, CLIPS, AudioPrototypes(means, counts, torch.full_like(means, 0.05)))
+
+
+class Watch:
+    """The largest resident size of this process while the block runs, in bytes (Linux), looked at every 2 ms."""
+
+    def __enter__(self) -> Watch:
+        self.peak, self.running = 0.0, True
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+        self.thread.join()
+
+    def _look(self) -> None:
+        while self.running:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.peak = max(self.peak, pages * os.sysconf("SC_PAGE_SIZE"))
+            time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main()
