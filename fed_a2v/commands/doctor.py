@@ -1,0 +1,42 @@
+"""`fed-a2v doctor`: can this machine run the experiment, and what would it cost?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+USAGE = """\
+fed-a2v doctor [KEY=VALUE ...]     look at this machine and at an experiment's settings; says what to mend
+  fed-a2v doctor experiment=esc50_50x1 dataset.root=/data/ESC-50
+"""
+
+MARKS = {"fine": "[green]fine[/]", "warning": "[yellow]WARNING[/]", "error": "[red]ERROR[/]"}
+
+
+def run(words: list[str]) -> None:
+    """Show all findings; exit code 0 where all is fine, 1 with warnings, 2 with errors."""
+    parser = argparse.ArgumentParser("fed-a2v doctor", description="Look at this machine and at the settings.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    overrides = parser.parse_args(words).overrides
+
+    from fed_a2v.doctor import examine, exit_code
+
+    findings = examine(overrides)
+    console = Console()
+    if console.is_terminal:
+        table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for finding in findings:
+            remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
+            table.add_row(MARKS[finding.level], finding.subject, escape(finding.what) + remedy)
+        console.print(table)
+    else:  # a line a finding, for grep and logs
+        for finding in findings:
+            line = f"{finding.level}\t{finding.subject}\t{finding.what}"
+            remedy = f"\t-> {finding.remedy}" if finding.remedy else ""
+            sys.stdout.write(line + remedy + "\n")  # rich would turn the tabs into spaces
+    if code := exit_code(findings):
+        sys.exit(code)

@@ -1,0 +1,273 @@
+"""What `fed-a2v doctor` looks at: the machine, the program and an experiment's settings, each finding with its remedy.
+
+Nothing is trained, downloaded or changed. A finding is `fine`, a `warning` (a run works, but not as well as it could),
+or an `error` (a run would fail).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fed_a2v.config import ConfigError, cache_dir, compose_settings
+from fed_a2v.settings import Settings
+
+Level = Literal["fine", "warning", "error"]
+
+PACKAGES = ("flwr", "torch", "numpy", "hydra-core", "wandb", "pydantic")
+EXTRAS = {"hf": "transformers", "partitions": "flwr-datasets", "plots": "matplotlib", "notebook": "pandas"}
+# Of a SuperLink on this machine: AppIo, SuperNodes, control; and the one that `flwr run` starts by itself.
+SUPERLINK_PORTS = (9091, 9092, 9093)
+LOCAL_SUPERLINK_PORT = 39091
+LITTLE_DISK, LITTLE_MEMORY = 2e9, 2e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it stands, and what to do about it ("" where there is nothing to do)."""
+
+    subject: str
+    level: Level
+    what: str
+    remedy: str = ""
+
+
+def examine(overrides: Sequence[str]) -> list[Finding]:
+    """All findings, for the experiment that the overrides describe."""
+    findings = [*_versions(), *_machine(Path.cwd()), *_flower()]
+    try:
+        settings = compose_settings(list(overrides))
+    except ConfigError as error:
+        return [*findings, Finding("settings", "error", str(error), "correct the key or the value")]
+    findings.append(Finding("settings", "fine", f"{settings.dataset.name}, {settings.generator.name}"))
+    checks = (_device, _wandb, _cache, _data, _encoder, _needs)
+    return [*findings, *(finding for check in checks for finding in check(settings))]
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """0: all fine; 1: warnings; 2: errors."""
+    levels = {finding.level for finding in findings}
+    return 2 if "error" in levels else 1 if "warning" in levels else 0
+
+
+# The machine and the program ------------------------------------------------------------------------------
+
+
+def _versions() -> Iterator[Finding]:
+    told = [f"Python {platform.python_version()}"]
+    told += [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    yield Finding("versions", "fine", ", ".join(told))
+    missing = [extra for extra, package in EXTRAS.items() if _version(package) is None]
+    if missing:
+        yield Finding(
+            "extras", "fine", f"not installed: {', '.join(missing)}", f"pip install 'fed-a2v[{','.join(missing)}]'"
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine(folder: Path) -> Iterator[Finding]:
+    import psutil
+
+    free = shutil.disk_usage(folder).free
+    yield Finding(
+        "disk",
+        "fine" if free >= LITTLE_DISK else "warning",
+        f"{_size(free)} free in {folder}",
+        "" if free >= LITTLE_DISK else "free space, or set hydra.run.dir to a folder on another disk",
+    )
+    if not os.access(folder, os.W_OK):
+        yield Finding("disk", "error", f"{folder} cannot be written", "set hydra.run.dir to a folder that can be")
+    memory = psutil.virtual_memory()
+    yield Finding(
+        "memory",
+        "fine" if memory.available >= LITTLE_MEMORY else "warning",
+        f"{_size(memory.available)} of {_size(memory.total)} available",
+        "" if memory.available >= LITTLE_MEMORY else "close other programs, or set optimize_memory_usage=true",
+    )
+
+
+def _flower() -> Iterator[Finding]:
+    off = os.environ.get("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION") in ("1", "true", "True")
+    yield Finding(
+        "flower",
+        "fine" if off else "warning",
+        "runtime dependency installation is " + ("off" if off else "on: `flwr run` installs everything for each run"),
+        "" if off else "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 before the SuperLink starts",
+    )
+    port = int(os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", LOCAL_SUPERLINK_PORT))
+    if _listens(port):
+        yield Finding(
+            "flower",
+            "warning",
+            f"a local SuperLink runs already on port {port}, with the environment that it was started in",
+            "if its settings are old, or it is another user's: end the process flower-superlink, or set "
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT to a port of your own",
+        )
+    taken = [str(port) for port in SUPERLINK_PORTS if _listens(port)]
+    yield Finding(
+        "ports",
+        "warning" if taken else "fine",
+        f"taken: {', '.join(taken)}" if taken else f"{', '.join(map(str, SUPERLINK_PORTS))} are free",
+        "a SuperLink here needs other ports, see flower-superlink --help" if taken else "",
+    )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# The experiment -------------------------------------------------------------------------------------------
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    import torch
+
+    try:
+        torch.zeros(1, device=settings.device)
+    except Exception as error:  # a name that torch does not know, or a device that is not there
+        reason = str(error).splitlines()[0]
+        yield Finding("device", "error", f"device={settings.device} cannot be used: {reason}", "set device=cpu")
+        return
+    unused = settings.device == "cpu" and torch.cuda.is_available()
+    yield Finding(
+        "device",
+        "warning" if unused else "fine",
+        settings.device + (f"; {torch.cuda.get_device_name()} is not used" if unused else ""),
+        "set device=cuda" if unused else "",
+    )
+
+
+def _wandb(settings: Settings) -> Iterator[Finding]:
+    mode = os.environ.get("WANDB_MODE", settings.wandb.mode)
+    netrc = Path.home() / (".netrc" if os.name != "nt" else "_netrc")
+    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace"))
+    if mode == "online" and not known:
+        yield Finding("W&B", "warning", "online, but no account is set up", "wandb login, or set wandb.mode=offline")
+    else:
+        yield Finding("W&B", "fine", mode + (" (wandb sync uploads the runs later)" if mode == "offline" else ""))
+
+
+def _cache(settings: Settings) -> Iterator[Finding]:
+    folder = cache_dir(settings)
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    good = there.is_dir() and os.access(there, os.W_OK)
+    yield Finding(
+        "cache",
+        "fine" if good else "error",
+        str(folder) if good else f"{folder} cannot be written",
+        "" if good else "set cache_dir, or $FED_A2V_CACHE, to a folder that can be",
+    )
+
+
+def _data(settings: Settings) -> Iterator[Finding]:
+    from fed_a2v.data.site import class_names
+
+    if settings.partition.kind == "own":
+        yield Finding("data", "fine", "each site brings its own (partition=own)")
+        return
+    with _as_error("data", "correct dataset.root or dataset.path") as failed:
+        classes = class_names(settings.dataset)
+        yield Finding("data", "fine", f"{settings.dataset.name}: {len(classes)} classes, readable")
+    yield from failed
+
+
+def _encoder(settings: Settings) -> Iterator[Finding]:
+    from fed_a2v.encoders.audio import load_encoder
+
+    if settings.dataset.name == "embeddings":
+        yield Finding("encoder", "fine", "none is needed with dataset=embeddings")
+        return
+    with _as_error("encoder", "fetch the model where there is a network, or name a local folder") as failed, _offline():
+        encoder = load_encoder(settings.encoder)
+        yield Finding(
+            "encoder",
+            "fine",
+            f"{encoder.name}: {encoder.tokens} x {encoder.width} a clip, {encoder.sample_rate / 1000:g} kHz, available "
+            "offline",
+        )
+    yield from failed
+
+
+def _needs(settings: Settings) -> Iterator[Finding]:
+    """What a round costs, as far as it can be told without the sites."""
+    import psutil
+
+    from fed_a2v.data.site import class_names
+    from fed_a2v.encoders.audio import load_encoder
+    from fed_a2v.federation.build import make_step
+    from fed_a2v.federation.needs import needs
+    from fed_a2v.federation.task import prompt_set
+
+    if settings.dataset.name == "embeddings":
+        yield Finding("needs", "fine", "the first round's row in metrics.jsonl tells bytes and seconds")
+        return
+    with _as_error("needs", "see the errors above") as failed, _offline():
+        encoder = load_encoder(settings.encoder)
+        prompts = prompt_set(settings, class_names(settings.dataset))
+        step = make_step(settings, prompts, (encoder.tokens, encoder.width))
+        found = needs(settings, step, (encoder.tokens, encoder.width))
+        yield Finding(
+            "network",
+            "fine",
+            f"to each site {_size(found.down)} a round, from it {_size(found.up)}, and up to {_size(found.prototypes)} "
+            "once",
+        )
+        scarce = found.memory > psutil.virtual_memory().available
+        yield Finding(
+            "server",
+            "warning" if scarce else "fine",
+            f"about {_size(found.memory)} of memory for {settings.partition.sites} sites, {_size(found.disk)} on disk",
+            "set optimize_memory_usage=true, or fewer sites a round (federation.sites_per_round)" if scarce else "",
+        )
+    yield from failed
+
+
+@contextmanager
+def _as_error(subject: str, remedy: str) -> Iterator[list[Finding]]:
+    """Turn an exception of the block into a finding in the list that it gets."""
+    found: list[Finding] = []
+    try:
+        yield found
+    except Exception as error:  # whatever a data set or a model makes of what it finds
+        found.append(Finding(subject, "error", " ".join(str(error).split())[:400] or type(error).__name__, remedy))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the Hugging Face libraries from the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _size(number: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

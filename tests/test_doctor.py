@@ -1,0 +1,110 @@
+"""`fed-a2v doctor`: what it looks at, what it says, and its exit code."""
+
+import socket
+
+import pytest
+
+from fed_a2v import doctor
+from fed_a2v.cli import main
+from fed_a2v.config import compose_settings
+from fed_a2v.data.site import class_names
+from fed_a2v.doctor import Finding, examine, exit_code
+from fed_a2v.federation.build import make_step
+from fed_a2v.federation.needs import needs
+from fed_a2v.federation.task import prompt_set
+
+SMALL = ("adapters.hidden_width=16", "generator=none")
+
+
+@pytest.fixture(autouse=True)
+def _flower_as_it_should_be(monkeypatch):
+    monkeypatch.setenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+
+def found(subject, *overrides):
+    return [finding for finding in examine([*SMALL, *overrides]) if finding.subject == subject]
+
+
+def test_every_subject_is_looked_at_and_the_built_in_experiment_has_no_error():
+    findings = examine(SMALL)
+    subjects = {finding.subject for finding in findings}
+    assert subjects >= {
+        *("versions", "disk", "memory", "flower", "ports", "settings", "device", "W&B", "cache", "data", "encoder"),
+        *("network", "server"),
+    }
+    assert not [finding for finding in findings if finding.level == "error"]
+    assert all(finding.remedy for finding in findings if finding.level != "fine")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "subject", "words"),
+    [
+        (["generator.latent_dimm=3"], "settings", "latent_dimm"),
+        (["rounds=0"], "settings", "rounds"),
+        (["device=cuda:7"], "device", "device=cuda:7 cannot be used"),
+        (["dataset=esc50", "dataset.root=/no/such/folder"], "data", "/no/such/folder"),
+        (["dataset=embeddings", "dataset.path=/no/such.npz"], "data", "/no/such.npz"),
+    ],
+)
+def test_what_would_stop_a_run_is_an_error_that_names_it(overrides, subject, words):
+    errors = [finding for finding in examine([*SMALL, *overrides]) if finding.level == "error"]
+    assert any(finding.subject == subject and words in finding.what and finding.remedy for finding in errors)
+    assert exit_code(errors) == 2
+
+
+def test_flowers_dependency_installation_is_a_warning_with_the_remedy(monkeypatch):
+    monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
+    (finding, *_) = found("flower")
+    assert finding.level == "warning"
+    assert "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in finding.remedy
+
+
+def test_a_superlink_that_runs_already_and_taken_ports_are_warnings(monkeypatch):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(port))
+        monkeypatch.setattr(doctor, "SUPERLINK_PORTS", (port,))
+        assert f"port {port}" in found("flower")[-1].what
+        assert found("ports")[0] == Finding(
+            "ports", "warning", f"taken: {port}", "a SuperLink here needs other ports, see flower-superlink --help"
+        )
+
+
+def test_wandb_online_without_an_account_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (finding,) = found("W&B")
+    assert (finding.level, finding.remedy) == ("warning", "wandb login, or set wandb.mode=offline")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert found("W&B")[0].level == "fine"
+
+
+def test_the_exit_code_tells_the_worst():
+    fine, warning, error = (Finding("x", level, "y") for level in ("fine", "warning", "error"))
+    assert [exit_code(each) for each in ([fine], [fine, warning], [warning, error])] == [0, 1, 2]
+
+
+def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", *SMALL, "dataset=esc50", "dataset.root=/no/such/folder"])
+    assert end.value.code == 2
+    lines = capsys.readouterr().out.splitlines()
+    (data,) = (line for line in lines if line.startswith("error\tdata\t"))
+    assert "\t-> correct dataset.root or dataset.path" in data
+
+
+def test_the_bytes_that_are_told_are_those_that_travel(tmp_path):
+    from fed_a2v.federation.engine import run_in_process
+    from fed_a2v.runs.files import read_jsonl
+
+    settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false"])
+    prompts = prompt_set(settings, class_names(settings.dataset))
+    told = needs(settings, make_step(settings, prompts, (1, 512)), (1, 512))
+    run_in_process(settings, tmp_path)
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    sites = settings.partition.sites
+    assert row["bytes_up"] / sites == pytest.approx(told.up, rel=0.05)
+    assert row["bytes_down"] / sites == pytest.approx(told.down, rel=0.05)
+    assert row["bytes_introduction"] / sites <= told.prototypes * 1.05
