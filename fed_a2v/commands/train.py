@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +19,7 @@ from rich.console import Console
 from fed_a2v.commands.errors import mendable
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
 from fed_a2v.config import ConfigError, conf_dir, settings_from
+from fed_a2v.settings import Settings
 
 USAGE = """\
 fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a sweep over comma-separated values
@@ -24,6 +27,7 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
   fed-a2v train experiment=esc50_50x1 dataset.root=/data/ESC-50
   fed-a2v train experiment=esc50_50x1 dataset=embeddings dataset.path=embeddings.npz generator=gaussian
   fed-a2v train -m generator=none,gaussian,vae seed=0,1,2
+  fed-a2v train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweep.dir=sweeps/mine seed=0,1,2,3
   fed-a2v train hydra.run.dir=runs/mine rounds=20      # once more goes on where it stopped
   fed-a2v train --quiet seed=1                         # the result in one line; --json: an object a round
   fed-a2v train --config my_experiment.json seed=1     # a file in the guide's format; what is typed wins
@@ -49,8 +53,8 @@ def run(words: list[str]) -> None:
         finally:
             if guide:
                 show_guide(guide, Console(stderr=True))
-        if guide:
-            words = [*guide.overrides(overrides), *words]
+        # At the end: argparse takes no overrides before and after an option such as -m.
+        words = [*words, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
     if wanted:
         os.environ[OUTPUT_VARIABLE] = wanted
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
@@ -76,24 +80,35 @@ def _job(config: DictConfig) -> float | None:
     from fed_a2v.federation.engine import run_in_process
     from fed_a2v.runs.files import read_jsonl
     from fed_a2v.runs.progress import result_line, wanted_output
+    from fed_a2v.runs.sweep import run_job
     from fed_a2v.runs.table import rounds_table
 
     folder, output = Path(HydraConfig.get().runtime.output_dir), wanted_output()
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     errors, title = _console(), _title()
     if title and output == "full":
         overrides = " ".join(HydraConfig.get().overrides.task)
         errors.print(f"{title}: {overrides}", style="bold", markup=False, highlight=False, soft_wrap=True)
+
+    def run(settings: Settings, folder: Path) -> dict[str, Any]:
+        return run_in_process(settings, folder, errors, output=output, title=title)
+
     try:
-        results = run_in_process(settings_from(config), folder, errors, output=output, title=title)
+        settings = settings_from(config)
+        results = run_job(settings, folder, run) if sweep else run(settings, folder)
     except KeyboardInterrupt:
         Console(stderr=True).print(f"Stopped. Going on: hydra.run.dir={folder}", markup=False, highlight=False)
         sys.exit(130)
-    except mendable() as error:
+    except Exception as error:
+        if not sweep and not isinstance(error, mendable()):
+            raise
         # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
         Console(stderr=True).print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        if HydraConfig.get().mode == hydra.types.RunMode.RUN:
+        if not sweep:
             sys.exit(2)
-        raise
+        if HydraConfig.get().runtime.choices["hydra/sweeper"] != "basic":
+            raise  # a search must not learn from it
+        return math.nan
     console = Console()
     if output == "quiet" or (output == "full" and title):
         line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
@@ -127,6 +142,14 @@ def _console() -> Console:
     sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
     parallel = sweep and not str(hydra_config.launcher.get("_target_", "")).endswith("BasicLauncher")
     return Console(stderr=True, force_terminal=False) if parallel else Console(stderr=True)
+
+
+def _search_defaults(words: Sequence[str]) -> list[str]:
+    """What the Optuna sweeper needs to look for the best accuracy, and to survive a job that fails."""
+    if "hydra/sweeper=optuna" not in words:
+        return []
+    defaults = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "1.0"}
+    return [f"{key}={value}" for key, value in defaults.items() if not any(word.startswith(key) for word in words)]
 
 
 def _samples(overrides: Sequence[str]) -> list[list[str]]:

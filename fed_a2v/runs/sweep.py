@@ -1,25 +1,135 @@
-"""The end of a Hydra sweep: one table of all its jobs."""
+"""A Hydra sweep: where its jobs lie, which of them are done already, and what is left of all of them at the end.
+
+A job's folder is named after its overrides, so that a sweep that is started again in the same folder finds it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fed_a2v.runs.files import write_text
 from fed_a2v.runs.progress import wanted_output
-from fed_a2v.runs.table import summary_table
+from fed_a2v.runs.sweep_plot import plot_sweep
+from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
+from fed_a2v.settings import Settings
+
+log = logging.getLogger("fed_a2v")
+
+# Sections in which two runs may differ and yet have the same numbers.
+NO_MATTER = ("wandb", "report", "resume")
+# Longer names of folders are cut.
+LONGEST_NAME = 60
+
+
+def job_folder(overrides: str) -> str:
+    """Name of the folder of the job with these overrides, KEY=VALUE,KEY=VALUE,..."""
+    name = re.sub(r"[^\w.,=+-]", "_", overrides) or "job"
+    if name == overrides and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+
+
+# Imported wherever a job runs, worker processes included: Hydra holds the callback below.
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a job of a sweep, unless its folder holds the results of the same settings.
+
+    Args:
+        settings: of the job. At W&B it belongs to the group that the settings name, else to the sweep's.
+        folder: of the job, in the sweep's.
+        run: runs an experiment in its folder and returns its results.
+
+    Returns:
+        The results.
+
+    Raises:
+        Exception: whatever `run` raises; the reason is left in the folder.
+    """
+    if settings.wandb.group is None:
+        group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
+        settings = settings.model_copy(update={"wandb": group})
+    (folder / FAILURE).unlink(missing_ok=True)
+    same = _same_settings(folder, settings)
+    if same and (done := _read(folder / "results.json", json.loads)) is not None:
+        log.info("Done before: %s", folder)
+        return dict(done)
+    if not same:  # the folder is left from other defaults: begin anew
+        settings = settings.model_copy(update={"resume": "never"})
+    try:
+        return run(settings, folder)
+    except Exception as error:
+        write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
+        raise
 
 
 class SummaryCallback(Callback):
-    """Writes `summary.csv` and `summary.md` into the sweep's folder and shows the table."""
+    """At the end of a sweep: a table and a picture of its jobs, and exit code 1 where one failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs are done."""
         del kwargs
-        folder = Path(config.hydra.sweep.dir).absolute()
-        console = Console(stderr=wanted_output() == "json")  # there standard output is for the rounds alone
-        console.print(summary_table(folder).rich())
-        console.print(f"Summary: {folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+        summarise(Path(config.hydra.sweep.dir).absolute())
+
+
+def summarise(folder: Path) -> None:
+    """Write `summary.csv`, `summary.md` and `summary.png` into a sweep's folder, and show the table.
+
+    Raises:
+        SystemExit: a job failed.
+    """
+    console = Console(stderr=wanted_output() == "json")  # there standard output is for the rounds alone
+    console.print(summary_table(folder).without("job", "reason").rich())
+    jobs = sweep_jobs(folder)
+    picture = plot_sweep(jobs, folder / "summary.png")
+    if picture:
+        console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Summary: {folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+    if failed := [job for job in jobs if job.status == "failed"]:
+        reasons = "".join(f"\n  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
+        Console(stderr=True).print(
+            f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:{reasons}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
+
+
+def _same_settings(folder: Path, settings: Settings) -> bool:
+    """Whether the folder is that of a run with the same settings, as far as they matter for its numbers."""
+    saved = _read(folder / "config.yaml", yaml.safe_load)
+    if saved is None:
+        return not (folder / "config.yaml").exists()
+    asked = settings.model_dump(mode="json", by_alias=True)
+    return all(saved.get(key) == asked.get(key) for key in saved.keys() | asked.keys() if key not in NO_MATTER)
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _reason(error: Exception) -> str:
+    from fed_a2v.commands.errors import mendable
+
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text if isinstance(error, mendable()) else f"{type(error).__name__}: {text}"

@@ -18,7 +18,8 @@ from fed_a2v.runs.files import write_text
 
 Rows = Sequence[Mapping[str, Any]]
 
-
+# In the folder of a job that failed: the reason in one line, and the traceback.
+FAILURE = "failure.txt"
 # The figures of a sweep that fit on a page.
 SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "loss", "seconds")
 
@@ -40,6 +41,12 @@ class TextTable:
         for row in self.rows:
             table.add_row(*row)
         return table
+
+    def without(self, *names: str) -> TextTable:
+        """The table without some of its columns."""
+        kept = [index for index, name in enumerate(self.header) if name not in names]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        return TextTable(self.title, tuple(self.header[index] for index in kept), rows)
 
     def markdown(self) -> str:
         """The table in Markdown, without its title."""
@@ -109,39 +116,31 @@ def summary_table(folder: Path, expected: int | None = None) -> TextTable:
         expected: number of jobs, where known; those that never began are then listed as missing.
 
     Returns:
-        A row per job in numeric order, with the overrides that differ between jobs and the final figures.
+        A row per job, in the order of their numbers or else of their overrides, with the overrides that differ
+        between jobs, the final figures, and the reason where one failed.
         The status is "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
 
     Raises:
         FileNotFoundError: the folder holds no jobs.
     """
-    jobs = {path.name: path for path in folder.iterdir() if path.is_dir() and _is_job(path)}
-    if not jobs:
-        raise FileNotFoundError(f"no jobs in {folder}: no folder in it has a .hydra/overrides.yaml")
-    numbers = [int(name) for name in jobs if name.isdigit()]
-    count = max(max(numbers, default=-1) + 1, expected or 0)
-    names = sorted({*jobs, *(str(number) for number in range(count))}, key=_natural)
-
-    overrides = {name: _overrides(jobs[name]) if name in jobs else {} for name in names}
-    results = {name: _results(jobs[name]) if name in jobs else None for name in names}
-    status = {
-        name: "missing" if name not in jobs else "done" if results[name] is not None else "failed" for name in names
-    }
-    settings = _differing([overrides[name] for name in names if name in jobs])
-    every = dict.fromkeys(key for name in names for key in results[name] or {} if key not in settings)
+    jobs = sweep_jobs(folder, expected)
+    settings = _differing([job.overrides for job in jobs if job.status != "missing"])
+    every = dict.fromkeys(key for job in jobs for key in job.results if key not in settings)
+    reasons = ("reason",) if any(job.reason for job in jobs) else ()
 
     def table(digits: int | None, figures: Sequence[str]) -> TextTable:
         return TextTable(
             f"Sweep in {folder}",
-            ("job", "status", *settings, *figures),
+            ("job", "status", *settings, *figures, *reasons),
             tuple(
                 (
-                    name,
-                    status[name],
-                    *(overrides[name].get(key, "-") for key in settings),
-                    *(_figure((results[name] or {}).get(key), digits) for key in figures),
+                    job.name,
+                    job.status,
+                    *(job.overrides.get(key, "-") for key in settings),
+                    *(_figure(job.results.get(key), digits) for key in figures),
+                    *(job.reason or "-" for _ in reasons),
                 )
-                for name in names
+                for job in jobs
             ),
         )
 
@@ -149,6 +148,55 @@ def summary_table(folder: Path, expected: int | None = None) -> TextTable:
     write_text(folder / "summary.csv", table(None, list(every)).csv())
     write_text(folder / "summary.md", shown.markdown())
     return shown
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A job of a sweep.
+
+    Attributes:
+        name: of its folder.
+        status: "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
+        overrides: by key.
+        results: the numbers in `results.json`.
+        reason: of a failure, in one line; "" where none is known.
+    """
+
+    name: str
+    status: str
+    overrides: Mapping[str, str]
+    results: Mapping[str, Any]
+    reason: str
+
+
+def sweep_jobs(folder: Path, expected: int | None = None) -> list[SweepJob]:
+    """The jobs in a sweep's folder, by name; see `summary_table`.
+
+    Raises:
+        FileNotFoundError: the folder holds no jobs.
+    """
+    paths = {path.name: path for path in folder.iterdir() if path.is_dir() and _is_job(path)}
+    if not paths:
+        raise FileNotFoundError(f"no jobs in {folder}: no folder in it has a .hydra/overrides.yaml")
+    numbers = [int(name) for name in paths if name.isdigit()]
+    count = max(max(numbers, default=-1) + 1, expected or 0) if numbers else 0
+    names = sorted({*paths, *(str(number) for number in range(count))}, key=_natural)
+    jobs = [_job(name, paths.get(name)) for name in names]
+    if not numbers:
+        differing = _differing([job.overrides for job in jobs])
+        jobs.sort(key=lambda job: [_natural(job.overrides.get(key, "")) for key in differing])
+    return jobs
+
+
+def _job(name: str, path: Path | None) -> SweepJob:
+    if path is None:
+        return SweepJob(name, "missing", {}, {}, "")
+    results = _results(path)
+    if results is not None:
+        return SweepJob(name, "done", _overrides(path), results, "")
+    failure = path / FAILURE
+    reason = failure.read_text(encoding="utf-8").split("\n", 1)[0] if failure.is_file() else ""
+    return SweepJob(name, "failed", _overrides(path), {}, reason)
 
 
 def seconds(row: Mapping[str, Any]) -> float:

@@ -1,0 +1,64 @@
+"""A picture of a sweep: accuracy against each parameter, mean and spread over all else."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from fed_a2v.runs.files import replacing
+from fed_a2v.runs.table import SweepJob
+
+log = logging.getLogger("fed_a2v")
+
+# What is repeated rather than compared.
+REPEATED = "seed"
+
+
+def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
+    """Draw a panel for each parameter with several values among the jobs that are done.
+
+    Each job is a dot; the bar is the standard deviation around the mean of the jobs with the same value.
+
+    Returns:
+        `path`, or None where there is nothing to compare, or no matplotlib.
+    """
+    done = [job for job in jobs if job.status == "done" and job.results.get("accuracy") is not None]
+    keys = dict.fromkeys(key for job in done for key in job.overrides)
+    varied = [key for key in keys if len({job.overrides.get(key) for job in done}) > 1]
+    varied = [key for key in varied if key != REPEATED] or varied
+    if not varied:
+        return None
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("No picture of the sweep without matplotlib: pip install 'fed-a2v[plots]'")
+        return None
+
+    figure = Figure(figsize=(4.2 * len(varied), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(varied), sharey=True, squeeze=False)[0]
+    for panel, key in zip(panels, varied, strict=True):
+        values = sorted({job.overrides.get(key, "-") for job in done}, key=_in_order)
+        for place, value in enumerate(values):
+            found = [float(job.results["accuracy"]) for job in done if job.overrides.get(key, "-") == value]
+            deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+            panel.plot([place] * len(found), found, "o", color="0.65", markersize=4, zorder=1)
+            panel.errorbar(place + 0.12, statistics.mean(found), deviation, fmt="s", color="C0", capsize=4, zorder=2)
+        panel.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 6 else 0)
+        panel.set_xlim(-0.5, len(values) - 0.5)
+        panel.set_xlabel(key)
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("accuracy")
+    figure.suptitle(f"{len(done)} jobs: each a dot; mean and standard deviation", fontsize="medium")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return path
+
+
+def _in_order(value: str) -> tuple[int, float, str]:
+    """Numbers by size, before words."""
+    try:
+        return 0, float(value), value
+    except ValueError:
+        return 1, 0.0, value

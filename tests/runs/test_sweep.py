@@ -1,0 +1,186 @@
+"""Sweeps: folders, restarts, failures, workers, a search; what is left of them at the end."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fed_a2v.config import compose_settings
+from fed_a2v.explain import explain_composition
+from fed_a2v.runs.sweep import job_folder, run_job
+from fed_a2v.runs.sweep_plot import plot_sweep
+from fed_a2v.runs.table import FAILURE, SweepJob
+
+COMMAND = str(Path(sys.executable).parent / "fed-a2v")
+# A run of a second.
+FAST = (
+    *("experiment=quick", "rounds=1", "adapters.hidden_width=16", "site.epochs=1"),
+    *("finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"),
+)
+
+
+def swept(folder, *words, code=0):
+    """Run a sweep in `folder`, and return what it said and the rows of its table."""
+    words = ("train", "-m", *FAST, f"hydra.sweep.dir={folder}", *words)
+    done = subprocess.run([COMMAND, *words], cwd=folder.parent, capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, done.stderr
+    with (folder / "summary.csv").open(newline="") as file:
+        return done, list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A sweep in which the jobs with 40 sites fail, and what a second start of it, larger, leaves."""
+    folder = tmp_path_factory.mktemp("sweep") / "mine"
+    words = ("partition=classes", "partition.classes_per_site=1", "generator=none,gaussian")
+    first = swept(folder, *words, "partition.sites=2,40", code=1)
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    second = swept(folder, *words, "partition.sites=2,3,40", code=1)
+    return folder, first, files, second
+
+
+def test_a_failed_job_does_not_stop_the_others_and_its_reason_is_told(grid):
+    folder, (done, rows), _, _ = grid
+    assert [(row["generator"], row["partition.sites"], row["status"]) for row in rows] == [
+        *(("gaussian", "2", "done"), ("gaussian", "40", "failed"), ("none", "2", "done"), ("none", "40", "failed")),
+    ]
+    assert all(("lower partition.sites=40" in row["reason"]) == (row["status"] == "failed") for row in rows)
+    assert "2 of 4 jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in next(folder.glob(f"*/{FAILURE}")).read_text()
+
+
+def test_a_sweep_leaves_a_table_and_a_picture(grid):
+    folder, (done, _), _, _ = grid
+    assert (folder / "summary.md").read_text().startswith("| job | status |")
+    assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Picture: {folder / 'summary.png'}" in done.stdout
+
+
+def test_a_sweep_started_again_does_only_what_is_not_done(grid):
+    folder, _, files, (done, rows) = grid
+    assert len(files) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert done.stderr.count("Round 1/1: accuracy") == 2, "the jobs with 3 sites are new"
+    assert [row["status"] for row in rows] == ["done", "done", "failed"] * 2
+
+
+def test_two_workers_give_the_numbers_of_one(tmp_path):
+    words = ("generator=none,gaussian", "seed=0,1")
+    _, one = swept(tmp_path / "one", *words)
+    _, two = swept(tmp_path / "two", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    for row in [*one, *two]:
+        row.pop("seconds")
+    assert one == two
+
+
+def test_the_optuna_sweeper_finds_the_best_accuracy_in_spite_of_a_failure(tmp_path):
+    words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    space = ("generator=choice(none,gaussian)", "partition.sites=choice(40,5)", "partition.classes_per_site=1")
+    done, rows = swept(tmp_path / "search", *words, "hydra.sweeper.sampler.seed=1", *space, code=1)
+    best = (tmp_path / "search" / "optimization_results.yaml").read_text()
+    assert {row["status"] for row in rows} == {"done", "failed"}
+    assert f"best_value: {max(float(row['accuracy']) for row in rows if row['accuracy'] != '-')}" in best
+    assert "jobs failed" in done.stderr
+
+
+# A job
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Run a job in a folder, with a stand-in for training that writes what a run writes."""
+    runs = []
+
+    def run(*overrides, fails=None):
+        from fed_a2v.config import to_yaml
+
+        def train(settings, folder):
+            runs.append(settings)
+            if fails:
+                raise fails
+            folder.mkdir(exist_ok=True)
+            (folder / "config.yaml").write_text(to_yaml(settings))
+            (folder / "results.json").write_text(json.dumps({"accuracy": 0.5}))
+            return {"accuracy": 0.5}
+
+        return run_job(compose_settings(list(overrides)), tmp_path / "sweep" / "job", train)
+
+    run.runs = runs
+    run.folder = tmp_path / "sweep" / "job"
+    return run
+
+
+def test_a_job_is_skipped_where_its_results_are_those_of_the_same_settings(job):
+    assert job("rounds=2") == job("rounds=2", "wandb.mode=disabled") == {"accuracy": 0.5}
+    assert len(job.runs) == 1
+
+
+def test_a_folder_with_other_settings_is_begun_anew(job):
+    job("rounds=2")
+    job("rounds=3")
+    assert [settings.resume for settings in job.runs] == ["auto", "never"]
+
+
+def test_an_unfinished_job_is_gone_on_with(job):
+    job("rounds=2")
+    (job.folder / "results.json").write_text('{"accuracy": 0.')
+    job("rounds=2")
+    assert [settings.resume for settings in job.runs] == ["auto", "auto"]
+
+
+def test_jobs_form_a_group_at_wandb_named_after_the_sweep(job):
+    job()
+    assert job.runs[0].wandb.group == "sweep"
+    job("wandb.group=mine", "rounds=2")
+    assert job.runs[1].wandb.group == "mine"
+
+
+def test_a_failure_leaves_its_reason_until_the_job_is_run_again(job):
+    with pytest.raises(ZeroDivisionError):
+        job(fails=ZeroDivisionError("by zero\nand more"))
+    assert (job.folder / FAILURE).read_text().startswith("ZeroDivisionError: by zero\n\nTraceback")
+    job()
+    assert not (job.folder / FAILURE).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [("generator=vae,seed=1", "generator=vae,seed=1"), ("", "job")],
+)
+def test_a_short_name_says_what_the_job_is(overrides, name):
+    assert job_folder(overrides) == name
+
+
+def test_long_and_odd_names_become_short_plain_and_distinct():
+    names = {job_folder(text) for text in ("dataset.path=/a/b", "dataset.path=/a_b", "x" * 300, "x" * 301)}
+    assert len(names) == 4
+    assert all(len(name) <= 60 and "/" not in name for name in names)
+
+
+# The picture
+
+
+def done(accuracy, **overrides):
+    return SweepJob("job", "done", overrides, {"accuracy": accuracy}, "")
+
+
+def test_nothing_to_compare_makes_no_picture(tmp_path):
+    assert plot_sweep([done(0.5, seed="0")], tmp_path / "x.png") is None
+    assert plot_sweep([SweepJob("job", "failed", {"a": "1"}, {}, "")], tmp_path / "x.png") is None
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_without_matplotlib_there_is_a_word_in_place_of_the_picture(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert plot_sweep([done(0.5, seed="0"), done(0.6, seed="1")], tmp_path / "x.png") is None
+    assert "fed-a2v[plots]" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["joblib", "optuna"])
+def test_a_missing_extra_is_named(option):
+    error = ValueError(f"In 'hydra/config': Could not find 'hydra/launcher/{option}'\n\nAvailable options:\n\tbasic\n")
+    assert "pip install 'fed-a2v[sweeps]'" in explain_composition(error, [f"hydra/launcher={option}"])
