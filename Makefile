@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python benchmarks/unseen.py
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/wrong_configs.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/hostile_replies.py
 	$(BIN)/python benchmarks/kills.py

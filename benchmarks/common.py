@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
 
 
 def machine() -> str:

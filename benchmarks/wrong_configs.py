@@ -109,13 +109,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table into docs/configuration.md")
     given = parser.parse_args()
-    lines, passed = ["| | typed or written | said |", "|---|---|---|"], 0
+    lines, passed = ["```text"], 0
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             code, message = said_to(case, Path(folder))
             passed += good(case, code, message)
             written = " ".join(case.file.split()) or case.words
-            lines.append(f"| {case.kind} | `{written}` | {message} |")
+            lines.append(f"{case.kind + ':':<20}{written}\n{'':<20}{message}")
     text = (
         "\n".join(lines)
         + f"\n\n{passed} of {len(CASES)} messages name key and remedy in one line, without a traceback."

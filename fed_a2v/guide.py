@@ -229,6 +229,28 @@ def _image_model(value: Any, _: Tree) -> Became:
     return Became({"adapters": value})
 
 
+def _pictures(key: str) -> Rule:
+    """Pictures every so many rounds, by the image model that the file names."""
+
+    def rule(value: Any, tree: Tree) -> Became:
+        nodes = [node for node in tree["nodes"].values() if "diffusion_type" in node]
+        named = [
+            section["diffusion_type"]
+            for section in (tree["feda2v"], tree["federation"], *nodes)
+            if "diffusion_type" in section
+        ]
+        return Became({key: value, "images": named[0]} if value and named else {key: value})
+
+    return rule
+
+
+def _audio_model(value: Any, _: Tree) -> Became:
+    name = next((name for name in ("ast", "clap") if name in str(value).lower()), None)
+    if name is None:
+        return Became(note="no meaning here: encoders are encoder=ast, clap and logmel, or one of your own")
+    return Became({"encoder": name, "encoder.model": value, "encoder.revision": None})
+
+
 def _learning_rate(value: Any, tree: Tree) -> Became:
     if "adapters_learning_rate" in tree["feda2v"]:
         return Became(note="feda2v.adapters_learning_rate says it")
@@ -259,7 +281,7 @@ EVERY_ROUND = "the test clips are evaluated every round"
 ONE_RATE = "both adapters share site.learning_rate and site.weight_decay"
 CACHE = "embeddings are always cached; cache_dir says where"
 STEPS = "fine-tuning counts steps, not epochs: finetune.steps"
-IMAGES = "training makes no images"
+IMAGES = "pictures are made of the adapters' prompts, into the run's folder"
 
 RULES: dict[str, Rule] = {
     "experiment.name": nothing("a run is named by its folder: hydra.run.dir=FOLDER"),
@@ -345,9 +367,10 @@ RULES: dict[str, Rule] = {
     "feda2v.wandb_mode": to("wandb.mode"),
     "feda2v.store_audio_embeddings": nothing(CACHE),
     "feda2v.audio_embedding_file_name": nothing(CACHE),
-    "feda2v.generate_nodes_images_frequency": nothing(IMAGES),
-    "feda2v.generate_global_images_frequency": nothing(IMAGES),
-    "feda2v.generate_low_memory_footprint": nothing(IMAGES),
+    "feda2v.audio_model_name": _audio_model,
+    "feda2v.generate_nodes_images_frequency": _pictures("generate_nodes_images_frequency"),
+    "feda2v.generate_global_images_frequency": _pictures("generate_global_images_frequency"),
+    "feda2v.generate_low_memory_footprint": nothing("images.offload says what waits in the CPU's memory"),
     "feda2v.generate_global_images_average_text_embeddings": nothing(IMAGES),
     "feda2v.generate_from_clip_text_embeddings": nothing(IMAGES),
     "feda2v.generate_from_t5_text_embeddings": nothing(IMAGES),

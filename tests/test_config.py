@@ -31,6 +31,9 @@ NEEDS = {
     "images=sd": ["adapters=sd"],
     "images=flux": ["adapters=flux"],
     "generator=custom": ["generator._target_=my.Generator"],
+    "experiment=flux": ["dataset.root=/data/ESC-50"],
+    "experiment=sd": ["dataset.root=/data/ESC-50"],
+    "experiment=vegas_10x1": ["dataset.root=/data/VEGAS"],
     "experiment=esc50_5x10": ["dataset.root=/data/ESC-50"],
     "experiment=class_incremental": ["dataset.root=/data/ESC-50"],
     "experiment=esc50_50x1": ["dataset.root=/data/ESC-50"],
@@ -79,6 +82,17 @@ def test_the_esc50_experiments_have_the_sites_and_classes_that_their_names_say(n
     made = composed(f"experiment={name}")
     assert (made.partition.kind, made.partition.sites, made.partition.classes_per_site) == ("classes", sites, classes)
     assert (made.dataset.name, made.rounds, made.site.epochs) == ("esc50", 5, 5)
+
+
+def test_the_experiments_that_the_documentation_promises_are_there():
+    promised = "guide esc50_5x10 esc50_50x1 vegas_10x1 flux sd class_incremental quick"
+    assert {f"experiment={name}" for name in promised.split()} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "targets"), [("flux", "t5"), ("sd", "clip")])
+def test_the_experiments_for_image_models_have_the_adapters_and_prompts_of_their_name(name, targets):
+    made = composed(f"experiment={name}")
+    assert (made.adapters.name, made.targets.name, made.encoder.name) == (name, targets, "ast")
 
 
 def test_an_experiment_on_embeddings_takes_the_file_in_place_of_the_folder():

@@ -214,6 +214,24 @@ def test_the_other_sections_of_an_experiment(file):
     }
 
 
+def test_pictures_take_the_image_model_that_the_file_names(file):
+    section = {"generate_global_images_frequency": 10, "generate_nodes_images_frequency": 0}
+    made = compose_settings(file({"federation": {"diffusion_type": "sd"}, "feda2v": section}).overrides())
+    assert (made.images.name, made.generate_global_images_frequency, made.generate_nodes_images_frequency) == (
+        "sd",
+        10,
+        0,
+    )
+
+
+def test_the_audio_model_is_an_encoder(file):
+    made = compose_settings(
+        file({"feda2v": {"audio_model_name": "MIT/ast-finetuned-audioset-16-16-0.442"}}).overrides()
+    )
+    assert (made.encoder.name, made.encoder.model) == ("ast", "MIT/ast-finetuned-audioset-16-16-0.442")
+    assert "no meaning" in became(file({"feda2v": {"audio_model_name": "wav2vec"}}))["feda2v.audio_model_name"][1]
+
+
 def test_the_nodes_become_a_partition(file):
     nodes = {
         "0": {"dataset": "ESC50", "selected_classes": ["dog", "cat"], "train_folds": [0, 1, 2, 3], "test_folds": [4]},
