@@ -465,6 +465,12 @@ class WandbSettings(Section):
     group: str | None = Field(description="under which runs are grouped")
 
 
+class TrackingSettings(Section):
+    """What is written beside the run's folder and W&B."""
+
+    tensorboard: bool = Field(description="event files in the run's folder; needs fed-a2v[tensorboard]")
+
+
 class Settings(Section):
     """One experiment."""
 
@@ -501,6 +507,7 @@ class Settings(Section):
     checkpoint: CheckpointSettings
     images: ImageSettings
     wandb: WandbSettings
+    tracking: TrackingSettings
 
     @model_validator(mode="after")
     def _check_server_step(self) -> Settings:

@@ -36,6 +36,7 @@ HARMLESS = (
     "cache_dir",
     "report",
     "wandb",
+    "tracking",
     "aggregation.patience",
     "images",
     "generate_global_images_frequency",

@@ -29,7 +29,7 @@ from fed_a2v.settings import Settings
 log = logging.getLogger("fed_a2v")
 
 # Sections in which two runs may differ and yet have the same numbers.
-NO_MATTER = ("wandb", "report", "resume")
+NO_MATTER = ("wandb", "tracking", "report", "resume")
 # Longer names of folders are cut.
 LONGEST_NAME = 60
 

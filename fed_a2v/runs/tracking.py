@@ -1,23 +1,36 @@
-"""Tracking a run: its folder and, beside it, Weights & Biases, which may fail without harm to the run."""
+"""Tracking a run: its folder and, beside it, Weights & Biases and TensorBoard.
+
+W&B may fail without harm to the run.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fed_a2v.config import to_yaml
+import numpy as np
+from numpy.typing import NDArray
+
+from fed_a2v.config import ConfigError, to_yaml
+from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.runs.files import plain
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.map_plot import map_figure
+from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger("fed_a2v")
 
 
 class Tracker:
-    """Writes a run's folder and logs to W&B, from `with Tracker(...) as tracker` to the end of the block.
+    """Writes a run's folder, W&B and TensorBoard, from `with Tracker(...) as tracker` to the end of the block.
 
     ```
     with Tracker(folder, settings, partition) as tracker:
@@ -30,7 +43,7 @@ class Tracker:
 
     Args:
         path: the run's folder.
-        settings: saved as `config.yaml`; `settings.wandb` says how W&B is used.
+        settings: saved as `config.yaml`; `settings.wandb` and `settings.tracking` say what is used beside it.
         partition: which clips each site has, saved as `partition.json`; None for none.
         after_round: the last round already done, where a run is resumed; rows of later rounds are removed.
         wandb_id: id of the W&B run to go on with; None for a new one. Store `wandb_id` with the state.
@@ -38,6 +51,7 @@ class Tracker:
 
     Raises:
         OSError: the folder cannot be written.
+        ConfigError: TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class Tracker:
         self.after_round = after_round
         self.name = name or path.absolute().name
         self._wandb = _Wandb(wandb_id)
+        self._tensorboard = _TensorBoard() if settings.tracking.tensorboard else None
 
     @property
     def wandb_id(self) -> str | None:
@@ -63,6 +78,8 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         self.folder.start(to_yaml(self.settings), self.partition, self.after_round)
+        if self._tensorboard:
+            self._tensorboard.start(self.folder.path, self.after_round)
         self._wandb.start(self.folder.path, self.settings, self.name)
         return self
 
@@ -73,6 +90,8 @@ class Tracker:
         traceback: TracebackType | None,
     ) -> None:
         self._wandb.finish(exit_code=0 if kind is None else 1)
+        if self._tensorboard:
+            self._tensorboard.close()
 
     def log_round(self, row: Mapping[str, Any]) -> None:
         """Record one round: a row in `metrics.jsonl` and one W&B call of its numbers.
@@ -83,15 +102,55 @@ class Tracker:
         """
         self.folder.append(row)
         self._wandb.log(row)
+        if self._tensorboard:
+            self._tensorboard.log(row)
 
     def log_pictures(self, round_number: int, pictures: Mapping[str, Path]) -> None:
         """Show a round's pictures, files by name, at W&B; they are in the folder already."""
         self._wandb.log_pictures(round_number, pictures)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json` and the W&B summary."""
+        """Write `results.json` and the W&B summary; show the figures by class and the map of the last round."""
         self.folder.write_results(results)
+        classes, found = self._last_round()
+        self._wandb.log_last(classes, found)
         self._wandb.summarise(results)
+        if self._tensorboard and found is not None:
+            self._tensorboard.log_map(found, int(results.get("rounds", 0)))
+
+    def _last_round(self) -> tuple[dict[str, dict[str, Any]], EmbeddingMap | None]:
+        """Figures by class, and the map of the embeddings, as far as they are in the folder."""
+        evaluation, found = self.folder.evaluation, self.folder.map
+        classes = json.loads(evaluation.read_text(encoding="utf-8"))["classes"] if evaluation.exists() else {}
+        return classes, load_map(found) if found.exists() else None
+
+
+class _TensorBoard:
+    """Event files in the run's folder, under `tensorboard/`."""
+
+    def start(self, folder: Path, after_round: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "tracking.tensorboard=true needs TensorBoard: pip install 'fed-a2v[tensorboard]'"
+            ) from error
+        # What a killed run wrote of later rounds is not shown.
+        purge = after_round + 1 if after_round else None
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        for name, value in _numbers(row).items():
+            self._writer.add_scalar(name, value, int(row["round"]))
+        self._writer.flush()
+
+    def log_map(self, found: EmbeddingMap, round_number: int) -> None:
+        figure = _figure(found)
+        if figure is not None:
+            self._writer.add_image("embeddings", _pixels(figure), round_number, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class _Wandb:
@@ -141,6 +200,25 @@ class _Wandb:
         if self._run is not None:
             self._try(show)
 
+    def log_last(self, classes: Mapping[str, Mapping[str, Any]], found: EmbeddingMap | None) -> None:
+        """A table of figures by class, and a picture of the map."""
+
+        def show() -> None:
+            import wandb
+
+            media: dict[str, Any] = {}
+            if classes:
+                figures = list(dict.fromkeys(name for row in classes.values() for name in row))
+                rows = [[name, *(plain(row.get(figure)) for figure in figures)] for name, row in classes.items()]
+                media["classes"] = wandb.Table(columns=["class", *figures], data=rows)
+            figure = None if found is None else _figure(found)
+            if figure is not None:
+                media["embeddings"] = wandb.Image(_pixels(figure))
+            self._run.log(media)
+
+        if self._run is not None and (classes or found is not None):
+            self._try(show)
+
     def summarise(self, results: Mapping[str, Any]) -> None:
         if self._run is not None:
             self._try(lambda: self._run.summary.update(_numbers(results)))
@@ -161,6 +239,23 @@ class _Wandb:
             if not self._warned:
                 self._warned = True
                 logger.warning("W&B failed (%s: %s); the run goes on without it", type(error).__name__, error)
+
+
+def _figure(found: EmbeddingMap) -> Figure | None:
+    try:
+        return map_figure(found)
+    except ImportError:
+        logger.warning("No picture of the embeddings without matplotlib: pip install 'fed-a2v[plots]'")
+        return None
+
+
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
+    """(H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:

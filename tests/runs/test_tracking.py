@@ -4,9 +4,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.tracking import Tracker
 
@@ -153,3 +154,64 @@ def test_wandb_offline_writes_inside_the_run_folder_quietly_and_finishes(tmp_pat
     assert b"server/generator_loss" in content
     assert "W&B failed" not in caplog.text
     assert capfd.readouterr() == ("", "")
+
+
+# What the last round leaves, and TensorBoard
+
+
+@pytest.fixture
+def last_round(tmp_path):
+    """A run's folder with figures by class and a map, as the last round leaves them."""
+    from fed_a2v.core.projection import EmbeddingMap
+    from fed_a2v.runs.maps import save_map
+
+    def write(folder):
+        rows = {"dog": {"accuracy": 1.0, "cosine": float("nan")}, "rain": {"accuracy": 0.5, "clips": 3}}
+        (folder / "evaluation.json").write_text(json.dumps({"classes": rows}))
+        points = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+        names, sites = np.array(["dog", "rain"]), np.array(["site-000"] * 4 + [""] * 2)
+        synthetic = np.arange(6) >= 4
+        counts = np.where(synthetic, 0, 3)
+        save_map(
+            folder / "map.npz",
+            EmbeddingMap(points, np.ones(3, np.float32) / 3, np.arange(6) % 2, synthetic, counts, sites, names),
+        )
+
+    return write
+
+
+def test_figures_by_class_and_the_map_are_media_at_wandb(tmp_path, offline, fake_wandb, last_round, monkeypatch):
+    monkeypatch.setattr(fake_wandb, "log", lambda media, step=None: fake_wandb.calls.append(media))
+    with Tracker(tmp_path, offline) as tracker:
+        last_round(tmp_path)
+        tracker.finish({"accuracy": 0.85})
+    media = fake_wandb.calls[0]
+    assert media["classes"].columns == ["class", "accuracy", "cosine", "clips"]
+    assert media["classes"].data == [["dog", 1.0, None, None], ["rain", 0.5, None, 3]]
+    assert media["embeddings"].image.size == (700, 600)
+
+
+def test_tensorboard_holds_the_numbers_of_every_round_and_the_map(tmp_path, last_round):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    chosen = compose_settings("wandb.mode=disabled tracking.tensorboard=true")
+    with Tracker(tmp_path, chosen) as tracker:
+        for number in (1, 2, 3):
+            tracker.log_round(ROW | {"round": number, "accuracy": number / 10})
+    with Tracker(tmp_path, chosen, after_round=2) as tracker:  # the third round is repeated
+        tracker.log_round(ROW | {"round": 3, "accuracy": 0.9})
+        last_round(tmp_path)
+        tracker.finish({"accuracy": 0.9, "rounds": 3})
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    accuracies = [(event.step, round(event.value, 6)) for event in found.Scalars("accuracy")]
+    assert accuracies == [(1, 0.1), (2, 0.2), (3, 0.9)]
+    assert "loss" not in found.Tags()["scalars"], "NaN makes no curve"
+    assert found.Tags()["images"] == ["embeddings"]
+
+
+def test_tensorboard_that_is_missing_is_an_error_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    chosen = compose_settings("wandb.mode=disabled tracking.tensorboard=true")
+    with pytest.raises(ConfigError, match=r"pip install 'fed-a2v\[tensorboard\]'"), Tracker(tmp_path, chosen):
+        pass
