@@ -37,7 +37,7 @@ def map_figure(found: EmbeddingMap) -> Figure:
             here = points[(found.labels == label) & (found.synthetic == synthetic)]
             panel.scatter(
                 here[:, 0], here[:, 1], marker=marker, s=22, facecolors=face, edgecolors=[colour], linewidths=0.8
-            )
+            ).set_label("" if synthetic else name.replace("_", " "))
         mine = points[found.labels == label]
         if len(mine):
             panel.annotate(name.replace("_", " "), mine.mean(axis=0), fontsize="x-small", ha="center")

@@ -36,7 +36,9 @@ LONGEST_NAME = 60
 
 def job_folder(overrides: str) -> str:
     """Name of the folder of the job with these overrides, KEY=VALUE,KEY=VALUE,..."""
-    name = re.sub(r"[^\w.,=+-]", "_", overrides) or "job"
+    if not overrides:
+        return "job"
+    name = re.sub(r"[^\w.,=+-]", "_", overrides)
     if name == overrides and len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"

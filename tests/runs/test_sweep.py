@@ -102,7 +102,7 @@ def job(tmp_path):
             runs.append(settings)
             if fails:
                 raise fails
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(to_yaml(settings))
             (folder / "results.json").write_text(json.dumps({"accuracy": 0.5}))
             return {"accuracy": 0.5}
