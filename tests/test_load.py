@@ -129,7 +129,7 @@ def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
     def unreachable(*_):
         raise AssertionError("the data set was read")
 
-    monkeypatch.setattr("fed_a2v.data.site._records", unreachable)
+    monkeypatch.setattr("fed_a2v.data.index._listed", unreachable)
     assert load_run(own).classes[0] == "chainsaw"
 
 
