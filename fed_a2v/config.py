@@ -127,7 +127,7 @@ def cache_dir(settings: Settings) -> Path:
 
 
 # Of a mix, what each of its data sets takes over where it says nothing itself.
-_SHARED_BY_SETS = ("split_seed", "max_clips_per_class", "skip_bad")
+_SHARED_BY_SETS = ("split_seed", "max_clips_per_class", "cache_dtype", "skip_bad")
 
 
 def _complete_dataset(dataset: Any) -> Any:

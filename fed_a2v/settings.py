@@ -65,6 +65,9 @@ class DatasetSettings(Section):
     max_clips_per_class: Count | None = Field(
         description="clips per class to use at most, drawn evenly from all folds; null: all"
     )
+    cache_dtype: Literal["float32", "float16"] = Field(
+        description="of the cached embeddings; float16 takes half the room"
+    )
     skip_bad: bool = Field(description="skip and count unreadable clips instead of stopping")
     square_root: Literal["auto", "always", "never"] = Field(
         description="take the square root of the embeddings; auto: where none is negative"

@@ -1,74 +1,143 @@
-"""From clips to embeddings, through the cache."""
+"""From clips to embeddings, through the cache.
+
+The clips are embedded in shards, by this process or by several; a shard that is done is kept, come what may. What
+they sound like decides whether there is an embedding already, not where they lie or in which order.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 
-from fed_a2v.data.cache import Arrays, cache_key, cached
+from fed_a2v.data.cache import cache_key
 from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
+from fed_a2v.data.contents import KnownContents
 from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.data.store import EmbeddingStore, clip_id
 from fed_a2v.encoders.audio import AudioEncoder
 
 logger = logging.getLogger("fed_a2v")
 
 BATCH = 16
+SHARD = 64
 REMEDY = "mend or remove it, or set dataset.skip_bad=true"
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Embedding:
-    """What it takes to embed clips: the cache needs it only where nothing is stored yet."""
+class Shard:
+    """Some clips to be embedded, and their contents as far as they are known."""
+
+    keys: tuple[str, ...]
+    contents: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What became of a shard.
+
+    Attributes:
+        contents: of its clips; None of one that cannot be opened.
+        stamps: (key, stamp, content) of clips whose content was looked up.
+        bad: what is wrong with the clips that were left out.
+    """
+
+    contents: tuple[str | None, ...]
+    stamps: tuple[tuple[str, str, str], ...]
+    bad: tuple[str, ...]
+
+
+class ShardPool(Protocol):
+    """Who embeds shards: an `Embedder` in this process, or several in others."""
+
+    def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
+        """Embed and store shards, and say what became of each, in their order."""
+        ...
+
+
+@dataclass
+class Embedder:
+    """Embeds the clips of one data set with one encoder.
+
+    Attributes:
+        source: the data set.
+        encoder: the frozen encoder.
+        seconds: clips are cropped or padded to this length.
+        skip_bad: leave out clips that cannot be used, instead of stopping.
+        cache: folder of the cache.
+        dtype: of the stored embeddings, "float32" or "float16".
+    """
 
     source: ClipSource
-    keys: Sequence[str]
     encoder: AudioEncoder
     seconds: float
     skip_bad: bool
+    cache: Path
+    dtype: str
+    store: EmbeddingStore = field(init=False)
+    _stored: set[bytes] = field(init=False, default_factory=set)
 
-    def compute(self) -> Arrays:
-        """`embeddings` (M, S, Da) of the good clips, and `good` (N,), which of all they are."""
-        total = len(self.keys)
-        logger.info("Embedding %d clips with %s", total, self.encoder.name)
-        good = np.zeros(total, dtype=bool)
+    def __post_init__(self) -> None:
+        encoder = self.encoder
+        key = cache_key(
+            encoder.fingerprint, encoder.sample_rate, encoder.tokens, encoder.width, float(self.seconds), self.dtype
+        )
+        self.store = EmbeddingStore(self.cache / "embeddings" / key, self.dtype)
+
+    def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
+        """Embed shards in this process."""
+        self.start()
+        return map(self.work, shards)
+
+    def start(self) -> None:
+        """Look up once which clips have an embedding already."""
+        self._stored = self.store.known()
+
+    def work(self, shard: Shard) -> ShardDone:
+        """Embed the clips of a shard that have no embedding yet, and store them.
+
+        Raises:
+            BadClipError: a clip cannot be used, and `skip_bad` is off.
+        """
+        contents: dict[str, str] = {}
+        stamps: list[tuple[str, str, str]] = []
+        bad: list[str] = []
+        new: list[str] = []
+        waveforms: list[FloatArray] = []
         parts: list[FloatArray] = []
-        for start in range(0, total, BATCH):
-            waveforms = []
-            for row in range(start, min(start + BATCH, total)):
-                waveform = self.waveform(row)
-                good[row] = waveform is not None
-                if waveform is not None:
-                    waveforms.append(waveform)
-            if waveforms:
-                parts.append(self._encode(np.stack(waveforms)))
-        if not parts:
-            raise DataError(f"none of the {total} clips can be read")
-        return {"embeddings": np.concatenate(parts), "good": good}
+        for key, known in zip(shard.keys, shard.contents, strict=True):
+            try:
+                stamp = self.source.stamp(key)
+                content = contents[key] = known or self.source.content(key)
+                if known is None and stamp is not None:
+                    stamps.append((key, stamp, content))
+                if clip_id(content) in self._stored or content in new:
+                    continue
+                waveforms.append(self.source.waveform(key, self.encoder.sample_rate, self.seconds))
+                new.append(content)
+            except BadClipError as error:
+                if not self.skip_bad:
+                    raise BadClipError(f"{error}; {REMEDY}") from error
+                bad.append(str(error))
+            if len(waveforms) == BATCH:
+                parts.append(self._encode(waveforms))
+                waveforms = []
+        if waveforms:
+            parts.append(self._encode(waveforms))
+        if parts:
+            self.store.write(new, np.concatenate(parts))
+            self._stored |= {clip_id(content) for content in new}
+        return ShardDone(tuple(contents.get(key) for key in shard.keys), tuple(stamps), tuple(bad))
 
-    def waveform(self, row: int) -> FloatArray | None:
-        """The waveform of one clip; None where it is bad and bad clips are skipped."""
-        key = self.keys[row]
-        try:
-            return self.source.waveform(key, self.encoder.sample_rate, self.seconds)
-        except BadClipError as error:
-            if not self.skip_bad:
-                raise BadClipError(f"{error}; {REMEDY}") from error
-            logger.warning("Skipped a clip: %s", error)
-            return None
-
-    def content(self, row: int) -> str:
-        """What identifies the clip's sound; a clip that cannot be opened is bad, which is a content too."""
-        try:
-            return self.source.content(self.keys[row])
-        except BadClipError:
-            return "unreadable"
-
-    def _encode(self, waveforms: FloatArray) -> FloatArray:
-        embeddings = self.encoder.encode(waveforms)
+    def _encode(self, waveforms: Sequence[FloatArray]) -> FloatArray:
+        embeddings = self.encoder.encode(np.stack(waveforms))
         expected = (len(waveforms), self.encoder.tokens, self.encoder.width)
         if embeddings.shape != expected or not np.isfinite(embeddings).all():
             raise DataError(
@@ -79,12 +148,18 @@ class _Embedding:
 
 
 def embed_clips(
-    source: ClipSource, keys: Sequence[str], encoder: AudioEncoder, seconds: float, skip_bad: bool, cache: Path
+    embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
 ) -> tuple[FloatArray, IntArray]:
-    """Embed N clips, or take what is cached.
+    """Embed N clips, or take what is cached: then neither the sounds nor the encoder's model are touched.
 
-    The cache's key is the content of the clips, in their order, and all else that the result depends on; it holds
-    no path, so that the same sounds elsewhere are not computed again.
+    Of several processes that want the same embeddings one computes, the others wait. Without bad clips the array
+    is the cache's file itself, memory-mapped, if all clips were embedded together and the type is float32.
+
+    Args:
+        embedder: what to do with a clip that has no embedding yet.
+        keys: of the clips.
+        pool: who does it; this process by default.
+        progress: is told how many of how many clips are done.
 
     Returns:
         Embeddings (M, S, Da) float32 of the good clips, and their M positions in `keys`.
@@ -93,14 +168,72 @@ def embed_clips(
         BadClipError: a clip cannot be used, and `skip_bad` is off.
         DataError: no clip can be used, or the cache cannot be written.
     """
-    job = _Embedding(source, keys, encoder, seconds, skip_bad)
-    contents = [job.content(row) for row in range(len(keys))]
-    key = cache_key(encoder.fingerprint, encoder.sample_rate, seconds, contents)
-    arrays = cached(cache / "embeddings", key, job.compute)
-    good: IntArray = np.flatnonzero(arrays["good"]).astype(np.int64)
-    if not skip_bad and len(good) < len(keys):
-        # Another run skipped clips: let the first one's own error say what is wrong with it.
-        bad = int(np.flatnonzero(~arrays["good"])[0])
-        job.waveform(bad)
-        raise BadClipError(f"{keys[bad]} could not be read when it was embedded; {REMEDY}")
-    return arrays["embeddings"], good
+    known = KnownContents(embedder.source, embedder.cache)
+    contents = [known.get(key) for key in keys]
+    if _missing(embedder, contents):
+        lock = _lock(embedder.store.folder)
+        try:
+            contents = _embed_missing(embedder, keys, contents, known, pool or embedder, progress)
+        finally:
+            lock.release()
+    embeddings, rows = _read(embedder, contents)
+    if len(rows) == 0 and len(keys):
+        raise DataError(f"none of the {len(keys)} clips can be read")
+    return embeddings.astype(np.float32, copy=False), rows
+
+
+def _missing(embedder: Embedder, contents: Sequence[str | None]) -> list[int]:
+    """Positions of the clips of unknown content, and of those without an embedding."""
+    stored = embedder.store.known()
+    return [row for row, content in enumerate(contents) if content is None or clip_id(content) not in stored]
+
+
+def _embed_missing(
+    embedder: Embedder,
+    keys: Sequence[str],
+    contents: Sequence[str | None],
+    known: KnownContents,
+    pool: ShardPool,
+    progress: Progress | None,
+) -> list[str | None]:
+    """Embed what has no embedding; returns the contents, None of clips that cannot be opened."""
+    embedder.store.clean()
+    missing = _missing(embedder, contents)
+    if missing:
+        logger.info("Embedding %d clips with %s", len(missing), embedder.encoder.name)
+    parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
+    shards = [Shard(tuple(keys[row] for row in part), tuple(contents[row] for row in part)) for part in parts]
+    found, done = list(contents), 0
+    for part, result in zip(parts, pool.map(shards), strict=True):
+        for row, content in zip(part, result.contents, strict=True):
+            found[row] = content
+        known.add(result.stamps)
+        for reason in result.bad:
+            logger.warning("Skipped a clip: %s", reason)
+        done += len(part)
+        if progress is not None:
+            progress(done, len(missing))
+    embedder.store.merge([content for content in found if content is not None])
+    return found
+
+
+def _read(embedder: Embedder, contents: Sequence[str | None]) -> tuple[FloatArray, IntArray]:
+    opened = np.array([row for row, content in enumerate(contents) if content is not None], dtype=np.int64)
+    embeddings, rows = embedder.store.read([content for content in contents if content is not None])
+    return embeddings, opened[rows]
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            logger.info("Waiting for another process that embeds clips")
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be used: {error}; set cache_dir to one that can be written"
+        ) from error
+    return lock

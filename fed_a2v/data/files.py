@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fed_a2v.data.errors import BadClipError, DataError
 
 logger = logging.getLogger("fed_a2v")
 
+YOUNG = 2.0
 SUFFIXES = (".wav", ".flac", ".ogg")
 
 
@@ -32,10 +34,15 @@ class SoundFiles:
         return self.root / key
 
     def stamp(self, key: str) -> str | None:
-        """Size and times of the file: quick to look up, and changed whenever the file is; None without a file."""
+        """Size and times of the file: quick to look up, and changed whenever the file is.
+
+        None without a file, and of one so young that it may yet change within one tick of the disk's clock.
+        """
         try:
             stat = self.path(key).stat()
         except OSError:
+            return None
+        if time.time() - max(stat.st_mtime, stat.st_ctime) < YOUNG:
             return None
         return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 

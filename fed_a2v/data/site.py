@@ -18,9 +18,9 @@ from fed_a2v.data.clips import EmbeddedClips, FloatArray, IntArray, Split, unsee
 from fed_a2v.data.embed import embed_clips
 from fed_a2v.data.embeddings import read_embeddings
 from fed_a2v.data.errors import DataError, PartitionError
-from fed_a2v.data.index import class_names, index_clips, list_clips, located, open_source, parts, stamp
+from fed_a2v.data.index import class_names, index_clips, list_clips, located, parts, stamp
 from fed_a2v.data.partition import SiteClips, partition, site_name
-from fed_a2v.encoders.audio import load_encoder
+from fed_a2v.data.workers import make_embedder
 from fed_a2v.settings import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 
 __all__ = ["LabelledClips", "SiteData", "class_names", "load_clips", "site_clips"]
@@ -207,8 +207,7 @@ def _embed(
     records = list_clips(part)
     if part.name == "embeddings":
         return read_embeddings(str(part.path), records, rows, part.skip_bad)
-    keys = [records[row].key for row in rows]
-    return embed_clips(open_source(part, seed), keys, load_encoder(encoder), part.clip_seconds, part.skip_bad, cache)
+    return embed_clips(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
 
 
 @lru_cache(maxsize=4)

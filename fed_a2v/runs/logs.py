@@ -85,6 +85,13 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
 
 
 @contextlib.contextmanager
+def on_console(console: Console) -> Iterator[None]:
+    """Show the lines of the logger "fed_a2v" on the console, and nowhere else, while the block runs."""
+    with _replaced("fed_a2v", [ConsoleHandler(console)], logging.INFO):
+        yield
+
+
+@contextlib.contextmanager
 def _replaced(name: str, handlers: list[logging.Handler], level: int) -> Iterator[None]:
     """Give a logger these handlers and this level, and no parent, for the length of the block."""
     logger = logging.getLogger(name)

@@ -1,0 +1,106 @@
+"""`fed-a2v embed`: the embeddings of a data set, into the cache that training reads, or into a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from fed_a2v.data.embed import Progress
+
+USAGE = """\
+fed-a2v embed [KEY=VALUE ...]      embed a data set's clips beforehand, with several processes; --out makes a file
+  fed-a2v embed dataset=vggsound dataset.root=/data/VGGSound encoder=clap dataset.skip_bad=true
+  fed-a2v embed dataset=esc50 dataset.root=/data/ESC-50 --out esc50.npz    # for dataset=embeddings
+"""
+
+# Between two lines of progress where there is no terminal.
+SECONDS_A_LINE = 10.0
+
+
+def run(words: list[str]) -> None:
+    """Embed all clips that the settings select; those that have an embedding already are left alone."""
+    parser = argparse.ArgumentParser(
+        "fed-a2v embed", description="Embed a data set's clips into the cache that training reads."
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core, on a GPU one")
+    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="also write a file for dataset=embeddings")
+    given = parser.parse_args(words)
+
+    from fed_a2v.config import ConfigError, cache_dir, compose_settings
+    from fed_a2v.data.export import embed_dataset, write_embeddings
+    from fed_a2v.runs.logs import on_console
+
+    if given.workers is not None and given.workers < 1:
+        raise ConfigError(f"--workers={given.workers}: at least 1 is needed")
+    settings = compose_settings(given.overrides)
+    workers = given.workers or default_workers(settings.encoder.device)
+    console = Console()
+    start = time.perf_counter()
+    with on_console(console), progress_bar(console) as progress:
+        embedded = embed_dataset(settings, cache_dir(settings), workers, progress)
+    seconds = time.perf_counter() - start
+    speed = f", {embedded.new / seconds:.0f} clips/s with {workers} processes" if embedded.new else ""
+    _say(
+        console,
+        f"{len(embedded)} clips in {seconds:.1f} s: {embedded.new} embedded{speed}, "
+        f"{len(embedded) - embedded.new} known before, {embedded.skipped} skipped",
+    )
+    if given.out:
+        write_embeddings(embedded, given.out)
+        _say(console, f"Wrote {given.out}: dataset=embeddings dataset.path={given.out}")
+    else:
+        _say(console, f"Cache: {cache_dir(settings)}")
+
+
+def default_workers(device: str | None) -> int:
+    """One a core; a GPU is kept busy by one."""
+    from fed_a2v.encoders.pretrained import pick_device
+
+    if device is not None and pick_device(device).type != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Progress]:
+    """A bar in a terminal; elsewhere a line every ten seconds, if it takes so long."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, speed="", visible=False)
+        start = time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            speed = f"{done / (time.perf_counter() - start):.0f} clips/s"
+            bar.update(task, completed=done, total=total, speed=speed, visible=True)
+
+        yield show
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start = self.last = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self.last >= SECONDS_A_LINE or done == total:
+            self.last = now
+            _say(self.console, f"Embedded {done} of {total} clips, {done / (now - self.start):.0f} clips/s")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
