@@ -47,6 +47,8 @@ bench: install
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/flux.py
 	$(BIN)/python benchmarks/unseen.py
+	$(BIN)/python benchmarks/index.py
+	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/wrong_configs.py
 	$(BIN)/python benchmarks/sweep.py

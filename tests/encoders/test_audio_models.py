@@ -13,7 +13,7 @@ import torch
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.audio import fit_clip, read_clip
-from fed_a2v.data.embed import embed_clips
+from fed_a2v.data.embed import Embedder, embed_clips
 from fed_a2v.data.synth import synthesise
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.encoders.audio_models import pool, real_part
@@ -91,8 +91,11 @@ def test_clips_are_read_at_the_rate_of_the_encoder(make_encoder, tmp_path):
     asked = []
 
     class Source:
-        def records(self):
+        def watched(self):
             return []
+
+        def stamp(self, key):
+            return None
 
         def content(self, key):
             return key
@@ -102,7 +105,7 @@ def test_clips_are_read_at_the_rate_of_the_encoder(make_encoder, tmp_path):
             return np.ones(round(sample_rate * seconds), np.float32)
 
     encoder = make_encoder("clap")
-    embeddings, _ = embed_clips(Source(), ["a"], encoder, 0.5, False, tmp_path)
+    embeddings, _ = embed_clips(Embedder(Source(), encoder, 0.5, False, tmp_path, "float32"), ["a"])
     assert asked == [(48_000, 0.5)]
     assert embeddings.shape == (1, 1, 32)
 
