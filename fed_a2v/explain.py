@@ -51,13 +51,13 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str:
 
 def explain_validation(error: ValidationError, section: str = "") -> str:
     """All that is wrong with the values, a line for each key; `section` goes before the keys."""
-    lines: dict[str, list[str]] = {}
+    lines: dict[tuple[str, str], list[str]] = {}
     for entry in error.errors():
         parts = [str(part) for part in entry["loc"] if not UNION_BRANCH.match(str(part))]
         key = ".".join([section, *parts] if section else parts)
         start, message = _describe(key, entry)
-        lines.setdefault(start, []).append(message)
-    return "\n".join(start + " or ".join(dict.fromkeys(messages)) for start, messages in lines.items())
+        lines.setdefault((key, start), []).append(message)
+    return "\n".join(start + " or ".join(dict.fromkeys(messages)) for (_, start), messages in lines.items())
 
 
 def _describe(key: str, entry: Any) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def test_by_default_a_run_lies_under_outputs(fed_a2v, tmp_path):
     done = fed_a2v("train", *FAST, "generator=none")
     assert done.returncode == 0, done.stderr
     (results,) = tmp_path.glob("outputs/*/*/results.json")
-    assert done.stdout.rstrip().endswith(str(results.parent))
+    assert f"Results: {results.parent}" in done.stdout.splitlines()
 
 
 def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(fed_a2v, tmp_path):

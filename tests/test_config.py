@@ -230,6 +230,11 @@ def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ConfigError) as caught:
         compose_settings("rounds=0 seed=-1")
     assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["rounds", "seed"]
+    with pytest.raises(ConfigError) as caught:
+        compose_settings("+loss.msee=1 +site.epoch=1")
+    assert [line.split(";")[0] for line in str(caught.value).splitlines()] == [
+        *("unknown key loss.msee", "unknown key site.epoch"),
+    ]
 
 
 @pytest.mark.parametrize(
