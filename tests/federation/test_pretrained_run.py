@@ -107,7 +107,7 @@ def test_a_site_keeps_the_prompts_in_its_own_cache(sd, tmp_path):
     settings = compose_settings([*SHORT, *sd[3:], *synthesised(4), f"cache_dir={tmp_path / 'servers'}"])
     Site(settings, CLASSES, 0, local_cache=str(tmp_path / "own"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
-    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["embeddings", "targets"]
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["embeddings", "encoders", "targets"]
 
 
 @pytest.mark.real_data
