@@ -26,7 +26,7 @@ install: .venv/installed
 test: install
 	$(BIN)/python -m pytest -m "not deployment"
 
-# SuperLinks and SuperNodes in processes of their own, killed and cut off; minutes each.
+# SuperLinks and SuperNodes in processes of their own, killed and hung; minutes each.
 test-deployment: install
 	$(BIN)/python -m pytest -m deployment
 

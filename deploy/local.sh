@@ -38,6 +38,9 @@ east=crackling_fire,crying_baby,sneezing
 south=clock_tick,helicopter,chainsaw
 
 work=$(mktemp -d)
+# Temporary files of all that is started here go with the rest.
+mkdir "$work/tmp"
+export TMPDIR=$work/tmp
 export FLWR_HOME=$work/operator FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 started=()
 

@@ -1,15 +1,17 @@
 """`deploy/local.sh`: a whole deployment on one machine, that leaves nothing but its run behind."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import pytest
 
-from tests.flower import BIN, REPOSITORY, end_tree
+from tests.flower import BIN, REPOSITORY, end_tree, wait_until
 
-from .conftest import DEPLOY
+from .conftest import DEPLOY, processes_in
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(1200)]
 
@@ -44,6 +46,37 @@ def local(tmp_path):
     for process in started:
         end_tree(process.pid)
         process.wait()
+
+
+def test_the_whole_deployment_runs_on_one_machine_and_leaves_its_run_alone_behind(local, tmp_path):
+    process = local("--rounds", "2", "--folder", "run", "generator=gaussian", "finetune.first_steps=20")
+    code = process.wait(1000)
+    shown = (tmp_path / "shown").read_text()
+    assert code == 0, shown
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["rounds"], results["failures"], results["rejected"]) == (2, 0, 0)
+    assert results["accuracy"] > 0.3, "three sites know all ten classes together"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [set(row["sites"]) for row in rows] == [{"site-north", "site-east", "site-south"}] * 2
+    assert re.search(r"first round was finished after \d+ s, 2 rounds with three sites after \d+ s", shown)
+    assert f"{results['accuracy']:.3f}" in shown, "the result is shown"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run", "shown", "tmp"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupted_it_stops_all_that_it_started(local, tmp_path, number):
+    process = local("--folder", "run")
+    wait_until(lambda: "Site north is registered" in (tmp_path / "shown").read_text(), "the first site", 300)
+    assert len(processes_in(tmp_path)) > 3
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
+    else:
+        process.send_signal(number)
+    assert process.wait(120) == 128 + number
+    assert processes_in(tmp_path) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["--rounds"]])
