@@ -7,9 +7,12 @@ resumed, and a run in another engine or order, draw the same numbers.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_for(*purpose: int | str) -> int:
@@ -20,6 +23,8 @@ def seed_for(*purpose: int | str) -> int:
 
 def torch_generator(*purpose: int | str, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator seeded by `seed_for(*purpose)`."""
+    import torch  # here: numpy's numbers are drawn without it, and it takes a second to import
+
     return torch.Generator(device=device).manual_seed(seed_for(*purpose))
 
 

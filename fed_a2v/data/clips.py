@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.aliases import ClassNames
@@ -24,6 +23,9 @@ from fed_a2v.data.errors import DataError
 from fed_a2v.data.folds import FOLDS, drawn
 from fed_a2v.encoders.text import clean_name
 from fed_a2v.settings import DatasetSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("fed_a2v")
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 INSTALL = "pip install 'fed-a2v[hf]'"
 
@@ -124,6 +125,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ModelError: there is no such device.
     """
+    import torch  # here: who only asks what a model is called does without its second of import
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fed_a2v.config import cache_dir
 from fed_a2v.core.seeding import numpy_generator
@@ -21,6 +19,9 @@ from fed_a2v.data.cache import Arrays, cache_key, cached
 from fed_a2v.encoders.captions import CaptionsError, read_captions
 from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
 from fed_a2v.settings import Settings, TargetSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("fed_a2v")
 
@@ -168,7 +169,7 @@ def _by_model(
             f"{chosen.model} is {vectors.shape[-1]} wide, adapters.{kind}_width is {width}; "
             f"set adapters.{kind}_width={vectors.shape[-1]}"
         )
-    return torch.from_numpy(vectors)
+    return _tensor(vectors)
 
 
 def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
@@ -182,7 +183,7 @@ def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
         [numpy_generator("anchors", kind, clean_name(name)).standard_normal(shape, dtype=np.float32) for name in names]
     )
     vectors = np.sqrt(MEAN_COSINE) * shared + np.sqrt(1 - MEAN_COSINE) * own
-    return torch.from_numpy(vectors.astype(np.float32))
+    return _tensor(vectors.astype(np.float32))
 
 
 def _from_file(
@@ -245,7 +246,7 @@ def _tokens(
         raise TargetsError(
             f"{path}: {name} is {array.shape[2]} wide, {key}_width is {width}; set {key}_width={array.shape[2]}"
         )
-    return torch.from_numpy(array)
+    return _tensor(array)
 
 
 def _distinct(names: Sequence[str], where: str) -> None:
@@ -259,3 +260,10 @@ def _distinct(names: Sequence[str], where: str) -> None:
         seen[cleaned] = name
     if not seen:
         raise TargetsError(f"{where} is empty")
+
+
+def _tensor(array: Array) -> Tensor:
+    # torch takes a second to import: not for those who need only the names, such as `fed-a2v embed`.
+    import torch
+
+    return torch.from_numpy(array)
