@@ -32,7 +32,7 @@ from rich.console import Console
 from fed_a2v.compare import pooled_rows
 from fed_a2v.config import compose_settings
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.runs.files import read_jsonl
+from fed_a2v.storage.files import read_jsonl
 
 FEDERATIONS = {
     "5 sites x 10": ["experiment=esc50_5x10"],

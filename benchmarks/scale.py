@@ -37,7 +37,7 @@ from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.strategy import FedA2V
 from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, encode_reply, encode_scores
-from fed_a2v.runs.files import read_jsonl
+from fed_a2v.storage.files import read_jsonl
 
 CLASSES, PROTOTYPES, CLIPS, WIDTH = 10, 8, 24, 512
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

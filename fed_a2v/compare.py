@@ -23,9 +23,9 @@ from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.report.page import write_report
-from fed_a2v.runs.files import read_jsonl, write_json, write_text
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")
 

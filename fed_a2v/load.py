@@ -28,13 +28,13 @@ from torch import Tensor
 from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
-from fed_a2v.encoders.text import clean_name
 from fed_a2v.federation.build import make_step
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state
 from fed_a2v.runs.folder import RunFolder

@@ -97,7 +97,7 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
 
 def test_the_bytes_that_are_told_are_those_that_travel(tmp_path):
     from fed_a2v.federation.engine import run_in_process
-    from fed_a2v.runs.files import read_jsonl
+    from fed_a2v.storage.files import read_jsonl
 
     settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false"])
     prompts = prompt_set(settings, class_names(settings.dataset))

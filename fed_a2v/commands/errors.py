@@ -8,7 +8,6 @@ from fed_a2v.config import ConfigError
 def mendable() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user what to do."""
     from fed_a2v.data.errors import DataError
-    from fed_a2v.encoders.npz import ArrayFileError
     from fed_a2v.encoders.pretrained import ModelError
     from fed_a2v.encoders.text import TargetsError
     from fed_a2v.federation.strategy import FederationError
@@ -16,6 +15,7 @@ def mendable() -> tuple[type[Exception], ...]:
     from fed_a2v.load import RunError
     from fed_a2v.report.collect import ReportError
     from fed_a2v.runs.checkpoint import CheckpointError
+    from fed_a2v.storage.npz import ArrayFileError
 
     settings = (ConfigError, TargetsError, ModelError)
     files = (DataError, ArrayFileError, CheckpointError, GalleryError)

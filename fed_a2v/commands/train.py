@@ -78,10 +78,10 @@ def run(words: list[str]) -> None:
 def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; its value, for sweepers, is the final accuracy."""
     from fed_a2v.federation.engine import run_in_process
-    from fed_a2v.runs.files import read_jsonl
     from fed_a2v.runs.progress import result_line, wanted_output
     from fed_a2v.runs.sweep import run_job
     from fed_a2v.runs.table import rounds_table
+    from fed_a2v.storage.files import read_jsonl
 
     folder, output = Path(HydraConfig.get().runtime.output_dir), wanted_output()
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN

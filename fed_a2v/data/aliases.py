@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fed_a2v.encoders.text import clean_name
+from fed_a2v.core.names import clean_name
 
 
 class ClassNames:

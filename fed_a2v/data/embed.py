@@ -15,12 +15,12 @@ from typing import Protocol
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
-from fed_a2v.data.cache import cache_key
 from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
 from fed_a2v.data.contents import KnownContents
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.store import EmbeddingStore, clip_id
 from fed_a2v.encoders.audio import AudioEncoder
+from fed_a2v.storage.cache import cache_key
 
 logger = logging.getLogger("fed_a2v")
 

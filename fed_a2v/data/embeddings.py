@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import FloatArray, IntArray, Record
 from fed_a2v.data.errors import BadClipError, DataError
-from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
-from fed_a2v.encoders.text import clean_name
+from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
 
 logger = logging.getLogger("fed_a2v")
 

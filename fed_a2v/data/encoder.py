@@ -7,13 +7,13 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fed_a2v.data.cache import cache_key
 from fed_a2v.data.clips import FloatArray
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.encoders.pretrained import ModelError
-from fed_a2v.runs.files import write_json
 from fed_a2v.settings import EncoderSettings
+from fed_a2v.storage.cache import cache_key
+from fed_a2v.storage.files import write_json
 
 logger = logging.getLogger("fed_a2v")
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.files import SoundFiles
-from fed_a2v.encoders.text import clean_name
 
 COLUMNS = ("filename", "fold", "category")
 

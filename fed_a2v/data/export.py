@@ -12,8 +12,8 @@ from fed_a2v.data.embed import Embedder, Progress, embed_clips
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import index_clips, list_clips, parts
 from fed_a2v.data.workers import WorkerPool, make_embedder
-from fed_a2v.runs.files import replacing
 from fed_a2v.settings import DatasetSettings, Settings
+from fed_a2v.storage.files import replacing
 
 
 @dataclass(frozen=True)

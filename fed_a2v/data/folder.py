@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.files import SoundFiles, sound_files, subfolders
 from fed_a2v.data.folds import FOLDS, deal_folds
-from fed_a2v.encoders.text import clean_name
 
 logger = logging.getLogger("fed_a2v")
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed_a2v.data.errors import DataError
-from fed_a2v.runs.files import replacing
+from fed_a2v.storage.files import replacing
 
 logger = logging.getLogger("fed_a2v")
 

@@ -13,11 +13,11 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.files import SoundFiles, sound_files, subfolders, warn_of_missing
 from fed_a2v.data.folds import FOLDS, deal_folds
-from fed_a2v.encoders.text import clean_name
 
 
 class _Row(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fed_a2v.encoders.text import Targets, targets_for
-from fed_a2v.runs.files import replacing
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import replacing
 
 
 def write_targets(settings: Settings, classes: Sequence[str], path: str | Path) -> Targets:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fed_a2v.config import cache_dir
+from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
-from fed_a2v.data.cache import Arrays, cache_key, cached
 from fed_a2v.encoders.captions import CaptionsError, read_captions
-from fed_a2v.encoders.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
 from fed_a2v.settings import Settings, TargetSettings
+from fed_a2v.storage.cache import Arrays, cache_key, cached
+from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,11 +59,6 @@ class Targets:
         return digest.hexdigest()
 
 
-def clean_name(name: str) -> str:
-    """A class name as words: lower case, with spaces for underscores and hyphens."""
-    return " ".join(re.sub("[_-]", " ", name.casefold()).split())
-
-
 def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> Targets:
     """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
 
@@ -102,6 +97,7 @@ def load_targets(
     Raises:
         TargetsError: two names are the same class, the file is unreadable, lacks a class, or a shape does not fit.
         ModelError: a text model is missing or of another kind, or its packages are not installed.
+        OSError: the cache cannot be written.
     """
     _distinct(names, "the list of classes")
     if settings.name == "anchors":

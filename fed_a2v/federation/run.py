@@ -32,13 +32,13 @@ from fed_a2v.runs.checkpoint import (
     save_state,
 )
 from fed_a2v.runs.environment import environment
-from fed_a2v.runs.files import append_jsonl, require_space, write_bytes, write_json
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import Output, progress_view
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import append_jsonl, require_space, write_bytes, write_json
 
 if TYPE_CHECKING:
     from fed_a2v.images.training import TrainingPictures

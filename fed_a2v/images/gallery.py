@@ -24,7 +24,7 @@ from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.audio import FloatArray
 from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.images.sheet import contact_sheet
-from fed_a2v.runs.files import new_folder, write_json, write_text
+from fed_a2v.storage.files import new_folder, write_json, write_text
 
 # The columns of a gallery of sounds.
 SOUND, TEXT = "sound", "text"

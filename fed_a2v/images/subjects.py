@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fed_a2v.config import cache_dir
+from fed_a2v.core.names import clean_name
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.index import open_source, parts
 from fed_a2v.data.site import load_clips
-from fed_a2v.encoders.text import clean_name
 from fed_a2v.images.gallery import Subject
 from fed_a2v.load import LoadedRun, RunError
 

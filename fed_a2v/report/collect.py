@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 from yaml import YAMLError
 
 from fed_a2v.core.projection import EmbeddingMap
-from fed_a2v.runs.files import read_jsonl
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.maps import load_map
+from fed_a2v.storage.files import read_jsonl
 
 Row = dict[str, Any]
 

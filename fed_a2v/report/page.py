@@ -29,8 +29,8 @@ from fed_a2v.report.collect import Collection, RunRecord, collect
 from fed_a2v.report.looks import clean
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
-from fed_a2v.runs.files import write_text
 from fed_a2v.runs.table import TextTable
+from fed_a2v.storage.files import write_text
 
 # Reasons that are listed under "What went wrong".
 MOST_REASONS = 30

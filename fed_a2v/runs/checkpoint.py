@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fed_a2v.runs.files import plain, replacing
+from fed_a2v.storage.files import plain, replacing
 
 logger = logging.getLogger("fed_a2v")
 

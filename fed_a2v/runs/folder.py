@@ -13,9 +13,9 @@ import torch
 from omegaconf import OmegaConf
 
 from fed_a2v.core.adapters import PromptSet
-from fed_a2v.encoders.npz import as_floats, as_names, read_arrays
 from fed_a2v.runs.checkpoint import drop_states_after
-from fed_a2v.runs.files import append_jsonl, plain, read_jsonl, remove_leftovers, replacing, write_json, write_text
+from fed_a2v.storage.files import append_jsonl, plain, read_jsonl, remove_leftovers, replacing, write_json, write_text
+from fed_a2v.storage.npz import as_floats, as_names, read_arrays
 
 GUIDE_METRICS = (
     "server/generator_loss",

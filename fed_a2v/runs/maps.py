@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fed_a2v.core.projection import EmbeddingMap
-from fed_a2v.runs.files import replacing
+from fed_a2v.storage.files import replacing
 
 
 def save_map(path: Path, found: EmbeddingMap) -> Path:

@@ -19,9 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.runs.files import plain
 from fed_a2v.runs.logs import CLASS_LINES, ConsoleHandler
 from fed_a2v.runs.table import seconds
+from fed_a2v.storage.files import plain
 
 logger = logging.getLogger("fed_a2v")
 

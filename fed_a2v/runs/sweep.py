@@ -20,11 +20,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fed_a2v.runs.files import write_text
 from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import write_text
 
 log = logging.getLogger("fed_a2v")
 

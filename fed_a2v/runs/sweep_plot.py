@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from fed_a2v.runs.files import replacing
 from fed_a2v.runs.table import SweepJob
+from fed_a2v.storage.files import replacing
 
 log = logging.getLogger("fed_a2v")
 

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from fed_a2v.runs.files import write_text
+from fed_a2v.storage.files import write_text
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from fed_a2v.config import ConfigError, to_yaml
 from fed_a2v.core.projection import EmbeddingMap
-from fed_a2v.runs.files import plain
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.map_plot import map_figure
 from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,8 @@ from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.federation.task import prompt_set
 from fed_a2v.runs.checkpoint import load_state
-from fed_a2v.runs.files import read_jsonl
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import read_jsonl
 
 QUICK = "experiment=quick"
 # Narrow adapters and fewer steps: half a second a run, and still enough to learn something.

@@ -13,7 +13,7 @@ from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.federation.wire import decode_weights, encode_weights
-from fed_a2v.runs.files import read_jsonl
+from fed_a2v.storage.files import read_jsonl
 
 from .helpers import QUICK, Finished, assert_same_run, without_seconds
 

@@ -10,7 +10,7 @@ import pytest
 
 from fed_a2v import cli
 from fed_a2v.federation.run import Run
-from fed_a2v.runs.files import read_jsonl
+from fed_a2v.storage.files import read_jsonl
 
 from .helpers import FAST, Finished, assert_same_run
 

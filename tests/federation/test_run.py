@@ -18,10 +18,10 @@ from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
 from fed_a2v.federation.run import Run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
-from fed_a2v.runs.files import read_jsonl
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
+from fed_a2v.storage.files import read_jsonl
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
 

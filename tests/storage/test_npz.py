@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.encoders.npz import ArrayFileError, as_floats, as_names, read_arrays
+from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from fed_a2v.data.errors import DataError
+from fed_a2v.storage.files import write_bytes
 
 logger = logging.getLogger("fed_a2v")
 
@@ -35,7 +33,7 @@ def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, NDArray[An
     system's, so a holder that is killed releases it. A torn or altered file is computed anew, with a warning.
 
     Raises:
-        DataError: the folder cannot be written.
+        OSError: the folder cannot be written; the message names it.
     """
     path = folder / f"{key}.safetensors"
     if (arrays := _load(path)) is not None:
@@ -60,7 +58,7 @@ def _lock(folder: Path, key: str) -> BaseFileLock:
             logger.info("Waiting for another process that computes %s.safetensors", key)
             lock.acquire()
     except OSError as error:
-        raise DataError(
+        raise OSError(
             f"the cache folder {folder} cannot be used: {error}; set cache_dir to one that can be written"
         ) from error
     return lock
@@ -84,15 +82,10 @@ def _load(path: Path) -> Arrays | None:
 
 
 def _store(path: Path, arrays: Arrays) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
     try:
-        save_file(arrays, temporary, metadata={"sha256": _checksum(arrays)})
-        Path(temporary).replace(path)
+        write_bytes(path, save(arrays, metadata={"sha256": _checksum(arrays)}))
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}; set cache_dir to a folder with room") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise OSError(f"{error}; set cache_dir to one with room") from error
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -6,8 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from fed_a2v.data.cache import cache_key, cached
-from fed_a2v.data.errors import DataError
+from fed_a2v.storage.cache import cache_key, cached
 
 
 def forbidden():
@@ -85,7 +84,7 @@ def test_a_failed_computation_leaves_nothing_and_holds_nothing(tmp_path):
 
 def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file.*set cache_dir"):
+    with pytest.raises(OSError, match=r"file.*set cache_dir"):
         cached(tmp_path / "file", "key", forbidden)
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.runs.files import (
+from fed_a2v.storage.files import (
     append_jsonl,
     plain,
     read_jsonl,
