@@ -9,10 +9,8 @@ from importlib import import_module
 from rich.console import Console
 
 from fed_a2v import __version__
+from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.errors import mendable
-
-# Each is a module of `fed_a2v.commands`, imported when it is asked for: what one needs, the others do not wait for.
-COMMANDS = ("train", "compare", "config", "report", "embed", "generate", "synth", "targets", "doctor", "completion")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fed_a2v import __version__
-from fed_a2v.cli import COMMANDS, main
+from fed_a2v.cli import main
+from fed_a2v.commands import COMMANDS
 from fed_a2v.config import compose_settings
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")

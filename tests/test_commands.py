@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fed_a2v.cli import COMMANDS, main
+from fed_a2v.cli import main
+from fed_a2v.commands import COMMANDS
 from fed_a2v.config import compose_settings
 from fed_a2v.settings import Settings
 

@@ -6,6 +6,8 @@ import argparse
 
 from rich.console import Console
 
+from fed_a2v.commands import COMMANDS
+
 USAGE = """\
 fed-a2v completion bash            completion of commands, keys and options: eval "$(fed-a2v completion bash)"
 """
@@ -37,8 +39,6 @@ def run(words: list[str]) -> None:
     parser = argparse.ArgumentParser("fed-a2v completion", description="Print what a shell needs for completion.")
     parser.add_argument("shell", choices=["bash"])
     parser.parse_args(words)
-
-    from fed_a2v.cli import COMMANDS
 
     script = BASH.format(commands=" ".join(COMMANDS))
     Console().print(script, end="", markup=False, highlight=False, soft_wrap=True)

@@ -126,21 +126,22 @@ def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> 
 
 
 def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], seed: int) -> Subjects:
-    from fed_a2v.images import subjects
+    from fed_a2v.commands.subjects import from_files, synthetic, test_clips
+    from fed_a2v.images.subjects import joined, of_classes
 
     names = loaded.classes
     if given.classes is not None:
         names = tuple(dict.fromkeys(loaded.class_name(name) for name in given.classes.split(",") if name))
     parts = []
     if audio:
-        parts.append(subjects.from_files(loaded, audio))
+        parts.append(from_files(loaded, audio))
     if given.synthetic > 0:
-        parts.append(subjects.synthetic(loaded, names, given.synthetic, seed))
+        parts.append(synthetic(loaded, names, given.synthetic, seed))
     if given.test > 0:
-        parts.append(subjects.test_clips(loaded, names, given.test))
+        parts.append(test_clips(loaded, names, given.test))
     if given.classes is not None and not given.synthetic and not given.test:
-        parts.append(subjects.of_classes(loaded.step, names))
-    chosen = subjects.joined(parts)
+        parts.append(of_classes(loaded.step, names))
+    chosen = joined(parts)
     if not chosen.subjects:
         raise ConfigError(f"nothing to draw: the run has heard nothing of {', '.join(names)}")
     return chosen

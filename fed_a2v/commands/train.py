@@ -95,7 +95,7 @@ def _job(config: DictConfig) -> float | None:
 
     try:
         settings = settings_from(config)
-        results = run_job(settings, folder, run) if sweep else run(settings, folder)
+        results = run_job(settings, folder, run, mendable()) if sweep else run(settings, folder)
     except KeyboardInterrupt:
         Console(stderr=True).print(f"Stopped. Going on: hydra.run.dir={folder}", markup=False, highlight=False)
         sys.exit(130)

@@ -48,13 +48,19 @@ def job_folder(overrides: str) -> str:
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
-def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
+def run_job(
+    settings: Settings,
+    folder: Path,
+    run: Callable[[Settings, Path], dict[str, Any]],
+    mendable: tuple[type[Exception], ...] = (),
+) -> dict[str, Any]:
     """Run a job of a sweep, unless its folder holds the results of the same settings.
 
     Args:
         settings: of the job. At W&B it belongs to the group that the settings name, else to the sweep's.
         folder: of the job, in the sweep's.
         run: runs an experiment in its folder and returns its results.
+        mendable: errors whose message alone is the reason; other reasons begin with the error's type.
 
     Returns:
         The results.
@@ -75,7 +81,7 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     try:
         return run(settings, folder)
     except Exception as error:
-        write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
+        write_text(folder / FAILURE, f"{_reason(error, mendable)}\n\n{traceback.format_exc()}")
         raise
 
 
@@ -130,8 +136,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _reason(error: Exception) -> str:
-    from fed_a2v.commands.errors import mendable
-
+def _reason(error: Exception, mendable: tuple[type[Exception], ...]) -> str:
     text = (str(error) or type(error).__name__).splitlines()[0]
-    return text if isinstance(error, mendable()) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, mendable) else f"{type(error).__name__}: {text}"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fed_a2v.cli import COMMANDS
+from fed_a2v.commands import COMMANDS
 from fed_a2v.config import ConfigError, compose_settings, conf_dir
 from fed_a2v.settings import Settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.explain import explain_composition
 from fed_a2v.runs.sweep import job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
@@ -107,7 +107,7 @@ def job(tmp_path):
             (folder / "results.json").write_text(json.dumps({"accuracy": 0.5}))
             return {"accuracy": 0.5}
 
-        return run_job(compose_settings(list(overrides)), tmp_path / "sweep" / "job", train)
+        return run_job(compose_settings(list(overrides)), tmp_path / "sweep" / "job", train, (ConfigError,))
 
     run.runs = runs
     run.folder = tmp_path / "sweep" / "job"
@@ -145,6 +145,12 @@ def test_a_failure_leaves_its_reason_until_the_job_is_run_again(job):
     assert (job.folder / FAILURE).read_text().startswith("ZeroDivisionError: by zero\n\nTraceback")
     job()
     assert not (job.folder / FAILURE).exists()
+
+
+def test_of_an_error_that_a_user_can_mend_the_message_is_the_reason(job):
+    with pytest.raises(ConfigError):
+        job(fails=ConfigError("rounds=0: at least 1"))
+    assert (job.folder / FAILURE).read_text().startswith("rounds=0: at least 1\n\nTraceback")
 
 
 @pytest.mark.parametrize(

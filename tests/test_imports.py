@@ -1,0 +1,62 @@
+"""Imports run one way, those within functions included, and the method knows no framework."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Packages and modules of fed_a2v: each imports only from those before it.
+ORDER = (
+    *("core", "storage", "conf_tree", "settings", "explain", "config", "guide", "plugins"),
+    *("encoders", "data", "runs", "report", "images", "federation", "load", "compare", "doctor"),
+    *("commands", "cli", "__main__"),
+)
+
+
+def imported(source):
+    """Full names of the modules, and of what is taken from them, in some source code."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(part):
+    """What a package, or a module of fed_a2v, imports."""
+    path = ROOT / "fed_a2v" / part
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    return {name for file in files for name in imported(file.read_text(encoding="utf-8"))}
+
+
+def test_every_part_has_its_place():
+    parts = {path.stem for path in (ROOT / "fed_a2v").iterdir() if path.suffix == ".py" or list(path.glob("*.py"))}
+    assert parts - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_imports_run_one_way(part):
+    names = {name.split(".")[1] for name in imports_of(part) if name.startswith("fed_a2v.")}
+    # The package itself offers `load` to users; within it only its version is read.
+    assert names <= {"__version__", *ORDER[: ORDER.index(part) + 1]}
+
+
+def knowing(framework):
+    """The parts that import a framework."""
+    return {part for part in ORDER if framework in {name.split(".")[0] for name in imports_of(part)}}
+
+
+@pytest.mark.parametrize("framework", ["flwr", "hydra", "omegaconf", "wandb"])
+def test_the_method_knows_no_framework(framework):
+    assert "core" not in knowing(framework)
+
+
+def test_flower_and_wandb_are_known_in_one_place():
+    assert knowing("flwr") == {"federation"}
+    assert knowing("wandb") == {"runs"}
+
+
+def test_imports_within_functions_are_found():
+    source = "import a.b\ndef f():\n    from c import d, e"
+    assert list(imported(source)) == ["a.b", "c.d", "c.e"]
