@@ -6,12 +6,13 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fed_a2v.data.audio import read_clip
-from fed_a2v.data.clips import FloatArray
+from fed_a2v.data.clips import FloatArray, Record
 from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.data.folds import FOLDS, deal_folds
 
 logger = logging.getLogger("fed_a2v")
 
@@ -57,6 +58,24 @@ class SoundFiles:
     def waveform(self, key: str, sample_rate: int, seconds: float) -> FloatArray:
         """The clip, mono, resampled, cropped or padded."""
         return read_clip(self.path(key), sample_rate, seconds)
+
+
+class DealtFiles(SoundFiles):
+    """A data set of files without official folds: its clips are dealt to some.
+
+    Args:
+        root: folder of the data set.
+        split_seed: of the dealing.
+    """
+
+    def __init__(self, root: str | Path, split_seed: int = 0) -> None:
+        super().__init__(root)
+        self.split_seed = split_seed
+
+    def dealt(self, keys: Sequence[str], categories: Sequence[str], sources: Sequence[str]) -> list[Record]:
+        """The N clips with these keys, classes and sources, dealt to five folds; those of one source to the same."""
+        folds = deal_folds(categories, sources, FOLDS, self.split_seed)
+        return [Record(*values) for values in zip(keys, categories, folds, sources, strict=True)]
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -14,23 +14,18 @@ from pathlib import Path
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import SoundFiles, sound_files, subfolders
-from fed_a2v.data.folds import FOLDS, deal_folds
+from fed_a2v.data.files import DealtFiles, sound_files, subfolders
 
 logger = logging.getLogger("fed_a2v")
 
 
-class ClassFolders(SoundFiles):
+class ClassFolders(DealtFiles):
     """The clips under a folder with a subfolder a class. A clip's key is its path below the folder.
 
     Args:
         root: folder of the data set.
         split_seed: of the folds.
     """
-
-    def __init__(self, root: str | Path, split_seed: int = 0) -> None:
-        super().__init__(root)
-        self.split_seed = split_seed
 
     def watched(self) -> list[Path]:
         """The folders that change when clips come or go, down to the recordings."""
@@ -64,5 +59,4 @@ class ClassFolders(SoundFiles):
             )
         if empty:
             logger.warning("Classes without a sound file are left out: %s", ", ".join(empty))
-        folds = deal_folds(categories, sources, FOLDS, self.split_seed)
-        return [Record(*values) for values in zip(keys, categories, folds, sources, strict=True)]
+        return self.dealt(keys, categories, sources)

@@ -16,23 +16,18 @@ from pathlib import Path
 
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import SoundFiles, sound_files, subfolders, warn_of_missing
-from fed_a2v.data.folds import FOLDS, deal_folds
+from fed_a2v.data.files import DealtFiles, sound_files, subfolders, warn_of_missing
 
 logger = logging.getLogger("fed_a2v")
 
 
-class VegasFolder(SoundFiles):
+class VegasFolder(DealtFiles):
     """The clips under a folder in VEGAS's layout. A clip's key is CLASS/audios/NAME.
 
     Args:
         root: folder of the data set.
         split_seed: of the folds.
     """
-
-    def __init__(self, root: str | Path, split_seed: int = 0) -> None:
-        super().__init__(root)
-        self.split_seed = split_seed
 
     def watched(self) -> list[Path]:
         """The files and folders that change when the list of clips does."""
@@ -83,8 +78,7 @@ class VegasFolder(SoundFiles):
                 "test; restore the file",
                 ", ".join(sorted(without_row)),
             )
-        folds = deal_folds(categories, sources, FOLDS, self.split_seed)
-        return [Record(*values) for values in zip(keys, categories, folds, sources, strict=True)]
+        return self.dealt(keys, categories, sources)
 
 
 def _table(folder: Path) -> Path:

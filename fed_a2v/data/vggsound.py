@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import SoundFiles, sound_files, subfolders, warn_of_missing
+from fed_a2v.data.files import DealtFiles, sound_files, subfolders, warn_of_missing
 from fed_a2v.data.folds import FOLDS, deal_folds
 
 
@@ -27,7 +27,7 @@ class _Row(NamedTuple):
     split: str
 
 
-class VggSoundFolder(SoundFiles):
+class VggSoundFolder(DealtFiles):
     """The clips under a folder in VGGSound's layout. A clip's key is its path below the folder.
 
     Args:
@@ -36,9 +36,8 @@ class VggSoundFolder(SoundFiles):
     """
 
     def __init__(self, root: str | Path, split_seed: int = 0) -> None:
-        super().__init__(root)
+        super().__init__(root, split_seed)
         self.table = self.root / "vggsound.csv"
-        self.split_seed = split_seed
 
     def watched(self) -> list[Path]:
         """The files and folders that change when the list of clips does."""
