@@ -1,7 +1,10 @@
 """The command, typed as a user types it."""
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -74,7 +77,26 @@ def test_train_ends_with_a_table_and_the_folder(fed_a2v, tmp_path):
     assert "Round 1/1: accuracy" in done.stderr
     assert "=== Round 1: Training Generator and Global Adapters ===" in done.stderr
     assert "[ROUND 1]" not in done.stderr, "Flower's own lines are for run.log"
+    assert not {"Results:", "Report:"} & set(done.stderr.split()), "they are said once, below the table"
+    log = (folder / "run.log").read_text()
+    assert all(f"INFO {line}\n" in log for line in last)
     assert (folder / "config.yaml").is_file()
+
+
+def test_a_terminal_shows_once_where_the_report_is(tmp_path):
+    folder = tmp_path / "run"
+    reader, writer = pty.openpty()
+    with os.fdopen(reader, encoding="utf-8", errors="replace") as screen:
+        words = [COMMAND, "train", *FAST, f"hydra.run.dir={folder}"]
+        process = subprocess.Popen(words, cwd=tmp_path, stdout=writer, stderr=writer)
+        os.close(writer)
+        shown = ""
+        with contextlib.suppress(OSError):  # what Linux says when the last writer is gone
+            for line in screen:
+                shown += line
+    assert process.wait(timeout=60) == 0, shown
+    assert "Phase" in shown, "no live view"
+    assert shown.count("Report: ") == shown.count("Results: ") == 1
 
 
 def test_by_default_a_run_lies_under_outputs(fed_a2v, tmp_path):
@@ -221,19 +243,22 @@ def test_a_sweep_ends_with_a_table_of_all_its_jobs(sweep):
 
 
 def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
-    done = fed_a2v("train", *FAST, "report=false", "--quiet", "hydra.run.dir=runs/quiet")
+    done = fed_a2v("train", *FAST, "--quiet", "hydra.run.dir=runs/quiet")
     results = json.loads((tmp_path / "runs" / "quiet" / "results.json").read_text())
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} (")
     assert done.stdout.endswith(f": {tmp_path / 'runs' / 'quiet'}\n")
     assert done.stdout.count("\n") == 1
+    assert (tmp_path / "runs" / "quiet" / "report.html").is_file()
 
 
 def test_json_prints_an_object_a_round_and_nothing_else(fed_a2v, tmp_path):
-    done = fed_a2v("train", *FAST, "rounds=2", "report=false", "--json", "hydra.run.dir=runs/json")
+    done = fed_a2v("train", *FAST, "rounds=2", "--json", "hydra.run.dir=runs/json")
     assert done.returncode == 0, done.stderr
-    rows = (tmp_path / "runs" / "json" / "metrics.jsonl").read_text().splitlines()
+    folder = tmp_path / "runs" / "json"
+    assert done.stderr.splitlines()[-2:] == [f"Report: {folder / 'report.html'}", f"Results: {folder}"]
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
     for printed, row in zip(done.stdout.splitlines(), rows, strict=True):
         assert json.loads(printed).items() <= json.loads(row).items()
 

@@ -90,8 +90,10 @@ def _job(config: DictConfig) -> float | None:
         overrides = " ".join(HydraConfig.get().overrides.task)
         errors.print(f"{title}: {overrides}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
+    alone = output == "full" and not title  # then the table and what lies where end the output, below
+
     def run(settings: Settings, folder: Path) -> dict[str, Any]:
-        return run_in_process(settings, folder, errors, output=output, title=title)
+        return run_in_process(settings, folder, errors, output=output, title=title, announce=not alone)
 
     try:
         settings = settings_from(config)
@@ -110,14 +112,14 @@ def _job(config: DictConfig) -> float | None:
             raise  # a search must not learn from it
         return math.nan
     console = Console()
-    if output == "quiet" or (output == "full" and title):
-        line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    elif output == "full":
+    if alone:
         console.print(rounds_table(read_jsonl(folder / "metrics.jsonl")).rich())
         console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
         if (report := folder / "report.html").is_file():
             console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+    elif output != "json":
+        line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     accuracy = results["accuracy"]
     return None if accuracy is None else float(accuracy)
 

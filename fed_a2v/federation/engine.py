@@ -67,6 +67,7 @@ def run_in_process(
     make_client: Callable[[], A2VClient] = lambda: A2VClient({}),
     output: Output = "full",
     title: str = "",
+    announce: bool = True,
 ) -> dict[str, Any]:
     """Run or resume an experiment, sites one after the other, and return its results.
 
@@ -77,11 +78,12 @@ def run_in_process(
         make_client: makes each site's client; another than the default plays sites that misbehave.
         output: what is shown meanwhile.
         title: of the run, where there are several.
+        announce: the console is told at the end where results and report are.
 
     Returns:
         What `results.json` holds.
     """
-    with Run(settings, folder, console, output, title) as run:
+    with Run(settings, folder, console, output, title, announce) as run:
         if run.rounds_left:
             manager = SimpleClientManager()
             for number in range(max(settings.partition.sites, settings.federation.min_nodes)):

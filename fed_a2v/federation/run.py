@@ -33,7 +33,7 @@ from fed_a2v.runs.checkpoint import (
 )
 from fed_a2v.runs.environment import environment
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.runs.logs import setup_logging
+from fed_a2v.runs.logs import LAST_LINES, setup_logging
 from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import Output, progress_view
 from fed_a2v.runs.tracking import Tracker
@@ -58,6 +58,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         console: where people read; default standard error.
         output: what is shown meanwhile; "quiet" shows errors only.
         title: of the run, where there are several.
+        announce: at the end the console is told, as `run.log` always is, where results and report are.
 
     Raises:
         CheckpointError: the folder holds a run with other settings.
@@ -71,11 +72,13 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         console: Console | None = None,
         output: Output = "full",
         title: str = "",
+        announce: bool = True,
     ) -> None:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.folder = RunFolder(folder.absolute())
         self.results: dict[str, Any] = {}
+        self._last = log if announce else logging.getLogger(LAST_LINES)
         self._exit = ExitStack()
         console = console or Console(stderr=True)
         level = logging.ERROR if output == "quiet" else logging.INFO
@@ -214,7 +217,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         self._tracker.finish(self.results)
         if self.settings.report:
             self._write_report()
-        log.info("Results: %s", self.folder.path)
+        self._last.info("Results: %s", self.folder.path)
         self._exit.close()
 
     def _write_report(self) -> None:
@@ -226,7 +229,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         except Exception as error:
             log.warning("No report was written: %s: %s", type(error).__name__, error)
         else:
-            log.info("Report: %s", self.folder.report)
+            self._last.info("Report: %s", self.folder.report)
 
     # Starting
 

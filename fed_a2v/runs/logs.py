@@ -11,9 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-# Logger of what the guide reports for each class and epoch: hundreds of lines a round.
-CLASS_LINES = "fed_a2v.classes"
+# Loggers whose lines are for `run.log` alone.
+CLASS_LINES = "fed_a2v.classes"  # what the guide reports for each class and epoch: hundreds of lines a round
+LAST_LINES = "fed_a2v.last"  # where results and report are, where the command says so itself
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
+
+
+def for_console(record: logging.LogRecord) -> bool:
+    """Whether a line is not for `run.log` alone."""
+    return record.name not in (CLASS_LINES, LAST_LINES)
 
 
 class ConsoleHandler(logging.Handler):
@@ -55,7 +61,7 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     """Send the loggers "fed_a2v" and "flwr" to `folder`'s `run.log` and to the console, while the block runs.
 
     Both stop handing lines to the root logger, whose handlers (Hydra's, for one) would show them a second
-    time. The console is spared Flower's lines below WARNING and the lines class by class ("fed_a2v.classes");
+    time. The console is spared Flower's lines below WARNING and those of `CLASS_LINES` and `LAST_LINES`;
     `run.log` has them. Nested calls do not double lines: the innermost counts. At the end all is as it was.
 
     Args:
@@ -68,11 +74,11 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     file.setLevel(logging.INFO)
 
-    for name in ("fed_a2v", CLASS_LINES, "flwr"):
+    for name in ("fed_a2v", CLASS_LINES, LAST_LINES, "flwr"):
         # Hydra's logging set-up disables the loggers that an earlier job of a sweep has made.
         logging.getLogger(name).disabled = False
     ours, flowers = ConsoleHandler(console, level), ConsoleHandler(console, max(level, logging.WARNING))
-    ours.addFilter(lambda record: record.name != CLASS_LINES)
+    ours.addFilter(for_console)
     flower_level = logging.getLogger("flwr").level or logging.INFO
     with (
         _replaced("fed_a2v", [ours, file], logging.INFO),

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.runs.logs import CLASS_LINES, ConsoleHandler
+from fed_a2v.runs.logs import ConsoleHandler, for_console
 from fed_a2v.runs.table import seconds
 from fed_a2v.storage.files import plain
 
@@ -230,7 +230,7 @@ class _TailHandler(ConsoleHandler):
 
     def __init__(self, console: Console, tail: deque[str]) -> None:
         super().__init__(console)
-        self.addFilter(lambda record: record.name != CLASS_LINES)
+        self.addFilter(for_console)
         self.tail = tail
 
     def emit(self, record: logging.LogRecord) -> None:

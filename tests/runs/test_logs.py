@@ -5,7 +5,7 @@ import os
 import pytest
 from rich.console import Console
 
-from fed_a2v.runs.logs import setup_logging
+from fed_a2v.runs.logs import CLASS_LINES, LAST_LINES, setup_logging
 
 logger = logging.getLogger("fed_a2v")
 flower = logging.getLogger("flwr")
@@ -47,6 +47,15 @@ def test_nothing_reaches_the_root_loggers_handlers_a_second_time(tmp_path, caplo
         flower.info("theirs")
     assert caplog.messages == []
     assert "theirs" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("name", [CLASS_LINES, LAST_LINES])
+def test_some_lines_are_for_the_file_alone(tmp_path, name):
+    screen = console()
+    with setup_logging(tmp_path, screen):
+        logging.getLogger(name).info("Report: here")
+    assert screen.file.getvalue() == ""
+    assert "INFO Report: here" in (tmp_path / "run.log").read_text()
 
 
 def test_in_a_terminal_flower_shows_its_warnings_only(tmp_path):
