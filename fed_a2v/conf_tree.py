@@ -54,6 +54,15 @@ def options_with(key: str) -> list[str]:
     return [f"{group}={option}" for option in options(group) if rest in option_keys(group, option)]
 
 
+def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted key; an empty section is a value."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted_items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a nested mapping, sections included."""
     for name, value in tree.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from fed_a2v.config import ConfigError, compose_settings, conf_dir
+from fed_a2v.conf_tree import conf_dir, dotted_items
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.settings import Settings
 
 # The key that says which option of a group was chosen.
@@ -32,17 +33,17 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
     """
     try:
         wanted = _composed(Settings.model_validate(config))
-        leaves = dict(_leaves(wanted))
+        leaves = dict(dotted_items(wanted))
         places = [f"{key}={_word(leaves[key])}" for key in PLACES if leaves.get(key)]
         groups = [*_groups(wanted), *places]
-        base = dict(_leaves(_composed(compose_settings(groups) if groups else _default())))
+        base = dict(dotted_items(_composed(compose_settings(groups) if groups else _default())))
         changed = [
             f"{key if key in base else '+' + key}={_word(value)}"
             for key, value in leaves.items()
             if base.get(key, ...) != value and key not in IRRELEVANT
         ]
         words = [*groups, *changed]
-        found = dict(_leaves(_composed(compose_settings(words))))
+        found = dict(dotted_items(_composed(compose_settings(words))))
     except (ConfigError, ValueError, OSError):
         return None
     same = {key: value for key, value in leaves.items() if key not in IRRELEVANT}
@@ -70,14 +71,6 @@ def _groups(wanted: Mapping[str, Any]) -> list[str]:
         if name != default[folder.name].get(NAMES.get(folder.name, "name")) and (folder / f"{name}.yaml").is_file():
             chosen.append(f"{folder.name}={name}")
     return chosen
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _word(value: Any) -> str:

@@ -11,7 +11,7 @@ import shutil
 import uuid
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fed_a2v.conf_tree import dotted_items
 from fed_a2v.storage.files import plain, replacing
 
 logger = logging.getLogger("fed_a2v")
@@ -146,7 +147,7 @@ def drop_states_after(folder: Path, round_number: int) -> None:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Hash of the settings that change results: equal for experiments of which one may go on as the other."""
-    relevant = {key: plain(value) for key, value in _flat(config) if not _harmless(key) and key != "rounds"}
+    relevant = {key: plain(value) for key, value in dotted_items(config) if not _harmless(key) and key != "rounds"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -175,7 +176,7 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
     Raises:
         CheckpointError: lists every other key that differs, with both values.
     """
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(dotted_items(old)), dict(dotted_items(new))
     absent = "(absent)"
     differences = []
     for key in sorted(before.keys() | after.keys()):
@@ -194,15 +195,6 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
 
 def _harmless(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a nested dictionary with its dotted key."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # The generator alone --------------------------------------------------------------------------------------

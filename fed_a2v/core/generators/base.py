@@ -49,13 +49,7 @@ class Generator(nn.Module, ABC):
 
     def __init__(self, input_dim: int, visual_dim: int, sequence_length: int) -> None:
         super().__init__()
-        for name, value in (
-            ("input_dim", input_dim),
-            ("visual_dim", visual_dim),
-            ("sequence_length", sequence_length),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        at_least_one(input_dim=input_dim, visual_dim=visual_dim, sequence_length=sequence_length)
         self.input_dim = input_dim
         self.visual_dim = visual_dim
         self.sequence_length = sequence_length
@@ -190,3 +184,14 @@ def as_rows(condition: Tensor, num_samples: int, visual_dim: int) -> Tensor:
     if condition.dim() == 1:
         condition = condition.unsqueeze(0)
     return condition.expand(num_samples, -1)
+
+
+def at_least_one(**values: int) -> None:
+    """Check sizes and counts.
+
+    Raises:
+        ValueError: one is below 1; names it.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")

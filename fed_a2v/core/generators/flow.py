@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fed_a2v.core.generators.base import EpochLosses
+from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 
 TIME_DIM = 32
@@ -58,9 +58,7 @@ class FlowGenerator(CalibratedGenerator):
         calibrate: bool = True,
     ) -> None:
         super().__init__(input_dim, visual_dim, sequence_length, reduced_dim, whiten, calibrate)
-        for name, value in (("hidden_dim", hidden_dim), ("steps", steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        at_least_one(hidden_dim=hidden_dim, steps=steps, batch_size=batch_size)
         if not 0 <= ema < 1:
             raise ValueError(f"ema={ema}: must lie in [0, 1)")
         self.hidden_dim = hidden_dim

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import EpochLosses
+from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 
 Adversarial = Literal["wgan-gp", "bce"]
@@ -70,14 +70,9 @@ class GANGenerator(CalibratedGenerator):
             raise ValueError(f"loss={loss!r}: choose {' or '.join(get_args(Adversarial))}")
         self.critic_steps = critic_steps or (5 if loss == "wgan-gp" else 1)
         self.noise_dim = noise_dim or visual_dim
-        for name, value in (
-            ("noise_dim", self.noise_dim),
-            ("hidden_dim", hidden_dim),
-            ("critic_steps", self.critic_steps),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        at_least_one(
+            noise_dim=self.noise_dim, hidden_dim=hidden_dim, critic_steps=self.critic_steps, batch_size=batch_size
+        )
         if gradient_penalty < 0 or class_weight < 0:
             raise ValueError(
                 f"gradient_penalty={gradient_penalty} and class_weight={class_weight} must not be negative"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import SAME_CLASS_COSINE, as_rows
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, as_rows, at_least_one
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 
 
@@ -49,8 +49,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
         weight_decay: float = 1e-4,
         batch_size: int = 256,
     ) -> None:
-        if visual_dim < 1 or t5_dim < 1:
-            raise ValueError(f"visual_dim={visual_dim}, t5_dim={t5_dim}: must be at least 1")
+        at_least_one(visual_dim=visual_dim, t5_dim=t5_dim)
         if not 0 <= condition_dropout <= 1:
             raise ValueError(f"condition_dropout={condition_dropout}: must lie between 0 and 1")
         super().__init__(

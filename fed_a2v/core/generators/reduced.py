@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows, at_least_one
 from fed_a2v.core.generators.calibration import Calibration, take_shapes
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.prompts import PrototypeRows
@@ -43,8 +43,7 @@ class ReducedSpace(nn.Module):
 
     def __init__(self, most: int, whiten: bool) -> None:
         super().__init__()
-        if most < 1:
-            raise ValueError(f"reduced_dim={most}: must be at least 1")
+        at_least_one(reduced_dim=most)
         self.most = most
         self.whiten = whiten
         for name in ("mean", "std", "basis", "scale"):

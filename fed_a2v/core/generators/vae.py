@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows, at_least_one
 from fed_a2v.core.generators.calibration import Calibration, take_shapes
 from fed_a2v.core.generators.class_prior import ClassPrior
 from fed_a2v.core.generators.moments import ClassMoments
@@ -66,13 +66,7 @@ class ConditionedVAEGenerator(Generator):
         batch_size: int = 256,
     ) -> None:
         super().__init__(input_dim, visual_dim, sequence_length)
-        for name, value in (
-            ("hidden_dim", hidden_dim),
-            ("latent_dim", latent_dim),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        at_least_one(hidden_dim=hidden_dim, latent_dim=latent_dim, batch_size=batch_size)
         self.hidden_dim = hidden_dim
         self.latent_dim = latent_dim
         self.learning_rate = learning_rate
