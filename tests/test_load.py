@@ -1,6 +1,5 @@
 """Runs loaded in Python, and the page that shows how."""
 
-import builtins
 import doctest
 import shutil
 import subprocess
@@ -259,14 +258,7 @@ def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
     (own / "results.json").unlink()
     with pytest.raises(FileNotFoundError, match="has not finished"):
         compare_runs([own])
-    real = builtins.__import__
-
-    def without_pandas(name, *rest):
-        if name == "pandas":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without_pandas)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"pip install 'fed-a2v\[notebook\]'"):
         compare_runs([own])
 

@@ -22,6 +22,11 @@ def draws(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
 class World:
     """Sounds that are easy to tell apart: each class has its mean and its own correlated spread.
 

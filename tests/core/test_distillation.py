@@ -10,14 +10,9 @@ from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.prompts import PromptBank
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings, train_steps
-from tests.core.conftest import World, draws
+from tests.core.conftest import draws
 
 T5 = (3, 10)
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
 
 
 @pytest.fixture(scope="module")

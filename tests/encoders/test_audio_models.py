@@ -1,10 +1,10 @@
 """AST and CLAP, by tiny models of the very same classes."""
 
-import builtins
 import functools
 import json
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -274,14 +274,7 @@ def test_the_fingerprint_follows_all_that_the_embeddings_depend_on(make_encoder,
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without_transformers(name, *arguments, **options):
-        if name.split(".")[0] == "transformers":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_transformers)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"encoder\.model=MIT/.* needs the package .*pip install 'fed-a2v\[hf\]'"):
         load_encoder(compose_settings(["encoder=ast"]).encoder)
 

@@ -1,8 +1,8 @@
 """CLIP's and T5's prompts, by tiny models of the very same classes."""
 
-import builtins
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -300,13 +300,7 @@ def test_a_missing_model_is_an_error_with_the_command_that_fetches_it(flux):
 
 
 def test_without_the_extra_the_error_says_what_to_install(sd, monkeypatch):
-    real = builtins.__import__
-
-    def without_transformers(name, *arguments, **options):
-        if name.split(".")[0] == "transformers":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_transformers)
+    settings = sd()
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"targets\.clip\.model=.* needs the package .*pip install 'fed-a2v\[hf\]'"):
-        targets_for(sd(), NAMES)
+        targets_for(settings, NAMES)

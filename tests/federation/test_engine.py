@@ -42,22 +42,27 @@ def sent(adapters):
     return adapters
 
 
-def scored_directly(run):
-    """Accuracy, accuracy at 5, cosine and loss of a run's final adapters on all test clips at once."""
+def at_the_end(run):
+    """A run's class prompts and final adapters, and the embeddings and labels of its test clips."""
     settings = run.config
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     prompts = prompt_set(settings, class_names(settings.dataset))
     adapters = Adapters(clips.embeddings.shape[-1], prompts, settings.adapters.hidden_width)
     adapters.load_state_dict(run.state["step"]["adapters"])
     test = torch.from_numpy(clips.rows("test"))
-    labels = clips.labels[test]
+    return prompts, adapters, clips.embeddings[test], clips.labels[test]
+
+
+def scored_directly(run):
+    """Accuracy, accuracy at 5, cosine and loss of a run's final adapters on all test clips at once."""
+    prompts, adapters, audio, labels = at_the_end(run)
     with torch.no_grad():
-        outputs = sent(adapters)(clips.embeddings[test])
-        loss = adapter_loss(settings, prompts)
+        outputs = sent(adapters)(audio)
+        loss = adapter_loss(run.config, prompts)
         # The mean of the classes' losses by their clips: the contrastive term is a mean over rows.
-        total = sum(float(loss(adapters(clips.embeddings[test][[k]]), labels[[k]])[0]) for k in range(len(test)))
+        total = sum(float(loss(adapters(audio[[k]]), labels[[k]])[0]) for k in range(len(audio)))
     found = retrieval(outputs.clip, labels, prompts.clip)
-    return found.accuracy, found.accuracy_at_5, found.mean_similarity, total / len(test)
+    return found.accuracy, found.accuracy_at_5, found.mean_similarity, total / len(audio)
 
 
 # Golden metrics
@@ -149,14 +154,9 @@ def test_flux_trains_the_t5_adapter_at_the_sites_and_on_the_server(finished_run)
 def test_the_t5_adapter_learns_the_t5_prompts(finished_run):
     flux = ("adapters=flux", "adapters.t5_width=32", "adapters.t5_tokens=3")
     run = finished_run(*flux, "rounds=1")
-    settings = run.config
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
-    prompts = prompt_set(settings, class_names(settings.dataset))
-    adapters = Adapters(clips.embeddings.shape[-1], prompts, settings.adapters.hidden_width)
-    adapters.load_state_dict(run.state["step"]["adapters"])
-    test = torch.from_numpy(clips.rows("test"))
+    prompts, adapters, audio, labels = at_the_end(run)
     with torch.no_grad():
-        found = retrieval(adapters(clips.embeddings[test]).t5, clips.labels[test], prompts.t5)
+        found = retrieval(adapters(audio).t5, labels, prompts.t5)
     assert found.accuracy > 0.3
 
 

@@ -1,8 +1,8 @@
 """The image models: real pipelines of tiny size, loaded from folders as a user's are."""
 
-import builtins
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -78,14 +78,7 @@ class TestBoth:
             load_image_model(image_settings(kind, "images.model=/nowhere/at/all"))
 
     def test_without_the_package_the_error_says_what_to_install(self, image_settings, kind, monkeypatch):
-        real = builtins.__import__
-
-        def without(name, *rest):
-            if name == "diffusers":
-                raise ImportError(name)
-            return real(name, *rest)
-
-        monkeypatch.setattr(builtins, "__import__", without)
+        monkeypatch.setitem(sys.modules, "diffusers", None)
         with pytest.raises(ModelError, match=r"pip install 'fed-a2v\[hf\]'"):
             load_image_model(image_settings(kind))
 

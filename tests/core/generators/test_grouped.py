@@ -43,11 +43,6 @@ def conditions_of(world, names):
 
 
 @pytest.fixture(scope="module")
-def world():
-    return World()
-
-
-@pytest.fixture(scope="module")
 def generator(world):
     torch.set_num_threads(1)
     made = per_class(world)

@@ -7,7 +7,7 @@ from fed_a2v.core.generators.multimodal import MultimodalVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.federation.build import make_generator
-from tests.core.conftest import World, assert_same_bits, draws, through_a_file
+from tests.core.conftest import assert_same_bits, draws, through_a_file
 
 T5 = (3, 40)
 
@@ -22,11 +22,6 @@ def trained(world, epochs=150, **settings):
     prompts = world.prompts(t5=T5)
     generator.fit(world.rows(), generator.conditions_from(prompts.clip, prompts.t5), epochs, 0.1, draws(0))
     return generator
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,6 @@ def trained(world, epochs=60, noise=0.1, rows=None, **settings):
 
 
 @pytest.fixture(scope="module")
-def world():
-    return World()
-
-
-@pytest.fixture(scope="module")
 def generator(world):
     torch.set_num_threads(1)
     return trained(world)
