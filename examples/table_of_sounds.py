@@ -8,14 +8,13 @@ from pathlib import Path
 
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import SoundFiles
-from fed_a2v.data.folds import FOLDS, deal_folds
+from fed_a2v.data.files import DealtFiles
 
 
-class TableOfSounds(SoundFiles):
+class TableOfSounds(DealtFiles):
     """ROOT/sounds.csv with the columns file, label and recording; files are named below ROOT.
 
-    `SoundFiles` identifies and reads the files. What is left to say is which clips there are.
+    `DealtFiles` identifies and reads the files, and deals the clips to folds. What is left to say is which there are.
 
     Args:
         root: folder of the data set; the program hands over `dataset.root`.
@@ -24,9 +23,8 @@ class TableOfSounds(SoundFiles):
     """
 
     def __init__(self, root: str | Path, table: str = "sounds.csv", split_seed: int = 0) -> None:
-        super().__init__(root)
+        super().__init__(root, split_seed)
         self.table = self.root / table
-        self.split_seed = split_seed
 
     def watched(self) -> list[Path]:
         """The files and folders that change when the list of clips does."""
@@ -40,5 +38,4 @@ class TableOfSounds(SoundFiles):
             files, labels, recordings = ([row[name] for row in rows] for name in ("file", "label", "recording"))
         except (OSError, KeyError) as error:
             raise DataError(f"{self.table} cannot be read, or lacks a column: {error}") from error
-        folds = deal_folds(labels, recordings, FOLDS, self.split_seed)
-        return [Record(*values) for values in zip(files, labels, folds, recordings, strict=True)]
+        return self.dealt(files, labels, recordings)
