@@ -90,15 +90,14 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
     )
 
 
-def comparison_table(variants: Mapping[str, Rows], title: str = "", key: str = "accuracy") -> TextTable:
-    """A metric by round, a column for each variant.
+def comparison_table(variants: Mapping[str, Rows], title: str = "") -> TextTable:
+    """Accuracy by round, a column for each variant.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
         title: the table's title.
-        key: the metric.
     """
-    values = {label: {int(row["round"]): row.get(key) for row in rows} for label, rows in variants.items()}
+    values = {label: {int(row["round"]): row.get("accuracy") for row in rows} for label, rows in variants.items()}
     numbers = sorted({number for column in values.values() for number in column})
     return TextTable(
         title,

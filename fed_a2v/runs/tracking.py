@@ -47,7 +47,6 @@ class Tracker:
         partition: which clips each site has, saved as `partition.json`; None for none.
         after_round: the last round already done, where a run is resumed; rows of later rounds are removed.
         wandb_id: id of the W&B run to go on with; None for a new one. Store `wandb_id` with the state.
-        name: name of the run at W&B; default the folder's.
 
     Raises:
         OSError: the folder cannot be written.
@@ -61,13 +60,11 @@ class Tracker:
         partition: Any = None,
         after_round: int = 0,
         wandb_id: str | None = None,
-        name: str | None = None,
     ) -> None:
         self.folder = RunFolder(path)
         self.settings = settings
         self.partition = partition
         self.after_round = after_round
-        self.name = name or path.absolute().name
         self._wandb = _Wandb(wandb_id)
         self._tensorboard = _TensorBoard() if settings.tracking.tensorboard else None
 
@@ -80,7 +77,7 @@ class Tracker:
         self.folder.start(to_yaml(self.settings), self.partition, self.after_round)
         if self._tensorboard:
             self._tensorboard.start(self.folder.path, self.after_round)
-        self._wandb.start(self.folder.path, self.settings, self.name)
+        self._wandb.start(self.folder.path, self.settings)
         return self
 
     def __exit__(
@@ -162,7 +159,7 @@ class _Wandb:
         self._broken = False
         self._warned = False
 
-    def start(self, folder: Path, settings: Settings, name: str) -> None:
+    def start(self, folder: Path, settings: Settings) -> None:
         chosen = settings.wandb
         if chosen.mode == "disabled":
             return
@@ -175,7 +172,7 @@ class _Wandb:
                 project=chosen.project,
                 entity=chosen.entity,
                 group=chosen.group,
-                name=name,
+                name=folder.absolute().name,
                 id=self.id,
                 resume="allow",
                 dir=str(folder.absolute()),
