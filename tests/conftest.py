@@ -1,7 +1,6 @@
 """What all tests share: a cache of their own, no W&B account, and the way to the real data."""
 
 import functools
-import logging
 import os
 from pathlib import Path
 
@@ -24,14 +23,6 @@ def _nothing_of_the_user(tmp_path_factory):
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "200")
         yield
-
-
-@pytest.fixture(autouse=True)
-def _loggers_as_new():
-    """Each test finds the loggers as they are at first, whatever a run that a test did not end has left of them."""
-    for name in ("fed_a2v", "flwr"):
-        logger = logging.getLogger(name)
-        logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session")

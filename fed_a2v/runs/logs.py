@@ -74,9 +74,6 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     file.setLevel(logging.INFO)
 
-    for name in ("fed_a2v", CLASS_LINES, LAST_LINES, "flwr"):
-        # Hydra's logging set-up disables the loggers that an earlier job of a sweep has made.
-        logging.getLogger(name).disabled = False
     ours, flowers = ConsoleHandler(console, level), ConsoleHandler(console, max(level, logging.WARNING))
     ours.addFilter(for_console)
     flower_level = logging.getLogger("flwr").level or logging.INFO
