@@ -120,6 +120,15 @@ done
 said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
 
 "$repository/deploy/connect.sh" local-test "127.0.0.1:$port" "$work/certificates/ca.crt" >/dev/null
+# The run waits for its sites; what it needs to start takes as long as theirs.
+"$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
+  "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
+  federation.round_timeout=120 wandb.mode=disabled "$@" &
+run=$!
+started+=("$run")
+for pid in "${writing[@]}"; do
+  wait "$pid" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
+done
 for index in 0 1 2; do
   site=${sites[$index]}
   flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 \
@@ -130,15 +139,7 @@ for index in 0 1 2; do
   started+=($!)
   said "Site $site is registered and starts: ${!site}"
 done
-for pid in "${writing[@]}"; do
-  wait "$pid" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
-done
 
-"$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
-  "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
-  federation.round_timeout=120 wandb.mode=disabled "$@" &
-run=$!
-started+=("$run")
 first=""
 while kill -0 "$run" 2>/dev/null; do
   [ -n "$first" ] || [ ! -s "$folder/metrics.jsonl" ] || { first=$SECONDS; said "The first round is finished"; }

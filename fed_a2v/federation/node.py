@@ -1,4 +1,4 @@
-"""The Flower client: unpacks a message, lets the site work, packs the reply."""
+"""What a node does with a message: unpack it, let the site work, pack the reply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import TypeVar
 
 import torch
-from flwr.client import NumPyClient
 from flwr.common import Config, NDArrays, Scalar
 from pydantic import ValidationError
 
@@ -24,29 +23,18 @@ from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
 Reply = TypeVar("Reply")
 
 
-class A2VClient(NumPyClient):
-    """A node's side of the federation.
+class Node:
+    """A node's work for the federation.
 
     Settings and class names come with each message, so a node needs nothing but its data. A node may act for
     several sites of a simulated federation: the message says for which.
 
     Args:
-        node_config: what only this node knows: `site` (its name), `dataset` (the kind of its data), `data-dir`,
-            `cache-dir`, `device`, `targets` (a file of class prompts, where it has no text model), `min-clips` (clips
-            behind every average that leaves it, at least); all optional.
+        node_config: see `A2VClient`.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
-        super().__init__()
         self.node_config = node_config
-
-    def get_properties(self, config: Config) -> dict[str, Scalar]:
-        """The node's name, for federations in which every node is a site of its own."""
-        del config
-        for key in ("site", "partition-id"):
-            if key in self.node_config:
-                return {"site": str(self.node_config[key])}
-        return {}
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Introduce the site, or train the adapters in `parameters` on its clips.

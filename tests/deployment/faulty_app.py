@@ -15,6 +15,7 @@ import torch
 from flwr.clientapp import ClientApp
 
 from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.node import Node
 
 FOREVER = 100_000
 
@@ -32,8 +33,8 @@ def go_wrong(kind):
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does it
 
 
-class FaultyClient(A2VClient):
-    """A client that looks for its fault before it works."""
+class FaultyNode(Node):
+    """A node that looks for its fault before it works."""
 
     def _site(self, config):
         file = Path(self.node_config["data-dir"]).with_name("fault.json")
@@ -43,6 +44,13 @@ class FaultyClient(A2VClient):
                 file.with_name("fault.reached").touch()
                 go_wrong(fault["kind"])
         return super()._site(config)
+
+
+class FaultyClient(A2VClient):
+    """A client whose node goes wrong on demand."""
+
+    def node(self):
+        return FaultyNode(self.node_config)
 
 
 app = ClientApp(client_fn=lambda context: FaultyClient(dict(context.node_config)).to_client())

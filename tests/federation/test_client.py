@@ -13,7 +13,7 @@ from fed_a2v.config import compose_settings
 from fed_a2v.core.prompts import AudioPrototypes
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.synth import write_wavs
-from fed_a2v.federation import client as client_module
+from fed_a2v.federation import node as node_module
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.client_app import client_fn
 from fed_a2v.federation.consent import ConsentError
@@ -196,7 +196,7 @@ def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
 @pytest.mark.parametrize("task", ["introduce", "evaluate"])
 def test_a_site_that_hangs_answers_with_an_error_in_time(message, weights, monkeypatch, task):
     stuck = threading.Event()
-    monkeypatch.setattr(client_module, "Site", lambda *words: stuck.wait())
+    monkeypatch.setattr(node_module, "Site", lambda *words: stuck.wait())
     asked = message(task)
     settings = json.loads(asked["settings"])
     settings["federation"]["site_timeout"] = 0.2
