@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from common import machine, write_block
 
-from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.prompts import ClassPrompts, PromptBank
 from fed_a2v.core.quality import Rows, assess
@@ -27,6 +27,7 @@ from fed_a2v.core.sharing import share_class
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.build import make_generator
+from fed_a2v.settings import cache_dir
 
 GENERATORS = ("gaussian", "gmm", "vae", "flow", "gan")
 HEADER = (

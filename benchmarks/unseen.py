@@ -23,7 +23,7 @@ from esc50 import data
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
@@ -33,6 +33,7 @@ from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.core.zero_shot import BilinearMap, Scorer, choose_calibration, unseen_accuracy, without
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
+from fed_a2v.settings import cache_dir
 
 UNSEEN = 10
 

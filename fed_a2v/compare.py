@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.seeding import seed_for, torch_generator
@@ -24,7 +24,7 @@ from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.table import comparison_table
-from fed_a2v.settings import Settings
+from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")

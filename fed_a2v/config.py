@@ -5,7 +5,6 @@ The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr r
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +23,9 @@ from yaml import YAMLError
 
 from fed_a2v.conf_tree import conf_dir, dotted_keys, options
 from fed_a2v.explain import explain_composition, explain_validation
-from fed_a2v.settings import Settings
+from fed_a2v.settings import ConfigError, Settings
 
-__all__ = ["ConfigError", "cache_dir", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
+__all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
 
 
 def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
@@ -115,15 +110,6 @@ def settings_from(config: DictConfig) -> Settings:
 def to_yaml(settings: Settings) -> str:
     """The resolved settings as YAML, in the order of their definition."""
     return OmegaConf.to_yaml(OmegaConf.create(settings.model_dump(mode="json", by_alias=True)))
-
-
-def cache_dir(settings: Settings) -> Path:
-    """Folder of the embedding cache: `cache_dir`, else $FED_A2V_CACHE, else the user's cache folder."""
-    if settings.cache_dir:
-        return Path(settings.cache_dir).expanduser()
-    if folder := os.environ.get("FED_A2V_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fed_a2v"
 
 
 # Of a mix, what each of its data sets takes over where it says nothing itself.

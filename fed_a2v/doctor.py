@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fed_a2v.config import ConfigError, cache_dir, compose_settings
-from fed_a2v.settings import Settings
+from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.settings import Settings, cache_dir
 
 Level = Literal["fine", "warning", "error"]
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name
@@ -38,7 +37,7 @@ from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.federation.build import make_step
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.settings import Settings
+from fed_a2v.settings import ConfigError, Settings
 
 if TYPE_CHECKING:
     import pandas

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fed_a2v.config import ConfigError
+from fed_a2v.settings import ConfigError
 
 
 def load_class(section: str, target: str) -> type[Any]:

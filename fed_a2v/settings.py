@@ -6,7 +6,9 @@ them; they travel to the sites as JSON.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +26,10 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Device = Annotated[str, AfterValidator(_device)]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
 
 
 class Section(BaseModel):
@@ -575,3 +581,12 @@ class Settings(Section):
                 if getattr(self, key):
                     wanted = "images=sd with adapters=sd, or images=flux with adapters=flux"
                     raise ValueError(f"{key}={getattr(self, key)} needs an image model: {wanted}")
+
+
+def cache_dir(settings: Settings) -> Path:
+    """Folder of the embedding cache: `cache_dir`, else $FED_A2V_CACHE, else the user's cache folder."""
+    if settings.cache_dir:
+        return Path(settings.cache_dir).expanduser()
+    if folder := os.environ.get("FED_A2V_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fed_a2v"

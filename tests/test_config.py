@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.config import ConfigError, cache_dir, compose_settings, conf_dir, sources, to_yaml
-from fed_a2v.settings import Settings
+from fed_a2v.config import ConfigError, compose_settings, conf_dir, sources, to_yaml
+from fed_a2v.settings import Settings, cache_dir
 
 # What an option needs beside its name.
 NEEDS = {

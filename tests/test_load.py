@@ -13,7 +13,7 @@ import torch
 
 import fed_a2v.load
 from fed_a2v import compare_runs, load_run
-from fed_a2v.config import ConfigError, cache_dir, compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.adapters import prompt_centre
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
@@ -22,6 +22,7 @@ from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import prompt_set
 from fed_a2v.load import RunError
 from fed_a2v.runs.checkpoint import CheckpointError
+from fed_a2v.settings import cache_dir
 
 FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
 PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"

@@ -35,9 +35,10 @@ def run(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="also write a file for dataset=embeddings")
     given = parser.parse_args(words)
 
-    from fed_a2v.config import ConfigError, cache_dir, compose_settings
+    from fed_a2v.config import ConfigError, compose_settings
     from fed_a2v.data.export import embed_dataset, write_embeddings
     from fed_a2v.runs.logs import on_console
+    from fed_a2v.settings import cache_dir
 
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers={given.workers}: at least 1 is needed")

@@ -27,7 +27,6 @@ from fed_a2v.data.embeddings import read_records
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.esc50 import Esc50Folder
 from fed_a2v.data.folder import ClassFolders
-from fed_a2v.data.synth import SynthClips
 from fed_a2v.data.vegas import VegasFolder
 from fed_a2v.data.vggsound import VggSoundFolder
 from fed_a2v.plugins import make_object
@@ -55,6 +54,9 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
     root, split_seed = str(dataset.root), dataset.split_seed
     match dataset.name:
         case "synth":
+            # Imported here: a site with sounds of its own needs no scipy for each message.
+            from fed_a2v.data.synth import SynthClips
+
             return SynthClips(seed, dataset.clips_per_class)
         case "esc50":
             return Esc50Folder(root)

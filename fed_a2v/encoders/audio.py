@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, sparse
 
 from fed_a2v.plugins import make_object
 from fed_a2v.settings import EncoderSettings
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 FloatArray = NDArray[np.float32]
 
@@ -68,6 +70,7 @@ class LogMelEncoder:
         # Every bin lies in two bands at most: the sparse product is both faster than the dense one and, unlike
         # a threaded matrix product, the same to the last bit whatever the number of threads.
         from librosa.filters import mel
+        from scipy import sparse
 
         return sparse.csr_matrix(mel(sr=self.sample_rate, n_fft=self.frame, n_mels=self.bands))
 
@@ -89,6 +92,8 @@ class LogMelEncoder:
 
     def spectrogram(self, waveform: FloatArray) -> FloatArray:
         """Log-mel spectrogram (natural logarithm of power) of one waveform (samples,), as (bands, frames)."""
+        from scipy import fft  # here, as above: a site whose embeddings are cached needs none of it
+
         padded = np.pad(waveform.astype(np.float32, copy=False), self.frame // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.frame)[:: self.hop]
         spectrum = fft.rfft(frames * self._window, axis=1)

@@ -11,7 +11,6 @@ import torch
 from hydra.utils import instantiate
 from pydantic import TypeAdapter, ValidationError
 
-from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
@@ -24,7 +23,7 @@ from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation, nearest
 from fed_a2v.federation.task import adapter_loss, torch_device, unseen_mask
 from fed_a2v.plugins import load_class
-from fed_a2v.settings import GeneratorSettings, Settings
+from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
 FRUGAL_CHUNK = 16

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from fed_a2v.config import cache_dir
 from fed_a2v.core.projection import embedding_map
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
@@ -37,7 +36,7 @@ from fed_a2v.runs.logs import LAST_LINES, setup_logging
 from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import Output, progress_view
 from fed_a2v.runs.tracking import Tracker
-from fed_a2v.settings import Settings
+from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import append_jsonl, require_space, write_bytes, write_json
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fed_a2v.config import cache_dir
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
@@ -26,7 +25,7 @@ from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import SiteData, site_clips
 from fed_a2v.federation.task import adapter_loss, prompt_set, unseen_mask
 from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, Task
-from fed_a2v.settings import Settings
+from fed_a2v.settings import Settings, cache_dir
 
 # Rows that go through the adapters at once in an evaluation: bounds the memory of wide outputs.
 EVALUATION_ROWS = 256

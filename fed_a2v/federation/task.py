@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_a2v.config import ConfigError
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import targets_for
-from fed_a2v.settings import Settings
+from fed_a2v.settings import ConfigError, Settings
 
 
 def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> PromptSet:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from fed_a2v.cli import main
-from fed_a2v.config import cache_dir
 from fed_a2v.data.encoder import known_encoder
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.export import embed_dataset, write_embeddings
 from fed_a2v.data.site import load_clips
 from fed_a2v.encoders.audio import LogMelEncoder
 from fed_a2v.encoders.pretrained import ModelError
+from fed_a2v.settings import cache_dir
 
 
 @pytest.fixture

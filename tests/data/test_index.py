@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import ConfigError, cache_dir, compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, layout
 from fed_a2v.data.site import load_clips, site_clips
-from fed_a2v.settings import Settings
+from fed_a2v.settings import Settings, cache_dir
 
 
 @pytest.fixture

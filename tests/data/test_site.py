@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import cache_dir
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import LabelledClips, SiteData, class_names, load_clips, site_clips
 from fed_a2v.data.synth import TARGETS
 from fed_a2v.encoders.audio import LogMelEncoder
+from fed_a2v.settings import cache_dir
 
 ROWS = [
     (f"{name}{fold}{i}.wav", fold, name) for name in ("cat", "dog", "rain") for fold in (1, 2, 3, 4) for i in (0, 1)

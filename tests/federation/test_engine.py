@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import cache_dir, compose_settings
+from fed_a2v.config import compose_settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.federation.wire import decode_weights, encode_weights
+from fed_a2v.settings import cache_dir
 from fed_a2v.storage.files import read_jsonl
 
 from .helpers import QUICK, Finished, assert_same_run, without_seconds
