@@ -1,0 +1,33 @@
+"""What crosses the wire, and the checks it must pass.
+
+A site's reply is one list of numpy arrays, the adapter weights first and the arrays of each class behind them, and
+a JSON manifest (`metrics["manifest"]`) that says which array is what. Shapes and types travel with the arrays. The
+server knows what it may expect (`Expected`); whatever differs is refused with a `BadReplyError`, whose reason is one
+short line, safe to log. Nothing is ever unpickled, and no declared size is believed.
+
+There are two kinds of message, `replies` and `scores`, one file each; both are made of `arrays` and a `manifest`.
+"""
+
+from fed_a2v.federation.wire.arrays import decode_weights, encode_weights, payload_bytes, read_arrays
+from fed_a2v.federation.wire.errors import BadReplyError
+from fed_a2v.federation.wire.manifest import claimed_site
+from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply
+from fed_a2v.federation.wire.scores import ClassScores, Scores, decode_scores, encode_scores
+
+__all__ = [
+    "BadReplyError",
+    "ClassScores",
+    "Expected",
+    "Scores",
+    "SiteReply",
+    "Task",
+    "claimed_site",
+    "decode_reply",
+    "decode_scores",
+    "decode_weights",
+    "encode_reply",
+    "encode_scores",
+    "encode_weights",
+    "payload_bytes",
+    "read_arrays",
+]

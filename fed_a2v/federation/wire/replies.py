@@ -1,0 +1,350 @@
+"""What a site answers when it introduces itself or has trained: arrays, and the manifest that says which is what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from flwr.common import Scalar
+from pydantic import Field
+from torch import Tensor
+
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.federation.wire.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
+from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.wire.manifest import (
+    MAX_COUNT,
+    MAX_LOSS,
+    Manifest,
+    Strict,
+    check_origin,
+    read_manifest,
+    write_manifest,
+)
+
+Task = Literal["introduce", "train"]
+
+_PIECE = 1 << 14  # numbers converted at a time
+
+
+@dataclass(frozen=True)
+class SiteReply:
+    """What one site answers in one round.
+
+    Attributes:
+        site: the site's name.
+        round_number: the round it answers.
+        task: "introduce" (prototypes only, before any training) or "train".
+        num_examples: clips that the site trains on.
+        weights: the adapters' weights; empty when it introduces itself. Those of a decoded reply are views of the
+            bytes received, float16 or float32: copies of all sites' weights would be most of the server's memory.
+        prompts: one entry for each class that the site shares.
+        fingerprint: identifies the site's prototypes; while it is unchanged, they need not travel again.
+        square_root: whether the embeddings are square roots of what the encoder gave.
+        losses: parts of the training loss by name, finite.
+        seconds: time spent at the site.
+    """
+
+    site: str
+    round_number: int
+    task: Task
+    num_examples: int
+    weights: list[Tensor]
+    prompts: list[ClassPrompts]
+    fingerprint: str
+    square_root: bool
+    losses: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the server expects of a reply, and its limits.
+
+    Attributes:
+        site: the site that was asked.
+        round_number: the round it was asked in.
+        task: what it was asked to do.
+        weight_shapes: shapes of the adapters' weights, in order; not used when a site introduces itself.
+        classes: the known class names.
+        audio_shape: (S, Da) of the audio embeddings; None: any, as long as the reply's prototypes agree.
+        clip_shape: (Tc, Dc) of the CLIP adapter's output.
+        t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
+        square_root: whether the embeddings must be square roots; None: not known yet.
+        held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
+        held_classes: classes of the site whose prototypes the bank holds; only these may come without, and
+            only under the same fingerprint.
+        max_magnitude: limit on the magnitude of every weight, embedding and output; its square is the limit
+            for variances. Frozen encoders give 1e-3 to 1e2; the limit stops what would overflow later.
+        max_weight_rms: limit on the root mean square of all weights together; trained adapters have about
+            0.01 to 1.
+        max_prototypes: prototypes per class at most.
+        max_count: clips per class, and in all, at most.
+    """
+
+    site: str
+    round_number: int
+    task: Task
+    weight_shapes: Sequence[tuple[int, ...]]
+    classes: Collection[str]
+    audio_shape: tuple[int, int] | None
+    clip_shape: tuple[int, int]
+    t5_shape: tuple[int, int] | None
+    square_root: bool | None = None
+    held_fingerprint: str = ""
+    held_classes: Collection[str] = ()
+    max_magnitude: float = 1e6
+    max_weight_rms: float = 100.0
+    max_prototypes: int = 4096
+    max_count: int = MAX_COUNT
+
+
+_Index = Annotated[int, Field(ge=0)]
+_Loss = Annotated[float, Field(ge=-MAX_LOSS, le=MAX_LOSS)]
+_LossName = Annotated[str, Field(pattern=r"^[\w ./-]{1,64}$")]
+_Fingerprint = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+
+
+class _PrototypeEntry(Strict):
+    """Where the prototypes of a class stand in the list of arrays; variances None: all zero."""
+
+    means: _Index
+    counts: _Index
+    variances: _Index | None
+
+
+class _ClassEntry(Strict):
+    name: str
+    count: Annotated[int, Field(ge=1)]
+    prototypes: _PrototypeEntry | None
+    clip: _Index | None
+    t5: _Index | None
+
+
+class _ReplyManifest(Manifest):
+    task: Task
+    weights: _Index
+    fingerprint: _Fingerprint
+    square_root: bool
+    losses: Annotated[dict[_LossName, _Loss], Field(max_length=64)]
+    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    classes: list[_ClassEntry]
+
+
+def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+    """Arrays and metrics of a reply.
+
+    Arrays are copies in native byte order. One whose finite values would overflow in `dtype`, or positive
+    variances that would become zero, stay in float32.
+
+    Args:
+        reply: what the site has to say.
+        dtype: type of weights, prototypes and outputs on the wire; counts are int64.
+
+    Raises:
+        ValueError: a loss, the time or the fingerprint is not what a manifest may hold; the message names it.
+    """
+    arrays = encode_weights(reply.weights, dtype)
+
+    def add(array: Array) -> int:
+        arrays.append(array)
+        return len(arrays) - 1
+
+    def output(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else add(pack(tensor, dtype))
+
+    def prototypes(audio: AudioPrototypes | None) -> _PrototypeEntry | None:
+        if audio is None:
+            return None
+        return _PrototypeEntry(
+            means=add(pack(audio.means, dtype)),
+            counts=add(audio.counts.detach().to("cpu", torch.int64, copy=True).contiguous().numpy()),
+            variances=add(pack(audio.variances, dtype, keep_positive=True)) if audio.variances.any() else None,
+        )
+
+    manifest = _ReplyManifest(
+        site=reply.site,
+        round_number=reply.round_number,
+        task=reply.task,
+        weights=len(reply.weights),
+        fingerprint=reply.fingerprint,
+        square_root=reply.square_root,
+        losses=reply.losses,
+        seconds=reply.seconds,
+        classes=[
+            _ClassEntry(
+                name=prompt.name,
+                count=prompt.count,
+                prototypes=prototypes(prompt.audio),
+                clip=output(prompt.clip),
+                t5=output(prompt.t5),
+            )
+            for prompt in reply.prompts
+        ],
+    )
+    return arrays, write_manifest(manifest)
+
+
+@only_bad_reply()
+def decode_reply(
+    arrays: Sequence[Array], metrics: Mapping[str, Scalar], num_examples: int, expected: Expected
+) -> SiteReply:
+    """Check a reply against what is expected.
+
+    The weights are views of `arrays`, not to be changed; all else is copied. Tensors keep the precision in which they
+    came, save that float64 becomes float32.
+
+    Classes with too few clips may stay unshared, so the clips of the shared classes may be fewer than
+    `num_examples`, never more. Metrics other than the manifest are not read.
+
+    Args:
+        arrays: the arrays of the fit result, as `read_arrays` gives them.
+        metrics: its metrics.
+        num_examples: its number of examples.
+        expected: what the server asked for.
+
+    Raises:
+        BadReplyError: anything is wrong with it. No other exception escapes, whatever the input.
+    """
+    manifest = read_manifest(metrics, _ReplyManifest, len(expected.classes))
+    check_origin(manifest, expected.site, expected.round_number)
+    if manifest.task != expected.task:
+        raise BadReplyError(f"answers task {manifest.task!r}, asked was {expected.task!r}")
+    if expected.square_root not in (None, manifest.square_root):
+        raise BadReplyError(f"square_root is {manifest.square_root}, the other sites have {expected.square_root}")
+    check_arrays(arrays)
+    weight_shapes = list(expected.weight_shapes) if expected.task == "train" else []
+    if manifest.weights != len(weight_shapes):
+        raise BadReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
+    _check_indices(manifest, len(arrays))
+    _check_classes(manifest, num_examples, expected)
+    return SiteReply(
+        site=manifest.site,
+        round_number=manifest.round_number,
+        task=manifest.task,
+        num_examples=num_examples,
+        weights=_read_weights(arrays[: manifest.weights], weight_shapes, expected),
+        prompts=_read_prompts(arrays, manifest, expected),
+        fingerprint=manifest.fingerprint,
+        square_root=manifest.square_root,
+        losses=dict(manifest.losses),
+        seconds=manifest.seconds,
+    )
+
+
+def _check_indices(manifest: _ReplyManifest, available: int) -> None:
+    """Every array has exactly one use."""
+    used = list(range(manifest.weights))
+    for entry in manifest.classes:
+        audio = entry.prototypes
+        of_class = [entry.clip, entry.t5, *((audio.means, audio.counts, audio.variances) if audio else ())]
+        used += [index for index in of_class if index is not None]
+    uses = Counter(used)
+    for index, times in uses.items():
+        if index >= available:
+            raise BadReplyError(f"manifest names array {show(index)}, the reply has {available}")
+        if times > 1:
+            raise BadReplyError(f"manifest uses array {index} {times} times")
+    if len(uses) != available:
+        raise BadReplyError(f"the reply has {available} arrays, the manifest uses {len(uses)}")
+
+
+def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expected) -> None:
+    """Names, counts, and which arrays each class must and must not have."""
+    if type(num_examples) is not int or not 1 <= num_examples <= expected.max_count:
+        raise BadReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
+    known, held = frozenset(expected.classes), frozenset(expected.held_classes)
+    unchanged = manifest.fingerprint == expected.held_fingerprint
+    trained = expected.task == "train"
+    seen: set[str] = set()
+    for entry in manifest.classes:
+        name = show(entry.name)
+        if entry.name not in known:
+            raise BadReplyError(f"unknown class {name}")
+        if entry.name in seen:
+            raise BadReplyError(f"class {name} comes twice")
+        seen.add(entry.name)
+        if entry.count > expected.max_count:
+            raise BadReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
+        if entry.prototypes is None and not (unchanged and entry.name in held):
+            raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
+        for kind, index, wanted in (
+            ("clip", entry.clip, trained),
+            ("t5", entry.t5, trained and expected.t5_shape is not None),
+        ):
+            if (index is not None) != wanted:
+                raise BadReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")
+    clips = sum(entry.count for entry in manifest.classes)
+    if clips > num_examples:
+        raise BadReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
+
+
+def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: Expected) -> list[Tensor]:
+    weights = [
+        read_floats(array, tuple(shape), f"weight {position}", expected.max_magnitude, copy=False)
+        for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
+    ]
+    size = sum(weight.numel() for weight in weights)
+    # Piece by piece: a whole copy in single precision for each site would tear the server's memory into holes.
+    pieces = (piece for weight in weights for piece in weight.reshape(-1).split(_PIECE))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(piece.float())) for piece in pieces))
+    if norm > expected.max_weight_rms * math.sqrt(size):
+        rms = norm / math.sqrt(size)
+        raise BadReplyError(f"weights have root mean square {rms:.3g}, the limit is {expected.max_weight_rms:g}")
+    return weights
+
+
+def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: Expected) -> list[ClassPrompts]:
+    prompts = []
+    audio_shape = expected.audio_shape
+    for entry in manifest.classes:
+        audio = None
+        if entry.prototypes is not None:
+            audio = _read_prototypes(arrays, entry, audio_shape, expected)
+            audio_shape = (audio.means.shape[1], audio.means.shape[2])
+        outputs = {
+            kind: read_floats(arrays[index], shape, f"{kind} output of {show(entry.name)}", expected.max_magnitude)
+            for kind, index, shape in (
+                ("clip", entry.clip, expected.clip_shape),
+                ("t5", entry.t5, expected.t5_shape),
+            )
+            if index is not None and shape is not None
+        }
+        prompts.append(ClassPrompts(entry.name, entry.count, audio, **outputs))
+    return prompts
+
+
+def _read_prototypes(
+    arrays: Sequence[Array], entry: _ClassEntry, audio_shape: tuple[int, int] | None, expected: Expected
+) -> AudioPrototypes:
+    where, name = entry.prototypes, show(entry.name)
+    assert where is not None
+    counts = arrays[where.counts]
+    if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= expected.max_prototypes:
+        raise BadReplyError(
+            f"prototype counts of {name} are {show(str(counts.dtype))} {show(counts.shape)}, "
+            f"expected int64 (K,) with K up to {expected.max_prototypes}"
+        )
+    if counts.min() < 1 or counts.max() > expected.max_count:
+        raise BadReplyError(f"a prototype of {name} has {counts.min()} clips or {counts.max()}")
+    if counts.sum() > entry.count:
+        raise BadReplyError(f"prototypes of {name} cover {counts.sum()} clips of {entry.count}")
+    means = arrays[where.means]
+    if means.ndim != 3 or means.size == 0:
+        raise BadReplyError(f"prototypes of {name} have shape {show(means.shape)}, expected (K, S, Da)")
+    shape = (len(counts), *(audio_shape or means.shape[1:]))
+    limit = expected.max_magnitude
+    if where.variances is None:
+        variances = torch.zeros(shape)
+    else:
+        variances = read_floats(arrays[where.variances], shape, f"variances of {name}", limit**2, lowest=0.0)
+    return AudioPrototypes(
+        means=read_floats(means, shape, f"prototypes of {name}", limit),
+        counts=torch.from_numpy(counts.astype(np.int64)),
+        variances=variances,
+    )

@@ -1,0 +1,218 @@
+"""How well the sites' models do on their test clips: sums that travel in the manifest, without arrays."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from flwr.common import Scalar
+from pydantic import Field
+
+from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.wire.manifest import (
+    MAX_COUNT,
+    MAX_LOSS,
+    Manifest,
+    Strict,
+    check_origin,
+    read_manifest,
+    write_manifest,
+)
+
+_COSINE_TOLERANCE = 1.001  # a float32 cosine may exceed 1 by rounding
+
+
+class ClassScores(Strict):
+    """Sums over the clips of one class. Plain Python numbers only.
+
+    Attributes:
+        clips: clips scored.
+        right_at_1: clips whose nearest class prompt is the right one.
+        right_at_5: clips with the right prompt among the nearest five.
+        cosine: sum of the cosines to the right prompt.
+        loss: sum of the losses.
+        right_among: clips whose nearest prompt of their own kind, of recorded or of unseen classes, is the right one.
+            0 where no class is unseen.
+        right_calibrated: clips whose nearest prompt is the right one after calibration; likewise.
+        predicted: clips by the class of their nearest prompt; empty where it was not asked for.
+    """
+
+    clips: Annotated[int, Field(ge=1)]
+    right_at_1: Annotated[int, Field(ge=0)]
+    right_at_5: Annotated[int, Field(ge=0)]
+    cosine: float
+    loss: float
+    right_among: Annotated[int, Field(ge=0)] = 0
+    right_calibrated: Annotated[int, Field(ge=0)] = 0
+    predicted: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well one model retrieves the right prompts, as sums by class name, so that sites add up exactly.
+
+    The figures over all clips are nan where no clip was scored.
+    """
+
+    classes: dict[str, ClassScores]
+
+    @staticmethod
+    def merge(parts: Iterable[Scores]) -> Scores:
+        """The sum over sites. It does not depend on their order: `math.fsum` rounds once, at the end."""
+        gathered: dict[str, list[ClassScores]] = {}
+        for part in parts:
+            for name, score in part.classes.items():
+                gathered.setdefault(name, []).append(score)
+        return Scores(
+            {
+                name: ClassScores(
+                    clips=sum(score.clips for score in scores),
+                    right_at_1=sum(score.right_at_1 for score in scores),
+                    right_at_5=sum(score.right_at_5 for score in scores),
+                    cosine=math.fsum(score.cosine for score in scores),
+                    loss=math.fsum(score.loss for score in scores),
+                    right_among=sum(score.right_among for score in scores),
+                    right_calibrated=sum(score.right_calibrated for score in scores),
+                    predicted=_added(score.predicted for score in scores),
+                )
+                for name, scores in sorted(gathered.items())
+            }
+        )
+
+    def of(self, names: Container[str]) -> Scores:
+        """The part of some classes."""
+        return Scores({name: score for name, score in self.classes.items() if name in names})
+
+    @property
+    def clips(self) -> int:
+        """Clips scored."""
+        return sum(score.clips for score in self.classes.values())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of clips whose nearest prompt is the right one."""
+        return self._per_clip(score.right_at_1 for score in self.classes.values())
+
+    @property
+    def accuracy_at_5(self) -> float:
+        """Share of clips with the right prompt among the nearest five."""
+        return self._per_clip(score.right_at_5 for score in self.classes.values())
+
+    @property
+    def accuracy_among(self) -> float:
+        """Share of clips whose nearest prompt of their own kind is the right one."""
+        return self._per_clip(score.right_among for score in self.classes.values())
+
+    @property
+    def accuracy_calibrated(self) -> float:
+        """Share of clips whose nearest prompt is the right one after calibration."""
+        return self._per_clip(score.right_calibrated for score in self.classes.values())
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine to the right prompt."""
+        return self._per_clip(score.cosine for score in self.classes.values())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per clip."""
+        return self._per_clip(score.loss for score in self.classes.values())
+
+    @property
+    def class_accuracy(self) -> dict[str, float]:
+        """Accuracy of each class, by name in sorted order."""
+        return {name: score.right_at_1 / score.clips for name, score in sorted(self.classes.items())}
+
+    def _per_clip(self, sums: Iterable[float]) -> float:
+        return math.fsum(sums) / self.clips if self.classes else math.nan
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts by name, in sorted order."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
+
+
+class _ScoresManifest(Manifest):
+    models: dict[str, dict[str, ClassScores]]
+
+
+def encode_scores(site: str, round_number: int, scores: Mapping[str, Scores]) -> dict[str, Scalar]:
+    """Evaluation metrics of a site: the scores of each model ("before" and "after" the server step)."""
+    models = {model: score.classes for model, score in scores.items()}
+    return write_manifest(_ScoresManifest(site=site, round_number=round_number, models=models))
+
+
+@only_bad_reply()
+def decode_scores(
+    metrics: Mapping[str, Scalar],
+    num_examples: int,
+    site: str,
+    round_number: int,
+    classes: Collection[str],
+    models: Collection[str] = ("before", "after"),
+    confusion: bool = False,
+) -> dict[str, Scores]:
+    """Check the scores of a site and return them by model.
+
+    Args:
+        metrics: metrics of the evaluation result.
+        num_examples: its number of examples; every model must have been scored on just as many clips.
+        site: the site that was asked.
+        round_number: the round it was asked in.
+        classes: the known class names.
+        models: the models it was asked to score, no more and no fewer.
+        confusion: whether it was asked which classes were predicted.
+
+    Raises:
+        BadReplyError: anything is wrong with them. No other exception escapes, whatever the input.
+    """
+    entries = len(classes) * len(models)
+    if confusion:  # a class has no more entries than clips
+        entries += min(len(classes) ** 2, num_examples) if type(num_examples) is int else 0
+    manifest = read_manifest(metrics, _ScoresManifest, entries)
+    check_origin(manifest, site, round_number)
+    if manifest.models.keys() != set(models):
+        raise BadReplyError(f"scores for models {show(sorted(manifest.models))}, asked was {show(sorted(models))}")
+    known = frozenset(classes)
+    for by_class in manifest.models.values():
+        for name, score in by_class.items():
+            _check_score(name, score, known)
+    scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
+    for model, result in scores.items():
+        if type(num_examples) is not int or result.clips != num_examples:
+            raise BadReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
+    return scores
+
+
+def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
+    if name not in known:
+        raise BadReplyError(f"unknown class {show(name)}")
+    if score.clips > MAX_COUNT:
+        raise BadReplyError(f"{show(name)}: {show(score.clips)} clips, the limit is {MAX_COUNT}")
+    if not score.right_at_1 <= score.right_at_5 <= score.clips:
+        raise BadReplyError(
+            f"{show(name)}: {show(score.right_at_1)} right at 1, {show(score.right_at_5)} at 5, "
+            f"{score.clips} clips: must not decrease"
+        )
+    if max(score.right_among, score.right_calibrated) > score.clips:
+        raise BadReplyError(
+            f"{show(name)}: {show(max(score.right_among, score.right_calibrated))} right of {score.clips} clips"
+        )
+    if score.predicted:
+        if unknown := score.predicted.keys() - known:
+            raise BadReplyError(f"{show(name)}: predicted is unknown class {show(min(unknown))}")
+        if sum(score.predicted.values()) != score.clips or score.predicted.get(name, 0) < score.right_at_1:
+            raise BadReplyError(
+                f"{show(name)}: {show(sum(score.predicted.values()))} predictions, {show(score.predicted.get(name))}"
+                f" of them right, for {score.clips} clips, {score.right_at_1} right"
+            )
+    if abs(score.cosine) > score.clips * _COSINE_TOLERANCE:
+        raise BadReplyError(f"{show(name)}: cosines of {score.clips} clips cannot sum to {score.cosine:.6g}")
+    if abs(score.loss) > score.clips * MAX_LOSS:
+        raise BadReplyError(f"{show(name)}: losses of {score.clips} clips sum to {score.loss:.6g}")

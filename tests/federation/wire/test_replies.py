@@ -1,0 +1,363 @@
+"""Sites' replies: what is sent arrives, and nothing else gets in."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.common import ndarrays_to_parameters
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fed_a2v.core.prompts import PromptBank
+from fed_a2v.federation import wire
+from fed_a2v.federation.wire import BadReplyError
+
+from .helpers import CLASSES, QUICK, decode, make_expected, make_reply, sent
+from .hostile import assert_presentable, change, drop, mutate, text
+
+
+def assert_same(got, wanted, tolerance):
+    assert (got.site, got.round_number, got.task) == (wanted.site, wanted.round_number, wanted.task)
+    assert (got.num_examples, got.fingerprint) == (wanted.num_examples, wanted.fingerprint)
+    assert (got.square_root, got.losses, got.seconds) == (wanted.square_root, wanted.losses, wanted.seconds)
+    pairs = list(zip(got.weights, wanted.weights, strict=True))
+    for one, other in zip(got.prompts, wanted.prompts, strict=True):
+        assert (one.name, one.count) == (other.name, other.count)
+        pairs += [(one.clip, other.clip), (one.t5, other.t5)]
+        assert (one.audio is None) == (other.audio is None)
+        if one.audio is not None:
+            assert torch.equal(one.audio.counts, other.audio.counts)
+            pairs += [(one.audio.means, other.audio.means), (one.audio.variances, other.audio.variances)]
+    for one, other in pairs:
+        if other is None:
+            assert one is None
+        else:
+            assert one.dtype in (torch.float16, torch.float32)
+            torch.testing.assert_close(one.float(), other, rtol=tolerance, atol=tolerance)
+
+
+@QUICK
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    task=st.sampled_from(["train", "introduce"]),
+    names=st.lists(st.sampled_from(CLASSES), unique=True),
+    prototypes=st.integers(1, 5),
+    held=st.booleans(),
+    variance=st.booleans(),
+    t5=st.booleans(),
+    dtype=st.sampled_from(["float16", "float32"]),
+)
+def test_a_valid_reply_survives_the_whole_way_through_flowers_bytes(
+    seed, task, names, prototypes, held, variance, t5, dtype
+):
+    reply = make_reply(seed, task, names, prototypes=prototypes, held=held, variance=variance, t5=t5)
+    arrays, metrics = wire.encode_reply(reply, dtype)
+    assert all(type(value) in (bool, int, float, str, bytes) for value in metrics.values())
+    assert all(a.flags.c_contiguous and a.dtype.isnative and a.flags.owndata is not None for a in arrays)
+    received = wire.read_arrays(ndarrays_to_parameters(arrays))
+    expected = make_expected(
+        task, t5_shape=(3, 7) if t5 else None, held_fingerprint="abc123" if held else "", held_classes=CLASSES
+    )
+    got = wire.decode_reply(received, metrics, reply.num_examples, expected)
+    assert_same(got, reply, 0 if dtype == "float32" else 2e-3)
+
+
+def test_zero_variances_do_not_travel():
+    with_variance, _, _ = sent(make_reply(variance=True))
+    without, manifest, examples = sent(make_reply(variance=False))
+    assert len(without) == len(with_variance) - 2
+    got = decode(without, manifest, examples)
+    assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.prompts)
+
+
+def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
+    reply = make_reply()
+    reply.weights[0][0, 0] = 70000.0
+    reply.prompts[0].audio.variances[0, 0, 0] = 1e-12
+    arrays, manifest, examples = sent(reply, "float16")
+    entry = manifest["classes"][0]["prototypes"]
+    assert [a.dtype.name for a in arrays[:3]] == ["float32", "float16", "float16"]
+    assert arrays[entry["variances"]].dtype == np.float32
+    assert arrays[entry["means"]].dtype == np.float16
+    got = decode(arrays, manifest, examples, make_expected(max_weight_rms=1e5))
+    assert got.weights[0][0, 0] == 70000.0
+    assert got.prompts[0].audio.variances[0, 0, 0] > 0
+
+
+def test_encoded_arrays_share_no_memory_with_the_models_and_decoded_weights_alone_with_the_bytes():
+    reply = make_reply()
+    arrays, manifest, examples = sent(reply, "float32")
+    arrays[0][:] = 0
+    assert reply.weights[0].abs().sum() > 0
+    got = decode(arrays, manifest, examples)
+    for array in arrays:
+        array[...] = 99
+    assert all((weight == 99).all() for weight in got.weights), "a copy of what waits in memory anyway"
+    audio = got.prompts[0].audio
+    assert not any((tensor == 99).any() for tensor in (audio.means, audio.counts, audio.variances, got.prompts[0].clip))
+
+
+def test_arrays_keep_the_precision_in_which_they_came():
+    got = decode(*sent(dtype="float16"))
+    audio = got.prompts[0].audio
+    assert {tensor.dtype for tensor in (*got.weights, audio.means, audio.variances)} == {torch.float16}
+    arrays, manifest, examples = sent()
+    arrays[0], arrays[3] = arrays[0].astype(np.float64), arrays[3].astype(np.float64)
+    got = decode(arrays, manifest, examples)
+    assert {got.weights[0].dtype, got.prompts[0].audio.means.dtype} == {torch.float32}
+
+
+def test_a_site_cannot_encode_a_loss_that_is_not_finite():
+    with pytest.raises(ValueError, match="mse"):
+        wire.encode_reply(replace(make_reply(), losses={"mse": math.nan}), "float16")
+
+
+def swap(index, function):
+    """A hostile edit of one array."""
+
+    def edit(arrays, manifest):
+        arrays[index] = function(arrays[index])
+        return arrays, manifest
+
+    return edit
+
+
+def poke(index, value):
+    def function(array):
+        array = array.copy()
+        array.flat[0] = value
+        return array
+
+    return swap(index, function)
+
+
+# Arrays of make_reply(): 0-2 weights; dog: 3 means, 4 counts, 5 variances, 6 clip, 7 t5; rain: 8 to 12.
+DOG = ("classes", 0)
+HOSTILE = {
+    "manifest is not JSON": (text(lambda t: t[:-5]), "not valid JSON"),
+    "manifest is empty": (text(lambda t: ""), "not valid JSON"),
+    "manifest is a list": (text(lambda t: "[1]"), "not a JSON object"),
+    "manifest is huge": (text(lambda t: t + " " * (1 << 20)), "characters, the limit is 18944"),
+    "manifest is nested deep": (text(lambda t: "[" * 10_000), "nested too deep"),
+    "manifest has a number of many digits": (text(lambda t: "9" * 5000), "not valid JSON"),
+    "manifest holds NaN": (change("seconds", to=math.nan), "contains NaN"),
+    "manifest holds infinity": (change("losses", "mse", to=-math.inf), "contains -Infinity"),
+    "manifest overflows to infinity": (text(lambda t: t.replace("1.25", "1e999")), "seconds: .*finite"),
+    "a key comes twice": (text(lambda t: t.replace("{", '{"site": "site-0", ', 1)), "key 'site' twice"),
+    "a nested key comes twice": (text(lambda t: t.replace('"mse"', '"mse": 1, "mse"')), "key 'mse' twice"),
+    "no version": (drop("schema_version"), "schema version None, this program has 1"),
+    "another version": (change("schema_version", to=2), "schema version 2, this program has 1"),
+    "version true": (change("schema_version", to=True), "schema version True, this program has 1"),
+    "a key is missing": (drop("classes", 0, "count"), "classes.0.count: Field required"),
+    "an unknown key": (change("code", to="x"), "manifest code: Extra inputs"),
+    "an unknown key that is long": (change("x" * 15_000, to=1), "manifest 'xxx.*xxx': Extra inputs"),
+    "an unknown key that breaks lines": (change("a\nERROR b", to=1), r"manifest 'a\\nERROR b': Extra"),
+    "another site": (change("site", to="../../site"), r"reply of site '../../site', asked was 'site-0'"),
+    "a long site": (change("site", to="s" * 15_000), "reply of site 'sss"),
+    "another round": (change("round_number", to=2), "reply to round 2, asked was round 3"),
+    "round true": (change("round_number", to=True), "round_number: .*valid integer"),
+    "round 3.0": (change("round_number", to=3.0), "round_number: .*valid integer"),
+    "another task": (change("task", to="introduce"), "answers task 'introduce', asked was 'train'"),
+    "an unknown task": (change("task", to="exec"), "manifest task: Input should be"),
+    "square roots where others have none": (change("square_root", to=False), "square_root is False"),
+    "square_root 1": (change("square_root", to=1), "square_root: .*valid boolean"),
+    "fingerprint with spaces": (change("fingerprint", to="a b"), "fingerprint: .*pattern"),
+    "fingerprint too long": (change("fingerprint", to="a" * 129), "fingerprint: .*pattern"),
+    "loss is a string": (change("losses", "mse", to="0"), "losses.mse: .*number"),
+    "loss is huge": (change("losses", "mse", to=1e300), "losses.mse: .*less than"),
+    "loss has a long name": (change("losses", "m" * 65, to=1.0), "losses.'mmm.*pattern"),
+    "time runs backwards": (change("seconds", to=-1), "seconds: .*greater than"),
+    "classes are an object": (change("classes", to={}), "classes: .*list"),
+    "a class is a number": (change("classes", 0, to=7), "classes.0: "),
+    "unknown class": (change(*DOG, "name", to="../../x"), r"unknown class '../../x'"),
+    "long unknown class": (change(*DOG, "name", to="n" * 15_000), "unknown class 'nnn"),
+    "class name is a number": (change(*DOG, "name", to=1), "name: .*valid string"),
+    "class name is half a surrogate": (change(*DOG, "name", to="\ud800"), r"unknown class '\\ud800'"),
+    "class twice": (change(*DOG, "name", to="rain"), "class 'rain' comes twice"),
+    "no clips": (change(*DOG, "count", to=0), "count: .*greater than or equal to 1"),
+    "negative clips": (change(*DOG, "count", to=-3), "count: .*greater than or equal to 1"),
+    "clips true": (change(*DOG, "count", to=True), "count: .*valid integer"),
+    "clips 4.0": (change(*DOG, "count", to=4.0), "count: .*valid integer"),
+    "too many clips": (change(*DOG, "count", to=10**9 + 1), "has 1000000001 clips, the limit"),
+    "more clips than examples": (change(*DOG, "count", to=1000), "have 10.. clips, num_examples is"),
+    "prototypes cover more than the class": (change(*DOG, "count", to=1), "cover .* clips of 1"),
+    "index out of range": (change(*DOG, "clip", to=13), "names array 13, the reply has 13"),
+    "negative index": (change(*DOG, "clip", to=-1), "clip: .*greater than or equal to 0"),
+    "huge index": (change(*DOG, "clip", to=10**30), "names array 10000"),
+    "index true": (change(*DOG, "clip", to=True), "clip: .*valid integer"),
+    "index of a weight": (change(*DOG, "clip", to=0), "uses array 0 2 times"),
+    "index used twice": (change(*DOG, "clip", to=11), "uses array 11 2 times"),
+    "an array too many": (lambda a, m: ([*a, a[0]], m), "has 14 arrays, the manifest uses 13"),
+    "an array too few": (lambda a, m: (a[:-1], m), "names array 12, the reply has 12"),
+    "no arrays": (lambda a, m: ([], m), "names array 0, the reply has 0"),
+    "a weight too few": (change("weights", to=2), "2 weights, expected 3"),
+    "very many weights": (change("weights", to=10**18), "1000000000000000000 weights, expected 3"),
+    "weights in another order": (lambda a, m: ([a[1], a[0], *a[2:]], m), r"weight 0: shape \(3,\), expected"),
+    "weights of integers": (
+        swap(0, lambda a: a.astype(np.int64)),
+        "weight 0: type 'int64', expected a float",
+    ),
+    "weights of bool": (swap(0, lambda a: a > 0), "weight 0: type 'bool'"),
+    "weights of complex": (swap(0, lambda a: a.astype(complex)), "weight 0: type 'complex128'"),
+    "weights of objects": (swap(0, lambda a: a.astype(object)), "weight 0: type 'object'"),
+    "weights in foreign byte order": (swap(0, lambda a: a.astype(">f4")), "weight 0: type '>f4'"),
+    "a masked array": (swap(0, np.ma.masked_array), "not a list of numpy arrays"),
+    "a list for an array": (swap(0, lambda a: a.tolist()), "not a list of numpy arrays"),
+    "a numpy scalar for an array": (swap(2, lambda a: np.float32(1)), "not a list of numpy arrays"),
+    "NaN in weights": (poke(0, math.nan), "weight 0: not finite"),
+    "infinity in weights": (poke(1, -math.inf), "weight 1: not finite"),
+    "1e30 in weights": (poke(0, 1e30), r"weight 0: magnitude 1e\+30, the limit is 1e\+06"),
+    "1e300 in weights": (swap(0, lambda a: np.full(a.shape, 1e300)), "weight 0: not finite"),
+    "weights a thousand times too large": (
+        lambda a, m: ([np.asarray(x * 1000) for x in a[:3]] + a[3:], m),
+        "weights have root mean square .* the limit is 100",
+    ),
+    "no prototypes": (
+        lambda a, m: change(*DOG, "prototypes", to=None)(a, m),
+        "the reply has 13 arrays, the manifest uses 10",
+    ),
+    "prototypes of another width": (swap(3, lambda a: a[..., :4]), r"prototypes of 'dog': shape \(2, 2, 4\)"),
+    "prototypes without tokens": (swap(3, lambda a: a[:, 0]), r"have shape \(2, 5\), expected \(K, S, Da\)"),
+    "a prototype more than counts": (swap(3, lambda a: np.concatenate([a, a])), r"dog': shape \(4, 2, 5\)"),
+    "infinite prototypes": (poke(3, math.inf), "prototypes of 'dog': not finite"),
+    "prototypes of 1e30": (poke(3, 1e30), "prototypes of 'dog': magnitude 1e"),
+    "counts of floats": (swap(4, lambda a: a.astype(float)), "prototype counts of 'dog' are 'float64'"),
+    "counts of int32": (swap(4, lambda a: a.astype(np.int32)), "prototype counts of 'dog' are 'int32'"),
+    "counts of bool": (swap(4, lambda a: a > 0), "prototype counts of 'dog' are 'bool'"),
+    "counts as a matrix": (swap(4, lambda a: a[None]), r"are 'int64' \(1, 2\)"),
+    "no counts": (swap(4, lambda a: a[:0]), r"are 'int64' \(0,\)"),
+    "very many counts": (swap(4, lambda a: np.ones(5000, dtype=np.int64)), r"with K up to 4096"),
+    "a count of zero": (poke(4, 0), "a prototype of 'dog' has 0 clips"),
+    "a negative count": (poke(4, -5), "a prototype of 'dog' has -5 clips"),
+    "counts that overflow": (
+        swap(4, lambda a: np.full(2, 2**62)),
+        "a prototype of 'dog' has 4611686018427387904",
+    ),
+    "negative variances": (poke(5, -1e-3), "variances of 'dog': smallest value -0.001"),
+    "NaN variances": (poke(5, math.nan), "variances of 'dog': not finite"),
+    "huge variances": (poke(5, 1e13), "variances of 'dog': magnitude 1e"),
+    "variances of another shape": (swap(5, lambda a: a[:1]), "variances of 'dog': shape"),
+    "clip output of another shape": (swap(6, lambda a: a[0]), r"clip output of 'dog': shape \(6,\)"),
+    "clip output to be broadcast": (swap(6, lambda a: a[:, :1]), r"clip output of 'dog': shape \(1, 1\)"),
+    "NaN clip output": (poke(6, math.nan), "clip output of 'dog': not finite"),
+    "1e30 t5 output": (poke(7, 1e30), "t5 output of 'dog': magnitude"),
+    "no t5 output": (
+        lambda a, m: change(*DOG, "t5", to=None)(a[:12], shifted(m, 7)),
+        "class 'dog' has no t5 output",
+    ),
+}
+
+
+def shifted(manifest, gone):
+    """The manifest with one array taken out."""
+    text = json.dumps(manifest)
+    tree = json.loads(text)
+    for entry in tree["classes"]:
+        for part, keys in ((entry, ("clip", "t5")), (entry["prototypes"], ("means", "counts", "variances"))):
+            for key in keys:
+                if part[key] > gone:
+                    part[key] -= 1
+    return tree
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_reply_is_refused_with_its_reason(case):
+    edit, reason = HOSTILE[case]
+    arrays, manifest, examples = sent()
+    arrays, manifest = edit(list(arrays), copy.deepcopy(manifest))
+    with pytest.raises(BadReplyError, match=reason) as refused:
+        decode(arrays, manifest, examples)
+    assert_presentable(refused.value)
+
+
+@pytest.mark.parametrize(
+    "examples", [0, -1, True, 3.0, "3", None, np.int64(30), 10**9 + 1, pytest.param(10**6000, id="huge")]
+)
+def test_a_bad_number_of_examples_is_refused(examples):
+    arrays, manifest, _ = sent()
+    with pytest.raises(BadReplyError):
+        decode(arrays, manifest, examples)
+
+
+def test_an_introduction_carries_neither_weights_nor_outputs():
+    arrays, manifest, examples = sent(make_reply(task="introduce"))
+    assert decode(arrays, manifest, examples, make_expected("introduce")).weights == []
+    arrays, manifest, examples = sent()
+    with pytest.raises(BadReplyError, match="3 weights, expected 0"):
+        decode(arrays, manifest | {"task": "introduce"}, examples, make_expected("introduce"))
+    arrays, manifest, examples = sent(replace(make_reply(), weights=[], task="introduce"))
+    with pytest.raises(BadReplyError, match="class 'dog' has a clip output"):
+        decode(arrays, manifest, examples, make_expected("introduce"))
+
+
+def test_a_t5_output_without_a_t5_adapter_is_refused():
+    with pytest.raises(BadReplyError, match="class 'dog' has a t5 output"):
+        decode(*sent(), make_expected(t5_shape=None))
+
+
+def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
+    message = sent(make_reply(held=True))
+    held = make_expected(held_fingerprint="abc123", held_classes={"dog", "rain"})
+    got = decode(*message, held)
+    bank = PromptBank()
+    bank.update("site-0", make_reply().prompts, "abc123", 2)
+    bank.update(got.site, got.prompts, got.fingerprint, 3)
+    assert len(bank.rows()) == 4
+    for missing in (
+        make_expected(),
+        replace(held, held_fingerprint="other"),
+        replace(held, held_classes={"rain"}),
+    ):
+        with pytest.raises(BadReplyError, match="class 'dog' has no prototypes"):
+            decode(*message, missing)
+
+
+def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree():
+    unknown = make_expected(audio_shape=None)
+    arrays, manifest, examples = sent()
+    assert decode(arrays, manifest, examples, unknown).prompts[1].audio.means.shape == (2, 2, 5)
+    arrays[8] = arrays[8][..., :4]
+    with pytest.raises(BadReplyError, match=r"prototypes of 'rain': shape \(2, 2, 4\), expected \(2, 2, 5\)"):
+        decode(arrays, manifest, examples, unknown)
+
+
+def assert_sound(reply, expected):
+    """What an accepted reply promises, whatever was sent."""
+    assert [tuple(w.shape) for w in reply.weights] == list(expected.weight_shapes)
+    names = [p.name for p in reply.prompts]
+    assert len(names) == len(set(names))
+    assert set(names) <= set(expected.classes)
+    assert all(math.isfinite(loss) for loss in reply.losses.values())
+    tensors = list(reply.weights)
+    for p in reply.prompts:
+        k = len(p.audio.counts)
+        assert type(p.count) is int
+        assert p.audio.counts.min() >= 1
+        assert p.audio.counts.sum() <= p.count <= reply.num_examples
+        assert p.audio.means.shape == p.audio.variances.shape == (k, *expected.audio_shape)
+        assert (p.audio.variances >= 0).all()
+        assert (p.clip.shape, p.t5.shape) == (expected.clip_shape, expected.t5_shape)
+        tensors += [p.audio.means, p.audio.variances, p.clip, p.t5]
+    for tensor in tensors:
+        assert tensor.dtype in (torch.float16, torch.float32)
+        assert tensor.isfinite().all()
+        assert tensor.numel() == 0 or tensor.abs().max() <= expected.max_magnitude**2
+
+
+@settings(derandomize=True, max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_mutated_reply_is_refused_cleanly_or_is_sound(data):
+    arrays, manifest, examples = sent(dtype=data.draw(st.sampled_from(["float16", "float32"])))
+    with np.errstate(all="ignore"):
+        arrays, written = mutate(data, arrays, manifest)
+    expected = make_expected()
+    try:
+        got = decode(arrays, written, examples, expected)
+    except BadReplyError as error:
+        assert_presentable(error)
+    else:
+        assert_sound(got, expected)

@@ -1,0 +1,137 @@
+"""Sites' scores: they add up whatever their order, and none that cannot be true gets in."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fed_a2v.federation import wire
+from fed_a2v.federation.wire import BadReplyError, ClassScores, Scores
+
+from .helpers import CLASSES, QUICK
+from .hostile import assert_presentable, change, drop, mutate, text
+
+
+def score(clips=4, right=2, right5=3, cosine=1.5, loss=2.0):
+    return ClassScores(clips=clips, right_at_1=right, right_at_5=right5, cosine=cosine, loss=loss)
+
+
+def sent_scores():
+    before = Scores({"dog": score(), "rain": score(6, 0, 6, -1.0, 0.0)})
+    after = Scores({"dog": score(4, 4, 4), "rain": score(6, 3, 6)})
+    return {"before": before, "after": after}
+
+
+def test_scores_survive_the_way():
+    metrics = wire.encode_scores("site-0", 3, sent_scores())
+    assert wire.decode_scores(metrics, 10, "site-0", 3, CLASSES) == sent_scores()
+
+
+def test_predictions_survive_the_way_and_add_up():
+    predicted = score().model_copy(update={"predicted": {"dog": 3, "rain": 1}})
+    metrics = wire.encode_scores("site-0", 3, {"after": Scores({"dog": predicted})})
+    got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"], confusion=True)["after"]
+    merged = Scores.merge([got, got, Scores({"dog": score().model_copy(update={"predicted": {"cat": 4}})})])
+    assert merged.classes["dog"].predicted == {"cat": 4, "dog": 6, "rain": 2}
+
+
+def test_scores_give_figures_over_clips_not_over_sites():
+    merged = Scores.merge([Scores({"dog": score(1, 1, 1, 1.0, 0.5)}), Scores({"dog": score(9, 0, 9, 4.0, 4.5)})])
+    assert (merged.clips, merged.accuracy, merged.accuracy_at_5) == (10, 0.1, 1.0)
+    assert (merged.cosine, merged.loss) == (0.5, 0.5)
+    assert merged.class_accuracy == {"dog": 0.1}
+
+
+def test_no_scores_have_no_figures():
+    assert math.isnan(Scores.merge([]).accuracy)
+
+
+@QUICK
+@given(
+    parts=st.lists(
+        st.dictionaries(st.sampled_from(CLASSES), st.floats(-4, 4).map(lambda x: score(cosine=x, loss=x / 3))),
+        min_size=1,
+        max_size=8,
+    ),
+    order=st.randoms(),
+)
+def test_sums_over_sites_do_not_depend_on_their_order(parts, order):
+    sites = [Scores(part) for part in parts]
+    other = [Scores(dict(sorted(part.items(), reverse=True))) for part in parts]
+    order.shuffle(other)
+    one, two = Scores.merge(sites), Scores.merge(other)
+    assert one == two
+    assert list(one.classes) == list(two.classes)
+    assert repr((one.accuracy, one.cosine, one.loss)) == repr((two.accuracy, two.cosine, two.loss))
+
+
+def test_sites_at_the_limit_can_still_be_merged():
+    scores = {"after": Scores({"dog": score(clips=10**9, loss=1e21)})}
+    got = wire.decode_scores(wire.encode_scores("site-0", 3, scores), 10**9, "site-0", 3, CLASSES, models=("after",))
+    assert Scores.merge([got["after"]] * 3).clips == 3 * 10**9
+
+
+DOG_SCORE = ("models", "after", "dog")
+HOSTILE_SCORES = {
+    "another version": (change("schema_version", to=0), "schema version 0, this program has 1"),
+    "another site": (change("site", to="site-1"), "reply of site 'site-1'"),
+    "another round": (change("round_number", to=4), "reply to round 4"),
+    "a model missing": (drop("models", "before"), "scores for models"),
+    "a model too many": (change("models", "m" * 1000, to={}), "scores for models"),
+    "unknown class": (change("models", "after", "../x", to=score().model_dump()), r"unknown class '../x'"),
+    "predicted an unknown class": (change(*DOG_SCORE, "predicted", to={"../x": 4}), r"unknown class '../x'"),
+    "more predictions than clips": (change(*DOG_SCORE, "predicted", to={"dog": 5}), "5 predictions"),
+    "predictions against the hits": (change(*DOG_SCORE, "predicted", to={"rain": 4}), "None of them right"),
+    "a negative number of predictions": (change(*DOG_SCORE, "predicted", to={"dog": -4}), "greater than"),
+    "no clips": (change(*DOG_SCORE, "clips", to=0), "after.dog.clips: .*greater than"),
+    "clips true": (change(*DOG_SCORE, "clips", to=True), "after.dog.clips: .*integer"),
+    "too many clips": (change(*DOG_SCORE, "clips", to=10**10), "10000000000 clips, the limit"),
+    "fewer at 5 than at 1": (change(*DOG_SCORE, "right_at_5", to=3), "4 right at 1, 3 at 5"),
+    "more right than clips": (change(*DOG_SCORE, "right_at_5", to=5), "5 at 5, 4 clips"),
+    "negative right": (change(*DOG_SCORE, "right_at_1", to=-1), "right_at_1: .*greater"),
+    "right 2.0": (change(*DOG_SCORE, "right_at_1", to=2.0), "right_at_1: .*integer"),
+    "cosine above one": (change(*DOG_SCORE, "cosine", to=4.1), "cosines of 4 clips cannot sum to 4.1"),
+    "cosine below minus one": (change(*DOG_SCORE, "cosine", to=-4.1), "cannot sum to -4.1"),
+    "cosine NaN": (change(*DOG_SCORE, "cosine", to=math.nan), "contains NaN"),
+    "loss overflows": (text(lambda t: t.replace('"loss": 2.0', '"loss": 1e999')), "loss: .*finite"),
+    "loss absurd": (change(*DOG_SCORE, "loss", to=-1e30), "losses of 4 clips sum to -1e"),
+    "clips and examples differ": (change(*DOG_SCORE, "clips", to=5), "scored 11 clips, num_examples is 10"),
+    "a class twice": (text(lambda t: t.replace('"dog"', '"rain"')), "key 'rain' twice"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_SCORES)
+def test_hostile_scores_are_refused_with_their_reason(case):
+    edit, reason = HOSTILE_SCORES[case]
+    manifest = json.loads(wire.encode_scores("site-0", 3, sent_scores())["manifest"])
+    _, manifest = edit([], manifest)
+    written = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    with pytest.raises(BadReplyError, match=reason) as refused:
+        wire.decode_scores({"manifest": written}, 10, "site-0", 3, CLASSES)
+    assert_presentable(refused.value)
+
+
+@QUICK
+@given(data=st.data())
+def test_mutated_scores_are_refused_cleanly_or_are_sound(data):
+    manifest = json.loads(wire.encode_scores("site-0", 3, sent_scores())["manifest"])
+    _, written = mutate(data, [], manifest)
+    try:
+        got = wire.decode_scores({"manifest": written}, 10, "site-0", 3, CLASSES)
+    except BadReplyError as error:
+        assert_presentable(error)
+    else:
+        assert got.keys() == {"before", "after"}
+        for scores in got.values():
+            assert 0 <= scores.accuracy <= scores.accuracy_at_5 <= 1
+            assert abs(scores.cosine) <= 1.001
+            assert math.isfinite(scores.loss)
+
+
+@pytest.mark.parametrize("name", ["right_among", "right_calibrated"])
+def test_figures_of_unseen_classes_are_checked_and_add_up(name):
+    one, other = (Scores({"dog": score().model_copy(update={name: number})}) for number in (1, 2))
+    assert getattr(Scores.merge([one, other]).classes["dog"], name) == 3
+    assert Scores.merge([one]).of({"cat"}).classes == {}
