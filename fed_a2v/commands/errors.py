@@ -10,7 +10,7 @@ def mendable() -> tuple[type[Exception], ...]:
     from fed_a2v.data.errors import DataError
     from fed_a2v.encoders.pretrained import ModelError
     from fed_a2v.encoders.text import TargetsError
-    from fed_a2v.federation.strategy import FederationError
+    from fed_a2v.federation.errors import FederationError
     from fed_a2v.images.gallery import GalleryError
     from fed_a2v.load import RunError
     from fed_a2v.report.collect import ReportError

@@ -3,7 +3,7 @@ import pytest
 from fed_a2v.config import compose_settings
 from fed_a2v.federation.engine import run_in_process
 
-from .helpers import FAST, Finished
+from .helpers import FAST, Federation, Finished
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,9 @@ def run_in(tmp_path):
         return Finished(folder, run_in_process(compose_settings([*FAST, *overrides]), folder))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def honest_row():
+    """The row of a first round in which all goes well."""
+    return Federation().start().round()

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import SimpleClientManager
@@ -34,6 +35,10 @@ SMALL = (
     "finetune.steps=2",
     "generator=none",
 )
+# The sites' average is what stays, so that it can be compared.
+PLAIN = "finetune.enabled=false"
+SITES = [site_name(number) for number in range(5)]
+BAD = SITES[2]
 
 
 @dataclass(frozen=True)
@@ -192,4 +197,26 @@ def failed(reply, message):
     return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, message), reply.parameters, 0, {})
 
 
-SITES = [site_name(number) for number in range(5)]
+def lie(change, task="train", site=BAD):
+    """A tamper function: one site's replies to one task are altered."""
+    return lambda t, s, work: rewrite(work(), change) if (t, s) == (task, site) else work()
+
+
+def overwrite(position, value):
+    def change(arrays, manifest):
+        arrays[position] = np.array(value(arrays[position]))
+
+    return change
+
+
+def set_manifest(**entries):
+    def change(arrays, manifest):
+        manifest.update(entries)
+
+    return change
+
+
+def with_nan(array):
+    array = array.copy()
+    array.flat[0] = np.nan
+    return array

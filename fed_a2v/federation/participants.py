@@ -1,0 +1,121 @@
+"""Who takes part in a round: which sites, and which node speaks for each of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from flwr.common import GetPropertiesIns
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+
+from fed_a2v.core.seeding import numpy_generator
+from fed_a2v.data.partition import site_name
+from fed_a2v.federation.errors import FederationError
+from fed_a2v.settings import Settings
+
+log = logging.getLogger("fed_a2v")
+
+SITE_NAME = re.compile(r"site-[\w .-]{1,64}")
+
+
+def active_sites(settings: Settings, round_number: int) -> list[int]:
+    """Numbers of the sites that are there in a round: all of them, or the group whose turn it is in the scenario."""
+    scenario, sites = settings.scenario, settings.partition.sites
+    if scenario.name == "static":
+        return list(range(sites))
+    step = min((round_number - 1) // scenario.rounds_per_step, scenario.steps - 1)
+    return [site for site in range(sites) if site * scenario.steps // sites == step]
+
+
+def sampled_sites(settings: Settings, round_number: int) -> list[int]:
+    """Numbers of the sites that train in a round, drawn anew among those that are there; in order."""
+    active, share = active_sites(settings, round_number), settings.federation.sites_per_round
+    if share == 1.0:
+        return active
+    random = numpy_generator(settings.seed, "sites of a round", round_number)
+    return sorted(random.choice(active, size=max(1, round(share * len(active))), replace=False).tolist())
+
+
+class Nodes:
+    """Flower's nodes, and the sites that each of them speaks for.
+
+    The sites of a simulated federation are dealt to whatever nodes there are, several to a node if need be. With
+    `partition.kind = own` every node is a site, and says what it is called.
+
+    Args:
+        settings: of the experiment.
+
+    Attributes:
+        assigned: by site, the `cid` of the node that was asked to speak for it last.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.assigned: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+
+    def wait(self, manager: ClientManager, wanted: int) -> None:
+        """Wait for so many nodes, with a word every 10 s.
+
+        Raises:
+            FederationError: they do not come within `federation.start_timeout`.
+        """
+        limit = self.settings.federation.start_timeout
+        deadline = time.monotonic() + limit
+        while not manager.wait_for(wanted, timeout=min(10, max(1, int(deadline - time.monotonic())))):
+            present = manager.num_available()
+            if time.monotonic() >= deadline:
+                raise FederationError(
+                    f"{present} of {wanted} nodes came within {limit:.0f} s: start more, or lower "
+                    "federation.min_nodes and aggregation.min_replies, or raise federation.start_timeout"
+                )
+            log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
+
+    def assign(self, manager: ClientManager, numbers: Iterable[int]) -> list[tuple[str, int, ClientProxy]]:
+        """Name, number and node of each of the sites `numbers`; of all nodes where each is a site of its own.
+
+        Flower passes over a round in which nobody is asked, as if it had been done: there is always somebody.
+
+        Raises:
+            FederationError: there is no node, and none comes within `federation.start_timeout`.
+        """
+        self.wait(manager, 1)
+        nodes = [node for _, node in sorted(manager.all().items())]
+        if self.settings.partition.kind == "own":
+            self._learn_names(nodes)
+            sites = [(self._names[node.cid], 0, node) for node in nodes if node.cid in self._names]
+        else:
+            sites = [(site_name(number), number, nodes[number % len(nodes)]) for number in numbers if nodes]
+        if not sites:
+            raise FederationError(f"none of {len(nodes)} nodes answers; see the log of their SuperNodes")
+        self.assigned = {site: node.cid for site, _, node in sites}
+        return sites
+
+    def _learn_names(self, nodes: Sequence[ClientProxy]) -> None:
+        """Ask the nodes not heard of before, all at once, what they call their site; some may not answer."""
+        strangers = [node for node in nodes if node.cid not in self._names]
+        taken = {self._names[node.cid] for node in nodes if node.cid in self._names}
+        with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
+            for node, name in zip(strangers, pool.map(self._told_name, strangers), strict=True):
+                if name is None:
+                    continue
+                if name in taken or not SITE_NAME.fullmatch(name):
+                    why = "is another node's" if name in taken else "is not 1 to 64 letters, digits, spaces or ._-"
+                    log.warning("Node %s is left out: the name of its site, %.80r, %s", node.cid, name, why)
+                    continue
+                taken.add(name)
+                self._names[node.cid] = name
+
+    def _told_name(self, node: ClientProxy) -> str | None:
+        """What a node calls its site; None if it does not answer."""
+        timeout = self.settings.federation.round_timeout
+        try:
+            properties = node.get_properties(GetPropertiesIns({}), timeout, 0).properties
+        except Exception as error:  # whatever the transport raises for a node that is lost
+            log.warning("Node %s does not say its name and is left out: %r", node.cid, error)
+            return None
+        return f"site-{properties.get('site', node.cid)!s}"
