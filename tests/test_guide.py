@@ -251,7 +251,10 @@ def test_the_nodes_become_a_partition(file):
 def test_what_differs_between_nodes_is_named(file):
     nodes = {"0": {"dataset": "ESC50", "node_split_id": 0}, "1": {"dataset": "VEGAS", "node_split_id": 1}}
     told = became(file({"nodes": nodes}))
-    assert told["nodes.*.dataset"] == ({}, "no meaning here: it differs between the nodes, and is one for all sites")
+    assert told["nodes.*.dataset"] == (
+        {},
+        "no meaning here: it differs between the nodes; dataset=mixed with dataset.sets takes several",
+    )
     assert told["nodes.*.node_split_id"][1].startswith("no meaning here")
 
 
