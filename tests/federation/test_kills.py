@@ -26,9 +26,10 @@ def kill_and_resume(kills, rounds, limit):
     assert done.stdout.count("while it wrote the state") == kills // 3
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_killed_runs_go_on_to_the_very_end_of_an_undisturbed_one():
-    kill_and_resume(kills=3, rounds=2, limit=280)
+    kill_and_resume(kills=3, rounds=2, limit=840)
 
 
 @pytest.mark.deployment
