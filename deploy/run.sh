@@ -40,7 +40,10 @@ PYTHON
 
 json() { python -c "import json, sys; print(json.load(sys.stdin)$1)"; }
 
-flwr run "$repository" "$name" --run-config "$scratch/run.toml" --format json >"$scratch/started" || {
+# Of a copy of what the app consists of: Flower looks at every file below the folder, a whole .venv too.
+mkdir "$scratch/app"
+(cd "$repository" && cp -R fed_a2v conf pyproject.toml README.md LICENSE .gitignore "$scratch/app")
+flwr run "$scratch/app" "$name" --run-config "$scratch/run.toml" --format json >"$scratch/started" || {
   cat "$scratch/started" >&2
   exit 1
 }
