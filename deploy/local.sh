@@ -160,8 +160,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.storage.files import read_jsonl
 from fed_a2v.runs.table import rounds_table
+from fed_a2v.storage.files import read_jsonl
 
 Console().print(rounds_table(read_jsonl(Path(sys.argv[1]) / "metrics.jsonl")).rich())
 PYTHON

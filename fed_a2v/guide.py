@@ -442,12 +442,9 @@ def _node_key(key: str, values: Sequence[Any]) -> Became:
         return _selected_classes(values)
     if key not in ("dataset", "diffusion_type", "train_folds", "val_folds", "test_folds"):
         return Became(note="no meaning here: sites get their clips by dataset.* and partition.*")
-    if not _alike(values) and key == "dataset":
-        return Became(
-            note="no meaning here: it differs between the nodes; dataset=mixed with dataset.sets takes several"
-        )
     if not _alike(values):
-        return Became(note="no meaning here: it differs between the nodes, and is one for all sites")
+        remedy = "; dataset=mixed with dataset.sets takes several" if key == "dataset" else ", and is one for all sites"
+        return Became(note=f"no meaning here: it differs between the nodes{remedy}")
     if key == "dataset":
         return Became({"dataset": str(values[0]).lower()})
     if key == "diffusion_type":

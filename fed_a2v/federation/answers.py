@@ -115,7 +115,9 @@ class Answers:
         scores: dict[str, dict[str, Scores]] = {}
         for node, result in results:
             try:
-                site = self._sender(node, result.metrics, scores)
+                site = self._sender(node, result.metrics)
+                if site in scores:
+                    raise BadReplyError(SECOND_REPLY)
                 scores[site] = decode_scores(
                     result.metrics, result.num_examples, site, round_number, self.classes, models, confusion
                 )
@@ -129,19 +131,17 @@ class Answers:
         refused: set[str] = set()
         for node, result in results:
             try:
-                claims.append((self._sender(node, result.metrics, ()), node, result))
+                claims.append((self._sender(node, result.metrics), node, result))
             except BadReplyError as error:
                 refused |= {site for site, cid in self.asked.items() if cid == node.cid}
                 reject(self.row, f"the reply of node {node.cid}", error)
         return sorted(claims, key=lambda claim: claim[0]), refused
 
-    def _sender(self, node: ClientProxy, metrics: Mapping[str, Scalar], heard: Container[str]) -> str:
-        """The site that an answer claims to come from, if that node was asked for it and it is the first."""
+    def _sender(self, node: ClientProxy, metrics: Mapping[str, Scalar]) -> str:
+        """The site that an answer claims to come from, if that node was asked for it."""
         site = claimed_site(metrics, self.classes)
         if self.asked.get(site) != node.cid:
             raise BadReplyError("it names a site that this node was not asked for")
-        if site in heard:
-            raise BadReplyError(SECOND_REPLY)
         return site
 
     def _unpacked(self, result: FitRes, expected: Expected) -> SiteReply:
