@@ -23,6 +23,12 @@ OVERRIDES = (
 )
 
 
+def supernode(home, address, authority):
+    """The command that starts the SuperNode of a site whose folder is `home`."""
+    command = [DEPLOY / "supernode.sh", "--superlink", address, "--ca", authority, "--key", home / "key"]
+    return [*command, "--config", home / "site.toml", "--port", free_port()]
+
+
 class Site(Program):
     """A site's machine: a folder with a key, sounds and a configuration, and the SuperNode that uses them."""
 
@@ -36,8 +42,7 @@ class Site(Program):
         config.write_text(
             f'site = "{name}"\ndataset = "esc50"\ndata-dir = "{self.sounds}"\ncache-dir = "{home / "cache"}"\n'
         )
-        command = [DEPLOY / "supernode.sh", "--superlink", address, "--ca", authority, "--key", self.key]
-        super().__init__([*command, "--config", config, "--port", free_port()], home)
+        super().__init__(supernode(home, address, authority), home)
 
     def goes_wrong(self, kind, round_number, task="train"):
         """From now on the site goes wrong so in one task of one round."""

@@ -8,13 +8,13 @@ import socketserver
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from tests.flower import Program, free_port, wait_until
 
-from .conftest import DEPLOY, OVERRIDES, SITES
+from .conftest import OVERRIDES, SITES, supernode
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(1500)]
 
@@ -94,12 +94,12 @@ def cable(deployment):
     """A cable to the far network; skips where this machine allows none."""
     if shutil.which("ip") is None:
         pytest.skip("no `ip` on PATH")
-    try:
-        joined = Cable(deployment.far_address).__enter__()
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces on this machine: {error.stderr.strip()}")
-    yield joined
-    joined.__exit__()
+    with ExitStack() as stack:
+        try:
+            joined = stack.enter_context(Cable(deployment.far_address))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces on this machine: {error.stderr.strip()}")
+        yield joined
 
 
 @pytest.fixture
@@ -107,13 +107,12 @@ def far_south(deployment, cable):
     """The south's SuperNode, moved to the far network."""
     near, port = deployment.sites["south"], free_port()
     near.end()
-    command = [DEPLOY / "supernode.sh", "--superlink", f"{cable.here}:{port}", "--ca", deployment.authority]
-    command += ["--key", near.key, "--config", near.home / "site.toml", "--port", free_port()]
+    command = supernode(near.home, f"{cable.here}:{port}", deployment.authority)
     moved = Program(command, near.home, prefix=["ip", "netns", "exec", cable.namespace])
     with forwarder(cable.here, port, deployment.superlink.port):
         moved.start()
         try:
-            wait_until(lambda: not near.alive and deployment.online() == set(SITES), "all sites online", log=near.log)
+            wait_until(lambda: deployment.online() == set(SITES), "all sites online", log=near.log)
             yield near
         finally:
             moved.end()
