@@ -26,7 +26,9 @@ from fed_a2v.config import compose_settings
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.node import Node
 from fed_a2v.federation.site import Site
+from fed_a2v.federation.wire import join_arrays, split_arrays
 
 MODES = ("avg", "median", "trimmed", "krum")
 KINDS = ("none", "not finite", "huge", "opposite sign", "other shape", "swapped classes")
@@ -86,14 +88,25 @@ class Garbage(A2VClient):
         super().__init__({})
         self.kind = kind
 
+    def node(self) -> Node:
+        """What does the work."""
+        return GarbageNode(self.kind)
+
+
+class GarbageNode(Node):
+    """See `Garbage`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__({})
+        self.kind = kind
+
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """The honest reply, with other weights where the site is hostile."""
-        arrays, clips, metrics = super().fit(parameters, config)
+        parts, clips, metrics = super().fit(parameters, config)
         if config["site"] in HOSTILE and config["task"] == "train":
-            # Weights come first; the rest is prototypes and outputs.
-            weights = len(parameters) - 2
-            arrays = [self.spoilt(array) for array in arrays[:weights]] + arrays[weights:]
-        return arrays, clips, metrics
+            weights, rest = parts
+            parts = [join_arrays(self.spoilt(array) for array in split_arrays([weights], 1000)), rest]
+        return parts, clips, metrics
 
     def spoilt(self, array: np.ndarray) -> np.ndarray:
         """One array of weights as a hostile site sends it."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import machine, write_block
-from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 from flwr.server.server import evaluate_clients
 from rich.console import Console
@@ -34,6 +34,7 @@ from fed_a2v.config import compose_settings
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.run import Run
+from fed_a2v.federation.wire import join_arrays, read_arrays
 from fed_a2v.runs.checkpoint import load_state
 
 A_ROUND = 200
@@ -44,13 +45,15 @@ class Draft:
     """A reply that is about to be spoilt: arrays, manifest, and what else travels."""
 
     def __init__(self, reply: FitRes, dice: random.Random) -> None:
-        self.arrays = [array.copy() for array in parameters_to_ndarrays(reply.parameters)]
+        self.arrays = [array.copy() for array in read_arrays(reply.parameters, 1000)]
         self.manifest: Manifest = json.loads(str(reply.metrics["manifest"]))
         self.examples: Any = reply.num_examples
         self.dice = dice
         self.tensor_type = "numpy.ndarray"
         self.text: Callable[[str], Any] = lambda text: text
-        self.tensors: Callable[[list[bytes]], Any] = lambda tensors: tensors
+        # Of the npy files, and of the parts that Flower moves.
+        self.files: Callable[[list[bytes]], list[bytes]] = lambda files: files
+        self.parts: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
 
     @property
     def a_class(self) -> Manifest:
@@ -75,21 +78,23 @@ class Draft:
 
     def packed(self) -> FitRes:
         """As it would arrive."""
-        tensors = ndarrays_to_parameters(self.arrays).tensors
-        parameters = Parameters(self.tensors(tensors), self.tensor_type)
+        files = self.files([join_arrays([array]).tobytes() for array in self.arrays])
+        joined = b"".join(file + bytes(-len(file) % 64) for file in files[:-1]) + b"".join(files[-1:])
+        parts = self.parts(ndarrays_to_parameters([np.frombuffer(joined, np.uint8)]).tensors)
+        parameters = Parameters(parts, self.tensor_type)
         metrics = {"manifest": self.text(json.dumps(self.manifest))}
         return FitRes(Status(Code.OK, ""), parameters, self.examples, metrics)
 
 
 def corrupt(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Draft], None]:
-    """Spoil the bytes of one array."""
+    """Spoil the bytes of one array, or those of all."""
 
     def spoil(draft: Draft) -> None:
-        def all_of(tensors: list[bytes]) -> list[bytes]:
-            place = draft.dice.randrange(len(tensors))
-            return [*tensors[:place], change(tensors[place], draft.dice), *tensors[place + 1 :]]
+        def one_of(files: list[bytes]) -> list[bytes]:
+            place = draft.dice.randrange(len(files))
+            return [*files[:place], change(files[place], draft.dice), *files[place + 1 :]]
 
-        draft.tensors = all_of
+        setattr(draft, draft.dice.choice(["files", "parts"]), one_of)
 
     return spoil
 
@@ -182,7 +187,7 @@ KINDS: dict[str, Callable[[Draft], Any]] = {
     "a key that comes twice": lambda d: in_text(d, lambda text: text.replace("{", '{"site": "x", ', 1)),
     # The containers
     "a truncated array": corrupt(lambda tensor, dice: tensor[: dice.randrange(len(tensor))]),
-    "trailing bytes": corrupt(lambda tensor, dice: tensor + bytes(dice.randint(1, 99))),
+    "trailing bytes": corrupt(lambda tensor, dice: tensor + b"x" * dice.randint(1, 99)),
     "random bytes": corrupt(lambda _, dice: dice.randbytes(dice.randint(0, 999))),
     "a terabyte declared": corrupt(lambda *_: declared(f"({10**12},)")),
     "a product that overflows": corrupt(lambda *_: declared("(4294967296, 4294967296)")),

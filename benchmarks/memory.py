@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from common import machine, write_block
-from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 
 from fed_a2v.config import compose_settings
@@ -28,7 +28,7 @@ from fed_a2v.federation.build import make_step
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V
 from fed_a2v.federation.task import prompt_set
-from fed_a2v.federation.wire import SiteReply, encode_reply
+from fed_a2v.federation.wire import SiteReply, pack_reply, read_arrays
 from fed_a2v.settings import Settings
 
 SITES, CLASSES, OWN, WIDTH = 50, 50, 10, 512
@@ -109,7 +109,7 @@ class Actor(InProcessClient):
         random = torch.Generator().manual_seed(int(config["number"]))
         weights: list[torch.Tensor] = []
         if config["task"] == "train":
-            for array in parameters_to_ndarrays(ins.parameters)[:-2]:
+            for array in read_arrays(ins.parameters, 1000)[:-2]:
                 weights.append(torch.from_numpy(array).float())
                 weights[-1] = weights[-1] + 0.01 * torch.randn(weights[-1].shape, generator=random)
         own = [NAMES[(int(config["number"]) + 5 * step) % CLASSES] for step in range(OWN)]
@@ -124,7 +124,7 @@ class Actor(InProcessClient):
             "same",
             False,  # type: ignore[arg-type]
         )
-        arrays, metrics = encode_reply(reply, self.settings.share.dtype)
+        arrays, metrics = pack_reply(reply, self.settings.share.dtype)
         return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), reply.num_examples, metrics)
 
     def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassPrompts:

@@ -36,7 +36,7 @@ from fed_a2v.federation import strategy
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.strategy import FedA2V
-from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, encode_reply, encode_scores
+from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, encode_scores, pack_reply, split_arrays
 from fed_a2v.storage.files import read_jsonl
 
 CLASSES, PROTOTYPES, CLIPS, WIDTH = 10, 8, 24, 512
@@ -148,7 +148,7 @@ class Player(A2VClient):
         """Noise on the weights that came; prototypes when asked for an introduction, outputs after it."""
         random = torch.Generator().manual_seed(self.number)
         trained = config["task"] == "train"
-        weights = [torch.from_numpy(array).float() for array in parameters[:-2]] if trained else []
+        weights = [torch.from_numpy(array).float() for array in split_arrays(parameters, 1000)[:-2]] if trained else []
         reply = SiteReply(
             site=str(config["site"]),
             round_number=int(config["round"]),
@@ -159,7 +159,7 @@ class Player(A2VClient):
             fingerprint="same",
             square_root=False,
         )
-        arrays, metrics = encode_reply(reply, "float16")
+        arrays, metrics = pack_reply(reply, "float16")
         return arrays, reply.num_examples, metrics
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:

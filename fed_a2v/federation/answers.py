@@ -146,7 +146,7 @@ class Answers:
 
     def _unpacked(self, result: FitRes, expected: Expected) -> SiteReply:
         """The reply in `result`; its weights alone keep hold of the bytes."""
-        arrays = read_arrays(result.parameters)
+        arrays = read_arrays(result.parameters, expected.max_arrays)
         result.parameters = Parameters([], result.parameters.tensor_type)
         self.row["bytes_up"] += payload_bytes(arrays)
         return decode_reply(arrays, result.metrics, result.num_examples, expected)

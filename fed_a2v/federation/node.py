@@ -17,7 +17,7 @@ from fed_a2v.federation.agreement import check_same_prompts
 from fed_a2v.federation.consent import check_consent
 from fed_a2v.federation.deadline import within
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.wire import decode_weights, encode_reply, encode_scores
+from fed_a2v.federation.wire import decode_weights, encode_scores, pack_reply, split_arrays
 from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
 
 Reply = TypeVar("Reply")
@@ -62,22 +62,26 @@ class Node:
         if config["task"] == "introduce":
             reply = site.introduce(round_number)
         else:
-            reply = site.train(round_number, _load(site, parameters), str(config["held"]))
-        arrays, metrics = encode_reply(reply, site.settings.share.dtype)
-        return arrays, reply.num_examples, metrics
+            adapters = site.new_adapters()
+            _load(adapters, split_arrays(parameters, _arrays_of(adapters)))
+            reply = site.train(round_number, adapters, str(config["held"]))
+        parts, metrics = pack_reply(reply, site.settings.share.dtype)
+        return parts, reply.num_examples, metrics
 
     def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(config)
         names = json.loads(str(config["models"]))
-        size = len(site.new_adapters().weights()) + 2
-        earlier, last = parameters[:-size], parameters[-size:]
+        adapters = site.new_adapters()
+        size = _arrays_of(adapters)
+        arrays = split_arrays(parameters, 2 * size)
+        earlier, last = arrays[:-size], arrays[-size:]
         # Of the adapters before the server step the CLIP side has come; the rest are the last model's.
         models = {names[0]: earlier + last[len(earlier) :], names[-1]: last}
         calibration, confusion = float(config.get("calibration", 0.0)), bool(config.get("confusion", False))
-        scores = {
-            name: site.evaluate(_load(site, arrays), calibration, confusion and name == names[-1])
-            for name, arrays in models.items()
-        }
+        scores = {}
+        for name, model in models.items():
+            _load(adapters, model)
+            scores[name] = site.evaluate(adapters, calibration, confusion and name == names[-1])
         metrics = encode_scores(site.name, int(config["round"]), scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
@@ -126,13 +130,15 @@ def _text(value: Scalar | None) -> str | None:
     return None if value in (None, "") else str(value)
 
 
-def _load(site: Site, arrays: NDArrays) -> Adapters:
-    """The global adapters: trained weights, then the mean and deviation that standardise their input."""
-    adapters = site.new_adapters()
-    weights = adapters.weights()
-    shapes = [tuple(weight.shape) for weight in weights] + [tuple(adapters.audio_mean.shape)] * 2
+def _arrays_of(adapters: Adapters) -> int:
+    """Arrays that global adapters consist of: trained weights, then mean and deviation that standardise their input."""
+    return len(adapters.weights()) + 2
+
+
+def _load(adapters: Adapters, arrays: NDArrays) -> None:
+    """Make `adapters` the global ones."""
+    shapes = [tuple(weight.shape) for weight in adapters.weights()] + [tuple(adapters.audio_mean.shape)] * 2
     *loaded, mean, std = decode_weights(arrays, shapes)
     adapters.load_weights(loaded)
     adapters.audio_mean.copy_(mean)
     adapters.audio_std.copy_(std)
-    return adapters

@@ -26,7 +26,7 @@ from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
-from fed_a2v.federation.wire import Expected, Scores, SiteReply, Task, encode_weights, payload_bytes
+from fed_a2v.federation.wire import Expected, Scores, SiteReply, Task, encode_weights, join_arrays, payload_bytes
 from fed_a2v.settings import Settings
 
 log = logging.getLogger("fed_a2v")
@@ -112,7 +112,7 @@ class FedA2V(Strategy):
         self._nodes.wait(client_manager, self.settings.federation.min_nodes)
         if self.step is None:
             self._introduce(client_manager)
-        return ndarrays_to_parameters(self._weights())
+        return _joined(self._weights())
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -158,7 +158,7 @@ class FedA2V(Strategy):
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
         self.listener.generator_due(round_number, step)
-        return ndarrays_to_parameters(self._weights()), {}
+        return _joined(self._weights()), {}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """The server has no test clips; the sites evaluate."""
@@ -174,7 +174,7 @@ class FedA2V(Strategy):
         self.listener.phase(round_number, "evaluate")
         after = self._weights()
         arrays = self._before + after if "before" in self._models else after
-        packed = ndarrays_to_parameters(arrays)
+        packed = _joined(arrays)
         wanted: dict[str, Scalar] = {
             "models": json.dumps(self._models),
             "calibration": self._step().calibration,
@@ -260,7 +260,7 @@ class FedA2V(Strategy):
         """The messages that ask the sites of a round to train the global adapters."""
         arrays = self._weights()
         self._before = self._clip_side()
-        parameters = ndarrays_to_parameters(arrays)
+        parameters = _joined(arrays)
         held = self._step().bank.fingerprints
         sites = self._nodes.assign(manager, sampled_sites(self.settings, round_number))
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
@@ -396,6 +396,11 @@ class FedA2V(Strategy):
         if self.step is None:
             raise FederationError("no site has introduced itself yet")
         return self.step
+
+
+def _joined(arrays: NDArrays) -> Parameters:
+    """Arrays as Flower takes them: one, whose bytes are all of them."""
+    return ndarrays_to_parameters([join_arrays(arrays)])
 
 
 def _mean_losses(replies: Sequence[SiteReply]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 from flwr.server.server import evaluate_clients, fit_clients
 
@@ -19,6 +19,7 @@ from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import InProcessClient
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.wire import join_arrays, read_arrays
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
@@ -181,15 +182,16 @@ def rewrite(reply, change):
         change([], manifest)
         metrics = {"manifest": json.dumps(manifest)}
         return EvaluateRes(reply.status, reply.loss, reply.num_examples, metrics)
-    arrays = parameters_to_ndarrays(reply.parameters)
+    arrays = read_arrays(reply.parameters, 1000)
     change(arrays, manifest)
-    return FitRes(reply.status, ndarrays_to_parameters(arrays), reply.num_examples, {"manifest": json.dumps(manifest)})
+    parameters = ndarrays_to_parameters([join_arrays(arrays)])
+    return FitRes(reply.status, parameters, reply.num_examples, {"manifest": json.dumps(manifest)})
 
 
 def trained_weights(reply):
     """The adapters' weights in a fit reply, as float32 arrays."""
     count = json.loads(reply.metrics["manifest"])["weights"]
-    return [array.astype("float32") for array in parameters_to_ndarrays(reply.parameters)[:count]]
+    return [array.astype("float32") for array in read_arrays(reply.parameters, 1000)[:count]]
 
 
 def failed(reply, message):

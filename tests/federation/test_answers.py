@@ -112,7 +112,7 @@ def test_bytes_that_are_no_arrays_are_rejected(average_without_the_bad):
         return reply
 
     federation = Federation(PLAIN, tamper=tamper).start()
-    assert "array 0 has no readable npy header" in federation.round()["rejections"][0]
+    assert "message part 0 has no readable npy header" in federation.round()["rejections"][0]
     assert_same(federation.weights, average_without_the_bad)
 
 

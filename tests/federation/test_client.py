@@ -18,7 +18,15 @@ from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.client_app import client_fn
 from fed_a2v.federation.consent import ConsentError
 from fed_a2v.federation.deadline import DeadlineError
-from fed_a2v.federation.wire import BadReplyError, Expected, decode_reply, decode_scores, encode_weights
+from fed_a2v.federation.wire import (
+    BadReplyError,
+    Expected,
+    decode_reply,
+    decode_scores,
+    encode_weights,
+    join_arrays,
+    split_arrays,
+)
 
 from .helpers import SITES, Federation
 
@@ -44,11 +52,12 @@ def message(federation):
 
 @pytest.fixture(scope="module")
 def weights(federation):
-    return federation.strategy._weights()
+    return [join_arrays(federation.strategy._weights())]
 
 
 def read(federation, fit_result, task, **changes):
-    arrays, clips, metrics = fit_result
+    parts, clips, metrics = fit_result
+    arrays = split_arrays(parts, 100)
     expected = federation.strategy._expected(SITES[1], 0 if task == "introduce" else 1, task)
     return decode_reply(arrays, metrics, clips, Expected(**{**vars(expected), **changes}))
 
@@ -77,9 +86,10 @@ def test_prototypes_that_the_server_holds_are_not_sent_again(federation, message
     assert all(prompt.audio is not None for prompt in anew.prompts)
 
 
-def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation, message, weights):
+def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation, message):
+    weights = federation.strategy._weights()
     zeros = [np.zeros_like(array) for array in weights[:-2]]
-    loss, clips, metrics = A2VClient({}).evaluate(zeros + weights, message("evaluate"))
+    loss, clips, metrics = A2VClient({}).evaluate([join_arrays(zeros + weights)], message("evaluate"))
     scores = decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
     assert clips == scores["before"].clips == scores["after"].clips == 6
     assert scores["before"].accuracy == 0, "weights of zero find nothing"
@@ -96,7 +106,7 @@ def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
     assert len(clip_side) < len(others)
 
     def scores(arrays):
-        _, clips, metrics = A2VClient({}).evaluate(arrays, asked)
+        _, clips, metrics = A2VClient({}).evaluate([join_arrays(arrays)], asked)
         return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
 
     whole, part, same = scores(others + weights), scores(clip_side + weights), scores(weights[:-2] + weights)
@@ -134,7 +144,7 @@ def test_all_that_it_answers_is_allowed_on_the_wire(message, weights):
     node = A2VClient({"site": "lab"})
     answers = [
         *node.fit(weights, message("train"))[1:],
-        *node.evaluate(weights[:-2] + weights, message("evaluate")),
+        *node.evaluate(weights, message("evaluate") | {"models": json.dumps(["after"])}),
         node.get_properties({}),
     ]
     for answer in answers:
@@ -213,13 +223,24 @@ def test_a_folder_of_its_own_makes_no_sense_with_the_built_in_sounds(message, tm
         A2VClient({"data-dir": str(tmp_path)}).fit([], message("introduce"))
 
 
-def test_weights_that_do_not_fit_are_refused(message, weights):
-    with pytest.raises(BadReplyError, match="weights, expected"):
-        A2VClient({}).fit(weights[1:], message("train"))
-    with pytest.raises(BadReplyError, match="shape"):
-        A2VClient({}).fit([weights[0][:, :3], *weights[1:]], message("train"))
-    with pytest.raises(BadReplyError, match="not finite"):
-        A2VClient({}).fit([weights[0] * np.nan, *weights[1:]], message("train"))
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda arrays: arrays[1:], "weights, expected"),
+        (lambda arrays: [*arrays, arrays[0]], "more arrays than"),
+        (lambda arrays: [arrays[0][:, :3], *arrays[1:]], "shape"),
+        (lambda arrays: [arrays[0] * np.nan, *arrays[1:]], "not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(federation, message, change, reason):
+    arrays = change(federation.strategy._weights())
+    with pytest.raises(BadReplyError, match=reason):
+        A2VClient({}).fit([join_arrays(arrays)], message("train"))
+
+
+def test_however_many_arrays_it_sends_flower_moves_no_more_than_two(message, weights):
+    """Flower pays for each array of a message, whatever its size."""
+    assert [len(A2VClient({}).fit(weights, message(task))[0]) for task in ("introduce", "train")] == [1, 2]
 
 
 def test_classes_that_its_data_has_not_are_refused(message):
@@ -243,6 +264,7 @@ def test_through_flowers_own_packing_the_reply_stays_the_same(federation, messag
 def test_standardisation_travels_in_full_precision(federation, weights):
     adapters = federation.strategy.step.adapters
     mean, std = encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
-    assert np.array_equal(weights[-2], mean)
-    assert np.array_equal(weights[-1], std)
-    assert weights[0].dtype == np.float16
+    arrays = split_arrays(weights, 100)
+    assert np.array_equal(arrays[-2], mean)
+    assert np.array_equal(arrays[-1], std)
+    assert arrays[0].dtype == np.float16

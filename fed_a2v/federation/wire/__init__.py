@@ -1,17 +1,19 @@
 """What crosses the wire, and the checks it must pass.
 
 A site's reply is one list of numpy arrays, the adapter weights first and the arrays of each class behind them, and
-a JSON manifest (`metrics["manifest"]`) that says which array is what. Shapes and types travel with the arrays. The
-server knows what it may expect (`Expected`); whatever differs is refused with a `BadReplyError`, whose reason is one
-short line, safe to log. Nothing is ever unpickled, and no declared size is believed.
+a JSON manifest (`metrics["manifest"]`) that says which array is what. Shapes and types travel with the arrays, which
+are joined for the way (`npy`). The server knows what it may expect (`Expected`); whatever differs is refused with a
+`BadReplyError`, whose reason is one short line, safe to log. Nothing is ever unpickled, and no declared size is
+believed.
 
-There are two kinds of message, `replies` and `scores`, one file each; both are made of `arrays` and a `manifest`.
+There are two kinds of message, `replies` and `scores`, one file each; both have a `manifest`, replies `arrays`, too.
 """
 
-from fed_a2v.federation.wire.arrays import decode_weights, encode_weights, payload_bytes, read_arrays
+from fed_a2v.federation.wire.arrays import decode_weights, encode_weights, payload_bytes
 from fed_a2v.federation.wire.errors import BadReplyError
 from fed_a2v.federation.wire.manifest import claimed_site
-from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply
+from fed_a2v.federation.wire.npy import join_arrays, read_arrays, split_arrays
+from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply, pack_reply
 from fed_a2v.federation.wire.scores import ClassScores, Scores, decode_scores, encode_scores
 
 __all__ = [
@@ -28,6 +30,9 @@ __all__ = [
     "encode_reply",
     "encode_scores",
     "encode_weights",
+    "join_arrays",
+    "pack_reply",
     "payload_bytes",
     "read_arrays",
+    "split_arrays",
 ]

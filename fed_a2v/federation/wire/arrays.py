@@ -1,8 +1,7 @@
-"""The arrays of a message: tensors packed for the wire, and bytes of strangers read back as tensors."""
+"""The arrays of a message: tensors packed for the wire, and arrays of strangers read back as tensors."""
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from flwr.common import Parameters
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,10 +18,9 @@ Array = NDArray[Any]
 FloatType = Literal["float16", "float32"]
 
 COUNTS = np.dtype("int64")
+FLOATS = frozenset(np.dtype(name) for name in ("float16", "float32", "float64"))
 
 _TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
-_FLOATS = frozenset(np.dtype(name) for name in ("float16", "float32", "float64"))
-_MAX_HEADER = 1024  # characters; numpy writes about 70
 
 
 def encode_weights(tensors: Sequence[Tensor], dtype: FloatType) -> list[Array]:
@@ -50,47 +47,6 @@ def decode_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -
 def payload_bytes(arrays: Iterable[Array]) -> int:
     """Bytes of the arrays' contents, without the 128 or so of each one's header."""
     return sum(array.nbytes for array in arrays)
-
-
-def read_arrays(parameters: Parameters) -> list[Array]:
-    """The arrays of Flower's parameters, without believing what they say about their size.
-
-    Each array is a read-only view of the bytes received, so that none is allocated. Only what this program
-    sends is read: npy format 1.0, little-endian float16, float32, float64 and int64. Object arrays, archives
-    and truncated arrays are refused.
-
-    Raises:
-        BadReplyError: names the first array that is not as it should be.
-    """
-    if not isinstance(parameters, Parameters) or not isinstance(parameters.tensors, list):
-        raise BadReplyError("the reply has no list of arrays")
-    if parameters.tensor_type != "numpy.ndarray":
-        raise BadReplyError(f"arrays are {show(parameters.tensor_type)}, expected 'numpy.ndarray'")
-    return [_read_npy(tensor, position) for position, tensor in enumerate(parameters.tensors)]
-
-
-def _read_npy(tensor: Any, position: int) -> Array:
-    if type(tensor) is not bytes:
-        raise BadReplyError(f"array {position} is not bytes")
-    try:
-        # A header longer than this slice reads as truncated, and numpy stops there.
-        file = io.BytesIO(tensor[: 2 * _MAX_HEADER])
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("another version of the format")
-        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
-    except Exception as error:  # the header is parsed as a Python literal: many kinds of error
-        raise BadReplyError(f"array {position} has no readable npy header") from error
-    if dtype not in _FLOATS and dtype != COUNTS:
-        raise BadReplyError(f"array {position} has type {show(str(dtype))}")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise BadReplyError(f"array {position} declares shape {show(shape)}")
-    declared, present = math.prod(shape) * dtype.itemsize, len(tensor) - file.tell()
-    if declared != present:
-        raise BadReplyError(f"array {position} declares {show(declared)} bytes and has {present}")
-    try:
-        return np.ndarray(shape, dtype, buffer=tensor, offset=file.tell(), order="F" if by_columns else "C")
-    except Exception as error:  # e.g. too many axes, or an empty array with an axis beyond the address space
-        raise BadReplyError(f"array {position} declares shape {show(shape)}") from error
 
 
 def check_arrays(arrays: Any) -> None:
@@ -122,7 +78,7 @@ def read_floats(
     Raises:
         BadReplyError: its type, shape or a value is not as it should be.
     """
-    if array.dtype not in _FLOATS:
+    if array.dtype not in FLOATS:
         raise BadReplyError(f"{what}: type {show(str(array.dtype))}, expected a float")
     if array.shape != shape:
         raise BadReplyError(f"{what}: shape {show(array.shape)}, expected {show(shape)}")

@@ -26,6 +26,7 @@ from fed_a2v.federation.wire.manifest import (
     read_manifest,
     write_manifest,
 )
+from fed_a2v.federation.wire.npy import join_arrays
 
 Task = Literal["introduce", "train"]
 
@@ -102,6 +103,11 @@ class Expected:
     max_weight_rms: float = 100.0
     max_prototypes: int = 4096
     max_count: int = MAX_COUNT
+
+    @property
+    def max_arrays(self) -> int:
+        """Arrays that a reply may have: the weights, and five for each class."""
+        return len(self.weight_shapes) + 5 * len(self.classes)
 
 
 _Index = Annotated[int, Field(ge=0)]
@@ -188,6 +194,17 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
         ],
     )
     return arrays, write_manifest(manifest)
+
+
+def pack_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+    """Arrays and metrics of a reply as Flower takes them; see `encode_reply`.
+
+    The weights are joined into one array and all else into another: the server keeps the weights as they came, and
+    lets go of the rest.
+    """
+    arrays, metrics = encode_reply(reply, dtype)
+    count = len(reply.weights)
+    return [join_arrays(part) for part in (arrays[:count], arrays[count:]) if part], metrics
 
 
 @only_bad_reply()

@@ -58,7 +58,7 @@ def test_a_valid_reply_survives_the_whole_way_through_flowers_bytes(
     arrays, metrics = wire.encode_reply(reply, dtype)
     assert all(type(value) in (bool, int, float, str, bytes) for value in metrics.values())
     assert all(a.flags.c_contiguous and a.dtype.isnative and a.flags.owndata is not None for a in arrays)
-    received = wire.read_arrays(ndarrays_to_parameters(arrays))
+    received = wire.read_arrays(ndarrays_to_parameters([wire.join_arrays(arrays)]), make_expected(task).max_arrays)
     expected = make_expected(
         task, t5_shape=(3, 7) if t5 else None, held_fingerprint="abc123" if held else "", held_classes=CLASSES
     )

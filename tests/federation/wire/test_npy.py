@@ -1,0 +1,184 @@
+"""Many arrays travel as one and arrive as they were, and no bytes of a stranger do any harm."""
+
+import io
+import pickle
+import time
+
+import numpy as np
+import pytest
+from flwr.common import Parameters, ndarrays_to_parameters
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from fed_a2v.federation import wire
+from fed_a2v.federation.wire import BadReplyError
+
+from .helpers import QUICK
+from .hostile import assert_presentable
+
+
+def npy(array=None, header=None):
+    """Bytes of an array in npy format 1.0, with the header's text replaced if given."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(3, np.float32) if array is None else array, allow_pickle=True)
+    if header is None:
+        return file.getvalue()
+    written = header.encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(written).to_bytes(2, "little") + written + bytes(12)
+
+
+def header(shape="(3,)", descr="'<f4'"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+def zipped():
+    file = io.BytesIO()
+    np.savez_compressed(file, np.zeros(10**6))
+    return file.getvalue()
+
+
+HOSTILE_BYTES = {
+    "nothing": (b"", "no readable npy header"),
+    "not npy": (b"\x93NUMPX" + bytes(100), "no readable npy header"),
+    "a pickle": (pickle.dumps([1]), "no readable npy header"),
+    "a compressed archive": (zipped(), "no readable npy header"),
+    "another format version": (npy().replace(b"NUMPY\x01", b"NUMPY\x03"), "no readable npy header"),
+    "a long header": (npy(header=header() + " " * 60_000), "no readable npy header"),
+    "a header nested deep": (npy(header="(" * 1000), "no readable npy header"),
+    "a header that is code": (npy(header="__import__('os').getcwd()"), "no readable npy header"),
+    "an object array": (npy(np.array([{}], dtype=object)), "has type 'object'"),
+    "strings": (npy(np.array(["a"])), "has type '<U1'"),
+    "records": (npy(header=header(descr="[('a', '<f4')]")), "has type"),
+    "complex": (npy(np.zeros(2, complex)), "has type 'complex128'"),
+    "big-endian": (npy(np.zeros(3, ">f4")), "has type '>f4'"),
+    "truncated": (npy()[:-1], "declares 12 bytes and has 11"),
+    "trailing bytes": (npy() + b"x", "is followed by other bytes"),
+    "trailing zeros": (npy() + bytes(3), "is followed by other bytes"),
+    "an exabyte": (
+        npy(header=header("(10**6,)".replace("10**6", "1000000000000000000"))),
+        "declares 4000000",
+    ),
+    "a product that overflows": (npy(header=header("(4294967296, 4294967296)")), "declares 7378"),
+    "nothing of an endless axis": (npy(header=header("(0, 9223372036854775807, 8)"))[:-12], "declares shape"),
+    "a negative axis": (npy(header=header("(-3,)")), r"declares shape \(-3,\)"),
+    "a boolean axis": (npy(header=header("(True, 3)")), r"declares shape \(True, 3\)"),
+    "a hundred axes": (npy(header=header("(" + "1," * 100 + "3)")), "declares shape"),
+    "an array of bytes": (npy(np.zeros(3, np.uint8)), "has type 'uint8'"),
+}
+
+
+def joined(*files):
+    """Files one behind the other, as `join_arrays` lays them."""
+    content = b"".join(file + bytes(-len(file) % 64) for file in files[:-1]) + files[-1]
+    return np.frombuffer(content, np.uint8)
+
+
+def received(*parts):
+    return Parameters(list(parts), "numpy.ndarray")
+
+
+@pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"nothing"}))
+def test_hostile_bytes_are_refused_with_their_reason(case):
+    tensor, reason = HOSTILE_BYTES[case]
+    with pytest.raises(BadReplyError, match=reason) as refused:
+        wire.read_arrays(received(npy(joined(npy(), tensor))), 2)
+    assert str(refused.value).startswith("array 1 ")
+    assert len(str(refused.value)) <= 200
+
+
+@pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"an array of bytes"}))
+def test_hostile_parts_of_a_message_are_refused_with_their_reason(case):
+    tensor, _ = HOSTILE_BYTES[case]
+    with pytest.raises(BadReplyError, match="^message part 1 ") as refused:
+        wire.read_arrays(received(npy(joined(npy())), tensor), 2)
+    assert len(str(refused.value)) <= 200
+
+
+@pytest.mark.parametrize("part", ["text", None, bytearray(100)])
+def test_what_is_not_bytes_is_refused(part):
+    with pytest.raises(BadReplyError, match="message part 0 is not bytes"):
+        wire.read_arrays(received(part), 2)
+
+
+@pytest.mark.parametrize("whole", [np.zeros((2, 64), np.uint8), np.zeros(3, np.float32), np.zeros(128, np.uint8)[::2]])
+def test_what_is_not_one_array_of_bytes_is_refused(whole):
+    with pytest.raises(BadReplyError, match=r"message|header"):
+        wire.split_arrays([whole], 2)
+
+
+def test_declared_sizes_are_not_believed():
+    bomb = npy(header=header("(2000000000,)"))
+    start = time.perf_counter()
+    with pytest.raises(BadReplyError, match="declares 8000000000 bytes and has 12"):
+        wire.read_arrays(received(npy(joined(bomb)), *[bomb] * 4), 100)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_no_more_arrays_are_looked_at_than_there_may_be():
+    many = npy(joined(*[npy(np.zeros(0, np.float32))] * 100_000))
+    start = time.perf_counter()
+    with pytest.raises(BadReplyError, match="more arrays than the 5 that there may be"):
+        wire.read_arrays(received(many), 5)
+    assert time.perf_counter() - start < 0.5
+    with pytest.raises(BadReplyError, match="more arrays than the 2 that there may be"):
+        wire.read_arrays(received(*[npy(joined(npy()))] * 3), 2)
+
+
+def test_what_lies_between_two_arrays_is_nothing():
+    hidden = bytearray(joined(npy(), npy()).tobytes())
+    hidden[len(npy()) + 5] = 1
+    with pytest.raises(BadReplyError, match="array 0 is followed by other bytes"):
+        wire.split_arrays([np.frombuffer(bytes(hidden), np.uint8)], 2)
+
+
+@pytest.mark.parametrize("parameters", [None, [], Parameters([], "torch"), Parameters(None, "numpy.ndarray")])
+def test_what_is_no_list_of_numpy_arrays_is_refused(parameters):
+    with pytest.raises(BadReplyError):
+        wire.read_arrays(parameters, 2)
+
+
+ARRAYS = arrays_of.arrays(
+    st.sampled_from([np.float16, np.float32, np.float64, np.int64]),
+    arrays_of.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
+)
+
+
+@QUICK
+@given(parts=st.lists(st.lists(ARRAYS, max_size=5), max_size=3))
+def test_arrays_are_read_as_they_were_joined(parts):
+    parameters = ndarrays_to_parameters([wire.join_arrays(part) for part in parts])
+    sent = [array for part in parts for array in part]
+    got = wire.read_arrays(parameters, len(sent))
+    assert [(array.shape, array.dtype, array.tobytes()) for array in got] == [
+        (array.shape, array.dtype, array.tobytes()) for array in sent
+    ]
+
+
+def test_an_array_by_columns_stays_one():
+    array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    (got,) = wire.split_arrays([wire.join_arrays([array])], 1)
+    assert got.flags.f_contiguous
+    assert np.array_equal(got, array)
+
+
+def test_arrays_are_views_of_what_was_received_and_lie_where_they_can_be_used():
+    sent = [np.ones(3, np.float16), np.ones((5, 7), np.float32), np.arange(3)]
+    whole = wire.join_arrays(sent)
+    got = wire.split_arrays([whole], 3)
+    assert all(np.shares_memory(array, whole) and array.flags.aligned for array in got)
+    received = wire.read_arrays(ndarrays_to_parameters([whole]), 3)
+    assert all(not array.flags.owndata and not array.flags.writeable and array.flags.aligned for array in received)
+
+
+@QUICK
+@given(data=st.data())
+def test_bytes_with_random_changes_raise_nothing_else(data):
+    tensor = bytearray(npy(joined(npy(np.arange(6, dtype=np.float32)), npy(np.arange(2)))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        tensor[data.draw(st.integers(0, len(tensor) - 1))] = data.draw(st.integers(0, 255))
+    tensor = bytes(tensor)[: data.draw(st.integers(0, len(tensor) + 10))]
+    try:
+        wire.read_arrays(received(tensor), 2)
+    except BadReplyError as error:
+        assert_presentable(error)
