@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -38,6 +39,16 @@ def environment(home):
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # flwr starts its processes by name
     }
+
+
+def copy_of_app(folder):
+    """What Flower's app consists of, in a new folder: it looks at every file below one, those of a .venv, too."""
+    folder.mkdir()
+    for name in ("fed_a2v", "conf"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
 
 
 def wait_until(happened, what, seconds=PATIENCE, log=None):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
+from fed_a2v.core.optimisers import AdamW
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _train(
 ) -> list[dict[str, Tensor]]:
     parameters = list(adapters.parameters())
     anchor = [parameter.detach().clone() for parameter in parameters] if proximal else []
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimiser = AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     history = []
     adapters.train()
     for batch in batches:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.flower import REPOSITORY, Program, SuperLink, environment, free_port, wait_until
+from tests.flower import REPOSITORY, Program, SuperLink, copy_of_app, environment, free_port, wait_until
 
 DEPLOY = REPOSITORY / "deploy"
 # Each site's own classes; no two have one in common.
@@ -127,12 +127,7 @@ def processes_in(folder):
 
 def faulty_copy(folder):
     """The program with sites that go wrong on demand."""
-    folder.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("fed_a2v", "conf"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
-        shutil.copy(REPOSITORY / name, folder)
+    copy_of_app(folder)
     shutil.copy(Path(__file__).with_name("faulty_app.py"), folder / "fed_a2v")
     project = folder / "pyproject.toml"
     honest, faulty = '"fed_a2v.federation.client_app:app"', '"fed_a2v.faulty_app:app"'

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.flower import BIN, REPOSITORY, SuperLink
+from tests.flower import BIN, SuperLink, copy_of_app
 
 from .helpers import FAST, Finished, assert_same_run, without_seconds
 
@@ -23,13 +23,18 @@ def superlink(tmp_path_factory):
         started.end()
 
 
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    return copy_of_app(tmp_path_factory.mktemp("app") / "app")
+
+
 @pytest.mark.parametrize(
     "options",
     [[], ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]],
     ids=["default number of nodes", "three nodes"],
 )
-def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(superlink, finished_run, tmp_path, options):
-    ended = superlink.run(REPOSITORY, " ".join(FAST), tmp_path / "run", *options)
+def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(superlink, app, finished_run, tmp_path, options):
+    ended = superlink.run(app, " ".join(FAST), tmp_path / "run", *options)
     assert ended.status == "finished:completed", ended
     through_flower = Finished(tmp_path / "run", json.loads((tmp_path / "run" / "results.json").read_text()))
     here = finished_run()
@@ -39,8 +44,8 @@ def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(superlink, fin
     assert "=== Round 2: Training Generator and Global Adapters ===" in ended.shown
 
 
-def test_a_wrong_override_fails_the_run_and_the_reason_is_in_its_status(superlink, tmp_path):
-    ended = superlink.run(REPOSITORY, "rouns=3", tmp_path / "run")
+def test_a_wrong_override_fails_the_run_and_the_reason_is_in_its_status(superlink, app, tmp_path):
+    ended = superlink.run(app, "rouns=3", tmp_path / "run")
     assert ended.status == "finished:failed"
     assert "did you mean rounds?" in ended.details
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
+from fed_a2v.core.optimisers import AdamW
 
 TIME_DIM = 32
 
@@ -70,7 +71,7 @@ class FlowGenerator(CalibratedGenerator):
         self.network = _Velocity(self.reduced_dim, visual_dim, hidden_dim, condition_dim)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.updates = 0
-        self._optimiser: torch.optim.AdamW | None = None
+        self._optimiser: AdamW | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -140,9 +141,9 @@ class FlowGenerator(CalibratedGenerator):
         out: Tensor = self.averaged(z, z.new_full((len(z), 1), time), condition)
         return out
 
-    def _get_optimiser(self) -> torch.optim.AdamW:
+    def _get_optimiser(self) -> AdamW:
         if self._optimiser is None:
-            self._optimiser = torch.optim.AdamW(
+            self._optimiser = AdamW(
                 self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
         return self._optimiser

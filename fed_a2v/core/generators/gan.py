@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
+from fed_a2v.core.optimisers import Adam
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.
@@ -87,7 +88,7 @@ class GANGenerator(CalibratedGenerator):
         self.generator = _WithSpread(self.noise_dim, visual_dim, condition_dim, hidden_dim, width)
         self.critic = _Conditioned(width, visual_dim, condition_dim, hidden_dim, 1)
         self.batches = 0
-        self._optimisers: tuple[torch.optim.Adam, torch.optim.Adam] | None = None
+        self._optimisers: tuple[Adam, Adam] | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -183,11 +184,11 @@ class GANGenerator(CalibratedGenerator):
         del labels
         return self._generate(directions, random)
 
-    def _get_optimisers(self) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+    def _get_optimisers(self) -> tuple[Adam, Adam]:
         """The generator's and the critic's."""
         if self._optimisers is None:
             generator, critic = (
-                torch.optim.Adam(net.parameters(), lr=self.learning_rate, betas=(0.5, 0.9), fused=True)
+                Adam(net.parameters(), lr=self.learning_rate, betas=(0.5, 0.9), fused=True)
                 for net in (self.generator, self.critic)
             )
             self._optimisers = generator, critic
@@ -241,7 +242,7 @@ class _NearestMean:
         return F.cross_entropy(logits, labels)
 
 
-def _step(optimiser: torch.optim.Adam, loss: Tensor) -> None:
+def _step(optimiser: Adam, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()

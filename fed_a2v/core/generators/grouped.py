@@ -25,6 +25,7 @@ from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generat
 from fed_a2v.core.generators.moments import ROWS_PER_CLASS
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator, _EpochRecord
 from fed_a2v.core.losses import VAELossParts, loss_value
+from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator
 
@@ -309,7 +310,7 @@ class _Stack:
         trained = [name for name, parameter in all_names.items() if parameter.requires_grad]
         self.weights = {name: self._gather(name).requires_grad_() for name in trained}
         self.averages = {name: self._gather(AVERAGE + name) for name in trained if AVERAGE + name in all_names}
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = AdamW(
             self.weights.values(), lr=first.learning_rate, weight_decay=first.weight_decay, fused=True
         )
         for name, weight in self.weights.items():

@@ -15,6 +15,7 @@ from fed_a2v.core.generators.calibration import Calibration, take_shapes
 from fed_a2v.core.generators.class_prior import ClassPrior
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
+from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
 
 
@@ -89,7 +90,7 @@ class ConditionedVAEGenerator(Generator):
         self.prior = ClassPrior()
         self.calibration = Calibration()
         self.epoch = 0
-        self._optimiser: torch.optim.AdamW | None = None
+        self._optimiser: AdamW | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -236,12 +237,10 @@ class ConditionedVAEGenerator(Generator):
         labels = self.calibration.labels(len(self.conditions), x.device)
         self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
 
-    def _get_optimiser(self) -> torch.optim.AdamW:
+    def _get_optimiser(self) -> AdamW:
         if self._optimiser is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            self._optimiser = torch.optim.AdamW(
-                trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-            )
+            self._optimiser = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         return self._optimiser
 
     # The networks
