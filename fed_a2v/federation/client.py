@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from fed_a2v.federation.node import Node
 
 
+def own_name(node_config: dict[str, Scalar]) -> str | None:
+    """What a node's operator calls its site; None where it has no name."""
+    return next((str(node_config[key]) for key in ("site", "partition-id") if key in node_config), None)
+
+
 class A2VClient(NumPyClient):
     """A node's side of the federation.
 
@@ -34,10 +39,8 @@ class A2VClient(NumPyClient):
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """The node's name, for federations in which every node is a site of its own."""
         del config
-        for key in ("site", "partition-id"):
-            if key in self.node_config:
-                return {"site": str(self.node_config[key])}
-        return {}
+        name = own_name(self.node_config)
+        return {} if name is None else {"site": name}
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """See `Node.fit`."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.agreement import check_same_prompts
+from fed_a2v.federation.client import own_name
 from fed_a2v.federation.consent import check_consent
 from fed_a2v.federation.deadline import within
 from fed_a2v.federation.site import Site
@@ -46,7 +47,7 @@ class Node:
             ConsentError: the run asks for averages of fewer clips than its owner allows.
         """
         task = "introduction" if config["task"] == "introduce" else "training"
-        return _in_time(config, task, lambda: self._fit(parameters, config))
+        return self._in_time(config, task, lambda: self._fit(parameters, config))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         """Score the models in `parameters` on the site's test clips; raises as `fit` does.
@@ -54,7 +55,7 @@ class Node:
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
         the accuracy that the step has gained is CLIP's, and T5 is most of the bytes.
         """
-        return _in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
+        return self._in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
 
     def _fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(config)
@@ -102,20 +103,24 @@ class Node:
             int(config["number"]),
             _text(self.node_config.get("data-dir")),
             _text(self.node_config.get("cache-dir")),
-            _text(config.get("site")),
+            self._site_name(config),
         )
         check_same_prompts(site.prompts, str(config["prompts"]))
         return site
+
+    def _site_name(self, config: Config) -> str:
+        """What the server calls the site; where every node is a site of its own, what its operator calls it."""
+        own = own_name(self.node_config) if _settings(str(config["settings"])).partition.kind == "own" else None
+        return str(config["site"]) if own is None else f"site-{own}"
+
+    def _in_time(self, config: Config, task: str, work: Callable[[], Reply]) -> Reply:
+        seconds = _settings(str(config["settings"])).federation.site_seconds
+        return within(seconds, f"the {task} of {self._site_name(config)}", work)
 
 
 @lru_cache(maxsize=4)
 def _settings(text: str) -> Settings:
     return Settings.model_validate_json(text)
-
-
-def _in_time(config: Config, task: str, work: Callable[[], Reply]) -> Reply:
-    seconds = _settings(str(config["settings"])).federation.site_seconds
-    return within(seconds, f"the {task} of {config['site']!s}", work)
 
 
 def _of_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flwr.common import GetPropertiesIns
@@ -75,10 +75,18 @@ class Nodes:
                 )
             log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
 
-    def assign(self, manager: ClientManager, numbers: Iterable[int]) -> list[tuple[str, int, ClientProxy]]:
+    def assign(
+        self, manager: ClientManager, numbers: Iterable[int], introduction: bool = False
+    ) -> list[tuple[str, int, ClientProxy]]:
         """Name, number and node of each of the sites `numbers`; of all nodes where each is a site of its own.
 
         Flower passes over a round in which nobody is asked, as if it had been done: there is always somebody.
+
+        Args:
+            manager: knows the nodes.
+            numbers: of the sites, where nodes are not sites of their own.
+            introduction: nodes not heard of before get a name for the time being, and tell their own with what they
+                answer (`learn_names`); otherwise they are asked for it first.
 
         Raises:
             FederationError: there is no node, and none comes within `federation.start_timeout`.
@@ -86,8 +94,11 @@ class Nodes:
         self.wait(manager, 1)
         nodes = [node for _, node in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
-            self._learn_names(nodes)
-            sites = [(self._names[node.cid], 0, node) for node in nodes if node.cid in self._names]
+            if not introduction:
+                self._ask_names(nodes)
+            names = {node.cid: f"site-{node.cid}" for node in nodes} if introduction else {}
+            names |= self._names
+            sites = [(names[node.cid], 0, node) for node in nodes if node.cid in names]
         else:
             sites = [(site_name(number), number, nodes[number % len(nodes)]) for number in numbers if nodes]
         if not sites:
@@ -95,20 +106,25 @@ class Nodes:
         self.assigned = {site: node.cid for site, _, node in sites}
         return sites
 
-    def _learn_names(self, nodes: Sequence[ClientProxy]) -> None:
+    def learn_names(self, told: Mapping[str, str]) -> None:
+        """Take in what nodes not heard of before call their site, by their `cid`; unusable names are passed over."""
+        for cid, name in sorted(told.items()):
+            if cid in self._names:
+                continue
+            taken = name in self._names.values()
+            if taken or not SITE_NAME.fullmatch(name):
+                why = "is another node's" if taken else "is not 1 to 64 letters, digits, spaces or ._-"
+                log.warning("Node %s is left out: the name of its site, %.80r, %s", cid, name, why)
+                continue
+            self._names[cid] = name
+        self.assigned = {self._names.get(cid, site): cid for site, cid in self.assigned.items()}
+
+    def _ask_names(self, nodes: Sequence[ClientProxy]) -> None:
         """Ask the nodes not heard of before, all at once, what they call their site; some may not answer."""
         strangers = [node for node in nodes if node.cid not in self._names]
-        taken = {self._names[node.cid] for node in nodes if node.cid in self._names}
         with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
-            for node, name in zip(strangers, pool.map(self._told_name, strangers), strict=True):
-                if name is None:
-                    continue
-                if name in taken or not SITE_NAME.fullmatch(name):
-                    why = "is another node's" if name in taken else "is not 1 to 64 letters, digits, spaces or ._-"
-                    log.warning("Node %s is left out: the name of its site, %.80r, %s", node.cid, name, why)
-                    continue
-                taken.add(name)
-                self._names[node.cid] = name
+            told = zip(strangers, pool.map(self._told_name, strangers), strict=True)
+            self.learn_names({node.cid: name for node, name in told if name is not None})
 
     def _told_name(self, node: ClientProxy) -> str | None:
         """What a node calls its site; None if it does not answer."""

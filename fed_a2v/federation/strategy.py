@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,17 @@ from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
-from fed_a2v.federation.wire import Expected, Scores, SiteReply, Task, encode_weights, join_arrays, payload_bytes
+from fed_a2v.federation.wire import (
+    BadReplyError,
+    Expected,
+    Scores,
+    SiteReply,
+    Task,
+    claimed_site,
+    encode_weights,
+    join_arrays,
+    payload_bytes,
+)
 from fed_a2v.settings import Settings
 
 log = logging.getLogger("fed_a2v")
@@ -216,12 +227,14 @@ class FedA2V(Strategy):
         results, failures = fit_clients(
             [
                 (node, FitIns(empty, self._message("introduce", 0, site, number, held="")))
-                for site, number, node in self._nodes.assign(client_manager, active_sites(self.settings, 1))
+                for site, number, node in self._nodes.assign(client_manager, active_sites(self.settings, 1), True)
             ],
             max_workers=self.max_workers,
             timeout=self.settings.federation.round_timeout,
             group_id=0,
         )
+        if self.settings.partition.kind == "own":
+            self._nodes.learn_names(self._told_names(results))
         row = fresh_row()
         replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
         if not replies or self.audio_shape is None:
@@ -236,6 +249,14 @@ class FedA2V(Strategy):
             "seconds_introduction": time.perf_counter() - start,
         }
         log.info("%d sites introduced themselves in %.1f s", len(replies), time.perf_counter() - start)
+
+    def _told_names(self, results: Sequence[FitResult]) -> dict[str, str]:
+        """What the nodes call their sites in their answers, by their `cid`."""
+        told = {}
+        for node, result in results:
+            with suppress(BadReplyError):  # counted when the replies are taken in
+                told[node.cid] = claimed_site(result.metrics, self.classes)
+        return told
 
     def _agreeing(self, replies: list[SiteReply], row: dict[str, Any]) -> list[SiteReply]:
         """The sites whose embeddings have the shape and scale of most clips; the rest is turned away."""

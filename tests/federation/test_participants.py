@@ -172,12 +172,36 @@ def test_a_node_that_does_not_say_its_name_is_left_out_until_it_does(own_files):
     def unreachable(ins, timeout, group_id):
         raise ConnectionError("node gone")
 
-    lost.get_properties = unreachable
+    lost.fit = lost.get_properties = unreachable
     federation.start()
     assert set(federation.strategy.step.bank.entries) == {"site-lab"}
     assert federation.round(1)["replies"] == 1
-    del lost.get_properties
-    assert federation.round(2)["replies"] == 2
+    del lost.fit, lost.get_properties
+    row = federation.round(2)
+    assert row["sites"] == {"site-field": "replied", "site-lab": "replied"}
+
+
+def test_nodes_that_introduce_themselves_are_not_asked_for_their_names(own_files):
+    federation = Federation(*OWN, node_configs=own_files)
+    for node in federation.nodes:
+        node.get_properties = None
+    federation.start()
+    assert set(federation.strategy.step.bank.entries) == {"site-field", "site-lab"}
+    assert federation.round()["replies"] == 2
+
+
+def test_a_node_without_a_name_keeps_the_number_that_flower_gave_it(own_files):
+    del own_files[1]["site"]
+    federation = Federation(*OWN, node_configs=own_files).start()
+    assert set(federation.strategy.step.bank.entries) == {"site-lab", "site-000001"}
+    assert set(federation.round()["sites"]) == {"site-lab", "site-000001"}
+
+
+def test_a_name_that_is_none_is_left_out(own_files, caplog):
+    own_files[1]["site"] = "../../x"
+    federation = Federation(*OWN, node_configs=own_files).start()
+    assert set(federation.round()["sites"]) == {"site-lab"}
+    assert "'site-../../x', is not 1 to 64 letters" in caplog.text
 
 
 def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, tmp_path):
@@ -188,14 +212,15 @@ def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, 
     assert "nothing.npz" in row["failure_reasons"][0]
 
 
-def test_nodes_are_asked_for_their_names_at_the_same_time(own_files):
-    federation = Federation(*OWN, node_configs=own_files)
+def test_late_nodes_are_asked_for_their_names_at_the_same_time(own_files):
+    federation = Federation(*OWN, node_configs=own_files[:1]).start()
     together = threading.Barrier(2, timeout=20)
-    for node in federation.nodes:
-        answer = node.get_properties
-        node.get_properties = lambda *words, answer=answer: (together.wait(), answer(*words))[1]
-    federation.start()
-    assert federation.round()["replies"] == 2
+    for number, config in enumerate(({**own_files[1]}, {**own_files[1], "site": "field 2"})):
+        late = Node(f"00000{8 + number}", None, config)
+        answer = late.get_properties
+        late.get_properties = lambda *words, answer=answer: (together.wait(), answer(*words))[1]
+        federation.manager.register(late)
+    assert federation.round()["replies"] == 3
 
 
 def test_two_nodes_of_the_same_name_do_not_count_twice(own_files):
