@@ -23,8 +23,10 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Files of tests are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
+WORKERS ?= 2
 test: install
-	$(BIN)/python -m pytest -m "not deployment"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # SuperLinks and SuperNodes in processes of their own, killed and hung; minutes each.
 test-deployment: install

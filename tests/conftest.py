@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,19 @@ def model_folder(tmp_path_factory):
         return make(tmp_path_factory.mktemp(make.__name__), **options)
 
     return made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; its tests are skipped where there is none.
+
+    For one file of tests: while it is open, an event loop runs, beside which nothing else can start one.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()

@@ -1,7 +1,6 @@
 """The documentation builds without a warning, its links lead somewhere, and it needs no network."""
 
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -79,18 +78,6 @@ def test_what_a_page_loads_is_there_and_nothing_comes_from_elsewhere(site, pages
             assert parts.scheme == "data" or (path.parent / unquote(parts.path)).is_file(), f"{path.name}: {link}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?https?:|@import", sheet.read_text(encoding="utf-8")), sheet.name
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.mark.browser

@@ -32,25 +32,6 @@ def page(tmp_path_factory):
     return (folder / "index.html").as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(args=["--no-sandbox"], executable_path=chromium())
-        except sync.Error as error:
-            pytest.skip(f"no Chromium: {error}")
-        yield opened
-        opened.close()
-
-
-def chromium():
-    """The system's Chromium where there is one, else playwright's own."""
-    import shutil
-
-    return shutil.which("chromium") or shutil.which("chromium-browser")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_it_shows_every_picture_without_a_fault_or_an_overflow(browser, page, scheme, width):

@@ -1,7 +1,6 @@
 """Folders of runs as runs leave them, written in no time, and a browser to look at their report."""
 
 import json
-import shutil
 import time
 
 import numpy as np
@@ -117,19 +116,6 @@ def comparison(tmp_path_factory):
     ordered = {"FedAvg": rows["FedAvg"], "prototypes": rows["prototypes"], **pooled, "vae": rows["vae"]}
     (folder / "comparison.json").write_text(json.dumps(ordered))
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; its tests are skipped where there is none."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 class Page:
