@@ -18,25 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MB = 2**20
 
 
-def kill_and_resume(kills, rounds, limit):
-    command = [sys.executable, ROOT / "benchmarks" / "kills.py", f"--kills={kills}", f"--rounds={rounds}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"**{kills} of {kills}** killed runs went on to the very end" in done.stdout
-    assert done.stdout.count("while it wrote the state") == kills // 3
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_killed_runs_go_on_to_the_very_end_of_an_undisturbed_one():
-    kill_and_resume(kills=3, rounds=2, limit=840)
-
-
 @pytest.mark.deployment
 @pytest.mark.timeout(1300)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_twenty_runs_killed_at_random_moments_go_on_to_the_very_end_of_an_undisturbed_one():
-    kill_and_resume(kills=20, rounds=4, limit=1200)
+    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--kills=20", "--rounds=4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "**20 of 20** killed runs went on to the very end" in done.stdout
+    assert done.stdout.count("while it wrote the state") == 20 // 3
 
 
 # A disk of its own

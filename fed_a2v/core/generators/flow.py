@@ -88,7 +88,7 @@ class FlowGenerator(CalibratedGenerator):
         self.epoch, self.updates = state["epoch"], state["updates"]
         self._optimiser = None
         if state["optimiser"] is not None:
-            self._get_optimiser().load_state_dict(state["optimiser"])
+            self.get_optimiser().load_state_dict(state["optimiser"])
 
     def _train(
         self,
@@ -99,7 +99,7 @@ class FlowGenerator(CalibratedGenerator):
         noise: float,
         random: torch.Generator,
     ) -> list[EpochLosses]:
-        directions = self._directions(self.conditions)[labels]
+        directions = self.directions(self.conditions)[labels]
         errors = z.new_zeros(epochs, len(z))
         for epoch in range(epochs):
             order = torch.randperm(len(z), generator=random, device=random.device).to(z.device)
@@ -109,7 +109,7 @@ class FlowGenerator(CalibratedGenerator):
 
     def _step(self, data: Tensor, directions: Tensor, noise: float, random: torch.Generator) -> Tensor:
         """One optimiser step; the (B,) squared errors, detached."""
-        optimiser = self._get_optimiser()
+        optimiser = self.get_optimiser()
         start = _normal(data.shape, data, random)
         time = torch.rand(len(data), 1, generator=random, device=random.device).to(data)
         noisy = data + noise * _normal(data.shape, data, random) if noise > 0 else data
@@ -141,7 +141,8 @@ class FlowGenerator(CalibratedGenerator):
         out: Tensor = self.averaged(z, z.new_full((len(z), 1), time), condition)
         return out
 
-    def _get_optimiser(self) -> AdamW:
+    def get_optimiser(self) -> AdamW:
+        """The optimiser, which keeps its state over the rounds."""
         if self._optimiser is None:
             self._optimiser = AdamW(
                 self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True

@@ -125,7 +125,7 @@ class GANGenerator(CalibratedGenerator):
         noise: float,
         random: torch.Generator,
     ) -> list[EpochLosses]:
-        directions = self._directions(self.conditions)[labels]
+        directions = self.directions(self.conditions)[labels]
         nearest = _NearestMean(z, labels, len(names))
         history = []
         for _ in range(epochs):

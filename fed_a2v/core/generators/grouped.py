@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.moments import ROWS_PER_CLASS
-from fed_a2v.core.generators.vae import ConditionedVAEGenerator, _EpochRecord
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
@@ -134,11 +134,11 @@ class GroupedVAEGenerator(Generator):
             self._lesson(key, labels, rows, conditions, torch_generator(seed, "group", key, device=random.device))
             for key, labels in self._labels_by_key(rows.names).items()
         ]
-        records = [_EpochRecord(rows.names, rows.embeddings.device) for _ in range(epochs)]
+        records = [EpochRecord(rows.names, rows.embeddings.device) for _ in range(epochs)]
         for _, together in groupby(sorted(lessons, key=lambda lesson: lesson.stage), lambda lesson: lesson.stage):
             _train_together(list(together), noise, records)
         for lesson in lessons:
-            lesson.member._fit_prior(lesson.x, lesson.labels, lesson.random)
+            lesson.member.fit_prior(lesson.x, lesson.labels, lesson.random)
         return [record.losses() for record in records]
 
     @torch.no_grad()
@@ -238,13 +238,13 @@ class GroupedVAEGenerator(Generator):
         member = self.member(key)
         self._classes[key] = tuple(rows.names[label] for label in labels)
         numbers = torch.tensor(labels, device=rows.labels.device)
-        x, local = member._prepare(_only(rows, numbers), conditions[numbers], random)
+        x, local = member.training_rows(_only(rows, numbers), conditions[numbers], random)
         if not member.moments.std.any():
             log.warning("Nothing tells the spread of %s: its generator repeats the mean; share more prototypes", key)
         # Filled up to a multiple, so that generators of groups of different size come in few sizes.
         extra = torch.arange(-len(x) % ROWS_PER_CLASS, device=x.device) % len(labels)
         drawn = member.moments.mean[extra] + member.moments.residuals(extra, 1.0, random)
-        x, local = torch.cat([x, member._standardise(drawn)]), torch.cat([local, extra])
+        x, local = torch.cat([x, member.standardise(drawn)]), torch.cat([local, extra])
         return _Lesson(member, x, local, numbers[local], random)
 
     def _find(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +282,7 @@ class _Lesson:
     @property
     def stage(self) -> tuple[int, int, float]:
         """Generators can train together where all of this is equal: rows, epochs behind them, and steps."""
-        steps = next((float(state["step"]) for state in self.member._get_optimiser().state.values()), 0.0)
+        steps = next((float(state["step"]) for state in self.member.get_optimiser().state.values()), 0.0)
         return len(self.x), self.member.epoch, steps
 
 
@@ -294,7 +294,7 @@ class _BatchLoss(nn.Module):
         self.generator = generator
 
     def forward(self, clean: Tensor, noisy: Tensor, directions: Tensor, latent_noise: Tensor) -> Tensor | VAELossParts:
-        return self.generator._batch_loss(clean, noisy, directions, latent_noise)
+        return self.generator.batch_loss(clean, noisy, directions, latent_noise)
 
 
 class _Stack:
@@ -314,7 +314,7 @@ class _Stack:
             self.weights.values(), lr=first.learning_rate, weight_decay=first.weight_decay, fused=True
         )
         for name, weight in self.weights.items():
-            states = [member._get_optimiser().state[member.get_parameter(name)] for member in members]
+            states = [member.get_optimiser().state[member.get_parameter(name)] for member in members]
             if states[0]:
                 moments = {part: _stacked(state[part] for state in states) for part in ADAM_MOMENTS}
                 self.optimiser.state[weight] = {"step": states[0]["step"].clone(), **moments}
@@ -345,7 +345,7 @@ class _Stack:
     def hand_back(self) -> None:
         """Give every generator its weights and its optimiser's state."""
         for number, member in enumerate(self.members):
-            optimiser = member._get_optimiser()
+            optimiser = member.get_optimiser()
             for name, weight in self.weights.items():
                 parameter = member.get_parameter(name)
                 parameter.copy_(_turned(weight[number]))
@@ -361,13 +361,13 @@ class _Stack:
         return _stacked(member.get_parameter(name) for member in self.members)
 
 
-def _train_together(lessons: Sequence[_Lesson], noise: float, records: Sequence[_EpochRecord]) -> None:
+def _train_together(lessons: Sequence[_Lesson], noise: float, records: Sequence[EpochRecord]) -> None:
     """Train the lessons' generators, all at the same stage, for an epoch for each of `records`."""
     members = [lesson.member for lesson in lessons]
     randoms = [lesson.random for lesson in lessons]
     x = torch.stack([lesson.x for lesson in lessons])
     labels = torch.stack([lesson.all_labels for lesson in lessons])
-    directions = torch.stack([lesson.member._directions(lesson.member.conditions)[lesson.labels] for lesson in lessons])
+    directions = torch.stack([lesson.member.directions(lesson.member.conditions)[lesson.labels] for lesson in lessons])
     each = torch.arange(len(lessons), device=x.device).unsqueeze(1)
     first = members[0]
     if first.condition_map is None:

@@ -150,7 +150,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
         )
         return units, there
 
-    def _directions(self, conditions: Tensor) -> Tensor:
+    def directions(self, conditions: Tensor) -> Tensor:
         """(B, V + T): a linear map of them is the mean of separate maps of the parts that are there."""
         (clip, t5), there = self._units(conditions)
         scaled = torch.cat([clip * math.sqrt(self.visual_dim), t5 * math.sqrt(self.t5_dim)], dim=1)

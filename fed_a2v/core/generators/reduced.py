@@ -144,7 +144,7 @@ class CalibratedGenerator(Generator):
 
     @abstractmethod
     def _draw(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
-        """(B, reduced_dim) draws under (B, V) conditions, as `_directions` gives them; -1 labels no known class."""
+        """(B, reduced_dim) draws under (B, V) conditions, as `directions` gives them; -1 labels no known class."""
 
     def fit(
         self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
@@ -191,10 +191,10 @@ class CalibratedGenerator(Generator):
     @torch.no_grad()
     def _draw_standardised(self, conditions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
         """(B, D): the model's draws, and noise in the directions that it knows nothing of."""
-        z = self._draw(self._directions(conditions), labels, random)[:, : len(self.space.basis)]
+        z = self._draw(self.directions(conditions), labels, random)[:, : len(self.space.basis)]
         return self.space.expand(z) + outside_noise(self.space, self.moments, labels, random)
 
-    def _directions(self, conditions: Tensor) -> Tensor:
+    def directions(self, conditions: Tensor) -> Tensor:
         """Centred conditions of unit variance: text vectors crowd together, and their length says nothing."""
         return F.normalize(conditions - self.condition_mean, dim=-1) * math.sqrt(self.visual_dim)
 
@@ -202,7 +202,7 @@ class CalibratedGenerator(Generator):
         """The known class of each (B, V) condition, or -1."""
         # Repeated conditions are looked up once; a lone class was never centred, see `fit`.
         distinct, inverse = conditions.unique(dim=0, return_inverse=True)
-        wanted, known = self._directions(distinct), self._directions(self.conditions)
+        wanted, known = self.directions(distinct), self.directions(self.conditions)
         cosine, label = (wanted @ known.T / self.visual_dim).max(dim=1)
         return torch.where(cosine >= SAME_CLASS_COSINE, label, -1)[inverse]
 

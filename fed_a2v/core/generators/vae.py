@@ -109,7 +109,7 @@ class ConditionedVAEGenerator(Generator):
             training mode the latent is drawn from the posterior, else it is its mean.
         """
         condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
-        mu, logvar = self._encode(self._standardise(x.flatten(1)), condition)
+        mu, logvar = self._encode(self.standardise(x.flatten(1)), condition)
         latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
         return self._restore(self._decode(latent, condition)).view_as(x), mu, logvar
 
@@ -117,9 +117,9 @@ class ConditionedVAEGenerator(Generator):
         self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`."""
-        x, labels = self._prepare(rows, conditions, random)
+        x, labels = self.training_rows(rows, conditions, random)
         losses = self._train(x, labels, rows.names, epochs, noise, random)
-        self._fit_prior(x, labels, random)
+        self.fit_prior(x, labels, random)
         return losses
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class ConditionedVAEGenerator(Generator):
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`."""
         condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
-        return self._encode(self._standardise(x.flatten(1)), condition)
+        return self._encode(self.standardise(x.flatten(1)), condition)
 
     def training_state(self) -> dict[str, Any]:
         """See `Generator.training_state`."""
@@ -159,18 +159,18 @@ class ConditionedVAEGenerator(Generator):
         self.epoch = state["epoch"]
         self._optimiser = None
         if state["optimiser"] is not None:
-            self._get_optimiser().load_state_dict(state["optimiser"])
+            self.get_optimiser().load_state_dict(state["optimiser"])
 
     # Training
 
-    def _prepare(self, rows: PrototypeRows, conditions: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_rows(self, rows: PrototypeRows, conditions: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Take in the classes; (M, D) standardised training rows and their (M,) labels."""
         self.moments.fit(rows)
         self.conditions = conditions.clone()
         x, labels = self.moments.training_rows(rows, random)
         if self.epoch == 0:
             self._set_standardisation(x, conditions)
-        return self._standardise(x), labels
+        return self.standardise(x), labels
 
     def _set_standardisation(self, x: Tensor, conditions: Tensor) -> None:
         """Taken once: a later change would pull the ground from under the trained weights."""
@@ -192,17 +192,17 @@ class ConditionedVAEGenerator(Generator):
         random: torch.Generator,
     ) -> list[EpochLosses]:
         self.train()
-        optimiser = self._get_optimiser()
-        directions = self._directions(self.conditions)[labels]
+        optimiser = self.get_optimiser()
+        directions = self.directions(self.conditions)[labels]
         history = []
         for _ in range(epochs):
-            record = _EpochRecord(names, x.device)
+            record = EpochRecord(names, x.device)
             order = torch.randperm(len(x), generator=random, device=random.device).to(x.device)
             for batch in order.split(self.batch_size):
                 clean = x[batch]
                 noisy = clean + noise * _normal_like(clean, random) if noise > 0 else clean
                 latent_noise = _normal((len(clean), self.latent_dim), clean, random)
-                loss = self._batch_loss(clean, noisy, self._hide(directions[batch], random), latent_noise)
+                loss = self.batch_loss(clean, noisy, self._hide(directions[batch], random), latent_noise)
                 optimiser.zero_grad(set_to_none=True)
                 loss_value(loss).backward()
                 optimiser.step()
@@ -219,7 +219,7 @@ class ConditionedVAEGenerator(Generator):
         del random
         return directions
 
-    def _batch_loss(
+    def batch_loss(
         self, clean: Tensor, noisy: Tensor, directions: Tensor, latent_noise: Tensor
     ) -> Tensor | VAELossParts:
         """The loss of (B, D) rows under (B, V) `directions`, with (B, L) standard normal `latent_noise`."""
@@ -230,14 +230,16 @@ class ConditionedVAEGenerator(Generator):
         return loss
 
     @torch.no_grad()
-    def _fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
+    def fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
+        """Fit the prior, and the calibration of what is drawn from it, to (M, D) standardised rows."""
         condition = self._condition(self.conditions)[labels]
         mu, logvar = self._encode(x, condition)
         self.prior.fit(mu, logvar, x - self._decode(mu, condition), labels, len(self.conditions))
         labels = self.calibration.labels(len(self.conditions), x.device)
         self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
 
-    def _get_optimiser(self) -> AdamW:
+    def get_optimiser(self) -> AdamW:
+        """The optimiser, which keeps its state over the rounds."""
         if self._optimiser is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             self._optimiser = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
@@ -245,12 +247,12 @@ class ConditionedVAEGenerator(Generator):
 
     # The networks
 
-    def _directions(self, conditions: Tensor) -> Tensor:
+    def directions(self, conditions: Tensor) -> Tensor:
         """Centred conditions of unit variance: text vectors crowd together, and their length says nothing."""
         return F.normalize(conditions - self.condition_mean, dim=-1) * math.sqrt(self.visual_dim)
 
     def _condition(self, conditions: Tensor) -> Tensor:
-        return self._map(self._directions(conditions))
+        return self._map(self.directions(conditions))
 
     def _map(self, directions: Tensor) -> Tensor:
         """Directions as the networks see them: (B, condition_dim), or (B, 0) where they see none."""
@@ -303,7 +305,8 @@ class ConditionedVAEGenerator(Generator):
             cosine = F.cosine_similarity(distinct, self.conditions)
         return torch.where(cosine >= SAME_CLASS_COSINE, label, -1)[inverse]
 
-    def _standardise(self, x: Tensor) -> Tensor:
+    def standardise(self, x: Tensor) -> Tensor:
+        """(M, D) rows as the networks see them."""
         return (x - self.input_mean) / self.input_std
 
     def _restore(self, x: Tensor) -> Tensor:
@@ -330,7 +333,7 @@ class _Averaged(nn.Module):
             average.lerp_(parameter, 1 - self.decay)
 
 
-class _EpochRecord:
+class EpochRecord:
     """Sums of the loss parts by class, kept on the device until training is over."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
@@ -347,6 +350,7 @@ class _EpochRecord:
             self.rows.index_add_(0, labels.flatten(), torch.ones_like(loss.kl).flatten())
 
     def losses(self) -> EpochLosses:
+        """The means of the epoch."""
         total = torch.cat(self.totals).mean().item()
         if not self.rows.any():
             return EpochLosses(total, {}, {})

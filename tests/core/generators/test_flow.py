@@ -61,12 +61,12 @@ def test_basis_optimiser_and_average_live_on_across_fits():
     generator.fit(world.rows(), world.conditions, 2, 0.0, draws(0))
     mean, basis = generator.space.mean.clone(), generator.space.basis.clone()
     updates = generator.updates
-    optimiser = generator._get_optimiser()
+    optimiser = generator.get_optimiser()
     generator.fit(wider.rows(), world.conditions, 2, 0.0, draws(1))
     assert torch.equal(generator.space.mean, mean)
     assert torch.equal(generator.space.basis, basis)
     assert generator.updates == 2 * updates
-    assert generator._get_optimiser() is optimiser
+    assert generator.get_optimiser() is optimiser
     assert generator.epoch == 4
 
 

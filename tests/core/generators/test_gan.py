@@ -45,7 +45,7 @@ def test_the_critic_sees_the_class():
     rows = world.rows()
     z = generator.space.reduce(generator.space.standardise(generator.moments.spread_rows(rows)))
     z = torch.nn.functional.pad(z, (0, generator.reduced_dim - z.shape[1]))
-    directions = generator._directions(world.conditions)
+    directions = generator.directions(world.conditions)
     right = generator.critic(z, directions[rows.labels]).mean()
     wrong = generator.critic(z, directions[(rows.labels + 1) % 10]).mean()
     assert right > wrong + 0.5
@@ -78,7 +78,7 @@ def test_the_penalty_pulls_the_critics_slope_to_one():
     world = World()
     generator = trained()
     x = torch.randn(64, generator.reduced_dim, generator=draws(0)).requires_grad_()
-    directions = generator._directions(world.conditions).repeat(7, 1)[:64]
+    directions = generator.directions(world.conditions).repeat(7, 1)[:64]
     steepness = torch.autograd.grad(generator.critic(x, directions).sum(), x)[0].norm(dim=1)
     assert 0.4 < steepness.mean() < 1.6
 

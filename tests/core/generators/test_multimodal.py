@@ -91,7 +91,7 @@ def test_a_row_that_has_one_part_keeps_it_in_training():
 def test_each_part_counts_the_same_however_wide_and_large_it_is(prompts):
     generator = generator_for()
     conditions = generator.conditions_from(100 * prompts.clip, prompts.t5)
-    clip, t5 = generator._parts(generator._directions(conditions))
+    clip, t5 = generator._parts(generator.directions(conditions))
     torch.testing.assert_close(clip.square().mean(1), torch.ones(10))
     torch.testing.assert_close(t5.square().mean(1), torch.ones(10))
 
