@@ -107,24 +107,31 @@ class Nodes:
         return sites
 
     def learn_names(self, told: Mapping[str, str]) -> None:
-        """Take in what nodes not heard of before call their site, by their `cid`; unusable names are passed over."""
+        """Take in what the nodes that were asked last call their site, by their `cid`; see `assign`."""
+        self._learn(told, self.assigned.values())
+        self.assigned = {self._names.get(cid, site): cid for site, cid in self.assigned.items()}
+
+    def _learn(self, told: Mapping[str, str], present: Iterable[str]) -> None:
+        """Keep the names of nodes not heard of before; not those that are unusable, or a present node's."""
+        here = set(present)
         for cid, name in sorted(told.items()):
             if cid in self._names:
                 continue
-            taken = name in self._names.values()
+            # A site that was lost may come back as another node.
+            taken = name in {self._names[other] for other in here & self._names.keys()}
             if taken or not SITE_NAME.fullmatch(name):
                 why = "is another node's" if taken else "is not 1 to 64 letters, digits, spaces or ._-"
                 log.warning("Node %s is left out: the name of its site, %.80r, %s", cid, name, why)
                 continue
             self._names[cid] = name
-        self.assigned = {self._names.get(cid, site): cid for site, cid in self.assigned.items()}
 
     def _ask_names(self, nodes: Sequence[ClientProxy]) -> None:
         """Ask the nodes not heard of before, all at once, what they call their site; some may not answer."""
         strangers = [node for node in nodes if node.cid not in self._names]
         with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
             told = zip(strangers, pool.map(self._told_name, strangers), strict=True)
-            self.learn_names({node.cid: name for node, name in told if name is not None})
+            names = {node.cid: name for node, name in told if name is not None}
+        self._learn(names, [node.cid for node in nodes])
 
     def _told_name(self, node: ClientProxy) -> str | None:
         """What a node calls its site; None if it does not answer."""

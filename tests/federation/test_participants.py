@@ -231,6 +231,17 @@ def test_two_nodes_of_the_same_name_do_not_count_twice(own_files):
     assert row["test_clips"] == 21
 
 
+@pytest.mark.parametrize("gone", ["at once", "after a round"])
+def test_a_site_that_comes_back_as_another_node_has_its_name_again(own_files, gone):
+    federation = Federation(*OWN, node_configs=own_files).start()
+    if gone == "after a round":
+        federation.round(1)
+    federation.manager.unregister(federation.nodes[1])
+    federation.manager.register(Node("000009", None, own_files[1]))
+    row = federation.round(2)
+    assert row["sites"] == {"site-field": "replied", "site-lab": "replied"}
+
+
 def test_a_late_node_may_join_in_a_later_round(own_files):
     federation = Federation(*OWN, node_configs=own_files[:1]).start()
     federation.round(1)
