@@ -227,7 +227,9 @@ class FedA2V(Strategy):
         results, failures = fit_clients(
             [
                 (node, FitIns(empty, self._message("introduce", 0, site, number, held="")))
-                for site, number, node in self._nodes.assign(client_manager, active_sites(self.settings, 1), True)
+                for site, number, node in self._nodes.assign(
+                    client_manager, active_sites(self.settings, 1), introduction=True
+                )
             ],
             max_workers=self.max_workers,
             timeout=self.settings.federation.round_timeout,

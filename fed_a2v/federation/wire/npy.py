@@ -20,6 +20,7 @@ from fed_a2v.federation.wire.errors import BadReplyError, show
 
 _ALIGNMENT = 64  # bytes; npy headers keep to it, so that arrays can be used where they lie
 _BYTES = np.dtype("uint8")
+_SENT = FLOATS | {COUNTS}
 _MAX_HEADER = 1024  # characters; numpy writes about 70
 
 
@@ -53,7 +54,7 @@ def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
         while place < whole.size:
             if len(arrays) == most:
                 raise BadReplyError(f"more arrays than the {most} that there may be")
-            array, end = _read_npy(whole, place, f"array {len(arrays)}", FLOATS | {COUNTS})
+            array, end = _read_npy(whole, place, f"array {len(arrays)}", _SENT)
             arrays.append(array)
             place = end if end == whole.size else end + -end % _ALIGNMENT
             if place > end and (place >= whole.size or whole[end:place].any()):
