@@ -21,7 +21,7 @@ from fed_a2v.core.seeding import seed_for, torch_generator
 from fed_a2v.core.training import AdamWSettings, train_epochs
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import adapter_loss, prompt_set
+from fed_a2v.federation.task import adapter_loss, prompt_set, torch_device
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings, cache_dir
@@ -85,10 +85,12 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     prompts = prompt_set(settings, class_names(settings.dataset))
     loss = adapter_loss(settings, prompts)
-    audio, labels = clips.embeddings[train], clips.labels[train]
+    device = torch_device(settings.device)
+    audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
+    test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
-        adapters = Adapters(audio.shape[-1], prompts, settings.adapters.hidden_width)
+        adapters = Adapters(audio.shape[-1], prompts, settings.adapters.hidden_width).to(device)
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)
         adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
@@ -98,7 +100,7 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
         optimiser = AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
         train_epochs(adapters, audio, labels, loss, settings.site.epochs, optimiser, random)
         with torch.no_grad():
-            found = retrieval(adapters(clips.embeddings[test]).clip, clips.labels[test], prompts.clip)
+            found = retrieval(adapters(test_audio).clip, test_labels, prompts.clip)
         rows.append({"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5})
     return rows
 

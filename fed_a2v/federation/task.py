@@ -5,6 +5,7 @@ A site loads this for every message, so it comes without what only the server ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,15 +27,20 @@ def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = 
 
 
 def torch_device(name: str) -> torch.device:
-    """The device.
+    """The device, set to give the same bits each time.
 
     Raises:
         ConfigError: this machine, or this build of torch, has none.
     """
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; device=cpu runs everywhere") from error
+    if device.type == "cuda":
+        # Sums that many threads add to come out of a GPU in another order each time, unless it is asked.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_deterministic_debug_mode("warn")
+    return device
 
 
 def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:

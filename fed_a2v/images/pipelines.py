@@ -68,7 +68,7 @@ class ImageModel(ABC):
         Args:
             prompts: of the B pictures.
             seeds: B seeds of the initial noise, which depends on nothing else: not on the prompt, the other pictures
-                of the batch, or the device.
+                of the batch, the device, or the precision.
 
         Raises:
             ModelError: the prompts have not the width that the model takes.
@@ -78,12 +78,14 @@ class ImageModel(ABC):
         size = self.settings.batch_size
         for start in range(0, len(seeds), size):
             rows = slice(start, start + size)
+            random = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             with torch.inference_mode():
                 drawn = self.pipe(
                     **self._conditions(prompts.clip[rows], None if prompts.t5 is None else prompts.t5[rows]),
                     num_inference_steps=self.settings.steps,
                     guidance_scale=self.settings.guidance,
-                    generator=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
+                    latents=self._cast(self._noise(random)),
+                    generator=random,  # some schedulers draw more
                     height=self.settings.size,
                     width=self.settings.size,
                 )
@@ -103,6 +105,10 @@ class ImageModel(ABC):
     @abstractmethod
     def _widths(self) -> dict[str, int]:
         """Widths of the prompts that the model takes, by "clip" and "t5"."""
+
+    @abstractmethod
+    def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
+        """What each picture starts from, as the pipeline takes it."""
 
     @abstractmethod
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
@@ -160,6 +166,11 @@ class StableDiffusion(ImageModel):
     def _widths(self) -> dict[str, int]:
         return {"clip": self.pipe.unet.config.cross_attention_dim}
 
+    def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
+        network, factor = self.pipe.unet.config, self.pipe.vae_scale_factor
+        side = (self.settings.size or network.sample_size * factor) // factor
+        return noise(random, (network.in_channels, side, side))
+
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
         del t5
         conditions = {"prompt_embeds": self._cast(clip)}
@@ -188,9 +199,25 @@ class Flux(ImageModel):
         config = self.pipe.transformer.config
         return {"clip": config.pooled_projection_dim, "t5": config.joint_attention_dim}
 
+    def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
+        factor = self.pipe.vae_scale_factor
+        channels = self.pipe.transformer.config.in_channels // 4
+        side = (self.settings.size or self.pipe.default_sample_size * factor) // (2 * factor)
+        # A token of the transformer is a patch of 2 x 2 with all its channels.
+        patches = noise(random, (channels, 2 * side, 2 * side)).view(len(random), channels, side, 2, side, 2)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(len(random), side * side, 4 * channels)
+
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
         assert t5 is not None  # checked by the widths
         return {"pooled_prompt_embeds": self._cast(clip[:, 0]), "prompt_embeds": self._cast(t5)}
+
+
+def noise(random: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """(B, ...) normal numbers, each picture's from a generator of its own.
+
+    In single precision whatever the model's: of half precision some builds of torch draw other numbers.
+    """
+    return torch.stack([torch.randn(shape, generator=each) for each in random])
 
 
 IMAGE_MODELS: dict[str, type[ImageModel]] = {"sd": StableDiffusion, "flux": Flux}

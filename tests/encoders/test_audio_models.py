@@ -35,7 +35,8 @@ def make_encoder(model_folder):
 
     def make(name, tokens="cls", *, folder=None, seed=0, model=(), **settings):
         folder = folder or model_folder(MAKERS[name], seed=seed, **dict(model))
-        changed = settings_of(name) | {"model": str(folder), "tokens": tokens} | settings
+        # On a GPU a clip's bits depend on its batch.
+        changed = settings_of(name) | {"model": str(folder), "tokens": tokens, "device": "cpu"} | settings
         return load_encoder(EncoderSettings.model_validate(changed))
 
     return make

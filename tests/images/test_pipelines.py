@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -102,6 +103,26 @@ def test_pickled_weights_are_refused(models, image_settings, tmp_path):
     torch.save({}, file.with_suffix(".bin"))
     with pytest.raises(ModelError, match="safetensors"):
         load_image_model(image_settings("sd", f"images.model={copy}"))
+
+
+def drawn_by_the_pipeline(pipe, seeds, **conditions):
+    random = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(**conditions, generator=random, num_inference_steps=2, guidance_scale=1.0, height=16, width=16).images
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_stable_diffusion_draws_what_the_pipeline_alone_makes_of_a_seed(image_settings, scheduler):
+    model = load_image_model(image_settings("sd", "images.guidance=1", "images.batch_size=3"))
+    model.pipe.scheduler = getattr(diffusers, scheduler).from_config(model.pipe.scheduler.config)
+    alone = drawn_by_the_pipeline(model.pipe, [1, 2, 3], prompt_embeds=prompts("sd").clip)
+    assert np.array_equal(pixels(model.draw(prompts("sd"), [1, 2, 3])), pixels(alone))
+
+
+def test_flux_draws_what_the_pipeline_alone_makes_of_a_seed(image_settings):
+    model, given = load_image_model(image_settings("flux", "images.guidance=1", "images.batch_size=3")), prompts("flux")
+    conditions = {"prompt_embeds": given.t5, "pooled_prompt_embeds": given.clip[:, 0]}
+    alone = drawn_by_the_pipeline(model.pipe, [1, 2, 3], **conditions)
+    assert np.array_equal(pixels(model.draw(given, [1, 2, 3])), pixels(alone))
 
 
 def test_guidance_takes_the_empty_prompt_into_account(model):

@@ -5,11 +5,10 @@ Shapes: C classes, D = S x Da data dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
+from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.moments import ClassMoments
 
 # Samples per class from which a model's own mean and deviation are measured.
@@ -58,10 +57,3 @@ class Calibration(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         take_shapes(self, self._buffers, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def take_shapes(module: nn.Module, names: Iterable[str], state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Give the buffers `names` the checkpoint's shapes, before they are loaded: these depend on the data."""
-    for name in names:
-        if prefix + name in state_dict:
-            setattr(module, name, torch.empty_like(state_dict[prefix + name]))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.moments import ClassMoments
 
 # Shares of the variance that come from the class itself; the rest comes from all classes together (latent) or
@@ -76,10 +77,7 @@ class ClassPrior(nn.Module):
         return _normal((number, len(rms)), rms, random) * rms
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        # Shapes depend on the data, so the buffers take the checkpoint's shapes.
-        for name in self._buffers:
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        take_shapes(self, self._buffers, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

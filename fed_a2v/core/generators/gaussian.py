@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
+from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.prompts import PrototypeRows
 
@@ -65,5 +66,5 @@ class GaussianGenerator(Generator):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         # One row per known class: the number of classes is the checkpoint's.
-        self.conditions = torch.empty_like(state_dict[prefix + "conditions"])
+        take_shapes(self, ["conditions"], state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses
-from fed_a2v.core.generators.calibration import take_shapes
+from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 from fed_a2v.core.prompts import PrototypeRows

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.prompts import PrototypeRows
 
 # A group's deviation is not blown up by more than this factor to reach the total variance.
@@ -163,10 +164,7 @@ class ClassMoments(nn.Module):
         return out
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        # Shapes depend on the data, so the buffers take the checkpoint's shapes.
-        for name in self._buffers:
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        take_shapes(self, self._buffers, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows, at_least_one
-from fed_a2v.core.generators.calibration import Calibration, take_shapes
+from fed_a2v.core.generators.buffers import take_shapes
+from fed_a2v.core.generators.calibration import Calibration
 from fed_a2v.core.generators.class_prior import ClassPrior
 from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
