@@ -38,6 +38,8 @@ def local(tmp_path):
             stdout=(tmp_path / "shown").open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # As a terminal starts it: a shell cannot trap what it inherits as ignored, as from tests in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
