@@ -139,10 +139,8 @@ started+=("$run")
 wait "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
 for index in 0 1 2; do
   site=${sites[$index]}
-  # Behind `wait`, which an interrupt ends at once: a program in front may take it for a failure of its own.
-  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 &
-  started+=($!)
-  wait $! || broken "$site could not be registered" "$work/$site/registered"
+  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 \
+    || broken "$site could not be registered" "$work/$site/registered"
   (cd "$work/$site" && FLWR_HOME=$work/$site/flwr exec "$repository/deploy/supernode.sh" --superlink "127.0.0.1:$port" \
     --ca "$work/certificates/ca.crt" --key "$work/$site/key" --config "$work/$site/site.toml" --port "${free[$index]}") \
     >"$work/$site/log" 2>&1 &
