@@ -108,7 +108,10 @@ class ImageModel(ABC):
 
     @abstractmethod
     def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
-        """What each picture starts from, as the pipeline takes it."""
+        """What each picture starts from, as the pipeline takes it.
+
+        In single precision whatever the model's: of half precision some builds of torch draw other numbers.
+        """
 
     @abstractmethod
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
@@ -167,9 +170,12 @@ class StableDiffusion(ImageModel):
         return {"clip": self.pipe.unet.config.cross_attention_dim}
 
     def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
+        from diffusers.utils.torch_utils import randn_tensor
+
         network, factor = self.pipe.unet.config, self.pipe.vae_scale_factor
         side = (self.settings.size or network.sample_size * factor) // factor
-        return noise(random, (network.in_channels, side, side))
+        drawn: Tensor = randn_tensor((len(random), network.in_channels, side, side), generator=list(random))
+        return drawn
 
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
         del t5
@@ -200,24 +206,16 @@ class Flux(ImageModel):
         return {"clip": config.pooled_projection_dim, "t5": config.joint_attention_dim}
 
     def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
-        factor = self.pipe.vae_scale_factor
         channels = self.pipe.transformer.config.in_channels // 4
-        side = (self.settings.size or self.pipe.default_sample_size * factor) // (2 * factor)
-        # A token of the transformer is a patch of 2 x 2 with all its channels.
-        patches = noise(random, (channels, 2 * side, 2 * side)).view(len(random), channels, side, 2, side, 2)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(len(random), side * side, 4 * channels)
+        side = self.settings.size or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        drawn: Tensor = self.pipe.prepare_latents(
+            len(random), channels, side, side, torch.float32, torch.device("cpu"), list(random)
+        )[0]
+        return drawn
 
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
         assert t5 is not None  # checked by the widths
         return {"pooled_prompt_embeds": self._cast(clip[:, 0]), "prompt_embeds": self._cast(t5)}
-
-
-def noise(random: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    """(B, ...) normal numbers, each picture's from a generator of its own.
-
-    In single precision whatever the model's: of half precision some builds of torch draw other numbers.
-    """
-    return torch.stack([torch.randn(shape, generator=each) for each in random])
 
 
 IMAGE_MODELS: dict[str, type[ImageModel]] = {"sd": StableDiffusion, "flux": Flux}
