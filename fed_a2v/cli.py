@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fed_a2v import __version__
 from fed_a2v.commands import COMMANDS
-from fed_a2v.commands.errors import mendable
+from fed_a2v.errors import MENDABLE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         import_module(f"fed_a2v.commands.{words[0]}").run(words[1:])
-    except mendable() as error:
+    except MENDABLE as error:
         console.print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

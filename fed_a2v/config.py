@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,14 @@ def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConfigError(f"overrides {overrides!r}: {error}") from error
+    return settings_from(_composed(tuple(words)))
+
+
+@lru_cache(maxsize=256)
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    """The tree before its interpolations are resolved; nobody changes it, so the same words get the same tree."""
     with _hydra(words):
-        config = compose(config_name="config", overrides=words)
-    return settings_from(config)
+        return compose(config_name="config", overrides=list(words))
 
 
 def sources(overrides: Sequence[str]) -> dict[str, str]:

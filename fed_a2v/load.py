@@ -34,6 +34,7 @@ from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
+from fed_a2v.errors import UserError
 from fed_a2v.federation.build import make_step
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state
 from fed_a2v.runs.folder import RunFolder
@@ -48,7 +49,7 @@ BATCH = 16
 Sound = str | Path | NDArray[Any]
 
 
-class RunError(ValueError):
+class RunError(UserError, ValueError):
     """A run has not what is asked of it; the message says what it has."""
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fed_a2v.errors import UserError
+
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", name):
@@ -28,7 +30,7 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Device = Annotated[str, AfterValidator(_device)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
 
 

@@ -5,7 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Property tests draw the same examples in every run, so that none passes or fails by luck; `make test-long` draws new
+# ones, and many more of them.
+_ALWAYS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("suite", max_examples=50, derandomize=True, **_ALWAYS)
+hypothesis.settings.register_profile("long", max_examples=2000, **_ALWAYS)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # Read once, at the first import of huggingface_hub: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"

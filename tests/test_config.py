@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.config import ConfigError, compose_settings, conf_dir, sources, to_yaml
@@ -247,7 +247,6 @@ def test_an_override_that_makes_no_sense_is_refused_in_one_line(override):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.one_of(
         st.text(max_size=12),

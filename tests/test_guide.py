@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.cli import main
@@ -84,13 +84,11 @@ def written(value, draw):
     return f"{gap()}{json.dumps(value, ensure_ascii=draw(st.booleans()))}{gap()}"
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(values, st.data())
 def test_comments_and_last_commas_change_nothing(value, data):
     assert json.loads(strip_comments(written(value, data.draw))) == value
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(values)
 def test_json_without_comments_stays_as_it_is(value):
     text = json.dumps(value, indent=1)
@@ -105,7 +103,6 @@ def test_what_looks_like_a_comment_inside_a_string_is_text(text):
     assert strip_comments(text) == text
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text('{}[],:"/*\\ \n1a', max_size=30))
 def test_whatever_is_written_is_read_or_refused_in_one_way(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("json") / "x.json"
@@ -288,7 +285,6 @@ def test_a_slip_in_the_name_of_a_section_is_refused(file):
         file({"fed2av": {}})
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=20))
 def test_text_arrives_as_it_is_in_the_file(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("json") / "x.json"

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fed_a2v.commands.errors import mendable
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
 from fed_a2v.config import ConfigError, conf_dir, settings_from
+from fed_a2v.errors import MENDABLE
 from fed_a2v.settings import Settings
 
 USAGE = """\
@@ -43,13 +43,15 @@ def run(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False, soft_wrap=True)
     elif not {"-sc", "--shell-completion"} & set(words):
-        from fed_a2v.federation.build import check_buildable
-
         overrides = [word for word in words if not word.startswith("-")]
         sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words)
         try:
-            for sample in _samples(overrides) if sweep else [overrides]:
-                check_buildable(compose_with(guide, sample))
+            samples = [compose_with(guide, sample) for sample in (_samples(overrides) if sweep else [overrides])]
+            # Imported once the words are right: it needs torch, which takes seconds.
+            from fed_a2v.federation.build import check_buildable
+
+            for sample in samples:
+                check_buildable(sample)
         finally:
             if guide:
                 show_guide(guide, Console(stderr=True))
@@ -97,12 +99,12 @@ def _job(config: DictConfig) -> float | None:
 
     try:
         settings = settings_from(config)
-        results = run_job(settings, folder, run, mendable()) if sweep else run(settings, folder)
+        results = run_job(settings, folder, run) if sweep else run(settings, folder)
     except KeyboardInterrupt:
         Console(stderr=True).print(f"Stopped. Going on: hydra.run.dir={folder}", markup=False, highlight=False)
         sys.exit(130)
     except Exception as error:
-        if not sweep and not isinstance(error, mendable()):
+        if not sweep and not isinstance(error, MENDABLE):
             raise
         # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
         Console(stderr=True).print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fed_a2v.core.prompts import PromptBank
@@ -55,6 +54,8 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         step: after a round. Its state stays as it is, its random numbers too.
         round_number: the samples are drawn anew for each.
     """
+    from sklearn.decomposition import PCA  # here: it takes seconds to import
+
     sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
     classes = sorted({*names, *step.remembered})
     if not classes:

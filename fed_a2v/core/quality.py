@@ -15,6 +15,8 @@ and is blind to such things as exact zeros.
 Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless said otherwise, columns are standardised with
 the training rows' mean and max(std, 0.3 x RMS of all stds): the floor keeps columns that are active in a few rows
 from outweighing all others, and survives columns that never vary.
+
+scikit-learn is imported where it is used: that takes seconds, and few rounds are validated.
 """
 
 from __future__ import annotations
@@ -27,12 +29,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -471,12 +467,16 @@ def _accuracy(train: _Table, test: _Table) -> float | None:
     """Accuracy on `test` of a logistic regression trained on `train`."""
     if len(train.classes()) < 2:
         return None
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit(train.x, train.y)
     return float(model.score(test.x, test.y))
 
 
 def _nearest_in_class(train: _Table, rows: _Table) -> float:
     """Median distance of `rows` to the nearest training row of the same class."""
+    from sklearn.metrics.pairwise import euclidean_distances
+
     distances = [
         euclidean_distances(rows.x[rows.y == label], train.x[train.y == label]).min(1) for label in rows.classes()
     ]
@@ -489,6 +489,12 @@ def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table
     Features: the top principal components within the training rows' classes, their absolute values (a wider or
     narrower spread shows there), and the log norm of the whole residual.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     residuals = train.x - means[train.y]
     # Of N - C directions in the training residuals, the smaller half is mostly sampling error.
     size = min(COMPONENTS, (len(train.y) - len(means)) // 2, residuals.shape[1])
@@ -510,6 +516,8 @@ def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table
 
 def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, float | None]:
     """Precision, recall and both one-sided 1-NN accuracies of two sets of equal size."""
+    from sklearn.metrics.pairwise import euclidean_distances
+
     k = min(NEIGHBOURS, len(real) // FEWEST_ROWS)
     within_real, within_other = euclidean_distances(real), euclidean_distances(other)
     across = euclidean_distances(real, other)

@@ -1,7 +1,9 @@
 """Errors about data: each names the file or value, and what to do."""
 
+from fed_a2v.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """A data set cannot be used as it is."""
 
 

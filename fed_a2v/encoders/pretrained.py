@@ -11,13 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fed_a2v.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 INSTALL = "pip install 'fed-a2v[hf]'"
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A pretrained model cannot be used: not installed, not on this machine, or of another kind."""
 
 

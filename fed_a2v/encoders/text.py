@@ -15,6 +15,7 @@ import numpy as np
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.captions import CaptionsError, read_captions
+from fed_a2v.errors import UserError
 from fed_a2v.settings import Settings, TargetSettings, cache_dir
 from fed_a2v.storage.cache import Arrays, cache_key, cached
 from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
@@ -29,7 +30,7 @@ CLIP_WIDTH = 768
 MEAN_COSINE = 0.8
 
 
-class TargetsError(ValueError):
+class TargetsError(UserError, ValueError):
     """The targets do not fit: classes are missing, or the shapes are not those of the adapters."""
 
 

@@ -22,6 +22,7 @@ import torch
 from fed_a2v.core.adapters import Prompts, PromptSet
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.audio import FloatArray
+from fed_a2v.errors import UserError
 from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.images.sheet import contact_sheet
 from fed_a2v.storage.files import new_folder, write_json, write_text
@@ -32,7 +33,7 @@ SOUND, TEXT = "sound", "text"
 LONGEST_NAME = 40
 
 
-class GalleryError(ValueError):
+class GalleryError(UserError, ValueError):
     """A folder of pictures is missing, or lacks one of them."""
 
 

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 from yaml import YAMLError
 
 from fed_a2v.core.projection import EmbeddingMap
+from fed_a2v.errors import UserError
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.maps import load_map
 from fed_a2v.storage.files import read_jsonl
@@ -19,7 +20,7 @@ from fed_a2v.storage.files import read_jsonl
 Row = dict[str, Any]
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """There is no run to report on, or what it left cannot be read."""
 
 

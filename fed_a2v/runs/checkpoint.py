@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.conf_tree import dotted_items
+from fed_a2v.errors import UserError
 from fed_a2v.storage.files import plain, replacing
 
 logger = logging.getLogger("fed_a2v")
@@ -51,7 +52,7 @@ HARMLESS = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint is damaged, or does not fit what is to be done with it."""
 
 

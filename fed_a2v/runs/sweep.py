@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fed_a2v.errors import MENDABLE
 from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
@@ -48,19 +49,13 @@ def job_folder(overrides: str) -> str:
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
-def run_job(
-    settings: Settings,
-    folder: Path,
-    run: Callable[[Settings, Path], dict[str, Any]],
-    mendable: tuple[type[Exception], ...] = (),
-) -> dict[str, Any]:
+def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
     """Run a job of a sweep, unless its folder holds the results of the same settings.
 
     Args:
         settings: of the job. At W&B it belongs to the group that the settings name, else to the sweep's.
         folder: of the job, in the sweep's.
         run: runs an experiment in its folder and returns its results.
-        mendable: errors whose message alone is the reason; other reasons begin with the error's type.
 
     Returns:
         The results.
@@ -81,7 +76,7 @@ def run_job(
     try:
         return run(settings, folder)
     except Exception as error:
-        write_text(folder / FAILURE, f"{_reason(error, mendable)}\n\n{traceback.format_exc()}")
+        write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
         raise
 
 
@@ -136,6 +131,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _reason(error: Exception, mendable: tuple[type[Exception], ...]) -> str:
+def _reason(error: Exception) -> str:
+    """The error's message, behind its type where a user cannot mend it."""
     text = (str(error) or type(error).__name__).splitlines()[0]
-    return text if isinstance(error, mendable) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, MENDABLE) else f"{type(error).__name__}: {text}"

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fed_a2v.errors import UserError
+
 Array = NDArray[Any]
 
 
-class ArrayFileError(ValueError):
+class ArrayFileError(UserError, ValueError):
     """A file of arrays is missing, broken, or lacks what is needed."""
 
 

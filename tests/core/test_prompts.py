@@ -1,12 +1,10 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PromptBank, PrototypeRows
 from tests.core.conftest import assert_same_bits, through_a_file
-
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def audio(value, groups=2, count=3):
@@ -135,7 +133,6 @@ def rows_with(counts):
     return PrototypeRows(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
 
 
-@QUICK
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.just(0.0) | st.floats(0.01, 0.9))
 def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts, share):
     rows = rows_with(counts)
@@ -176,7 +173,6 @@ def liar_and_honest(claim, share):
     return bank
 
 
-@QUICK
 @given(claim=st.integers(1000, 10**9), share=st.floats(0.2, 0.9))
 def test_a_site_that_claims_many_clips_counts_for_no_more_than_its_share(claim, share):
     bank = liar_and_honest(claim, share)

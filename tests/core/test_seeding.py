@@ -1,21 +1,17 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.seeding import numpy_generator, seed_for, torch_generator
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
-
 PURPOSES = st.lists(st.integers(-(2**40), 2**40) | st.text(max_size=8), max_size=4)
 
 
-@QUICK
 @given(PURPOSES, PURPOSES)
 def test_different_purposes_get_different_seeds(one, other):
     assert (seed_for(*one) == seed_for(*other)) == (one == other)
 
 
-@QUICK
 @given(PURPOSES)
 def test_seeds_fit_both_libraries(purpose):
     assert 0 <= seed_for(*purpose) < 2**63

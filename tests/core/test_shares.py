@@ -1,15 +1,13 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.shares import capped
 
-QUICK = settings(max_examples=300, deadline=None, derandomize=True)
 COUNTS = st.lists(st.integers(1, 10**9), min_size=1, max_size=12)
 SHARES = st.floats(0.01, 1.0)
 
 
-@QUICK
 @given(COUNTS, SHARES)
 def test_none_is_more_than_its_share_and_none_grows(counts, share):
     held = capped(counts, share)
@@ -18,7 +16,6 @@ def test_none_is_more_than_its_share_and_none_grows(counts, share):
     assert all(0 < after <= before for after, before in zip(held, counts, strict=True))
 
 
-@QUICK
 @given(COUNTS, SHARES)
 def test_only_the_largest_are_cut_and_all_to_one_value(counts, share):
     held = capped(counts, share)
@@ -29,14 +26,12 @@ def test_only_the_largest_are_cut_and_all_to_one_value(counts, share):
         assert max(held) == limit
 
 
-@QUICK
 @given(COUNTS, SHARES)
 def test_counts_that_keep_to_the_share_stay(counts, share):
     if max(counts) <= share * sum(counts):
         assert capped(counts, share) == counts
 
 
-@QUICK
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8), st.floats(0.2, 0.6), st.integers(10**6, 10**12))
 def test_however_many_clips_a_site_claims_the_others_keep_their_weight(honest, share, claim):
     held = capped([*honest, claim], share)

@@ -2,21 +2,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.prompts import AudioPrototypes
 from fed_a2v.core.sharing import fingerprint, share_class, similar_groups
 from tests.core.conftest import World, draws
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
-
 
 def clips(number, tokens=2, width=6):
     return torch.randn(number, tokens, width, generator=draws(0))
 
 
-@QUICK
 @given(st.integers(1, 40), st.integers(1, 10))
 def test_groups_divide_the_rows_into_equal_parts(number, groups):
     if groups > number:
@@ -74,7 +71,6 @@ def test_the_variance_stays_at_home_where_it_is_not_wanted():
     assert shared.audio.variances.shape == (8, 2, 6)
 
 
-@QUICK
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 6))
 def test_no_mean_is_over_fewer_clips_than_allowed(number, prototypes, min_clips):
     shared = share_class("dog", clips(number), "prototypes", prototypes, min_clips)

@@ -1,13 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.training import AdamWSettings, balanced_order, loss_on, mean_outputs, train_epochs, train_steps
 from tests.core.conftest import World, draws
-
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
 T5 = (3, 10)
 
@@ -120,7 +118,6 @@ def test_fine_tuning_pulls_to_the_targets_it_is_given():
 # Order of the rows
 
 
-@QUICK
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 200), st.integers(0, 5))
 def test_a_balanced_order_is_balanced_at_every_length(counts, number, seed):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

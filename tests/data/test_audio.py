@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.audio import fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
-
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tone(rate, seconds, hertz=440.0):
@@ -75,7 +73,6 @@ def test_samples_that_are_no_numbers_are_an_error(tmp_path, value):
         read_clip(tmp_path / "clip.wav", 16_000, 1.0)
 
 
-@QUICK
 @given(st.data())
 def test_an_altered_file_gives_a_clip_or_our_error(tmp_path, data):
     path = tmp_path / "clip.wav"

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -8,7 +8,6 @@ from fed_a2v.data.clips import Record
 from fed_a2v.data.embeddings import read_embeddings, read_records
 from fed_a2v.data.errors import BadClipError, DataError
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ALL = np.arange(3)
 
 
@@ -118,7 +117,6 @@ array = hnp.arrays(
 )
 
 
-@QUICK
 @given(st.dictionaries(st.sampled_from(["embeddings", "target", "category", "fold", "filename"]), array))
 def test_any_arrays_give_clips_or_our_error(tmp_path, arrays):
     path = tmp_path / "any.npz"

@@ -1,13 +1,11 @@
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.esc50 import Esc50Folder
-
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_the_table_gives_the_clips_in_its_order(esc50_folder):
@@ -67,7 +65,6 @@ def test_missing_columns_and_an_empty_table_are_errors(esc50_folder):
         Esc50Folder(esc50_folder([], name="empty")).records()
 
 
-@QUICK
 @given(st.one_of(st.binary(max_size=200), st.text("filename,ldcatgory12.\n\r\"'\0 ", max_size=200).map(str.encode)))
 def test_any_table_gives_records_or_our_error(tmp_path, content):
     (tmp_path / "meta").mkdir(exist_ok=True)

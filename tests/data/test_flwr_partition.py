@@ -2,7 +2,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.errors import PartitionError
@@ -11,8 +11,6 @@ from fed_a2v.data.partition import partition
 
 from .test_partition import asked, classes_at, even, random_clips, rows_of
 
-QUICK = settings(max_examples=40, deadline=None)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _flwr_datasets():
@@ -20,7 +18,6 @@ def _flwr_datasets():
 
 
 @pytest.mark.parametrize("kind", ["pathological", "shards"])
-@QUICK
 @given(st.data())
 def test_any_partition_is_disjoint_seeded_and_complete_or_our_error(make_clips, kind, data):
     clips = random_clips(make_clips, data)

@@ -1,11 +1,10 @@
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.folds import FOLDS, deal_folds, drawn
 
-QUICK = settings(max_examples=150, deadline=None)
 clips = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("uvwxyz")), max_size=60)
 
 
@@ -13,7 +12,6 @@ def deal(pairs, seed=0):
     return deal_folds([category for category, _ in pairs], [source for _, source in pairs], FOLDS, seed)
 
 
-@QUICK
 @given(clips, st.integers(0, 3))
 def test_clips_of_one_source_are_in_one_fold_whatever_their_order(pairs, seed):
     folds = deal(pairs, seed)
@@ -23,7 +21,6 @@ def test_clips_of_one_source_are_in_one_fold_whatever_their_order(pairs, seed):
     assert deal(pairs[::-1], seed) == folds[::-1]
 
 
-@QUICK
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 5))
 def test_every_class_is_dealt_evenly(sizes, seed):
     pairs = [(f"class {c}", f"source {c} {i}") for c, size in enumerate(sizes) for i in range(size)]

@@ -3,15 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.clips import SPLITS
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.partition import SiteClips, check_disjoint, describe, partition
 from fed_a2v.settings import PartitionSettings
-
-QUICK = settings(max_examples=150, deadline=None)
 
 
 def asked(kind, sites, each=None, alpha=0.5, shards=2, least=1, by_set=False):
@@ -48,7 +46,6 @@ def random_clips(make_clips, data):
     return make_clips(labels, splits, classes)
 
 
-@QUICK
 @given(st.data())
 def test_any_partition_is_disjoint_complete_and_seeded_or_our_error(make_clips, data):
     clips = random_clips(make_clips, data)

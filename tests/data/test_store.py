@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.store import EmbeddingStore, clip_id
-
-QUICK = settings(max_examples=60, deadline=None)
 
 
 @pytest.fixture
@@ -92,7 +90,6 @@ def test_rows_without_their_table_are_not_there_and_are_cleaned_away(store):
     assert list(store.folder.iterdir()) == []
 
 
-@QUICK
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=5, unique=True), max_size=6), st.data())
 def test_any_history_reads_back_what_was_written(tmp_path_factory, segments, data):
     store = EmbeddingStore(tmp_path_factory.mktemp("store"), "float32")

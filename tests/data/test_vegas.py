@@ -1,14 +1,12 @@
 import csv
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.clips import build_index, classes_of
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.vegas import VegasFolder
-
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -100,7 +98,6 @@ def test_a_folder_that_is_not_vegas_is_an_error(tmp_path):
         VegasFolder(tmp_path / "nowhere").records()
 
 
-@QUICK
 @given(st.one_of(st.binary(max_size=120), st.text("YTID,ab01\n\r\"'\0 ", max_size=120).map(str.encode)))
 def test_any_table_gives_records_or_our_error(tmp_path, write_sound, content):
     for number in (1, 2):

@@ -2,13 +2,11 @@ import csv
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.vggsound import VggSoundFolder
-
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 ROWS = [
     ("---g-f_I2yQ", 1, "people marching", "test"),
@@ -111,7 +109,6 @@ def test_a_folder_without_a_table_is_named(tmp_path):
         VggSoundFolder(tmp_path).records()
 
 
-@QUICK
 @given(st.one_of(st.binary(max_size=200), st.text("ab01,trainest\n\r\"'\0 ", max_size=200).map(str.encode)))
 def test_any_table_gives_records_or_our_error(tmp_path, write_sound, content):
     write_sound(tmp_path / "a_000001.wav")
@@ -129,7 +126,6 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_s
 )
 
 
-@QUICK
 @given(st.lists(words, min_size=1, max_size=5))
 def test_any_label_that_a_csv_can_hold_comes_back(tmp_path, write_sound, labels):
     with (tmp_path / "vggsound.csv").open("w", newline="", encoding="utf-8") as file:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.config import compose_settings
@@ -147,7 +147,6 @@ def test_updates_within_the_limit_stay_as_they_are(replies):
         assert all(torch.equal(a, b) for a, b in zip(near, aggregate_adapters(replies, mode), strict=True))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), size=st.floats(1e-3, 1e6), limit=st.floats(1e-3, 1e3))
 def test_a_shortened_update_has_the_limits_length_and_its_own_direction(seed, size, limit):
     random = torch.Generator().manual_seed(seed)

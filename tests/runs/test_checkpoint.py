@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.runs.checkpoint import (
@@ -149,7 +149,6 @@ def test_one_saved_state_is_read_by_its_own_name_or_refused(tmp_path):
         read_state(generator)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_byte_is_damaged_a_state_is_either_refused_or_right(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run")

@@ -107,7 +107,7 @@ def job(tmp_path):
             (folder / "results.json").write_text(json.dumps({"accuracy": 0.5}))
             return {"accuracy": 0.5}
 
-        return run_job(compose_settings(list(overrides)), tmp_path / "sweep" / "job", train, (ConfigError,))
+        return run_job(compose_settings(list(overrides)), tmp_path / "sweep" / "job", train)
 
     run.runs = runs
     run.folder = tmp_path / "sweep" / "job"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.storage.files import (
@@ -102,7 +102,6 @@ def test_the_folder_entry_reaches_the_disk(tmp_path, monkeypatch):
     assert synced[1] == tmp_path.resolve()
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_any_row_becomes_one_line_of_valid_json(row):
     line = json.dumps(plain(row), allow_nan=False)
@@ -110,7 +109,6 @@ def test_any_row_becomes_one_line_of_valid_json(row):
     assert "\n" not in line
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(ROWS, max_size=4))
 def test_appended_rows_come_back_with_nan_and_infinity_as_null(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"

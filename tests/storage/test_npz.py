@@ -2,12 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
-
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def valid_bytes():
@@ -43,7 +41,6 @@ def test_a_single_array_without_names_is_refused(tmp_path):
         read_arrays(tmp_path / "x.npz", ["a"])
 
 
-@QUICK
 @given(st.binary(max_size=400))
 def test_any_bytes_give_arrays_or_our_error(tmp_path, content):
     path = tmp_path / "x.npz"
@@ -52,7 +49,6 @@ def test_any_bytes_give_arrays_or_our_error(tmp_path, content):
         read_arrays(path, ["fold"])
 
 
-@QUICK
 @given(st.data())
 def test_an_altered_file_gives_arrays_or_our_error(tmp_path, data):
     content = bytearray(valid_bytes())

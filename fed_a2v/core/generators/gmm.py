@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -113,6 +112,8 @@ class GMMGenerator(CalibratedGenerator):
 
     def _mixture(self, rows: Matrix, components: int, pooled: Matrix, seed: int) -> tuple[Matrix, Matrix, Matrix]:
         """Weights (M,), means (M, k) and covariances (M, k, k) of one class."""
+        from sklearn.mixture import GaussianMixture  # here: it takes seconds to import
+
         mixture = GaussianMixture(
             components, covariance_type=self.covariance, reg_covar=SMALLEST_VARIANCE, random_state=seed
         ).fit(rows)

@@ -15,7 +15,6 @@ from abc import abstractmethod
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,6 +52,8 @@ class ReducedSpace(nn.Module):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Take mean, deviation and directions from (N, D) rows."""
+        from sklearn.decomposition import PCA  # here: it takes seconds to import
+
         std = x.std(dim=0, correction=0)
         # A column that is active in a few rows only must not be blown up; a dead one stays finite.
         self.std = torch.maximum(std, (0.3 * std.square().mean().sqrt()).clamp(min=1e-6))

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, settings
 
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
 from fed_a2v.federation import wire
@@ -13,7 +12,6 @@ from fed_a2v.federation.wire import Expected, SiteReply
 
 CLASSES = ("dog", "rain", "siren", "Säge", "door knock")
 SHAPES = ((4, 3), (3,), ())
-QUICK = settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def prompts(name, rng, task, prototypes=2, held=False, t5=True, variance=True):

@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as arrays_of
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
 
-from .helpers import QUICK
 from .hostile import assert_presentable
 
 
@@ -144,7 +143,6 @@ ARRAYS = arrays_of.arrays(
 )
 
 
-@QUICK
 @given(parts=st.lists(st.lists(ARRAYS, max_size=5), max_size=3))
 def test_arrays_are_read_as_they_were_joined(parts):
     parameters = ndarrays_to_parameters([wire.join_arrays(part) for part in parts])
@@ -171,7 +169,6 @@ def test_arrays_are_views_of_what_was_received_and_lie_where_they_can_be_used():
     assert all(not array.flags.owndata and not array.flags.writeable and array.flags.aligned for array in received)
 
 
-@QUICK
 @given(data=st.data())
 def test_bytes_with_random_changes_raise_nothing_else(data):
     tensor = bytearray(npy(joined(npy(np.arange(6, dtype=np.float32)), npy(np.arange(2)))))

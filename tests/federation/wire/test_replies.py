@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.common import ndarrays_to_parameters
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_a2v.core.prompts import PromptBank
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
 
-from .helpers import CLASSES, QUICK, decode, make_expected, make_reply, sent
+from .helpers import CLASSES, decode, make_expected, make_reply, sent
 from .hostile import assert_presentable, change, drop, mutate, text
 
 
@@ -40,7 +40,6 @@ def assert_same(got, wanted, tolerance):
             torch.testing.assert_close(one.float(), other, rtol=tolerance, atol=tolerance)
 
 
-@QUICK
 @given(
     seed=st.integers(0, 2**32 - 1),
     task=st.sampled_from(["train", "introduce"]),
@@ -348,7 +347,7 @@ def assert_sound(reply, expected):
         assert tensor.numel() == 0 or tensor.abs().max() <= expected.max_magnitude**2
 
 
-@settings(derandomize=True, max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6 * settings.default.max_examples)
 @given(data=st.data())
 def test_a_mutated_reply_is_refused_cleanly_or_is_sound(data):
     arrays, manifest, examples = sent(dtype=data.draw(st.sampled_from(["float16", "float32"])))

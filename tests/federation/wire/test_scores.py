@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError, ClassScores, Scores
 
-from .helpers import CLASSES, QUICK
+from .helpers import CLASSES
 from .hostile import assert_presentable, change, drop, mutate, text
 
 
@@ -48,7 +48,6 @@ def test_no_scores_have_no_figures():
     assert math.isnan(Scores.merge([]).accuracy)
 
 
-@QUICK
 @given(
     parts=st.lists(
         st.dictionaries(st.sampled_from(CLASSES), st.floats(-4, 4).map(lambda x: score(cosine=x, loss=x / 3))),
@@ -113,7 +112,6 @@ def test_hostile_scores_are_refused_with_their_reason(case):
     assert_presentable(refused.value)
 
 
-@QUICK
 @given(data=st.data())
 def test_mutated_scores_are_refused_cleanly_or_are_sound(data):
     manifest = json.loads(wire.encode_scores("site-0", 3, sent_scores())["manifest"])
