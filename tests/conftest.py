@@ -65,6 +65,8 @@ def browser():
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=240_000)
+        # Whatever a page is waited for may take long beside other work.
+        running.on("context", lambda context: context.set_default_timeout(240_000))
         yield running
         running.close()

@@ -94,7 +94,7 @@ def test_a_terminal_shows_once_where_the_report_is(tmp_path):
         with contextlib.suppress(OSError):  # what Linux says when the last writer is gone
             for line in screen:
                 shown += line
-    assert process.wait(timeout=60) == 0, shown
+    assert process.wait(timeout=280) == 0, shown
     assert "Phase" in shown, "no live view"
     assert shown.count("Report: ") == shown.count("Results: ") == 1
 

@@ -15,7 +15,7 @@ from fed_a2v.federation import deadline
 deadline.GRACE = 0.2
 sys.argv[0] = {program!r}
 print("started", flush=True)
-deadline.within(0.2, "work", lambda: re.match("(a+)+$", "a" * 60 + "b") if {holds} else time.sleep(60))
+deadline.within(0.2, "work", lambda: re.match("(a+)+$", "a" * 60 + "b") if {holds} else time.sleep(1000))
 """
 
 
@@ -30,25 +30,22 @@ def test_an_exception_is_that_of_the_work():
 
 def test_work_that_takes_too_long_is_an_error_that_names_it():
     with pytest.raises(DeadlineError, match="the work took longer than federation.site_timeout=0.1 s"):
-        within(0.1, "the work", lambda: time.sleep(1))
+        within(0.1, "the work", lambda: time.sleep(1000))
 
 
 def run(program, holds):
     script = DEADLOCK.format(program=program, holds=holds)
-    start = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=120)
-    return ended, time.monotonic() - start
+    return subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=240)
 
 
 def test_a_process_whose_work_is_stuck_can_end():
-    ended, seconds = run("anything", holds=False)
+    ended = run("anything", holds=False)
     assert ended.returncode == 1
     assert "DeadlineError" in ended.stderr
-    assert seconds < 50
 
 
 def test_a_process_of_one_message_ends_even_where_the_interpreters_lock_is_held():
-    ended, _ = run("/usr/bin/flwr-clientapp", holds=True)
+    ended = run("/usr/bin/flwr-clientapp", holds=True)
     assert ended.returncode == 1
     assert "Timeout" in ended.stderr
     assert "DeadlineError" not in ended.stderr

@@ -111,7 +111,7 @@ def test_a_real_clock_ends_the_wait_as_well():
 
 
 def test_a_round_waits_for_nodes_that_are_all_gone(caplog):
-    federation = Federation("federation.start_timeout=60").start()
+    federation = Federation("federation.start_timeout=240").start()
     for node in federation.nodes:
         federation.manager.unregister(node)
     back = threading.Timer(0.3, lambda: [federation.manager.register(node) for node in federation.nodes])
@@ -214,7 +214,7 @@ def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, 
 
 def test_late_nodes_are_asked_for_their_names_at_the_same_time(own_files):
     federation = Federation(*OWN, node_configs=own_files[:1]).start()
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=240)
     for number, config in enumerate(({**own_files[1]}, {**own_files[1], "site": "field 2"})):
         late = Node(f"00000{8 + number}", None, config)
         answer = late.get_properties

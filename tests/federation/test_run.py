@@ -1,13 +1,11 @@
 """A run and its folder: what it leaves, and going on after it was stopped."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
+from tests.flower import wait_until
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
 
@@ -434,31 +433,47 @@ def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch):
 
 # A real kill
 
+STUCK_IN_ROUND_3 = """
+import sys, time
+from pathlib import Path
+from fed_a2v.cli import main
+from fed_a2v.federation.run import Run
+
+honest = Run.round_done
+
+def round_done(run, row, state):
+    while row["round"] == 3:
+        Path("stuck").touch()
+        time.sleep(1)
+    honest(run, row, state)
+
+Run.round_done = round_done
+main(sys.argv[1:])
+"""
+
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, finished_run):
     folder = tmp_path / "killed"
-    command = [Path(sys.executable).parent / "fed-a2v", "train", *FAST, "rounds=6", f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 200
-        while len(read_jsonl(folder / "metrics.jsonl")) < 2:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline, "no second round within 200 s"
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-    assert process.returncode == -signal.SIGKILL
-    assert 2 <= len(read_jsonl(folder / "metrics.jsonl")) < 6
+    words = ["train", *FAST, "rounds=3", f"hydra.run.dir={folder}"]
+    with (tmp_path / "shown").open("w") as shown:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK_IN_ROUND_3, *words], cwd=tmp_path, stdout=shown, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_until(lambda: (tmp_path / "stuck").exists() or process.poll() is not None, "the third round")
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == -signal.SIGKILL, (tmp_path / "shown").read_text()
+    assert len(read_jsonl(folder / "metrics.jsonl")) == 2
     assert not (folder / "results.json").exists()
 
+    command = [Path(sys.executable).parent / "fed-a2v", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     killed = Finished(folder, json.loads((folder / "results.json").read_text()))
-    whole = finished_run("rounds=6")
+    whole = finished_run("rounds=3")
     assert_same_run(killed, whole)
     assert without_seconds(killed.results) == without_seconds(whole.results)
     assert not list(folder.rglob("*.tmp"))

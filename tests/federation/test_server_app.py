@@ -9,7 +9,7 @@ CHILD = """
 import threading, time
 from fed_a2v.federation.server_app import _end_with_parent
 _end_with_parent(grace=0.2)
-threading.Thread(target=time.sleep, args=(100,)).start()  # as Flower's threads wait for a lost SuperLink
+threading.Thread(target=time.sleep, args=(1000,)).start()  # as Flower's threads wait for a lost SuperLink
 print("waiting", flush=True)
 """
 PARENT = """
@@ -28,7 +28,7 @@ def test_a_server_that_has_lost_its_superlink_ends_though_threads_still_wait():
         try:
             assert child.is_running()
             parent.kill()
-            child.wait(60)
+            child.wait(240)
         finally:
             if child.is_running():
                 child.kill()

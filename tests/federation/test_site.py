@@ -1,5 +1,6 @@
 """What a site does with its clips."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -168,7 +169,8 @@ def test_a_site_without_test_clips_scores_none(tmp_path):
 
 
 def test_the_seconds_of_a_reply_are_its_own(make_site):
-    assert 0 < make_site().introduce(0).seconds < 60
+    site, start = make_site(), time.monotonic()
+    assert 0 < site.introduce(0).seconds <= time.monotonic() - start
 
 
 def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):

@@ -134,7 +134,7 @@ class Page:
     def __call__(self, script):
         return self.page.evaluate(script)
 
-    def until(self, script, seconds=10):
+    def until(self, script, seconds=240):
         """Wait until the script says true; Playwright's own way needs `eval`, which the page refuses."""
         deadline = time.monotonic() + seconds
         while not self(script):

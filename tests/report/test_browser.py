@@ -103,7 +103,7 @@ def test_the_keyboard_alone_reaches_and_works_everything(report, opened):
         page.page.keyboard.press("Tab")
         if "modebar" not in page(focused):
             break
-        assert page("() => getComputedStyle(document.activeElement.closest('.modebar')).opacity") == "1"
+        page.until("() => getComputedStyle(document.activeElement.closest('.modebar')).opacity === '1'")
     assert "The numbers" in page(focused)
     page.page.keyboard.press("Enter")
     assert page("() => document.querySelector('#accuracy details').open")

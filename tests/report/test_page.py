@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_a2v.commands import report as command
@@ -163,6 +163,7 @@ def test_many_runs_share_figures_and_the_page_says_which_are_left_out(run_folder
 # Names from data sets
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # a page takes long to parse
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=4, unique=True), st.text(max_size=20))
 def test_no_name_becomes_markup(names, reason):
     """Whatever classes, sites and reasons are called, the page has the same elements as with plain names."""

@@ -25,14 +25,14 @@ def slow(folder):
 
 
 def want(folder, barrier, results):
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=240)
     results.put(cached(folder, "key", slow(folder))["x"].tolist())
 
 
 def hold(folder):
     def compute():
         (folder / "holding").touch()
-        time.sleep(60)
+        time.sleep(1000)
         return {}
 
     cached(folder, "key", compute)
@@ -94,18 +94,18 @@ def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     processes = [context.Process(target=want, args=(tmp_path, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=60) for _ in processes] == [[0, 1, 2, 3, 4]] * 3
+    assert [results.get(timeout=240) for _ in processes] == [[0, 1, 2, 3, 4]] * 3
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=240)
     assert len(list(tmp_path.glob("computed-by-*"))) == 1
 
 
 def test_a_holder_that_is_killed_blocks_nobody(tmp_path):
     holder = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
     holder.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (tmp_path / "holding").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(holder.pid, signal.SIGKILL)
-    holder.join(timeout=60)
+    holder.join(timeout=240)
     assert cached(tmp_path, "key", lambda: {"x": np.arange(2)})["x"].tolist() == [0, 1]
