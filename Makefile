@@ -1,46 +1,76 @@
 # make run     train on the built-in sounds and compare with and without the generator
 # make test    the tests          make lint    style and types
 # make test-deployment   the tests on several processes, with kills: minutes
+# make test-python PYTHON=python3.12   the tests with another Python, in an environment of its own
+# make coverage   the tests, and which lines of fed_a2v/ they run
 # make docs    the documentation, in site/
 # make bench   the figures in docs/benchmarks.md
+# Each installs what it needs first: make install, what a run needs; make dev, everything.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+# For pip, when it installs torch: make run TORCH_OPTIONS="--index-url URL" takes the build that is there.
+TORCH_OPTIONS ?=
 # Flower would otherwise install the project's dependencies anew, in an environment of its own, for every run.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: run install test test-deployment docs lint bench clean
+.PHONY: run install dev test test-python test-deployment coverage docs lint bench clean
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
 
-install: .venv/installed
+install: $(VENV)/installed
+
+dev: $(VENV)/dev
+
+define installed
+@seconds=$$(($$(date +%s) - $$(cat $(VENV)/started))) size=$$(($$(du -sk $(VENV) | cut -f 1) / 1024)); \
+	echo "Installed in $$seconds s, $$size MB in $(VENV)."
+@touch $@
+endef
 
 # torch first and alone, so that nothing else chooses its build.
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fed_a2v needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "Installs torch and what a run needs into $(VENV): 2 minutes and 1.7 GB with torch's CPU build."
+	@echo "On Linux, pip takes torch's build for GPUs, some 3 GB more, unless told otherwise: see README.md."
+	$(PYTHON) -m venv $(VENV) && date +%s >$(VENV)/started
+	$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(installed)
+
+# What tests, style, documentation and benchmarks need besides.
+$(VENV)/dev: $(VENV)/installed
+	@date +%s >$(VENV)/started
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $@
+	$(installed)
 
 # Files of tests are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
 WORKERS ?= 2
-test: install
+test: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+test-python:
+	version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $(MAKE) test VENV=.venv-$$version
+
+# Of what runs in the tests' own processes; what they start in others is not counted.
+coverage: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+
 # SuperLinks and SuperNodes in processes of their own, killed and hung; minutes each.
-test-deployment: install
+test-deployment: dev
 	$(BIN)/python -m pytest -m deployment
 
-docs: install
+docs: dev
 	$(BIN)/mkdocs build --strict
 
-lint: install
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
+bench: dev
 	$(BIN)/python benchmarks/esc50.py
 	$(BIN)/python benchmarks/vae_speed.py
 	$(BIN)/python benchmarks/quality.py
@@ -61,4 +91,4 @@ bench: install
 	$(BIN)/python benchmarks/generators.py --standard
 
 clean:
-	rm -rf .venv outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

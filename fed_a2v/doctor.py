@@ -23,7 +23,11 @@ from fed_a2v.settings import Settings, cache_dir
 Level = Literal["fine", "warning", "error"]
 
 PACKAGES = ("flwr", "torch", "numpy", "hydra-core", "wandb", "pydantic")
-EXTRAS = {"hf": "transformers", "partitions": "flwr-datasets", "plots": "matplotlib", "notebook": "pandas"}
+# A package of each extra.
+EXTRAS = {
+    **{"hf": "transformers", "partitions": "flwr-datasets", "sweeps": "hydra-joblib-launcher", "plots": "matplotlib"},
+    **{"notebook": "pandas", "tensorboard": "tensorboard"},
+}
 # Of a SuperLink on this machine: AppIo, SuperNodes, control; and the one that `flwr run` starts by itself.
 SUPERLINK_PORTS = (9091, 9092, 9093)
 LOCAL_SUPERLINK_PORT = 39091

@@ -1,6 +1,8 @@
 """`fed-a2v doctor`: what it looks at, what it says, and its exit code."""
 
 import socket
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,20 @@ def test_every_subject_is_looked_at_and_the_built_in_experiment_has_no_error():
     }
     assert not [finding for finding in findings if finding.level == "error"]
     assert all(finding.remedy for finding in findings if finding.level != "fine")
+
+
+def test_an_extra_that_is_not_installed_is_named_with_the_command(monkeypatch):
+    gone = {"transformers", "hydra-joblib-launcher", "tensorboard"}
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package in gone else "1.0")
+    (finding,) = found("extras")
+    assert (finding.level, finding.remedy) == ("fine", "pip install 'fed-a2v[hf,sweeps,tensorboard]'")
+
+
+def test_every_extra_of_a_run_is_looked_for():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"all", "docs", "dev"}
+    for extra, package in doctor.EXTRAS.items():
+        assert any(needed.startswith(package) for needed in project["optional-dependencies"][extra])
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,28 @@ class AudioEncoder(Protocol):
 ENCODER_NEEDS = ("name", "sample_rate", "tokens", "width", "fingerprint", "encode")
 
 
+def mel_filters(sample_rate: int, frame: int, bands: int) -> FloatArray:
+    """Triangular filters (bands, frame // 2 + 1) for the spectrum of a frame, from 0 Hz to half the sample rate.
+
+    They are as wide as each other on Slaney's mel scale (Auditory Toolbox, 1998), which is linear up to 1000 Hz and
+    logarithmic above, and have one area: the peak of each is 2 over its width in Hz. The values are those of
+    `librosa.filters.mel`, in whose order double precision is left for single.
+    """
+    linear, corner = 200 / 3, 1000.0  # Hz per mel, below the corner in Hz
+    corner_mel, step = corner / linear, np.log(6.4) / 27  # above it, 27 mels are a factor of 6.4
+    highest = sample_rate / 2
+    highest_mel = highest / linear if highest < corner else corner_mel + np.log(highest / corner) / step
+    mels = np.linspace(0, highest_mel, bands + 2)
+    edges = np.where(mels < corner_mel, linear * mels, corner * np.exp(step * (mels - corner_mel)))
+    bins = np.fft.rfftfreq(frame, 1 / sample_rate)
+    widths = np.diff(edges)[:, None]
+    rising = (bins - edges[:-2, None]) / widths[:-1]
+    falling = (edges[2:, None] - bins) / widths[1:]
+    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    filters *= 2 / (edges[2:] - edges[:-2])[:, None]
+    return filters
+
+
 class LogMelEncoder:
     """Statistics of the log-mel spectrogram: 128 bands x (mean, deviation, mean absolute delta, maximum).
 
@@ -69,10 +91,9 @@ class LogMelEncoder:
     def _mel(self) -> sparse.csr_matrix:
         # Every bin lies in two bands at most: the sparse product is both faster than the dense one and, unlike
         # a threaded matrix product, the same to the last bit whatever the number of threads.
-        from librosa.filters import mel
         from scipy import sparse
 
-        return sparse.csr_matrix(mel(sr=self.sample_rate, n_fft=self.frame, n_mels=self.bands))
+        return sparse.csr_matrix(mel_filters(self.sample_rate, self.frame, self.bands))
 
     @cached_property
     def _window(self) -> FloatArray:

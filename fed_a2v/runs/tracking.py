@@ -158,11 +158,13 @@ class _Wandb:
         self._run: Any = None
         self._broken = False
         self._warned = False
+        self._online = False
 
     def start(self, folder: Path, settings: Settings) -> None:
         chosen = settings.wandb
         if chosen.mode == "disabled":
             return
+        self._online = chosen.mode == "online"
 
         def init() -> None:
             import wandb
@@ -208,7 +210,8 @@ class _Wandb:
                 figures = list(dict.fromkeys(name for row in classes.values() for name in row))
                 rows = [[name, *(plain(row.get(figure)) for figure in figures)] for name, row in classes.items()]
                 media["classes"] = wandb.Table(columns=["class", *figures], data=rows)
-            figure = None if found is None else _figure(found)
+            # Offline is the default: who has not asked for W&B misses nothing, for the report has the map.
+            figure = None if found is None else _figure(found, logging.WARNING if self._online else logging.DEBUG)
             if figure is not None:
                 media["embeddings"] = wandb.Image(_pixels(figure))
             self._run.log(media)
@@ -238,11 +241,11 @@ class _Wandb:
                 logger.warning("W&B failed (%s: %s); the run goes on without it", type(error).__name__, error)
 
 
-def _figure(found: EmbeddingMap) -> Figure | None:
+def _figure(found: EmbeddingMap, level: int = logging.WARNING) -> Figure | None:
     try:
         return map_figure(found)
     except ImportError:
-        logger.warning("No picture of the embeddings without matplotlib: pip install 'fed-a2v[plots]'")
+        logger.log(level, "No picture of the embeddings without matplotlib: pip install 'fed-a2v[plots]'")
         return None
 
 

