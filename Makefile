@@ -1,6 +1,7 @@
 # make run     train on the built-in sounds and compare with and without the generator
 # make test    the tests          make lint    style and types
 # make test-deployment   the tests on several processes, with kills: minutes
+# make test-long   more kills and malformed replies than there is time for at every change
 # make docs    the documentation, in site/
 # make bench   the figures in docs/benchmarks.md
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: run install test test-deployment docs lint bench clean
+.PHONY: run install test test-deployment test-long docs lint bench clean
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
@@ -26,11 +27,18 @@ install: .venv/installed
 # Files of tests are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
 WORKERS ?= 2
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment and not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# SuperLinks and SuperNodes in processes of their own, killed and hung; minutes each.
+# SuperLinks and SuperNodes in processes of their own, killed and hung. The tests of one deployment, which often wait for
+# Flower, run one after the other; beside them the rest, each by itself.
 test-deployment: install
-	$(BIN)/python -m pytest -m deployment
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "deployment and not long" -n 2 --dist loadgroup
+
+# Twenty kills, ten thousand malformed replies.
+test-long: install
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/hostile_replies.py
+	$(BIN)/python -m pytest -m long
 
 docs: install
 	$(BIN)/mkdocs build --strict
