@@ -1,6 +1,7 @@
 # make run     train on the built-in sounds and compare with and without the generator
 # make test    the tests          make lint    style and types
 # make test-deployment   the tests on several processes, with kills: minutes
+# make test-long   more kills and malformed replies than there is time for at every change
 # make test-python PYTHON=python3.12   the tests with another Python, in an environment of its own
 # make coverage   the tests, and which lines of fed_a2v/ they run
 # make docs    the documentation, in site/
@@ -15,7 +16,7 @@ TORCH_OPTIONS ?=
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: run install dev test test-python test-deployment coverage docs lint bench clean
+.PHONY: run install dev test test-python test-deployment test-long coverage docs lint bench clean
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
@@ -46,21 +47,31 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	$(installed)
 
-# Files of tests are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
 WORKERS ?= 2
+# Files are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SUITE := -m "not deployment and not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) $(SUITE)
 
 test-python:
 	version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $(MAKE) test VENV=.venv-$$version
 
 # Of what runs in the tests' own processes; what they start in others is not counted.
 coverage: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not deployment" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) $(SUITE) --cov --cov-report=term-missing:skip-covered
 
-# SuperLinks and SuperNodes in processes of their own, killed and hung; minutes each.
+# SuperLinks and SuperNodes in processes of their own, killed and hung. The tests of one deployment, which often wait for
+# Flower, run one after the other; beside them the rest, each by itself.
 test-deployment: dev
-	$(BIN)/python -m pytest -m deployment
+	$(PYTEST) -m "deployment and not long" -n $(WORKERS) --dist loadgroup
+
+# Twenty kills, ten thousand malformed replies, and property tests with thousands of new examples.
+test-long: dev
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/hostile_replies.py
+	$(PYTEST) -m long
+	HYPOTHESIS_PROFILE=long $(PYTEST) -m hypothesis --timeout 3600
 
 docs: dev
 	$(BIN)/mkdocs build --strict

@@ -3,15 +3,15 @@
     python benchmarks/kills.py [--kills 20] [--rounds 4] [--seed 0] [--write]
 
 Each run is `fed-a2v train experiment=quick` in a process of its own, ended by SIGKILL: two of three at a random moment
-between its start and its end, the third while it writes a state (the process is stopped as soon as the temporary file
-is seen, and killed if it is still there). Then the same command runs once more, to the end. Metrics (clock times
-apart), results and the last state must be equal to the undisturbed run's to the last bit, and nothing half written may
-be left.
+between its start and its end, the third while it writes a state, when a random share of the file's bytes is on the
+disk. Then the same command runs once more, to the end. Metrics (clock times apart), results and the last state must be
+equal to the undisturbed run's to the last bit, and nothing half written may be left.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -31,8 +31,6 @@ from fed_a2v.federation import engine  # noqa: F401 - imported once, here, and n
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.files import read_jsonl
-
-PATIENCE = 300.0
 
 
 def main() -> None:
@@ -64,12 +62,18 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
         run = folder / f"run-{attempts}"
         if len(exact) % 3 == 2:
             round_number = moments.randint(1, rounds)
-            moment, is_time = f"while it wrote the state of round {round_number}", while_writing(run, round_number)
+            moment = f"while it wrote the state of round {round_number}"
+            killed = was_killed(train(run, rounds, TornState(round_number, moments.random()).fits_in))
+            if not killed or not list((run / "checkpoints").glob(f".state_round_{round_number:06d}.pt.*.tmp")):
+                raise SystemExit(f"run {attempts} was not killed {moment}")
         else:
             after = moments.uniform(0, seconds)
-            moment, is_time = f"after {after:.2f} of {seconds:.2f} s", when_over(after)
-        if not kill(train(run, rounds), is_time):
-            continue  # it had reached its end: another moment
+            moment = f"after {after:.2f} of {seconds:.2f} s"
+            process = train(run, rounds)
+            time.sleep(after)
+            os.kill(process, signal.SIGKILL)
+            if not was_killed(process):
+                continue  # it had reached its end: another moment
         done = len(read_jsonl(run / "metrics.jsonl"))
         finish(train(run, rounds))
         exact.append(left(run) == left(whole) and not list(run.rglob("*.tmp")))
@@ -78,10 +82,11 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
     return exact
 
 
-def train(folder: Path, rounds: int) -> int:
+def train(folder: Path, rounds: int, prepare: Callable[[], None] = lambda: None) -> int:
     """Start `fed-a2v train` in a process of its own, and return its id.
 
-    The process is a fork of this one, so that its moments are the run's and not those of its imports.
+    The process is a fork of this one, so that its moments are the run's and not those of its imports; `prepare` is
+    called in it.
     """
     process = os.fork()
     if process:
@@ -92,6 +97,7 @@ def train(folder: Path, rounds: int) -> int:
         log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        prepare()
         cli.main(["train", "experiment=quick", f"rounds={rounds}", "wandb.mode=disabled", f"hydra.run.dir={folder}"])
         code = 0
     finally:
@@ -104,35 +110,38 @@ def finish(process: int) -> None:
         raise SystemExit("a run that nobody killed has failed")
 
 
-def kill(process: int, is_time: Callable[[], bool]) -> bool:
-    """End a process by SIGKILL when it is time, which is asked again once it is stopped; False: it ended by itself."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return False
-        if is_time():
-            os.kill(process, signal.SIGSTOP)
-            if not os.WIFSTOPPED(os.waitpid(process, os.WUNTRACED)[1]):
-                return False
-            if is_time():
-                break
-            os.kill(process, signal.SIGCONT)
-        time.sleep(0.0002)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
+def was_killed(process: int) -> bool:
+    """Wait for the end of a run; False: it ended by itself."""
+    status = os.waitpid(process, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    if status != 0:
+        raise SystemExit("a run has failed before it was killed")
+    return False
 
 
-def when_over(seconds: float) -> Callable[[], bool]:
-    """Whether so many seconds have passed since this call."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
+class TornState:
+    """Ends its process by SIGKILL in the middle of writing one state."""
 
+    def __init__(self, round_number: int, share: float) -> None:
+        self.round_number = round_number
+        self.share = share
+        self.save = torch.save
 
-def while_writing(run: Path, round_number: int) -> Callable[[], bool]:
-    """Whether a state of that round is half written just now."""
-    half = f".state_round_{round_number:06d}.pt.*.tmp"
-    return lambda: any((run / "checkpoints").glob(half))
+    def fits_in(self) -> None:
+        """From now on it watches this process."""
+        torch.save = self  # type: ignore[assignment]
+
+    def __call__(self, value: Any, file: Any) -> None:
+        """Write a value, or the first bytes of it and no more."""
+        if not (isinstance(value, dict) and "strategy" in value and value.get("round") == self.round_number):
+            self.save(value, file)
+            return
+        whole = io.BytesIO()
+        self.save(value, whole)
+        file.write(whole.getvalue()[: int(self.share * whole.tell())])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def left(folder: Path) -> list[Any]:

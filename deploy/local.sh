@@ -42,24 +42,26 @@ work=$(mktemp -d)
 mkdir "$work/tmp"
 export TMPDIR=$work/tmp
 export FLWR_HOME=$work/operator FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-started=()
 
+# Each is stopped before its children are looked up, so that it starts no others meanwhile.
 descendants() {
   local child
+  kill -STOP "$1" 2>/dev/null || return 0
   for child in $(ps -e -o pid=,ppid= | awk -v parent="$1" '$2 == parent { print $1 }'); do
     echo "$child"
     descendants "$child"
   done
 }
 
-# All that was started here, by number: first a request, after 10 s without asking.
+# All that was started here and still runs, by number: first a request, after 10 s without asking.
 stop() {
   trap '' INT TERM
   local pid all=()
-  for pid in "${started[@]}"; do
+  for pid in $(jobs -pr); do
     mapfile -t -O "${#all[@]}" all < <(echo "$pid"; descendants "$pid")
   done
   [ ${#all[@]} = 0 ] || kill -TERM "${all[@]}" 2>/dev/null || true
+  [ ${#all[@]} = 0 ] || kill -CONT "${all[@]}" 2>/dev/null || true
   for _ in $(seq 100); do
     [ ${#all[@]} -gt 0 ] && kill -0 "${all[@]}" 2>/dev/null || break
     sleep 0.1
@@ -80,13 +82,13 @@ broken() {
   exit 1
 }
 
-mapfile -t free < <(python - <<'PYTHON'
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-print(*(listener.getsockname()[1] for listener in sockets), sep="\n")
-PYTHON
-)
-port=${port:-${free[3]}}
+# Flower's programs must be told their ports. One that is free now may be another program's a moment later: what ends
+# for that is started again, with another one.
+free_port() { python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'; }
+
+alive() { kill -0 "$1" 2>/dev/null; }
+
+port_was_taken() { grep -qi "address already in use" "$1"; }
 
 said "Writing three sites' sounds, certificates and keys"
 for site in "${sites[@]}"; do
@@ -108,22 +110,33 @@ with multiprocessing.get_context("fork").Pool() as pool:
     pool.starmap(write_wavs, folders)
 PYTHON
 writing=$!
-started+=("$writing")
 "$repository/deploy/certificates.sh" "$work/certificates" localhost >/dev/null
 
-# In a folder of its own, as on a machine of its own.
 mkdir "$work/server"
-(cd "$work/server" && FLWR_HOME=$work/server exec "$repository/deploy/superlink.sh" --port "$port" \
-  --certificates "$work/certificates" --database "$work/server/state.db") >"$work/server/log" 2>&1 &
-server=$!
-started+=("$server")
-until python - "$port" "$work/certificates/ca.crt" <<'PYTHON' 2>/dev/null
+# In a folder of its own, as on a machine of its own.
+start_superlink() {
+  (cd "$work/server" && FLWR_HOME=$work/server exec "$repository/deploy/superlink.sh" --port "$port" \
+    --certificates "$work/certificates" --database "$work/server/state.db") >"$work/server/log" 2>&1 &
+  server=$!
+}
+
+superlink_answers() {
+  python - "$port" "$work/certificates/ca.crt" <<'PYTHON' 2>/dev/null
 import ssl, sys, urllib.request
 context = ssl.create_default_context(cafile=sys.argv[2])
 urllib.request.urlopen(f"https://127.0.0.1:{sys.argv[1]}/health", timeout=5, context=context)
 PYTHON
-do
-  kill -0 "$server" 2>/dev/null || broken "the SuperLink did not start" "$work/server/log"
+}
+
+given=$port
+port=${given:-$(free_port)}
+start_superlink
+until superlink_answers; do
+  if ! alive "$server"; then
+    [ -z "$given" ] && port_was_taken "$work/server/log" || broken "the SuperLink did not start" "$work/server/log"
+    port=$(free_port)
+    start_superlink
+  fi
   [ "$SECONDS" -lt 240 ] || broken "no SuperLink within 240 s" "$work/server/log"
   sleep 0.2
 done
@@ -135,21 +148,29 @@ said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
   "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
   federation.round_timeout=120 wandb.mode=disabled "$@" &
 run=$!
-started+=("$run")
 wait "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
+nodes=()
+start_supernode() {
+  local site=${sites[$1]}
+  (cd "$work/$site" && FLWR_HOME=$work/$site/flwr exec "$repository/deploy/supernode.sh" --superlink "127.0.0.1:$port" \
+    --ca "$work/certificates/ca.crt" --key "$work/$site/key" --config "$work/$site/site.toml" --port "$(free_port)") \
+    >"$work/$site/log" 2>&1 &
+  nodes[$1]=$!
+}
+
 for index in 0 1 2; do
   site=${sites[$index]}
   flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 \
     || broken "$site could not be registered" "$work/$site/registered"
-  (cd "$work/$site" && FLWR_HOME=$work/$site/flwr exec "$repository/deploy/supernode.sh" --superlink "127.0.0.1:$port" \
-    --ca "$work/certificates/ca.crt" --key "$work/$site/key" --config "$work/$site/site.toml" --port "${free[$index]}") \
-    >"$work/$site/log" 2>&1 &
-  started+=($!)
+  start_supernode "$index"
   said "Site $site is registered and starts: ${!site}"
 done
 
 first=""
-while kill -0 "$run" 2>/dev/null; do
+while alive "$run"; do
+  for index in 0 1 2; do
+    alive "${nodes[$index]}" || ! port_was_taken "$work/${sites[$index]}/log" || start_supernode "$index"
+  done
   [ -n "$first" ] || [ ! -s "$folder/metrics.jsonl" ] || { first=$SECONDS; said "The first round is finished"; }
   sleep 0.2
 done

@@ -1,4 +1,4 @@
-"""Flower's own programs for tests: each in a folder of its own, on a free port, ended by its number."""
+"""Flower's own programs for tests: each in a folder of its own, on a port of its own, ended by its number."""
 
 import json
 import os
@@ -23,10 +23,24 @@ BIN = Path(sys.executable).parent
 PATIENCE = 240
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+_HELD = []
+
+
+def own_port():
+    """A port for a program that must be told its own: nobody else is given it while these tests run.
+
+    It is bound here, but not listened to. Linux gives it to nobody who asks for any port, and lets a program have it
+    that asks for this one as Flower's do, with SO_REUSEADDR. Other systems refuse: there it is given back at once.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    if sys.platform == "linux":
+        _HELD.append(holder)
+    else:
+        holder.close()
+    return port
 
 
 def environment(home):
@@ -51,14 +65,14 @@ def copy_of_app(folder):
     return folder
 
 
-def wait_until(happened, what, seconds=PATIENCE, log=None):
-    """What `happened()` returns, once it is true."""
+def wait_until(happened, what, seconds=PATIENCE, log=None, pause=0.2):
+    """What `happened()` returns, once it is true; asked again after a pause, which is longer where asking costs."""
     deadline = time.monotonic() + seconds
     while not (result := happened()):
         assert time.monotonic() < deadline, (
             f"{what} did not happen within {seconds} s\n{log.read_text() if log else ''}"
         )
-        time.sleep(0.2)
+        time.sleep(pause)
     return result
 
 
@@ -128,7 +142,7 @@ class SuperLink(Program):
     """
 
     def __init__(self, home, command, authority=None):
-        self.port = free_port()
+        self.port = own_port()
         super().__init__([str(self.port) if word == "PORT" else word for word in command], home)
         self.authority = authority
         flwr_home = home / "flwr_home"
@@ -154,7 +168,7 @@ class SuperLink(Program):
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
-    def flwr(self, *words):
+    def flwr(self, *words, seconds=PATIENCE):
         """What a command of the operator's says."""
         done = subprocess.run(
             [BIN / "flwr", *words],
@@ -162,7 +176,7 @@ class SuperLink(Program):
             cwd=self.home,
             text=True,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=seconds,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -179,13 +193,14 @@ class SuperLink(Program):
         run = json.loads(self.flwr("list", "test", "--run-id", run_id, "--format", "json"))["runs"][0]
         return run["status"], run["status-details"]
 
-    def end_of(self, run_id, seconds=3 * PATIENCE):
-        """Wait for the end of a run."""
+    def end_of(self, run_id, seconds=4 * PATIENCE):
+        """Wait for the end of a run: its log is shown until then."""
         deadline = time.monotonic() + seconds
-        while not (state := self.state(run_id))[0].startswith("finished"):
+        while True:
+            shown = self.flwr("log", run_id, "test", "--stream", seconds=seconds)
+            if (state := self.state(run_id))[0].startswith("finished"):
+                return Ended(*state, shown)
             assert time.monotonic() < deadline, f"run {run_id} did not end within {seconds} s: {self.log.read_text()}"
-            time.sleep(4)  # asking costs a second of a core, which the sites' processes need
-        return Ended(*state, self.flwr("log", run_id, "test", "--show"))
 
     def run(self, app, overrides, folder, *options):
         """A whole run."""

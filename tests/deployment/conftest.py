@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.flower import REPOSITORY, Program, SuperLink, copy_of_app, environment, free_port, wait_until
+from fed_a2v.data.synth import write_wavs
+from fed_a2v.storage.files import read_jsonl
+from tests.flower import REPOSITORY, Program, SuperLink, copy_of_app, own_port, wait_until
 
 DEPLOY = REPOSITORY / "deploy"
 # Each site's own classes; no two have one in common.
@@ -26,7 +28,7 @@ OVERRIDES = (
 def supernode(home, address, authority):
     """The command that starts the SuperNode of a site whose folder is `home`."""
     command = [DEPLOY / "supernode.sh", "--superlink", address, "--ca", authority, "--key", home / "key"]
-    return [*command, "--config", home / "site.toml", "--port", free_port()]
+    return [*command, "--config", home / "site.toml", "--port", own_port()]
 
 
 class Site(Program):
@@ -45,15 +47,25 @@ class Site(Program):
         super().__init__(supernode(home, address, authority), home)
 
     def goes_wrong(self, kind, round_number, task="train"):
-        """From now on the site goes wrong so in one task of one round."""
-        (self.home / "fault.reached").unlink(missing_ok=True)
-        (self.home / "fault.json").write_text(json.dumps({"kind": kind, "task": task, "round": round_number}))
+        """In one task of one round the site will go wrong so."""
+        fault = self._fault(round_number, task)
+        fault.parent.mkdir(exist_ok=True)
+        fault.write_text(kind)
 
-    def is_wrong(self):
-        return (self.home / "fault.reached").exists()
+    def is_wrong(self, round_number, task="train"):
+        """Whether it has come to that."""
+        return self._fault(round_number, task).with_suffix(".reached").exists()
+
+    def goes_on(self, round_number, task="train"):
+        """It need not wait any longer there."""
+        self._fault(round_number, task).unlink()
 
     def is_well(self):
-        (self.home / "fault.json").unlink(missing_ok=True)
+        """Nothing goes wrong any more."""
+        shutil.rmtree(self.home / "faults", ignore_errors=True)
+
+    def _fault(self, round_number, task):
+        return self.home / "faults" / f"{task}-{round_number}"
 
 
 class Deployment:
@@ -78,9 +90,7 @@ class Deployment:
 
     def start(self):
         for site in self.sites.values():
-            command = [shutil.which("fed-a2v", path=environment(site.home)["PATH"]), "synth", site.sounds]
-            command += ["--clips-per-class", "8", "--classes", SITES[site.name]]
-            subprocess.run(command, check=True, capture_output=True)
+            write_wavs(site.sounds, 8, 0, SITES[site.name].split(","))
         self.superlink.start()
         for site in self.sites.values():
             self.register(site)
@@ -106,8 +116,11 @@ class Deployment:
             site.is_well()
             if not site.alive:
                 site.start()
-        wait_until(lambda: self.online() == set(SITES), "all sites online")
+        self.wait_for_all()
         return self
+
+    def wait_for_all(self):
+        wait_until(lambda: self.online() == set(SITES), "all sites online", log=self.superlink.log, pause=1)
 
     def end(self):
         for program in (*self.sites.values(), self.superlink):
@@ -126,14 +139,21 @@ def processes_in(folder):
 
 
 def faulty_copy(folder):
-    """The program with sites that go wrong on demand."""
+    """The program with sites that go wrong, and rounds that wait, on demand."""
     copy_of_app(folder)
-    shutil.copy(Path(__file__).with_name("faulty_app.py"), folder / "fed_a2v")
     project = folder / "pyproject.toml"
-    honest, faulty = '"fed_a2v.federation.client_app:app"', '"fed_a2v.faulty_app:app"'
-    assert honest in project.read_text()
-    project.write_text(project.read_text().replace(honest, faulty))
+    text = project.read_text()
+    for honest, faulty in (("federation.client_app", "faulty_app"), ("federation.server_app", "faulty_server")):
+        shutil.copy(Path(__file__).with_name(f"{faulty}.py"), folder / "fed_a2v")
+        assert f'"fed_a2v.{honest}:app"' in text
+        text = text.replace(f'"fed_a2v.{honest}:app"', f'"fed_a2v.{faulty}:app"')
+    project.write_text(text)
     return folder
+
+
+def rows_of(folder):
+    """The rows of metrics that a run has written so far."""
+    return read_jsonl(folder / "metrics.jsonl")
 
 
 @pytest.fixture(scope="session")
@@ -149,14 +169,3 @@ def _deployment(tmp_path_factory):
 def deployment(_deployment):
     """The deployment with all its sites online and well."""
     return _deployment.ready()
-
-
-@pytest.fixture
-def rows_of():
-    """The rows of metrics that a run has written so far."""
-
-    def read(folder):
-        file = folder / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-    return read

@@ -1,10 +1,9 @@
 """Flower's entry point for sites that go wrong on demand; the tests put it into a copy of the program.
 
-A file `fault.json` beside a site's data says what goes wrong, in which task of which round:
-`{"kind": "raise", "task": "train", "round": 2}`. When it does, `fault.reached` appears beside it.
+The folder `faults` beside a site's data has a file for every task in which it goes wrong, named after task and round,
+as `train-2`, with the kind of the fault in it. When it does, `train-2.reached` appears beside it.
 """
 
-import json
 import os
 import resource
 import signal
@@ -36,13 +35,22 @@ def go_wrong(kind):
 class FaultyNode(Node):
     """A node that looks for its fault before it works."""
 
+    def _fault(self, config):
+        """The file of this task's fault, and its kind."""
+        file = Path(self.node_config["data-dir"]).with_name("faults") / f"{config['task']}-{config['round']}"
+        if not file.is_file():
+            return file, None
+        file.with_name(f"{file.name}.reached").touch()
+        return file, file.read_text()
+
+    def _in_time(self, config, task, work):
+        file, kind = self._fault(config)
+        while kind == "wait" and file.is_file():  # before the site's time begins: it may take as long as it likes
+            time.sleep(0.1)
+        return super()._in_time(config, task, work)
+
     def _site(self, config):
-        file = Path(self.node_config["data-dir"]).with_name("fault.json")
-        if file.is_file():
-            fault = json.loads(file.read_text())
-            if (fault["task"], fault["round"]) == (config["task"], config["round"]):
-                file.with_name("fault.reached").touch()
-                go_wrong(fault["kind"])
+        go_wrong(self._fault(config)[1])
         return super()._site(config)
 
 

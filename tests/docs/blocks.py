@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.flower import REPOSITORY, own_port
+
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
-# Stands above a block that takes a minute or more; `make test-deployment` runs it.
+# Stands above a block that takes half a minute or more; `make test-deployment` runs it.
 SLOW = "<!-- slow -->"
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)[^\n`]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
@@ -76,7 +76,7 @@ class Workplace:
         self.environment = {name: value for name, value in os.environ.items() if name != "FED_A2V_DATA"} | {
             "HOME": str(self.home),
             "FLWR_HOME": str(self.home / "flwr"),
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(own_port()),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
@@ -101,21 +101,25 @@ class Workplace:
         )
         command.chmod(0o755)
 
+    def start(self, command, **options):
+        """Start a command here, in a session of its own."""
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+
     def run(self, block, timeout):
         """Run one block; it fails as a shell or Python script fails, at its first error."""
         command = (
             ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [self.root / ".venv/bin/python", "-c"]
         )
-        with subprocess.Popen(
-            [*command, block.body],
-            cwd=self.root,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
+        with self.start([*command, block.body], stdout=subprocess.PIPE) as process:
             try:
                 said, _ = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -134,9 +138,3 @@ class Workplace:
                 continue
             if ours:
                 process.kill()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,19 +17,24 @@ from .blocks import FENCE, PAGES, REPOSITORY, Workplace, blocks_of, name_of
 
 RUNNABLE = ("bash", "python")
 QUICK_PAGES = [page for page in PAGES if any(not block.slow for block in blocks_of(page, *RUNNABLE))]
-SLOW_PAGES = [page for page in PAGES if any(block.slow for block in blocks_of(page, *RUNNABLE))]
+# The block of docs/deployment.md is run by tests/deployment/test_local.py, which looks at what it leaves.
+SLOW_PAGES = [
+    page
+    for page in PAGES
+    if any(block.slow for block in blocks_of(page, *RUNNABLE)) and name_of(page) != "docs/deployment.md"
+]
 
 
 @pytest.fixture(scope="module")
 def running(request, tmp_path_factory):
     """The pages whose tests were asked for, each in a workplace of its own, as many at a time as there are cores."""
     wanted = {
-        (item.callspec.params["page"], "deployment" in item.keywords)
+        item.callspec.params["page"]
         for item in request.session.items
-        if item.path == request.path and "page" in getattr(item, "callspec", SimpleNamespace(params={})).params
+        if item.path == request.path and "running" in item.fixturenames
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {case: pool.submit(run_page, *case, tmp_path_factory.mktemp("docs")) for case in sorted(wanted)}
+        yield {page: pool.submit(run_page, page, False, tmp_path_factory.mktemp("docs")) for page in sorted(wanted)}
 
 
 def run_page(page, slow, folder):
@@ -47,14 +51,14 @@ def run_page(page, slow, folder):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, running):
-    running[page, False].result()
+    running[page].result()
 
 
 @pytest.mark.deployment
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
-def test_the_slow_blocks_of_a_page_run(page, running):
-    running[page, True].result()
+def test_the_slow_blocks_of_a_page_run(page, tmp_path):
+    run_page(page, True, tmp_path)
 
 
 def commands_of(block):

@@ -1,4 +1,7 @@
-"""Malformed replies of every kind, through the strategy's own hooks: the benchmark, in small."""
+"""Malformed replies of every kind, through the strategy's own hooks: the benchmark, in small.
+
+It ends with 0 only if no reply was accepted or crashed the server, and the run ended as with the honest site alone.
+"""
 
 import subprocess
 import sys
@@ -11,5 +14,3 @@ def test_no_malformed_reply_crashes_the_server_or_is_accepted():
     command = [sys.executable, ROOT / "benchmarks" / "hostile_replies.py", "--replies=400"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 crashes, 0 accepted" in done.stdout
-    assert "last state equal those of the honest site alone" in done.stdout

@@ -1,0 +1,34 @@
+"""Flower's entry point for a server whose rounds begin when they are told to, for a copy of the program.
+
+Beside the run's folder, RUN.hold has a file for every round that must wait, named by its number, until it is removed.
+"""
+
+import time
+from pathlib import Path
+
+from flwr.serverapp import ServerApp
+
+from fed_a2v.federation import server_app
+
+PATIENCE = 600
+
+
+def server_fn(context):
+    components = server_app.server_fn(context)
+    strategy, hold = components.strategy, Path(f"{context.run_config['output-dir']}.hold")
+    begin = strategy.configure_fit
+
+    def begin_when_told(server_round, parameters, client_manager):
+        held = hold / str(server_round + strategy.start_round)
+        if held.exists():
+            while held.exists():
+                time.sleep(0.1)
+            # It hears of a node that has come back some seconds after the SuperLink does.
+            client_manager.wait_for(strategy.settings.federation.min_nodes, timeout=PATIENCE)
+        return begin(server_round, parameters, client_manager)
+
+    strategy.configure_fit = begin_when_told
+    return components
+
+
+app = ServerApp(server_fn=server_fn)
