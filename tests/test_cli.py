@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from fed_a2v import __version__
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.config import compose_settings
+from tests import command
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
 # A run of a second.
@@ -26,27 +28,30 @@ FAST = (
 
 
 @pytest.fixture
-def fed_a2v(tmp_path):
+def in_a_process(tmp_path):
     """Run the command in an empty folder, in a process of its own."""
 
-    def run(*words, command=(COMMAND,)):
-        return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    def run(*words, program=(COMMAND,)):
+        return subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
 
     return run
 
 
 @pytest.fixture
-def refused(capsys, tmp_path, monkeypatch):
-    """Run the command in this process, where it must end with exit code 2; returns what it says."""
-    monkeypatch.chdir(tmp_path)
+def fed_a2v(tmp_path):
+    """Run the command in an empty folder, in this process."""
+    return functools.partial(command.fed_a2v, cwd=tmp_path)
+
+
+@pytest.fixture
+def refused(fed_a2v):
+    """Run the command, which must end with exit code 2; returns what it says."""
 
     def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert caught.value.code == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        return said.err.strip()
+        done = fed_a2v(*words)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        return done.stderr.strip()
 
     return run
 
@@ -64,8 +69,8 @@ def sounds(tmp_path_factory):
 # train
 
 
-def test_train_ends_with_a_table_and_the_folder(fed_a2v, tmp_path):
-    done = fed_a2v("train", *FAST, "hydra.run.dir=runs/mine")
+def test_train_ends_with_a_table_and_the_folder(in_a_process, tmp_path):
+    done = in_a_process("train", *FAST, "hydra.run.dir=runs/mine")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "mine"
     results = json.loads((folder / "results.json").read_text())
@@ -106,8 +111,8 @@ def test_by_default_a_run_lies_under_outputs(fed_a2v, tmp_path):
     assert f"Results: {results.parent}" in done.stdout.splitlines()
 
 
-def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(fed_a2v, tmp_path):
-    done = fed_a2v("train", "rouns=3")
+def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(in_a_process, tmp_path):
+    done = in_a_process("train", "rouns=3")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "fed-a2v: unknown key rouns in 'rouns=3'; did you mean rounds?\n"
@@ -310,8 +315,8 @@ def test_synth_writes_a_folder_in_esc50s_layout(sounds):
 # The rest
 
 
-def test_the_module_is_the_command(fed_a2v):
-    done = fed_a2v("--version", command=(sys.executable, "-m", "fed_a2v"))
+def test_the_module_is_the_command(in_a_process):
+    done = in_a_process("--version", program=(sys.executable, "-m", "fed_a2v"))
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 

@@ -1,9 +1,6 @@
 """The guide's JSON: how it is read, what each key becomes, and what is refused."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +9,7 @@ from hypothesis import strategies as st
 from fed_a2v.cli import main
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.guide import RULES, GuideFile, read_json, strip_comments
+from tests.command import fed_a2v
 
 # The file of the original guide, word by word.
 GUIDE = """\
@@ -334,9 +332,8 @@ def test_train_runs_the_file_with_what_is_typed(file, tmp_path):
         {"feda2v": {"generator_type": "gaussian", "synthetic_samples_per_class": 5}, "federation": {"global_rounds": 7}}
     )
     fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"]
-    command = [str(Path(sys.executable).parent / "fed-a2v"), "train", "--config=my_experiment.json"]
     words = ["experiment=quick", "rounds=1", *fast, "hydra.run.dir=run"]
-    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    done = fed_a2v("train", "--config=my_experiment.json", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saved = (tmp_path / "run" / "config.yaml").read_text()
     assert "name: gaussian" in saved

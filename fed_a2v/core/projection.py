@@ -13,6 +13,7 @@ from fed_a2v.core.prompts import PromptBank
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 
+Points = NDArray[np.float64]
 # Principal axes that are kept: two to look at, the others for methods that unfold them.
 AXES = 32
 # More points of a kind than this say nothing more to the eye.
@@ -54,8 +55,6 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         step: after a round. Its state stays as it is, its random numbers too.
         round_number: the samples are drawn anew for each.
     """
-    from sklearn.decomposition import PCA  # here: it takes seconds to import
-
     sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
     classes = sorted({*names, *step.remembered})
     if not classes:
@@ -69,11 +68,11 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
     base = base[np.isfinite(base).all(axis=1)]
     if len(base) < 2:
         return None
-    pca = PCA(min(AXES, *base.shape), svd_solver="full").fit(base)
+    mean, axes, explained = _principal_axes(base)
     added = len(classes) * drawn
     return EmbeddingMap(
-        coordinates=pca.transform(points).astype(np.float32),
-        explained=np.nan_to_num(pca.explained_variance_ratio_).astype(np.float32),
+        coordinates=((points - mean) @ axes.T).astype(np.float32),
+        explained=explained.astype(np.float32),
         labels=np.array(labels, dtype=np.int64)[finite],
         synthetic=(np.arange(len(labels)) >= len(names))[finite],
         counts=np.array(counts + [0] * added, dtype=np.int64)[finite],
@@ -82,7 +81,20 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
     )
 
 
-def _prototypes(bank: PromptBank, width: int) -> tuple[list[str], list[str], list[int], NDArray[np.float64]]:
+def _principal_axes(base: Points) -> tuple[Points, Points, Points]:
+    """Mean (D,), up to `AXES` principal axes (P, D) and their shares of the variance (P,), of (N, D) points.
+
+    Not scikit-learn's: importing it would take longer than most runs' last round. As there, the largest entry of an
+    axis is positive, so that a map keeps its sides.
+    """
+    mean = base.mean(axis=0)
+    _, deviations, axes = np.linalg.svd(base - mean, full_matrices=False)
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1))
+    variances = deviations**2
+    return mean, axes[:AXES], variances[:AXES] / max(variances.sum(), np.finfo(float).tiny)
+
+
+def _prototypes(bank: PromptBank, width: int) -> tuple[list[str], list[str], list[int], Points]:
     """Site, class, clips and (N, Da) embedding of the bank's prototypes, evenly thinned to `MOST_POINTS`."""
     found = [
         (site, prompt.name, int(count), mean)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.core.projection import MOST_POINTS, SAMPLES, embedding_map
+from fed_a2v.core.projection import MOST_POINTS, SAMPLES, _principal_axes, embedding_map
 from tests.core.conftest import StubGenerator, World, assert_same_bits
 from tests.core.test_server_step import step_of
 
@@ -42,6 +42,25 @@ def test_the_axes_are_those_of_the_real_points_and_ordered():
     spread = one.coordinates[~one.synthetic].var(axis=0)
     assert (np.diff(spread) <= 0).all()
     assert 0 < one.explained.sum() <= 1.0001
+
+
+def test_the_axes_are_scikit_learns_principal_components():
+    from sklearn.decomposition import PCA
+
+    found = embedding_map(after_a_round(World(classes=4), StubGenerator(World(classes=4), 1.0)), 1)
+    step = after_a_round(World(classes=4))
+    rows = step.bank.rows().embeddings.double().mean(dim=1).numpy()
+    pca = PCA(found.coordinates.shape[1], svd_solver="full").fit(rows)
+    real = np.sort(np.abs(found.coordinates[~found.synthetic]), axis=0)
+    np.testing.assert_allclose(real, np.sort(np.abs(pca.transform(rows)), axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.explained, pca.explained_variance_ratio_, rtol=1e-5)
+
+
+def test_points_that_are_all_the_same_have_a_map():
+    mean, axes, explained = _principal_axes(np.ones((3, 5)))
+    assert np.array_equal(mean, np.ones(5))
+    assert np.isfinite(axes).all()
+    assert not explained.any()
 
 
 def test_drawing_a_map_changes_nothing_and_repeats_itself():

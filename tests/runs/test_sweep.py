@@ -13,6 +13,7 @@ from fed_a2v.explain import explain_composition
 from fed_a2v.runs.sweep import job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, SweepJob
+from tests.command import fed_a2v
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
 # A run of a second.
@@ -22,10 +23,13 @@ FAST = (
 )
 
 
-def swept(folder, *words, code=0):
+def in_a_process(*words, cwd):
+    return subprocess.run([COMMAND, *words], cwd=cwd, capture_output=True, text=True, timeout=280)
+
+
+def swept(folder, *words, code=0, run=fed_a2v):
     """Run a sweep in `folder`, and return what it said and the rows of its table."""
-    words = ("train", "-m", *FAST, f"hydra.sweep.dir={folder}", *words)
-    done = subprocess.run([COMMAND, *words], cwd=folder.parent, capture_output=True, text=True, timeout=280)
+    done = run("train", "-m", *FAST, f"hydra.sweep.dir={folder}", *words, cwd=folder.parent)
     assert done.returncode == code, done.stderr
     with (folder / "summary.csv").open(newline="") as file:
         return done, list(csv.DictReader(file))
@@ -71,7 +75,7 @@ def test_a_sweep_started_again_does_only_what_is_not_done(grid):
 def test_two_workers_give_the_numbers_of_one(tmp_path):
     words = ("generator=none,gaussian", "seed=0,1")
     _, one = swept(tmp_path / "one", *words)
-    _, two = swept(tmp_path / "two", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    _, two = swept(tmp_path / "two", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", run=in_a_process)
     for row in [*one, *two]:
         row.pop("seconds")
     assert one == two
