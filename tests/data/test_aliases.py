@@ -2,6 +2,7 @@ import pytest
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.aliases import ClassNames
+from tests.refusals import refused
 
 
 def labels(names, classes, extra=None):
@@ -44,12 +45,10 @@ def test_a_file_of_aliases_is_read_into_the_settings(tmp_path):
     assert compose_settings(["dataset.aliases={meowing: cat}"]).dataset.aliases == {"meowing": "cat"}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), ("- cat", "needs lines of the form"), ("a: [", "cannot be read")]
-)
-def test_a_file_that_is_no_table_is_an_error(tmp_path, content, message):
+@pytest.mark.parametrize("content", [None, "- cat", "a: ["])
+def test_a_file_that_is_no_table_is_an_error(tmp_path, content):
     file = tmp_path / "aliases.yaml"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ConfigError, match=rf"dataset\.aliases: .*aliases\.yaml {message}"):
+    with refused(ConfigError, "dataset.aliases", file):
         compose_settings([f"dataset.aliases={file}"])

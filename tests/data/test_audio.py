@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fed_a2v.data.audio import fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
+from tests.refusals import refused
 
 
 def tone(rate, seconds, hertz=440.0):
@@ -51,25 +52,25 @@ def test_a_silent_clip_passes(tmp_path):
 
 
 def test_a_missing_an_empty_and_a_broken_file_are_named(tmp_path):
-    with pytest.raises(BadClipError, match=r"gone\.wav: no such file"):
+    with refused(BadClipError, tmp_path / "gone.wav"):
         read_clip(tmp_path / "gone.wav", 16_000, 1.0)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
-    with pytest.raises(BadClipError, match=r"empty\.wav holds no samples"):
+    with refused(BadClipError, tmp_path / "empty.wav"):
         read_clip(tmp_path / "empty.wav", 16_000, 1.0)
     (tmp_path / "nothing.wav").touch()
-    with pytest.raises(BadClipError, match=r"nothing\.wav is not a readable"):
+    with refused(BadClipError, tmp_path / "nothing.wav"):
         read_clip(tmp_path / "nothing.wav", 16_000, 1.0)
     (tmp_path / "text.wav").write_text("no sound")
-    with pytest.raises(BadClipError, match=r"text\.wav is not a readable"):
+    with refused(BadClipError, tmp_path / "text.wav"):
         read_clip(tmp_path / "text.wav", 16_000, 1.0)
-    with pytest.raises(BadClipError):
+    with refused(BadClipError, tmp_path):
         read_clip(tmp_path, 16_000, 1.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_an_error(tmp_path, value):
     soundfile.write(tmp_path / "clip.wav", np.array([0.1, value, 0.1]), 16_000, subtype="FLOAT")
-    with pytest.raises(BadClipError, match=r"clip\.wav holds NaN or infinite"):
+    with refused(BadClipError, tmp_path / "clip.wav", "NaN"):
         read_clip(tmp_path / "clip.wav", 16_000, 1.0)
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from fed_a2v.data.clips import Record, build_index, check_complete, classes_of, unseen_classes
 from fed_a2v.data.errors import DataError
+from tests.refusals import refused
 
 RECORDS = [
     Record("a", "dog", 1),
@@ -43,27 +44,28 @@ def test_classes_can_be_chosen_and_keep_the_order_given(dataset):
 
 
 def test_a_key_listed_twice_is_an_error(dataset):
-    with pytest.raises(DataError, match="lists 'a' twice"):
+    with refused(DataError, "'a'"):
         build_index([*RECORDS, Record("a", "rain", 2)], dataset(), ("dog",))
 
 
 def test_no_clip_for_training_is_an_error_that_names_the_folds(dataset):
-    with pytest.raises(DataError, match=r"train_folds is \[9\], the data has the folds \[1, 2, 3, 4, 5\]"):
+    with refused(DataError, "dataset.train_folds", [9], [1, 2, 3, 4, 5]):
         build_index(RECORDS, dataset("train_folds=[9]"), ("dog",))
 
 
 def test_a_fold_that_no_clip_has_is_an_error(dataset):
     check_complete(RECORDS, dataset())
-    with pytest.raises(DataError, match="test_folds names fold 6"):
+    with refused(DataError, "dataset.test_folds", 6, [1, 2, 3, 4, 5]):
         check_complete(RECORDS, dataset("test_folds=[4,6]"))
 
 
 def test_an_unknown_class_is_an_error_that_names_the_nearest(dataset):
-    with pytest.raises(DataError, match="did you mean crying_baby"):
+    with refused(DataError, "dataset.classes", "'cryin_baby'", "crying_baby") as caught:
         check_complete(RECORDS, dataset("classes=[dog,cryin_baby]"))
-    with pytest.raises(DataError, match="'dog' twice"):
+    assert "rain" not in str(caught.value)
+    with refused(DataError, "dataset.classes", "'dog'"):
         classes_of(CATEGORIES, dataset("classes=[dog,dog]"))
-    with pytest.raises(DataError, match="empty"):
+    with refused(DataError, "dataset.classes", "null"):
         classes_of(CATEGORIES, dataset("classes=[]"))
 
 
@@ -101,10 +103,10 @@ def test_unseen_names_are_compared_without_regard_to_spelling(dataset):
 
 
 def test_an_unknown_unseen_class_is_an_error_that_names_the_nearest(dataset):
-    with pytest.raises(DataError, match=r"dataset\.unseen names 'clas 3', which is no class.*did you mean 'class 3'"):
+    with refused(DataError, "dataset.unseen", "'clas 3'", "'class 3'"):
         unseen_classes(dataset("unseen=[clas 3]"), NAMES)
 
 
 def test_someone_must_be_left_to_train_on(dataset):
-    with pytest.raises(DataError, match="leaves 1 of 10 classes"):
+    with refused(DataError, "dataset.unseen", "1 of 10"):
         unseen_classes(dataset("unseen=9"), NAMES)

@@ -6,6 +6,7 @@ import pytest
 from fed_a2v.data.embed import BATCH, SHARD, Embedder, embed_clips
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.esc50 import Esc50Folder
+from tests.refusals import refused
 
 
 class CountingEncoder:
@@ -132,7 +133,7 @@ def test_half_precision_takes_half_the_room(embed, esc50_folder, tmp_path):
     assert np.array_equal(rounded, exact.astype(np.float16).astype(np.float32))
     sizes = sorted(f.stat().st_size for f in (tmp_path / "cache").rglob("*.npy") if "clips" not in f.name)
     assert sizes[1] - 128 == 2 * (sizes[0] - 128)
-    with pytest.raises(DataError, match=r"1e\+06, too large for float16; set dataset\.cache_dtype=float32"):
+    with refused(DataError, "1e+06", "float16", "dataset.cache_dtype=float32"):
         embed(root, CountingEncoder("large", value=1e6), dtype="float16")
 
 
@@ -141,7 +142,7 @@ def test_what_is_done_when_a_later_clip_fails_is_kept(embed, esc50_folder):
     last = root / "audio" / MANY[-1][0]
     sound = last.read_bytes()
     last.write_text("no sound")
-    with pytest.raises(BadClipError, match=r"130\.wav"):
+    with refused(BadClipError, last):
         embed(root, encoder)
     assert encoder.clips == 2 * SHARD
     last.write_bytes(sound)
@@ -160,7 +161,7 @@ def test_a_bad_clip_stops_or_is_skipped_whichever_came_first(embed, esc50_folder
     (root / "audio" / "1.wav").write_text("no sound")
     (root / "audio" / "2.wav").unlink()
     for _ in range(2):
-        with pytest.raises(BadClipError, match=r"1\.wav.*skip_bad"):
+        with refused(BadClipError, root / "audio" / "1.wav", "dataset.skip_bad=true"):
             embed(root, encoder)
         embeddings, good = embed(root, encoder, skip_bad=True)
         assert good.tolist() == [0, 3]
@@ -179,20 +180,22 @@ def test_a_clip_that_is_mended_is_embedded_again(embed, esc50_folder):
 
 
 def test_no_readable_clip_at_all_is_an_error_even_when_bad_ones_are_skipped(embed, esc50_folder):
-    root = esc50_folder(ROWS[:1])
-    (root / "audio" / "0.wav").unlink()
-    with pytest.raises(DataError, match="none of the 1 clips"):
+    root = esc50_folder(ROWS)
+    for sound in (root / "audio").iterdir():
+        sound.unlink()
+    with refused(DataError, len(ROWS)) as caught:
         embed(root, CountingEncoder(), skip_bad=True)
+    assert caught.type is DataError, "it is not about one clip"
 
 
 def test_an_encoder_that_gives_nan_is_stopped(embed, esc50_folder):
-    with pytest.raises(DataError, match="counting gave embeddings"):
+    with refused(DataError, "counting", (1, 2, 3)):
         embed(esc50_folder(ROWS[:1]), CountingEncoder(value=np.nan))
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_with_the_remedy(embed, esc50_folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match=r"cache.*cannot be used.*cache_dir"):
+    with refused(DataError, tmp_path / "cache", "cache_dir"):
         embed(esc50_folder(ROWS[:1]), CountingEncoder())
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.esc50 import Esc50Folder
+from tests.refusals import refused
 
 
 def test_the_table_gives_the_clips_in_its_order(esc50_folder):
@@ -18,7 +19,7 @@ def test_the_files_name_in_the_table_is_the_truth(esc50_folder):
     (root / "audio" / "a.wav").rename(root / "audio" / "a.flac")
     folder = Esc50Folder(root)
     for read in (lambda: folder.waveform("a.wav", 16_000, 1.0), lambda: folder.content("a.wav")):
-        with pytest.raises(BadClipError, match=r"a\.wav"):
+        with refused(BadClipError, root / "audio" / "a.wav"):
             read()
 
 
@@ -32,37 +33,39 @@ def test_the_content_follows_the_bytes_and_not_the_name(esc50_folder):
 
 
 def test_a_folder_without_a_table_is_named_with_what_is_needed(tmp_path):
-    with pytest.raises(DataError, match=r"esc50\.csv: no such file; dataset\.root is"):
+    with refused(DataError, tmp_path / "meta" / "esc50.csv", "dataset.root"):
         Esc50Folder(tmp_path).records()
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "named"),
     [
-        (("a.wav", "x", "dog"), "line 2: fold 'x'"),
-        (("a.wav", "0", "dog"), "fold '0'"),
-        (("a.wav", "-1", "dog"), "fold '-1'"),
-        (("a.wav", "1.5", "dog"), r"fold '1\.5'"),
-        (("a.wav", "1", ""), "category is empty"),
-        (("a.wav", "1", "_"), "holds no word"),
-        (("", "1", "dog"), "filename is empty"),
-        (("../a.wav", "1", "dog"), "plain name"),
-        (("a.wav",), "fold is empty"),
+        (("a.wav", "x", "dog"), ["fold", "'x'"]),
+        (("a.wav", "0", "dog"), ["fold", "'0'"]),
+        (("a.wav", "-1", "dog"), ["fold", "'-1'"]),
+        (("a.wav", "1.5", "dog"), ["fold", "'1.5'"]),
+        (("a.wav", "1", ""), ["category"]),
+        (("a.wav", "1", "_"), ["category", "'_'"]),
+        (("", "1", "dog"), ["filename"]),
+        (("../a.wav", "1", "dog"), ["filename", "'../a.wav'"]),
+        (("a.wav",), ["fold"]),
     ],
 )
-def test_a_malformed_row_is_named(tmp_path, row, message):
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta" / "esc50.csv").write_text(f"filename,fold,category\n{','.join(row)}\n")
-    with pytest.raises(DataError, match=message):
+def test_a_malformed_row_is_named(tmp_path, row, named):
+    table = tmp_path / "meta" / "esc50.csv"
+    table.parent.mkdir()
+    table.write_text(f"filename,fold,category\n{','.join(row)}\n")
+    with refused(DataError, table, "line 2", *named):
         Esc50Folder(tmp_path).records()
 
 
 def test_missing_columns_and_an_empty_table_are_errors(esc50_folder):
     root = esc50_folder([("a.wav", 1, "dog")], columns=("filename", "split", "label"))
-    with pytest.raises(DataError, match="no column fold and no category; it has filename, split, label"):
+    with refused(DataError, root / "meta" / "esc50.csv", "fold", "category", "filename", "split", "label"):
         Esc50Folder(root).records()
-    with pytest.raises(DataError, match="lists no clip"):
-        Esc50Folder(esc50_folder([], name="empty")).records()
+    empty = esc50_folder([], name="empty")
+    with refused(DataError, empty / "meta" / "esc50.csv"):
+        Esc50Folder(empty).records()
 
 
 @given(st.one_of(st.binary(max_size=200), st.text("filename,ldcatgory12.\n\r\"'\0 ", max_size=200).map(str.encode)))

@@ -17,6 +17,7 @@ from fed_a2v.encoders.audio import LogMelEncoder
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.settings import cache_dir
 from tests.flower import wait_until
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_training_takes_what_was_embedded_and_needs_no_encoder(settings, monkeyp
     embedded = embed_dataset(settings, cache_dir(settings), workers=1)
 
     def gone(settings):
-        raise ModelError("the model is not there")
+        raise ModelError("some/model")
 
     monkeypatch.setattr("fed_a2v.data.encoder.load_encoder", gone)
     clips = load(settings)
@@ -63,12 +64,12 @@ def test_an_encoder_that_is_gone_is_an_error_for_new_clips_and_for_a_new_cache(
     embed_dataset(settings, cache_dir(settings), workers=1)
 
     def gone(settings):
-        raise ModelError("the model is not there")
+        raise ModelError("some/model")
 
     monkeypatch.setattr("fed_a2v.data.encoder.load_encoder", gone)
-    with pytest.raises(ModelError, match="the model is not there"):
+    with refused(ModelError, "some/model"):
         load(make_settings("dataset.clips_per_class=24", "dataset.classes=[dog]", "dataset.clip_seconds=0.3"))
-    with pytest.raises(ModelError, match="the model is not there"):
+    with refused(ModelError, "some/model"):
         known_encoder(settings.encoder, tmp_path / "new cache")
 
 
@@ -95,7 +96,7 @@ def test_a_file_of_the_embeddings_trains_like_the_sounds(settings, make_settings
 
 
 def test_what_is_embedded_already_cannot_be_embedded(make_settings, tmp_path):
-    with pytest.raises(DataError, match="embedded already"):
+    with refused(DataError, "dataset=embeddings"):
         embed_dataset(make_settings("dataset=embeddings", "dataset.path=/x.npz"), tmp_path, workers=1)
 
 

@@ -11,6 +11,7 @@ from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, layout
 from fed_a2v.data.site import load_clips, site_clips
 from fed_a2v.settings import Settings, cache_dir
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -116,8 +117,8 @@ def test_a_recording_in_two_folds_of_one_data_set_is_kept_for_the_test(esc50_fol
     root = esc50_folder(rows, columns=("filename", "fold", "category", "src_file"))
     index = index_clips(make_settings("dataset=esc50", f"dataset.root={root}").dataset)
     assert [record.key for record in index.records] == ["b.wav", "c.wav", "d.wav"]
-    assert "Left out 1 clips" in caplog.text
     assert "a.wav" in caplog.text
+    assert not [name for name in ("b.wav", "c.wav", "d.wav") if name in caplog.text]
 
 
 def test_a_limit_is_drawn_evenly_of_all_folds(mixed, make_settings, places):
@@ -136,7 +137,7 @@ def test_a_data_set_of_a_mix_may_give_some_of_its_classes_only(mixed):
     dataset = mixed(esc50={}, vggsound={"classes": ["dog"]}).dataset
     assert class_names(dataset) == ("dog", "fireworks")
     assert set(index_clips(dataset).labels[index_clips(dataset).sets == 1]) == {0}
-    with pytest.raises(DataError, match="'cat', of which the data has no clip"):
+    with refused(DataError, "dataset.classes", "'cat'"):
         index_clips(mixed(esc50={}, vggsound={"classes": ["cat"]}).dataset)
 
 
@@ -145,7 +146,7 @@ def test_classes_of_the_mix_are_chosen_by_any_of_their_names(mixed):
     index = index_clips(dataset)
     assert index.classes == ("dog barking", "drum")
     assert set(index.sets[index.labels == 0]) == {0, 1, 2}
-    with pytest.raises(DataError, match="'cat', of which the data has no clip"):
+    with refused(DataError, "dataset.classes", "'cat'"):
         index_clips(mixed("dataset.classes=[cat]").dataset)
 
 
@@ -162,7 +163,7 @@ def test_sites_have_a_data_set_each_or_a_part_of_the_mix(mixed):
     settings = mixed("partition=iid", "partition.sites=2", esc50={}, vggsound={})
     assert categories_at(site_clips(settings, 1, None, cache_dir(settings))) == {"dog", "fireworks", "hail, storm"}
     alone = mixed("partition=iid", "partition.sites=1", "partition.by_set=true", esc50={}, vggsound={})
-    with pytest.raises(PartitionError, match="2 data sets need as many sites"):
+    with refused(PartitionError, "partition.by_set=true", "2", "partition.sites=1"):
         site_clips(alone, 0, None, cache_dir(alone))
 
 
@@ -172,7 +173,7 @@ def test_a_node_with_a_folder_of_its_own_is_known_by_its_layout(mixed, places, t
     data = site_clips(settings, 3, str(places["vggsound"]), cache_dir(settings), classes)
     assert categories_at(data) == {"dog", "hail, storm"}
     assert data.classes == classes
-    with pytest.raises(DataError, match=r"looks like dataset=vegas, which is not among dataset\.sets: esc50, vggsound"):
+    with refused(DataError, places["vegas"], "dataset=vegas", "dataset.sets", "esc50", "vggsound"):
         site_clips(settings, 0, str(places["vegas"]), cache_dir(settings), classes)
 
 
@@ -184,21 +185,24 @@ def test_layouts_are_told_apart(places, tmp_path):
     assert layout(tmp_path / "bell") == "folder"
 
 
+KINDS = ("custom", "embeddings", "esc50", "folder", "synth", "vegas", "vggsound")
+
+
 @pytest.mark.parametrize(
-    ("sets", "message"),
+    ("sets", "named"),
     [
-        ("[]", r"needs dataset\.sets="),
-        ("[{root: /x}]", "needs a name, one of custom, embeddings, esc50, folder, synth, vegas, vggsound"),
-        ("[{name: esc10, root: /x}]", "esc10.*needs a name, one of"),
-        ("[{name: esc50}]", r"dataset\.sets\.0=esc50 needs dataset\.sets\.0\.root"),
-        ("[{name: folder, root: /x}, {name: folder, root: /x}]", "names folder /x twice"),
-        ("[{name: synth, unseen: 2}]", r"dataset\.sets\.0\.unseen"),
-        ("[{name: folder, rot: /x}]", r"unknown key dataset\.sets\.0\.rot"),
-        ("[{name: folder, root: /x, train_folds: []}]", "train_folds is empty"),
+        ("[]", ["dataset=mixed", "dataset.sets="]),
+        ("[{root: /x}]", ["dataset.sets", "/x", *KINDS]),
+        ("[{name: esc10, root: /x}]", ["dataset.sets", "esc10", *KINDS]),
+        ("[{name: esc50}]", ["dataset.sets.0=esc50", "dataset.sets.0.root"]),
+        ("[{name: folder, root: /x}, {name: folder, root: /x}]", ["dataset.sets", "folder", "/x"]),
+        ("[{name: synth, unseen: 2}]", ["dataset.sets.0.unseen", "dataset.unseen"]),
+        ("[{name: folder, rot: /x}]", ["dataset.sets.0.rot"]),
+        ("[{name: folder, root: /x, train_folds: []}]", ["dataset.train_folds"]),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused_with_the_reason(sets, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_mix_that_cannot_be_is_refused_with_the_reason(sets, named):
+    with refused(ConfigError, *named):
         compose_settings(["dataset=mixed", f"dataset.sets={sets}"])
 
 
@@ -206,5 +210,5 @@ def test_embeddings_of_other_widths_cannot_be_mixed(tmp_path, make_settings):
     for width in (2, 3):
         np.savez(tmp_path / f"{width}.npz", embeddings=np.ones((4, width)), fold=[1, 2, 3, 4], target=[0, 0, 0, 0])
     entries = ", ".join(f"{{name: embeddings, path: {tmp_path / f'{width}.npz'}}}" for width in (2, 3))
-    with pytest.raises(DataError, match=r"different shapes, \[\(1, 2\), \(1, 3\)\]"):
+    with refused(DataError, "(1, 2)", "(1, 3)"):
         load(make_settings("dataset=mixed", f"dataset.sets=[{entries}]"))

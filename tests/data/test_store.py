@@ -71,7 +71,7 @@ def test_what_is_damaged_counts_as_never_written_and_is_written_anew(store, capl
     file.write_bytes(damage(file.read_bytes()))
     left = values(store, "ab")
     assert left in ({}, {"a": 1})
-    assert "damaged" in caplog.text
+    assert str(store.folder) in caplog.text
     assert store.known() == {clip_id(name) for name in left}
     again = EmbeddingStore(store.folder, "float32")
     again.clean()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fed_a2v.data.clips import build_index, classes_of
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.vegas import VegasFolder
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_missing_clips_are_counted_in_one_warning(vegas, caplog):
     records = VegasFolder(root).records()
     assert [record.source for record in records] == ["youtube:a", "youtube:c", "youtube:e"]
     (message,) = caplog.messages
-    assert "2 of 5 clips" in message
+    assert "2 of 5" in message
     assert "dog/audios/video_00002" in message
 
 
@@ -81,20 +82,21 @@ def test_without_rows_each_clip_stands_alone_and_a_warning_says_so(vegas, caplog
         (root / "dog" / "video_info.csv").write_text(text)
     assert len({record.source for record in VegasFolder(root).records()}) == 3
     (message,) = caplog.messages
-    assert "some clips of dog:" in message
-    assert "restore" in message
+    assert "video_info.csv" in message
+    assert "dog" in message
+    assert "drum" not in message
 
 
 def test_a_class_without_a_clip_is_named(vegas, caplog):
     root = vegas(dog=["a"], drum=[])
     assert [record.category for record in VegasFolder(root).records()] == ["dog"]
-    assert "the class drum is left out" in caplog.text
+    assert str(root / "drum" / "audios") in caplog.text
 
 
 def test_a_folder_that_is_not_vegas_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"no sound file in CLASS/audios/; dataset\.root is"):
+    with refused(DataError, tmp_path, "CLASS/audios/", "dataset.root"):
         VegasFolder(tmp_path).records()
-    with pytest.raises(DataError, match=r"nowhere cannot be read.*dataset\.root"):
+    with refused(DataError, tmp_path / "nowhere", "dataset.root"):
         VegasFolder(tmp_path / "nowhere").records()
 
 

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fed_a2v.core.names import clean_name
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.vggsound import VggSoundFolder
+from tests.refusals import refused
 
 ROWS = [
     ("---g-f_I2yQ", 1, "people marching", "test"),
@@ -67,7 +69,7 @@ def test_missing_clips_are_left_out_with_one_warning(vggsound, caplog):
     rows = [(f"video{i}", 0, "dog", "train") for i in range(10)]
     assert len(VggSoundFolder(vggsound(rows, rows[:3])).records()) == 3
     (message,) = caplog.messages
-    assert "7 of 10 clips" in message
+    assert "7 of 10" in message
     assert "video3_000000.wav" in message
 
 
@@ -85,27 +87,27 @@ def test_clips_lie_in_linked_folders_and_other_files_do_not_matter(vggsound, tmp
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("", "vggsound.csv lists no clip"),
-        ("\n\n", "vggsound.csv lists no clip"),
-        ("a,1,dog,train", r"none of the 1 clips in .* e\.g\. a_000001\.wav; put the clips"),
-        ("YTID,start,label,split", "line 1: start second 'start'.* no header"),
-        ("a,1,dog,train\nb,1,dog,validation", "line 2: split 'validation' is neither train nor test"),
-        ("a,1,train", "line 1: 3 columns"),
-        ("a,1,_,train", "label '_' holds no word"),
-        ("../a,1,dog,train", "no YouTube id"),
-        ("a,-1,dog,train", "start second '-1'"),
+        ("", []),
+        ("\n\n", []),
+        ("a,1,dog,train", ["a_000001.wav", "dataset.root"]),
+        ("YTID,start,label,split", ["line 1", "'start'"]),
+        ("a,1,dog,train\nb,1,dog,validation", ["line 2", "'validation'", "train", "test"]),
+        ("a,1,train", ["line 1", "3 columns", "train", "test"]),
+        ("a,1,_,train", ["line 1", "label", "'_'"]),
+        ("../a,1,dog,train", ["line 1", "'../a'"]),
+        ("a,-1,dog,train", ["line 1", "'-1'"]),
     ],
 )
-def test_a_table_that_does_not_fit_is_an_error_that_says_why(tmp_path, text, message):
+def test_a_table_that_does_not_fit_is_an_error_that_says_why(tmp_path, text, named):
     (tmp_path / "vggsound.csv").write_text(text)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, tmp_path / "vggsound.csv", *named):
         VggSoundFolder(tmp_path).records()
 
 
 def test_a_folder_without_a_table_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"vggsound\.csv: no such file; dataset\.root is"):
+    with refused(DataError, tmp_path / "vggsound.csv", "dataset.root"):
         VggSoundFolder(tmp_path).records()
 
 
@@ -135,6 +137,7 @@ def test_any_label_that_a_csv_can_hold_comes_back(tmp_path, write_sound, labels)
     try:
         found = [record.category for record in VggSoundFolder(tmp_path).records()]
     except DataError as error:
-        assert "holds no word" in str(error)
+        wordless = next(label for label in labels if not clean_name(label))
+        assert repr(wordless.strip()) in str(error)
     else:
         assert found == [label.strip() for label in labels]

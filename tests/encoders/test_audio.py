@@ -5,6 +5,7 @@ import pytest
 
 from fed_a2v.config import compose_settings
 from fed_a2v.encoders.audio import LogMelEncoder, load_encoder, mel_filters
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_silence_and_very_short_clips_are_finite(samples):
 
 
 def test_a_waveform_without_a_batch_axis_is_an_error():
-    with pytest.raises(ValueError, match=r"\(clips, samples\)"):
+    with refused(ValueError, "(100,)", "(clips, samples)"):
         LogMelEncoder().encode(np.zeros(100, np.float32))
 
 

@@ -20,6 +20,7 @@ from fed_a2v.encoders.audio_models import pool, real_part
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.settings import EncoderSettings
 from tests.models import tiny_ast, tiny_clap, tiny_t5
+from tests.refusals import refused
 
 MAKERS = {"ast": tiny_ast, "clap": tiny_clap}
 
@@ -216,9 +217,9 @@ def test_of_a_long_clip_the_beginning_is_taken_and_that_is_said(make_encoder, na
     with caplog.at_level(logging.WARNING, logger="fed_a2v"):
         long = encoder.encode(np.stack([clip, clip]))
     assert np.array_equal(long[0], encoder.encode(clip[None, : encoder.window])[0])
-    assert [record.message for record in caplog.records] == [
-        f"{name} hears the first {encoder.window / encoder.sample_rate:.4g} s of a clip; this one has 12 s"
-    ]
+    (message,) = caplog.messages
+    heard = f"{encoder.window / encoder.sample_rate:.4g} s"
+    assert [part for part in (name, heard, "12 s") if part not in message] == []
 
 
 def test_a_model_with_fusion_gives_the_same_bits_each_time(make_encoder):
@@ -236,7 +237,7 @@ def test_no_clips_and_no_samples(make_encoder, name):
     encoder = make_encoder(name)
     assert encoder.encode(np.zeros((0, 100), np.float32)).shape == (0, 1, 32)
     for wrong in (np.zeros((2, 0), np.float32), np.zeros(100, np.float32), np.zeros((2, 2, 100), np.float32)):
-        with pytest.raises(ValueError, match=r"\(clips, samples\)"):
+        with refused(ValueError, wrong.shape, "(clips, samples)"):
             encoder.encode(wrong)
 
 
@@ -276,26 +277,27 @@ def test_the_fingerprint_follows_all_that_the_embeddings_depend_on(make_encoder,
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=r"encoder\.model=MIT/.* needs the package .*pip install 'fed-a2v\[hf\]'"):
+    with refused(ModelError, "encoder.model=MIT/", "transformers", "fed-a2v[hf]"):
         load_encoder(compose_settings(["encoder=ast"]).encoder)
 
 
 def test_a_missing_model_is_an_error_with_the_command_that_fetches_it():
     words = ["encoder=clap", "encoder.model=nobody/clap", "encoder.revision=abc"]
-    with pytest.raises(ModelError, match=r"`hf download nobody/clap --revision abc`.*encoder\.model to a folder"):
+    with refused(ModelError, "encoder.model=nobody/clap", "hf download nobody/clap --revision abc"):
         load_encoder(compose_settings(words).encoder)
 
 
 @pytest.mark.parametrize("folder", ["/nowhere/ast", "./nowhere"])
 def test_a_missing_folder_is_named(folder):
-    with pytest.raises(ModelError, match=rf"encoder\.model={folder}: no such folder"):
+    with refused(ModelError, f"encoder.model={folder}") as caught:
         load_encoder(compose_settings(["encoder=ast", f"encoder.model={folder}"]).encoder)
+    assert "hf download" not in str(caught.value), "it is no repository"
 
 
 def test_another_kind_of_model_is_refused(make_encoder, model_folder):
-    with pytest.raises(ModelError, match=r"type 'clap'; encoder=ast needs 'audio-spectrogram-transformer'"):
+    with refused(ModelError, "encoder.model", "'clap'", "encoder=ast", "'audio-spectrogram-transformer'"):
         make_encoder("ast", folder=model_folder(tiny_clap))
-    with pytest.raises(ModelError, match="type 't5'"):
+    with refused(ModelError, "encoder.model", "'t5'", "encoder=clap", "'clap'"):
         make_encoder("clap", folder=model_folder(tiny_t5))
 
 
@@ -305,35 +307,36 @@ def test_missing_and_damaged_weights_are_errors_and_never_random(make_encoder, m
     clip = np.ones((1, 1000), np.float32)
     copy = shutil.copytree(model_folder(tiny_ast), tmp_path / "copy")
     weights = load_file(copy / "model.safetensors")
-    save_file({name: weights[name] for name in list(weights)[:-1]}, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="has no weights for 1 parts of ASTModel"):
+    lost, _ = weights.popitem()
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with refused(ModelError, f"encoder.model={copy}", "ASTModel", lost):
         make_encoder("ast", folder=copy).encode(clip)
     (copy / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(ModelError, match=r"encoder\.model=.*copy cannot be read"):
+    with refused(ModelError, f"encoder.model={copy}"):
         make_encoder("ast", folder=copy).encode(clip)
     (copy / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"encoder\.model=.*copy cannot be read"):
+    with refused(ModelError, f"encoder.model={copy}"):
         make_encoder("ast", folder=copy).encode(clip)
     (copy / "preprocessor_config.json").unlink()
-    with pytest.raises(ModelError, match=r"encoder\.model=.*copy cannot be read"):
+    with refused(ModelError, f"encoder.model={copy}"):
         make_encoder("ast", folder=copy)
 
 
 def test_a_missing_device_is_named(make_encoder):
-    with pytest.raises(ModelError, match="device=cuda:77"):
+    with refused(ModelError, "device=cuda:77"):
         make_encoder("ast", device="cuda:77")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["encoder=ast", "encoder.tokens=0"], "tokens"),
-        (["encoder=ast", "encoder.tokens=some"], "tokens"),
-        (["encoder=ast", "encoder.tokens=null"], r"encoder\.tokens=None must be set"),
-        (["encoder=ast", "encoder.precision=int8"], "precision"),
-        (["encoder.tokens=4"], r"encoder=logmel: encoder\.tokens=4 must be null"),
+        (["encoder=ast", "encoder.tokens=0"], ["encoder.tokens = 0"]),
+        (["encoder=ast", "encoder.tokens=some"], ["encoder.tokens", "'some'"]),
+        (["encoder=ast", "encoder.tokens=null"], ["encoder=ast", "encoder.tokens=None"]),
+        (["encoder=ast", "encoder.precision=int8"], ["encoder.precision", "'int8'"]),
+        (["encoder.tokens=4"], ["encoder=logmel", "encoder.tokens=4", "null"]),
     ],
 )
-def test_wrong_settings_name_the_key(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_settings_name_the_key(words, named):
+    with refused(ConfigError, *named):
         compose_settings(words)

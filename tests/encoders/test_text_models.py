@@ -16,6 +16,7 @@ from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.targets_file import write_targets
 from fed_a2v.encoders.text import TargetsError, class_prompts, targets_for
 from tests.models import tiny_ast, tiny_clip_text, tiny_t5
+from tests.refusals import refused
 
 NAMES = ("dog", "crying_baby", "sea_waves")
 
@@ -126,7 +127,7 @@ def test_cached_targets_need_no_model(flux, monkeypatch):
     first = targets_for(flux(*words), NAMES)
     monkeypatch.undo()
     assert targets_for(flux(*words), NAMES).fingerprint == first.fingerprint
-    with pytest.raises(ModelError, match="hf download some/clip"):
+    with refused(ModelError, "targets.clip.model=some/clip", "hf download some/clip"):
         targets_for(flux(*words), ["another"])
 
 
@@ -175,25 +176,25 @@ def test_captions_of_a_class_are_averaged_and_replace_its_templates(flux, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("", "no column category and no caption; its first line is empty"),
-        ("category,text\ndog,a dog\n", "no column caption; its first line is category,text"),
-        ("category,caption\n", "lists no caption"),
-        ("category,caption\ndog,a dog\ncat, \n", "line 3: the category or the caption is empty"),
-        ("category,caption\ndog\n", "line 2: the category or the caption is empty"),
-        ('category,caption\ndog,"a dog\n', "cannot be read"),
-        (b"category,caption\ndog,\xff\n", "cannot be read"),
-        (None, "cannot be read"),
+        ("", ["category", "caption"]),
+        ("category,text\ndog,a dog\n", ["caption", "category,text"]),
+        ("category,caption\n", []),
+        ("category,caption\ndog,a dog\ncat, \n", ["line 3", "category", "caption"]),
+        ("category,caption\ndog\n", ["line 2", "category", "caption"]),
+        ('category,caption\ndog,"a dog\n', []),
+        (b"category,caption\ndog,\xff\n", []),
+        (None, []),
     ],
 )
-def test_a_wrong_file_of_captions_is_an_error_that_says_why(flux, tmp_path, text, message):
-    path = tmp_path / "captions.csv"
+def test_a_wrong_file_of_captions_is_an_error_that_says_why(flux, tmp_path_factory, text, named):
+    path = tmp_path_factory.mktemp("words") / "said.csv"  # tmp_path holds the name of the test, and so "caption"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CaptionsError, match=message):
+    with refused(CaptionsError, path, *named):
         read_captions(path)
-    with pytest.raises(TargetsError, match=rf"targets\.captions: .*captions\.csv.*{message}"):
+    with refused(TargetsError, "targets.captions", path, *named):
         targets_for(flux(f"targets.captions={path}"), NAMES)
 
 
@@ -205,9 +206,9 @@ def test_captions_may_have_a_byte_order_mark(tmp_path):
 def test_prompts_that_are_cut_are_named(flux, caplog):
     with caplog.at_level(logging.WARNING, logger="fed_a2v"):
         targets_for(flux("targets.templates=['{} and a long tail']"), ["dog"])
-    assert [record.message for record in caplog.records] == [
-        "1 prompts are longer than the t5 side's tokens and are cut, such as 'dog and a long tail'"
-    ]
+    (message,) = caplog.messages
+    assert "'dog and a long tail'" in message
+    assert "t5" in message
 
 
 # --- Image pipelines, and files for sites without text models
@@ -222,7 +223,7 @@ def test_the_text_side_of_an_image_pipeline(flux, model_folder, tmp_path):
     pipeline = f"targets.t5.model={tmp_path / 'pipeline'}"
     found = targets_for(flux(pipeline, "targets.t5.subfolder=text_encoder_2"), NAMES)
     assert torch.equal(found.t5, targets_for(flux(), NAMES).t5)
-    with pytest.raises(ModelError, match=r"image pipeline: set targets\.t5\.subfolder=text_encoder or text_encoder_2"):
+    with refused(ModelError, pipeline, "targets.t5.subfolder=text_encoder", "text_encoder_2"):
         targets_for(flux(pipeline), NAMES)
 
 
@@ -259,48 +260,48 @@ def test_the_command_ends_in_one_line_where_a_user_can_mend_it(words, capsys, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["adapters=flux", "targets=clip"], r"adapters\.t5_tokens=17.*choose targets=t5"),
-        (["targets=file"], r"targets\.path=FILE"),
-        (["targets=clip", "targets.templates=[]"], r"targets\.templates is empty"),
-        (["targets=clip", "targets.templates=['a photo']"], "must have {} once"),
-        (["targets=clip", "targets.templates=['{} and {}']"], "must have {} once"),
-        (["targets=clip", "targets.templates=['{0}']"], "must have {} once"),
-        (["targets=anchors", "targets.captions=x.csv"], r"targets\.captions must be null"),
-        (["targets=t5", "targets.t5=null"], r"targets\.t5 must be set"),
-        (["targets=clip", "targets.clip.precision=int4"], "precision"),
+        (["adapters=flux", "targets=clip"], ["adapters.t5_tokens=17", "targets=clip", "targets=t5"]),
+        (["targets=file"], ["targets=file", "targets.path=FILE"]),
+        (["targets=clip", "targets.templates=[]"], ["targets.templates", "['{}']"]),
+        (["targets=clip", "targets.templates=['a photo']"], ["targets.templates", "'a photo'", "{}"]),
+        (["targets=clip", "targets.templates=['{} and {}']"], ["targets.templates", "'{} and {}'"]),
+        (["targets=clip", "targets.templates=['{0}']"], ["targets.templates", "'{0}'", "{}"]),
+        (["targets=anchors", "targets.captions=x.csv"], ["targets=anchors", "targets.captions", "null"]),
+        (["targets=t5", "targets.t5=null"], ["targets=t5", "targets.t5"]),
+        (["targets=clip", "targets.clip.precision=int4"], ["targets.clip.precision", "'int4'"]),
     ],
 )
-def test_wrong_settings_name_the_key(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_settings_name_the_key(words, named):
+    with refused(ConfigError, *named):
         compose_settings(words)
 
 
 def test_shapes_that_do_not_fit_name_the_key(flux, sd):
-    with pytest.raises(TargetsError, match=r"is 64 wide, adapters\.t5_width is 4096; set adapters\.t5_width=64"):
+    with refused(TargetsError, "adapters.t5_width=64", 4096):
         targets_for(flux("adapters.t5_width=4096"), NAMES)
-    with pytest.raises(TargetsError, match=r"set adapters\.clip_width=64"):
+    with refused(TargetsError, "adapters.clip_width=64", 768):
         targets_for(sd("adapters.clip_width=768"), NAMES)
-    with pytest.raises(ModelError, match=r"adapters\.clip_tokens=78: .* takes 77 tokens at most"):
+    with refused(ModelError, "adapters.clip_tokens=78", 77):
         targets_for(sd("adapters.clip_tokens=78"), NAMES)
 
 
 def test_another_kind_of_model_is_refused(flux, model_folder):
-    with pytest.raises(ModelError, match=r"targets\.clip\.model"):
-        targets_for(flux(f"targets.clip.model={model_folder(tiny_ast)}"), NAMES)
-    with pytest.raises(ModelError, match=r"targets\.t5\.model"):
-        targets_for(flux(f"targets.t5.model={model_folder(tiny_clip_text)}"), NAMES)
+    for wrong in (f"targets.clip.model={model_folder(tiny_ast)}", f"targets.t5.model={model_folder(tiny_clip_text)}"):
+        with refused(ModelError, wrong):
+            targets_for(flux(wrong), NAMES)
 
 
 def test_a_missing_model_is_an_error_with_the_command_that_fetches_it(flux):
     words = ("targets.t5.model=nobody/flux", "targets.t5.revision=abc", "targets.t5.subfolder=text_encoder_2")
-    with pytest.raises(ModelError, match=r"`hf download nobody/flux --revision abc --include 'text_encoder_2/\*' "):
+    fetched = "hf download nobody/flux --revision abc --include 'text_encoder_2/*' --include 'tokenizer*'"
+    with refused(ModelError, "targets.t5.model=nobody/flux", fetched):
         targets_for(flux(*words), NAMES)
 
 
 def test_without_the_extra_the_error_says_what_to_install(sd, monkeypatch):
     settings = sd()
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=r"targets\.clip\.model=.* needs the package .*pip install 'fed-a2v\[hf\]'"):
+    with refused(ModelError, "targets.clip.model=", "transformers", "fed-a2v[hf]"):
         targets_for(settings, NAMES)

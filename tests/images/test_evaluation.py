@@ -12,6 +12,7 @@ from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images import evaluation
 from fed_a2v.images.evaluation import Clip, evaluate
 from fed_a2v.images.gallery import GalleryError
+from tests.refusals import refused
 
 CLASSES = ["cat", "dog", "sea_waves"]
 
@@ -97,30 +98,31 @@ def test_clip_is_asked_for_names_as_words(gallery, image_settings, monkeypatch):
 def test_pictures_without_a_class_do_not_count(gallery, image_settings):
     found = evaluate(gallery(["red", "green"], ["cat", None]), image_settings("sd"))
     assert found["columns"]["sound"]["pictures"] == 1
-    with pytest.raises(GalleryError, match="CLASS=FILE"):
-        evaluate(gallery(["red"], [None], "unknown"), image_settings("sd"))
+    unknown = gallery(["red"], [None], "unknown")
+    with refused(GalleryError, unknown, "CLASS=FILE"):
+        evaluate(unknown, image_settings("sd"))
 
 
 def test_a_missing_or_damaged_picture_is_an_error_that_names_it(gallery, image_settings):
     folder = gallery(["red", "green"], ["cat", "dog"])
     (folder / "sound/1.png").write_bytes(b"no picture")
-    with pytest.raises(GalleryError, match=r"sound/1\.png cannot be read"):
+    with refused(GalleryError, folder / "sound/1.png"):
         evaluate(folder, image_settings("sd"))
     (folder / "sound/1.png").unlink()
-    with pytest.raises(GalleryError, match=r"sound/1\.png of '1' is missing"):
+    with refused(GalleryError, folder / "sound/1.png", "'1'"):
         evaluate(folder, image_settings("sd"))
     assert not (folder / "evaluation.json").exists()
 
 
 def test_a_missing_clip_is_refused_with_the_command_that_fetches_it(gallery, image_settings):
     settings = image_settings("sd", "images.clip.model=some/clip", "images.clip.revision=abc")
-    with pytest.raises(ModelError, match=r"images\.clip\.model=some/clip .* `hf download some/clip --revision abc"):
+    with refused(ModelError, "images.clip.model=some/clip", "hf download some/clip --revision abc"):
         evaluate(gallery(["red"], ["cat"]), settings)
 
 
 def test_another_kind_of_model_is_refused(gallery, image_settings, models, tmp_path):
     text_only = shutil.copytree(models["sd"] / "text_encoder", tmp_path / "text")
-    with pytest.raises(ModelError, match="another kind"):
+    with refused(ModelError, f"images.clip.model={text_only}", "CLIPModel"):
         evaluate(gallery(["red"], ["cat"]), image_settings("sd", f"images.clip.model={text_only}"))
 
 

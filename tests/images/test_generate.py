@@ -57,7 +57,7 @@ def test_sounds_become_pictures_beside_those_of_the_text(generate, trained, soun
     words = (sounds / "dog/1.wav", f"rain={sounds / 'rain.wav'}", sounds / "storm.wav")
     gallery, out = generate(kind, trained(kind), *words)
     assert capsys.readouterr().out.strip() == f"Pictures: {out / 'index.html'}"
-    assert "targets=anchors, random vectors: the pictures will show nothing" in caplog.text
+    assert "targets=anchors" in caplog.text
     assert [subject["class"] for subject in gallery["subjects"]] == ["dog", "rain", None]
     assert [set(subject["pictures"]) for subject in gallery["subjects"]] == [
         {"sound", "text"},
@@ -139,35 +139,36 @@ def test_clip_judges_the_pictures_at_once_or_later(generate, trained, refused, c
 def test_pictures_that_cannot_be_judged_leave_nothing(trained, sounds, image_words, tmp_path, refused):
     out = tmp_path / "pictures"
     words = (trained("sd"), sounds / "storm.wav", "--evaluate", "--out", out, *image_words("sd"))
-    assert "say CLASS=FILE" in refused(*words)
+    assert "CLASS=FILE" in refused(*words)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_words_end_in_one_line(refused, trained, sounds, image_words, tmp_path):
     folder, tiny = trained("sd"), image_words("sd")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
-    for words, message in [
-        ((folder,), "nothing to draw: name sound files, or --classes"),
-        ((tmp_path, "x.wav"), "no run in"),
-        ((folder, sounds / "absent.wav", *tiny), "absent.wav: no such file"),
-        ((folder, tmp_path / "empty.wav", *tiny), "empty.wav holds no samples"),
-        ((folder, "--classes", "dgo", *tiny), "no class 'dgo' in this run; did you mean 'dog'?"),
-        ((folder, f"cat={sounds / 'rain.wav'}", *tiny), "no class 'cat'"),
-        ((folder, sounds / "dog/1.wav", f"rain={sounds / 'dog/1.wav'}", *tiny), "two sound files are called 1.wav"),
-        ((folder, "--synthetic", "1", *tiny, "images.stepz=3"), "images.stepz"),
-        ((folder, "--synthetic", "1", *tiny, "images.steps=0"), "images.steps"),
-        ((folder, "--synthetic", "1", "images.model=/nowhere"), "/nowhere: no such folder"),
-        ((folder, "--synthetic", "1", *image_words("flux")), "takes the prompts of adapters=flux"),
-        ((folder, "--synthetic", "1"), "`hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --revision"),
+    for words, named in [
+        ((folder,), ["--classes", "--synthetic", "--test"]),
+        ((tmp_path, "x.wav"), [tmp_path, "fed-a2v train"]),
+        ((folder, sounds / "absent.wav", *tiny), [sounds / "absent.wav"]),
+        ((folder, tmp_path / "empty.wav", *tiny), [tmp_path / "empty.wav"]),
+        ((folder, "--classes", "dgo", *tiny), ["'dgo'", "'dog'"]),
+        ((folder, f"cat={sounds / 'rain.wav'}", *tiny), ["'cat'"]),
+        ((folder, sounds / "dog/1.wav", f"rain={sounds / 'dog/1.wav'}", *tiny), ["1.wav"]),
+        ((folder, "--synthetic", "1", *tiny, "images.stepz=3"), ["images.stepz"]),
+        ((folder, "--synthetic", "1", *tiny, "images.steps=0"), ["images.steps = 0"]),
+        ((folder, "--synthetic", "1", "images.model=/nowhere"), ["images.model=/nowhere"]),
+        ((folder, "--synthetic", "1", *image_words("flux")), ["adapters=flux", "images=sd"]),
+        ((folder, "--synthetic", "1"), ["hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --revision"]),
     ]:
         said = refused(*words)
-        assert message in said.replace("\n", " "), said
+        assert [name for name in named if str(name) not in said] == [], said
         assert "Traceback" not in said
     assert not (folder / "pictures").exists()
 
 
 def test_adapters_that_no_image_model_takes_are_refused(refused, trained):
-    assert "adapters=compact, whose prompts no image model takes" in refused(trained("compact"), "--synthetic", "1")
+    said = refused(trained("compact"), "--synthetic", "1")
+    assert [name for name in ("adapters=compact", "adapters=sd", "adapters=flux") if name not in said] == [], said
 
 
 def test_a_run_without_a_generator_has_nothing_to_sample(refused, trained, image_words):
@@ -178,8 +179,12 @@ def test_a_run_without_a_generator_has_nothing_to_sample(refused, trained, image
 def test_a_missing_picture_is_an_error_that_names_it(generate, trained, refused):
     _, out = generate("sd", trained("sd"), "--classes", "dog,rain")
     (out / "text/0001-rain.png").unlink()
-    assert "text/0001-rain.png of 'rain' is missing" in refused(out, "--evaluate")
-    assert "holds pictures" in refused(out, "--classes", "dog")
+    said = refused(out, "--evaluate")
+    assert str(out / "text/0001-rain.png") in said
+    assert "'rain'" in said
+    said = refused(out, "--classes", "dog")
+    assert str(out) in said
+    assert "--evaluate" in said
 
 
 @pytest.mark.parametrize("kind", ["sd", "flux"])

@@ -13,6 +13,9 @@ from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images.pipelines import check_available, load_image_model
+from tests.refusals import refused
+
+PIPELINES = ("StableDiffusionPipeline", "FluxPipeline")
 
 
 def prompts(kind, count=3):
@@ -63,24 +66,25 @@ class TestBoth:
     def test_a_prompt_of_another_width_is_refused(self, model, kind):
         given = prompts(kind)
         narrow = Prompts(given.clip[..., :512], given.t5)
-        with pytest.raises(ModelError, match=r"takes clip prompts of width 768, the adapters give 512"):
+        with refused(ModelError, f"images.model={model(kind).settings.model}", "clip", 768, 512):
             model(kind).draw(narrow, [1, 2, 3])
 
     def test_the_other_kind_of_pipeline_is_refused_before_weights_are_loaded(self, models, image_settings, kind):
         other = {"sd": "flux", "flux": "sd"}[kind]
         settings = image_settings(kind, f"images.model={models[other]}")
-        with pytest.raises(ModelError, match=rf"Pipeline, which takes the prompts of adapters={other}; images={kind}"):
+        with refused(ModelError, settings.model, *PIPELINES, f"adapters={other}", f"images={kind}"):
             check_available(settings)
 
     def test_a_missing_model_is_refused_with_the_command_that_fetches_it(self, image_settings, kind, monkeypatch):
-        with pytest.raises(ModelError, match=r"run `hf download some/model --revision abc` where there is a network"):
+        with refused(ModelError, "images.model=some/model", "hf download some/model --revision abc"):
             load_image_model(image_settings(kind, "images.model=some/model", "images.revision=abc"))
-        with pytest.raises(ModelError, match="no such folder"):
+        with refused(ModelError, "images.model=/nowhere/at/all") as caught:
             load_image_model(image_settings(kind, "images.model=/nowhere/at/all"))
+        assert "hf download" not in str(caught.value), "it is no repository"
 
     def test_without_the_package_the_error_says_what_to_install(self, image_settings, kind, monkeypatch):
         monkeypatch.setitem(sys.modules, "diffusers", None)
-        with pytest.raises(ModelError, match=r"pip install 'fed-a2v\[hf\]'"):
+        with refused(ModelError, f"images={kind}", "diffusers", "fed-a2v[hf]"):
             load_image_model(image_settings(kind))
 
     def test_it_loads_no_text_encoder_that_it_does_not_need(self, model, kind):
@@ -92,7 +96,7 @@ class TestBoth:
         copy = shutil.copytree(models[kind], tmp_path / "broken")
         part = {"sd": "unet", "flux": "transformer"}[kind]
         (copy / part / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
-        with pytest.raises(ModelError, match="cannot be read"):
+        with refused(ModelError, f"images.model={copy}"):
             load_image_model(image_settings(kind, f"images.model={copy}"))
 
 
@@ -101,7 +105,7 @@ def test_pickled_weights_are_refused(models, image_settings, tmp_path):
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     file.unlink()
     torch.save({}, file.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="safetensors"):
+    with refused(ModelError, f"images.model={copy}", "safetensors"):
         load_image_model(image_settings("sd", f"images.model={copy}"))
 
 
@@ -135,7 +139,7 @@ def test_guidance_needs_the_text_encoder(models, image_settings, tmp_path):
     copy = shutil.copytree(models["sd"], tmp_path / "without")
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
-    with pytest.raises(ModelError, match=r"cannot be read: .*text_encoder"):
+    with refused(ModelError, f"images.model={copy}", "text_encoder"):
         load_image_model(image_settings("sd", f"images.model={copy}", "images.guidance=3"))
     load_image_model(image_settings("sd", f"images.model={copy}", "images.guidance=1"))
 
@@ -150,29 +154,23 @@ def test_half_precision_draws_about_the_same(model):
 def test_a_device_that_is_not_there_is_refused(image_settings):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ModelError, match="device=cuda"):
+    with refused(ModelError, "device=cuda"):
         load_image_model(image_settings("sd", "images.device=cuda"))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (
-            ["images=sd"],
-            r"images=sd takes the prompts of adapters=sd; those of adapters=compact go with no image model",
-        ),
-        (["images=sd", "adapters=flux"], r"those of adapters=flux go with images=flux"),
-        (["images=flux", "adapters=sd"], r"those of adapters=sd go with images=sd"),
-        (["generate_global_images_frequency=2"], r"generate_global_images_frequency=2 needs an image model: images=sd"),
-        (
-            ["generate_nodes_images_frequency=1", "adapters=sd"],
-            r"generate_nodes_images_frequency=1 needs an image model",
-        ),
-        (["images=sd", "adapters=sd", "images.model=null"], r"images=sd needs images\.model"),
-        (["images=sd", "adapters=sd", "images.size=500"], r"images\.size = 500"),
-        (["generate_global_images_frequency=-1"], r"generate_global_images_frequency = -1"),
+        (["images=sd"], ["images=sd", "adapters=sd", "adapters=compact"]),
+        (["images=sd", "adapters=flux"], ["images=sd", "adapters=flux", "images=flux"]),
+        (["images=flux", "adapters=sd"], ["images=flux", "adapters=sd", "images=sd"]),
+        (["generate_global_images_frequency=2"], ["generate_global_images_frequency=2", "images=sd", "images=flux"]),
+        (["generate_nodes_images_frequency=1", "adapters=sd"], ["generate_nodes_images_frequency=1", "images=sd"]),
+        (["images=sd", "adapters=sd", "images.model=null"], ["images=sd", "images.model"]),
+        (["images=sd", "adapters=sd", "images.size=500"], ["images.size", "500"]),
+        (["generate_global_images_frequency=-1"], ["generate_global_images_frequency", "-1"]),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_settings_that_contradict_each_other_are_refused(words, named):
+    with refused(ConfigError, *named):
         compose_settings(words)

@@ -15,6 +15,7 @@ from fed_a2v.federation.engine import run_in_process
 from fed_a2v.images.gallery import read_gallery
 from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.load import load_run
+from tests.refusals import refused
 
 from .conftest import FAST
 
@@ -85,7 +86,7 @@ assert not loaded, loaded
 
 def test_a_missing_model_is_found_before_the_first_round(tmp_path):
     words = ["adapters=sd", "images=sd", "images.model=/nowhere", "generate_global_images_frequency=1"]
-    with pytest.raises(ModelError, match="no such folder"):
+    with refused(ModelError, "images.model=/nowhere"):
         run_in_process(compose_settings([*FAST, *words]), tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -98,7 +99,7 @@ def test_a_failure_while_drawing_costs_the_pictures_only(tmp_path, image_words, 
     words = ["adapters=sd", "images=sd", *image_words("sd"), "generate_global_images_frequency=1"]
     results = run_in_process(compose_settings([*FAST, *words]), tmp_path / "run")
     assert results["rounds"] == 1
-    assert "No pictures of round 1: CUDA out of memory" in (tmp_path / "run" / "run.log").read_text()
+    assert "CUDA out of memory" in (tmp_path / "run" / "run.log").read_text()
     assert list((tmp_path / "run" / "images").iterdir()) == []
 
 

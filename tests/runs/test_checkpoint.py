@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fed_a2v.runs.checkpoint import (
     CheckpointError,
+    DamagedError,
     check_same_experiment,
     drop_states_after,
     fingerprint,
@@ -22,6 +23,7 @@ from fed_a2v.runs.checkpoint import (
     save_generator_family,
     save_state,
 )
+from tests.refusals import refused
 
 CONFIG = {"rounds": 5, "seed": 0, "device": "cpu", "generator": {"name": "vae", "hidden_dim": 256}}
 DIMENSIONS = {"input_dim": 512, "visual_dim": 768, "latent_dim": 256}
@@ -99,7 +101,7 @@ def test_a_truncated_state_gives_way_to_the_one_before_with_a_warning(tmp_path, 
     torn.write_bytes(torn.read_bytes()[: int(share * torn.stat().st_size)])
     with caplog.at_level(logging.WARNING, "fed_a2v"):
         assert load_state(tmp_path)["round"] == 1
-    assert "state_round_000002.pt is damaged" in caplog.text
+    assert str(torn) in caplog.text
 
 
 def test_a_changed_byte_in_a_tensor_is_noticed(tmp_path, caplog):
@@ -110,7 +112,7 @@ def test_a_changed_byte_in_a_tensor_is_noticed(tmp_path, caplog):
     path.write_bytes(content)
     assert torch.load(path)["round"] == 2  # torch itself does not see it
     assert load_state(tmp_path)["round"] == 1
-    assert "checksum" in caplog.text
+    assert str(path) in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_state_that_was_changed_and_packed_anew_gives_way_to_the_one_before(tm
     tamper(saved)
     torch.save(saved, path)
     assert load_state(tmp_path)["round"] == 1
-    assert "state_round_000002.pt is damaged (its content is not what was saved)" in caplog.text
+    assert str(path) in caplog.text
 
 
 def test_one_saved_state_is_read_by_its_own_name_or_refused(tmp_path):
@@ -142,10 +144,10 @@ def test_one_saved_state_is_read_by_its_own_name_or_refused(tmp_path):
     save_state(tmp_path, state(2))
     assert read_state(path)["round"] == 1
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with refused(DamagedError, path):
         read_state(path)
     generator = save(tmp_path / "vae_generator.pt", 1)
-    with pytest.raises(CheckpointError, match="not the state of a run; name its folder"):
+    with refused(CheckpointError, generator, "state_round_N.pt"):
         read_state(generator)
 
 
@@ -166,7 +168,7 @@ def test_whatever_byte_is_damaged_a_state_is_either_refused_or_right(tmp_path_fa
 
 def test_a_run_with_only_damaged_states_does_not_start_anew_in_silence(tmp_path):
     save_state(tmp_path, state(1)).write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="resume=never"):
+    with refused(CheckpointError, tmp_path / "checkpoints", "resume=never"):
         load_state(tmp_path)
 
 
@@ -184,14 +186,14 @@ def test_a_kill_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
 
 def test_a_state_of_another_schema_version_is_refused(tmp_path):
     path = save_state(tmp_path, state(1))
-    torch.save(torch.load(path) | {"schema": 99}, path)
-    with pytest.raises(CheckpointError, match="schema version 99"):
+    torch.save(torch.load(path) | {"schema": 4711}, path)
+    with refused(CheckpointError, path, 4711, "resume=never"):
         load_state(tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(2), object(), {1, 2}])
 def test_a_value_that_safe_loading_refuses_is_refused_when_saving_and_its_place_named(tmp_path, value):
-    with pytest.raises(TypeError, match=r"bank: dog\[1\]: a " + type(value).__name__):
+    with refused(TypeError, "state_round_000001.pt", "bank", "dog[1]", type(value).__name__):
         save_state(tmp_path, state(1) | {"bank": {"dog": [0, value]}})
     assert load_state(tmp_path) is None
 
@@ -223,16 +225,16 @@ def test_the_same_experiment_may_go_on_for_longer_elsewhere_and_less_loudly():
 
 def test_another_experiment_is_refused_with_every_difference_and_both_values():
     new = {"rounds": 3, "seed": 1, "device": "cpu", "generator": {"name": "gaussian", "shrinkage": 0.3}}
-    with pytest.raises(CheckpointError) as caught:
-        check_same_experiment(CONFIG, new)
-    lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
-    assert lines == [
+    differences = [
         "generator.hidden_dim: 256 -> (absent)",
         "generator.name: vae -> gaussian",
         "generator.shrinkage: (absent) -> 0.3",
-        "rounds: 5 -> 3 (may only grow)",
+        "rounds: 5 -> 3",
         "seed: 0 -> 1",
     ]
+    with refused(CheckpointError, *differences, "resume=never") as caught:
+        check_same_experiment(CONFIG, new)
+    assert str(caught.value).count(" -> ") == len(differences)
     assert fingerprint(CONFIG) != fingerprint(new)
 
 
@@ -289,34 +291,33 @@ def test_a_relative_path_is_looked_for_in_the_run_folder_then_in_the_working_dir
 
 def test_another_type_is_refused_with_both_types(tmp_path):
     path = save(tmp_path / "vae.pt", 1)
-    with pytest.raises(CheckpointError, match=r"of type vae, the settings ask for gaussian"):
+    with refused(CheckpointError, path, "gaussian", "generator=vae", "generator.checkpoint_path"):
         load_generator_checkpoint(path, "gaussian", DIMENSIONS)
 
 
 def test_other_dimensions_are_refused_with_both_values_of_each(tmp_path):
     path = save(tmp_path / "vae.pt", 1)
-    with pytest.raises(CheckpointError) as caught:
+    with refused(CheckpointError, path, "input_dim", 512, 1024, "latent_dim", 256, "(absent)") as caught:
         load_generator_checkpoint(path, "vae", {"input_dim": 1024, "visual_dim": 768})
-    assert "input_dim: 512 in the file, 1024 wanted" in str(caught.value)
-    assert "latent_dim: 256 in the file, (absent) wanted" in str(caught.value)
     assert "visual_dim" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_an_error_that_says_what_was_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught:
+    looked_for = ("vae.pt", "vae_round_N.pt", tmp_path / "checkpoints")
+    with refused(FileNotFoundError, *looked_for, "generator.load_checkpoint=false"):
         load_generator_checkpoint("checkpoints/vae.pt", "vae", DIMENSIONS, folder=tmp_path)
-    for part in ("vae.pt", "vae_round_N.pt", str(tmp_path / "checkpoints"), "generator.load_checkpoint=false"):
-        assert part in str(caught.value)
 
 
 def test_a_file_that_is_no_generator_checkpoint_is_refused(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "vae.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+    with refused(CheckpointError, tmp_path / "vae.pt") as caught:
         load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)
-    with pytest.raises(CheckpointError, match="no generator checkpoint: it has no dimensions"):
-        load_generator_checkpoint(save_state(tmp_path, state(1)), "vae", DIMENSIONS)
+    assert caught.type is CheckpointError, "nothing is damaged"
+    of_a_run = save_state(tmp_path, state(1))
+    with refused(CheckpointError, of_a_run, "dimensions", "generator_type", "generator_state"):
+        load_generator_checkpoint(of_a_run, "vae", DIMENSIONS)
     (tmp_path / "vae.pt").write_bytes(b"text")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with refused(DamagedError, tmp_path / "vae.pt"):
         load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)
 
 
@@ -377,14 +378,15 @@ def test_the_newest_round_of_a_family_comes_back_by_key(tmp_path):
 def test_a_lost_file_of_a_family_is_an_error_that_names_its_key(tmp_path):
     written = save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog", "cow"]), folder=tmp_path)
     written[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"had 3 keys; missing are 'dog', e.g. vae_dog_round_10.pt"):
+    with refused(FileNotFoundError, "checkpoints/vae.pt", 3, "'dog'", "vae_dog_round_10.pt") as caught:
         load_family(tmp_path, ["cat", "cow", "dog"])
+    assert "cow" not in str(caught.value)
 
 
 def test_a_family_of_which_one_file_is_older_is_not_mixed_from_two_rounds(tmp_path):
     save_generator_family("checkpoints/vae.pt", 9, family(["cat", "dog"]), folder=tmp_path)
     save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"round 10 .* missing are 'dog'"):
+    with refused(FileNotFoundError, "'dog'", "vae_dog_round_10.pt"):
         load_family(tmp_path, ["cat", "dog"])
 
 
@@ -394,16 +396,16 @@ def test_keys_that_had_not_appeared_when_a_family_was_saved_are_no_error(tmp_pat
 
 
 def test_a_family_of_which_there_is_nothing_says_which_keys_were_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'cat', 'dog', such as vae_cat_round_N.pt"):
+    with refused(FileNotFoundError, "'cat'", "'dog'", "vae_cat_round_N.pt"):
         load_family(tmp_path, ["cat", "dog"])
-    with pytest.raises(FileNotFoundError, match=r"no generator checkpoint: looked for vae.pt"):
+    with refused(FileNotFoundError, "vae.pt", "vae_round_N.pt"):
         load_family(tmp_path, [""])
 
 
 def test_a_family_of_other_dimensions_is_refused(tmp_path):
     save_generator_family("checkpoints/vae.pt", 10, family(["cat", "dog"]), folder=tmp_path)
-    with pytest.raises(CheckpointError, match="latent_dim: 256 in the file, 8 wanted"):
-        load_family(tmp_path, ["cat", "dog"], latent_dim=8)
+    with refused(CheckpointError, "latent_dim", 256, 4711):
+        load_family(tmp_path, ["cat", "dog"], latent_dim=4711)
 
 
 def test_saving_a_family_says_so_once(tmp_path, caplog):

@@ -51,8 +51,8 @@ def test_a_failed_job_does_not_stop_the_others_and_its_reason_is_told(grid):
     assert [(row["generator"], row["partition.sites"], row["status"]) for row in rows] == [
         *(("gaussian", "2", "done"), ("gaussian", "40", "failed"), ("none", "2", "done"), ("none", "40", "failed")),
     ]
-    assert all(("lower partition.sites=40" in row["reason"]) == (row["status"] == "failed") for row in rows)
-    assert "2 of 4 jobs failed" in done.stderr
+    assert all(("partition.sites=40" in row["reason"]) == (row["status"] == "failed") for row in rows)
+    assert "2 of 4" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in next(folder.glob(f"*/{FAILURE}")).read_text()
 
@@ -88,7 +88,8 @@ def test_the_optuna_sweeper_finds_the_best_accuracy_in_spite_of_a_failure(tmp_pa
     best = (tmp_path / "search" / "optimization_results.yaml").read_text()
     assert {row["status"] for row in rows} == {"done", "failed"}
     assert f"best_value: {max(float(row['accuracy']) for row in rows if row['accuracy'] != '-')}" in best
-    assert "jobs failed" in done.stderr
+    failed = [row["status"] for row in rows].count("failed")
+    assert f"{failed} of {len(rows)}" in done.stderr
 
 
 # A job

@@ -3,7 +3,9 @@ import io
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from fed_a2v.storage.files import (
     write_json,
     write_text,
 )
+from tests.refusals import refused
 
 ROWS = st.dictionaries(
     st.text(max_size=8),
@@ -57,9 +60,9 @@ def test_an_error_while_the_content_is_made_leaves_the_old_file_whole(tmp_path):
     def write_half():
         with replacing(path) as file:
             file.write(b"half")
-            raise ValueError("no more")
+            raise EOFError
 
-    with pytest.raises(ValueError, match="no more"):
+    with pytest.raises(EOFError):
         write_half()
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -67,11 +70,9 @@ def test_an_error_while_the_content_is_made_leaves_the_old_file_whole(tmp_path):
 
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with refused(OSError, tmp_path, "config.yaml") as caught:
         write_text(tmp_path / "config.yaml", "x")
     assert caught.value.errno == errno.ENOSPC
-    assert str(tmp_path) in str(caught.value)
-    assert "config.yaml" in str(caught.value)
 
 
 def test_a_full_disk_under_torch_save_is_still_an_error_that_names_the_folder(tmp_path):
@@ -79,16 +80,15 @@ def test_a_full_disk_under_torch_save_is_still_an_error_that_names_the_folder(tm
         def write(self, data):
             return super().write(data) if self.tell() < 2000 else full_disk()
 
-    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "state.pt"):
+    with refused(OSError, tmp_path, "state.pt") as caught, replacing(tmp_path / "state.pt"):
         torch.save({"weights": torch.zeros(5000)}, FullDisk())
-    assert str(tmp_path) in str(caught.value)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write a\.txt in folder") as caught:
+    with refused(OSError, "a.txt", tmp_path / "file" / "run"):
         write_text(tmp_path / "file" / "run" / "a.txt", "x")
-    assert str(tmp_path / "file" / "run") in str(caught.value)
 
 
 def test_the_folder_entry_reaches_the_disk(tmp_path, monkeypatch):
@@ -128,8 +128,8 @@ def test_numbers_of_numpy_and_torch_become_plain_numbers():
 
 
 def test_a_value_without_json_form_is_an_error_that_names_its_type(tmp_path):
-    with pytest.raises(TypeError, match="object"):
-        write_json(tmp_path / "a.json", {"thing": object()})
+    with refused(TypeError, "1j", "complex"):
+        write_json(tmp_path / "a.json", {"thing": 1j})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,13 +142,13 @@ def test_a_last_line_cut_short_by_a_kill_is_left_out(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1}\n{"round"\n{"round": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2"):
+    with refused(ValueError, path, "line 2"):
         read_jsonl(path)
 
 
-def test_a_disk_with_too_little_room_is_an_error_that_names_it_and_both_sizes(tmp_path):
+def test_a_disk_with_too_little_room_is_an_error_that_names_it_and_both_sizes(tmp_path, monkeypatch):
     require_space(tmp_path, 1, "a byte")
-    with pytest.raises(
-        OSError, match=rf"a library may need \d{{13}}\.\d MB, and the disk of {tmp_path} has .* MB free"
-    ):
-        require_space(tmp_path, 10**18, "a library")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=123_400_000))
+    with refused(OSError, "a library", "5678.9 MB", tmp_path, "123.4 MB") as caught:
+        require_space(tmp_path, 5_678_900_000, "a library")
+    assert caught.value.errno == errno.ENOSPC

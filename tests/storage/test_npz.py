@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
+from tests.refusals import refused
 
 
 def valid_bytes():
@@ -22,22 +23,22 @@ def test_only_the_named_arrays_are_read(tmp_path):
 
 def test_objects_are_never_unpickled(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(ArrayFileError, match=r"x\.npz"):
+    with refused(ArrayFileError, tmp_path / "x.npz"):
         read_arrays(tmp_path / "x.npz", ["a"])
 
 
 def test_a_missing_file_and_a_missing_array_are_named(tmp_path):
-    with pytest.raises(ArrayFileError, match=r"x\.npz: no such file"):
+    with refused(ArrayFileError, tmp_path / "x.npz"):
         read_arrays(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", other=np.arange(3))
-    with pytest.raises(ArrayFileError, match="has no fold; it has other"):
+    with refused(ArrayFileError, tmp_path / "x.npz", "fold", "other"):
         read_arrays(tmp_path / "x.npz", ["fold"])
 
 
 def test_a_single_array_without_names_is_refused(tmp_path):
     with (tmp_path / "x.npz").open("wb") as file:
         np.save(file, np.arange(3))
-    with pytest.raises(ArrayFileError, match="without a name"):
+    with refused(ArrayFileError, tmp_path / "x.npz", "numpy.savez"):
         read_arrays(tmp_path / "x.npz", ["a"])
 
 
@@ -69,17 +70,17 @@ def test_a_damaged_compressed_array_is_our_error(tmp_path):
     start = content.index(b"fold.npy") + len(b"fold.npy") + 20  # behind the entry's header
     content[start : start + 12] = b"\xff" * 12
     path.write_bytes(bytes(content))
-    with pytest.raises(ArrayFileError, match=r"x\.npz is not a readable"):
+    with refused(ArrayFileError, path):
         read_arrays(path, ["fold"])
 
 
 def test_types_and_shapes_are_checked():
-    with pytest.raises(ArrayFileError, match="one text a row"):
+    with refused(ArrayFileError, "category", "int64", "(3,)"):
         as_names(np.arange(3), "category")
-    with pytest.raises(ArrayFileError, match="empty name in row 1"):
+    with refused(ArrayFileError, "category", "row 1"):
         as_names(np.array(["a", " "]), "category")
-    with pytest.raises(ArrayFileError, match="2 or 3 dimensions"):
+    with refused(ArrayFileError, "vectors", "float64", "(3,)", 2):
         as_floats(np.zeros(3), "vectors", (2, 3))
-    with pytest.raises(ArrayFileError, match="real numbers"):
+    with refused(ArrayFileError, "vectors", "complex128"):
         as_floats(np.zeros((3, 2), complex), "vectors", (2, 3))
     assert as_floats(np.ones((2, 3), np.float16), "vectors", (2, 3)).dtype == np.float32
