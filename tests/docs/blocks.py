@@ -55,9 +55,14 @@ def name_of(page):
 
 
 class Workplace:
-    """A copy of the tracked files in a folder of its own, with an environment in which nothing of the user's is met."""
+    """A copy of the tracked files in a folder of its own, with an environment in which nothing of the user's is met.
 
-    def __init__(self, folder):
+    Args:
+        folder: an empty one.
+        command: what `fed-a2v` is here, as the text of a script; None: the command itself.
+    """
+
+    def __init__(self, folder, command=None):
         self.root = folder / "fed_a2v"
         tracked = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -70,7 +75,7 @@ class Workplace:
             if (REPOSITORY / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, self.root / name)
-        self._pretend_to_be_installed()
+        self._pretend_to_be_installed(command)
         self.home = folder / "home"
         self.home.mkdir()
         self.environment = {name: value for name, value in os.environ.items() if name != "FED_A2V_DATA"} | {
@@ -84,7 +89,7 @@ class Workplace:
             "PYTHONPATH": str(self.root),
         }
 
-    def _pretend_to_be_installed(self):
+    def _pretend_to_be_installed(self, script):
         """`.venv` as `make dev` leaves it, so that no command of `make` installs anything."""
         here, there = Path(sys.prefix), self.root / ".venv"
         (there / "bin").mkdir(parents=True)
@@ -96,9 +101,8 @@ class Workplace:
         # Whatever PYTHONPATH a block sets, the command is that of this copy.
         command = there / "bin" / "fed-a2v"
         command.unlink()
-        command.write_text(
-            f'#!/bin/sh\nPYTHONPATH="{self.root}${{PYTHONPATH:+:$PYTHONPATH}}" exec {here}/bin/fed-a2v "$@"\n'
-        )
+        path = f'PYTHONPATH="{self.root}${{PYTHONPATH:+:$PYTHONPATH}}"'
+        command.write_text(script or f'#!/bin/sh\n{path} exec {here}/bin/fed-a2v "$@"\n')
         command.chmod(0o755)
 
     def start(self, command, **options):

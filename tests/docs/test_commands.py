@@ -4,6 +4,8 @@ import contextlib
 import os
 import re
 import shlex
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +15,7 @@ from fed_a2v.config import ConfigError, compose_settings, conf_dir
 from fed_a2v.settings import Settings
 
 from ..test_config import NEEDS
+from . import fork_server
 from .blocks import FENCE, PAGES, REPOSITORY, Workplace, blocks_of, name_of
 
 RUNNABLE = ("bash", "python")
@@ -26,7 +29,17 @@ SLOW_PAGES = [
 
 
 @pytest.fixture(scope="module")
-def running(request, tmp_path_factory):
+def command(tmp_path_factory):
+    """`fed-a2v` without the seconds that it takes to import: most blocks need less."""
+    path = tmp_path_factory.mktemp("server") / "socket"
+    with subprocess.Popen([sys.executable, fork_server.__file__, path], stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield fork_server.CLIENT.format(python=sys.executable, socket=str(path))
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def running(request, tmp_path_factory, command):
     """The pages whose tests were asked for, each in a workplace of its own, as many at a time as there are cores."""
     wanted = {
         item.callspec.params["page"]
@@ -34,12 +47,15 @@ def running(request, tmp_path_factory):
         if item.path == request.path and "running" in item.fixturenames
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {page: pool.submit(run_page, page, False, tmp_path_factory.mktemp("docs")) for page in sorted(wanted)}
+        yield {
+            page: pool.submit(run_page, page, False, tmp_path_factory.mktemp("docs"), command)
+            for page in sorted(wanted)
+        }
 
 
-def run_page(page, slow, folder):
+def run_page(page, slow, folder, command=None):
     """Run the blocks of a page from top to bottom: the slow ones, which stand on their own, or the others."""
-    workplace = Workplace(folder)
+    workplace = Workplace(folder, command)
     try:
         for block in blocks_of(page, *RUNNABLE):
             if slow == block.slow:
