@@ -16,6 +16,7 @@ import pytest
 from fed_a2v import __version__
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
+from fed_a2v.compare import YARDSTICKS
 from fed_a2v.config import compose_settings
 from tests import command
 
@@ -115,50 +116,55 @@ def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(in_a_process, tmp_p
     done = in_a_process("train", "rouns=3")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "fed-a2v: unknown key rouns in 'rouns=3'; did you mean rounds?\n"
+    assert done.stderr.startswith("fed-a2v: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert all(name in done.stderr for name in ("'rouns=3'", "rounds"))
     assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["generator=vea"], "generator=vea: no such option; choose from "),
-        (["rounds=0"], "rounds = 0: "),
-        (["rounds=1,2"], "Ambiguous value for argument 'rounds=1,2': -m sweeps over the values"),
-        (["seed=${nowhere}"], "seed: Interpolation key 'nowhere' not found"),
-        (["dataset=null"], "dataset=null: no such option; choose from"),
-        (["dataset=esc50"], "dataset=esc50 needs dataset.root=FOLDER"),
-        (["targets=file"], "targets=file needs targets.path=FILE.npz"),
-        (["-m", "rouns=1,2"], "did you mean rounds?"),
-        (["-m", "generator=none,vea"], "generator=vea: no such option"),
-        (["-m", "rounds=1,0"], "rounds = 0: "),
+        (["generator=vea"], ("generator=vea", "vae")),
+        (["rounds=0"], ("rounds", "0")),
+        (["rounds=1,2"], ("'rounds=1,2'", "-m", "KEY=[A,B]")),
+        (["seed=${nowhere}"], ("seed", "'nowhere'")),
+        (["dataset=null"], ("dataset=null", "synth")),
+        (["dataset=esc50"], ("dataset=esc50", "dataset.root=FOLDER")),
+        (["targets=file"], ("targets=file", "targets.path=FILE.npz")),
+        (["-m", "rouns=1,2"], ("rouns", "rounds")),
+        (["-m", "generator=none,vea"], ("generator=vea", "vae")),
+        (["-m", "rounds=1,0"], ("rounds", "0")),
     ],
 )
-def test_what_can_be_seen_from_the_words_alone_is_refused_before_anything_starts(refused, tmp_path, words, message):
+def test_what_can_be_seen_from_the_words_alone_is_refused_before_anything_starts(refused, tmp_path, words, named):
     said = refused("train", *words)
     assert said.startswith("fed-a2v: ")
-    assert message in said
+    assert all(name in said for name in named)
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["dataset=esc50", "dataset.root=/nowhere"], "/nowhere/meta/esc50.csv: no such file"),
-        (["dataset=embeddings", "dataset.path=/nowhere.npz"], "dataset.path: /nowhere.npz: no such file"),
-        (["targets=file", "targets.path=/nowhere.npz"], "targets.path: /nowhere.npz: no such file"),
-        (["resume=/nowhere"], "resume=/nowhere: no saved state"),
-        (["partition.sites=1000", "partition=iid"], "lower partition.sites=1000"),
-        (["generator.latent_dim=0"], "latent_dim"),
-        (["generator.load_checkpoint=true", "generator.checkpoint_path=gone.pt"], "gone.pt"),
+        (["dataset=esc50", "dataset.root=/nowhere"], ("/nowhere/meta/esc50.csv",)),
+        (["dataset=embeddings", "dataset.path=/nowhere.npz"], ("dataset.path", "/nowhere.npz")),
+        (["targets=file", "targets.path=/nowhere.npz"], ("targets.path", "/nowhere.npz")),
+        (["resume=/nowhere"], ("resume=/nowhere",)),
+        (["partition.sites=1000", "partition=iid"], ("partition.sites=1000",)),
+        (["generator.latent_dim=0"], ("latent_dim=0",)),
+        (
+            ["generator.load_checkpoint=true", "generator.checkpoint_path=gone.pt"],
+            ("gone.pt", "generator.checkpoint_path"),
+        ),
     ],
 )
-def test_what_is_missing_is_named_and_there_is_no_traceback(refused, words, message):
+def test_what_is_missing_is_named_and_there_is_no_traceback(refused, words, named):
     said = refused("train", *FAST, *words)
     last = said.splitlines()[-1]
     assert last.startswith("fed-a2v: ")
-    assert message in last
+    assert all(name in last for name in named)
     assert "Traceback" not in said
 
 
@@ -170,7 +176,7 @@ def test_running_a_folder_again_goes_on_where_it_stopped(fed_a2v, tmp_path):
     assert "Going on behind round 1 of 2" in again.stderr
     refused = fed_a2v(*words, "rounds=3", "site.epochs=9")
     assert refused.returncode == 2
-    assert "site.epochs: 2 -> 9" in refused.stderr
+    assert "site.epochs" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -198,7 +204,7 @@ def test_a_broken_sound_is_named_or_skipped_and_counted(fed_a2v, sounds, tmp_pat
     assert "Traceback" not in done.stderr
     skipped = fed_a2v(*words, "dataset.skip_bad=true", "hydra.run.dir=run")
     assert skipped.returncode == 0, skipped.stderr
-    assert "Skipped 1 of 40 clips" in skipped.stderr
+    assert any({"1", "40"} <= set(line.split()) for line in skipped.stderr.splitlines())
     assert victim.name not in (tmp_path / "run" / "partition.json").read_text()
 
 
@@ -269,7 +275,8 @@ def test_json_prints_an_object_a_round_and_nothing_else(fed_a2v, tmp_path):
 
 
 def test_quiet_and_json_together_are_refused(refused):
-    assert "contradict" in refused("train", "--quiet", "--json")
+    said = refused("train", "--quiet", "--json")
+    assert all(option in said for option in ("--quiet", "--json"))
 
 
 # compare
@@ -290,13 +297,14 @@ def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
 
 
 def test_an_unknown_yardstick_is_refused(refused):
-    assert refused("compare", "--with", "FedAvg,magic") == "fed-a2v: --with=magic: choose from " + (
-        "FedAvg, prototypes, gaussian, pooled"
-    )
+    said = refused("compare", "--with", "FedAvg,magic")
+    assert said.startswith("fed-a2v: ")
+    assert all(name in said for name in ("--with=magic", *YARDSTICKS))
 
 
 def test_compare_refuses_a_wrong_key_like_train(refused):
-    assert "did you mean rounds?" in refused("compare", "rouns=1")
+    said = refused("compare", "rouns=1")
+    assert all(name in said for name in ("'rouns=1'", "rounds"))
 
 
 # synth
@@ -342,4 +350,6 @@ def test_every_example_of_the_help_composes(capsys):
 
 
 def test_an_unknown_command_is_refused(refused):
-    assert refused("trian") == f"fed-a2v: no command 'trian'; choose from {', '.join(COMMANDS)}"
+    said = refused("trian")
+    assert said.startswith("fed-a2v: ")
+    assert all(name in said for name in ("'trian'", *COMMANDS))

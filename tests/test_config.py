@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 from importlib import import_module
@@ -13,9 +14,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fed_a2v.config import ConfigError, compose_settings, conf_dir, sources, to_yaml
 from fed_a2v.settings import Settings, cache_dir
+from tests.refusals import refused
 
 # What an option needs beside its name.
 NEEDS = {
@@ -155,74 +158,81 @@ def test_a_path_with_blanks_arrives_whole():
         ("adapters.t5_toknes=3", "adapters.t5_tokens"),
         ("+dataset.rot=/data", "dataset.root"),
         ("generatr=vae", "generator"),
-        ("dataset=sinth", "synth"),
-        ("generator=vea", "vae"),
-        ("experiment=esc50_5x01", "esc50_5x10"),
     ],
 )
-def test_an_unknown_key_or_option_is_refused_and_the_nearest_is_named(override, nearest):
-    with pytest.raises(ConfigError, match=rf"did you mean {nearest}\?") as caught:
+def test_an_unknown_key_is_refused_and_the_nearest_is_named(override, nearest):
+    with refused(ConfigError, override.lstrip("+").split("=")[0], nearest):
         compose_settings([override])
-    assert override.lstrip("+").split("=")[0].split(".")[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [("dataset=sinth", "synth"), ("generator=vea", "vae"), ("experiment=esc50_5x01", "esc50_5x10")],
+)
+def test_an_unknown_option_is_refused_and_the_nearest_is_named(override, nearest):
+    with refused(ConfigError, override) as caught:
+        compose_settings([override])
+    assert re.findall(r"\w+", str(caught.value)).count(nearest) == 2, "among all that there are, and as the nearest"
 
 
 def test_a_wrong_option_lists_all_that_there_are():
-    with pytest.raises(ConfigError, match="embeddings, esc50, folder, mixed, synth, vegas, vggsound"):
+    with refused(ConfigError, "dataset=radio", *(path.stem for path in (conf_dir() / "dataset").glob("*.yaml"))):
         compose_settings("dataset=radio")
 
 
+MODES = ("'avg'", "'weighted'", "'median'", "'trimmed'", "'krum'", "'kd'", "'none'")
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "named", "fault"),
     [
-        ("rounds=many", "rounds = 'many': .*integer"),
-        ("rounds=2.5", "rounds = 2.5: .*integer"),
-        ("rounds=null", "rounds = None: .*integer"),
-        ("finetune.enabled=perhaps", "finetune.enabled = 'perhaps': .*boolean"),
-        ("dataset.train_folds=3", "dataset.train_folds = 3: .*list"),
-        (
-            "aggregation.mode=mean",
-            "aggregation.mode = 'mean': .*'avg', 'weighted', 'median', 'trimmed', 'krum', 'kd' or 'none'",
-        ),
-        ("wandb.mode=of", "wandb.mode = 'of': .*'offline', 'online' or 'disabled'"),
-        ("rounds=0", "rounds = 0: .*greater than or equal to 1"),
-        ("seed=-1", "seed = -1: .*greater than or equal to 0"),
-        ("loss.temperature=0", "loss.temperature = 0: .*greater than 0"),
-        ("federation.sites_per_round=1.5", "federation.sites_per_round = 1.5: .*less than or equal to 1"),
-        ("finetune.synthetic_share=-0.1", "finetune.synthetic_share = -0.1"),
-        ("generator.training_epochs=0", "generator.training_epochs = 0"),
-        ("site.learning_rate=inf", "site.learning_rate = inf: .*finite"),
-        ("loss.mse=nan", "loss.mse = nan"),
-        ("~loss.mse", "loss.mse: Field required"),
+        ("rounds=many", ("rounds", "'many'"), "int_parsing"),
+        ("rounds=2.5", ("rounds", "2.5"), "int_from_float"),
+        ("rounds=null", ("rounds", "None"), "int_type"),
+        ("finetune.enabled=perhaps", ("finetune.enabled", "'perhaps'"), "bool_parsing"),
+        ("dataset.train_folds=3", ("dataset.train_folds", "3"), "list_type"),
+        ("aggregation.mode=mean", ("aggregation.mode", "'mean'", *MODES), "literal_error"),
+        ("wandb.mode=of", ("wandb.mode", "'of'", "'offline'", "'online'", "'disabled'"), "literal_error"),
+        ("rounds=0", ("rounds", "0", "1"), "greater_than_equal"),
+        ("seed=-1", ("seed", "-1", "0"), "greater_than_equal"),
+        ("loss.temperature=0", ("loss.temperature", "0"), "greater_than"),
+        ("federation.sites_per_round=1.5", ("federation.sites_per_round", "1.5"), "less_than_equal"),
+        ("finetune.synthetic_share=-0.1", ("finetune.synthetic_share", "-0.1"), "greater_than_equal"),
+        ("generator.training_epochs=0", ("generator.training_epochs", "0", "1"), "greater_than_equal"),
+        ("site.learning_rate=inf", ("site.learning_rate", "inf"), "finite_number"),
+        ("loss.mse=nan", ("loss.mse", "nan"), "finite_number"),
+        ("~loss.mse", ("loss.mse",), "missing"),
     ],
 )
-def test_a_value_of_the_wrong_type_or_out_of_range_is_refused_with_key_and_value(override, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_value_of_the_wrong_type_or_out_of_range_is_refused_with_key_and_value(override, named, fault):
+    with refused(ConfigError, *named) as caught:
         compose_settings([override])
+    assert [error["type"] for error in caught.value.__cause__.errors()] == [fault]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "named"),
     [
-        ("dataset.test_folds=[3]", "fold 3 is in dataset.train_folds and in dataset.test_folds"),
-        ("dataset.validation_folds=[4]", "fold 4 is in dataset.validation_folds and in dataset.test_folds"),
-        ("dataset.train_folds=[1,1]", "fold 1 is in dataset.train_folds and in dataset.train_folds"),
-        ("dataset.test_folds=[]", "dataset.test_folds is empty"),
-        ("dataset=esc50", "needs dataset.root=FOLDER"),
-        ("experiment=esc50_50x1", "needs dataset.root=FOLDER"),
-        ("dataset=embeddings", "needs dataset.path=FILE.npz"),
-        ("targets=file", "needs targets.path=FILE.npz"),
-        ("loss.mse=0 loss.cosine=0 loss.contrastive=0", "all 0; nothing would be learned"),
+        ("dataset.test_folds=[3]", ("fold 3", "dataset.train_folds", "dataset.test_folds")),
+        ("dataset.validation_folds=[4]", ("fold 4", "dataset.validation_folds", "dataset.test_folds")),
+        ("dataset.train_folds=[1,1]", ("fold 1", "dataset.train_folds")),
+        ("dataset.test_folds=[]", ("dataset.test_folds",)),
+        ("dataset=esc50", ("dataset=esc50", "dataset.root=FOLDER")),
+        ("experiment=esc50_50x1", ("dataset=esc50", "dataset.root=FOLDER")),
+        ("dataset=embeddings", ("dataset=embeddings", "dataset.path=FILE.npz")),
+        ("targets=file", ("targets=file", "targets.path=FILE.npz")),
+        ("loss.mse=0 loss.cosine=0 loss.contrastive=0", ("loss.mse", "loss.cosine", "loss.contrastive")),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+def test_settings_that_contradict_each_other_are_refused(overrides, named):
+    with refused(ConfigError, *named):
         compose_settings(overrides)
 
 
 def test_sites_with_their_own_data_need_no_folder_at_the_server_once_the_classes_are_named():
     made = compose_settings("partition=own dataset=esc50 dataset.classes=[dog,rain]")
     assert made.dataset.root is None
-    with pytest.raises(ConfigError, match=r"needs dataset\.root"):
+    with refused(ConfigError, "dataset=esc50", "dataset.root=FOLDER"):
         compose_settings("partition=own dataset=esc50")
 
 
@@ -232,9 +242,8 @@ def test_all_that_is_wrong_is_said_at_once():
     assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["rounds", "seed"]
     with pytest.raises(ConfigError) as caught:
         compose_settings("+loss.msee=1 +site.epoch=1")
-    assert [line.split(";")[0] for line in str(caught.value).splitlines()] == [
-        *("unknown key loss.msee", "unknown key site.epoch"),
-    ]
+    for line, key in zip(str(caught.value).splitlines(), ("loss.msee", "site.epoch"), strict=True):
+        assert key in re.findall(r"[\w.]+", line)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +299,9 @@ def test_settings_survive_as_yaml_with_unicode_and_blanks():
 
 
 def test_settings_cannot_be_changed_afterwards(defaults):
-    with pytest.raises(ValueError, match="frozen"):
+    with refused(ValidationError, "rounds", "frozen_instance"):
         defaults.rounds = 3
-    with pytest.raises(ValueError, match="frozen"):
+    with refused(ValidationError, "training_epochs", "frozen_instance"):
         defaults.generator.training_epochs = 3
 
 
@@ -323,33 +332,41 @@ def test_the_cache_is_where_the_settings_say_then_the_environment_then_the_users
 
 
 def test_no_default_lives_outside_conf():
-    with pytest.raises(ValueError, match="rounds") as caught:
+    with refused(ValidationError, "rounds") as caught:
         Settings.model_validate(json.loads("{}"))
     assert len(caught.value.errors()) == len(Settings.model_fields)
 
 
 def test_a_key_of_another_option_is_refused_with_the_options_that_have_it():
-    with pytest.raises(ConfigError, match=r"generator=gaussian has none; .*generator=vae, .* have it"):
+    with refused(ConfigError, "generator.latent_dim", "generator=gaussian", "generator=vae"):
         compose_settings("generator=gaussian generator.latent_dim=8")
 
 
 def test_values_of_two_types_are_refused_in_one_line():
-    with pytest.raises(ConfigError, match=r"^dataset\.unseen = -1: .* or .*valid list$"):
+    with refused(ConfigError, "dataset.unseen", "-1") as caught:
         compose_settings("dataset.unseen=-1")
+    assert len(caught.value.__cause__.errors()) == 2
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "named"),
     [
-        ("aggregation.min_replies=6", "a round asks 5 sites .*: no round would count; lower it to 5"),
-        ("aggregation.min_replies=3 federation.sites_per_round=0.4", "a round asks 2 sites"),
-        ("aggregation.mode=krum aggregation.malicious_sites=2", "among 7 at least, a round asks 5"),
-        ("generator=none generator.load_checkpoint=true", "generator=none has no checkpoint"),
-        ("device=gpu", "device = 'gpu': choose cpu, cuda"),
+        ("aggregation.min_replies=6", ("aggregation.min_replies=6", "partition.sites=5")),
+        (
+            "aggregation.min_replies=3 federation.sites_per_round=0.4",
+            ("aggregation.min_replies=3", "partition.sites=5", "federation.sites_per_round=0.4", 2),
+        ),
+        (
+            "aggregation.mode=krum aggregation.malicious_sites=2",
+            ("aggregation.mode=krum", 7, 5, "partition.sites", "aggregation.malicious_sites", "median"),
+        ),
+        ("generator=none generator.load_checkpoint=true", ("generator=none", "generator.load_checkpoint=true")),
+        ("device=gpu", ("device", "'gpu'", "cpu", "cuda")),
     ],
 )
-def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(overrides, named):
+    with refused(ConfigError, *named):
         compose_settings(overrides)
 
 
@@ -408,18 +425,18 @@ def test_the_later_of_two_overrides_is_the_source():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "named"),
     [
-        (["bank.keep=generator", "generator=none"], "bank.keep=generator needs a generator"),
-        (["bank.keep=nothing"], "bank.keep = 'nothing': .*'prototypes' or 'generator'"),
-        (["scenario=class_incremental", "partition.sites=3"], "scenario.steps=5 groups need as many sites"),
-        (["scenario=class_incremental", "partition=own"], "needs a partition with numbered sites"),
-        (["dataset.unseen=-1"], "dataset.unseen"),
-        (["adapters=bilinear", "adapters.t5_tokens=17"], "closed_form has no T5 adapter"),
-        (["adapters=bilinear", "finetune.enabled=false"], "solved in the server step"),
-        (["aggregation.trimmed_share=0.5"], "aggregation.trimmed_share = 0.5"),
+        (["bank.keep=generator", "generator=none"], ("bank.keep=generator", "generator=none")),
+        (["bank.keep=nothing"], ("bank.keep", "'nothing'", "'prototypes'", "'generator'")),
+        (["scenario=class_incremental", "partition.sites=3"], ("scenario.steps=5", "partition.sites=3")),
+        (["scenario=class_incremental", "partition=own"], ("scenario=class_incremental", "partition=own")),
+        (["dataset.unseen=-1"], ("dataset.unseen", "-1")),
+        (["adapters=bilinear", "adapters.t5_tokens=17"], ("adapters.closed_form", "adapters.t5_tokens=0")),
+        (["adapters=bilinear", "finetune.enabled=false"], ("adapters.closed_form", "finetune.enabled=true")),
+        (["aggregation.trimmed_share=0.5"], ("aggregation.trimmed_share", "0.5")),
     ],
 )
-def test_banks_scenarios_and_unseen_classes_are_checked(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+def test_banks_scenarios_and_unseen_classes_are_checked(overrides, named):
+    with refused(ConfigError, *named):
         compose_settings(overrides)

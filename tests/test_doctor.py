@@ -53,18 +53,18 @@ def test_every_extra_of_a_run_is_looked_for():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "subject", "words"),
+    ("overrides", "subject", "named"),
     [
         (["generator.latent_dimm=3"], "settings", "latent_dimm"),
         (["rounds=0"], "settings", "rounds"),
-        (["device=cuda:7"], "device", "device=cuda:7 cannot be used"),
+        (["device=cuda:7"], "device", "device=cuda:7"),
         (["dataset=esc50", "dataset.root=/no/such/folder"], "data", "/no/such/folder"),
         (["dataset=embeddings", "dataset.path=/no/such.npz"], "data", "/no/such.npz"),
     ],
 )
-def test_what_would_stop_a_run_is_an_error_that_names_it(overrides, subject, words):
+def test_what_would_stop_a_run_is_an_error_that_names_it(overrides, subject, named):
     errors = [finding for finding in examine([*SMALL, *overrides]) if finding.level == "error"]
-    assert any(finding.subject == subject and words in finding.what and finding.remedy for finding in errors)
+    assert any(finding.subject == subject and named in finding.what and finding.remedy for finding in errors)
     assert exit_code(errors) == 2
 
 
@@ -72,7 +72,7 @@ def test_flowers_dependency_installation_is_a_warning_with_the_remedy(monkeypatc
     monkeypatch.delenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
     (finding, *_) = found("flower")
     assert finding.level == "warning"
-    assert "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in finding.remedy
+    assert "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in finding.remedy
 
 
 def test_a_superlink_that_runs_already_and_taken_ports_are_warnings(monkeypatch):
@@ -82,17 +82,20 @@ def test_a_superlink_that_runs_already_and_taken_ports_are_warnings(monkeypatch)
         port = server.getsockname()[1]
         monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(port))
         monkeypatch.setattr(doctor, "SUPERLINK_PORTS", (port,))
-        assert f"port {port}" in found("flower")[-1].what
-        assert found("ports")[0] == Finding(
-            "ports", "warning", f"taken: {port}", "a SuperLink here needs other ports, see flower-superlink --help"
-        )
+        assert str(port) in found("flower")[-1].what
+        ports = found("ports")[0]
+        assert ports.level == "warning"
+        assert str(port) in ports.what
+        assert "flower-superlink --help" in ports.remedy
 
 
 def test_wandb_online_without_an_account_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(tmp_path))
     (finding,) = found("W&B")
-    assert (finding.level, finding.remedy) == ("warning", "wandb login, or set wandb.mode=offline")
+    assert finding.level == "warning"
+    assert "wandb login" in finding.remedy
+    assert "wandb.mode=offline" in finding.remedy
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert found("W&B")[0].level == "fine"
 
@@ -108,7 +111,7 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
     assert end.value.code == 2
     lines = capsys.readouterr().out.splitlines()
     (data,) = (line for line in lines if line.startswith("error\tdata\t"))
-    assert "\t-> correct dataset.root or dataset.path" in data
+    assert "dataset.root" in data.split("\t-> ")[1]
 
 
 def test_the_bytes_that_are_told_are_those_that_travel(tmp_path):

@@ -160,4 +160,4 @@ def test_text_targets_are_those_of_the_cpu(model_folder, tmp_path):
 def test_the_doctor_names_a_gpu_that_is_not_used(capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "experiment=quick"])
-    assert f"{torch.cuda.get_device_name()} is not used" in capsys.readouterr().out
+    assert torch.cuda.get_device_name() in capsys.readouterr().out

@@ -10,6 +10,7 @@ from fed_a2v.cli import main
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.guide import RULES, GuideFile, read_json, strip_comments
 from tests.command import fed_a2v
+from tests.refusals import refused
 
 # The file of the original guide, word by word.
 GUIDE = """\
@@ -112,35 +113,34 @@ def test_whatever_is_written_is_read_or_refused_in_one_way(tmp_path_factory, tex
 
 
 def test_line_and_column_of_a_mistake_are_those_of_the_file(file):
-    with pytest.raises(ConfigError, match=r"line 4, column 3: Expecting ',' delimiter near '\"b\": 2'"):
+    with refused(ConfigError, "my_experiment.json", "line 4", "column 3", "','", "'\"b\": 2'"):
         file('{ // one\n  /* two\n  */ "a": 1\n  "b": 2\n}')
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("", "line 1, column 1"),
-        ("[]", 'a list, not an object {"feda2v"'),
-        ('{"feda2v": {"use_generator": tru}}', "line 1, column 30"),
-        ('{"feda2v": {"a": 1, "a": 2}}', "'a' is there twice"),
-        ('{"feda2v": {"generator_augmentation_noise": NaN}}', "NaN is no value"),
-        ('{"a": 1 /* for ever', "begins in line 1 has no end"),
-        ('{"feda2v": 3}', "feda2v = 3: a section holds keys"),
-        ('{"nodes": {"0": 3}}', "nodes.0 = 3: a node holds keys"),
-        ("[" * 100_000, "recursion"),
+        ("", ("line 1", "column 1")),
+        ("[]", ("list", '{"feda2v"')),
+        ('{"feda2v": {"use_generator": tru}}', ("line 1", "column 30")),
+        ('{"feda2v": {"a": 1, "a": 2}}', ("'a'",)),
+        ('{"feda2v": {"generator_augmentation_noise": NaN}}', ("NaN",)),
+        ('{"a": 1 /* for ever', ("/*", "line 1", "*/")),
+        ('{"feda2v": "vae"}', ("feda2v", "'vae'", "{...}")),
+        ('{"nodes": {"0": "dog"}}', ("nodes.0", "'dog'", "{...}")),
+        ("[" * 100_000, ("recursion",)),
     ],
 )
-def test_a_file_that_is_no_json_object_is_refused_with_the_place(file, text, message):
-    with pytest.raises(ConfigError, match=message.replace("{", r"\{")) as caught:
+def test_a_file_that_is_no_json_object_is_refused_with_the_place(file, text, named):
+    with refused(ConfigError, "my_experiment.json", *named):
         file(text)
-    assert "my_experiment.json" in str(caught.value)
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.json: No such file"):
+    with refused(ConfigError, tmp_path / "none.json", "--config=FILE"):
         read_json(tmp_path / "none.json")
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(ConfigError, match="save the file as UTF-8"):
+    with refused(ConfigError, tmp_path / "x.json", "UTF-8"):
         read_json(tmp_path / "x.json")
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf{}")
     assert read_json(tmp_path / "bom.json") == {}
@@ -274,12 +274,12 @@ def test_keys_that_nobody_knows_are_named(file):
 def test_a_slip_of_a_letter_is_refused_with_the_key_that_was_meant(file, key):
     name = key.removeprefix("feda2v.")
     slip = f"{name[:-1]}x{name[-1]}"
-    with pytest.raises(ConfigError, match=rf"unknown key feda2v\.{slip}; did you mean feda2v\."):
+    with refused(ConfigError, "my_experiment.json", f"feda2v.{slip}", key):
         file({"feda2v": {slip: 1}})
 
 
 def test_a_slip_in_the_name_of_a_section_is_refused(file):
-    with pytest.raises(ConfigError, match=r"unknown key fed2av; did you mean feda2v\?"):
+    with refused(ConfigError, "my_experiment.json", "fed2av", "feda2v"):
         file({"fed2av": {}})
 
 
@@ -346,4 +346,4 @@ def test_train_runs_the_file_with_what_is_typed(file, tmp_path):
 def test_the_option_takes_one_file(words, capsys):
     with pytest.raises(SystemExit):
         main(["train", *words])
-    assert "--config takes one file" in capsys.readouterr().err
+    assert "--config" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from fed_a2v.federation.task import prompt_set
 from fed_a2v.load import RunError
 from fed_a2v.runs.checkpoint import CheckpointError
 from fed_a2v.settings import cache_dir
+from tests.refusals import refused
 
 FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
 PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
@@ -103,23 +104,23 @@ def test_a_checkpoint_of_an_earlier_round_is_that_round(folder, run):
         not torch.equal(one, two) for one, two in zip(first.adapters.weights(), run.adapters.weights(), strict=True)
     ]
     assert any(changed)
-    with pytest.raises(RunError, match="a run that has gone on"):
+    with refused(RunError, folder):
         first.continue_training(1)
 
 
 def test_what_is_no_run_is_refused(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no run in"):
+    with refused(FileNotFoundError, tmp_path, "checkpoints/state_round_N.pt", "fed-a2v train"):
         load_run(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with refused(FileNotFoundError, tmp_path / "absent"):
         load_run(tmp_path / "absent")
     generator = next((folder / "checkpoints").glob("vae_generator*"))
-    with pytest.raises(CheckpointError, match="not the state of a run"):
+    with refused(CheckpointError, generator, "state_round_N.pt"):
         load_run(generator)
 
 
 def test_settings_of_another_version_are_refused(run):
     state = {"config": run.config | {"new_key": 1}, "round": 2, "strategy": {}}
-    with pytest.raises(CheckpointError, match=r"not those of this version: .*\(new_key\)"):
+    with refused(CheckpointError, run.folder.path, "new_key"):
         fed_a2v.load.LoadedRun(run.folder, state, "cpu")
 
 
@@ -159,15 +160,15 @@ def test_samples_of_a_class_are_taken_for_it(other):
 
 
 def test_an_unknown_class_is_refused_with_the_nearest(run):
-    with pytest.raises(RunError, match="did you mean 'rooster'"):
+    with refused(RunError, "'roster'", "'rooster'"):
         run.generator.sample("roster")
-    with pytest.raises(RunError, match=r"the classes are chainsaw, clock_tick"):
+    with refused(RunError, "'zebra'", *run.classes):
         run.class_name("zebra")
 
 
 def test_a_run_without_a_generator_has_nothing_to_sample(tmp_path):
     run_in_process(compose_settings([*FAST, "generator=none", "rounds=1"]), tmp_path / "plain")
-    with pytest.raises(RunError, match="generator=none"):
+    with refused(RunError, "plain", "generator=none"):
         _ = load_run(tmp_path / "plain").generator
 
 
@@ -203,15 +204,15 @@ def test_prompts_lie_where_the_class_prompts_lie(run, wav):
 
 def test_sounds_that_cannot_be_used_are_refused(run, tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
-    with pytest.raises(BadClipError, match=r"empty\.wav holds no samples"):
+    with refused(BadClipError, tmp_path / "empty.wav"):
         run.prompts(tmp_path / "empty.wav")
-    with pytest.raises(BadClipError, match="no such file"):
+    with refused(BadClipError, tmp_path / "absent.wav"):
         run.prompts(tmp_path / "absent.wav")
-    with pytest.raises(BadClipError, match=r"shape \(0,\)"):
+    with refused(BadClipError, "(0,)"):
         run.prompts(np.zeros(0), rate=16_000)
-    with pytest.raises(BadClipError, match="finite: False"):
+    with refused(BadClipError, "(100,)", "False"):
         run.prompts(np.full(100, np.nan), rate=16_000)
-    with pytest.raises(RunError, match="rate"):
+    with refused(RunError, "rate="):
         run.prompts(np.zeros(100))
 
 
@@ -225,7 +226,7 @@ def test_a_run_on_a_file_of_embeddings_takes_embeddings_only(tmp_path, wav):
     run_in_process(compose_settings([*experiment, *words, "wandb.mode=disabled"]), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.adapt(torch.rand(3, 1, 6)).clip.shape == (3, 1, 768)
-    with pytest.raises(RunError, match="hand embeddings"):
+    with refused(RunError, "`adapt`"):
         run.prompts(wav)
 
 
@@ -257,10 +258,10 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(folder, tmp_path):
 
 def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
     (own / "results.json").unlink()
-    with pytest.raises(FileNotFoundError, match="has not finished"):
+    with refused(FileNotFoundError, own, "results.json"):
         compare_runs([own])
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fed-a2v\[notebook\]'"):
+    with refused(ConfigError, "pandas", "pip install 'fed-a2v[notebook]'"):
         compare_runs([own])
 
 

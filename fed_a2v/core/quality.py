@@ -265,7 +265,7 @@ def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> S
     """
     shared = sorted(set(synthetic.labels.tolist()) & set(held_out.labels.tolist()), key=lambda label: names[label])
     if not shared:
-        raise ValueError("no class has both a sample and a held-out row; raise the share of rows held out")
+        raise ValueError("no class has both a sample and a held-out row; raise generator.holdout")
     figures = {}
     for label in shared:
         fake = synthetic.embeddings[synthetic.labels == label].detach().cpu().double()
@@ -375,7 +375,7 @@ class _Table:
         if y.shape != x.shape[:1]:
             raise ValueError(f"{len(x)} {kind} rows need as many labels, got shape {y.shape}")
         if bad := int((~np.isfinite(x).all(1)).sum()):
-            raise ValueError(f"{bad} of {len(x)} {kind} rows are not finite; lower the generator's learning rate")
+            raise ValueError(f"{bad} of {len(x)} {kind} rows are not finite; lower generator.learning_rate")
         return cls(x, y)
 
     def classes(self, at_least: int = 1) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from fed_a2v.federation.wire import (
     decode_scores,
     payload_bytes,
     read_arrays,
+    show,
 )
 
 log = logging.getLogger("fed_a2v")
@@ -141,7 +142,7 @@ class Answers:
         """The site that an answer claims to come from, if that node was asked for it."""
         site = claimed_site(metrics, self.classes)
         if self.asked.get(site) != node.cid:
-            raise BadReplyError("it names a site that this node was not asked for")
+            raise BadReplyError(f"it names site {show(site)}, which this node was not asked for")
         return site
 
     def _unpacked(self, result: FitRes, expected: Expected) -> SiteReply:

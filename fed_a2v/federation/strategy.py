@@ -379,7 +379,9 @@ class FedA2V(Strategy):
         repeats = settings.if_too_few == "repeat"
         if repeats or self._skipped == settings.patience:
             times = f"{settings.patience} repetitions" if repeats else f"{self._skipped} rounds skipped before it"
-            raise FederationError(f"{few}, aggregation.patience ended after {times}: {reasons(row)}")
+            raise FederationError(
+                f"{few}, aggregation.patience={settings.patience} ended after {times}: {reasons(row)}"
+            )
         log.warning("%s: the adapters stay as they were", few.capitalize())
         self._skipped += 1
         row["skipped"] = True

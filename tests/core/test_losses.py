@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
 from tests.core.conftest import World, draws
+from tests.refusals import refused
 
 
 def adapter_loss(world, t5=None, **weights):
@@ -61,9 +62,9 @@ def test_targets_that_would_broadcast_over_the_tokens_are_refused():
     prompts = world.prompts(clip_tokens=5)
     loss = AdapterLoss(prompts, AdapterLossWeights())
     outputs, labels = Prompts(torch.randn(4, 5, 24), None), torch.tensor([0, 3, 3, 7])
-    with pytest.raises(RuntimeError, match=r"24.*120"):
+    with refused(RuntimeError, 24, 120):
         loss(outputs, labels, Prompts(prompts.clip[:, :1], None))
-    with pytest.raises(RuntimeError, match=r"24.*120"):
+    with refused(RuntimeError, 24, 120):
         loss(Prompts(outputs.clip[:, :1], None), labels)
 
 
@@ -179,16 +180,16 @@ def test_the_epoch_sets_the_weight_of_the_kl_term():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"beta_schedule": "cosine"}, "cosine.*constant, linear or cyclical"),
-        ({"variance": "best"}, "variance='best'.*unit, optimal"),
-        ({"beta_max": -1.0}, "beta_max=-1"),
-        ({"beta_epochs": 0}, "beta_epochs=0"),
+        ({"beta_schedule": "cosine"}, ("beta_schedule='cosine'", "constant", "linear", "cyclical")),
+        ({"variance": "best"}, ("variance='best'", "unit", "optimal", "learned")),
+        ({"beta_max": -1.0}, ("beta_max=-1",)),
+        ({"beta_epochs": 0}, ("beta_epochs=0",)),
     ],
 )
-def test_an_unknown_setting_is_an_error_that_names_it(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_unknown_setting_is_an_error_that_names_it(arguments, named):
+    with refused(ValueError, *named):
         VAELoss(**arguments)
 
 

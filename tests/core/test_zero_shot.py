@@ -15,6 +15,7 @@ from fed_a2v.core.zero_shot import (
     without,
 )
 from tests.core.conftest import draws
+from tests.refusals import refused
 
 
 class MeaningfulWorld:
@@ -94,9 +95,9 @@ def test_a_column_that_never_varies_is_harmless(world, absent):
     assert BilinearMap.fit(rows, world.vectors[~absent]).weight.isfinite().all()
 
 
-@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("vectors", [1, 13])
 def test_vectors_that_do_not_fit_are_refused(world, vectors):
-    with pytest.raises(ValueError, match=f"{vectors} class vectors for 24 classes"):
+    with refused(ValueError, vectors, 24):
         BilinearMap.fit(world.rows(), world.vectors[:vectors])
 
 
@@ -135,9 +136,9 @@ def test_one_mean_a_class_is_enough_to_choose_a_calibration(world, absent):
 
 def test_too_few_classes_for_a_calibration_are_refused(world):
     gone = torch.ones(24, dtype=torch.bool)
-    gone[:5] = False
-    with pytest.raises(ValueError, match="5 classes in 4 groups"):
-        choose_calibration(BilinearMap.fit, without(world.rows(), gone), world.vectors[:5])
+    gone[:19] = False
+    with refused(ValueError, 19, 10):
+        choose_calibration(BilinearMap.fit, without(world.rows(), gone), world.vectors[:19], groups=10)
 
 
 def test_the_harmonic_mean_is_zero_unless_both_are_served():
@@ -185,5 +186,5 @@ def test_a_solution_survives_half_precision_on_the_wire(world):
 
 def test_the_closed_form_has_no_t5(world):
     prompts = PromptSet(world.names, world.vectors.unsqueeze(1), torch.randn(24, 3, 5))
-    with pytest.raises(ValueError, match="no T5 adapter"):
+    with refused(ValueError, "T5"):
         Adapters(60, prompts, closed_form=True)

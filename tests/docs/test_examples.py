@@ -1,7 +1,6 @@
 """The examples in the documentation: complete, and as good as it says."""
 
 import importlib
-import re
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.build import make_generator
+from tests.refusals import refused
 
 from .blocks import REPOSITORY
 
@@ -72,32 +72,32 @@ def test_the_linear_generator_comes_back_from_its_checkpoint(linear, rows):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
         (
             ["linear_generator.LinearGenerator", "+generator.rigde=1"],
-            "unknown key generator.rigde .* did you mean generator.ridge?",
+            ("generator.rigde", "LinearGenerator", "generator.ridge"),
         ),
-        (["linear_generator.Nothing"], "generator._target_=linear_generator.Nothing: "),
-        (["no_such_module.Generator"], "generator._target_=no_such_module.Generator: "),
-        (["torch.nn.Linear"], "generator=custom: "),
-        (["fed_a2v.core.prompts.PromptBank"], "generator=custom: "),
+        (["linear_generator.Nothing"], ("generator._target_=linear_generator.Nothing",)),
+        (["no_such_module.Generator"], ("generator._target_=no_such_module.Generator", "PYTHONPATH")),
+        (["torch.nn.Linear"], ("generator=custom", "'input_dim'")),
+        (["fed_a2v.core.prompts.PromptBank"], ("generator=custom", "'input_dim'")),
     ],
 )
-def test_a_wrong_class_or_argument_is_named(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_wrong_class_or_argument_is_named(words, named):
+    with refused(ConfigError, *named):
         make_generator(generator_settings(*words), (2, 6), 16)
 
 
 def test_a_class_that_is_no_generator_is_refused(tmp_path, monkeypatch):
     (tmp_path / "almost.py").write_text("class Almost:\n    def __init__(self, **shapes): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="almost.Almost is no generator; derive it from .*base.Generator"):
+    with refused(ConfigError, "generator._target_=almost.Almost", "fed_a2v.core.generators.base.Generator"):
         make_generator(generator_settings("almost.Almost"), (2, 6), 16)
 
 
 def test_custom_without_a_class_says_what_is_missing():
-    with pytest.raises(ConfigError, match="generator=custom needs generator._target_=MODULE.CLASS"):
+    with refused(ConfigError, "generator=custom", "generator._target_=MODULE.CLASS"):
         compose_settings("generator=custom")
 
 
@@ -120,29 +120,29 @@ def test_the_band_energy_encoder_hears_in_which_bands_and_stretches_there_is_sou
 
 
 @pytest.mark.parametrize(
-    ("target", "words", "message"),
+    ("target", "words", "named"),
     [
-        ("band_energy_encoder.BandEnergyEncoder", ["+encoder.arguments.band=3"], "unexpected keyword argument 'band'"),
-        ("band_energy_encoder.encode", [], "has no attribute 'encode'"),
-        ("band_energy_encoder.np", [], "encoder._target_=band_energy_encoder.np is no class"),
-        ("collections.Counter", [], "encoder._target_=collections.Counter has no encode, fingerprint, name"),
-        ("no_such_module.Encoder", [], "add its folder to PYTHONPATH"),
+        ("band_energy_encoder.BandEnergyEncoder", ["+encoder.arguments.band=3"], ("'band'",)),
+        ("band_energy_encoder.encode", [], ("'encode'",)),
+        ("band_energy_encoder.np", [], ()),
+        ("collections.Counter", [], ("encode, fingerprint, name",)),
+        ("no_such_module.Encoder", [], ("PYTHONPATH",)),
     ],
 )
-def test_a_wrong_encoder_is_named(target, words, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+def test_a_wrong_encoder_is_named(target, words, named):
+    with refused(ConfigError, f"encoder._target_={target}", *named):
         encoder_of(target, *words)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["encoder=custom"], "encoder=custom needs encoder._target_=MODULE.CLASS"),
-        (["encoder._target_=my.Encoder"], "encoder=logmel: encoder._target_=my.Encoder must be null"),
+        (["encoder=custom"], ("encoder=custom", "encoder._target_=MODULE.CLASS")),
+        (["encoder._target_=my.Encoder"], ("encoder=logmel", "encoder._target_=my.Encoder", "null")),
     ],
 )
-def test_a_class_and_encoder_custom_belong_together(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_class_and_encoder_custom_belong_together(words, named):
+    with refused(ConfigError, *named):
         compose_settings(words)
 
 
@@ -175,18 +175,18 @@ def test_the_table_of_sounds_is_read_again_when_it_changes(sounds):
     (sounds / "sounds.csv").write_text("file,label,recording\n4.wav,rain,4")
     assert len(list_clips(data_set(sounds))) == 1
     (sounds / "sounds.csv").write_text("file,label\n4.wav,rain")
-    with pytest.raises(DataError, match="lacks a column: 'recording'"):
+    with refused(DataError, sounds / "sounds.csv", "'recording'"):
         list_clips(data_set(sounds))
 
 
 def test_a_wrong_data_set_is_named(sounds):
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'tabel'"):
+    with refused(ConfigError, "dataset._target_=table_of_sounds.TableOfSounds", "'tabel'"):
         list_clips(data_set(sounds, "+dataset.arguments.tabel=x.csv"))
-    with pytest.raises(ConfigError, match="collections.Counter has no content, records, stamp, watched, waveform"):
+    with refused(ConfigError, "dataset._target_=collections.Counter", "content, records, stamp, watched, waveform"):
         list_clips(compose_settings("dataset=custom dataset._target_=collections.Counter").dataset)
-    with pytest.raises(ConfigError, match="dataset=custom needs dataset._target_=MODULE.CLASS"):
+    with refused(ConfigError, "dataset=custom", "dataset._target_=MODULE.CLASS"):
         compose_settings("dataset=custom")
-    with pytest.raises(ConfigError, match="dataset._target_=my.DataSet needs dataset=custom"):
+    with refused(ConfigError, "dataset._target_=my.DataSet", "dataset=custom"):
         compose_settings("dataset._target_=my.DataSet")
 
 

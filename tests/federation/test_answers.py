@@ -1,10 +1,10 @@
 """Sites' answers: only good ones are used, and the row says what was wrong with the others."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
+
+from fed_a2v.federation.answers import SECOND_REPLY
 
 from .helpers import (
     BAD,
@@ -29,26 +29,26 @@ def first_class(**entries):
 
 
 BAD_REPLIES = {
-    "a weight that is not a number": (overwrite(0, with_nan), "weight 0: not finite"),
-    "weights beyond all measure": (overwrite(3, lambda a: np.full(a.shape, 1e30)), "weight 3: .*limit"),
-    "a weight of the wrong shape": (overwrite(3, lambda a: a[:-1]), "weight 3: shape"),
-    "a weight too few": (lambda arrays, manifest: arrays.pop(0), "array"),
-    "an extra array": (lambda arrays, manifest: arrays.append(np.zeros(3, np.float32)), "arrays"),
-    "integers for weights": (overwrite(0, lambda a: a.astype(np.int64)), "weight 0"),
-    "an output that is not a number": (overwrite(-1, with_nan), "not finite"),
-    "the name of no site": (set_manifest(site="site-999"), "not asked for"),
-    "the name of another node's site": (set_manifest(site="site-001"), "not asked for"),
-    "another round": (set_manifest(round_number=7), "round"),
-    "another task": (set_manifest(task="introduce"), "task"),
-    "another schema version": (set_manifest(schema_version=99), "schema version"),
+    "a weight that is not a number": (overwrite(0, with_nan), ("weight 0", "nan")),
+    "weights beyond all measure": (overwrite(3, lambda a: np.full(a.shape, 1e30)), ("weight 3", "1e+30", "1e+06")),
+    "a weight of the wrong shape": (overwrite(3, lambda a: a[:-1]), ("weight 3", (511,), (512,))),
+    "a weight too few": (lambda arrays, manifest: arrays.pop(0), ("array 13", 13)),
+    "an extra array": (lambda arrays, manifest: arrays.append(np.zeros(3, np.float32)), (15, 14)),
+    "integers for weights": (overwrite(0, lambda a: a.astype(np.int64)), ("weight 0", "'int64'")),
+    "an output that is not a number": (overwrite(-1, with_nan), ("clip", "nan")),
+    "the name of no site": (set_manifest(site="site-999"), ("'site-999'",)),
+    "the name of another node's site": (set_manifest(site="site-001"), ("'site-001'",)),
+    "another round": (set_manifest(round_number=78), ("round", 78)),
+    "another task": (set_manifest(task="introduce"), ("'introduce'", "'train'")),
+    "another schema version": (set_manifest(schema_version=99), ("schema_version", 99)),
     "square roots where the others have none": (
         lambda arrays, manifest: manifest.update(square_root=not manifest["square_root"]),
-        "square_root",
+        ("square_root", "False"),
     ),
-    "a class that nobody knows": (first_class(name="banjo"), "banjo"),
-    "no clips of a class": (first_class(count=0), "count"),
-    "more clips of a class than clips": (first_class(count=10**6), ""),
-    "losses that are no numbers": (set_manifest(losses={"loss": "NaN"}), "losses"),
+    "a class that nobody knows": (first_class(name="banjo"), ("'banjo'",)),
+    "no clips of a class": (first_class(count=0), ("classes.0.count",)),
+    "more clips of a class than clips": (first_class(count=10**6), ("num_examples",)),
+    "losses that are no numbers": (set_manifest(losses={"loss": "NaN"}), ("losses.loss",)),
 }
 
 
@@ -77,14 +77,14 @@ def average_without_the_bad():
 
 @pytest.mark.parametrize("kind", BAD_REPLIES)
 def test_a_bad_reply_never_enters_the_average_and_its_reason_is_recorded(kind, average_without_the_bad):
-    change, reason = BAD_REPLIES[kind]
+    change, named = BAD_REPLIES[kind]
     federation = Federation(PLAIN, tamper=lie(change)).start()
     row = federation.round()
     assert_same(federation.weights, average_without_the_bad)
     assert (row["replies"], row["rejected"], row["failures"]) == (4, 1, 0)
     assert len(row["rejections"]) == 1
     assert pytest.approx(30) == row["test_clips"], "the site is still evaluated"
-    assert re.search(reason, row["rejections"][0]), row["rejections"]
+    assert [name for name in named if str(name) not in row["rejections"][0]] == [], row["rejections"]
     assert len(row["rejections"][0].splitlines()) == 1
 
 
@@ -112,7 +112,9 @@ def test_bytes_that_are_no_arrays_are_rejected(average_without_the_bad):
         return reply
 
     federation = Federation(PLAIN, tamper=tamper).start()
-    assert "message part 0 has no readable npy header" in federation.round()["rejections"][0]
+    (reason,) = federation.round()["rejections"]
+    assert "message part 0" in reason
+    assert "npy" in reason
     assert_same(federation.weights, average_without_the_bad)
 
 
@@ -204,7 +206,7 @@ def test_of_two_replies_for_one_site_only_one_counts_and_never_the_one_of_anothe
     federation = Federation(PLAIN, nodes=1, tamper=tamper).start()
     row = federation.round(order=lambda results: sorted(results, key=lambda r: (r[1] in lies) != lie_first))
     assert (row["replies"], row["rejected"]) == (4, 1)
-    assert ("second reply" in row["rejections"][0]) != lie_first
+    assert (row["rejections"][0] == SECOND_REPLY) != lie_first
     assert_same(federation.weights, honest_average())
 
 
@@ -262,4 +264,4 @@ def test_a_site_that_cannot_be_evaluated_is_counted_and_the_others_add_up():
 def test_one_node_cannot_score_for_another():
     row = Federation(tamper=lie(set_manifest(site="site-001"), task="evaluate")).start().round()
     assert row["test_clips"] == 24
-    assert "not asked for" in row["rejections"][0]
+    assert "'site-001'" in row["rejections"][0]

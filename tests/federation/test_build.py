@@ -7,6 +7,7 @@ from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.build import check_buildable, make_generator, make_step
 from fed_a2v.federation.task import prompt_set
+from tests.refusals import refused
 
 from .helpers import assert_same
 
@@ -112,43 +113,43 @@ def test_augmentation_switched_off_adds_no_noise():
 
 def test_an_argument_that_the_generators_class_does_not_know_is_refused_with_the_nearest():
     settings = compose_settings("+generator.laten_dim=3")
-    with pytest.raises(ConfigError, match=r"unknown key generator.laten_dim .*did you mean generator.latent_dim\?"):
+    with refused(ConfigError, "generator.laten_dim", "ConditionedVAEGenerator", "generator.latent_dim"):
         make_generator(settings, SHAPE, 768)
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "named"),
     [
-        ("generator.latent_dim=0", "generator=vae: .*latent_dim"),
-        ("generator.loss.beta_schedule=sideways", "generator.loss.beta_schedule = 'sideways': .*'linear'"),
-        ("+generator.loss.beta_ma=1", r"did you mean generator.loss.beta_max\?"),
-        ("generator.hidden_dim=2.5", "generator.hidden_dim = 2.5: .*integer"),
-        ("generator._target_=no.such.Module", "generator._target_=no.such.Module"),
+        ("generator.latent_dim=0", ("generator=vae", "latent_dim=0")),
+        ("generator.loss.beta_schedule=sideways", ("generator.loss.beta_schedule", "'sideways'", "'linear'")),
+        ("+generator.loss.beta_mx=1", ("generator.loss.beta_mx", "generator.loss.beta_max")),
+        ("generator.hidden_dim=2.5", ("generator.hidden_dim", "2.5")),
+        ("generator._target_=no.such.Module", ("generator._target_=no.such.Module",)),
     ],
 )
-def test_a_value_that_the_generators_class_refuses_is_an_error_of_the_settings(override, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_value_that_the_generators_class_refuses_is_an_error_of_the_settings(override, named):
+    with refused(ConfigError, *named):
         make_generator(compose_settings([override]), SHAPE, 768)
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "named"),
     [
-        ("device=xpu:7", "device=xpu:7: .*device=cpu"),
-        ("partition.sites=11", "partition.sites=11, but there are 10 classes to train on: lower it to 10"),
-        ("dataset.unseen=6", "there are 4 classes to train on: lower it to 4"),
-        ("dataset.classes=[dog,rain]", "there are 2 classes to train on"),
-        ("partition.classes_per_site=11", "partition.classes_per_site=11, but there are 10 classes"),
-        ("dataset.unseen=9", "dataset.unseen leaves 1 of 10 classes"),
-        ("dataset=esc50 dataset.root=/nowhere", "/nowhere"),
-        ("generator.granularity=per_group", "needs groups"),
-        ("generator.latent_dim=0", "latent_dim=0"),
-        ("generator.latent_dim=wide", "generator.latent_dim = 'wide': .*integer"),
-        ("generator.granularity=per_class generator.latent_dim=wide", "generator.latent_dim = 'wide'"),
+        ("device=xpu:7", ("device=xpu:7", "device=cpu")),
+        ("partition.sites=11", ("partition.sites=11", 10, "partition.classes_per_site")),
+        ("dataset.unseen=6", ("partition.sites=5", 4, "partition.classes_per_site")),
+        ("dataset.classes=[dog,rain]", ("partition.sites=5", 2, "partition.classes_per_site")),
+        ("partition.classes_per_site=11", ("partition.classes_per_site=11", 10)),
+        ("dataset.unseen=9", ("dataset.unseen", 10)),
+        ("dataset=esc50 dataset.root=/nowhere", ("/nowhere",)),
+        ("generator.granularity=per_group", ("granularity=per_group", "groups", "{NAME: [CLASS, ...], ...}")),
+        ("generator.latent_dim=0", ("latent_dim=0",)),
+        ("generator.latent_dim=wide", ("generator.latent_dim", "'wide'")),
+        ("generator.granularity=per_class generator.latent_dim=wide", ("generator.latent_dim", "'wide'")),
     ],
 )
-def test_what_cannot_be_built_is_found_before_any_data_is_read(override, message):
-    with pytest.raises((ConfigError, DataError), match=message):
+def test_what_cannot_be_built_is_found_before_any_data_is_read(override, named):
+    with refused((ConfigError, DataError), *named):
         check_buildable(compose_settings(override))
 
 

@@ -10,6 +10,7 @@ from fed_a2v.config import compose_settings
 from fed_a2v.federation import participants
 from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.participants import active_sites, sampled_sites
+from tests.refusals import refused
 
 from .helpers import SMALL, Federation, Node, without_seconds
 
@@ -89,24 +90,23 @@ def test_every_10_s_a_message_says_how_many_nodes_are_missing(clock, caplog):
     federation = Federation("federation.min_nodes=3", "federation.start_timeout=35", nodes=0)
     with pytest.raises(FederationError), caplog.at_level("INFO", "fed_a2v"):
         federation.strategy.initialize_parameters(EmptyManager(clock))
-    waiting = [record.getMessage() for record in caplog.records if "Waiting" in record.getMessage()]
-    assert waiting == ["Waiting for 3 more of 3 nodes"] * 3
+    assert [record.args for record in caplog.records if record.module == "participants"] == [(3, 3)] * 3
 
 
-@pytest.mark.parametrize("present", [0, 2])
+@pytest.mark.parametrize("present", [0, 1])
 def test_nodes_that_do_not_come_in_time_are_an_error_that_counts_them(clock, present):
     federation = Federation("federation.min_nodes=3", "federation.start_timeout=25", nodes=present)
     manager = EmptyManager(clock)
     for node in federation.nodes:
         manager.register(node)
-    with pytest.raises(FederationError, match=rf"{present} of 3 nodes came within 25 s.*federation.min_nodes"):
+    with refused(FederationError, present, 3, 25, "federation.min_nodes", "federation.start_timeout"):
         federation.strategy.initialize_parameters(manager)
     assert 25 <= clock.now <= 36
 
 
 def test_a_real_clock_ends_the_wait_as_well():
     federation = Federation("federation.start_timeout=0.5", nodes=0)
-    with pytest.raises(FederationError, match="0 of 1 nodes came"):
+    with refused(FederationError, 0, 1, "federation.min_nodes", "federation.start_timeout"):
         federation.start()
 
 
@@ -124,7 +124,7 @@ def test_a_run_whose_nodes_do_not_come_back_ends():
     federation = Federation("federation.start_timeout=1").start()
     for node in federation.nodes:
         federation.manager.unregister(node)
-    with pytest.raises(FederationError, match="0 of 1 nodes came within 1 s"):
+    with refused(FederationError, 0, 1, "federation.min_nodes", "federation.start_timeout"):
         federation.strategy.configure_fit(1, federation.parameters, federation.manager)
 
 
@@ -201,7 +201,7 @@ def test_a_name_that_is_none_is_left_out(own_files, caplog):
     own_files[1]["site"] = "../../x"
     federation = Federation(*OWN, node_configs=own_files).start()
     assert set(federation.round()["sites"]) == {"site-lab"}
-    assert "'site-../../x', is not 1 to 64 letters" in caplog.text
+    assert "'site-../../x'" in caplog.text
 
 
 def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, tmp_path):

@@ -1,14 +1,15 @@
 """The strategy among failing and vanishing sites: the round goes on, and its row and state say how."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
 from flwr.common import ndarrays_to_parameters
 
+from fed_a2v.federation.audio_kind import AudioKind
 from fed_a2v.federation.errors import FederationError
+from tests.refusals import refused
 
 from .helpers import (
     BAD,
@@ -77,11 +78,9 @@ def down_while(broken, task="train"):
 def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_is_one_line():
     federation = Federation("aggregation.patience=2", tamper=down_while(lambda: True)).start()
     assert all(federation.round(number)["skipped"] for number in (1, 2))
-    with pytest.raises(FederationError) as error:
+    named = ("round 3", "aggregation.min_replies=1", "aggregation.patience=2", "is down")
+    with refused(FederationError, *named) as error:
         federation.round(3)
-    assert re.match(
-        r"round 3: 0 good replies, aggregation.min_replies=1, .*2 rounds skipped.*is down", str(error.value)
-    )
     assert len(str(error.value).splitlines()) == 1
     assert len(federation.states) == 2, "the run can go on behind round 2"
 
@@ -112,7 +111,8 @@ def test_a_round_is_repeated_no_more_often_than_patience_says():
         "aggregation.patience=2",
         tamper=down_while(lambda: asked.append(1) or True),
     ).start()
-    with pytest.raises(FederationError, match=r"round 1: 0 good replies.*after 2 repetitions.*is down"):
+    named = ("round 1", "aggregation.min_replies=1", "aggregation.patience=2", "is down")
+    with refused(FederationError, *named):
         federation.round()
     assert len(asked) == 3 * 5
     assert federation.states == []
@@ -121,7 +121,7 @@ def test_a_round_is_repeated_no_more_often_than_patience_says():
 def test_the_log_names_the_sites_without_a_good_reply(caplog):
     federation = Federation(tamper=down_while(lambda: True)).start()
     federation.round()
-    assert f"No good reply of {', '.join(SITES)}" in caplog.text
+    assert ", ".join(SITES) in caplog.text
 
 
 # The introduction
@@ -138,20 +138,18 @@ def other_scale(arrays, manifest):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (narrower, "its embeddings are 1 x 100.*, most are 1 x 512"),
-        (other_scale, "its embeddings are 1 x 512.*most are"),
-    ],
+    ("change", "kind"),
+    [(narrower, AudioKind(1, 100, False)), (other_scale, AudioKind(1, 512, True))],
     ids=["another width", "another scale"],
 )
-def test_a_site_with_other_embeddings_is_turned_away_at_the_introduction(change, reason):
+def test_a_site_with_other_embeddings_is_turned_away_at_the_introduction(change, kind):
     federation = Federation(tamper=lie(change, task="introduce")).start()
     assert set(federation.strategy.step.bank.entries) == set(SITES) - {BAD}
     assert federation.strategy.audio_shape == (1, 512)
     row = federation.round()
     assert row["rejected"] == 1
-    assert re.search(reason, row["rejections"][0])
+    assert str(kind) in row["rejections"][0]
+    assert str(AudioKind(1, 512, False)) in row["rejections"][0]
 
 
 def test_a_site_with_other_embeddings_stays_out_of_the_standardisation():
@@ -192,17 +190,17 @@ def test_if_no_site_can_introduce_itself_the_error_says_why():
     def tamper(task, site, work):
         raise FileNotFoundError("meta/esc50.csv: no such file")
 
-    with pytest.raises(FederationError, match=r"no site could introduce itself: .*esc50.csv: no such file"):
+    with refused(FederationError, "meta/esc50.csv: no such file"):
         Federation(tamper=tamper).start()
 
 
 def test_if_every_introduction_is_bad_the_error_says_what_is_wrong_with_it():
-    with pytest.raises(FederationError, match=r"no site could introduce itself: .*schema version"):
-        Federation(tamper=lambda t, s, work: rewrite(work(), set_manifest(schema_version=9))).start()
+    with refused(FederationError, "schema_version", 78):
+        Federation(tamper=lambda t, s, work: rewrite(work(), set_manifest(schema_version=78))).start()
 
 
 def test_if_no_site_has_clips_enough_of_a_class_the_error_names_the_setting():
-    with pytest.raises(FederationError, match=r"share\.min_clips"):
+    with refused(FederationError, "share.min_clips"):
         Federation("share.min_clips=100").start()
 
 

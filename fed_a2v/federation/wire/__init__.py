@@ -10,7 +10,7 @@ There are two kinds of message, `replies` and `scores`, one file each; both have
 """
 
 from fed_a2v.federation.wire.arrays import decode_weights, encode_weights, payload_bytes
-from fed_a2v.federation.wire.errors import BadReplyError
+from fed_a2v.federation.wire.errors import BadReplyError, show
 from fed_a2v.federation.wire.manifest import claimed_site
 from fed_a2v.federation.wire.npy import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply, pack_reply
@@ -34,5 +34,6 @@ __all__ = [
     "pack_reply",
     "payload_bytes",
     "read_arrays",
+    "show",
     "split_arrays",
 ]

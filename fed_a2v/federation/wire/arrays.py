@@ -91,7 +91,7 @@ def read_floats(
         return tensor
     low, high = (float(value) for value in torch.aminmax(tensor))  # one pass; both are nan if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise BadReplyError(f"{what}: not finite")
+        raise BadReplyError(f"{what}: not finite, {low:g} to {high:g}")
     if max(-low, high) > limit:
         raise BadReplyError(f"{what}: magnitude {max(-low, high):.3g}, the limit is {limit:g}")
     if lowest is not None and low < lowest:

@@ -63,7 +63,7 @@ def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int
     tree = _parsed(_text(metrics, entries))
     version = tree.get("schema_version")
     if type(version) is not int or version != _SCHEMA_VERSION:
-        raise BadReplyError(f"manifest has schema version {show(version)}, this program has {_SCHEMA_VERSION}")
+        raise BadReplyError(f"manifest has schema_version {show(version)}, this program has {_SCHEMA_VERSION}")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

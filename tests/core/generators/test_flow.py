@@ -3,6 +3,7 @@ import torch
 
 from fed_a2v.core.generators.flow import FlowGenerator
 from tests.core.conftest import World, draws
+from tests.refusals import refused
 
 
 def made(world, **arguments):
@@ -85,14 +86,14 @@ def test_a_checkpoint_of_other_dimensions_does_not_load():
     narrow, wide = made(world), made(world, hidden_dim=96)
     narrow.fit(world.rows(), world.conditions, 1, 0.0, draws(0))
     assert narrow.dimensions != wide.dimensions
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with refused(RuntimeError, "FlowGenerator", "torch.Size([64", "torch.Size([96"):
         wide.load_checkpoint(narrow.checkpoint())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [({"hidden_dim": 0}, "hidden_dim=0"), ({"steps": 0}, "steps=0"), ({"ema": 1.0}, "ema=1.0")],
 )
-def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, named):
+    with refused(ValueError, named):
         made(World(), **arguments)

@@ -5,6 +5,7 @@ import torch
 
 from fed_a2v.core.generators.gan import GANGenerator, _NearestMean
 from tests.core.conftest import World, draws, through_a_file
+from tests.refusals import refused
 
 
 def made(world, **arguments):
@@ -122,14 +123,14 @@ def test_a_checkpoint_holds_both_nets_and_both_optimisers():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"loss": "hinge"}, "loss='hinge'.*wgan-gp or bce"),
-        ({"critic_steps": -1}, "critic_steps=-1"),
-        ({"gradient_penalty": -1.0}, "gradient_penalty=-1"),
-        ({"class_weight": -1.0}, "class_weight=-1"),
+        ({"loss": "hinge"}, ("loss='hinge'", "wgan-gp", "bce")),
+        ({"critic_steps": -1}, ("critic_steps=-1",)),
+        ({"gradient_penalty": -1.0}, ("gradient_penalty=-1",)),
+        ({"class_weight": -1.0}, ("class_weight=-1",)),
     ],
 )
-def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, named):
+    with refused(ValueError, *named):
         made(World(), **arguments)

@@ -4,6 +4,7 @@ import torch
 from fed_a2v.core.generators.gmm import GMMGenerator
 from fed_a2v.core.prompts import PrototypeRows
 from tests.core.conftest import World, draws, within_variance
+from tests.refusals import refused
 
 COVARIANCES = ["spherical", "diag", "tied", "full"]
 
@@ -124,14 +125,14 @@ def test_fitting_again_starts_anew():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"covariance": "round"}, "covariance='round'.*spherical, diag, tied, full"),
-        ({"components": 0}, "components=0"),
-        ({"rows_per_component": 1}, "rows_per_component=1"),
-        ({"shrinkage": 1.5}, "shrinkage=1.5"),
+        ({"covariance": "round"}, ("covariance='round'", *COVARIANCES)),
+        ({"components": 0}, ("components=0",)),
+        ({"rows_per_component": 1}, ("rows_per_component=1",)),
+        ({"shrinkage": 1.5}, ("shrinkage=1.5",)),
     ],
 )
-def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_out_of_range_is_an_error_that_names_it(arguments, named):
+    with refused(ValueError, *named):
         GMMGenerator(8, 8, **arguments)

@@ -8,6 +8,7 @@ from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.federation.build import make_generator
 from tests.core.conftest import assert_same_bits, draws, through_a_file
+from tests.refusals import refused
 
 T5 = (3, 40)
 
@@ -113,21 +114,21 @@ def test_conditions_are_accepted_with_tokens_and_side_by_side(prompts, generator
 
 
 @pytest.mark.parametrize(
-    ("conditions", "message"),
+    ("conditions", "named"),
     [
-        ({}, "give visual_condition, t5_condition, or both"),
-        ({"visual_condition": torch.ones(7)}, "visual_condition has width 7, the generator 24"),
-        ({"t5_condition": torch.ones(24)}, "t5_condition has width 24, the generator 40"),
+        ({}, ("visual_condition", "t5_condition")),
+        ({"visual_condition": torch.ones(78)}, ("visual_condition", 78, 24)),
+        ({"t5_condition": torch.ones(24)}, ("t5_condition", 24, 40)),
     ],
 )
-def test_a_condition_that_is_missing_or_does_not_fit_is_named(generator, conditions, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_condition_that_is_missing_or_does_not_fit_is_named(generator, conditions, named):
+    with refused(ValueError, *named):
         generator.sample(3, **conditions)
 
 
 @pytest.mark.parametrize("settings", [{"t5_dim": 0}, {"condition_dropout": 1.5}, {"latent_dim": 0}])
 def test_impossible_settings_are_refused_by_name(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with refused(ValueError, *(f"{key}={value}" for key, value in settings.items())):
         MultimodalVAEGenerator(48, 24, **settings)
 
 
@@ -169,5 +170,5 @@ def test_the_configuration_makes_one_that_fits_the_prompts():
     generator = make_generator(compose_settings("generator=multimodal adapters=flux"), (1, 24), 40)
     assert isinstance(generator, MultimodalVAEGenerator)
     assert (generator.visual_dim, generator.t5_dim) == (40, 4096)
-    with pytest.raises(ConfigError, match="condition_dropout"):
+    with refused(ConfigError, "condition_dropout=2"):
         make_generator(compose_settings("generator=multimodal generator.condition_dropout=2"), (1, 24), 40)

@@ -11,6 +11,7 @@ from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.generators.reduced import ReducedSpace, outside_noise
 from fed_a2v.core.prompts import PrototypeRows
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file, within_variance
+from tests.refusals import refused
 
 KINDS = {
     "gmm": (GMMGenerator, {}, 1),
@@ -246,15 +247,15 @@ def test_without_calibration_the_models_own_draws_come_out(kind):
 
 def test_sampling_before_the_first_fit_is_an_error(kind):
     world = World()
-    with pytest.raises(RuntimeError, match="fit, or load a checkpoint"):
+    with refused(RuntimeError, "fit", "checkpoint"):
         made(kind, world).sample(2, world.conditions[0])
 
 
 def test_a_condition_of_the_wrong_width_is_an_error_with_both_widths(kind):
-    with pytest.raises(ValueError, match=r"width 7.*24"):
-        fitted(kind, World(), 1).sample(2, torch.zeros(7))
+    with refused(ValueError, "visual_condition", 78, 24):
+        fitted(kind, World(), 1).sample(2, torch.zeros(78))
 
 
 def test_a_reduced_space_without_dimensions_is_an_error_that_names_it(kind):
-    with pytest.raises(ValueError, match="reduced_dim=0"):
+    with refused(ValueError, "reduced_dim=0"):
         made(kind, World(), reduced_dim=0)

@@ -10,6 +10,7 @@ from fed_a2v.core.losses import VAELoss
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.quality import active_units
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
+from tests.refusals import refused
 
 
 def generator_for(world, **settings):
@@ -125,11 +126,11 @@ def test_t5_prompts_condition_it_as_the_guide_shows():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "named"),
     [({"input_dim": 0}, "input_dim=0"), ({"hidden_dim": -1}, "hidden_dim=-1"), ({"latent_dim": 0}, "latent_dim=0")],
 )
-def test_a_size_out_of_range_is_an_error_that_names_it(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_size_out_of_range_is_an_error_that_names_it(settings, named):
+    with refused(ValueError, named):
         ConditionedVAEGenerator(**settings)
 
 
@@ -197,16 +198,16 @@ def test_the_same_seed_samples_the_same_bits_whatever_the_global_state(world, ge
 
 
 def test_a_condition_of_the_wrong_width_is_an_error_with_both_widths(world, generator):
-    with pytest.raises(ValueError, match=r"width 7.*24"):
-        generator.sample(3, torch.randn(7))
-    with pytest.raises(ValueError, match=r"width 7.*24"):
-        generator(torch.randn(3, 48), torch.randn(3, 7))
+    with refused(ValueError, "visual_condition", 78, 24):
+        generator.sample(3, torch.randn(78))
+    with refused(ValueError, "visual_condition", 78, 24):
+        generator(torch.randn(3, 48), torch.randn(3, 78))
 
 
-@pytest.mark.parametrize("shape", [(4, 24), (4, 77, 24)])
+@pytest.mark.parametrize("shape", [(41, 24), (41, 77, 24)])
 def test_the_wrong_number_of_conditions_is_an_error_with_both_numbers(generator, shape):
-    with pytest.raises(ValueError, match="4 rows for 3 samples"):
-        generator.sample(3, torch.randn(shape))
+    with refused(ValueError, "visual_condition", 41, 38):
+        generator.sample(38, torch.randn(shape))
 
 
 # Training
@@ -359,7 +360,7 @@ def test_the_same_seed_trains_the_same_bits_whatever_the_global_state(world):
 
 
 def test_a_checkpoint_of_other_dimensions_does_not_load(world):
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with refused(RuntimeError, "ConditionedVAEGenerator", "torch.Size([48])", "torch.Size([32])"):
         generator_for(World(width=32)).load_checkpoint(trained(world, epochs=1).checkpoint())
 
 
@@ -461,7 +462,7 @@ def test_the_running_average_follows_the_weights_with_its_decay(world):
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0])
 def test_an_impossible_decay_is_refused(world, ema):
-    with pytest.raises(ValueError, match=f"ema={ema}"):
+    with refused(ValueError, f"ema={ema}"):
         generator_for(world, ema=ema)
 
 

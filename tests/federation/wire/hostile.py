@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 
 def change(*path, to):
@@ -101,6 +102,12 @@ def mutate(data, arrays, manifest):
         cut = data.draw(st.integers(0, len(written)))
         written = written[:cut] + data.draw(st.text(max_size=5)) + written[cut:]
     return arrays, written
+
+
+def manifest_fault(error):
+    """The name that pydantic has for what is wrong with a manifest, in a list; empty where another check refused it."""
+    cause = error.__cause__
+    return [cause.errors()[0]["type"]] if isinstance(cause, ValidationError) else []
 
 
 def assert_presentable(error):

@@ -6,6 +6,7 @@ import torch
 
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
+from tests.refusals import refused
 
 
 def test_weights_may_require_grad_and_be_transposed_or_bfloat16():
@@ -23,15 +24,15 @@ def test_payload_bytes_counts_what_the_arrays_hold():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "reason"),
+    ("arrays", "named"),
     [
-        ([np.zeros((2, 2), np.float32)], "1 weights, expected 2"),
-        ([np.zeros((2, 2), np.float32), np.zeros(3, np.float32)], r"weight 1: shape \(3,\), expected \(2,\)"),
-        ([np.zeros((2, 2), np.float32), np.array([1, np.nan])], "weight 1: not finite"),
-        ([np.zeros((2, 2), np.float32), np.array([1, 2])], "weight 1: type 'int64'"),
-        (None, "not a list"),
+        ([np.zeros((2, 2), np.float32)], ("weights", 1, 2)),
+        ([np.zeros((2, 2), np.float32), np.zeros(3, np.float32)], ("weight 1", "(3,)", "(2,)")),
+        ([np.zeros((2, 2), np.float32), np.array([1, np.nan])], ("weight 1", "nan")),
+        ([np.zeros((2, 2), np.float32), np.array([1, 2])], ("weight 1", "'int64'")),
+        (None, ("list", "numpy")),
     ],
 )
-def test_bad_weights_from_the_server_are_refused(arrays, reason):
-    with pytest.raises(BadReplyError, match=reason):
+def test_bad_weights_from_the_server_are_refused(arrays, named):
+    with refused(BadReplyError, *named):
         wire.decode_weights(arrays, [(2, 2), (2,)])

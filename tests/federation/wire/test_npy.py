@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
+from tests.refusals import refused
 
 from .hostile import assert_presentable
 
@@ -38,32 +39,32 @@ def zipped():
 
 
 HOSTILE_BYTES = {
-    "nothing": (b"", "no readable npy header"),
-    "not npy": (b"\x93NUMPX" + bytes(100), "no readable npy header"),
-    "a pickle": (pickle.dumps([1]), "no readable npy header"),
-    "a compressed archive": (zipped(), "no readable npy header"),
-    "another format version": (npy().replace(b"NUMPY\x01", b"NUMPY\x03"), "no readable npy header"),
-    "a long header": (npy(header=header() + " " * 60_000), "no readable npy header"),
-    "a header nested deep": (npy(header="(" * 1000), "no readable npy header"),
-    "a header that is code": (npy(header="__import__('os').getcwd()"), "no readable npy header"),
-    "an object array": (npy(np.array([{}], dtype=object)), "has type 'object'"),
-    "strings": (npy(np.array(["a"])), "has type '<U1'"),
-    "records": (npy(header=header(descr="[('a', '<f4')]")), "has type"),
-    "complex": (npy(np.zeros(2, complex)), "has type 'complex128'"),
-    "big-endian": (npy(np.zeros(3, ">f4")), "has type '>f4'"),
-    "truncated": (npy()[:-1], "declares 12 bytes and has 11"),
-    "trailing bytes": (npy() + b"x", "is followed by other bytes"),
-    "trailing zeros": (npy() + bytes(3), "is followed by other bytes"),
-    "an exabyte": (
-        npy(header=header("(10**6,)".replace("10**6", "1000000000000000000"))),
-        "declares 4000000",
+    "nothing": (b"", ("npy",)),
+    "not npy": (b"\x93NUMPX" + bytes(100), ("npy",)),
+    "a pickle": (pickle.dumps([1]), ("npy",)),
+    "a compressed archive": (zipped(), ("npy",)),
+    "another format version": (npy().replace(b"NUMPY\x01", b"NUMPY\x03"), ("npy",)),
+    "a long header": (npy(header=header() + " " * 60_000), ("npy",)),
+    "a header nested deep": (npy(header="(" * 1000), ("npy",)),
+    "a header that is code": (npy(header="__import__('os').getcwd()"), ("npy",)),
+    "an object array": (npy(np.array([{}], dtype=object)), ("'object'",)),
+    "strings": (npy(np.array(["a"])), ("'<U1'",)),
+    "records": (npy(header=header(descr="[('a', '<f4')]")), ("('a', '<f4')",)),
+    "complex": (npy(np.zeros(2, complex)), ("'complex128'",)),
+    "big-endian": (npy(np.zeros(3, ">f4")), ("'>f4'",)),
+    "truncated": (npy()[:-1], (12, 11)),
+    "trailing bytes": (npy() + b"x", ()),
+    "trailing zeros": (npy() + bytes(3), ()),
+    "an exabyte": (npy(header=header(f"({10**18},)")), (4 * 10**18,)),
+    "a product that overflows": (npy(header=header("(4294967296, 4294967296)")), (2**66,)),
+    "nothing of an endless axis": (
+        npy(header=header("(0, 9223372036854775807, 8)"))[:-12],
+        ("(0, 9223372036854775807, 8)",),
     ),
-    "a product that overflows": (npy(header=header("(4294967296, 4294967296)")), "declares 7378"),
-    "nothing of an endless axis": (npy(header=header("(0, 9223372036854775807, 8)"))[:-12], "declares shape"),
-    "a negative axis": (npy(header=header("(-3,)")), r"declares shape \(-3,\)"),
-    "a boolean axis": (npy(header=header("(True, 3)")), r"declares shape \(True, 3\)"),
-    "a hundred axes": (npy(header=header("(" + "1," * 100 + "3)")), "declares shape"),
-    "an array of bytes": (npy(np.zeros(3, np.uint8)), "has type 'uint8'"),
+    "a negative axis": (npy(header=header("(-3,)")), ("(-3,)",)),
+    "a boolean axis": (npy(header=header("(True, 3)")), ("(True, 3)",)),
+    "a hundred axes": (npy(header=header("(" + "1," * 100 + "3)")), ("(1, 1, 1, ",)),
+    "an array of bytes": (npy(np.zeros(3, np.uint8)), ("'uint8'",)),
 }
 
 
@@ -79,37 +80,36 @@ def received(*parts):
 
 @pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"nothing"}))
 def test_hostile_bytes_are_refused_with_their_reason(case):
-    tensor, reason = HOSTILE_BYTES[case]
-    with pytest.raises(BadReplyError, match=reason) as refused:
+    tensor, named = HOSTILE_BYTES[case]
+    with refused(BadReplyError, "array 1", *named) as caught:
         wire.read_arrays(received(npy(joined(npy(), tensor))), 2)
-    assert str(refused.value).startswith("array 1 ")
-    assert len(str(refused.value)) <= 200
+    assert len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"an array of bytes"}))
 def test_hostile_parts_of_a_message_are_refused_with_their_reason(case):
     tensor, _ = HOSTILE_BYTES[case]
-    with pytest.raises(BadReplyError, match="^message part 1 ") as refused:
+    with refused(BadReplyError, "message part 1") as caught:
         wire.read_arrays(received(npy(joined(npy())), tensor), 2)
-    assert len(str(refused.value)) <= 200
+    assert len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize("part", ["text", None, bytearray(100)])
 def test_what_is_not_bytes_is_refused(part):
-    with pytest.raises(BadReplyError, match="message part 0 is not bytes"):
+    with refused(BadReplyError, "message part 0", "bytes"):
         wire.read_arrays(received(part), 2)
 
 
 @pytest.mark.parametrize("whole", [np.zeros((2, 64), np.uint8), np.zeros(3, np.float32), np.zeros(128, np.uint8)[::2]])
 def test_what_is_not_one_array_of_bytes_is_refused(whole):
-    with pytest.raises(BadReplyError, match=r"message|header"):
+    with refused(BadReplyError, "bytes"):
         wire.split_arrays([whole], 2)
 
 
 def test_declared_sizes_are_not_believed():
     bomb = npy(header=header("(2000000000,)"))
     tracemalloc.start()
-    with pytest.raises(BadReplyError, match="declares 8000000000 bytes and has 12"):
+    with refused(BadReplyError, "array 0", 8000000000, 12):
         wire.read_arrays(received(npy(joined(bomb)), *[bomb] * 4), 100)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -120,17 +120,17 @@ def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
     read, looked_at = wire.npy._read_npy, []
     monkeypatch.setattr(wire.npy, "_read_npy", lambda *given: looked_at.append(given) or read(*given))
     many = npy(joined(*[npy(np.zeros(0, np.float32))] * 100_000))
-    with pytest.raises(BadReplyError, match="more arrays than the 5 that there may be"):
+    with refused(BadReplyError, "arrays", 5):
         wire.read_arrays(received(many), 5)
     assert len(looked_at) <= 1 + 5
-    with pytest.raises(BadReplyError, match="more arrays than the 2 that there may be"):
+    with refused(BadReplyError, "arrays", 2):
         wire.read_arrays(received(*[npy(joined(npy()))] * 3), 2)
 
 
 def test_what_lies_between_two_arrays_is_nothing():
     hidden = bytearray(joined(npy(), npy()).tobytes())
     hidden[len(npy()) + 5] = 1
-    with pytest.raises(BadReplyError, match="array 0 is followed by other bytes"):
+    with refused(BadReplyError, "array 0"):
         wire.split_arrays([np.frombuffer(bytes(hidden), np.uint8)], 2)
 
 

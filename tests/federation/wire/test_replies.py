@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from fed_a2v.core.prompts import PromptBank
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
+from tests.refusals import refused
 
 from .helpers import CLASSES, decode, make_expected, make_reply, sent
-from .hostile import assert_presentable, change, drop, mutate, text
+from .hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 
 
 def assert_same(got, wanted, tolerance):
@@ -111,7 +112,7 @@ def test_arrays_keep_the_precision_in_which_they_came():
 
 
 def test_a_site_cannot_encode_a_loss_that_is_not_finite():
-    with pytest.raises(ValueError, match="mse"):
+    with refused(ValueError, "losses.mse", "nan"):
         wire.encode_reply(replace(make_reply(), losses={"mse": math.nan}), "float16")
 
 
@@ -137,116 +138,113 @@ def poke(index, value):
 # Arrays of make_reply(): 0-2 weights; dog: 3 means, 4 counts, 5 variances, 6 clip, 7 t5; rain: 8 to 12.
 DOG = ("classes", 0)
 HOSTILE = {
-    "manifest is not JSON": (text(lambda t: t[:-5]), "not valid JSON"),
-    "manifest is empty": (text(lambda t: ""), "not valid JSON"),
-    "manifest is a list": (text(lambda t: "[1]"), "not a JSON object"),
-    "manifest is huge": (text(lambda t: t + " " * (1 << 20)), "characters, the limit is 18944"),
-    "manifest is nested deep": (text(lambda t: "[" * 10_000), "nested too deep"),
-    "manifest has a number of many digits": (text(lambda t: "9" * 5000), "not valid JSON"),
-    "manifest holds NaN": (change("seconds", to=math.nan), "contains NaN"),
-    "manifest holds infinity": (change("losses", "mse", to=-math.inf), "contains -Infinity"),
-    "manifest overflows to infinity": (text(lambda t: t.replace("1.25", "1e999")), "seconds: .*finite"),
-    "a key comes twice": (text(lambda t: t.replace("{", '{"site": "site-0", ', 1)), "key 'site' twice"),
-    "a nested key comes twice": (text(lambda t: t.replace('"mse"', '"mse": 1, "mse"')), "key 'mse' twice"),
-    "no version": (drop("schema_version"), "schema version None, this program has 1"),
-    "another version": (change("schema_version", to=2), "schema version 2, this program has 1"),
-    "version true": (change("schema_version", to=True), "schema version True, this program has 1"),
-    "a key is missing": (drop("classes", 0, "count"), "classes.0.count: Field required"),
-    "an unknown key": (change("code", to="x"), "manifest code: Extra inputs"),
-    "an unknown key that is long": (change("x" * 15_000, to=1), "manifest 'xxx.*xxx': Extra inputs"),
-    "an unknown key that breaks lines": (change("a\nERROR b", to=1), r"manifest 'a\\nERROR b': Extra"),
-    "another site": (change("site", to="../../site"), r"reply of site '../../site', asked was 'site-0'"),
-    "a long site": (change("site", to="s" * 15_000), "reply of site 'sss"),
-    "another round": (change("round_number", to=2), "reply to round 2, asked was round 3"),
-    "round true": (change("round_number", to=True), "round_number: .*valid integer"),
-    "round 3.0": (change("round_number", to=3.0), "round_number: .*valid integer"),
-    "another task": (change("task", to="introduce"), "answers task 'introduce', asked was 'train'"),
-    "an unknown task": (change("task", to="exec"), "manifest task: Input should be"),
-    "square roots where others have none": (change("square_root", to=False), "square_root is False"),
-    "square_root 1": (change("square_root", to=1), "square_root: .*valid boolean"),
-    "fingerprint with spaces": (change("fingerprint", to="a b"), "fingerprint: .*pattern"),
-    "fingerprint too long": (change("fingerprint", to="a" * 129), "fingerprint: .*pattern"),
-    "loss is a string": (change("losses", "mse", to="0"), "losses.mse: .*number"),
-    "loss is huge": (change("losses", "mse", to=1e300), "losses.mse: .*less than"),
-    "loss has a long name": (change("losses", "m" * 65, to=1.0), "losses.'mmm.*pattern"),
-    "time runs backwards": (change("seconds", to=-1), "seconds: .*greater than"),
-    "classes are an object": (change("classes", to={}), "classes: .*list"),
-    "a class is a number": (change("classes", 0, to=7), "classes.0: "),
-    "unknown class": (change(*DOG, "name", to="../../x"), r"unknown class '../../x'"),
-    "long unknown class": (change(*DOG, "name", to="n" * 15_000), "unknown class 'nnn"),
-    "class name is a number": (change(*DOG, "name", to=1), "name: .*valid string"),
-    "class name is half a surrogate": (change(*DOG, "name", to="\ud800"), r"unknown class '\\ud800'"),
-    "class twice": (change(*DOG, "name", to="rain"), "class 'rain' comes twice"),
-    "no clips": (change(*DOG, "count", to=0), "count: .*greater than or equal to 1"),
-    "negative clips": (change(*DOG, "count", to=-3), "count: .*greater than or equal to 1"),
-    "clips true": (change(*DOG, "count", to=True), "count: .*valid integer"),
-    "clips 4.0": (change(*DOG, "count", to=4.0), "count: .*valid integer"),
-    "too many clips": (change(*DOG, "count", to=10**9 + 1), "has 1000000001 clips, the limit"),
-    "more clips than examples": (change(*DOG, "count", to=1000), "have 10.. clips, num_examples is"),
-    "prototypes cover more than the class": (change(*DOG, "count", to=1), "cover .* clips of 1"),
-    "index out of range": (change(*DOG, "clip", to=13), "names array 13, the reply has 13"),
-    "negative index": (change(*DOG, "clip", to=-1), "clip: .*greater than or equal to 0"),
-    "huge index": (change(*DOG, "clip", to=10**30), "names array 10000"),
-    "index true": (change(*DOG, "clip", to=True), "clip: .*valid integer"),
-    "index of a weight": (change(*DOG, "clip", to=0), "uses array 0 2 times"),
-    "index used twice": (change(*DOG, "clip", to=11), "uses array 11 2 times"),
-    "an array too many": (lambda a, m: ([*a, a[0]], m), "has 14 arrays, the manifest uses 13"),
-    "an array too few": (lambda a, m: (a[:-1], m), "names array 12, the reply has 12"),
-    "no arrays": (lambda a, m: ([], m), "names array 0, the reply has 0"),
-    "a weight too few": (change("weights", to=2), "2 weights, expected 3"),
-    "very many weights": (change("weights", to=10**18), "1000000000000000000 weights, expected 3"),
-    "weights in another order": (lambda a, m: ([a[1], a[0], *a[2:]], m), r"weight 0: shape \(3,\), expected"),
-    "weights of integers": (
-        swap(0, lambda a: a.astype(np.int64)),
-        "weight 0: type 'int64', expected a float",
-    ),
-    "weights of bool": (swap(0, lambda a: a > 0), "weight 0: type 'bool'"),
-    "weights of complex": (swap(0, lambda a: a.astype(complex)), "weight 0: type 'complex128'"),
-    "weights of objects": (swap(0, lambda a: a.astype(object)), "weight 0: type 'object'"),
-    "weights in foreign byte order": (swap(0, lambda a: a.astype(">f4")), "weight 0: type '>f4'"),
-    "a masked array": (swap(0, np.ma.masked_array), "not a list of numpy arrays"),
-    "a list for an array": (swap(0, lambda a: a.tolist()), "not a list of numpy arrays"),
-    "a numpy scalar for an array": (swap(2, lambda a: np.float32(1)), "not a list of numpy arrays"),
-    "NaN in weights": (poke(0, math.nan), "weight 0: not finite"),
-    "infinity in weights": (poke(1, -math.inf), "weight 1: not finite"),
-    "1e30 in weights": (poke(0, 1e30), r"weight 0: magnitude 1e\+30, the limit is 1e\+06"),
-    "1e300 in weights": (swap(0, lambda a: np.full(a.shape, 1e300)), "weight 0: not finite"),
+    "manifest is not JSON": (text(lambda t: t[:-5]), ("manifest", "JSON")),
+    "manifest is empty": (text(lambda t: ""), ("manifest", "JSON")),
+    "manifest is a list": (text(lambda t: "[1]"), ("manifest", "JSON")),
+    "manifest is huge": (text(lambda t: t + " " * (1 << 20)), ("manifest", 18944)),
+    "manifest is nested deep": (text(lambda t: "[" * 10_000), ("manifest",)),
+    "manifest has a number of many digits": (text(lambda t: "9" * 5000), ("manifest", "JSON")),
+    "manifest holds NaN": (change("seconds", to=math.nan), ("manifest", "NaN")),
+    "manifest holds infinity": (change("losses", "mse", to=-math.inf), ("manifest", "-Infinity")),
+    "manifest overflows to infinity": (text(lambda t: t.replace("1.25", "1e999")), ("seconds",), "finite_number"),
+    "a key comes twice": (text(lambda t: t.replace("{", '{"site": "site-0", ', 1)), ("'site'",)),
+    "a nested key comes twice": (text(lambda t: t.replace('"mse"', '"mse": 1, "mse"')), ("'mse'",)),
+    "no version": (drop("schema_version"), ("schema_version", None)),
+    "another version": (change("schema_version", to=78), ("schema_version", 78)),
+    "version true": (change("schema_version", to=True), ("schema_version", True)),
+    "a key is missing": (drop("classes", 0, "count"), ("classes.0.count",), "missing"),
+    "an unknown key": (change("code", to="x"), ("code",), "extra_forbidden"),
+    "an unknown key that is long": (change("x" * 15_000, to=1), ("'xxx", "xxx'"), "extra_forbidden"),
+    "an unknown key that breaks lines": (change("a\nERROR b", to=1), (r"'a\nERROR b'",), "extra_forbidden"),
+    "another site": (change("site", to="../../site"), ("'../../site'", "'site-0'")),
+    "a long site": (change("site", to="s" * 15_000), ("'sss", "'site-0'")),
+    "another round": (change("round_number", to=2), ("round 2", "round 3")),
+    "round true": (change("round_number", to=True), ("round_number",), "int_type"),
+    "round 3.0": (change("round_number", to=3.0), ("round_number",), "int_type"),
+    "another task": (change("task", to="introduce"), ("'introduce'", "'train'")),
+    "an unknown task": (change("task", to="exec"), ("task",), "literal_error"),
+    "square roots where others have none": (change("square_root", to=False), ("square_root", False)),
+    "square_root 1": (change("square_root", to=1), ("square_root",), "bool_type"),
+    "fingerprint with spaces": (change("fingerprint", to="a b"), ("fingerprint",), "string_pattern_mismatch"),
+    "fingerprint too long": (change("fingerprint", to="a" * 129), ("fingerprint",), "string_pattern_mismatch"),
+    "loss is a string": (change("losses", "mse", to="0"), ("losses.mse",), "float_type"),
+    "loss is huge": (change("losses", "mse", to=1e300), ("losses.mse",), "less_than_equal"),
+    "loss has a long name": (change("losses", "m" * 65, to=1.0), ("losses.'mmm",), "string_pattern_mismatch"),
+    "time runs backwards": (change("seconds", to=-1), ("seconds",), "greater_than_equal"),
+    "classes are an object": (change("classes", to={}), ("classes",), "list_type"),
+    "a class is a number": (change("classes", 0, to=7), ("classes.0",), "model_type"),
+    "unknown class": (change(*DOG, "name", to="../../x"), ("'../../x'",)),
+    "long unknown class": (change(*DOG, "name", to="n" * 15_000), ("'nnn",)),
+    "class name is a number": (change(*DOG, "name", to=1), ("classes.0.name",), "string_type"),
+    "class name is half a surrogate": (change(*DOG, "name", to="\ud800"), (r"'\ud800'",)),
+    "class twice": (change(*DOG, "name", to="rain"), ("'rain'",)),
+    "no clips": (change(*DOG, "count", to=0), ("classes.0.count",), "greater_than_equal"),
+    "negative clips": (change(*DOG, "count", to=-3), ("classes.0.count",), "greater_than_equal"),
+    "clips true": (change(*DOG, "count", to=True), ("classes.0.count",), "int_type"),
+    "clips 4.0": (change(*DOG, "count", to=4.0), ("classes.0.count",), "int_type"),
+    "too many clips": (change(*DOG, "count", to=10**9 + 1), ("'dog'", 10**9 + 1, 10**9)),
+    "more clips than examples": (change(*DOG, "count", to=1000), ("num_examples", 1009, 23)),
+    "prototypes cover more than the class": (change(*DOG, "count", to=1), ("'dog'", 13)),
+    "index out of range": (change(*DOG, "clip", to=13), ("array 13",)),
+    "negative index": (change(*DOG, "clip", to=-1), ("classes.0.clip",), "greater_than_equal"),
+    "huge index": (change(*DOG, "clip", to=10**30), ("array 10000", 13)),
+    "index true": (change(*DOG, "clip", to=True), ("classes.0.clip",), "int_type"),
+    "index of a weight": (change(*DOG, "clip", to=0), ("array 0", 2)),
+    "index used twice": (change(*DOG, "clip", to=11), ("array 11", 2)),
+    "an array too many": (lambda a, m: ([*a, a[0]], m), (14, 13)),
+    "an array too few": (lambda a, m: (a[:-1], m), ("array 12",)),
+    "no arrays": (lambda a, m: ([], m), ("array 0",)),
+    "a weight too few": (change("weights", to=2), ("weights", 2, 3)),
+    "very many weights": (change("weights", to=10**18), ("weights", 10**18, 3)),
+    "weights in another order": (lambda a, m: ([a[1], a[0], *a[2:]], m), ("weight 0", (3,), (4, 3))),
+    "weights of integers": (swap(0, lambda a: a.astype(np.int64)), ("weight 0", "'int64'")),
+    "weights of bool": (swap(0, lambda a: a > 0), ("weight 0", "'bool'")),
+    "weights of complex": (swap(0, lambda a: a.astype(complex)), ("weight 0", "'complex128'")),
+    "weights of objects": (swap(0, lambda a: a.astype(object)), ("weight 0", "'object'")),
+    "weights in foreign byte order": (swap(0, lambda a: a.astype(">f4")), ("weight 0", "'>f4'")),
+    "a masked array": (swap(0, np.ma.masked_array), ("list", "numpy")),
+    "a list for an array": (swap(0, lambda a: a.tolist()), ("list", "numpy")),
+    "a numpy scalar for an array": (swap(2, lambda a: np.float32(1)), ("list", "numpy")),
+    "NaN in weights": (poke(0, math.nan), ("weight 0", "nan")),
+    "infinity in weights": (poke(1, -math.inf), ("weight 1", "-inf")),
+    "1e30 in weights": (poke(0, 1e30), ("weight 0", "1e+30", "1e+06")),
+    "1e300 in weights": (swap(0, lambda a: np.full(a.shape, 1e300)), ("weight 0", "inf")),
     "weights a thousand times too large": (
         lambda a, m: ([np.asarray(x * 1000) for x in a[:3]] + a[3:], m),
-        "weights have root mean square .* the limit is 100",
+        ("weights", 100),
     ),
     "no prototypes": (
         lambda a, m: change(*DOG, "prototypes", to=None)(a, m),
-        "the reply has 13 arrays, the manifest uses 10",
+        (13, 10),
     ),
-    "prototypes of another width": (swap(3, lambda a: a[..., :4]), r"prototypes of 'dog': shape \(2, 2, 4\)"),
-    "prototypes without tokens": (swap(3, lambda a: a[:, 0]), r"have shape \(2, 5\), expected \(K, S, Da\)"),
-    "a prototype more than counts": (swap(3, lambda a: np.concatenate([a, a])), r"dog': shape \(4, 2, 5\)"),
-    "infinite prototypes": (poke(3, math.inf), "prototypes of 'dog': not finite"),
-    "prototypes of 1e30": (poke(3, 1e30), "prototypes of 'dog': magnitude 1e"),
-    "counts of floats": (swap(4, lambda a: a.astype(float)), "prototype counts of 'dog' are 'float64'"),
-    "counts of int32": (swap(4, lambda a: a.astype(np.int32)), "prototype counts of 'dog' are 'int32'"),
-    "counts of bool": (swap(4, lambda a: a > 0), "prototype counts of 'dog' are 'bool'"),
-    "counts as a matrix": (swap(4, lambda a: a[None]), r"are 'int64' \(1, 2\)"),
-    "no counts": (swap(4, lambda a: a[:0]), r"are 'int64' \(0,\)"),
-    "very many counts": (swap(4, lambda a: np.ones(5000, dtype=np.int64)), r"with K up to 4096"),
-    "a count of zero": (poke(4, 0), "a prototype of 'dog' has 0 clips"),
-    "a negative count": (poke(4, -5), "a prototype of 'dog' has -5 clips"),
+    "prototypes of another width": (swap(3, lambda a: a[..., :4]), ("'dog'", "prototypes", (2, 2, 4))),
+    "prototypes without tokens": (swap(3, lambda a: a[:, 0]), ("'dog'", "prototypes", (2, 5), "(K, S, Da)")),
+    "a prototype more than counts": (swap(3, lambda a: np.concatenate([a, a])), ("'dog'", "prototypes", (4, 2, 5))),
+    "infinite prototypes": (poke(3, math.inf), ("'dog'", "prototypes", "inf")),
+    "prototypes of 1e30": (poke(3, 1e30), ("'dog'", "prototypes", "1e+30")),
+    "counts of floats": (swap(4, lambda a: a.astype(float)), ("'dog'", "counts", "'float64'")),
+    "counts of int32": (swap(4, lambda a: a.astype(np.int32)), ("'dog'", "counts", "'int32'")),
+    "counts of bool": (swap(4, lambda a: a > 0), ("'dog'", "counts", "'bool'")),
+    "counts as a matrix": (swap(4, lambda a: a[None]), ("'dog'", "counts", (1, 2))),
+    "no counts": (swap(4, lambda a: a[:0]), ("'dog'", "counts", (0,))),
+    "very many counts": (swap(4, lambda a: np.ones(5000, dtype=np.int64)), ("'dog'", "counts", (5000,), 4096)),
+    "a count of zero": (poke(4, 0), ("'dog'", 0)),
+    "a negative count": (poke(4, -5), ("'dog'", -5)),
     "counts that overflow": (
         swap(4, lambda a: np.full(2, 2**62)),
-        "a prototype of 'dog' has 4611686018427387904",
+        ("'dog'", 2**62),
     ),
-    "negative variances": (poke(5, -1e-3), "variances of 'dog': smallest value -0.001"),
-    "NaN variances": (poke(5, math.nan), "variances of 'dog': not finite"),
-    "huge variances": (poke(5, 1e13), "variances of 'dog': magnitude 1e"),
-    "variances of another shape": (swap(5, lambda a: a[:1]), "variances of 'dog': shape"),
-    "clip output of another shape": (swap(6, lambda a: a[0]), r"clip output of 'dog': shape \(6,\)"),
-    "clip output to be broadcast": (swap(6, lambda a: a[:, :1]), r"clip output of 'dog': shape \(1, 1\)"),
-    "NaN clip output": (poke(6, math.nan), "clip output of 'dog': not finite"),
-    "1e30 t5 output": (poke(7, 1e30), "t5 output of 'dog': magnitude"),
+    "negative variances": (poke(5, -1e-3), ("'dog'", "variances", -0.001)),
+    "NaN variances": (poke(5, math.nan), ("'dog'", "variances", "nan")),
+    "huge variances": (poke(5, 1e13), ("'dog'", "variances", "1e+13", "1e+12")),
+    "variances of another shape": (swap(5, lambda a: a[:1]), ("'dog'", "variances", (1, 2, 5))),
+    "clip output of another shape": (swap(6, lambda a: a[0]), ("'dog'", "clip", (6,))),
+    "clip output to be broadcast": (swap(6, lambda a: a[:, :1]), ("'dog'", "clip", (1, 1))),
+    "NaN clip output": (poke(6, math.nan), ("'dog'", "clip", "nan")),
+    "1e30 t5 output": (poke(7, 1e30), ("'dog'", "t5", "1e+30")),
     "no t5 output": (
         lambda a, m: change(*DOG, "t5", to=None)(a[:12], shifted(m, 7)),
-        "class 'dog' has no t5 output",
+        ("'dog'", "t5"),
     ),
 }
 
@@ -265,12 +263,13 @@ def shifted(manifest, gone):
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_reply_is_refused_with_its_reason(case):
-    edit, reason = HOSTILE[case]
+    edit, named, *fault = HOSTILE[case]
     arrays, manifest, examples = sent()
     arrays, manifest = edit(list(arrays), copy.deepcopy(manifest))
-    with pytest.raises(BadReplyError, match=reason) as refused:
+    with refused(BadReplyError, *named) as caught:
         decode(arrays, manifest, examples)
-    assert_presentable(refused.value)
+    assert manifest_fault(caught.value) == fault
+    assert_presentable(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -286,15 +285,15 @@ def test_an_introduction_carries_neither_weights_nor_outputs():
     arrays, manifest, examples = sent(make_reply(task="introduce"))
     assert decode(arrays, manifest, examples, make_expected("introduce")).weights == []
     arrays, manifest, examples = sent()
-    with pytest.raises(BadReplyError, match="3 weights, expected 0"):
+    with refused(BadReplyError, "weights", 3, 0):
         decode(arrays, manifest | {"task": "introduce"}, examples, make_expected("introduce"))
     arrays, manifest, examples = sent(replace(make_reply(), weights=[], task="introduce"))
-    with pytest.raises(BadReplyError, match="class 'dog' has a clip output"):
+    with refused(BadReplyError, "'dog'", "clip"):
         decode(arrays, manifest, examples, make_expected("introduce"))
 
 
 def test_a_t5_output_without_a_t5_adapter_is_refused():
-    with pytest.raises(BadReplyError, match="class 'dog' has a t5 output"):
+    with refused(BadReplyError, "'dog'", "t5"):
         decode(*sent(), make_expected(t5_shape=None))
 
 
@@ -311,7 +310,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
         replace(held, held_fingerprint="other"),
         replace(held, held_classes={"rain"}),
     ):
-        with pytest.raises(BadReplyError, match="class 'dog' has no prototypes"):
+        with refused(BadReplyError, "'dog'", "prototypes"):
             decode(*message, missing)
 
 
@@ -320,7 +319,7 @@ def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree()
     arrays, manifest, examples = sent()
     assert decode(arrays, manifest, examples, unknown).prompts[1].audio.means.shape == (2, 2, 5)
     arrays[8] = arrays[8][..., :4]
-    with pytest.raises(BadReplyError, match=r"prototypes of 'rain': shape \(2, 2, 4\), expected \(2, 2, 5\)"):
+    with refused(BadReplyError, "'rain'", "prototypes", (2, 2, 4), (2, 2, 5)):
         decode(arrays, manifest, examples, unknown)
 
 
