@@ -63,7 +63,7 @@ def mel_filters(sample_rate: int, frame: int, bands: int) -> FloatArray:
     widths = np.diff(edges)[:, None]
     rising = (bins - edges[:-2, None]) / widths[:-1]
     falling = (edges[2:, None] - bins) / widths[1:]
-    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    filters: FloatArray = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
     filters *= 2 / (edges[2:] - edges[:-2])[:, None]
     return filters
 
