@@ -35,8 +35,9 @@ endef
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fed_a2v needs Python 3.11 or newer: make PYTHON=...")'
 	@echo "Installs torch and what a run needs into $(VENV): 2 minutes and 1.7 GB with torch's CPU build."
-	@echo "On Linux, pip takes torch's build for GPUs, some 3 GB more, unless told otherwise: see README.md."
-	$(PYTHON) -m venv $(VENV) && date +%s >$(VENV)/started
+	@echo "On Linux, pip takes torch's build for GPUs, some 4 GB more, unless told otherwise: see README.md."
+	@mkdir -p $(VENV) && date +%s >$(VENV)/started
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	$(installed)
