@@ -95,6 +95,7 @@ bench: dev
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/wrong_configs.py
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/hostile_replies.py
