@@ -62,10 +62,10 @@ test-python:
 coverage: dev
 	$(PYTEST) $(SUITE) --cov --cov-report=term-missing:skip-covered
 
-# SuperLinks and SuperNodes in processes of their own, killed and hung. The tests of one deployment, which often wait for
-# Flower, run one after the other; beside them the rest, each by itself.
+# SuperLinks and SuperNodes in processes of their own, killed and hung. Those of one deployment, which often wait for
+# Flower, are in one file and run one after the other; beside them the rest.
 test-deployment: dev
-	$(PYTEST) -m "deployment and not long" -n $(WORKERS) --dist loadgroup
+	$(PYTEST) -m "deployment and not long" -n $(WORKERS) --dist loadfile
 
 # Twenty kills, ten thousand malformed replies, and property tests with thousands of new examples.
 test-long: dev

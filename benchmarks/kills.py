@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py [--kills 20] [--rounds 4] [--seed 0] [--write]
 
-Each run is `fed-a2v train experiment=quick` in a process of its own, ended by SIGKILL: two of three at a random moment
-between its start and its end, the third while it writes a state, when a random share of the file's bytes is on the
-disk. Then the same command runs once more, to the end. Metrics (clock times apart), results and the last state must be
-equal to the undisturbed run's to the last bit, and nothing half written may be left.
+Each run is `fed-a2v train experiment=quick` in a process of its own, ended by SIGKILL: one of three at a random moment
+of its first half, one of its second half, and the third while it writes a state, when a random share of the file's
+bytes is on the disk. Then the same command runs once more, to the end. Metrics (clock times apart), results and the
+last state must be equal to the undisturbed run's to the last bit, and nothing half written may be left.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
             if not killed or not list((run / "checkpoints").glob(f".state_round_{round_number:06d}.pt.*.tmp")):
                 raise SystemExit(f"run {attempts} was not killed {moment}")
         else:
-            after = moments.uniform(0, seconds)
+            after = (len(exact) % 3 + moments.random()) / 2 * seconds
             moment = f"after {after:.2f} of {seconds:.2f} s"
             process = train(run, rounds)
             time.sleep(after)

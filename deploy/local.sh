@@ -146,7 +146,7 @@ said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
 # The run waits for its sites; what it needs to start takes as long as theirs.
 "$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
   "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
-  federation.round_timeout=120 wandb.mode=disabled "$@" &
+  wandb.mode=disabled "$@" &
 run=$!
 wait "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
 nodes=()

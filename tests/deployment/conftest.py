@@ -20,8 +20,8 @@ DEPLOY = REPOSITORY / "deploy"
 SITES = {"north": "dog,rain", "east": "sneezing,chainsaw", "south": "rooster"}
 CLASSES = ",".join(SITES.values())
 OVERRIDES = (
-    "experiment=quick dataset=esc50 partition=own federation.min_nodes=3 generator=gaussian adapters.hidden_width=64 "
-    f"finetune.first_steps=20 finetune.steps=5 dataset.classes=[{CLASSES}]"
+    "experiment=quick report=false dataset=esc50 partition=own federation.min_nodes=3 generator=gaussian "
+    f"adapters.hidden_width=64 finetune.first_steps=20 finetune.steps=5 dataset.classes=[{CLASSES}]"
 )
 
 

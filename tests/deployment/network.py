@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -49,6 +50,25 @@ class Cable:
     def pull_out(self):
         """Nothing gets through, and nobody is told: packets are lost, as behind a router that has died."""
         ip("link", "set", self.plug, "down")
+
+
+class CableError(Exception):
+    """This machine allows no network of its own."""
+
+
+@contextmanager
+def cable_to(address):
+    if shutil.which("ip") is None:
+        raise CableError("no `ip` on PATH")
+    cable = Cable(address)
+    try:
+        cable.__enter__()
+    except subprocess.CalledProcessError as error:
+        raise CableError(f"no network namespaces on this machine: {error.stderr.strip()}") from error
+    try:
+        yield cable
+    finally:
+        cable.__exit__()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from tests.flower import wait_until
 
 from .conftest import OVERRIDES, rows_of
 
-pytestmark = [pytest.mark.long, pytest.mark.flower, pytest.mark.timeout(1500), pytest.mark.xdist_group("deployment")]
+pytestmark = [pytest.mark.long, pytest.mark.flower, pytest.mark.timeout(1500)]
 
 
 def test_how_long_a_round_lasts_in_which_a_supernode_that_is_killed_was_at_work(deployment, tmp_path, capsys):

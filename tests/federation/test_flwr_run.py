@@ -8,12 +8,7 @@ from tests.flower import BIN, SuperLink, copy_of_app
 
 from .helpers import FAST, Finished, assert_same_run, without_seconds
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.flower,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("flwr run"),
-]
+pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,96 @@
-"""Sites that raise, hang, run out of memory, are killed or cut off: the round ends, and the others' work counts.
+"""A deployment as on several machines, one for all these tests: who gets in, what goes wrong, and what comes of it."""
 
-All of it goes wrong in one run of three rounds, in which each test looks for its own. What takes Flower a minute to
-notice happens at two sites at once; a round begins when those that were lost are back.
-"""
-
-import shutil
+import json
 import subprocess
+import urllib.error
+import urllib.request
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import pytest
 
-from tests.flower import Program, wait_until
+from fed_a2v.config import compose_settings
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.engine import run_in_process
+from tests.federation.helpers import Finished, assert_same_run
+from tests.flower import BIN, Program, own_port, wait_until
 
-from .conftest import CLASSES, OVERRIDES, rows_of, supernode
-from .network import Cable, forwarder
+from .conftest import CLASSES, DEPLOY, OVERRIDES, SITES, Site, processes_in, rows_of, supernode
+from .network import CableError, cable_to, forwarder
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.flower,
-    pytest.mark.timeout(1500),
-    pytest.mark.xdist_group("deployment"),
-]
+pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(1500)]
 
 LONG = 600
 ROUND_TIMEOUT = 900
+
+
+# Registered keys over TLS get in, and nobody else
+
+PLAIN, DISTRUSTFUL, UNREGISTERED = "plain HTTP", "without the authority", "a key that nobody registered"
+
+
+@pytest.fixture(scope="module")
+def strangers(_deployment, tmp_path_factory):
+    """SuperNodes that must not get in, all started at once."""
+    deployment, folder = _deployment.ready(), tmp_path_factory.mktemp("strangers")
+    address = f"127.0.0.1:{deployment.superlink.port}"
+
+    def without_authority(name, *options):
+        command = [BIN / "flower-supernode", *options, "--superlink", address, "--port", own_port()]
+        return Program([*command, "--max-retries", "1", "--max-wait-time", "5"], folder / name)
+
+    programs = {
+        PLAIN: without_authority("plain", "--insecure"),
+        DISTRUSTFUL: without_authority("distrustful", "--auth-supernode-private-key", deployment.sites["north"].key),
+        UNREGISTERED: Site(folder / "unregistered", "stranger", address, deployment.authority),
+    }
+    try:
+        for program in programs.values():
+            program.start()
+        yield programs
+    finally:
+        for program in programs.values():
+            program.end()
+
+
+@pytest.mark.parametrize("kind", [PLAIN, DISTRUSTFUL, UNREGISTERED])
+def test_a_supernode_is_refused(deployment, strangers, kind):
+    stranger = strangers[kind]
+    assert wait_until(lambda: not stranger.alive and stranger.process.returncode, "the refusal", log=stranger.log)
+    assert deployment.online() == set(SITES)
+
+
+def test_the_port_speaks_no_plain_http(deployment):
+    with pytest.raises((urllib.error.URLError, ConnectionError)):
+        urllib.request.urlopen(f"http://127.0.0.1:{deployment.superlink.port}/health", timeout=60)
+
+
+def test_the_control_api_asks_nobody_who_he_is(deployment, tmp_path):
+    """What the guide warns of: if Flower ever closes this hole, the warning can go."""
+    config = tmp_path / "flwr_home" / "config.toml"
+    config.parent.mkdir()
+    done = subprocess.run(
+        [DEPLOY / "connect.sh", "anybody", f"127.0.0.1:{deployment.superlink.port}", deployment.authority],
+        env={"PATH": "/usr/bin:/bin", "FLWR_HOME": str(config.parent)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'default = "anybody"' in config.read_text()
+    listed = subprocess.run(
+        [BIN / "flwr", "list", "anybody"],
+        env={"PATH": f"{BIN}:/usr/bin:/bin", "FLWR_HOME": str(config.parent), "HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+
+
+# Sites that raise, hang, run out of memory, are killed or cut off: the round ends, and the others' work counts
+#
+# All of it goes wrong in one run of three rounds, in which each test looks for its own. What takes Flower a minute to
+# notice happens at two sites at once; a round begins when those that were lost are back.
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +144,6 @@ def eventful(_deployment, tmp_path_factory):
 
         ended = deployment.superlink.end_of(run)
     return SimpleNamespace(ended=ended, rows=rows_of(folder), obstacle=obstacle)
-
-
-class CableError(Exception):
-    """This machine allows no network of its own."""
-
-
-@contextmanager
-def cable_to(address):
-    if shutil.which("ip") is None:
-        raise CableError("no `ip` on PATH")
-    cable = Cable(address)
-    try:
-        cable.__enter__()
-    except subprocess.CalledProcessError as error:
-        raise CableError(f"no network namespaces on this machine: {error.stderr.strip()}") from error
-    try:
-        yield cable
-    finally:
-        cable.__exit__()
 
 
 @contextmanager
@@ -168,3 +215,36 @@ def test_a_run_that_cannot_go_on_fails_and_says_why_in_one_line(deployment, tmp_
     assert ended.status == "finished:failed"
     assert "federation.min_nodes" in ended.details
     assert len(ended.details.splitlines()) == 1
+
+
+# The SuperLink is killed in the middle of a run: once more with the same folder ends as if nothing had happened
+
+
+def test_a_run_whose_superlink_is_killed_goes_on_to_the_very_end_of_an_undisturbed_one(deployment, tmp_path):
+    folder, overrides = tmp_path / "killed", f"{OVERRIDES} rounds=2"
+    east = deployment.sites["east"]
+    east.goes_wrong("wait", 2)
+    run = deployment.superlink.submit(deployment.app, overrides, folder)
+    wait_until(lambda: east.is_wrong(2), "the middle of the second round", 600)
+    deployment.superlink.kill()
+    before = rows_of(folder)
+    assert [row["round"] for row in before] == [1]
+    server = deployment.superlink.home
+    wait_until(lambda: not processes_in(server), "the end of the processes that the SuperLink had started")
+    deployment.ready()
+    assert deployment.superlink.end_of(run).status == "finished:failed"
+    again = deployment.superlink.run(deployment.app, overrides, folder)
+    assert again.status == "finished:completed", again
+    # With the seconds that it took: the first round is the one from before.
+    assert rows_of(folder)[:-1] == before
+
+    nodes = iter(
+        [
+            A2VClient({"site": site.name, "dataset": "esc50", "data-dir": str(site.sounds)})
+            for site in deployment.sites.values()
+        ]
+    )
+    settings = compose_settings([*overrides.split(), "partition.sites=3"])
+    undisturbed = run_in_process(settings, tmp_path / "undisturbed", make_client=lambda: next(nodes))
+    killed = Finished(folder, json.loads((folder / "results.json").read_text()))
+    assert_same_run(killed, Finished(tmp_path / "undisturbed", undisturbed))
