@@ -197,8 +197,9 @@ def loading(path):
     return ("generator.load_checkpoint=true", f"generator.checkpoint_path={path}")
 
 
-def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated):
-    path = validated.folder / "checkpoints" / "vae_generator.pt"
+def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated, tmp_path):
+    # A copy: the run saves its own generator beside the one that it loads.
+    path = shutil.copytree(validated.folder / "checkpoints", tmp_path / "loaded from") / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
     assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
