@@ -59,19 +59,19 @@ def run_page(page, slow, folder, command=None):
     try:
         for block in blocks_of(page, *RUNNABLE):
             if slow == block.slow:
-                workplace.run(block, timeout=600 if slow else 300)
+                workplace.run(block, timeout=900)
     finally:
         workplace.close()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, running):
     running[page].result()
 
 
 @pytest.mark.deployment
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
 def test_the_slow_blocks_of_a_page_run(page, tmp_path):
     run_page(page, True, tmp_path)
