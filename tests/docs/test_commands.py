@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -29,13 +30,14 @@ SLOW_PAGES = [
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def command():
     """`fed-a2v` without the seconds that it takes to import: most blocks need less."""
-    path = tmp_path_factory.mktemp("server") / "socket"
-    with subprocess.Popen([sys.executable, fork_server.__file__, path], stdout=subprocess.PIPE) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield fork_server.CLIENT.format(python=sys.executable, socket=str(path))
-        server.kill()
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
+        path = f"{folder}/socket"
+        with subprocess.Popen([sys.executable, fork_server.__file__, path], stdout=subprocess.PIPE) as server:
+            assert server.stdout.readline() == b"ready\n"
+            yield fork_server.CLIENT.format(python=sys.executable, socket=path)
+            server.kill()
 
 
 @pytest.fixture(scope="module")
