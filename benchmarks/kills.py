@@ -69,11 +69,10 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
         else:
             after = (len(exact) % 3 + moments.random()) / 2 * seconds
             moment = f"after {after:.2f} of {seconds:.2f} s"
-            process = train(run, rounds)
-            time.sleep(after)
-            os.kill(process, signal.SIGKILL)
-            if not was_killed(process):
-                continue  # it had reached its end: another moment
+            start = time.monotonic()
+            if not kill_after(train(run, rounds), after):
+                seconds = time.monotonic() - start  # the machine has more time now: another moment
+                continue
         done = len(read_jsonl(run / "metrics.jsonl"))
         finish(train(run, rounds))
         exact.append(left(run) == left(whole) and not list(run.rglob("*.tmp")))
@@ -108,6 +107,15 @@ def finish(process: int) -> None:
     """Wait for the end of a run that must end well."""
     if os.waitpid(process, 0)[1] != 0:
         raise SystemExit("a run that nobody killed has failed")
+
+
+def kill_after(process: int, seconds: float) -> bool:
+    """End a run by SIGKILL after so many seconds; False: it ended by itself before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+    os.kill(process, signal.SIGKILL)
+    return was_killed(process)
 
 
 def was_killed(process: int) -> bool:
