@@ -1,6 +1,7 @@
 """`flwr run`: the same experiment through Flower's own processes. It exits 0 whatever happens: the status counts."""
 
 import json
+import re
 
 import pytest
 
@@ -47,5 +48,5 @@ def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(superlink, app
 def test_a_wrong_override_fails_the_run_and_the_reason_is_in_its_status(superlink, app, tmp_path):
     ended = superlink.run(app, "rouns=3", tmp_path / "run")
     assert ended.status == "finished:failed"
-    assert "rouns" in ended.details
+    assert {"rouns", "rounds"} <= set(re.findall(r"\w+", ended.details))
     assert not (tmp_path / "run").exists()
