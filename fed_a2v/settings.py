@@ -291,6 +291,9 @@ class SiteSettings(Section):
     learning_rate: Positive = Field(description="of AdamW")
     weight_decay: NonNegative = Field(description="of AdamW")
     proximal: NonNegative = Field(description="weight of FedProx's pull to the global adapters; 0: off")
+    server_steps: bool = Field(
+        description="after the epochs, also take as many steps as `finetune` names for the round: FedAvg of equal steps"
+    )
 
 
 class ShareSettings(Section):
@@ -392,6 +395,10 @@ class FinetuneSettings(Section):
         description="target: the sites' mean adapter outputs (true) or the class's text prompt (false)"
     )
     rollback: bool = Field(description="undo a fine-tuning that makes the held-out loss worse")
+
+    def steps_of(self, round_number: int) -> int:
+        """Optimiser steps of a round, from 1."""
+        return self.first_steps if round_number == 1 else self.steps
 
 
 class FederationSettings(Section):

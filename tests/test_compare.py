@@ -3,9 +3,20 @@
 import json
 
 import pytest
+import torch
 
+from fed_a2v import compare as compare_module
 from fed_a2v.compare import YARDSTICKS, compare, pooled_rows
 from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.core import training
+from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.zero_shot import BilinearMap
+from fed_a2v.data.site import load_clips
+from fed_a2v.federation import site as site_module
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import prompt_set
+from fed_a2v.settings import cache_dir
+from fed_a2v.storage.files import read_jsonl
 from tests.refusals import refused
 
 OVERRIDES = (
@@ -96,3 +107,82 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path):
     with refused(ConfigError, "rouns", "rounds"):
         compare(["rouns=1"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# The same adapters in one place
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["dataset.unseen=4", "site.epochs=20"],
+        ["loss.temperature=0.05", "site.learning_rate=0.003", "site.batch_size=7", "adapters.hidden_width=24"],
+        ["site.server_steps=true"],
+        ["adapters.standardise=false"],
+    ],
+)
+def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_path, monkeypatch):
+    for module in (compare_module, site_module):
+        # Both shuffle alike, whatever they call it.
+        monkeypatch.setattr(module, "torch_generator", lambda *purpose: torch.Generator().manual_seed(purpose[-1]))
+    alone = ("partition=iid", "partition.sites=1", "aggregation.min_replies=1", "share.dtype=float32", "report=false")
+    settings = compose_settings([*OVERRIDES, *alone, "finetune.enabled=false", *overrides])
+    run_in_process(settings, tmp_path)
+    rows, pooled = read_jsonl(tmp_path / "metrics.jsonl"), pooled_rows(settings)
+    for key in ("accuracy", "accuracy_at_5", "site/optimiser_steps", "server/optimiser_steps"):
+        assert [row[key] for row in pooled] == pytest.approx([row[key] for row in rows], abs=1e-6), key
+    assert pooled[-1]["accuracy"] > 0.2  # chance is 0.1
+
+
+def test_pooled_training_of_a_closed_form_solves_for_it_on_every_clip():
+    settings = compose_settings([*OVERRIDES, "adapters=bilinear"])
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
+    rows = as_rows(clips, train)
+    vectors = prompt_set(settings, clips.classes).clip.flatten(1)
+    scores = BilinearMap.fit(rows, vectors)(clips.embeddings[test], vectors)
+    wanted = float((scores.argmax(dim=1) == clips.labels[test]).float().mean())
+    pooled = pooled_rows(settings)
+    assert [row["accuracy"] for row in pooled] == pytest.approx([wanted] * settings.rounds)
+    assert [row["site/optimiser_steps"] for row in pooled] == [0] * settings.rounds
+
+
+def as_rows(clips, train):
+    """Single clips, as if each were a prototype of its own."""
+    audio = clips.embeddings[train]
+    return PrototypeRows(audio, clips.labels[train], torch.ones(len(train)), torch.zeros_like(audio), clips.classes)
+
+
+# Steps
+
+# Five sites of 18 clips, 90 in all, batches of 32: an epoch is one step at a site, three in one place.
+STEPS = {
+    "FedAvg": [(5, 0), (5, 0)],
+    "FedAvg, as many steps": [(35, 0), (15, 0)],
+    "prototypes": [(5, 30), (5, 10)],
+    "pooled": [(15, 0), (15, 0)],
+    "pooled, as many steps": [(35, 0), (15, 0)],
+    "gaussian": [(5, 30), (5, 10)],
+}
+
+
+def test_every_arm_says_how_many_steps_it_takes_and_takes_them(tmp_path, monkeypatch):
+    taken = []
+    step = training.AdamW.step
+    monkeypatch.setattr(training.AdamW, "step", lambda self: (taken.append(1), step(self))[1])
+    arms = [name for name in YARDSTICKS if name != "gaussian"]
+    rows = compare([*OVERRIDES, "generator=gaussian", "report=false"], tmp_path, arms)
+    told = {
+        name: [(row["site/optimiser_steps"], row["server/optimiser_steps"]) for row in run]
+        for name, run in rows.items()
+    }
+    assert told == STEPS
+    sites = {name: 1 if name.startswith("pooled") else 5 for name in STEPS}
+    assert len(taken) == sum(sites[name] * site + server for name, run in STEPS.items() for site, server in run)
+    of_run = results(tmp_path, "FedAvg, as many steps")
+    assert (of_run["site_steps"], of_run["server_steps"]) == (50, 0)
+    table = [line.split("|") for line in (tmp_path / "comparison.md").read_text().splitlines()]
+    shown = dict(zip(map(str.strip, table[0]), zip(*table[-2:], strict=True), strict=True))
+    for name, run in STEPS.items():
+        assert tuple(map(int, shown[name])) == tuple(map(sum, zip(*run, strict=True))), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -26,15 +27,16 @@ def run(words: list[str]) -> None:
     from fed_a2v.compare import YARDSTICKS, compare
     from fed_a2v.runs.table import comparison_table, rounds_table
 
-    yardsticks = [name for name in given.yardsticks.split(",") if name]
+    # A comma also stands in names such as "FedAvg, as many steps".
+    yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
     if unknown := [name for name in yardsticks if name not in YARDSTICKS]:
-        raise ConfigError(f"--with={unknown[0]}: choose from {', '.join(YARDSTICKS)}")
+        raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(YARDSTICKS)}")
     folder = (given.out or Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
     rows = compare(given.overrides, folder, yardsticks)
     label = list(rows)[-1]
     console = Console()
     console.print(rounds_table(rows[label], f"{label}, round by round").rich())
-    console.print(comparison_table(rows, "Accuracy after each round, same seed and same optimiser steps").rich())
+    console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
     final = {name: run[-1].get("accuracy") for name, run in rows.items()}
     console.print(
         "Final accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in final.items() if value is not None)

@@ -161,6 +161,7 @@ class ServerStep:
         if self.settings.finetune:
             with _timed(row, "finetune"):
                 row |= self._finetune(round_number, audio, labels, held_out, steps)
+        row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
         return self._end_of_round(rows, row)
 
     def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:

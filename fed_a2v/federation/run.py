@@ -207,6 +207,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
             "aggregation": self.settings.aggregation.mode,
             "sites": self.settings.partition.sites,
+            "site_steps": sum(row.get("site/optimiser_steps", 0) for row in rows),
+            "server_steps": sum(row.get("server/optimiser_steps", 0) for row in rows),
             "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),

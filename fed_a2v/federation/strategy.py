@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from flwr.common import EvaluateIns, FitIns, NDArrays, Parameters, Scalar, ndarrays_to_parameters
@@ -27,6 +28,7 @@ from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
+from fed_a2v.federation.task import site_steps
 from fed_a2v.federation.wire import (
     BadReplyError,
     Expected,
@@ -165,6 +167,8 @@ class FedA2V(Strategy):
         row["seconds/aggregation"] = time.perf_counter() - start
         self._before = self._clip_side()
         row |= _mean_losses(replies)
+        # Replaced by the server step where it takes any.
+        row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
@@ -371,6 +375,10 @@ class FedA2V(Strategy):
             row["repetitions"] = repetition
             replies = self._good_replies(results, failures, round_number, "train", row)
         return replies
+
+    def _site_steps(self, round_number: int, replies: Sequence[SiteReply]) -> float:
+        """Optimiser steps of a site, in the mean over those that replied."""
+        return fmean(site_steps(self.settings, round_number, reply.num_examples) for reply in replies)
 
     def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
         """Leave the adapters as they are for a round; end the run where that is too often."""

@@ -278,6 +278,7 @@ def test_a_worse_held_out_loss_brings_the_adapters_back_bit_for_bit(rate, caplog
     with caplog.at_level(logging.WARNING, "fed_a2v"):
         row = step.run(1, world.updates())
     assert row["rolled_back"] is True
+    assert row["server/optimiser_steps"] == 20  # they were taken all the same
     assert not row["finetune/held_out_after"] <= row["finetune/held_out_before"]
     assert f"{row['finetune/held_out_before']:.4f}" in caplog.text
     assert_same_bits(dict(step.adapters.state_dict()), before)
