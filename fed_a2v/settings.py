@@ -312,7 +312,8 @@ class AggregationSettings(Section):
     """How the server combines the sites' adapters."""
 
     mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"] = Field(
-        description="mean, mean by clips, median, trimmed mean, Multi-Krum, distillation, or no averaging"
+        description="mean, mean by clips as far as `max_site_share` lets it, median, trimmed mean, Multi-Krum, "
+        "distillation, or no averaging"
     )
     trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         description="trimmed: share of the sites left out at either end, weight by weight"
@@ -322,7 +323,8 @@ class AggregationSettings(Section):
         description="a site's adapters are pulled back to this distance from those it was sent; null: no limit"
     )
     max_site_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        description="share of the clips, in all and of a class, that one site may count for; 1: no limit"
+        description="share of the clips, in all and of a class, that one site may count for; 1: no limit. The log and "
+        "`aggregation/capped_sites`, `bank/capped_sites` say where it cuts"
     )
     min_replies: Count = Field(description="good replies that a round needs")
     if_too_few: Literal["skip", "repeat"] = Field(

@@ -151,6 +151,11 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
             notices.append(f"{clean(run.label)}: classes, confusions and map are as they were after round {recorded}.")
+        if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
+            notices.append(
+                f"{clean(run.label)}: the weighted mean is not by clips alone, aggregation.max_site_share cuts what "
+                f"{cut} of the sites count for."
+            )
     if len(runs) > figures.MOST_VIEWS:
         notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
     return notices

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.common import ndarrays_to_parameters
 
+from fed_a2v.core.shares import capped
 from fed_a2v.federation.audio_kind import AudioKind
 from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.site import Site
@@ -406,6 +407,26 @@ def test_the_steps_of_sites_of_different_sizes_are_counted_in_their_mean():
     assert len(set(batches)) > 1
     assert row["site/optimiser_steps"] == pytest.approx(3 * sum(batches) / 5)
     assert row["server/optimiser_steps"] == 2
+
+
+def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the_log(caplog):
+    dirichlet = ("partition=dirichlet", "partition.alpha=0.5", PLAIN)
+    with caplog.at_level("WARNING", "fed_a2v"):
+        federation = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=0.25").start()
+        rows = [federation.round(number) for number in (1, 2)]
+    sites = [Site(federation.settings, federation.strategy.classes, number) for number in range(5)]
+    sizes = {site.name: len(site.data.train) for site in sites}
+    counted = dict(zip(sizes, capped(list(sizes.values()), 0.25), strict=True))
+    cut = [name for name in sizes if counted[name] < sizes[name]]
+    assert 0 < len(cut) < 5
+    assert [row["aggregation/capped_sites"] for row in rows] == [len(cut)] * 2
+    (line,) = [record.getMessage() for record in caplog.records if "aggregation.max_site_share" in record.getMessage()]
+    for name in cut:
+        has, counts = sizes[name] / sum(sizes.values()), counted[name] / sum(counted.values())
+        assert f"{name} has {has:.2f} of them and counts for {counts:.2f}" in line
+    free = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=1").start().round()
+    assert free["aggregation/capped_sites"] == 0
+    assert "aggregation/capped_sites" not in Federation(*dirichlet).start().round()
 
 
 def test_a_round_without_a_server_step_and_a_skipped_one_count_no_steps_for_it():
