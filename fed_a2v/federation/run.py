@@ -192,9 +192,10 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         return number % self.settings.checkpoint.frequency == 0 or number == self.settings.rounds
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        """Whether the round is more accurate than every one saved before it."""
-        before = [earlier.get("accuracy") for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
-        accuracy = row.get("accuracy")
+        """Whether the round is more accurate, on the clips for validation if any, than every one saved before it."""
+        figure = "accuracy_validation" if self.settings.dataset.validates else "accuracy"
+        before = [earlier.get(figure) for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
+        accuracy = row.get(figure)
         return accuracy is not None and all(earlier is None or earlier < accuracy for earlier in before)
 
     def _finish(self) -> None:
@@ -215,6 +216,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        if self.settings.dataset.validates:
+            self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)
         if self.settings.report:
             self._write_report()

@@ -22,7 +22,7 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.sharing import fingerprint, share_class
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
-from fed_a2v.data.site import SiteData, site_clips
+from fed_a2v.data.site import LabelledClips, SiteData, site_clips
 from fed_a2v.federation.task import (
     adapter_loss,
     more_steps,
@@ -106,16 +106,19 @@ class Site:
         return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
 
     @torch.no_grad()
-    def evaluate(self, adapters: Adapters, calibration: float = 0.0, confusion: bool = False) -> Scores:
-        """Retrieval of the right class prompt among all, and the loss, on the site's test clips.
+    def evaluate(
+        self, adapters: Adapters, calibration: float = 0.0, confusion: bool = False, clips: LabelledClips | None = None
+    ) -> Scores:
+        """Retrieval of the right class prompt among all, and the loss, on some of the site's clips.
 
         Args:
             adapters: to be scored.
             calibration: taken off the scores of recorded classes; has no effect where none is unseen.
             confusion: also say which classes the clips of each class were taken for.
+            clips: on which; None: those for the test.
         """
         loss = adapter_loss(self.settings, self.prompts)
-        test = self.data.test
+        test = self.data.test if clips is None else clips
         scores = {}
         for label in test.labels.unique().tolist():
             audio = test.embeddings[test.labels == label].to(self.device)

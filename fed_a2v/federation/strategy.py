@@ -31,6 +31,7 @@ from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
 from fed_a2v.federation.task import site_steps
 from fed_a2v.federation.wire import (
+    VALIDATION,
     BadReplyError,
     Expected,
     Scores,
@@ -107,7 +108,9 @@ class FedA2V(Strategy):
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
         self._nodes = Nodes(settings)
-        self._models = ("before", "after") if settings.federation.evaluate_before else ("after",)
+        self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
+        if settings.dataset.validates:
+            self._models.append(VALIDATION)
         self._manager: ClientManager | None = None
         # Rounds in a row that were skipped for want of good replies.
         self._skipped = 0

@@ -15,6 +15,7 @@ import yaml
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
+from fed_a2v.federation import strategy as strategy_module
 from fed_a2v.federation.run import Run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
 from fed_a2v.runs.folder import GUIDE_METRICS
@@ -360,6 +361,21 @@ def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_r
     assert names == {"state_round_000004.pt", "state_round_000005.pt", f"best_round_{best['round']:06d}.pt"}
     kept = read_state(run.folder / "checkpoints" / f"best_round_{best['round']:06d}.pt")
     assert kept["round"] == best["round"]
+
+
+def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in, monkeypatch):
+    tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
+    honest = strategy_module.round_figures
+
+    def figures(scores):
+        found = honest(scores)
+        assert found["validation_clips"] == found["test_clips"] == 30
+        return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
+
+    monkeypatch.setattr(strategy_module, "round_figures", figures)
+    run = run_in("run", "rounds=3", "generator=none", "dataset.validation_folds=[3]")
+    assert [path.name for path in run.folder.glob("checkpoints/best*")] == ["best_round_000003.pt"]
+    assert (run.results["accuracy"], run.results["accuracy_validation"]) == (0.5, 0.8)
 
 
 def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds, monkeypatch):
