@@ -16,17 +16,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import train_epochs
 from fed_a2v.core.zero_shot import solve_adapter
+from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import more_steps, new_adapters, prompt_set, site_optimiser, site_steps, training_loss
 from fed_a2v.report.page import write_report
+from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
@@ -79,6 +81,53 @@ def compare(
     if settings.report:
         _write_report(folder)
     return rows
+
+
+def cross_validate(
+    overrides: Sequence[str],
+    folder: Path,
+    yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
+    folds: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compare on several folds and seeds, and write `comparison.md`, `comparison.json` and `report.html` of all.
+
+    Args:
+        overrides: of the experiment.
+        folder: gets a folder of `compare` for each fold and seed.
+        yardsticks: names from `YARDSTICKS`.
+        folds: each tests once, while all others train; `[]`: all folds of the data; None: the experiment's own.
+        seeds: None: the experiment's own.
+        console: where progress is shown.
+
+    Returns:
+        See `summarise`.
+
+    Raises:
+        ConfigError: the data has no such fold, or but one.
+    """
+    settings = compose_settings(overrides)
+    there = [] if folds is None else data_folds(settings.dataset)
+    if folds is not None and (len(there) < 2 or set(folds) - set(there)):
+        raise ConfigError(f"--folds={','.join(map(str, folds))}: the data has the folds {there}; each tests once")
+    tested = [None] if folds is None else folds or there
+    pairs = [(fold, seed) for fold in tested for seed in seeds or [settings.seed]]
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    for fold, seed in pairs:
+        chosen = [] if fold is None else [f"dataset.test_fold={fold}"]
+        words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one page of all, at the end
+        for label, rows in compare(words, folder / pair_name(fold, seed), yardsticks, console).items():
+            runs.setdefault(label, []).append(rows)
+    shared = 1 / (len(there) - 1) if len(tested) > 1 else 0.0
+    summary = summarise(pairs, runs, shared)
+    write_text(
+        folder / "comparison.md", f"{summary['says']}\n\n{crossed_table(summary).markdown()}\n{summary['covers']}\n"
+    )
+    write_json(folder / "comparison.json", {CROSSED: summary})
+    if settings.report:
+        _write_report(folder)
+    return summary
 
 
 def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[dict[str, Any]]:

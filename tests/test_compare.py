@@ -1,12 +1,13 @@
 """An experiment beside its yardsticks."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 
 from fed_a2v import compare as compare_module
-from fed_a2v.compare import YARDSTICKS, compare, pooled_rows
+from fed_a2v.compare import YARDSTICKS, compare, cross_validate, pooled_rows
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core import training
 from fed_a2v.core.prompts import PrototypeRows
@@ -15,7 +16,10 @@ from fed_a2v.data.site import load_clips
 from fed_a2v.federation import site as site_module
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import prompt_set
-from fed_a2v.settings import cache_dir
+from fed_a2v.report.collect import collect
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.intervals import crossed_table, paired_interval
+from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl
 from tests.refusals import refused
 
@@ -186,3 +190,87 @@ def test_every_arm_says_how_many_steps_it_takes_and_takes_them(tmp_path, monkeyp
     shown = dict(zip(map(str.strip, table[0]), zip(*table[-2:], strict=True), strict=True))
     for name, run in STEPS.items():
         assert tuple(map(int, shown[name])) == tuple(map(sum, zip(*run, strict=True))), name
+
+
+# On several folds and seeds
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crossed")
+    words = [*OVERRIDES, "rounds=1", "generator=gaussian"]
+    return folder, cross_validate(words, folder, ("prototypes", "pooled"), folds=[], seeds=[0, 3])
+
+
+def test_every_fold_tests_once_with_every_seed_and_all_others_train(crossed):
+    folder, summary = crossed
+    pairs = [(pair["fold"], pair["seed"]) for pair in summary["pairs"]]
+    assert pairs == [(fold, seed) for fold in (1, 2, 3, 4) for seed in (0, 3)]
+    for fold, seed in pairs:
+        config = RunFolder(folder / f"fold-{fold}_seed-{seed}" / "gaussian").read_config()
+        assert (config["dataset"]["test_fold"], config["seed"]) == (fold, seed)
+        clips = load_clips(*clips_of(config))
+        assert Counter(clips.splits) == {"train": 90, "test": 30}
+    assert summary["test_per_training"] == pytest.approx(30 / 90)
+
+
+def clips_of(config):
+    settings = Settings.model_validate(config)
+    return settings.dataset, settings.encoder, settings.seed, cache_dir(settings)
+
+
+def test_the_differences_are_those_of_the_runs_on_the_same_fold_and_seed(crossed):
+    folder, summary = crossed
+    of_pairs = {
+        name: [
+            json.loads((folder / f"fold-{pair['fold']}_seed-{pair['seed']}" / "comparison.json").read_text())[name][-1]
+            for pair in summary["pairs"]
+        ]
+        for name in ("prototypes", "pooled", "gaussian")
+    }
+    accuracies = {name: [row["accuracy"] for row in last] for name, last in of_pairs.items()}
+    assert {name: arm["accuracy"] for name, arm in summary["arms"].items()} == accuracies
+    assert len(set(accuracies["gaussian"])) > 1
+    wanted = paired_interval(
+        [mine - other for mine, other in zip(accuracies["gaussian"], accuracies["prototypes"], strict=True)], 1 / 3
+    )
+    arm = summary["arms"]["gaussian"]
+    assert (arm["difference"], arm["low"], arm["high"]) == pytest.approx((wanted.mean, wanted.low, wanted.high))
+    assert json.loads((folder / "comparison.json").read_text()) == {"cross_validation": summary}
+    assert str(wanted) in (folder / "comparison.md").read_text()
+
+
+def test_the_report_of_a_cross_validation_has_the_experiments_runs_and_the_table_of_all(crossed):
+    folder, summary = crossed
+    found = collect([folder])
+    labels = [f"fold-{pair['fold']}_seed-{pair['seed']}/gaussian" for pair in summary["pairs"]]
+    assert [run.label for run in found.runs] == labels
+    assert found.yardsticks == {}, "those of one fold are none of another"
+    page = (folder / "report.html").read_text()
+    shown = crossed_table(summary).rows
+    assert [row[0] for row in shown] == ["prototypes", "pooled", "gaussian"]
+    assert all(cell in page for row in shown for cell in row)
+    assert set(collect([folder / "fold-1_seed-0"]).yardsticks) == {"pooled"}
+
+
+def test_seeds_alone_leave_the_folds_of_the_experiment(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "generator=none", "report=false"]
+    summary = cross_validate(words, tmp_path, ("prototypes",), seeds=[1, 2])
+    assert (summary["pairs"], summary["test_per_training"]) == (
+        [{"fold": None, "seed": 1}, {"fold": None, "seed": 2}],
+        0,
+    )
+    assert list(summary["arms"]) == ["prototypes"], "the experiment itself"
+    assert RunFolder(tmp_path / "seed-2" / "prototypes").read_config()["dataset"]["test_fold"] is None
+
+
+def test_one_fold_covers_seeds_only(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "generator=none", "report=false"]
+    summary = cross_validate(words, tmp_path, ("prototypes",), folds=[2])
+    assert ([pair["fold"] for pair in summary["pairs"]], summary["test_per_training"]) == ([2], 0)
+
+
+def test_a_fold_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+    with refused(ConfigError, "--folds=2,9", "[1, 2, 3, 4]"):
+        cross_validate(OVERRIDES, tmp_path, folds=[2, 9])
+    assert not list(tmp_path.iterdir())

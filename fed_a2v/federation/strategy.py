@@ -392,8 +392,8 @@ class FedA2V(Strategy):
         row["aggregation/capped_sites"] = len(cut)
         if cut and cut != self._cut:
             log.warning(
-                "aggregation.max_site_share=%g: the mean is not by clips alone: %s; where all are trusted, 1 lets every "
-                "clip count",
+                "aggregation.max_site_share=%g: the mean is not by clips alone: %s; where all are trusted, 1 lets "
+                "every clip count",
                 aggregation.max_site_share,
                 listed(
                     [f"{site} has {had:.2f} of them and counts for {counts:.2f}" for site, (had, counts) in cut.items()]
