@@ -141,6 +141,31 @@ def test_run_sh_ends_with_an_error_for_a_wrong_key_before_anything_is_sent(tmp_p
     assert {"rouns", "rounds"} <= set(re.findall(r"\w+", done.stderr))
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('site = "north"\nmin_clips = 8\n', {"min_clips", "min-clips"}),
+        ('site = "north"\nmin-clips = "eight"\n', {"min-clips", "eight"}),
+        ("[site]\nmin-clips = 8\n", {"site", "min-clips"}),
+        ("site = north\n", set()),
+    ],
+)
+def test_supernode_sh_does_not_start_a_site_with_a_slip_in_its_configuration(tmp_path, content, named):
+    """Nothing listens at that address: a SuperNode would try for ever."""
+    (tmp_path / "site.toml").write_text(content)
+    words = ["--superlink", "127.0.0.1:9", "--ca", "site.toml", "--key", "site.toml", "--config", "site.toml"]
+    done = subprocess.run(
+        [DEPLOY / "supernode.sh", *words],
+        env={"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert {"site.toml", *named} <= set(re.findall(r"[\w.-]+", done.stderr))
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)
 def test_the_systemd_units_are_well_formed(unit, tmp_path):
