@@ -255,6 +255,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
                 if old.is_file():
                     write_bytes(new, old.read_bytes())
+            return state | {"wandb_id": None}  # a run of its own at W&B, too, with all rounds
         return state
 
     def _partition(self) -> dict[str, Any] | None:
