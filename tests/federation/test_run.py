@@ -23,6 +23,7 @@ from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
 from tests.flower import wait_until
 from tests.refusals import refused
+from tests.wandb_files import rows_at_wandb
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
 
@@ -520,7 +521,7 @@ main(sys.argv[1:])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, finished_run):
     folder = tmp_path / "killed"
-    words = ["train", *FAST, "rounds=3", f"hydra.run.dir={folder}"]
+    words = ["train", *FAST, "rounds=3", "wandb.mode=offline", f"hydra.run.dir={folder}"]
     with (tmp_path / "shown").open("w") as shown:
         process = subprocess.Popen(
             [sys.executable, "-c", STUCK_IN_ROUND_3, *words], cwd=tmp_path, stdout=shown, stderr=subprocess.STDOUT
@@ -542,6 +543,10 @@ def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, 
     assert_same_run(killed, whole)
     assert without_seconds(killed.results) == without_seconds(whole.results)
     assert not list(folder.rglob("*.tmp"))
+    # W&B's own process may put the bytes on the disk a moment later.
+    wait_until(lambda: any(row.get("round") == 3 for row in rows_at_wandb(folder)), "the last round at W&B")
+    tracked = [(row["_step"], row["accuracy"]) for row in rows_at_wandb(folder) if "accuracy" in row]
+    assert tracked == [(row["round"], row["accuracy"]) for row in killed.rows]
 
 
 def test_one_folder_has_one_run_after_the_other_and_not_two_logs(run_in):

@@ -13,9 +13,10 @@ import pytest
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.tracking import Tracker
-from fed_a2v.runs.wandb_file import logged_rounds, records
+from fed_a2v.runs.wandb_file import logged_rounds
 from tests.flower import REPOSITORY, wait_until
 from tests.refusals import refused
+from tests.wandb_files import rows_at_wandb
 
 ROW = {
     "round": 1,
@@ -168,18 +169,10 @@ def writes_for(pid):
 
 
 def rounds_at_wandb(folder):
-    """Each row in W&B's files in a folder: round and last figure, in the order in which they were written."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    rows = []
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        for content in records(path.read_bytes()):
-            items = Record.FromString(content).history.item
-            row = {"/".join([item.key, *item.nested_key]).strip("/"): json.loads(item.value_json) for item in items}
-            if row:
-                assert row["_step"] == row["round"]
-                rows.append((row["round"], row["figure/299"]))
-    return rows
+    """Round and last figure of each row in W&B's files."""
+    rows = rows_at_wandb(folder)
+    assert all(row["_step"] == row["round"] for row in rows)
+    return [(row["round"], row["figure/299"]) for row in rows]
 
 
 def written(folder, last):
@@ -258,7 +251,7 @@ import time
 from pathlib import Path
 from fed_a2v.config import compose_settings
 from fed_a2v.runs.tracking import Tracker
-from fed_a2v.runs.wandb_file import logged_rounds, records
+from fed_a2v.runs.wandb_file import logged_rounds
 with Tracker(Path({str(tmp_path)!r}), compose_settings("wandb.mode=disabled")) as tracker:
     tracker.log_round({{"round": 1}})
 assert "wandb" not in sys.modules
