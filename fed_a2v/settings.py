@@ -394,9 +394,10 @@ class GeneratorSettings(BaseModel):
         description="share of each class's prototypes kept out of training, for validation and roll-back"
     )
     save_checkpoint: bool = Field(description="write the generator to a file of its own")
-    load_checkpoint: bool = Field(description="start with the generator in checkpoint_path")
+    load_checkpoint: bool = Field(description="start with the generator that is found at checkpoint_path")
     checkpoint_path: str = Field(
-        description="file; relative paths lie in the run's folder; the round is put into the name"
+        description="where load_checkpoint looks: a file, its name without the round, or a folder; what is saved lies "
+        "in the run's own checkpoints/ under the same name, with the round"
     )
     checkpoint_frequency: Count = Field(description="rounds from one file to the next")
 
