@@ -26,7 +26,7 @@ from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
+from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import Scorer, choose_calibration, solve_adapter
 
@@ -75,6 +75,14 @@ class SiteUpdate(NamedTuple):
     prompts: list[ClassPrompts]
     fingerprint: str
     weights: Sequence[Tensor] = ()
+
+
+class _Material(NamedTuple):
+    """(N, S, Da) rows with their (N,) class indices, and which of them are synthetic, where any are."""
+
+    audio: Tensor
+    labels: Tensor
+    mixture: Mixture | None
 
 
 class ServerStep:
@@ -153,14 +161,14 @@ class ServerStep:
             with _timed(row, "finetune"):
                 row |= self._solve(rows.to(self.conditions.device))
             return self._end_of_round(rows, row)
-        audio, labels = self._training_rows(trained_on, synthetic)
+        material = self._material(trained_on, synthetic)
         steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
         if self.settings.distil:
             with _timed(row, "distil"):
-                row |= self._distil(round_number, updates, audio, labels, steps)
+                row |= self._distil(round_number, updates, material, steps)
         if self.settings.finetune:
             with _timed(row, "finetune"):
-                row |= self._finetune(round_number, audio, labels, held_out, steps)
+                row |= self._finetune(round_number, material, held_out, steps)
         return self._end_of_round(rows, row)
 
     def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +330,7 @@ class ServerStep:
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[SiteUpdate], audio: Tensor, labels: Tensor, steps: int
+        self, round_number: int, updates: Sequence[SiteUpdate], material: _Material, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -331,24 +339,35 @@ class ServerStep:
             for update in updates
         ]
         random = torch_generator(self.settings.seed, "distil", round_number)
-        losses = distil(self.adapters, self.prompts, teachers, audio, labels, steps, self.settings.optimiser, random)
+        losses = distil(
+            self.adapters,
+            self.prompts,
+            teachers,
+            material.audio,
+            material.labels,
+            steps,
+            self.settings.optimiser,
+            random,
+            material.mixture,
+        )
         return {f"distil/{name}": value for name, value in losses.items()}
 
     def _finetune(
-        self, round_number: int, audio: Tensor, labels: Tensor, held_out: PrototypeRows, steps: int
+        self, round_number: int, material: _Material, held_out: PrototypeRows, steps: int
     ) -> dict[str, Any]:
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
         loss_before = self._held_out_loss(held_out)
         losses = train_steps(
             self.adapters,
-            audio,
-            labels,
+            material.audio,
+            material.labels,
             self.loss,
             steps,
             settings.optimiser,
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
+            mixture=material.mixture,
         )
         row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
         row |= {f"finetune/{name}": value for name, value in losses.items()}
@@ -375,25 +394,16 @@ class ServerStep:
         rows = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
         return rows, torch.arange(classes, device=real.labels.device).repeat_interleave(number)
 
-    def _training_rows(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Real prototypes and synthetic rows, in the shares that the settings ask for, with their class indices.
-
-        Prototypes are repeated, not dropped, to reach their share; `balanced_order` evens out the classes.
-        """
-        share, number = self.settings.synthetic_share, self.settings.synthetic_samples_per_class
-        audio, labels = real.embeddings, real.labels
-        if synthetic is not None and share == 1:
+    def _material(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> _Material:
+        """What the adapters are trained on: prototypes and synthetic rows, drawn by `finetune.synthetic_share`."""
+        audio, labels, mixture = real.embeddings, real.labels, None
+        if synthetic is not None and self.settings.synthetic_share == 1:
             audio, labels = synthetic
         elif synthetic is not None:
-            wanted = number * (1 - share) / share
-            repeated = []
-            for label in range(len(real.names)):
-                rows = torch.nonzero(real.labels == label).flatten()
-                repeated.append(rows.repeat(max(1, round(wanted / len(rows)))))
-            index = torch.cat(repeated)
-            audio = torch.cat([real.embeddings[index], synthetic[0]])
-            labels = torch.cat([real.labels[index], synthetic[1]])
-        return audio, self._class_indices(real.names).to(labels.device)[labels]
+            drawn = torch.arange(len(real) + len(synthetic[1]), device=labels.device) >= len(real)
+            mixture = Mixture(drawn, self.settings.synthetic_share)
+            audio, labels = torch.cat([audio, synthetic[0]]), torch.cat([labels, synthetic[1]])
+        return _Material(audio, self._class_indices(real.names).to(labels.device)[labels], mixture)
 
     def _class_indices(self, names: Iterable[str]) -> Tensor:
         """The places of classes among the prompts."""

@@ -103,13 +103,22 @@ def test_every_real_and_every_synthetic_row_enters_the_loss():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_share_of_synthetic_rows_is_the_one_asked_for(share):
-    world = World()
+@pytest.mark.parametrize(
+    ("samples", "clips", "groups"), [(8, 24, 8), (5, 9, 3), (20, 112, 112)], ids=["few", "guide", "112 rows a class"]
+)
+@pytest.mark.parametrize("distilled", [False, True])
+def test_the_share_of_synthetic_rows_is_the_one_asked_for(samples, clips, groups, share, distilled):
+    world = World(classes=4)
     generator, adapters = StubGenerator(world), world.adapters(kind=WatchedAdapters)
-    step_of(world, generator, adapters, synthetic_share=share, first_steps=60).run(1, world.updates())
+    settings = {"distil": distilled, "finetune": not distilled, "first_steps": 10, "holdout": 0.0}
+    step = step_of(world, generator, adapters, synthetic_share=share, synthetic_samples_per_class=samples, **settings)
+    updates = world.updates(clips_per_class=clips, prototypes=groups, min_clips=1 if groups == clips else 3)
+    weights = [weight.clone() for weight in adapters.weights()]
+    step.run(1, [update._replace(weights=weights) for update in updates])
+    assert step.bank.rows().labels.bincount().tolist() == [groups] * 4
     made = torch.cat(generator.made) if generator.made else adapters.seen[:0]
-    drawn = sum(contains(made, row) for row in adapters.seen) / len(adapters.seen)
-    assert drawn == pytest.approx(share, abs=0.06)
+    drawn = torch.tensor([contains(made, row) for row in adapters.seen])
+    assert drawn.view(10, 32).sum(dim=1).tolist() == [32 * share] * 10
 
 
 def test_rare_classes_enter_as_often_as_common_ones():
