@@ -100,6 +100,8 @@ def distil(
         return {}
     loss = AdapterLoss(prompts, DISTILLATION)
     mixture = mixture and mixture._replace(synthetic=mixture.synthetic[taught])
-    losses = train_steps(adapters, audio[taught], labels[taught], loss, steps, optimiser, random, targets, True, mixture)
+    losses = train_steps(
+        adapters, audio[taught], labels[taught], loss, steps, optimiser, random, targets, True, mixture
+    )
     del losses["contrastive"]
     return losses
