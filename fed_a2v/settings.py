@@ -366,7 +366,8 @@ class BankSettings(Section):
         description="prototypes: as they came; generator: nothing but what the generator has learned of them"
     )
     rows_per_class: Count = Field(
-        description="prototypes of a class that a round learns from at most, drawn anew each time"
+        description="prototypes of a class that a round learns from at most, drawn anew each time; of as many the "
+        "share generator.holdout is held out at most"
     )
 
 
@@ -389,9 +390,12 @@ class GeneratorSettings(BaseModel):
     augmentation: bool = Field(description="add noise to the inputs; the targets stay clean")
     augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
     synthetic_samples_per_class: Count = Field(description="synthetic embeddings of each class that fine-tuning gets")
-    validation_frequency: Count = Field(description="rounds from one validation to the next")
+    validation_frequency: Count = Field(
+        description="rounds from one validation to the next; with bank.keep=generator each in which prototypes come"
+    )
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        description="share of each class's prototypes kept out of training, for validation and roll-back"
+        description="share of each class's prototypes kept out of training, for validation and roll-back: one at least "
+        "of three or more, decided when they come"
     )
     save_checkpoint: bool = Field(description="write the generator to a file of its own")
     load_checkpoint: bool = Field(description="start with the generator that is found at checkpoint_path")
