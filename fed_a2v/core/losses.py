@@ -123,7 +123,7 @@ class VAELoss(nn.Module):
         beta_epochs: length of the ramp or cycle in epochs, counted over the whole life of the generator.
         variance: `unit`: s2 = 1 in standardised units; `optimal`: the batch's mean squared error, which is the
             maximum-likelihood value; `learned`: one weight, trained with the others (sigma-VAE, Rybkin et al.
-            2021).
+            2021); `decoder`: the decoder says it for every row and column (for a VAE with `closed_form`).
         free_bits: nats that every latent unit may carry for nothing: the KL of a unit, averaged over the batch,
             counts only above it (Kingma et al. 2016). 0 is the plain ELBO.
         similarity_weight: weight of one minus the cosine of reconstruction and input.
@@ -134,15 +134,15 @@ class VAELoss(nn.Module):
         beta_schedule: Literal["constant", "linear", "cyclical"] = "constant",
         beta_max: float = 1.0,
         beta_epochs: int = 50,
-        variance: Literal["unit", "optimal", "learned"] = "optimal",
+        variance: Literal["unit", "optimal", "learned", "decoder"] = "optimal",
         free_bits: float = 0.0,
         similarity_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if beta_schedule not in ("constant", "linear", "cyclical"):
             raise ValueError(f"beta_schedule={beta_schedule!r}: choose constant, linear or cyclical")
-        if variance not in ("unit", "optimal", "learned"):
-            raise ValueError(f"variance={variance!r}: choose unit, optimal or learned")
+        if variance not in ("unit", "optimal", "learned", "decoder"):
+            raise ValueError(f"variance={variance!r}: choose unit, optimal, learned or decoder")
         if free_bits < 0:
             raise ValueError(f"free_bits={free_bits}: must not be negative")
         if beta_max < 0 or beta_epochs < 1:
@@ -164,7 +164,15 @@ class VAELoss(nn.Module):
         position = (epoch % self.beta_epochs) / self.beta_epochs
         return self.beta_max * min(1.0, 2 * position)
 
-    def forward(self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, epoch: int) -> VAELossParts:
+    def forward(
+        self,
+        recon_x: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        epoch: int,
+        log_likelihood: Tensor | None = None,
+    ) -> VAELossParts:
         """Loss of B rows.
 
         Args:
@@ -173,18 +181,21 @@ class VAELoss(nn.Module):
             mu: (B, L) posterior mean.
             logvar: (B, L) posterior log variance.
             epoch: of the generator's life, from 0.
+            log_likelihood: (B,) of the inputs under the decoder's density; for `variance="decoder"`, which needs it.
         """
         recon_x, x = recon_x.flatten(1), x.flatten(1)
         dimensions = x.shape[1]
         error = (recon_x - x).square().mean(dim=1)
         unit_kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
         charged = unit_kl.mean(dim=0).clamp(min=self.free_bits).sum() / dimensions
-        total = self._negative_log_likelihood(error.mean()) + self.beta(epoch) * charged
+        own = None if log_likelihood is None else -log_likelihood / dimensions
+        total = self._negative_log_likelihood(error.mean()) if own is None else own.mean()
+        total = total + self.beta(epoch) * charged
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.similarity_weight > 0):
             similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
         total = total + self.similarity_weight * similarity.mean()
         kl = unit_kl.sum(dim=1) / dimensions
-        return VAELossParts(total, 0.5 * error.detach(), kl.detach(), similarity.detach())
+        return VAELossParts(total, (0.5 * error if own is None else own).detach(), kl.detach(), similarity.detach())
 
     def _negative_log_likelihood(self, error: Tensor) -> Tensor:
         """Per data dimension, of a Gaussian decoder with mean squared error `error`."""

@@ -124,6 +124,40 @@ class Generator(nn.Module, ABC):
         del x, visual_condition
         return None
 
+    # What the network of a generator has learned, without moments, residuals and calibration around it. All four give
+    # None for a generator that has nothing of the kind.
+
+    def log_likelihood(
+        self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator
+    ) -> Tensor | None:
+        """Log densities of B embeddings, or lower bounds on them.
+
+        Args:
+            x: (B, S, Da).
+            conditions: (B, V), as in `fit`.
+            noise: (D,) deviation of Gaussian noise that all variances get on top; see `fed_a2v.core.likelihood`.
+            random: source of the draws behind a bound.
+
+        Returns:
+            (B,) nats, in the units of the embeddings.
+        """
+        del x, conditions, noise, random
+        return None
+
+    def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor | None:
+        """(B, S, Da) embeddings under (B, V) conditions, encoded and decoded again."""
+        del x, conditions
+        return None
+
+    def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor | None:
+        """(B, S, Da): what the network alone draws under each of (B, V) conditions."""
+        del conditions, random
+        return None
+
+    def untrained(self) -> Generator | None:
+        """A copy as it would be without the training of its network, if it does not start from random weights."""
+        return None
+
     def training_state(self) -> dict[str, Any]:
         """What training needs beside the weights to go on as if never stopped (optimiser, epoch counter)."""
         return {}

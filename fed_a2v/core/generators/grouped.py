@@ -10,6 +10,7 @@ Shapes: G generators, N rows of each, D = S x Da.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.moments import ROWS_PER_CLASS
-from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, Lesson
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
@@ -166,12 +167,45 @@ class GroupedVAEGenerator(Generator):
 
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`: each embedding's latent is that of its own class's generator."""
-        conditions, owners = self._find(as_rows(visual_condition, len(x), self.visual_dim))
-        mu, logvar = (x.new_zeros(len(x), self.dimensions["latent_dim"]) for _ in range(2))
-        for key, place in self._place.items():
+        conditions = as_rows(visual_condition, len(x), self.visual_dim)
+        mu = self._of_each(conditions, lambda member, rows, own: member.posterior(x[rows], own)[0])
+        return mu, self._of_each(conditions, lambda member, rows, own: member.posterior(x[rows], own)[1])
+
+    def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.log_likelihood`."""
+        return self._of_each(
+            conditions, lambda member, rows, own: member.log_likelihood(x[rows], own, noise, random)
+        )
+
+    def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
+        """See `Generator.reconstruct`."""
+        return self._of_each(conditions, lambda member, rows, own: member.reconstruct(x[rows], own))
+
+    def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.sample_raw`."""
+        return self._of_each(conditions, lambda member, rows, own: member.sample_raw(own, random))
+
+    def untrained(self) -> GroupedVAEGenerator | None:
+        """See `Generator.untrained`."""
+        members = [member.untrained() for member in self._members if isinstance(member, ConditionedVAEGenerator)]
+        start = copy.copy(self)
+        start._modules = dict(self._modules, _members=nn.ModuleList(member for member in members if member is not None))
+        return start if len(start._members) == len(members) else None
+
+    def _of_each(
+        self, conditions: Tensor, call: Callable[[ConditionedVAEGenerator, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What each row's own generator says, given the mask of its rows and their known (B, V) conditions."""
+        conditions, owners = self._find(conditions)
+        found = None
+        for key, place in sorted(self._place.items()):
             rows = owners == place
-            mu[rows], logvar[rows] = self.member(key).posterior(x[rows], conditions[rows])
-        return mu, logvar
+            if rows.any():
+                said = call(self.member(key), rows, conditions[rows])
+                found = said.new_empty(len(conditions), *said.shape[1:]) if found is None else found
+                found[rows] = said
+        assert found is not None
+        return found
 
     def move_to(self, device: torch.device) -> None:
         """See `Generator.move_to`."""
@@ -293,12 +327,13 @@ class _BatchLoss(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, clean: Tensor, noisy: Tensor, directions: Tensor, latent_noise: Tensor) -> Tensor | VAELossParts:
-        return self.generator.batch_loss(clean, noisy, directions, latent_noise)
+    def forward(self, *parts: Tensor) -> Tensor | VAELossParts:
+        *rows, latent_noise = parts
+        return self.generator.batch_loss(Lesson(*rows), latent_noise)
 
 
 class _Stack:
-    """The weights and the optimiser of G generators, as one tensor (G, ...) each.
+    """The weights, the linear part and the optimiser of G generators, as one tensor (G, ...) each.
 
     Matrices lie transposed in memory: batched products and their gradients then need no copies.
     """
@@ -309,6 +344,8 @@ class _Stack:
         all_names = dict(first.named_parameters())
         trained = [name for name, parameter in all_names.items() if parameter.requires_grad]
         self.weights = {name: self._gather(name).requires_grad_() for name in trained}
+        fixed = [name for name, _ in first.named_buffers() if name in ("linear.loadings", "linear.rest", "linear.loudness")]
+        self.fixed = {name: torch.stack([member.get_buffer(name) for member in members]) for name in fixed}
         self.averages = {name: self._gather(AVERAGE + name) for name in trained if AVERAGE + name in all_names}
         self.optimiser = AdamW(
             self.weights.values(), lr=first.learning_rate, weight_decay=first.weight_decay, fused=True
@@ -322,12 +359,13 @@ class _Stack:
     def losses(self, loss: _BatchLoss, *batch: Tensor) -> Tensor | VAELossParts:
         """The loss of each generator on its own part of `batch`, (G, ...) each."""
 
-        def own_loss(weights: dict[str, Tensor], *part: Tensor) -> Tensor | VAELossParts:
+        def own_loss(weights: dict[str, Tensor], fixed: dict[str, Tensor], *part: Tensor) -> Tensor | VAELossParts:
             own = {f"generator.{name}": _turned(weight) for name, weight in weights.items()}
+            own |= {f"generator.{name}": buffer for name, buffer in fixed.items()}
             result: Tensor | VAELossParts = functional_call(loss, own, part)
             return result
 
-        together: Tensor | VAELossParts = vmap(own_loss)(self.weights, *batch)
+        together: Tensor | VAELossParts = vmap(own_loss)(self.weights, self.fixed, *batch)
         return together
 
     def step(self, loss: Tensor | VAELossParts) -> None:
@@ -365,23 +403,24 @@ def _train_together(lessons: Sequence[_Lesson], noise: float, records: Sequence[
     """Train the lessons' generators, all at the same stage, for an epoch for each of `records`."""
     members = [lesson.member for lesson in lessons]
     randoms = [lesson.random for lesson in lessons]
-    x = torch.stack([lesson.x for lesson in lessons])
+    parts = [lesson.member.lesson(lesson.x, lesson.labels) for lesson in lessons]
+    together = Lesson(*(torch.stack(part) for part in zip(*parts, strict=True)))
     labels = torch.stack([lesson.all_labels for lesson in lessons])
-    directions = torch.stack([lesson.member.directions(lesson.member.conditions)[lesson.labels] for lesson in lessons])
-    each = torch.arange(len(lessons), device=x.device).unsqueeze(1)
+    each = torch.arange(len(lessons), device=labels.device).unsqueeze(1)
     first = members[0]
     if first.condition_map is None:
-        directions = directions[..., :0]  # not looked at
+        together = together._replace(directions=together.directions[..., :0])  # not looked at
     for member in members:
         member.train()
     stack, batch_loss = _Stack(members), _BatchLoss(first)
     for record in records:
-        orders = [torch.randperm(x.shape[1], generator=random, device=random.device) for random in randoms]
-        for batch in torch.stack(orders).to(x.device).split(first.batch_size, dim=1):
-            clean = x[each, batch]
-            noisy = clean + noise * _normal(clean.shape[1:], clean, randoms) if noise > 0 else clean
-            latent_noise = _normal((batch.shape[1], first.latent_dim), clean, randoms)
-            loss = stack.losses(batch_loss, clean, noisy, directions[each, batch], latent_noise)
+        orders = [torch.randperm(labels.shape[1], generator=random, device=random.device) for random in randoms]
+        for batch in torch.stack(orders).to(labels.device).split(first.batch_size, dim=1):
+            rows = Lesson(*(part[each, batch] for part in together))
+            if noise > 0:
+                rows = rows._replace(seen=rows.seen + noise * _normal(rows.seen.shape[1:], rows.seen, randoms))
+            latent_noise = _normal((batch.shape[1], first.latent_dim), rows.clean, randoms)
+            loss = stack.losses(batch_loss, *rows, latent_noise)
             stack.step(loss)
             record.add(loss, labels[each, batch])
         for member in members:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fed_a2v.core.generators.buffers import take_shapes
+from fed_a2v.core.likelihood import gaussian_log_density
 from fed_a2v.core.prompts import PrototypeRows
 
 # A group's deviation is not blown up by more than this factor to reach the total variance.
@@ -132,6 +133,25 @@ class ClassMoments(nn.Module):
         which leave the classes' moments behind, and about as many exact zeros as the data have.
         """
         return rows.clamp(min=0) if self.non_negative else rows
+
+    @torch.no_grad()
+    def log_density(self, rows: Tensor, labels: Tensor, shrinkage: float, noise: Tensor) -> Tensor:
+        """(B,) log densities of (B, D) rows under the Gaussians of their classes `labels`.
+
+        The covariances are those of `residuals`, and `noise` (D,), a deviation, on top; no cut is made.
+        """
+        found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        pooled = self.correlated
+        if len(pooled) > pooled.shape[1]:
+            pooled = torch.linalg.qr(pooled, mode="r").R  # the same covariance
+        for label in labels.unique().tolist():
+            own, std = self.directions[label], self.std[label]
+            share = 1.0 if not own.any() else shrinkage
+            factors = torch.cat([(1 - share) ** 0.5 * own, share**0.5 * std * pooled])
+            variances = share * (self.independent * std).square() + noise.square()
+            offsets = rows[labels == label] - self.mean[label]
+            found[labels == label] = gaussian_log_density(offsets, factors, variances)
+        return found
 
     def residuals(self, labels: Tensor, shrinkage: float, random: torch.Generator) -> Tensor:
         """(B, D) draws of the classes' spread around zero.

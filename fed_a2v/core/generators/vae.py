@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,46 @@ from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generat
 from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.calibration import Calibration
 from fed_a2v.core.generators.class_prior import ClassPrior
+from fed_a2v.core.generators.factors import FactorModel, widened
 from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.likelihood import (
+    DRAWS,
+    NOISE,
+    column_scale,
+    importance_bound,
+    normal_log_density,
+    student_log_density,
+)
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
+
+
+# Degrees of freedom of the closed-form decoder's noise: columns of embeddings have heavier tails than a Gaussian.
+FREEDOM = 8
+
+
+class Lesson(NamedTuple):
+    """N rows to learn from, with all that is computed of them beforehand.
+
+    Attributes:
+        clean: (N, D) standardised rows, the target.
+        seen: (N, D), what the encoder sees of them.
+        directions: (N, V) of their conditions.
+        start: (N, 2L) mean and log variance of the posterior that the encoder starts from; (N, 1) zeros if none.
+        centre, scale: (N, D) of their classes, for the decoder; (N, 1) zeros and ones where there is no linear part.
+    """
+
+    clean: Tensor
+    seen: Tensor
+    directions: Tensor
+    start: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def take(self, index: Tensor) -> Lesson:
+        """Some of the rows."""
+        return Lesson(*(part[index] for part in self))
 
 
 class ConditionedVAEGenerator(Generator):
@@ -26,6 +62,11 @@ class ConditionedVAEGenerator(Generator):
     Inputs are standardised inside, with statistics that are taken at the first `fit` and kept with the weights.
     It trains on prototypes whose distance to their class's mean is stretched to that of single clips. Classes
     it has seen are sampled through `ClassPrior`; a new condition is decoded from N(0, I).
+
+    With `closed_form` it starts as the linear-Gaussian model that fits the first rows best (`FactorModel`), with its
+    posterior as the encoder, and the networks add to both what a linear model cannot say; their last layers start at
+    0. The noise of the decoder is Student's, and `VAELoss(variance="decoder")` lets its network say how wide it is,
+    column by column, where another loss lets it correct the mean.
 
     Args:
         input_dim: Da, default 512.
@@ -36,6 +77,7 @@ class ConditionedVAEGenerator(Generator):
         conditional: whether encoder and decoder see the condition, default true; without it the condition only
             finds the class whose prior is sampled.
         condition_dim: width to which the condition is mapped, default 64.
+        closed_form: start from the linear model, default false: from random weights.
         ema: decay of the running average of the weights that are used for sampling, e.g. 0.99; default 0: the
             weights themselves.
         loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts` or a scalar. Default: the
@@ -50,6 +92,7 @@ class ConditionedVAEGenerator(Generator):
     input_std: Tensor
     condition_mean: Tensor
     conditions: Tensor
+    error: Tensor  # (): mean squared error of the training rows' reconstructions
 
     def __init__(
         self,
@@ -61,6 +104,7 @@ class ConditionedVAEGenerator(Generator):
         *,
         conditional: bool = True,
         condition_dim: int = 64,
+        closed_form: bool = False,
         ema: float = 0.0,
         loss: nn.Module | None = None,
         learning_rate: float = 1e-3,
@@ -77,16 +121,25 @@ class ConditionedVAEGenerator(Generator):
         self.loss = loss if loss is not None else VAELoss(beta_schedule="linear")
         if not 0 <= ema < 1:
             raise ValueError(f"ema={ema}: must lie in [0, 1)")
+        self.tells_width = isinstance(self.loss, VAELoss) and self.loss.variance == "decoder"
+        if self.tells_width and not closed_form:
+            raise ValueError("loss.variance=decoder needs closed_form=true")
         width = input_dim * sequence_length
         extra = condition_dim if conditional else 0
         self.condition_map = nn.Linear(visual_dim, condition_dim) if conditional else None
         self.encoder = _network(width + extra, hidden_dim, 2 * latent_dim)
         self.decoder = _network(latent_dim + extra, hidden_dim, width)
+        self.linear = FactorModel(width, latent_dim) if closed_form else None
+        if closed_form:
+            for network in (self.encoder, self.decoder):
+                nn.init.zeros_(network[-1].weight)
+                nn.init.zeros_(network[-1].bias)
         self.averaged = _Averaged(self._networks(), ema) if ema else None
         self.register_buffer("input_mean", torch.zeros(width))
         self.register_buffer("input_std", torch.ones(width))
         self.register_buffer("condition_mean", torch.zeros(visual_dim))
         self.register_buffer("conditions", torch.empty(0, visual_dim))
+        self.register_buffer("error", torch.ones(()))
         self.moments = ClassMoments()
         self.prior = ClassPrior()
         self.calibration = Calibration()
@@ -96,7 +149,11 @@ class ConditionedVAEGenerator(Generator):
     @property
     def dimensions(self) -> dict[str, int]:
         """See `Generator.dimensions`."""
-        return super().dimensions | {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+        return super().dimensions | {
+            "hidden_dim": self.hidden_dim,
+            "latent_dim": self.latent_dim,
+            "closed_form": int(self.linear is not None),
+        }
 
     def forward(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct audio embeddings.
@@ -109,17 +166,19 @@ class ConditionedVAEGenerator(Generator):
             The reconstruction in x's shape, and the posterior's mean and log variance, (B, L) each. In
             training mode the latent is drawn from the posterior, else it is its mean.
         """
-        condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
-        mu, logvar = self._encode(self.standardise(x.flatten(1)), condition)
+        lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
+        condition = self._map(lesson.directions)
+        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
         latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
-        return self._restore(self._decode(latent, condition)).view_as(x), mu, logvar
+        rows, _ = self._decode(latent, condition, lesson.centre, lesson.scale)
+        return self._restore(rows).view_as(x), mu, logvar
 
     def fit(
         self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`."""
         x, labels = self.training_rows(rows, conditions, random)
-        losses = self._train(x, labels, rows.names, epochs, noise, random)
+        losses = self._train(self.lesson(x, labels), labels, rows.names, epochs, noise, random)
         self.fit_prior(x, labels, random)
         return losses
 
@@ -147,8 +206,50 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`."""
-        condition = self._condition(as_rows(visual_condition, len(x), len(self.condition_mean)))
-        return self._encode(self.standardise(x.flatten(1)), condition)
+        lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
+        return self._encode(lesson.seen, self._map(lesson.directions), lesson.start)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
+        """See `Generator.reconstruct`: the decoder's mean at the posterior's mean."""
+        rows: Tensor = self(x, conditions)[0]
+        return rows
+
+    @torch.no_grad()
+    def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.sample_raw`: the latent from N(0, I), and the decoder's noise."""
+        centre, scale = self._frame(conditions, self._labels(conditions))
+        latent = _normal((len(conditions), self.latent_dim), centre, random)
+        rows, log_variance = self._decode(latent, self._condition(conditions), centre, scale)
+        noise = (0.5 * log_variance).exp() * self._noise_like(rows, random)
+        return self.moments.cut(self._restore(rows + noise)).view(-1, self.sequence_length, self.input_dim)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.log_likelihood`: an importance-weighted bound (`importance_bound`)."""
+        lesson = self._lesson(x, conditions)
+        condition = self._map(lesson.directions)
+        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
+        log_noise = 2 * (noise / self.input_std).log()
+        log_weights = []
+        for _ in range(DRAWS):
+            draw = _normal_like(mu, random)
+            latent = mu + draw * (0.5 * logvar).exp()
+            rows, log_variance = self._decode(latent, condition, lesson.centre, lesson.scale)
+            joint = self._log_density(lesson.clean - rows, log_variance, log_noise) - 0.5 * latent.square().sum(dim=1)
+            log_weights.append(joint + 0.5 * (draw.square() + logvar).sum(dim=1))
+        return importance_bound(torch.stack(log_weights)) - self.input_std.log().sum()
+
+    def untrained(self) -> ConditionedVAEGenerator | None:
+        """See `Generator.untrained`; None where it started from random weights."""
+        if self.linear is None:
+            return None
+        start = copy.deepcopy(self)
+        for name in ("encoder", "decoder"):
+            for owner in (start, *([] if start.averaged is None else [start.averaged.networks])):
+                nn.init.zeros_(getattr(owner, name)[-1].weight)
+                nn.init.zeros_(getattr(owner, name)[-1].bias)
+        return start
 
     def training_state(self) -> dict[str, Any]:
         """See `Generator.training_state`."""
@@ -171,21 +272,57 @@ class ConditionedVAEGenerator(Generator):
         x, labels = self.moments.training_rows(rows, random)
         if self.epoch == 0:
             self._set_standardisation(x, conditions)
-        return self.standardise(x), labels
+        x = self.standardise(x)
+        if self.linear is not None:
+            clips = torch.zeros(len(conditions), device=x.device).index_add_(0, rows.labels, rows.counts)
+            self.linear.measure(self.standardise(self.moments.mean), self.moments.std / self.input_std, clips)
+            if self.epoch == 0:
+                self.linear.fit(widened(x, self.linear.centre[labels], labels), labels)
+        return x, labels
+
+    def lesson(self, x: Tensor, labels: Tensor) -> Lesson:
+        """(N, D) standardised training rows of the classes `labels`, with all that is computed of them beforehand."""
+        if self.linear is not None:
+            x = widened(x, self.linear.centre[labels], labels)
+        return self._view(x, labels, self.conditions[labels])
+
+    def _lesson(self, x: Tensor, conditions: Tensor) -> Lesson:
+        """The same of (B, ...) embeddings under (B, V) conditions, which may be of classes that nobody knows."""
+        return self._view(self.standardise(x.flatten(1)), self._labels(conditions), conditions)
+
+    @torch.no_grad()
+    def _view(self, x: Tensor, labels: Tensor, conditions: Tensor) -> Lesson:
+        directions, (centre, scale) = self.directions(conditions), self._frame(conditions, labels)
+        if self.linear is None:
+            return Lesson(x, x, directions, torch.zeros_like(centre), centre, scale)
+        mean, log_variance, seen = self.linear.posterior(x - centre, labels)
+        return Lesson(x, seen, directions, torch.cat([mean, log_variance], dim=1), centre, scale)
+
+    def _frame(self, conditions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre and scale of the classes `labels`; where that is -1, what the (B, V) conditions let one expect."""
+        if self.linear is None:
+            zeros = conditions.new_zeros(len(conditions), 1)
+            return zeros, torch.ones_like(zeros)
+        centre, unknown = self.linear.centre[labels], labels < 0
+        if unknown.any() and len(self.conditions):
+            # Kernel ridge regression of the known centres, so no more than their mean where nothing is akin.
+            wanted, known = (F.normalize(self.directions(c), dim=-1) for c in (conditions[unknown], self.conditions))
+            offsets = self.linear.centre[:-1] - self.linear.centre[-1]
+            kernel = known @ known.T + torch.eye(len(known), device=known.device)
+            centre[unknown] += wanted @ known.T @ torch.linalg.solve(kernel, offsets)
+        return centre, self.linear.scale[labels]
 
     def _set_standardisation(self, x: Tensor, conditions: Tensor) -> None:
         """Taken once: a later change would pull the ground from under the trained weights."""
-        std = x.std(dim=0, correction=0)
-        # A column that is active in a few rows only must not be blown up; a dead one stays finite.
-        floor = (0.3 * std.square().mean().sqrt()).clamp(min=1e-6)
-        self.input_mean.copy_(x.mean(dim=0))
-        self.input_std.copy_(torch.maximum(std, floor))
+        mean, std = column_scale(x)
+        self.input_mean.copy_(mean)
+        self.input_std.copy_(std)
         if len(conditions) > 1:
             self.condition_mean.copy_(conditions.mean(dim=0))
 
     def _train(
         self,
-        x: Tensor,
+        lesson: Lesson,
         labels: Tensor,
         names: tuple[str, ...],
         epochs: int,
@@ -194,16 +331,17 @@ class ConditionedVAEGenerator(Generator):
     ) -> list[EpochLosses]:
         self.train()
         optimiser = self.get_optimiser()
-        directions = self.directions(self.conditions)[labels]
         history = []
         for _ in range(epochs):
-            record = EpochRecord(names, x.device)
-            order = torch.randperm(len(x), generator=random, device=random.device).to(x.device)
+            record = EpochRecord(names, labels.device)
+            order = torch.randperm(len(labels), generator=random, device=random.device).to(labels.device)
             for batch in order.split(self.batch_size):
-                clean = x[batch]
-                noisy = clean + noise * _normal_like(clean, random) if noise > 0 else clean
-                latent_noise = _normal((len(clean), self.latent_dim), clean, random)
-                loss = self.batch_loss(clean, noisy, self._hide(directions[batch], random), latent_noise)
+                rows = lesson.take(batch)
+                if noise > 0:
+                    rows = rows._replace(seen=rows.seen + noise * _normal_like(rows.seen, random))
+                rows = rows._replace(directions=self._hide(rows.directions, random))
+                latent_noise = _normal((len(batch), self.latent_dim), rows.clean, random)
+                loss = self.batch_loss(rows, latent_noise)
                 optimiser.zero_grad(set_to_none=True)
                 loss_value(loss).backward()
                 optimiser.step()
@@ -220,22 +358,27 @@ class ConditionedVAEGenerator(Generator):
         del random
         return directions
 
-    def batch_loss(
-        self, clean: Tensor, noisy: Tensor, directions: Tensor, latent_noise: Tensor
-    ) -> Tensor | VAELossParts:
-        """The loss of (B, D) rows under (B, V) `directions`, with (B, L) standard normal `latent_noise`."""
-        condition = self._map(directions)
-        mu, logvar = self._encode(noisy, condition)
+    def batch_loss(self, rows: Lesson, latent_noise: Tensor) -> Tensor | VAELossParts:
+        """The loss of B rows, with (B, L) standard normal `latent_noise`."""
+        condition = self._map(rows.directions)
+        mu, logvar = self._encode(rows.seen, condition, rows.start)
         latent = mu + latent_noise * (0.5 * logvar).exp()
-        loss: Tensor | VAELossParts = self.loss(self._decode(latent, condition), clean, mu, logvar, self.epoch)
+        decoded, log_variance = self._decode(latent, condition, rows.centre, rows.scale)
+        told: dict[str, Tensor] = {}
+        if self.tells_width:
+            told["log_likelihood"] = self._log_density(rows.clean - decoded, log_variance, 2 * math.log(NOISE))
+        loss: Tensor | VAELossParts = self.loss(decoded, rows.clean, mu, logvar, self.epoch, **told)
         return loss
 
     @torch.no_grad()
     def fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
         """Fit the prior, and the calibration of what is drawn from it, to (M, D) standardised rows."""
-        condition = self._condition(self.conditions)[labels]
-        mu, logvar = self._encode(x, condition)
-        self.prior.fit(mu, logvar, x - self._decode(mu, condition), labels, len(self.conditions))
+        lesson = self._view(x, labels, self.conditions[labels])
+        condition = self._map(lesson.directions)
+        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
+        residuals = x - self._decode(mu, condition, lesson.centre, lesson.scale)[0]
+        self.error.copy_(residuals.square().mean())
+        self.prior.fit(mu, logvar, residuals, labels, len(self.conditions))
         labels = self.calibration.labels(len(self.conditions), x.device)
         self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
 
@@ -273,24 +416,50 @@ class ConditionedVAEGenerator(Generator):
         network: nn.Module | None = getattr(owner, name, None)
         return network
 
-    def _encode(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, seen: Tensor, condition: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self._network("encoder")
         assert encoder is not None
-        mu, logvar = encoder(torch.cat([x, condition], dim=1)).chunk(2, dim=1)
-        return mu, logvar.clamp(-8, 4)
+        mu, logvar = (encoder(torch.cat([seen, condition], dim=1)) + start).chunk(2, dim=1)
+        return mu, logvar.clamp(-8 if self.linear is None else -12, 4)
 
-    def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
+    def _decode(self, latent: Tensor, condition: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) means and log variances of rows, standardised."""
         decoder = self._network("decoder")
         assert decoder is not None
         out: Tensor = decoder(torch.cat([latent, condition], dim=1))
-        return out
+        if self.linear is None:
+            return out, self.error.log().expand_as(out)
+        mean, log_variance = self.linear.decode(latent)
+        if self.tells_width:
+            log_variance = log_variance + out
+        else:
+            mean = mean + out
+        # A Student's variance is more than the square of its scale.
+        return centre + scale * mean, log_variance + 2 * scale.log() + math.log(1 - 2 / FREEDOM)
+
+    def _log_density(self, offsets: Tensor, log_variance: Tensor, log_noise: Tensor | float) -> Tensor:
+        """(B,) log densities of (B, D) rows at `offsets` from the decoder's means, with noise of so much more."""
+        log_variance = torch.logaddexp(log_variance, torch.as_tensor(log_noise).to(log_variance))
+        if self.linear is None:
+            return normal_log_density(offsets, log_variance).sum(dim=1)
+        return student_log_density(offsets, log_variance, FREEDOM).sum(dim=1)
+
+    def _noise_like(self, rows: Tensor, random: torch.Generator) -> Tensor:
+        """Draws of the decoder's noise, of scale 1."""
+        noise = _normal_like(rows, random)
+        if self.linear is None:
+            return noise
+        squares = sum(_normal_like(rows, random).square() for _ in range(FREEDOM))
+        return noise / (squares / FREEDOM).sqrt()
 
     def _decode_class(self, latent: Tensor, labels: Tensor) -> Tensor:
-        return self._decode(latent, self._condition(self.conditions)[labels])
+        frame = self._frame(self.conditions[labels], labels)
+        return self._decode(latent, self._condition(self.conditions)[labels], *frame)[0]
 
     def _draw_unknown(self, conditions: Tensor, random: torch.Generator) -> Tensor:
-        latent = torch.randn(len(conditions), self.latent_dim, generator=random, device=random.device)
-        rows = self._decode(latent.to(conditions), self._condition(conditions))
+        latent = torch.randn(len(conditions), self.latent_dim, generator=random, device=random.device).to(conditions)
+        frame = self._frame(conditions, torch.full((len(conditions),), -1, device=conditions.device))
+        rows, _ = self._decode(latent, self._condition(conditions), *frame)
         if len(self.conditions):
             rows = rows + self.prior.pooled_residuals(len(rows), random)
         return rows

@@ -59,7 +59,8 @@ def decoded(generator, prompts, parts):
     """What the decoder makes of each class's condition alone, without any latent or prior: (10, 48)."""
     found = {"visual_condition": prompts.clip.mean(1), "t5_condition": prompts.t5.mean(1)}
     joined = generator._join(10, *(found[name] if name in parts else None for name in BOTH))
-    return generator._restore(generator._decode(torch.zeros(10, 8), generator._condition(joined)))
+    frame = generator._frame(joined, torch.full((10,), -1))
+    return generator._restore(generator._decode(torch.zeros(10, 8), generator._condition(joined), *frame)[0])
 
 
 def test_leaving_parts_out_in_training_is_what_lets_one_part_serve_alone(world, prompts, generator):
