@@ -21,7 +21,7 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation, nearest
-from fed_a2v.federation.task import new_adapters, torch_device, training_loss
+from fed_a2v.federation.task import seeded_adapters, torch_device, training_loss
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
@@ -36,7 +36,7 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
     device = torch_device(settings.device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
-        new_adapters(settings, prompts, audio_shape[1]),
+        seeded_adapters(settings, prompts, audio_shape[1]),
         prompts,
         None if generator is None else generator.to(device),
         training_loss(settings, prompts),
