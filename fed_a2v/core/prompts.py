@@ -38,8 +38,8 @@ class ClassPrompts:
     Attributes:
         name: the class's name.
         count: clips of the class that the site trains on.
-        audio: averaged audio embeddings, or None where the server holds them already.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None before any training.
+        audio: averaged audio embeddings, or None where the server holds them already or needs none.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None where it is not asked for.
         t5: (T, Dt) mean T5 adapter output, or None.
     """
 
@@ -148,16 +148,15 @@ class PromptBank:
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
 
-        Raises:
-            KeyError: a class comes without prototypes and the bank holds none of it.
+        A class may come without prototypes of which the bank holds none: where nothing is done with them.
         """
         known = self.entries.get(site, {}) if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
         for prompt in prompts:
             audio = prompt.audio
-            if audio is None:
+            if audio is None and prompt.name in known:
                 audio = known[prompt.name].prompts.audio
-            elif self.half_precision:
+            elif audio is not None and self.half_precision:
                 audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
             clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
             entries[prompt.name] = _Entry(ClassPrompts(prompt.name, prompt.count, audio, clip, t5), round_number)
