@@ -559,6 +559,25 @@ class Settings(Section):
     wandb: WandbSettings
     tracking: TrackingSettings
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether anything is done with the sites' adapters: they are averaged, or distilled."""
+        return self.aggregation.mode != "none" and not self.adapters.closed_form
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether anything is done with each class's averages; else one mean a class standardises the adapters' input.
+
+        The server step trains on them, and pictures of the global adapters are made of them.
+        """
+        return self.finetune.enabled or self.aggregation.mode == "kd" or self.generate_global_images_frequency > 0
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether anything is done with the mean outputs of the sites' adapters: targets, or pictures of the sites."""
+        targets = self.finetune.enabled and self.finetune.from_nodes_adapters and not self.adapters.closed_form
+        return targets or self.generate_nodes_images_frequency > 0
+
     @model_validator(mode="after")
     def _check_server_step(self) -> Settings:
         if self.generator.name == "custom" and self.generator.target is None:

@@ -40,8 +40,8 @@ class ClassPrompts:
     Attributes:
         name: the class's name.
         count: clips of the class that the site trains on.
-        audio: averaged audio embeddings, or None where the server holds them already.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None before any training.
+        audio: averaged audio embeddings, or None where the server holds them already or needs none.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None where it is not asked for.
         t5: (T, Dt) mean T5 adapter output, or None.
     """
 
@@ -173,20 +173,20 @@ class PromptBank:
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
 
-        Raises:
-            KeyError: a class comes without prototypes and the bank holds none of it.
+        A class may come without prototypes of which the bank holds none: where nothing is done with them.
         """
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
         for prompt in prompts:
             audio = prompt.audio
-            if audio is None:
-                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
-            else:
+            held_out: list[bool] | None = None
+            if audio is not None:
                 if self.half_precision:
                     audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
                 held_out = _decided(before.get(prompt.name), audio, prompt.name in known)
+            elif prompt.name in known:
+                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
             clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
             said = ClassPrompts(prompt.name, prompt.count, audio, clip, t5)
             entries[prompt.name] = _Entry(said, round_number, held_out)

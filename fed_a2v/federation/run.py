@@ -186,7 +186,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         if self.strategy.step is not None:
             checkpoint = self.settings.checkpoint
             states = checkpoint.keep + 1 + checkpoint.keep_best
-            require_space(self.folder.path, states * state_bytes(self.strategy.step), f"saving {states} states")
+            needed = states * state_bytes(self.strategy.step, self.settings.needs_outputs)
+            require_space(self.folder.path, needed, f"saving {states} states")
 
     def _is_saved(self, row: dict[str, Any]) -> bool:
         number = int(row["round"])

@@ -148,7 +148,8 @@ def test_flux_trains_the_t5_adapter_at_the_sites_and_on_the_server(finished_run)
     assert all(not torch.equal(tuned[name], averaged[name]) for name in t5)
     assert tuned["t5.output.weight"].shape == (32, 64)
     assert run.results["accuracy"] > plain.results["accuracy"]
-    outputs = next(iter(run.state["step"]["bank"]["sites"]["site-000"].values()))
+    told = finished_run(*flux, "rounds=1", "finetune.from_nodes_adapters=true")
+    outputs = next(iter(told.state["step"]["bank"]["sites"]["site-000"].values()))
     assert outputs["t5"].shape == (3, 32)
 
 
