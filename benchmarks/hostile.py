@@ -103,8 +103,8 @@ class GarbageNode(Node):
         """The honest reply, with other weights where the site is hostile."""
         parts, clips, metrics = super().fit(parameters, config)
         if config["site"] in HOSTILE and config["task"] == "train":
-            weights, rest = parts
-            parts = [join_arrays(self.spoilt(array) for array in split_arrays([weights], 1000)), rest]
+            weights, *rest = parts
+            parts = [join_arrays(self.spoilt(array) for array in split_arrays([weights], 1000)), *rest]
         return parts, clips, metrics
 
     def spoilt(self, array: np.ndarray) -> np.ndarray:

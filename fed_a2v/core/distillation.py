@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.training import AdamWSettings, train_steps
+from fed_a2v.core.training import AdamWSettings, Mixture, train_steps
 
 # MSE and cosine to the teachers' outputs; the contrastive term would be training on the prompts themselves.
 DISTILLATION = AdapterLossWeights(contrastive=0.0)
@@ -77,6 +77,7 @@ def distil(
     steps: int,
     optimiser: AdamWSettings,
     random: torch.Generator,
+    mixture: Mixture | None = None,
 ) -> dict[str, float]:
     """Train `adapters` to agree with the teachers, in place.
 
@@ -89,6 +90,7 @@ def distil(
         steps: of the optimiser.
         optimiser: its settings.
         random: source of the order of the rows.
+        mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
 
     Returns:
         Mean loss over the steps, under `loss`, and its parts `mse` and `cosine`; empty if no row has a teacher.
@@ -97,8 +99,9 @@ def distil(
     if targets is None:
         return {}
     loss = AdapterLoss(prompts, DISTILLATION)
+    mixture = mixture and mixture._replace(synthetic=mixture.synthetic[taught])
     losses = train_steps(
-        adapters, audio[taught], labels[taught], loss, steps, optimiser, random, targets, one_target_a_row=True
+        adapters, audio[taught], labels[taught], loss, steps, optimiser, random, targets, True, mixture
     )
     del losses["contrastive"]
     return losses

@@ -26,6 +26,7 @@ from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     load_generator_family,
     load_state,
+    own_path,
     read_state,
     save_generator_family,
     save_state,
@@ -138,8 +139,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
-        checkpoints = step.generator.checkpoints()
-        save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
+        path = own_path(settings.checkpoint_path, step.generator.kind)
+        save_generator_family(path, round_number, step.generator.checkpoints(), folder=self.folder.path)
 
     def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
         """Draw pictures where they are due; record, after the last round, what a report needs beside the rows."""
@@ -185,7 +186,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         if self.strategy.step is not None:
             checkpoint = self.settings.checkpoint
             states = checkpoint.keep + 1 + checkpoint.keep_best
-            require_space(self.folder.path, states * state_bytes(self.strategy.step), f"saving {states} states")
+            needed = states * state_bytes(self.strategy.step, self.settings.needs_outputs)
+            require_space(self.folder.path, needed, f"saving {states} states")
 
     def _is_saved(self, row: dict[str, Any]) -> bool:
         number = int(row["round"])
@@ -259,6 +261,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
                 if old.is_file():
                     write_bytes(new, old.read_bytes())
+            return state | {"wandb_id": None}  # a run of its own at W&B, too, with all rounds
         return state
 
     def _partition(self) -> dict[str, Any] | None:
@@ -291,6 +294,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                     step.generator.dimensions,
                     step.generator.keys,
                     folder=self.folder.path,
+                    own=self.settings.resume == "never",
                 )
             )
         return step

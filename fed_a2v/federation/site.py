@@ -100,10 +100,13 @@ class Site:
                 more_steps(settings, round_number),
             )
         prompts = self._prototypes()
+        if not settings.needs_prototypes:  # the server has standardised with them, and forgets them now
+            prompts = [ClassPrompts(prompt.name, prompt.count) for prompt in prompts]
         mark = fingerprint(prompts)
-        outputs = mean_outputs(adapters, audio, labels)
+        outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
         prompts = [self._with_outputs(prompt, outputs, send_audio=mark != held) for prompt in prompts]
-        return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
+        weights = adapters.weights() if settings.needs_weights else []
+        return self._reply("train", round_number, weights, prompts, mark, losses, start)
 
     @torch.no_grad()
     def evaluate(
@@ -158,11 +161,12 @@ class Site:
 
     def _prototypes(self) -> list[ClassPrompts]:
         share = self.settings.share
+        kind = share.kind if self.settings.needs_prototypes else "mean"
         shared = [
             share_class(
                 self.classes[label],
                 self.data.train.embeddings[self.data.train.labels == label],
-                share.kind,
+                kind,
                 share.prototypes,
                 share.min_clips,
                 share.variance,
@@ -172,7 +176,7 @@ class Site:
         return [prompt for prompt in shared if prompt is not None]
 
     def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
-        clip, t5 = outputs[self.classes.index(prompt.name)]
+        clip, t5 = outputs.get(self.classes.index(prompt.name), (None, None))
         return ClassPrompts(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
 
     def _reply(

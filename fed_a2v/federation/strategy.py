@@ -164,9 +164,10 @@ class FedA2V(Strategy):
             return None, {}
         self._skipped = 0
         start = time.perf_counter()
-        weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
-        if weights is not None:
-            step.adapters.load_weights(weights)
+        if self.settings.needs_weights:
+            weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
+            if weights is not None:
+                step.adapters.load_weights(weights)
         self._tell_cut(replies, row)
         if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
             replies = [replace(reply, weights=[]) for reply in replies]
@@ -346,12 +347,16 @@ class FedA2V(Strategy):
             site=site,
             round_number=round_number,
             task=task,
-            weight_shapes=[] if step is None else [tuple(weight.shape) for weight in step.adapters.weights()],
+            weight_shapes=[tuple(weight.shape) for weight in step.adapters.weights()]
+            if step is not None and self.settings.needs_weights
+            else [],
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
+            prototypes=task == "introduce" or self.settings.needs_prototypes,
+            outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
         )

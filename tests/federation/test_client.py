@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.common import FitIns, GetPropertiesIns, ndarrays_to_parameters, parameters_to_ndarrays
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.prompts import AudioPrototypes
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.synth import write_wavs
@@ -70,13 +70,19 @@ def test_asked_to_introduce_the_site_it_sends_prototypes_and_no_weights(federati
     assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.prompts)
 
 
-def test_asked_to_train_it_sends_changed_weights_and_its_mean_outputs(federation, message, weights):
-    reply = read(federation, A2VClient({}).fit(weights, message("train")), "train")
+def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_outputs(federation, message, weights):
+    asked = message("train")
+    settings = json.loads(asked["settings"])
+    settings["finetune"]["from_nodes_adapters"] = True
+    fitted = A2VClient({}).fit(weights, asked | {"settings": json.dumps(settings)})
+    reply = read(federation, fitted, "train", outputs=True)
     sent = federation.strategy.step.adapters.weights()
     assert [w.shape for w in reply.weights] == [w.shape for w in sent]
     assert not torch.allclose(reply.weights[0].float(), sent[0], atol=1e-5)
     assert all(prompt.clip.shape == (1, 768) for prompt in reply.prompts)
     assert reply.losses["loss"] > 0
+    with refused(BadReplyError, "clip"):
+        read(federation, fitted, "train")
 
 
 def test_prototypes_that_the_server_holds_are_not_sent_again(federation, message, weights):
@@ -162,8 +168,8 @@ def test_it_gives_the_name_that_its_operator_gave_it(node_config, properties):
 
 
 def test_its_own_device_wins_over_the_settings(message, weights):
-    with refused(RuntimeError, "meta"):
-        A2VClient({"device": "meta"}).fit(weights, message("train"))
+    with refused(ConfigError, "device=xpu:99"):
+        A2VClient({"device": "xpu:99"}).fit(weights, message("train"))
 
 
 def test_its_own_cache_wins_over_the_settings(message, tmp_path):
@@ -200,7 +206,7 @@ def test_averages_of_as_many_clips_as_its_owner_wants_are_given(message):
 
 
 def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
-    with refused(DataError, "dataset=esc51", "'esc50'"):
+    with refused(ConfigError, "dataset = 'esc51'", "'esc50'"):
         A2VClient({"dataset": "esc51"}).fit([], message("introduce"))
 
 

@@ -99,8 +99,11 @@ def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
     assert mark != make_site(*overrides, number=1).introduce(0).fingerprint
 
 
+OUTPUTS = "finetune.from_nodes_adapters=true"
+
+
 def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
-    site = make_site()
+    site = make_site(OUTPUTS)
     adapters = adapters_for(site)
     reply = site.train(1, adapters, "")
     for prompt in reply.prompts:
@@ -109,8 +112,37 @@ def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
             torch.testing.assert_close(prompt.clip, adapters(rows).clip.mean(dim=0))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "weights", "prototypes", "outputs"),
+    [
+        ((), True, True, False),
+        (("finetune.enabled=false",), True, False, False),
+        (("finetune.enabled=false", OUTPUTS), True, False, False),
+        (("finetune.enabled=false", "share=samples"), True, False, False),
+        (("finetune.enabled=false", "aggregation.mode=kd"), True, True, False),
+        ((OUTPUTS,), True, True, True),
+        (("aggregation.mode=none",), False, True, False),
+        (("aggregation.mode=none", OUTPUTS), False, True, True),
+        (("adapters=bilinear", OUTPUTS), False, True, False),
+    ],
+)
+def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrides, weights, prototypes, outputs):
+    site = make_site(*overrides)
+    adapters = adapters_for(site)
+    reply = site.train(1, adapters, "")
+    assert [weight.shape for weight in reply.weights] == [weight.shape for weight in adapters.weights() if weights]
+    assert len(reply.prompts) == 2, "names and numbers of clips are always told"
+    for prompt in reply.prompts:
+        assert prompt.count == 9
+        assert (prompt.audio is not None) == prototypes
+        assert (prompt.clip is not None) == outputs
+    told = site.introduce(0).prompts
+    groups = 9 if "share=samples" in overrides and prototypes else 3 if prototypes else 1
+    assert [len(prompt.audio.counts) for prompt in told] == [groups] * 2
+
+
 def test_with_a_t5_adapter_the_site_reports_both_outputs(make_site):
-    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3")
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", OUTPUTS)
     reply = site.train(1, adapters_for(site), "")
     assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.prompts)
 

@@ -134,6 +134,18 @@ def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
     assert len({trace.marker.symbol for trace in points}) == len(points)
 
 
+def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
+    plot = figures.validation_plot(collect([run_folder]))
+    similarity, tstr = (view.figure.data for view in plot.views)
+    assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in similarity}) == 3
+    assert all(not trace.error_y.array for trace in similarity)
+    assert list(tstr[0].error_y.arrayminus) == pytest.approx([0.1] * 4)
+    assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
+    first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
+    assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+
+
 def test_the_figures_say_what_the_run_recorded(run_folder):
     found = collect([run_folder])
     (run,) = found.runs

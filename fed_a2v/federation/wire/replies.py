@@ -77,6 +77,8 @@ class Expected:
         clip_shape: (Tc, Dc) of the CLIP adapter's output.
         t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
         square_root: whether the embeddings must be square roots; None: not known yet.
+        prototypes: whether classes come with prototypes; else none may.
+        outputs: whether classes come with mean outputs of the adapters once these are trained; else none may.
         held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
         held_classes: classes of the site whose prototypes the bank holds; only these may come without, and
             only under the same fingerprint.
@@ -97,6 +99,8 @@ class Expected:
     clip_shape: tuple[int, int]
     t5_shape: tuple[int, int] | None
     square_root: bool | None = None
+    prototypes: bool = True
+    outputs: bool = True
     held_fingerprint: str = ""
     held_classes: Collection[str] = ()
     max_magnitude: float = 1e6
@@ -277,7 +281,7 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
         raise BadReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
     known, held = frozenset(expected.classes), frozenset(expected.held_classes)
     unchanged = manifest.fingerprint == expected.held_fingerprint
-    trained = expected.task == "train"
+    outputs = expected.outputs and expected.task == "train"
     seen: set[str] = set()
     for entry in manifest.classes:
         name = show(entry.name)
@@ -288,11 +292,13 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
         seen.add(entry.name)
         if entry.count > expected.max_count:
             raise BadReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
-        if entry.prototypes is None and not (unchanged and entry.name in held):
+        if expected.prototypes and entry.prototypes is None and not (unchanged and entry.name in held):
             raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
+        if not expected.prototypes and entry.prototypes is not None:
+            raise BadReplyError(f"class {name} has prototypes, and nobody asked for any")
         for kind, index, wanted in (
-            ("clip", entry.clip, trained),
-            ("t5", entry.t5, trained and expected.t5_shape is not None),
+            ("clip", entry.clip, outputs),
+            ("t5", entry.t5, outputs and expected.t5_shape is not None),
         ):
             if (index is not None) != wanted:
                 raise BadReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")

@@ -297,6 +297,20 @@ def test_a_t5_output_without_a_t5_adapter_is_refused():
         decode(*sent(), make_expected(t5_shape=None))
 
 
+@pytest.mark.parametrize(("wanted", "kind"), [("prototypes", "prototypes"), ("outputs", "clip")])
+def test_what_nobody_asked_for_is_refused_and_its_absence_is_not(wanted, kind):
+    reply = make_reply()
+    with refused(BadReplyError, "'dog'", kind):
+        decode(*sent(reply), make_expected(**{wanted: False}))
+    without = {"prototypes": {"audio": None}, "outputs": {"clip": None, "t5": None}}[wanted]
+    bare = replace(reply, prompts=[replace(prompt, **without) for prompt in reply.prompts])
+    got = decode(*sent(bare), make_expected(**{wanted: False}))
+    assert [(prompt.name, prompt.count) for prompt in got.prompts] == [(p.name, p.count) for p in reply.prompts]
+    assert all(getattr(prompt, field) is None for prompt in got.prompts for field in without)
+    with refused(BadReplyError, "'dog'", kind):
+        decode(*sent(bare))
+
+
 def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
     message = sent(make_reply(held=True))
     held = make_expected(held_fingerprint="abc123", held_classes={"dog", "rain"})
