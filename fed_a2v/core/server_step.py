@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ REMEMBERED_ROWS = 32
 CALIBRATION_GROUPS = 4
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
+# The guide's words for the terms of a VAE's loss.
+PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,8 @@ class ServerStep:
         _report_epochs(history, self.generator.kind.upper())
         average = sum(epoch.total for epoch in history) / len(history)
         log.info("Generator training completed. Average loss: %.4f", average)
-        parts = {f"generator/{name}": value for name, value in history[-1].parts.items()}
+        last = history[-1]
+        parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
         return {"server/generator_loss": average, **parts}
 
     def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
@@ -425,21 +428,27 @@ class ServerStep:
 
 
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:
-    """The guide's line for each class, for evenly spaced epochs up to the last."""
+    """The guide's line for each class, or one for all, for evenly spaced epochs up to the last."""
     shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
     for number, epoch in enumerate(history, start=1):
         if number in shown:
             for name, parts in epoch.per_class.items():
+                loss = _loss_in_words(kind, sum(parts.values()), parts)
+                class_log.info("  Epoch %d Class '%s': %s", number, name, loss)
+            if not epoch.per_class:
+                class_log.info("  Epoch %d: %s", number, _loss_in_words(kind, epoch.total, epoch.parts))
+            if epoch.critic:
                 class_log.info(
-                    "  Epoch %d Class '%s': %s Loss=%.4f (Recon=%.4f, KL=%.4f, Sim=%.4f)",
-                    number,
-                    name,
-                    kind,
-                    sum(parts.values()),
-                    parts.get("reconstruction", 0.0),
-                    parts.get("kl", 0.0),
-                    parts.get("similarity", 0.0),
+                    "  Epoch %d: %s", number, _loss_in_words("Critic", sum(epoch.critic.values()), epoch.critic)
                 )
+
+
+def _loss_in_words(of: str, total: float, parts: Mapping[str, float]) -> str:
+    """A loss and, in brackets, the terms that add up to it."""
+    terms = ", ".join(
+        f"{PART_NAMES.get(name) or name.replace('_', ' ').capitalize()}={value:.4f}" for name, value in parts.items()
+    )
+    return f"{of} Loss={total:.4f}" + (f" ({terms})" if terms else "")
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
     path = shutil.copytree(validated.folder / "checkpoints", tmp_path / "loaded from") / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
-    assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
+    assert loaded.rows[0]["generator/reconstruction"] < fresh.rows[0]["generator/reconstruction"]
     assert f"Loaded generator checkpoint from {path.with_name('vae_generator_round_2.pt')} (round 2)" in loaded.log
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,14 +27,17 @@ class EpochLosses(NamedTuple):
     """Losses of one training epoch.
 
     Attributes:
-        total: mean loss over the batches.
-        parts: mean of each named part, e.g. reconstruction, kl, similarity; empty if the loss has none.
-        per_class: the same parts by class name.
+        total: mean over the rows of the loss that trains the generator.
+        parts: its named terms, e.g. reconstruction, kl, similarity, which add up to it; empty if it has none.
+        per_class: the terms of each class's rows, by class name. They add up to the class's loss, and the mean of
+            these, weighted by rows, is the total. Empty where classes are not told apart.
+        critic: the terms of the loss of a critic that is trained against the generator; empty where there is none.
     """
 
     total: float
     parts: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    critic: Mapping[str, float] = MappingProxyType({})
 
 
 class Generator(nn.Module, ABC):
