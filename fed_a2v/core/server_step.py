@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class ServerStepSettings:
     max_age: int = 0
     holdout: float = 0.125
     training_epochs: int = 100
+    min_steps: int = 0
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
@@ -291,15 +293,12 @@ class ServerStep:
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
         settings = self.settings
-        log.info(
-            "Training generator for %d epochs with augmentation=%s",
-            settings.training_epochs,
-            settings.augmentation_noise > 0,
-        )
+        epochs = self._training_epochs(rows)
+        log.info("Training generator for %d epochs with augmentation=%s", epochs, settings.augmentation_noise > 0)
         history = self.generator.fit(
             rows,
             self.conditions_of(rows.names),
-            settings.training_epochs,
+            epochs,
             settings.augmentation_noise,
             torch_generator(settings.seed, "generator", round_number),
         )
@@ -311,6 +310,21 @@ class ServerStep:
         last = history[-1]
         parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
         return {"server/generator_loss": average, **parts}
+
+    def _training_epochs(self, rows: PrototypeRows) -> int:
+        """As many epochs as are asked for, or more: what a network learns in depends on its steps, not on epochs."""
+        assert self.generator is not None
+        settings, steps = self.settings, self.generator.steps_per_epoch(rows)
+        if not steps or settings.training_epochs * steps >= settings.min_steps:
+            return settings.training_epochs
+        log.info(
+            "%d epochs on %d rows are %d steps of the generator, generator.min_steps=%d asks for more",
+            settings.training_epochs,
+            len(rows),
+            settings.training_epochs * steps,
+            settings.min_steps,
+        )
+        return math.ceil(settings.min_steps / steps)
 
     def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None

@@ -99,6 +99,7 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         max_age=settings.aggregation.max_age,
         holdout=generator.holdout,
         training_epochs=generator.training_epochs,
+        min_steps=generator.min_steps,
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,

@@ -1,4 +1,5 @@
 import logging
+import math
 import re
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 from fed_a2v.core.generators.flow import FlowGenerator
 from fed_a2v.core.generators.gan import GANGenerator
 from fed_a2v.core.generators.gaussian import GaussianGenerator
+from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.metrics import retrieval
@@ -337,6 +339,67 @@ def test_the_round_is_told_in_the_guides_words(caplog):
     ):
         assert any(message.startswith(line) for message in caplog.messages), line
 
+
+# Steps of the generator
+
+
+def steps_taken(generator):
+    """Optimiser steps of a generator's own network so far."""
+    state = generator.training_state()
+    optimiser = state.get("generator_optimiser", state.get("optimiser"))
+    return int(optimiser["state"][0]["step"])
+
+
+SHAPE = (48, 24)
+# 70 rows of training a round, in batches of 32.
+SMALL = {"hidden_dim": 16, "batch_size": 32}
+NETWORKS = {
+    "vae": (lambda: ConditionedVAEGenerator(*SHAPE, latent_dim=6, **SMALL), 3),
+    "flow": (lambda: FlowGenerator(*SHAPE, **SMALL), 3),
+    "wgan-gp": (lambda: GANGenerator(*SHAPE, **SMALL), 3 / 5),
+    "bce": (lambda: GANGenerator(*SHAPE, loss="bce", **SMALL), 3),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("epochs", "at_least"), [(2, 0), (2, 6), (2, 17), (20, 4)])
+def test_a_round_takes_its_epochs_and_more_where_these_are_too_few_steps(kind, epochs, at_least, caplog):
+    make, an_epoch = NETWORKS[kind]
+    step = step_of(World(), make(), training_epochs=epochs, min_steps=at_least)
+    wanted = max(epochs, math.ceil(at_least / an_epoch))
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        step.run(1, World().updates())
+    assert f"Training generator for {wanted} epochs with augmentation=True" in caplog.messages
+    assert ("generator.min_steps=" in caplog.text) == (wanted > epochs)
+    assert steps_taken(step.generator) == math.floor(wanted * an_epoch) >= at_least
+    step.run(2, World().updates())
+    assert steps_taken(step.generator) == math.floor(2 * wanted * an_epoch)
+
+
+def test_of_many_generators_each_takes_as_many_steps():
+    world = World()
+    groups = {"few": world.names[:1], "many": world.names[1:]}
+    generator = GroupedVAEGenerator(lambda: ConditionedVAEGenerator(*SHAPE, latent_dim=6, **SMALL), groups)
+    step_of(world, generator, training_epochs=2, min_steps=9).run(1, world.updates())
+    # 8 rows are one batch, 72 are three.
+    assert [steps_taken(generator.member(key)) for key in groups] == [9, 27]
+
+
+def test_a_closed_form_takes_no_steps_and_is_asked_for_none(caplog):
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        step_of(World(), "gaussian", training_epochs=1, min_steps=100).run(1, World().updates())
+    assert "Training generator for 1 epochs with augmentation=True" in caplog.messages
+
+
+def test_the_losses_of_generator_and_critic_stand_apart():
+    world = World()
+    row = step_of(world, GANGenerator(*SHAPE, **SMALL), training_epochs=1, min_steps=10).run(1, world.updates())
+    parts = ("generator/generator", "generator/class", "generator/critic", "generator/gradient_penalty")
+    assert all(isinstance(row[name], float) for name in parts)
+    assert row["generator/critic"] < 0 < row["generator/gradient_penalty"]
+
+
+# What is said of the losses
 
 LOSS = re.compile(
     r"  Epoch (?P<epoch>\d+)(?: Class '(?P<of>.*)')?: (?P<kind>\w+) Loss=(?P<loss>\S+)(?: \((?P<terms>.*)\))?"

@@ -89,6 +89,11 @@ class Generator(nn.Module, ABC):
             The losses of each epoch; empty for a closed form.
         """
 
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """Optimiser steps of the generator in one epoch of `fit` on `rows`; 0 for a closed form, which takes none."""
+        del rows
+        return 0
+
     @abstractmethod
     def sample(
         self,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import Adam
+from fed_a2v.core.prompts import PrototypeRows
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.
@@ -116,6 +117,10 @@ class GANGenerator(CalibratedGenerator):
             generator, critic = self._get_optimisers()
             generator.load_state_dict(state["generator_optimiser"])
             critic.load_state_dict(state["critic_optimiser"])
+
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`; the critic's steps do not count."""
+        return self.moments.batches(rows, self.batch_size) / self.critic_steps
 
     def _train(
         self,

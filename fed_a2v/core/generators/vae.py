@@ -123,6 +123,10 @@ class ConditionedVAEGenerator(Generator):
         self.fit_prior(x, labels, random)
         return losses
 
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`."""
+        return self.moments.batches(rows, self.batch_size)
+
     @torch.no_grad()
     def sample(
         self,
