@@ -43,6 +43,9 @@ REPORTED_EPOCHS = 5
 # The guide's words for the terms of a VAE's loss.
 PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
+Synthetic = tuple[Tensor, Tensor]
+"""(N, S, Da) samples and their (N,) labels."""
+
 
 @dataclass(frozen=True)
 class ServerStepSettings:
@@ -142,7 +145,7 @@ class ServerStep:
             self.generator.move_to(self.conditions.device)
         rows = self._known_rows(round_number, fresh)
         trained_on, held_out = rows.to(self.conditions.device).split(self.settings.holdout)
-        synthetic = None
+        synthetic: tuple[Synthetic | None, Synthetic | None] = (None, None)
         if self.generator is not None:
             if fresh is not None:  # else there is nothing to learn but its own samples
                 with _timed(row, "generator"):
@@ -157,14 +160,15 @@ class ServerStep:
             with _timed(row, "finetune"):
                 row |= self._solve(rows.to(self.conditions.device))
             return self._end_of_round(rows, row)
-        audio, labels = self._training_rows(trained_on, synthetic)
+        audio, labels = self._training_rows(trained_on, synthetic[0])
+        t5_audio = None if synthetic[1] is None else self._training_rows(trained_on, synthetic[1])[0]
         steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
         if self.settings.distil:
             with _timed(row, "distil"):
-                row |= self._distil(round_number, updates, audio, labels, steps)
+                row |= self._distil(round_number, updates, audio, t5_audio, labels, steps)
         if self.settings.finetune:
             with _timed(row, "finetune"):
-                row |= self._finetune(round_number, audio, labels, held_out, steps)
+                row |= self._finetune(round_number, audio, t5_audio, labels, held_out, steps)
         return self._end_of_round(rows, row)
 
     def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
@@ -339,7 +343,13 @@ class ServerStep:
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[SiteUpdate], audio: Tensor, labels: Tensor, steps: int
+        self,
+        round_number: int,
+        updates: Sequence[SiteUpdate],
+        audio: Tensor,
+        t5_audio: Tensor | None,
+        labels: Tensor,
+        steps: int,
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -348,11 +358,18 @@ class ServerStep:
             for update in updates
         ]
         random = torch_generator(self.settings.seed, "distil", round_number)
-        losses = distil(self.adapters, self.prompts, teachers, audio, labels, steps, self.settings.optimiser, random)
+        optimiser = self.settings.optimiser
+        losses = distil(self.adapters, self.prompts, teachers, audio, labels, steps, optimiser, random, t5_audio)
         return {f"distil/{name}": value for name, value in losses.items()}
 
     def _finetune(
-        self, round_number: int, audio: Tensor, labels: Tensor, held_out: PrototypeRows, steps: int
+        self,
+        round_number: int,
+        audio: Tensor,
+        t5_audio: Tensor | None,
+        labels: Tensor,
+        held_out: PrototypeRows,
+        steps: int,
     ) -> dict[str, Any]:
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
@@ -366,6 +383,7 @@ class ServerStep:
             settings.optimiser,
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
+            t5_audio=t5_audio,
         )
         row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
         row |= {f"finetune/{name}": value for name, value in losses.items()}
@@ -383,16 +401,17 @@ class ServerStep:
                 )
         return row
 
-    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor] | None:
-        """Equally many synthetic embeddings of every class, and their labels."""
+    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> tuple[Synthetic | None, Synthetic | None]:
+        """Equally many synthetic embeddings of every class, and others for the T5 adapter where it has its own."""
         if self.generator is None or self.settings.synthetic_share == 0:
-            return None
+            return None, None
         classes, number = len(real.names), self.settings.synthetic_samples_per_class
         random = torch_generator(self.settings.seed, "synthetic", round_number)
-        rows = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
-        return rows, torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        clip, t5 = self.generator.sample_sides(self.conditions_of(real.names), number, random)
+        labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        return (clip.flatten(0, 1), labels), None if t5 is None else (t5.flatten(0, 1), labels)
 
-    def _training_rows(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _training_rows(self, real: PrototypeRows, synthetic: Synthetic | None) -> tuple[Tensor, Tensor]:
         """Real prototypes and synthetic rows, in the shares that the settings ask for, with their class indices.
 
         Prototypes are repeated, not dropped, to reach their share; `balanced_order` evens out the classes.

@@ -62,7 +62,7 @@ def train_epochs(
             order = torch.randperm(len(audio), generator=random, device=random.device)
             yield from order.to(audio.device).split(optimiser.batch_size)
 
-    history = _train(adapters, audio, labels, loss, None, labels, optimiser, batches(), proximal)
+    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, batches(), proximal)
     return _mean(history[-(len(history) // epochs) :])
 
 
@@ -76,6 +76,7 @@ def train_steps(
     random: torch.Generator,
     targets: Prompts | None = None,
     one_target_a_row: bool = False,
+    t5_audio: Tensor | None = None,
 ) -> dict[str, float]:
     """Train for a fixed number of optimiser steps on rows balanced over the classes.
 
@@ -84,6 +85,7 @@ def train_steps(
     Args:
         targets: (C, T, D) each, what MSE and cosine pull to; default: the class prompts.
         one_target_a_row: `targets` are (N, T, D), one for each row instead of each class.
+        t5_audio: (N, S, Da) of the same classes, what the T5 adapter learns from; default: `audio`.
 
     Returns:
         Mean loss over all steps, under `loss`, and its parts.
@@ -91,7 +93,8 @@ def train_steps(
     order = balanced_order(labels, steps * optimiser.batch_size, random)
     batches = iter(order.split(optimiser.batch_size))
     target_rows = torch.arange(len(audio), device=audio.device) if one_target_a_row else labels
-    return _mean(_train(adapters, audio, labels, loss, targets, target_rows, optimiser, batches, 0.0))
+    inputs = (audio,) if t5_audio is None else (audio, t5_audio)
+    return _mean(_train(adapters, inputs, labels, loss, targets, target_rows, optimiser, batches, 0.0))
 
 
 def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tensor:
@@ -132,7 +135,7 @@ def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int,
 
 def _train(
     adapters: Adapters,
-    audio: Tensor,
+    inputs: tuple[Tensor, ...],
     labels: Tensor,
     loss: AdapterLoss,
     targets: Prompts | None,
@@ -151,7 +154,7 @@ def _train(
         means: dict[str, Tensor] = {}
         for part in batch.split(settings.chunk_size or len(batch)):
             wanted = None if targets is None else targets.take(target_rows[part])
-            total, parts = loss(adapters(audio[part]), labels[part], wanted)
+            total, parts = loss(adapters(*(audio[part] for audio in inputs)), labels[part], wanted)
             share = len(part) / len(batch)
             (share * total).backward()
             for name, value in {"loss": total.detach(), **parts}.items():

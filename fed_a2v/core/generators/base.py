@@ -50,6 +50,8 @@ class Generator(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    # Whether `conditions_from` cannot do without T5 prompts.
+    needs_t5: ClassVar[bool] = False
 
     def __init__(self, input_dim: int, visual_dim: int, sequence_length: int) -> None:
         super().__init__()
@@ -119,6 +121,17 @@ class Generator(nn.Module, ABC):
         """Draw `num_samples` embeddings for each of (C, V) `conditions` in one batch, as (C, num_samples, S, Da)."""
         rows = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
         return rows.view(len(conditions), num_samples, *rows.shape[1:])
+
+    def sample_sides(
+        self, conditions: Tensor, num_samples: int, random: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the adapters are fine-tuned on: `num_samples` embeddings for each of (C, V) `conditions`.
+
+        Returns:
+            (C, num_samples, S, Da) for the CLIP adapter, and the same for the T5 adapter; None where both learn from
+            the same samples.
+        """
+        return self.sample_classes(conditions, num_samples, random), None
 
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor] | None:
         """The latents of B embeddings, where the generator has any.
