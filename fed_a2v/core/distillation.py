@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.training import AdamWSettings, train_steps
+from fed_a2v.core.training import AdamWSettings, Mixture, train_steps
 
 # MSE and cosine to the teachers' outputs; the contrastive term would be training on the prompts themselves.
 DISTILLATION = AdapterLossWeights(contrastive=0.0)
@@ -84,6 +84,7 @@ def distil(
     steps: int,
     optimiser: AdamWSettings,
     random: torch.Generator,
+    mixture: Mixture | None = None,
     t5_audio: Tensor | None = None,
 ) -> dict[str, float]:
     """Train `adapters` to agree with the teachers, in place.
@@ -97,6 +98,7 @@ def distil(
         steps: of the optimiser.
         optimiser: its settings.
         random: source of the order of the rows.
+        mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
         t5_audio: see `lessons`.
 
     Returns:
@@ -106,6 +108,7 @@ def distil(
     if targets is None:
         return {}
     loss = AdapterLoss(prompts, DISTILLATION)
+    mixture = mixture and mixture._replace(synthetic=mixture.synthetic[taught])
     losses = train_steps(
         adapters,
         audio[taught],
@@ -116,6 +119,7 @@ def distil(
         random,
         targets,
         one_target_a_row=True,
+        mixture=mixture,
         t5_audio=None if t5_audio is None else t5_audio[taught],
     )
     del losses["contrastive"]

@@ -26,6 +26,7 @@ from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     load_generator_family,
     load_state,
+    own_path,
     read_state,
     save_generator_family,
     save_state,
@@ -138,8 +139,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
-        checkpoints = step.generator.checkpoints()
-        save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
+        path = own_path(settings.checkpoint_path, step.generator.kind)
+        save_generator_family(path, round_number, step.generator.checkpoints(), folder=self.folder.path)
 
     def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
         """Draw pictures where they are due; record, after the last round, what a report needs beside the rows."""
@@ -192,9 +193,10 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         return number % self.settings.checkpoint.frequency == 0 or number == self.settings.rounds
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        """Whether the round is more accurate than every one saved before it."""
-        before = [earlier.get("accuracy") for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
-        accuracy = row.get("accuracy")
+        """Whether the round is more accurate, on the clips for validation if any, than every one saved before it."""
+        figure = "accuracy_validation" if self.settings.dataset.validates else "accuracy"
+        before = [earlier.get(figure) for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
+        accuracy = row.get(figure)
         return accuracy is not None and all(earlier is None or earlier < accuracy for earlier in before)
 
     def _finish(self) -> None:
@@ -207,12 +209,16 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
             "aggregation": self.settings.aggregation.mode,
             "sites": self.settings.partition.sites,
+            "site_steps": sum(row.get("site/optimiser_steps", 0) for row in rows),
+            "server_steps": sum(row.get("server/optimiser_steps", 0) for row in rows),
             "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        if self.settings.dataset.validates:
+            self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)
         if self.settings.report:
             self._write_report()
@@ -254,6 +260,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
                 if old.is_file():
                     write_bytes(new, old.read_bytes())
+            return state | {"wandb_id": None}  # a run of its own at W&B, too, with all rounds
         return state
 
     def _partition(self) -> dict[str, Any] | None:
@@ -286,6 +293,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                     step.generator.dimensions,
                     step.generator.keys,
                     folder=self.folder.path,
+                    own=self.settings.resume == "never",
                 )
             )
         return step

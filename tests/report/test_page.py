@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_a_run_that_has_not_finished_is_called_so(tmp_path):
     assert "young has not finished: round 1 of 5." in render(collect([folder.path]))
 
 
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
+    row = {"round": 1, "aggregation/capped_sites": cut}
+    text = " ".join(Outline(render(Collection([RunRecord("mine", Path(), [row])]))).text)
+    assert (f"aggregation.max_site_share cuts what {cut} of the sites" in text) == (cut > 0)
+
+
 def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):
     assert "validation_frequency" in text
     assert "scikit-learn" in text
@@ -124,6 +132,18 @@ def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
     assert len({trace.marker.pattern.shape for trace in bars}) == len(bars)
     points = figures.map_plot(found).views[0].figure.data
     assert len({trace.marker.symbol for trace in points}) == len(points)
+
+
+def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
+    plot = figures.validation_plot(collect([run_folder]))
+    similarity, tstr = (view.figure.data for view in plot.views)
+    assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in similarity}) == 3
+    assert all(not trace.error_y.array for trace in similarity)
+    assert list(tstr[0].error_y.arrayminus) == pytest.approx([0.1] * 4)
+    assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
+    first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
+    assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
 
 
 def test_the_figures_say_what_the_run_recorded(run_folder):
