@@ -387,6 +387,9 @@ class GeneratorSettings(BaseModel):
     name: str = Field(description="a label for tables")
     target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
     training_epochs: Count = Field(description="passes over the bank in a round")
+    min_steps: Annotated[int, Field(ge=0)] = Field(
+        description="optimiser steps in a round at least: on few rows there are more epochs; a closed form takes none"
+    )
     augmentation: bool = Field(description="add noise to the inputs; the targets stay clean")
     augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
     synthetic_samples_per_class: Count = Field(description="synthetic embeddings of each class that fine-tuning gets")

@@ -128,16 +128,16 @@ def gain_plot(found: Collection) -> Plot:
 
 
 def loss_plot(found: Collection) -> Plot:
-    """Losses of the generator, with its parts, and of the adapters."""
+    """Losses of the generator, with its terms and those of a GAN's critic, and of the adapters."""
     parts = sorted({key for run in found.runs for row in run.rows for key in row if key.startswith("generator/")})
-    keys = [("server/generator_loss", "Generator")]
+    keys = [("server/generator_loss", "Generator's loss")]
     keys += [(key, key.removeprefix("generator/").replace("_", " ").capitalize()) for key in parts]
     keys += [("server/adapter_finetuning_loss", "Fine-tuning"), ("site/loss", "At the sites")]
     return _choice(
         "losses",
         "Losses by round",
-        "Training losses: of the generator and its parts, of the adapters in the server's fine-tuning, and at the "
-        "sites. Losses of different generators do not compare.",
+        "Training losses: of the generator and its terms, of a GAN's critic, of the adapters in the server's "
+        "fine-tuning, and at the sites. Losses of different generators do not compare.",
         found,
         keys,
     )

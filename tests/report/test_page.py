@@ -166,6 +166,17 @@ def test_the_figures_say_what_the_run_recorded(run_folder):
     assert list(up.y) == [1.0] * 4
 
 
+def test_the_losses_of_a_gan_and_of_its_critic_are_views_of_their_own():
+    losses = {"server/generator_loss": -0.1, "generator/generator": -0.3, "generator/class": 0.2}
+    critic = {"generator/critic": -1.5, "generator/gradient_penalty": 0.4}
+    rows = [{"round": number, **losses, **critic} for number in (1, 2)]
+    views = figures.loss_plot(Collection([RunRecord("run", None, rows)])).views
+    shown = {view.label: list(view.figure.data[0].y) for view in views}
+    assert len(shown) == len(views) == 5
+    assert list(shown.values()) == [[value] * 2 for value in (-0.1, 0.2, -1.5, -0.3, 0.4)]
+    assert {"Generator", "Critic"} < shown.keys()
+
+
 def test_staleness_counts_the_rounds_since_the_last_good_reply():
     rows = [{"round": 1, "sites": {"a": "replied", "b": "failed"}}, {"round": 2, "sites": {"b": "failed"}}]
     table = figures.sites_plot(Collection([RunRecord("run", None, rows)])).table
