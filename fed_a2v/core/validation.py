@@ -102,7 +102,8 @@ def in_words(gate: Gate) -> str:
     """A gate's value with its interval, what it rests on, and its verdict."""
     around = "" if gate.interval is None else f" [{gate.interval[0]:.3f}, {gate.interval[1]:.3f}]"
     real = "" if gate.real is None else f", real rows {gate.real:.3f}"
-    verdict = {True: "passed", False: "failed", None: f"no verdict below {FEWEST_JUDGED} rows"}[gate.passed]
+    failed = "failed" if gate.surely_failed else "outside its band, perhaps by chance"
+    verdict = {True: "passed", False: failed, None: f"no verdict below {FEWEST_JUDGED} rows"}[gate.passed]
     return f"{gate.name}: {gate.value:.3f}{around} on {gate.rows} rows{real}: {verdict}"
 
 
