@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
-from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
 from fed_a2v.core.validation import validate
@@ -254,9 +254,16 @@ class ServerStep:
         for site in self.bank.expire(round_number, self.settings.max_age):
             log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
 
-    def standardise_adapters(self) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
-        moments = self.bank.moments()
+    def standardise_adapters(self, pooled: Mapping[str, PooledMoments] | None = None) -> None:
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+
+        Args:
+            pooled: by site, the moments of all clips of those that share no class.
+        """
+        bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
+        for site, of_site in (pooled or {}).items():
+            bank.update(site, [of_site.as_prompts(site)], "", 0)
+        moments = bank.moments()
         if moments is not None:
             mean, variance = moments
             self.adapters.set_standardisation(mean.float(), variance.sqrt().float())

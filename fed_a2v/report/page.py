@@ -151,6 +151,12 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
             notices.append(f"{clean(run.label)}: classes, confusions and map are as they were after round {recorded}.")
+        if lost := run.last.get("lost_classes"):
+            limit = run.config.get("share", {}).get("min_clips", "enough")
+            notices.append(
+                f"{clean(run.label)}: the server step does not know {len(lost)} classes, for no site has {limit} clips "
+                f"of them to train on (share.min_clips): {', '.join(map(clean, lost))}."
+            )
     if len(runs) > figures.MOST_VIEWS:
         notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
     return notices

@@ -206,7 +206,7 @@ def seconds(row: Mapping[str, Any]) -> float:
 def _figure(value: Any, digits: int | None, scale: float = 1.0) -> str:
     if value is None:
         return "-"
-    if scale == 1.0 and (digits is None or isinstance(value, int)):
+    if scale == 1.0 and (digits is None or not isinstance(value, float)):
         return str(value)
     return f"{value * scale:.{digits}f}"
 
