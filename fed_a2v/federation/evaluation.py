@@ -85,17 +85,21 @@ def remembered_figures(scores: Scores, bank: PromptBank, here: Collection[str]) 
     }
 
 
-def class_figures(scores: Mapping[str, Scores], bank: PromptBank, round_number: int) -> dict[str, Any]:
+def class_figures(
+    scores: Mapping[str, Scores], bank: PromptBank, round_number: int, lost: Collection[str] = ()
+) -> dict[str, Any]:
     """What `evaluation.json` holds.
 
     Args:
         scores: of the models "after" and, where it was scored, "before" the server step.
         bank: says which sites train on a class, and on how many clips.
         round_number: the round.
+        lost: the classes that no site has enough clips of to share anything.
 
     Returns:
         `classes`: by name `sites`, `clips` (trained on), `test_clips`, `accuracy`, `accuracy_at_5`, `accuracy_before`,
-        `cosine` (to the class's prompt); null where nothing was scored. `confusion`: clips by their class and by the
+        `cosine` (to the class's prompt); null where nothing was scored. Of a class that is `lost` nobody has said how
+        many sites and clips it has. `confusion`: clips by their class and by the
         class that they were taken for.
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))
@@ -103,8 +107,10 @@ def class_figures(scores: Mapping[str, Scores], bank: PromptBank, round_number: 
     for _, prompt in bank:
         trained.setdefault(prompt.name, []).append(prompt.count)
     classes = {}
-    for name in sorted({*trained, *after}):
-        figures: dict[str, Any] = {"sites": len(trained.get(name, [])), "clips": sum(trained.get(name, []))}
+    for name in sorted({*trained, *after, *lost}):
+        figures: dict[str, Any] = {"lost": name in lost, "sites": None, "clips": None}
+        if name not in lost:
+            figures |= {"sites": len(trained.get(name, [])), "clips": sum(trained.get(name, []))}
         score, earlier = after.get(name), before.get(name)
         figures |= {
             "test_clips": score.clips if score else 0,

@@ -17,9 +17,9 @@ from torch import Tensor
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
-from fed_a2v.core.prompts import ClassPrompts
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips
@@ -70,10 +70,14 @@ class Site:
         self.unseen = unseen_mask(settings, self.classes)
 
     def introduce(self, round_number: int) -> SiteReply:
-        """Say which classes the site has, and what their embeddings are like on average."""
+        """Say which classes the site has, and what their embeddings are like on average.
+
+        A site with too few clips of every class says what all its clips are like, so that it can be averaged over.
+        """
         start = time.perf_counter()
         prompts = self._prototypes()
-        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start)
+        moments = None if prompts else pooled_moments(self.data.train.embeddings, self.settings.share.min_clips)
+        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start, moments)
 
     def train(self, round_number: int, adapters: Adapters, held: str) -> SiteReply:
         """Train the adapters on the site's clips.
@@ -188,6 +192,7 @@ class Site:
         mark: str,
         losses: dict[str, float],
         start: float,
+        moments: PooledMoments | None = None,
     ) -> SiteReply:
         return SiteReply(
             site=self.name,
@@ -200,4 +205,5 @@ class Site:
             square_root=self.data.square_root,
             losses=losses,
             seconds=time.perf_counter() - start,
+            moments=moments,
         )

@@ -274,13 +274,15 @@ def class_plot(found: Collection) -> Plot:
         for run, synthetic in zip(runs, similarity, strict=True):
             cells = [_text(_of(run, name, key), form) for key, _, form in measures]
             own = [clean(run.label)] if len(runs) > 1 else []
-            rows.append((clean(name), *own, *cells, _text(synthetic.get(name), ".3f")))
+            marked = clean(name) + " (lost)" * bool(_of(run, name, "lost"))
+            rows.append((marked, *own, *cells, _text(synthetic.get(name), ".3f")))
     header = ("class", *(["run"] if len(runs) > 1 else []), *(words.lower() for _, words, _ in measures))
     return Plot(
         "classes",
         "Classes",
         "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
-        "prompt, clips that sites train on, and how many sites have any.",
+        "prompt, clips that sites train on, and how many sites have any. Lost: no site has enough clips of it to share "
+        "anything, so that only the average of the sites' adapters knows the class.",
         views,
         TextTable("", (*header, "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
@@ -291,7 +293,8 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
     notes = []
     for name in order:
         clips, sites, tests = (_of(run, name, field, 0) for field in ("clips", "sites", "test_clips"))
-        notes.append(f"{label(name)}<br>{clips} clips at {sites} sites, {tests} test clips")
+        trained = "lost, too few clips at every site" if _of(run, name, "lost") else f"{clips} clips at {sites} sites"
+        notes.append(f"{label(name)}<br>{trained}, {tests} test clips")
     return go.Bar(
         y=list(range(len(order))),
         x=[_of(run, name, key) for name in order],

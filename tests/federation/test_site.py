@@ -85,10 +85,31 @@ def test_test_clips_are_never_shared_or_trained_on(make_site):
     assert distances.min() > 1e-3
 
 
-def test_a_class_with_too_few_clips_is_trained_on_but_not_spoken_of(make_site):
-    reply = make_site("share.min_clips=10").introduce(0)
+def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
+    site = make_site("share.min_clips=10")
+    reply, clips = site.introduce(0), site.data.train.embeddings
     assert reply.prompts == []
-    assert reply.num_examples == 18
+    assert reply.num_examples == reply.moments.count == len(clips) == 18
+    torch.testing.assert_close(reply.moments.mean, clips.mean(dim=0))
+    assert reply.moments.variance == pytest.approx(float((clips - clips.mean(dim=0)).square().mean()), rel=1e-5)
+    assert site.train(1, adapters_for(site), "").moments is None, "said once"
+
+
+def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
+    reply = make_site("share.min_clips=19").introduce(0)
+    assert (reply.prompts, reply.moments) == ([], None)
+
+
+def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
+    """The average of all, less that of the class, would be the average of two clips."""
+    path, random = tmp_path / "e.npz", np.random.default_rng(0)
+    labels = np.array(["dog"] * 6 + ["rain"] * 2 + ["dog", "rain"])
+    folds = [1] * 8 + [2] * 2
+    np.savez(path, embeddings=random.normal(size=(10, 5)).astype(np.float32), category=labels, fold=folds)
+    settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=1"])
+    reply = Site(settings, ("dog", "rain"), 0).introduce(0)
+    assert [prompt.name for prompt in reply.prompts] == ["dog"]
+    assert (reply.num_examples, reply.moments) == (8, None)
 
 
 @pytest.mark.parametrize("overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=false",)])
