@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from pydantic import TypeAdapter, ValidationError
 
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.seeding import seed_for
@@ -21,7 +21,7 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation, nearest
-from fed_a2v.federation.task import adapter_loss, torch_device, unseen_mask
+from fed_a2v.federation.task import seeded_adapters, torch_device, training_loss
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
@@ -34,16 +34,12 @@ SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
     device = torch_device(settings.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, "adapters"))
-        shape = settings.adapters
-        adapters = Adapters(audio_shape[1], prompts, shape.hidden_width, shape.closed_form).to(device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
-        adapters,
+        seeded_adapters(settings, prompts, audio_shape[1]),
         prompts,
         None if generator is None else generator.to(device),
-        adapter_loss(settings, prompts, unseen_mask(settings, prompts.names)),
+        training_loss(settings, prompts),
         _step_settings(settings, unseen_classes(settings.dataset, prompts.names)),
     )
 
@@ -76,6 +72,11 @@ def make_generator(
             f"generator._target_={settings.generator.target} is no generator; derive it from "
             f"{Generator.__module__}.{Generator.__qualname__}"
         )
+    if made.needs_t5 and not settings.adapters.t5_tokens:
+        raise ConfigError(
+            f"generator={settings.generator.name} is conditioned on T5 prompts, and adapters={settings.adapters.name} "
+            "has no T5 side (adapters.t5_tokens=0); choose adapters=flux, or generator=vae"
+        )
     return made
 
 
@@ -99,6 +100,7 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         max_age=settings.aggregation.max_age,
         holdout=generator.holdout,
         training_epochs=generator.training_epochs,
+        min_steps=generator.min_steps,
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,
@@ -126,10 +128,11 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
     generator = settings.generator
     assert generator.target is not None
     arguments = generator.arguments
-    if arguments.pop("granularity", "unified") == "per_class":
-        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
+    granularity = arguments.pop("granularity", "unified")
     arguments.pop("groups", None)
     parameters = _check_arguments(generator.target, arguments, "generator")
+    if granularity == "per_class" and "conditional" in parameters:
+        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
     tokens, width = audio_shape
     shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
     if "t5_dim" in parameters:

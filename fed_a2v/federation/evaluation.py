@@ -7,14 +7,15 @@ from typing import Any
 
 from fed_a2v.core.prompts import PromptBank
 from fed_a2v.core.zero_shot import UnseenAccuracy
-from fed_a2v.federation.wire import Scores
+from fed_a2v.federation.wire import VALIDATION, Scores
 
 
 def round_figures(scores: Mapping[str, Scores]) -> dict[str, Any]:
     """What a round's row says of the test clips; fractions of them, or means over them.
 
     Args:
-        scores: of the models "after" and, where it was scored, "before" the server step.
+        scores: of the models "after" and, where it was scored, "before" the server step; and of "after" on the clips
+            for validation, where there are any.
     """
     after = scores["after"]
     figures = {
@@ -25,7 +26,11 @@ def round_figures(scores: Mapping[str, Scores]) -> dict[str, Any]:
         "test_clips": after.clips,
         "per_class": after.class_accuracy,
     }
-    return figures | ({"accuracy_before": scores["before"].accuracy} if "before" in scores else {})
+    if "before" in scores:
+        figures["accuracy_before"] = scores["before"].accuracy
+    if VALIDATION in scores and scores[VALIDATION].clips:
+        figures |= {"accuracy_validation": scores[VALIDATION].accuracy, "validation_clips": scores[VALIDATION].clips}
+    return figures
 
 
 def unseen_figures(

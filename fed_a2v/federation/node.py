@@ -18,7 +18,7 @@ from fed_a2v.federation.consent import check_consent
 from fed_a2v.federation.deadline import within
 from fed_a2v.federation.node_config import read_node_config
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.wire import decode_weights, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.wire import VALIDATION, decode_weights, encode_scores, pack_reply, split_arrays
 from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
 
 Reply = TypeVar("Reply")
@@ -53,7 +53,9 @@ class Node:
         return self._in_time(config, task, lambda: self._fit(parameters, config))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """Score the models in `parameters` on the site's test clips; raises as `fit` does.
+        """Score the models in `parameters` on the site's test clips, the last also on those for validation.
+
+        It raises as `fit` does.
 
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
         the accuracy that the step has gained is CLIP's, and T5 is most of the bytes.
@@ -74,7 +76,8 @@ class Node:
 
     def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(config)
-        names = json.loads(str(config["models"]))
+        asked = json.loads(str(config["models"]))
+        names = [name for name in asked if name != VALIDATION]
         adapters = site.new_adapters()
         size = _arrays_of(adapters)
         arrays = split_arrays(parameters, 2 * size)
@@ -86,6 +89,8 @@ class Node:
         for name, model in models.items():
             _load(adapters, model)
             scores[name] = site.evaluate(adapters, calibration, confusion and name == names[-1])
+        if VALIDATION in asked:
+            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation)
         metrics = encode_scores(site.name, int(config["round"]), scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics

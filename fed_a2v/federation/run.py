@@ -194,9 +194,10 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         return number % self.settings.checkpoint.frequency == 0 or number == self.settings.rounds
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        """Whether the round is more accurate than every one saved before it."""
-        before = [earlier.get("accuracy") for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
-        accuracy = row.get("accuracy")
+        """Whether the round is more accurate, on the clips for validation if any, than every one saved before it."""
+        figure = "accuracy_validation" if self.settings.dataset.validates else "accuracy"
+        before = [earlier.get(figure) for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
+        accuracy = row.get(figure)
         return accuracy is not None and all(earlier is None or earlier < accuracy for earlier in before)
 
     def _finish(self) -> None:
@@ -209,12 +210,16 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
             "aggregation": self.settings.aggregation.mode,
             "sites": self.settings.partition.sites,
+            "site_steps": sum(row.get("site/optimiser_steps", 0) for row in rows),
+            "server_steps": sum(row.get("server/optimiser_steps", 0) for row in rows),
             "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        if self.settings.dataset.validates:
+            self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)
         if self.settings.report:
             self._write_report()

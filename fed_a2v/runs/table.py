@@ -91,7 +91,7 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
 
 
 def comparison_table(variants: Mapping[str, Rows], title: str = "") -> TextTable:
-    """Accuracy by round, a column for each variant.
+    """Accuracy by round, a column for each variant, and below it the optimiser steps of all rounds.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
@@ -99,10 +99,17 @@ def comparison_table(variants: Mapping[str, Rows], title: str = "") -> TextTable
     """
     values = {label: {int(row["round"]): row.get("accuracy") for row in rows} for label, rows in variants.items()}
     numbers = sorted({number for column in values.values() for number in column})
+    steps = {
+        label: [_total(rows, f"{side}/optimiser_steps") for rows in variants.values()]
+        for label, side in (("steps at a site", "site"), ("on the server", "server"))
+    }
     return TextTable(
         title,
         ("round", *variants),
-        tuple((str(number), *(_figure(column.get(number), 3) for column in values.values())) for number in numbers),
+        (
+            *((str(number), *(_figure(column.get(number), 3) for column in values.values())) for number in numbers),
+            *((label, *cells) for label, cells in steps.items()),
+        ),
     )
 
 
@@ -201,6 +208,11 @@ def _job(name: str, path: Path | None) -> SweepJob:
 def seconds(row: Mapping[str, Any]) -> float:
     """Seconds that a round took: the sum of its phases."""
     return float(sum(value or 0.0 for key, value in row.items() if key.startswith("seconds/")))
+
+
+def _total(rows: Rows, key: str) -> str:
+    found = [row[key] for row in rows if key in row]
+    return f"{sum(found):.0f}" if found else "-"
 
 
 def _figure(value: Any, digits: int | None, scale: float = 1.0) -> str:

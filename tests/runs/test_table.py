@@ -23,9 +23,12 @@ def test_the_rounds_of_a_run():
 
 
 def test_variants_side_by_side_by_round():
-    table = comparison_table({"FedAvg only": [{"round": 1, "accuracy": 0.11}], "vae": ROWS})
+    steps = [{"site/optimiser_steps": 2.5, "server/optimiser_steps": number} for number in (30, 10)]
+    run = [row | taken for row, taken in zip(ROWS, steps, strict=True)]
+    table = comparison_table({"FedAvg only": [{"round": 1, "accuracy": 0.11}], "vae": run})
     assert table.markdown() == (
         "| round | FedAvg only | vae |\n| --- | --- | --- |\n| 1 | 0.110 | 0.851 |\n| 2 | - | - |\n"
+        "| steps at a site | - | 5 |\n| on the server | - | 40 |\n"
     )
 
 
