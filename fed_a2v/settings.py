@@ -426,7 +426,9 @@ class CheckpointSettings(Section):
 
     frequency: Count = Field(description="rounds from one saved state to the next; the last round's is always saved")
     keep: Count = Field(description="newest states kept; a damaged one gives way to the one before it")
-    keep_best: bool = Field(description="keep the state of the most accurate round, too")
+    keep_best: bool = Field(
+        description="keep the state of the most accurate round, too; one in which all sites were evaluated, if any was"
+    )
 
 
 class ClipSettings(Section):

@@ -53,7 +53,7 @@ class Node:
         """Score the models in `parameters` on the site's test clips; raises as `fit` does.
 
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
-        the accuracy that the step has gained is CLIP's, and T5 is most of the bytes.
+        the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
         """
         return self._in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
 
@@ -82,7 +82,8 @@ class Node:
         scores = {}
         for name, model in models.items():
             _load(adapters, model)
-            scores[name] = site.evaluate(adapters, calibration, confusion and name == names[-1])
+            is_last = name == names[-1]
+            scores[name] = site.evaluate(adapters, calibration, confusion and is_last, t5=is_last)
         metrics = encode_scores(site.name, int(config["round"]), scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics

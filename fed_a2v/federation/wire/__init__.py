@@ -14,13 +14,14 @@ from fed_a2v.federation.wire.errors import BadReplyError, show
 from fed_a2v.federation.wire.manifest import claimed_site
 from fed_a2v.federation.wire.npy import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply, pack_reply
-from fed_a2v.federation.wire.scores import ClassScores, Scores, decode_scores, encode_scores
+from fed_a2v.federation.wire.scores import ClassScores, Scores, SideScores, decode_scores, encode_scores
 
 __all__ = [
     "BadReplyError",
     "ClassScores",
     "Expected",
     "Scores",
+    "SideScores",
     "SiteReply",
     "Task",
     "claimed_site",
