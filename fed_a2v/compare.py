@@ -67,7 +67,9 @@ def compare(
         else:
             rows[name] = _run(compose_settings([*overrides, *extra]), folder / name, console)
     rows[label] = _run(settings, folder / label, console)
-    write_text(folder / "comparison.md", comparison_table(rows).markdown())
+    has_t5 = any("t5/accuracy" in row for run in rows.values() for row in run)
+    t5 = f"\nT5:\n\n{comparison_table(rows, figure='t5/accuracy').markdown()}" if has_t5 else ""
+    write_text(folder / "comparison.md", comparison_table(rows).markdown() + t5)
     write_json(folder / "comparison.json", rows)
     if settings.report:
         _write_report(folder)
@@ -78,7 +80,8 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
     """Train on all sites' clips in one place, as many epochs as the sites do: the bound that sharing all gives.
 
     Returns:
-        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips.
+        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips; with a T5 adapter `t5/accuracy`
+        and `t5/cosine`, too.
     """
     torch.set_num_threads(settings.threads)
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
@@ -100,8 +103,13 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
         optimiser = AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
         train_epochs(adapters, audio, labels, loss, settings.site.epochs, optimiser, random)
         with torch.no_grad():
-            found = retrieval(adapters(test_audio).clip, test_labels, prompts.clip)
-        rows.append({"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5})
+            outputs = adapters(test_audio)
+            found = retrieval(outputs.clip, test_labels, prompts.clip)
+        row = {"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5}
+        if prompts.t5 is not None:
+            near = retrieval(outputs.t5, test_labels, prompts.t5)
+            row |= {"t5/accuracy": near.accuracy, "t5/cosine": near.mean_similarity}
+        rows.append(row)
     return rows
 
 

@@ -24,7 +24,9 @@ def run(words: list[str]) -> None:
     given = parser.parse_args(words)
 
     from fed_a2v.compare import YARDSTICKS, compare
-    from fed_a2v.runs.table import comparison_table, rounds_table
+    from fed_a2v.runs.folder import RunFolder
+    from fed_a2v.runs.rounds import closing_lines
+    from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
 
     yardsticks = [name for name in given.yardsticks.split(",") if name]
     if unknown := [name for name in yardsticks if name not in YARDSTICKS]:
@@ -34,11 +36,13 @@ def run(words: list[str]) -> None:
     label = list(rows)[-1]
     console = Console()
     console.print(rounds_table(rows[label], f"{label}, round by round").rich())
+    for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
+        console.print(line, markup=False, highlight=False)
     console.print(comparison_table(rows, "Accuracy after each round, same seed and same optimiser steps").rich())
-    final = {name: run[-1].get("accuracy") for name, run in rows.items()}
-    console.print(
-        "Final accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in final.items() if value is not None)
-    )
+    if any("t5/accuracy" in row for run in rows.values() for row in run):
+        console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
+    final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
+    console.print("Final accuracy: " + ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-"))
     console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
     if (report := folder / "report.html").is_file():
         console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
