@@ -50,7 +50,12 @@ CASES = [
     Case("out of range", "finetune.synthetic_share=1.5", "finetune.synthetic_share = 1.5", "less than or equal to 1"),
     Case("out of range", "generator.latent_dim=0", "latent_dim=0", "at least 1"),
     Case("out of range", "device=gpu", "device = 'gpu'", "choose cpu, cuda"),
-    Case("contradiction", "dataset.test_folds=[3]", "dataset.test_folds", "a fold belongs to one of them"),
+    Case(
+        "contradiction",
+        "dataset.train_folds=[3] dataset.test_fold=3",
+        "dataset.test_fold",
+        "a fold belongs to one of them",
+    ),
     Case("contradiction", "adapters=flux adapters.closed_form=true", "adapters.closed_form", "adapters.t5_tokens=0"),
     Case("contradiction", "partition.sites=20", "partition.sites=20", "lower it to 10"),
     Case("contradiction", "aggregation.min_replies=9", "aggregation.min_replies=9", "lower it to 5"),

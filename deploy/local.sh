@@ -3,26 +3,30 @@
 # starts the SuperLink (TLS, authentication) and three SuperNodes; runs the experiment on them and shows the result;
 # stops all that it started, and leaves the run's folder alone behind.
 #
-#   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [KEY=VALUE ...]
+#   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [--start-timeout SECONDS] [KEY=VALUE ...]
 #
-#   --rounds    default 5
-#   --folder    of the run; default outputs/local/DATE-TIME
-#   --port      of the SuperLink on 127.0.0.1; default: a free one
-#   KEY=VALUE   further overrides, as for `fed-a2v train`
+#   --rounds          default 5
+#   --folder          of the run; default outputs/local/DATE-TIME
+#   --port            of the SuperLink on 127.0.0.1; default: a free one
+#   --start-timeout   how long SuperLink, sounds and sites may take to start, counted from the start of this script,
+#                     and how long the run waits for its sites (federation.start_timeout); default 600
+#   KEY=VALUE         further overrides, as for `fed-a2v train`
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 repository=$(cd "$(dirname "$0")/.." && pwd)
-rounds=5 folder=$PWD/outputs/local/$(date +%Y-%m-%d-%H-%M-%S) port=""
+rounds=5 folder=$PWD/outputs/local/$(date +%Y-%m-%d-%H-%M-%S) port="" limit=600
 while [ $# -gt 0 ]; do
   case "$1" in
     --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
     --folder) folder=${2:?--folder needs a folder}; shift 2 ;;
     --port) port=${2:?--port needs a number}; shift 2 ;;
+    --start-timeout) limit=${2:?--start-timeout needs a number of seconds}; shift 2 ;;
     -*) usage ;;
     *) break ;;
   esac
 done
+case "$limit" in *[!0-9]*) echo "local.sh: --start-timeout $limit: whole seconds, please" >&2; exit 2 ;; esac
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 
 # `make install` puts everything there.
@@ -82,6 +86,23 @@ broken() {
   exit 1
 }
 
+# Every wait of the start is held against the same limit.
+check_limit() {
+  [ "$SECONDS" -lt "$limit" ] && return
+  echo "local.sh: $1 after $SECONDS s; a slow machine needs more than --start-timeout $limit" >&2
+  [ ! -s "${2:-}" ] || tail -n 20 "$2" >&2
+  exit 1
+}
+
+# Ends as the process in the background does.
+finished() {
+  while alive "$2"; do
+    check_limit "$1" "${3:-}"
+    sleep 0.2
+  done
+  wait "$2"
+}
+
 # Flower's programs must be told their ports. One that is free now may be another program's a moment later: what ends
 # for that is started again, with another one.
 free_port() { python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'; }
@@ -137,7 +158,7 @@ until superlink_answers; do
     port=$(free_port)
     start_superlink
   fi
-  [ "$SECONDS" -lt 240 ] || broken "no SuperLink within 240 s" "$work/server/log"
+  check_limit "the SuperLink does not answer" "$work/server/log"
   sleep 0.2
 done
 said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
@@ -146,9 +167,9 @@ said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
 # The run waits for its sites; what it needs to start takes as long as theirs.
 "$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
   "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
-  wandb.mode=disabled "$@" &
+  federation.start_timeout="$limit" wandb.mode=disabled "$@" &
 run=$!
-wait "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
+finished "the sounds are not written" "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
 nodes=()
 start_supernode() {
   local site=${sites[$1]}
@@ -160,7 +181,8 @@ start_supernode() {
 
 for index in 0 1 2; do
   site=${sites[$index]}
-  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 \
+  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 &
+  finished "$site is not registered" $! "$work/$site/registered" \
     || broken "$site could not be registered" "$work/$site/registered"
   start_supernode "$index"
   said "Site $site is registered and starts: ${!site}"
@@ -179,6 +201,7 @@ if ! wait "$run"; then
     echo "--- $site" >&2
     tail -n 5 "$work/$site/log" >&2
   done
+  [ -n "$first" ] || echo "local.sh: no round was finished; if sites were missing, raise --start-timeout $limit" >&2
   exit 1
 fi
 total=$SECONDS

@@ -40,6 +40,19 @@ case "$config" in
   *.toml) ;;
   *) echo "supernode.sh: $config must be named *.toml" >&2; exit 1 ;;
 esac
+# A slip must not switch off what the site's owner wants; it would be refused with every message, too.
+python - "$config" <<'PYTHON' || exit 1
+import sys, tomllib
+
+from fed_a2v.federation.node_config import read_node_config
+from fed_a2v.settings import ConfigError
+
+try:
+    with open(sys.argv[1], "rb") as file:
+        read_node_config(tomllib.load(file))
+except (ConfigError, tomllib.TOMLDecodeError) as error:
+    sys.exit(f"supernode.sh: {sys.argv[1]}: {error}")
+PYTHON
 
 exec flower-supernode --superlink "$superlink" --root-certificates "$ca" --auth-supernode-private-key "$key" \
   --port "$port" --node-config "$config"

@@ -1,28 +1,36 @@
 """An experiment beside its yardsticks: plain FedAvg, prototypes only, and pooled training.
 
 A generator looks good beside plain averaging, for any fine-tuning on the server does. What it adds shows only
-beside fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps.
+beside fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps. Plain
+averaging takes fewer, and pooled training as many as its epochs have; each has a twin that takes as many.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from fed_a2v.config import compose_settings
-from fed_a2v.core.adapters import Adapters
+from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.seeding import seed_for, torch_generator
-from fed_a2v.core.training import AdamWSettings, train_epochs
+from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.training import train_epochs
+from fed_a2v.core.zero_shot import solve_adapter
+from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import adapter_loss, prompt_set, torch_device
+from fed_a2v.federation.task import more_steps, new_adapters, prompt_set, site_optimiser, site_steps, training_loss
 from fed_a2v.report.page import write_report
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
+from fed_a2v.runs.rounds import gains
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
@@ -31,10 +39,12 @@ log = logging.getLogger("fed_a2v")
 
 # Overrides that make the yardstick; None is pooled training, which is no federation.
 YARDSTICKS: dict[str, list[str] | None] = {
-    "FedAvg": ["finetune.enabled=false"],
+    "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
+    "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
     "prototypes": ["generator=none"],
     "gaussian": ["generator=gaussian"],
     "pooled": None,
+    "pooled, as many steps": None,
 }
 
 
@@ -56,17 +66,19 @@ def compare(
         The rows of each run by label, the experiment last.
     """
     settings = compose_settings(overrides)
-    label = settings.generator.name if settings.finetune.enabled else "FedAvg"
+    arms = {name: _arm(overrides, settings, YARDSTICKS[name]) for name in yardsticks}
+    label = next((name for name, arm in arms.items() if arm == settings), _label(settings))
+    mine = _run(settings, folder / label, console)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name in yardsticks:
-        extra = YARDSTICKS[name]
+    for name, arm in arms.items():
         if name == label:
             continue
-        if extra is None:
-            rows[name] = pooled_rows(settings)
+        if arm is None:
+            rows[name] = pooled_rows(settings, steps_of(mine) if name.endswith("steps") else None)
         else:
-            rows[name] = _run(compose_settings([*overrides, *extra]), folder / name, console)
-    rows[label] = _run(settings, folder / label, console)
+            rows[name] = _run(arm, folder / name, console)
+    rows[label] = mine
+    _tell_gains(folder, rows)
     has_t5 = any("t5/accuracy" in row for run in rows.values() for row in run)
     t5 = f"\nT5:\n\n{comparison_table(rows, figure='t5/accuracy').markdown()}" if has_t5 else ""
     write_text(folder / "comparison.md", comparison_table(rows).markdown() + t5)
@@ -76,32 +88,88 @@ def compare(
     return rows
 
 
-def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
-    """Train on all sites' clips in one place, as many epochs as the sites do: the bound that sharing all gives.
+def cross_validate(
+    overrides: Sequence[str],
+    folder: Path,
+    yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
+    folds: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compare on several folds and seeds, and write `comparison.md`, `comparison.json` and `report.html` of all.
+
+    Args:
+        overrides: of the experiment.
+        folder: gets a folder of `compare` for each fold and seed.
+        yardsticks: names from `YARDSTICKS`.
+        folds: each tests once, while all others train; `[]`: all folds of the data; None: the experiment's own.
+        seeds: None: the experiment's own.
+        console: where progress is shown.
 
     Returns:
-        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips; with a T5 adapter `t5/accuracy`
-        and `t5/cosine`, too.
+        See `summarise`.
+
+    Raises:
+        ConfigError: the data has no such fold, or but one.
+    """
+    settings = compose_settings(overrides)
+    there = [] if folds is None else data_folds(settings.dataset)
+    if folds is not None and (len(there) < 2 or set(folds) - set(there)):
+        raise ConfigError(f"--folds={','.join(map(str, folds))}: the data has the folds {there}; each tests once")
+    tested = [None] if folds is None else folds or there
+    pairs = [(fold, seed) for fold in tested for seed in seeds or [settings.seed]]
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    for fold, seed in pairs:
+        chosen = [] if fold is None else [f"dataset.test_fold={fold}"]
+        words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one page of all, at the end
+        for label, rows in compare(words, folder / pair_name(fold, seed), yardsticks, console).items():
+            runs.setdefault(label, []).append(rows)
+    shared = 1 / (len(there) - 1) if len(tested) > 1 else 0.0
+    summary = summarise(pairs, runs, shared)
+    write_text(
+        folder / "comparison.md", f"{summary['says']}\n\n{crossed_table(summary).markdown()}\n{summary['covers']}\n"
+    )
+    write_json(folder / "comparison.json", {CROSSED: summary})
+    if settings.report:
+        _write_report(folder)
+    return summary
+
+
+def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """Train the same adapters on all sites' clips in one place: the bound that sharing all gives.
+
+    Loss and optimiser are the sites'; their pull to the global adapters (`site.proximal`) has no meaning here.
+    Closed-form adapters are solved for, on every clip.
+
+    Args:
+        settings: of the experiment.
+        steps: optimiser steps of each round; default: as many epochs as a site does.
+
+    Returns:
+        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter `t5/accuracy`
+        and `t5/cosine`, too, and the steps taken in the one place, as `site/optimiser_steps`.
     """
     torch.set_num_threads(settings.threads)
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     prompts = prompt_set(settings, class_names(settings.dataset))
-    loss = adapter_loss(settings, prompts)
-    device = torch_device(settings.device)
+    device = prompts.clip.device
     audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, "adapters"))
-        adapters = Adapters(audio.shape[-1], prompts, settings.adapters.hidden_width).to(device)
+    adapters = new_adapters(settings, prompts, audio.shape[-1])
+    loss, optimiser = training_loss(settings, prompts), site_optimiser(settings)
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)
         adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
+    if adapters.closed_form:
+        _solve(adapters, audio, labels, prompts)
     rows = []
     for number in range(1, settings.rounds + 1):
-        random = torch_generator(settings.seed, "pooled", number)
-        optimiser = AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
-        train_epochs(adapters, audio, labels, loss, settings.site.epochs, optimiser, random)
+        taken = site_steps(settings, number, len(audio)) if steps is None else steps[number - 1]
+        if taken:
+            epochs, more = (settings.site.epochs, more_steps(settings, number)) if steps is None else (0, taken)
+            random = torch_generator(settings.seed, "pooled", number)
+            train_epochs(adapters, audio, labels, loss, epochs, optimiser, random, more_steps=more)
         with torch.no_grad():
             outputs = adapters(test_audio)
             found = retrieval(outputs.clip, test_labels, prompts.clip)
@@ -109,8 +177,47 @@ def pooled_rows(settings: Settings) -> list[dict[str, Any]]:
         if prompts.t5 is not None:
             near = retrieval(outputs.t5, test_labels, prompts.t5)
             row |= {"t5/accuracy": near.accuracy, "t5/cosine": near.mean_similarity}
-        rows.append(row)
+        rows.append(row | {"site/optimiser_steps": taken, "server/optimiser_steps": 0})
     return rows
+
+
+def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Optimiser steps that lie behind one another in each round of a run: those of a site, then the server's."""
+    return [round(row.get("site/optimiser_steps", 0) + row.get("server/optimiser_steps", 0)) for row in rows]
+
+
+def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: PromptSet) -> None:
+    """Give closed-form adapters the solution on single clips."""
+    present, places = labels.unique(return_inverse=True)
+    names = tuple(prompts.names[label] for label in present.tolist())
+    ones, zeros = torch.ones(len(labels), device=audio.device), torch.zeros_like(audio)
+    solve_adapter(adapters, PrototypeRows(audio, places, ones, zeros, names), prompts.clip[present])
+
+
+def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) -> Settings | None:
+    """The settings of a yardstick; None for pooled training."""
+    if extra is None:
+        return None
+    if "finetune.enabled=false" in extra and settings.aggregation.mode in ("kd", "none"):
+        extra = [*extra, "aggregation.mode=avg"]  # what these do, or leave undone, is no plain averaging
+    return compose_settings([*overrides, *extra])
+
+
+def _label(settings: Settings) -> str:
+    """What an experiment that is no yardstick is called."""
+    if settings.finetune.enabled:
+        return settings.generator.name
+    if settings.aggregation.mode == "kd":
+        return "kd"
+    return "FedAvg, as many steps" if settings.site.server_steps else "FedAvg"
+
+
+def _tell_gains(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Put the gain over FedAvg into the runs' results: FedAvg may have been run after them."""
+    for name, run in rows.items():
+        own = RunFolder(folder / name)
+        if own.results.is_file() and "gain_over_fedavg" in (found := own.read_results()):
+            own.write_results(found | gains(run, own.rows_without_step()))
 
 
 def _write_report(folder: Path) -> None:

@@ -119,7 +119,7 @@ def to_yaml(settings: Settings) -> str:
 
 
 # Of a mix, what each of its data sets takes over where it says nothing itself.
-_SHARED_BY_SETS = ("split_seed", "max_clips_per_class", "cache_dtype", "skip_bad")
+_SHARED_BY_SETS = ("test_fold", "split_seed", "max_clips_per_class", "cache_dtype", "skip_bad")
 
 
 def _complete_dataset(dataset: Any) -> Any:

@@ -62,9 +62,14 @@ class DatasetSettings(Section):
         description="classes that no site trains on, by name, or how many of them to draw"
     )
     unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
-    train_folds: list[int] = Field(description="folds that the sites train on")
-    validation_folds: list[int] = Field(description="folds kept for validation; may be empty")
-    test_folds: list[int] = Field(description="folds that accuracy is measured on")
+    test_fold: Count | None = Field(
+        description="a number: accuracy is measured on this fold, the sites train on all others; null: see test_folds"
+    )
+    train_folds: list[int] | None = Field(
+        description="folds that the sites train on; null: all that are for nothing else"
+    )
+    validation_folds: list[int] = Field(description="folds on which the best round is chosen; may be empty")
+    test_folds: list[int] | None = Field(description="folds that accuracy is measured on; null: the last that there is")
     split_seed: Annotated[int, Field(ge=0)] = Field(
         description="of the dealing to folds where there are no official ones, and of what max_clips_per_class keeps"
     )
@@ -84,6 +89,18 @@ class DatasetSettings(Section):
     arguments: dict[str, Any] = Field(description="arguments of the class beside root, {name: value} (custom)")
 
     @property
+    def named_folds(self) -> dict[str, list[int]]:
+        """The folds that are named, by the key that names them."""
+        keys = ("train_folds", "validation_folds", "test_folds", "test_fold")
+        values = {key: getattr(self, key) for key in keys}
+        return {key: [value] if key == "test_fold" else value for key, value in values.items() if value is not None}
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are folds on which the best round is chosen."""
+        return bool(self.validation_folds) or any(part.validates for part in self.sets)
+
+    @property
     def place(self) -> str | None:
         """Where the data are: the root or the path; None where the data set has, or has been told, none."""
         return {"synth": None, "mixed": None, "embeddings": self.path}.get(self.name, self.root)
@@ -97,17 +114,18 @@ class DatasetSettings(Section):
             raise ValueError("dataset=custom needs dataset._target_=MODULE.CLASS, the import path of its class")
         if self.name != "custom" and self.target is not None:
             raise ValueError(f"dataset._target_={self.target} needs dataset=custom")
-        folds = {"train": self.train_folds, "validation": self.validation_folds, "test": self.test_folds}
-        for name in ("train", "test"):
-            if not folds[name]:
-                raise ValueError(f"dataset.{name}_folds is empty; name at least one fold")
+        if self.test_fold is not None and self.test_folds is not None:
+            raise ValueError(
+                f"dataset.test_fold={self.test_fold} and dataset.test_folds={self.test_folds}: give one of them"
+            )
         seen: dict[int, str] = {}
-        for name, values in folds.items():
+        for name, values in self.named_folds.items():
+            if not values and name != "validation_folds":
+                raise ValueError(f"dataset.{name} is empty; name at least one fold, or set it to null")
             for fold in values:
                 if fold in seen:
                     raise ValueError(
-                        f"fold {fold} is in dataset.{seen[fold]}_folds and in dataset.{name}_folds; "
-                        "a fold belongs to one of them"
+                        f"fold {fold} is in dataset.{seen[fold]} and in dataset.{name}; a fold belongs to one of them"
                     )
                 seen[fold] = name
         return self
@@ -115,6 +133,11 @@ class DatasetSettings(Section):
     def _check_sets(self) -> None:
         if not self.sets:
             raise ValueError("dataset=mixed needs dataset.sets=[{name: esc50, root: FOLDER}, ...]")
+        for key, folds in self.named_folds.items():
+            if folds and key != "test_fold":  # that is handed on to the data sets
+                raise ValueError(
+                    f"dataset.{key}={folds}: each data set of a mix has its own; name them in dataset.sets"
+                )
         places = set()
         for position, part in enumerate(self.sets):
             if part.name == "mixed":
@@ -291,6 +314,9 @@ class SiteSettings(Section):
     learning_rate: Positive = Field(description="of AdamW")
     weight_decay: NonNegative = Field(description="of AdamW")
     proximal: NonNegative = Field(description="weight of FedProx's pull to the global adapters; 0: off")
+    server_steps: bool = Field(
+        description="after the epochs, also take as many steps as `finetune` names for the round: FedAvg of equal steps"
+    )
 
 
 class ShareSettings(Section):
@@ -309,7 +335,8 @@ class AggregationSettings(Section):
     """How the server combines the sites' adapters."""
 
     mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"] = Field(
-        description="mean, mean by clips, median, trimmed mean, Multi-Krum, distillation, or no averaging"
+        description="mean, mean by clips as far as `max_site_share` lets it, median, trimmed mean, Multi-Krum, "
+        "distillation, or no averaging"
     )
     trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         description="trimmed: share of the sites left out at either end, weight by weight"
@@ -319,7 +346,8 @@ class AggregationSettings(Section):
         description="a site's adapters are pulled back to this distance from those it was sent; null: no limit"
     )
     max_site_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        description="share of the clips, in all and of a class, that one site may count for; 1: no limit"
+        description="share of the clips, in all and of a class, that one site may count for; 1: no limit. The log and "
+        "`aggregation/capped_sites`, `bank/capped_sites` say where it cuts"
     )
     min_replies: Count = Field(description="good replies that a round needs")
     if_too_few: Literal["skip", "repeat"] = Field(
@@ -366,9 +394,10 @@ class GeneratorSettings(BaseModel):
         description="share of each class's prototypes kept out of training, for validation and roll-back"
     )
     save_checkpoint: bool = Field(description="write the generator to a file of its own")
-    load_checkpoint: bool = Field(description="start with the generator in checkpoint_path")
+    load_checkpoint: bool = Field(description="start with the generator that is found at checkpoint_path")
     checkpoint_path: str = Field(
-        description="file; relative paths lie in the run's folder; the round is put into the name"
+        description="where load_checkpoint looks: a file, its name without the round, or a folder; what is saved lies "
+        "in the run's own checkpoints/ under the same name, with the round"
     )
     checkpoint_frequency: Count = Field(description="rounds from one file to the next")
 
@@ -392,6 +421,10 @@ class FinetuneSettings(Section):
         description="target: the sites' mean adapter outputs (true) or the class's text prompt (false)"
     )
     rollback: bool = Field(description="undo a fine-tuning that makes the held-out loss worse")
+
+    def steps_of(self, round_number: int) -> int:
+        """Optimiser steps of a round, from 1."""
+        return self.first_steps if round_number == 1 else self.steps
 
 
 class FederationSettings(Section):
@@ -427,7 +460,8 @@ class CheckpointSettings(Section):
     frequency: Count = Field(description="rounds from one saved state to the next; the last round's is always saved")
     keep: Count = Field(description="newest states kept; a damaged one gives way to the one before it")
     keep_best: bool = Field(
-        description="keep the state of the most accurate round, too; one in which all sites were evaluated, if any was"
+        description="keep the state of the best round, too: by accuracy on the clips for validation, else for the "
+        "test, and of the rounds in which all sites were evaluated, if there are any"
     )
 
 

@@ -300,6 +300,26 @@ def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
     assert all(name in (folder / "comparison.md").read_text() for name in names)
 
 
+def test_compare_takes_folds_and_seeds_anywhere_among_the_overrides(fed_a2v, tmp_path):
+    arms = "prototypes,pooled, as many steps"
+    words = ("--folds", *FAST, "generator=gaussian", "--seeds", "0", "report=false", "--with", arms, "--out", "crossed")
+    done = fed_a2v("compare", *words)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "crossed"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [f"fold-{n}_seed-0" for n in (1, 2, 3, 4)]
+    summary = json.loads((folder / "comparison.json").read_text())["cross_validation"]
+    assert list(summary["arms"]) == ["prototypes", "pooled, as many steps", "gaussian"]
+    for name, arm in summary["arms"].items():
+        assert f"{name} " in done.stdout
+        assert f"{arm['mean']:.3f} ± {arm['deviation']:.3f}" in done.stdout
+    assert done.stdout.rstrip().endswith(f"Results: {folder}")
+
+
+@pytest.mark.parametrize("words", [("--folds", "2,x"), ("--seeds", "one"), ("--folds", "7")])
+def test_compare_refuses_what_are_no_folds_or_seeds(refused, words):
+    assert "=".join(words) in refused("compare", *FAST, *words)
+
+
 def test_an_unknown_yardstick_is_refused(refused):
     said = refused("compare", "--with", "FedAvg,magic")
     assert said.startswith("fed-a2v: ")

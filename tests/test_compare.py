@@ -2,12 +2,26 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
+import torch
 
-from fed_a2v.compare import YARDSTICKS, compare, pooled_rows
+from fed_a2v import compare as compare_module
+from fed_a2v.compare import YARDSTICKS, compare, cross_validate, pooled_rows
 from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.core import training
+from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.zero_shot import BilinearMap
+from fed_a2v.data.site import load_clips
+from fed_a2v.federation import site as site_module
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import prompt_set
+from fed_a2v.report.collect import collect
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.intervals import crossed_table, paired_interval
+from fed_a2v.settings import Settings, cache_dir
+from fed_a2v.storage.files import read_jsonl
 from tests.refusals import refused
 
 OVERRIDES = (
@@ -125,4 +139,167 @@ def test_pooled_training_is_seeded_and_leaves_no_test_clip_in_the_training():
 def test_wrong_settings_are_refused_before_anything_runs(tmp_path):
     with refused(ConfigError, "rouns", "rounds"):
         compare(["rouns=1"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# The same adapters in one place
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["dataset.unseen=4", "site.epochs=20"],
+        ["loss.temperature=0.05", "site.learning_rate=0.003", "site.batch_size=7", "adapters.hidden_width=24"],
+        ["site.server_steps=true"],
+        ["adapters.standardise=false"],
+    ],
+)
+def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_path, monkeypatch):
+    for module in (compare_module, site_module):
+        # Both shuffle alike, whatever they call it.
+        monkeypatch.setattr(module, "torch_generator", lambda *purpose: torch.Generator().manual_seed(purpose[-1]))
+    alone = ("partition=iid", "partition.sites=1", "aggregation.min_replies=1", "share.dtype=float32", "report=false")
+    settings = compose_settings([*OVERRIDES, *alone, "finetune.enabled=false", *overrides])
+    run_in_process(settings, tmp_path)
+    rows, pooled = read_jsonl(tmp_path / "metrics.jsonl"), pooled_rows(settings)
+    for key in ("accuracy", "accuracy_at_5", "site/optimiser_steps", "server/optimiser_steps"):
+        assert [row[key] for row in pooled] == pytest.approx([row[key] for row in rows], abs=1e-6), key
+    assert pooled[-1]["accuracy"] > 0.2  # chance is 0.1
+
+
+def test_pooled_training_of_a_closed_form_solves_for_it_on_every_clip():
+    settings = compose_settings([*OVERRIDES, "adapters=bilinear"])
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
+    rows = as_rows(clips, train)
+    vectors = prompt_set(settings, clips.classes).clip.flatten(1)
+    scores = BilinearMap.fit(rows, vectors)(clips.embeddings[test], vectors)
+    wanted = float((scores.argmax(dim=1) == clips.labels[test]).float().mean())
+    pooled = pooled_rows(settings)
+    assert [row["accuracy"] for row in pooled] == pytest.approx([wanted] * settings.rounds)
+    assert [row["site/optimiser_steps"] for row in pooled] == [0] * settings.rounds
+
+
+def as_rows(clips, train):
+    """Single clips, as if each were a prototype of its own."""
+    audio = clips.embeddings[train]
+    return PrototypeRows(audio, clips.labels[train], torch.ones(len(train)), torch.zeros_like(audio), clips.classes)
+
+
+# Steps
+
+# Five sites of 18 clips, 90 in all, batches of 32: an epoch is one step at a site, three in one place.
+STEPS = {
+    "FedAvg": [(5, 0), (5, 0)],
+    "FedAvg, as many steps": [(35, 0), (15, 0)],
+    "prototypes": [(5, 30), (5, 10)],
+    "pooled": [(15, 0), (15, 0)],
+    "pooled, as many steps": [(35, 0), (15, 0)],
+    "gaussian": [(5, 30), (5, 10)],
+}
+
+
+def test_every_arm_says_how_many_steps_it_takes_and_takes_them(tmp_path, monkeypatch):
+    taken = []
+    step = training.AdamW.step
+    monkeypatch.setattr(training.AdamW, "step", lambda self: (taken.append(1), step(self))[1])
+    arms = [name for name in YARDSTICKS if name != "gaussian"]
+    rows = compare([*OVERRIDES, "generator=gaussian", "report=false"], tmp_path, arms)
+    told = {
+        name: [(row["site/optimiser_steps"], row["server/optimiser_steps"]) for row in run]
+        for name, run in rows.items()
+    }
+    assert told == STEPS
+    sites = {name: 1 if name.startswith("pooled") else 5 for name in STEPS}
+    assert len(taken) == sum(sites[name] * site + server for name, run in STEPS.items() for site, server in run)
+    of_run = results(tmp_path, "FedAvg, as many steps")
+    assert (of_run["site_steps"], of_run["server_steps"]) == (50, 0)
+    table = [line.split("|") for line in (tmp_path / "comparison.md").read_text().splitlines()]
+    shown = dict(zip(map(str.strip, table[0]), zip(*table[-2:], strict=True), strict=True))
+    for name, run in STEPS.items():
+        assert tuple(map(int, shown[name])) == tuple(map(sum, zip(*run, strict=True))), name
+
+
+# On several folds and seeds
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crossed")
+    words = [*OVERRIDES, "rounds=1", "generator=gaussian"]
+    return folder, cross_validate(words, folder, ("prototypes", "pooled"), folds=[], seeds=[0, 3])
+
+
+def test_every_fold_tests_once_with_every_seed_and_all_others_train(crossed):
+    folder, summary = crossed
+    pairs = [(pair["fold"], pair["seed"]) for pair in summary["pairs"]]
+    assert pairs == [(fold, seed) for fold in (1, 2, 3, 4) for seed in (0, 3)]
+    for fold, seed in pairs:
+        config = RunFolder(folder / f"fold-{fold}_seed-{seed}" / "gaussian").read_config()
+        assert (config["dataset"]["test_fold"], config["seed"]) == (fold, seed)
+        clips = load_clips(*clips_of(config))
+        assert Counter(clips.splits) == {"train": 90, "test": 30}
+    assert summary["test_per_training"] == pytest.approx(30 / 90)
+
+
+def clips_of(config):
+    settings = Settings.model_validate(config)
+    return settings.dataset, settings.encoder, settings.seed, cache_dir(settings)
+
+
+def test_the_differences_are_those_of_the_runs_on_the_same_fold_and_seed(crossed):
+    folder, summary = crossed
+    of_pairs = {
+        name: [
+            json.loads((folder / f"fold-{pair['fold']}_seed-{pair['seed']}" / "comparison.json").read_text())[name][-1]
+            for pair in summary["pairs"]
+        ]
+        for name in ("prototypes", "pooled", "gaussian")
+    }
+    accuracies = {name: [row["accuracy"] for row in last] for name, last in of_pairs.items()}
+    assert {name: arm["accuracy"] for name, arm in summary["arms"].items()} == accuracies
+    assert len(set(accuracies["gaussian"])) > 1
+    wanted = paired_interval(
+        [mine - other for mine, other in zip(accuracies["gaussian"], accuracies["prototypes"], strict=True)], 1 / 3
+    )
+    arm = summary["arms"]["gaussian"]
+    assert (arm["difference"], arm["low"], arm["high"]) == pytest.approx((wanted.mean, wanted.low, wanted.high))
+    assert json.loads((folder / "comparison.json").read_text()) == {"cross_validation": summary}
+    assert str(wanted) in (folder / "comparison.md").read_text()
+
+
+def test_the_report_of_a_cross_validation_has_the_experiments_runs_and_the_table_of_all(crossed):
+    folder, summary = crossed
+    found = collect([folder])
+    labels = [f"fold-{pair['fold']}_seed-{pair['seed']}/gaussian" for pair in summary["pairs"]]
+    assert [run.label for run in found.runs] == labels
+    assert found.yardsticks == {}, "those of one fold are none of another"
+    page = (folder / "report.html").read_text()
+    shown = crossed_table(summary).rows
+    assert [row[0] for row in shown] == ["prototypes", "pooled", "gaussian"]
+    assert all(cell in page for row in shown for cell in row)
+    assert set(collect([folder / "fold-1_seed-0"]).yardsticks) == {"pooled"}
+
+
+def test_seeds_alone_leave_the_folds_of_the_experiment(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "generator=none", "report=false"]
+    summary = cross_validate(words, tmp_path, ("prototypes",), seeds=[1, 2])
+    assert (summary["pairs"], summary["test_per_training"]) == (
+        [{"fold": None, "seed": 1}, {"fold": None, "seed": 2}],
+        0,
+    )
+    assert list(summary["arms"]) == ["prototypes"], "the experiment itself"
+    assert RunFolder(tmp_path / "seed-2" / "prototypes").read_config()["dataset"]["test_fold"] is None
+
+
+def test_one_fold_covers_seeds_only(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "generator=none", "report=false"]
+    summary = cross_validate(words, tmp_path, ("prototypes",), folds=[2])
+    assert ([pair["fold"] for pair in summary["pairs"]], summary["test_per_training"]) == ([2], 0)
+
+
+def test_a_fold_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+    with refused(ConfigError, "--folds=2,9", "[1, 2, 3, 4]"):
+        cross_validate(OVERRIDES, tmp_path, folds=[2, 9])
     assert not list(tmp_path.iterdir())

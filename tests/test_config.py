@@ -213,8 +213,15 @@ def test_a_value_of_the_wrong_type_or_out_of_range_is_refused_with_key_and_value
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ("dataset.test_folds=[3]", ("fold 3", "dataset.train_folds", "dataset.test_folds")),
-        ("dataset.validation_folds=[4]", ("fold 4", "dataset.validation_folds", "dataset.test_folds")),
+        (
+            "dataset.train_folds=[2,3] dataset.test_folds=[3]",
+            ("fold 3", "dataset.train_folds", "dataset.test_folds"),
+        ),
+        (
+            "dataset.validation_folds=[4] dataset.test_fold=4",
+            ("fold 4", "dataset.validation_folds", "dataset.test_fold"),
+        ),
+        ("dataset.test_fold=3 dataset.test_folds=[4]", ("dataset.test_fold=3", "dataset.test_folds=[4]")),
         ("dataset.train_folds=[1,1]", ("fold 1", "dataset.train_folds")),
         ("dataset.test_folds=[]", ("dataset.test_folds",)),
         ("dataset=esc50", ("dataset=esc50", "dataset.root=FOLDER")),

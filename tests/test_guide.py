@@ -342,6 +342,23 @@ def test_train_runs_the_file_with_what_is_typed(file, tmp_path):
     assert "federation.global_rounds = 7 -> (rounds=1 wins)" in done.stderr
 
 
+def test_the_guides_file_with_loading_on_goes_on_from_the_run_before_in_its_dated_folder(file, tmp_path):
+    fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"]
+    words = ["--config=my_experiment.json", "experiment=quick", "rounds=1", "report=false", *fast]
+    file(GUIDE)
+    first = fed_a2v("train", *words, "hydra.run.dir=outputs/2025-01-01/23-59-59", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    saved = tmp_path / "outputs/2025-01-01/23-59-59/checkpoints/vae_generator_round_1.pt"
+    content = saved.read_bytes()
+    file(GUIDE.replace('"generator_load_checkpoint": false', '"generator_load_checkpoint": true'))
+    second = fed_a2v("train", *words, "hydra.run.dir=outputs/2025-01-02/00-00-01", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert f"Loaded generator checkpoint from {saved} (round 1)" in second.stderr
+    assert saved.read_bytes() == content
+    own = tmp_path / "outputs/2025-01-02/00-00-01/checkpoints/vae_generator_round_1.pt"
+    assert own.read_bytes() != content
+
+
 @pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", "a.json", "--config", "b.json"]])
 def test_the_option_takes_one_file(words, capsys):
     with pytest.raises(SystemExit):

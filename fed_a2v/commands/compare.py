@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,37 +14,62 @@ from fed_a2v.config import ConfigError
 
 USAGE = """\
 fed-a2v compare [KEY=VALUE ...]    the same experiment beside plain FedAvg, prototypes only and pooled training
+  fed-a2v compare --folds --seeds 0,1,2    cross-validated: means, deviations, and intervals of the differences
 """
+ALL = "all"
 
 
 def run(words: list[str]) -> None:
-    """Run the experiment and its yardsticks, and show both tables."""
+    """Run the experiment and its yardsticks, and show both tables; or, on several folds and seeds, one of all."""
     parser = argparse.ArgumentParser("fed-a2v compare", description="An experiment beside its yardsticks.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
     parser.add_argument("--with", dest="yardsticks", default="FedAvg,prototypes,pooled", help="default: %(default)s")
-    given = parser.parse_args(words)
+    parser.add_argument(
+        "--folds", nargs="?", const=ALL, metavar="1,2,...", help="each tests once; default: all there are"
+    )
+    parser.add_argument("--seeds", metavar="0,1,...", help="each runs once on every fold")
+    given = parser.parse_intermixed_args(words)
+    if given.folds and "=" in given.folds:  # that was no list of folds, but the first override
+        given.overrides, given.folds = [given.folds, *given.overrides], ALL
 
-    from fed_a2v.compare import YARDSTICKS, compare
+    from fed_a2v.compare import YARDSTICKS, compare, cross_validate
     from fed_a2v.runs.folder import RunFolder
+    from fed_a2v.runs.intervals import crossed_table
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
 
-    yardsticks = [name for name in given.yardsticks.split(",") if name]
+    # A comma also stands in names such as "FedAvg, as many steps".
+    yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
     if unknown := [name for name in yardsticks if name not in YARDSTICKS]:
-        raise ConfigError(f"--with={unknown[0]}: choose from {', '.join(YARDSTICKS)}")
+        raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(YARDSTICKS)}")
+    folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
+    seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
     folder = (given.out or Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
-    rows = compare(given.overrides, folder, yardsticks)
-    label = list(rows)[-1]
     console = Console()
-    console.print(rounds_table(rows[label], f"{label}, round by round").rich())
-    for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
-        console.print(line, markup=False, highlight=False)
-    console.print(comparison_table(rows, "Accuracy after each round, same seed and same optimiser steps").rich())
-    if any("t5/accuracy" in row for run in rows.values() for row in run):
-        console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
-    final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
-    console.print("Final accuracy: " + ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-"))
+    if folds is None and seeds is None:
+        rows = compare(given.overrides, folder, yardsticks)
+        label = list(rows)[-1]
+        console.print(rounds_table(rows[label], f"{label}, round by round").rich())
+        for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
+            console.print(line, markup=False, highlight=False)
+        console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
+        if any("t5/accuracy" in row for run in rows.values() for row in run):
+            console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
+        final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
+        last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
+        console.print(f"Final accuracy: {last}")
+    else:
+        found = cross_validate(given.overrides, folder, yardsticks, folds, seeds)
+        console.print(crossed_table(found, "Accuracy after the last round; steps at a site + on the server").rich())
+        console.print(f"{found['says']}\n{found['covers']}", markup=False, highlight=False)
     console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
     if (report := folder / "report.html").is_file():
         console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(option: str, text: str) -> Sequence[int]:
+    """Numbers with commas between them, none of them twice."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigError(f"{option}={text}: give whole numbers with commas between them, {option}=1,2,3")
+    return list(dict.fromkeys(map(int, text.split(","))))

@@ -78,7 +78,7 @@ def run(words: list[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _job(config: DictConfig) -> float | None:
-    """One run in Hydra's output folder; its value, for sweepers, is the final accuracy."""
+    """One run in Hydra's output folder; its value, for sweepers, is the final accuracy, on validation clips if any."""
     from fed_a2v.federation.engine import run_in_process
     from fed_a2v.runs.progress import result_line, wanted_output
     from fed_a2v.runs.rounds import closing_lines
@@ -126,7 +126,9 @@ def _job(config: DictConfig) -> float | None:
     elif output != "json":
         line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    accuracy = results["accuracy"]
+    # Settings, too, are chosen on the clips for validation, if there are any.
+    chosen_by = results.get("accuracy_validation")
+    accuracy = results["accuracy"] if chosen_by is None else chosen_by
     return None if accuracy is None else float(accuracy)
 
 

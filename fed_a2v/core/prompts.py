@@ -217,6 +217,15 @@ class PromptBank:
             for site, count in zip(sites, capped(list(sites.values()), self.max_site_share), strict=True)
         }
 
+    def capped(self) -> dict[str, list[str]]:
+        """By site the classes of which the bank believes in fewer clips than the site says; see `clips`."""
+        believed = self.clips()
+        cut: dict[str, list[str]] = {}
+        for site, prompt in self:
+            if believed[site, prompt.name] < prompt.count * (1 - 1e-9):  # more than rounding
+                cut.setdefault(site, []).append(prompt.name)
+        return cut
+
     def moments(self) -> tuple[Tensor, Tensor] | None:
         """Mean and variance (Da,) of the clips behind all prototypes, in double precision; None without prototypes.
 

@@ -24,6 +24,7 @@ from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
+from fed_a2v.core.names import listed
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
@@ -112,6 +113,7 @@ class ServerStep:
         self._initial = copy.deepcopy(adapters.state_dict()) if settings.unseen else {}
         # Classes whose prototypes are gone and that the generator remembers.
         self.remembered: tuple[str, ...] = ()
+        self._told_capped: dict[str, list[str]] = {}
 
     @property
     def trains_generator(self) -> bool:
@@ -133,6 +135,7 @@ class ServerStep:
         fresh = self._fresh_rows(round_number)
         if (fresh is None and not self.remembered) or not (self.settings.finetune or self.settings.distil):
             return row
+        row["bank/capped_sites"] = self._tell_capped()
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
         if self.generator is not None:
             self.generator.move_to(self.conditions.device)
@@ -161,6 +164,7 @@ class ServerStep:
         if self.settings.finetune:
             with _timed(row, "finetune"):
                 row |= self._finetune(round_number, audio, labels, held_out, steps)
+        row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
         return self._end_of_round(rows, row)
 
     def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
@@ -254,10 +258,24 @@ class ServerStep:
         for site in self.bank.expire(round_number, self.settings.max_age):
             log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
 
+    def _tell_capped(self) -> int:
+        """Sites that count for less than they say; they are named in the log whenever they are others than before."""
+        cut = self.bank.capped()
+        if cut and cut != self._told_capped:
+            log.info(
+                "aggregation.max_site_share=%g cuts what these sites count for in the moments of their classes: %s; "
+                "where all are trusted, 1 lets every clip count",
+                self.settings.max_site_share,
+                listed([f"{site} ({len(names)} classes)" for site, names in sorted(cut.items())]),
+            )
+        self._told_capped = cut
+        return len(cut)
+
     def standardise_adapters(self) -> None:
         """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
         moments = self.bank.moments()
         if moments is not None:
+            self._tell_capped()
             mean, variance = moments
             self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
 

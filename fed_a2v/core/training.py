@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ def train_epochs(
     optimiser: AdamWSettings,
     random: torch.Generator,
     proximal: float = 0.0,
+    more_steps: int = 0,
 ) -> dict[str, float]:
     """Train on a site's own clips, in batches over its shuffled classes.
 
@@ -52,18 +54,25 @@ def train_epochs(
         optimiser: its settings.
         random: source of the shuffling.
         proximal: weight of FedProx's term, proximal / 2 * |w - w_global|^2 (Li et al. 2020).
+        more_steps: optimiser steps that follow on the epochs, in the order of further epochs.
 
     Returns:
-        Mean loss of the last epoch, under `loss`, and its parts.
+        Mean loss of the last epoch's steps, under `loss`, and its parts.
     """
 
     def batches() -> Iterator[Tensor]:
-        for _ in range(epochs):
+        while True:
             order = torch.randperm(len(audio), generator=random, device=random.device)
             yield from order.to(audio.device).split(optimiser.batch_size)
 
-    history = _train(adapters, audio, labels, loss, None, labels, optimiser, batches(), proximal)
-    return _mean(history[-(len(history) // epochs) :])
+    drawn = islice(batches(), epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps)
+    history = _train(adapters, audio, labels, loss, None, labels, optimiser, drawn, proximal)
+    return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
+
+
+def epoch_steps(clips: int, epochs: int, batch_size: int) -> int:
+    """Optimiser steps of passes over so many clips; a batch may be smaller than the others, no clip is left out."""
+    return epochs * -(-clips // batch_size)
 
 
 def train_steps(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -190,12 +190,9 @@ def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: S
         if record.key in seen:
             raise DataError(f"the data set lists {record.key!r} twice; keep one of the two")
         seen.add(record.key)
-    split_of: dict[int, Split] = {
-        **dict.fromkeys(dataset.train_folds, SPLITS[0]),
-        **dict.fromkeys(dataset.validation_folds, SPLITS[1]),
-        **dict.fromkeys(dataset.test_folds, SPLITS[2]),
-    }
+    split_of = split_by_fold(records, dataset)
     label_of = ClassNames(dataset.aliases).labels({record.category for record in records}, classes)
+    _tell_folds(Counter(record.fold for record in records if record.category in label_of), split_of, dataset)
     unseen = unseen_classes(dataset, classes)
     tested_only = {name for name, label in label_of.items() if classes[label] in unseen}
     rows = [
@@ -215,6 +212,48 @@ def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: S
         classes=tuple(classes),
         sets=np.zeros(len(rows), dtype=np.int64),
     )
+
+
+def folds_of(records: Iterable[Record], dataset: DatasetSettings) -> list[int]:
+    """The folds that the data set has, in order."""
+    if dataset.name in FOLDS_DEALT:  # so few clips that a fold got none are no other division
+        return list(range(1, FOLDS + 1))
+    return sorted({record.fold for record in records})
+
+
+def split_by_fold(records: Iterable[Record], dataset: DatasetSettings) -> dict[int, Split]:
+    """What each fold is for. What the settings leave open: the last fold that there is tests, all others train.
+
+    A fold that is all there is trains, and nothing tests.
+    """
+    named: dict[str, Collection[int]] = dict(dataset.named_folds)
+    validation = named["validation_folds"]
+    free = [fold for fold in folds_of(records, dataset) if fold not in {*validation, *named.get("train_folds", ())}]
+    test = named.get("test_fold") or named.get("test_folds")
+    if test is None:
+        test = free[-1:] if len(free) > 1 or "train_folds" in named else ()
+    train = named.get("train_folds") or [fold for fold in free if fold not in test]
+    return {
+        **dict.fromkeys(train, SPLITS[0]),
+        **dict.fromkeys(validation, SPLITS[1]),
+        **dict.fromkeys(test, SPLITS[2]),
+    }
+
+
+def _tell_folds(clips: Mapping[int, int], split_of: Mapping[int, Split], dataset: DatasetSettings) -> None:
+    """Say in the log what is not as with the official five folds: others that there are, and clips without a use."""
+    numbers = {split: [fold for fold, its in split_of.items() if its == split] for split in SPLITS}
+    chosen = dataset.test_fold is None and dataset.test_folds is None
+    if chosen and sorted(split_of) != list(range(1, FOLDS + 1)):
+        uses = (f"{split} {', '.join(map(str, folds))}" for split, folds in numbers.items() if folds)
+        logger.info("Folds of dataset=%s: %s; dataset.test_fold=N tests on another", dataset.name, "; ".join(uses))
+    if unused := {fold: count for fold, count in sorted(clips.items()) if fold not in split_of}:
+        logger.warning(
+            "%d clips of dataset=%s are used for nothing: %s",
+            sum(unused.values()),
+            dataset.name,
+            ", ".join(f"{count} of fold {fold}" for fold, count in unused.items()),
+        )
 
 
 def _limited(
@@ -266,8 +305,16 @@ def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: Datase
     if "train" not in index.splits:
         folds = sorted({record.fold for record in records})
         raise DataError(
-            f"no clip for training: dataset.train_folds is {dataset.train_folds}, the data has the folds {folds}"
+            f"no clip for training: {_named(dataset)}, the data has the folds {folds}; "
+            "dataset.test_fold=N trains on all but one"
         )
+
+
+def _named(dataset: DatasetSettings) -> str:
+    """The folds that the settings name."""
+    return ", ".join(f"dataset.{key} is {folds}" for key, folds in dataset.named_folds.items() if folds) or (
+        "dataset.test_fold is null"
+    )
 
 
 def merged(indexes: Sequence[ClipIndex], names: Sequence[str]) -> ClipIndex:
@@ -323,16 +370,15 @@ def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:
     Raises:
         DataError: names what is missing, and the nearest there is.
     """
-    folds = sorted({record.fold for record in records})
-    if dataset.name in FOLDS_DEALT:  # so few clips that a fold got none are no mistake in the settings
-        folds = list(range(1, FOLDS + 1))
-    for split, wanted in (
-        ("train", dataset.train_folds),
-        ("validation", dataset.validation_folds),
-        ("test", dataset.test_folds),
-    ):
+    folds = folds_of(records, dataset)
+    for key, wanted in dataset.named_folds.items():
         if unknown := sorted(set(wanted) - set(folds)):
-            raise DataError(f"dataset.{split}_folds names fold {unknown[0]}, but the data has the folds {folds}")
+            raise DataError(f"dataset.{key} names fold {unknown[0]}, but the data has the folds {folds}")
+    if "test" not in split_by_fold(records, dataset).values():
+        raise DataError(
+            f"no fold for the test: {_named(dataset)}, the data has the folds {folds}; deal the clips to two folds at "
+            "least, or leave one over with dataset.train_folds"
+        )
     check_classes(records, dataset)
 
 

@@ -19,6 +19,7 @@ from fed_a2v.data.clips import (
     check_complete,
     check_trainable,
     classes_of,
+    folds_of,
     merged,
     select_clips,
     without_leaks,
@@ -85,6 +86,15 @@ def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
         DataError: the data set cannot be read.
     """
     return _listed(dataset.model_dump_json(), stamp(dataset))
+
+
+def folds(dataset: DatasetSettings) -> list[int]:
+    """The folds of the data, in order; of a mix those that all its data sets have.
+
+    Raises:
+        DataError: the data set cannot be read.
+    """
+    return sorted(set.intersection(*({*folds_of(list_clips(part), part)} for part in parts(dataset))))
 
 
 def class_names(dataset: DatasetSettings) -> tuple[str, ...]:

@@ -41,8 +41,24 @@ def aggregate(
     if settings.mode in ("avg", "kd"):
         return _mean(sites, [1] * len(replies))
     if settings.mode == "weighted":
-        return _mean(sites, capped([reply.num_examples for reply in replies], settings.max_site_share))
+        return _mean(sites, _believed(replies, settings))
     return _robust(list(sites), settings)
+
+
+def cut_shares(replies: Sequence[SiteReply], settings: AggregationSettings) -> dict[str, tuple[float, float]]:
+    """The sites that count for less than their share of the clips in a `weighted` mean: that share, and what counts."""
+    if settings.mode != "weighted":
+        return {}
+    clips, counted = [reply.num_examples for reply in replies], _believed(replies, settings)
+    return {
+        reply.site: (claimed / sum(clips), weight / sum(counted))
+        for reply, claimed, weight in zip(replies, clips, counted, strict=True)
+        if weight < claimed
+    }
+
+
+def _believed(replies: Sequence[SiteReply], settings: AggregationSettings) -> list[float]:
+    return capped([reply.num_examples for reply in replies], settings.max_site_share)
 
 
 def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> Sequence[Tensor]:

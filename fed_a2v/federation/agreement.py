@@ -12,13 +12,13 @@ slightly other numbers on another processor or in half precision, and that is no
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.names import listed
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.text import TargetsError
 
@@ -57,7 +57,7 @@ def check_same_prompts(prompts: PromptSet, servers: str) -> None:
         distance = (mine - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12)
         if differing := [name for name, far in zip(prompts.names, distance > TOLERANCE, strict=True) if far]:
             raise TargetsError(
-                f"this site's {kind.upper()} prompts of {_listed(differing)} differ from the server's by "
+                f"this site's {kind.upper()} prompts of {listed(differing)} differ from the server's by "
                 f"{float(distance.max()):.0%}: give this node the server's file (targets=FILE in its node "
                 "configuration, written by `fed-a2v targets`), or the same text models, templates and captions"
             )
@@ -71,7 +71,3 @@ def _projected(kind: str, prompts: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def _directions(kind: str, size: int) -> Tensor:
     return torch.from_numpy(numpy_generator("targets", kind).standard_normal((size, PROJECTIONS)))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

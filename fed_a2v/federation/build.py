@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from pydantic import TypeAdapter, ValidationError
 
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.seeding import seed_for
@@ -21,7 +21,7 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation, nearest
-from fed_a2v.federation.task import adapter_loss, torch_device, unseen_mask
+from fed_a2v.federation.task import new_adapters, torch_device, training_loss
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
@@ -34,16 +34,12 @@ SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
     device = torch_device(settings.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, "adapters"))
-        shape = settings.adapters
-        adapters = Adapters(audio_shape[1], prompts, shape.hidden_width, shape.closed_form).to(device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
-        adapters,
+        new_adapters(settings, prompts, audio_shape[1]),
         prompts,
         None if generator is None else generator.to(device),
-        adapter_loss(settings, prompts, unseen_mask(settings, prompts.names)),
+        training_loss(settings, prompts),
         _step_settings(settings, unseen_classes(settings.dataset, prompts.names)),
     )
 

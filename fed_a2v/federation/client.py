@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING
 from flwr.client import NumPyClient
 from flwr.common import Config, NDArrays, Scalar
 
+from fed_a2v.federation.node_config import read_node_config
+
 if TYPE_CHECKING:
     from fed_a2v.federation.node import Node
-
-
-def own_name(node_config: dict[str, Scalar]) -> str | None:
-    """What a node's operator calls its site; None where it has no name."""
-    return next((str(node_config[key]) for key in ("site", "partition-id") if key in node_config), None)
 
 
 class A2VClient(NumPyClient):
     """A node's side of the federation.
 
     Args:
-        node_config: what only this node knows: `site` (its name), `dataset` (the kind of its data), `data-dir`,
-            `cache-dir`, `device`, `targets` (a file of class prompts, where it has no text model), `min-clips` (clips
-            behind every average that leaves it, at least); all optional.
+        node_config: what only this node knows; see `NodeConfig`. It is checked when the first message comes, so that
+            the server hears what is wrong with it, too.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
@@ -39,7 +35,7 @@ class A2VClient(NumPyClient):
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """The node's name, for federations in which every node is a site of its own."""
         del config
-        name = own_name(self.node_config)
+        name = read_node_config(self.node_config).name
         return {} if name is None else {"site": name}
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:

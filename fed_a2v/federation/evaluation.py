@@ -10,7 +10,7 @@ from typing import Any
 
 from fed_a2v.core.prompts import PromptBank
 from fed_a2v.core.zero_shot import UnseenAccuracy
-from fed_a2v.federation.wire import Scores
+from fed_a2v.federation.wire import VALIDATION, Scores
 
 # T5 is far behind CLIP if its cosine is less than this share of CLIP's.
 FAR_BEHIND = 0.5
@@ -65,7 +65,8 @@ def round_figures(scores: Mapping[str, Scores], coverage: Coverage, candidates: 
     """What a round's row says of the test clips; fractions of them, or means over them.
 
     Args:
-        scores: of the models "after" and, where it was scored, "before" the server step.
+        scores: of the models "after" and, where it was scored, "before" the server step; and of "after" on the clips
+            for validation, where there are any.
         coverage: which sites they come from.
         candidates: class prompts among which the right one is looked for.
 
@@ -84,7 +85,11 @@ def round_figures(scores: Mapping[str, Scores], coverage: Coverage, candidates: 
     if after.t5 is not None:
         figures |= {f"t5/{name}": getattr(after.t5, name) for name in ("accuracy", "cosine", "loss")}
         figures["t5/far_behind"] = t5_is_far_behind(after, candidates)
-    return figures | ({"accuracy_before": scores["before"].accuracy} if "before" in scores else {})
+    if "before" in scores:
+        figures["accuracy_before"] = scores["before"].accuracy
+    if VALIDATION in scores and scores[VALIDATION].clips:
+        figures |= {"accuracy_validation": scores[VALIDATION].accuracy, "validation_clips": scores[VALIDATION].clips}
+    return figures
 
 
 def t5_is_far_behind(scores: Scores, candidates: int) -> bool:

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.agreement import check_same_prompts
-from fed_a2v.federation.client import own_name
 from fed_a2v.federation.consent import check_consent
 from fed_a2v.federation.deadline import within
+from fed_a2v.federation.node_config import read_node_config
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.wire import decode_weights, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.wire import VALIDATION, decode_weights, encode_scores, pack_reply, split_arrays
 from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
 
 Reply = TypeVar("Reply")
@@ -32,10 +32,13 @@ class Node:
 
     Args:
         node_config: see `A2VClient`.
+
+    Raises:
+        ConfigError: a key or a value in it is wrong.
     """
 
     def __init__(self, node_config: dict[str, Scalar]) -> None:
-        self.node_config = node_config
+        self.node_config = read_node_config(node_config)
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Introduce the site, or train the adapters in `parameters` on its clips.
@@ -50,7 +53,9 @@ class Node:
         return self._in_time(config, task, lambda: self._fit(parameters, config))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """Score the models in `parameters` on the site's test clips; raises as `fit` does.
+        """Score the models in `parameters` on the site's test clips, the last also on those for validation.
+
+        It raises as `fit` does.
 
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
         the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
@@ -71,7 +76,8 @@ class Node:
 
     def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(config)
-        names = json.loads(str(config["models"]))
+        asked = json.loads(str(config["models"]))
+        names = [name for name in asked if name != VALIDATION]
         adapters = site.new_adapters()
         size = _arrays_of(adapters)
         arrays = split_arrays(parameters, 2 * size)
@@ -84,26 +90,28 @@ class Node:
             _load(adapters, model)
             is_last = name == names[-1]
             scores[name] = site.evaluate(adapters, calibration, confusion and is_last, t5=is_last)
+        if VALIDATION in asked:
+            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
         metrics = encode_scores(site.name, int(config["round"]), scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
 
     def _site(self, config: Config) -> Site:
-        settings = _settings(str(config["settings"]))
-        check_consent(settings.share, int(self.node_config.get("min-clips", 0)))
-        if device := self.node_config.get("device"):
-            settings = settings.model_copy(update={"device": str(device)})
-        if kind := self.node_config.get("dataset"):
-            settings = settings.model_copy(update={"dataset": _of_kind(settings.dataset, str(kind))})
-        if path := self.node_config.get("targets"):
-            settings = settings.model_copy(update={"targets": targets_in_file(str(path))})
+        settings, own = _settings(str(config["settings"])), self.node_config
+        check_consent(settings.share, own.min_clips or 0)
+        if own.device:
+            settings = settings.model_copy(update={"device": own.device})
+        if own.dataset:
+            settings = settings.model_copy(update={"dataset": _of_kind(settings.dataset, own.dataset)})
+        if own.targets:
+            settings = settings.model_copy(update={"targets": targets_in_file(own.targets)})
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
             json.loads(str(config["classes"])),
             int(config["number"]),
-            _text(self.node_config.get("data-dir")),
-            _text(self.node_config.get("cache-dir")),
+            own.data_dir or None,
+            own.cache_dir or None,
             self._site_name(config),
         )
         check_same_prompts(site.prompts, str(config["prompts"]))
@@ -111,7 +119,7 @@ class Node:
 
     def _site_name(self, config: Config) -> str:
         """What the server calls the site; where every node is a site of its own, what its operator calls it."""
-        own = own_name(self.node_config) if _settings(str(config["settings"])).partition.kind == "own" else None
+        own = self.node_config.name if _settings(str(config["settings"])).partition.kind == "own" else None
         return str(config["site"]) if own is None else f"site-{own}"
 
     def _in_time(self, config: Config, task: str, work: Callable[[], Reply]) -> Reply:
@@ -130,10 +138,6 @@ def _of_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:
         return DatasetSettings.model_validate(dataset.model_dump() | {"name": kind})
     except ValidationError as error:
         raise DataError(f"dataset={kind} in this node's configuration: {error.errors()[0]['msg']}") from error
-
-
-def _text(value: Scalar | None) -> str | None:
-    return None if value in (None, "") else str(value)
 
 
 def _arrays_of(adapters: Adapters) -> int:

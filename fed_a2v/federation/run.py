@@ -26,6 +26,7 @@ from fed_a2v.runs.checkpoint import (
     check_same_experiment,
     load_generator_family,
     load_state,
+    own_path,
     read_state,
     save_generator_family,
     save_state,
@@ -144,8 +145,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
-        checkpoints = step.generator.checkpoints()
-        save_generator_family(settings.checkpoint_path, round_number, checkpoints, folder=self.folder.path)
+        path = own_path(settings.checkpoint_path, step.generator.kind)
+        save_generator_family(path, round_number, step.generator.checkpoints(), folder=self.folder.path)
 
     def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep, coverage: Coverage) -> None:
         """Draw pictures where they are due; record, after the last round, what a report needs beside the rows."""
@@ -218,12 +219,16 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "generator": self.settings.generator.name if self.settings.finetune.enabled else "no fine-tuning",
             "aggregation": self.settings.aggregation.mode,
             "sites": self.settings.partition.sites,
+            "site_steps": sum(row.get("site/optimiser_steps", 0) for row in rows),
+            "server_steps": sum(row.get("server/optimiser_steps", 0) for row in rows),
             "bytes_up": sum(row["bytes_up"] + row.get("bytes_introduction", 0) for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        if self.settings.dataset.validates:
+            self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)
         for remark in remarks(rows):
             log.warning("%s", remark)
@@ -267,6 +272,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
                 if old.is_file():
                     write_bytes(new, old.read_bytes())
+            return state | {"wandb_id": None}  # a run of its own at W&B, too, with all rounds
         return state
 
     def _partition(self) -> dict[str, Any] | None:
@@ -299,6 +305,7 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                     step.generator.dimensions,
                     step.generator.keys,
                     folder=self.folder.path,
+                    own=self.settings.resume == "never",
                 )
             )
         return step

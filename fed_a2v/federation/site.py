@@ -20,10 +20,18 @@ from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.core.prompts import ClassPrompts
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.sharing import fingerprint, share_class
-from fed_a2v.core.training import AdamWSettings, mean_outputs, train_epochs
+from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
-from fed_a2v.data.site import SiteData, site_clips
-from fed_a2v.federation.task import adapter_loss, prompt_set, unseen_mask
+from fed_a2v.data.site import LabelledClips, SiteData, site_clips
+from fed_a2v.federation.task import (
+    adapter_loss,
+    more_steps,
+    new_adapters,
+    prompt_set,
+    site_optimiser,
+    training_loss,
+    unseen_mask,
+)
 from fed_a2v.federation.wire import ClassScores, Scores, SideScores, SiteReply, Task
 from fed_a2v.settings import Settings, cache_dir
 
@@ -84,11 +92,12 @@ class Site:
                 adapters,
                 audio,
                 labels,
-                adapter_loss(settings, self.prompts, self.unseen),
+                training_loss(settings, self.prompts),
                 settings.site.epochs,
-                AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size),
+                site_optimiser(settings),
                 torch_generator(settings.seed, "site", self.name, round_number),
                 settings.site.proximal,
+                more_steps(settings, round_number),
             )
         prompts = self._prototypes()
         mark = fingerprint(prompts)
@@ -98,18 +107,24 @@ class Site:
 
     @torch.no_grad()
     def evaluate(
-        self, adapters: Adapters, calibration: float = 0.0, confusion: bool = False, t5: bool = True
+        self,
+        adapters: Adapters,
+        calibration: float = 0.0,
+        confusion: bool = False,
+        clips: LabelledClips | None = None,
+        t5: bool = True,
     ) -> Scores:
-        """Retrieval of the right class prompt among all, and the loss, on the site's test clips.
+        """Retrieval of the right class prompt among all, and the loss, on some of the site's clips.
 
         Args:
             adapters: to be scored.
             calibration: taken off the scores of recorded classes; has no effect where none is unseen.
             confusion: also say which classes the clips of each class were taken for.
+            clips: on which; None: those for the test.
             t5: also score the T5 side, where there is one; False where the adapters' is not that of this model.
         """
         loss = adapter_loss(self.settings, self.prompts)
-        test = self.data.test
+        test = self.data.test if clips is None else clips
         scores = {}
         for label in test.labels.unique().tolist():
             audio = test.embeddings[test.labels == label].to(self.device)
@@ -155,9 +170,7 @@ class Site:
 
     def new_adapters(self) -> Adapters:
         """Adapters of the right shapes; their weights are to be loaded."""
-        width = self.data.train.embeddings.shape[-1]
-        adapters = self.settings.adapters
-        return Adapters(width, self.prompts, adapters.hidden_width, adapters.closed_form).to(self.device)
+        return new_adapters(self.settings, self.prompts, self.data.train.embeddings.shape[-1])
 
     def _prototypes(self) -> list[ClassPrompts]:
         share = self.settings.share

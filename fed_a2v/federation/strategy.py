@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from flwr.common import EvaluateIns, FitIns, NDArrays, Parameters, Scalar, ndarrays_to_parameters
@@ -17,9 +18,10 @@ from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
 
 from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.names import listed
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.aggregation import aggregate
+from fed_a2v.federation.aggregation import aggregate, cut_shares
 from fed_a2v.federation.agreement import fingerprint
 from fed_a2v.federation.answers import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
 from fed_a2v.federation.audio_kind import audio_kind, kind_of_most_clips
@@ -27,7 +29,9 @@ from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
+from fed_a2v.federation.task import site_steps
 from fed_a2v.federation.wire import (
+    VALIDATION,
     BadReplyError,
     Expected,
     Scores,
@@ -104,12 +108,16 @@ class FedA2V(Strategy):
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
         self._nodes = Nodes(settings)
-        self._models = ("before", "after") if settings.federation.evaluate_before else ("after",)
+        self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
+        if settings.dataset.validates:
+            self._models.append(VALIDATION)
         self._manager: ClientManager | None = None
         # By site, its test clips of each class as it has said last: those that fail in the evaluation are missed.
         self._test_clips: dict[str, dict[str, int]] = {}
         # Rounds in a row that were skipped for want of good replies.
         self._skipped = 0
+        # Shares that were cut in the last round's mean.
+        self._cut: dict[str, tuple[float, float]] = {}
         self._row: dict[str, Any] = {}
         # What the introduction cost, put into the row of the first round.
         self._introduction: dict[str, Any] = {}
@@ -161,12 +169,15 @@ class FedA2V(Strategy):
         weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
         if weights is not None:
             step.adapters.load_weights(weights)
+        self._tell_cut(replies, row)
         if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
             replies = [replace(reply, weights=[]) for reply in replies]
             return_free_memory()
         row["seconds/aggregation"] = time.perf_counter() - start
         self._before = self._clip_side()
         row |= _mean_losses(replies)
+        # Replaced by the server step where it takes any.
+        row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
@@ -385,6 +396,28 @@ class FedA2V(Strategy):
             row["repetitions"] = repetition
             replies = self._good_replies(results, failures, round_number, "train", row)
         return replies
+
+    def _tell_cut(self, replies: Sequence[SiteReply], row: dict[str, Any]) -> None:
+        """Say which sites `max_site_share` has kept below their share of the clips, where the mean is weighted."""
+        aggregation = self.settings.aggregation
+        if aggregation.mode != "weighted":
+            return
+        cut = cut_shares(replies, aggregation)
+        row["aggregation/capped_sites"] = len(cut)
+        if cut and cut != self._cut:
+            log.warning(
+                "aggregation.max_site_share=%g: the mean is not by clips alone: %s; where all are trusted, 1 lets "
+                "every clip count",
+                aggregation.max_site_share,
+                listed(
+                    [f"{site} has {had:.2f} of them and counts for {counts:.2f}" for site, (had, counts) in cut.items()]
+                ),
+            )
+        self._cut = cut
+
+    def _site_steps(self, round_number: int, replies: Sequence[SiteReply]) -> float:
+        """Optimiser steps of a site, in the mean over those that replied."""
+        return fmean(site_steps(self.settings, round_number, reply.num_examples) for reply in replies)
 
     def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
         """Leave the adapters as they are for a round; end the run where that is too often."""

@@ -1,6 +1,7 @@
-"""What the server and every site must have alike: the class prompts, and the loss that adapters are trained with.
+"""What the server and every site must have alike: the class prompts, the adapters, and how they are trained.
 
-A site loads this for every message, so it comes without what only the server needs.
+Pooled training takes them from here, too, or it would be the bound of another model. A site loads this for every
+message, so it comes without what only the server needs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.seeding import seed_for
+from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import targets_for
 from fed_a2v.settings import ConfigError, Settings
@@ -41,6 +44,37 @@ def torch_device(name: str) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_deterministic_debug_mode("warn")
     return device
+
+
+def new_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+    """The adapters that the settings describe, freshly seeded, on their device; torch's own draws go on undisturbed."""
+    shape = settings.adapters
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(settings.seed, "adapters"))
+        adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
+    return adapters.to(torch_device(settings.device))
+
+
+def training_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:
+    """What adapters are trained with: `adapter_loss`, in which no recorded class is pushed off an unrecorded one."""
+    return adapter_loss(settings, prompts, unseen_mask(settings, prompts.names))
+
+
+def site_optimiser(settings: Settings) -> AdamWSettings:
+    """The optimiser of training on clips."""
+    return AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
+
+
+def more_steps(settings: Settings, round_number: int) -> int:
+    """Optimiser steps that training on clips takes in a round beside those of its epochs."""
+    return settings.finetune.steps_of(round_number) if settings.site.server_steps else 0
+
+
+def site_steps(settings: Settings, round_number: int, clips: int) -> int:
+    """All optimiser steps that a site takes in a round, with so many training clips."""
+    if settings.adapters.closed_form:
+        return 0
+    return epoch_steps(clips, settings.site.epochs, settings.site.batch_size) + more_steps(settings, round_number)
 
 
 def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.intervals import CROSSED, pair_name
 from fed_a2v.runs.maps import load_map
 from fed_a2v.storage.files import read_jsonl
 
@@ -73,10 +74,12 @@ class Collection:
     Attributes:
         runs: at least one.
         yardsticks: rows by label of runs without a folder of their own here, such as pooled training.
+        crossed: summaries of cross-validations (`fed_a2v.runs.intervals.summarise`), whose experiment's runs these are.
     """
 
     runs: list[RunRecord]
     yardsticks: dict[str, list[Row]] = field(default_factory=dict)
+    crossed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def collect(folders: Sequence[Path]) -> Collection:
@@ -84,22 +87,29 @@ def collect(folders: Sequence[Path]) -> Collection:
 
     Args:
         folders: of runs, of `fed-a2v compare`, or of a sweep; the last two stand for the runs in them. A run that lies
-            in the folder of a comparison brings the other runs' figures along as yardsticks.
+            in the folder of a comparison brings the other runs' figures along as yardsticks. A cross-validation stands
+            for the runs of its experiment.
 
     Raises:
         ReportError: a folder holds no run with a finished round, or a file in it is damaged.
     """
-    found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder.expanduser().resolve())))
+    folders = [folder.expanduser().resolve() for folder in folders]
+    crossed = {folder: summary for folder in folders if (summary := _json(folder / "comparison.json").get(CROSSED))}
+    found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder, crossed.get(folder))))
     runs = [_read(path, label) for path, label in zip(found, _labels(found), strict=True)]
     yardsticks: dict[str, list[Row]] = {}
-    for parent in dict.fromkeys(path.parent for path in found):
+    for parent in dict.fromkeys(path.parent for path in found if path.parent.parent not in crossed):
         comparison = _json(parent / "comparison.json")
         here = {path.name for path in found if path.parent == parent}
         yardsticks |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
-    return Collection(runs, yardsticks)
+    return Collection(runs, yardsticks, list(crossed.values()))
 
 
-def _runs_in(folder: Path) -> list[Path]:
+def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
+    if crossed:
+        *_, experiment = crossed["arms"]
+        paths = (folder / pair_name(pair["fold"], pair["seed"]) / experiment for pair in crossed["pairs"])
+        return [path for path in paths if (path / "metrics.jsonl").is_file()]
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder; name the folder of a run, of a comparison, or of a sweep")
     if (folder / "metrics.jsonl").is_file():

@@ -30,6 +30,7 @@ from fed_a2v.report.looks import clean
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
 from fed_a2v.runs.folder import has_server_step
+from fed_a2v.runs.intervals import crossed_table
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on
 from fed_a2v.runs.table import TextTable, accuracy_cell
 from fed_a2v.storage.files import write_text
@@ -110,6 +111,7 @@ def render(found: Collection, unfold: figures.Layout | None = None) -> str:
             sections=sections,
             notices=_notices(runs),
             cards=_cards(found) if len(runs) == 1 else [],
+            crossed=[(each["says"], crossed_table(each), each["covers"]) for each in found.crossed],
             summary=_summary(found),
             groups=groups,
             reasons=_reasons(runs),
@@ -154,10 +156,14 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
             notices.append(f"{clean(run.label)}: classes, confusions and map are as they were after round {recorded}.")
-    for run in runs:
         notices += [f"{clean(run.label)}: {remark}." for remark in remarks(run.rows)]
         if partly := [str(row["round"]) for row in run.rows[:-1] if not fully_evaluated(row)]:
             notices.append(f"{clean(run.label)}: not all sites were evaluated in round {', '.join(partly)}.")
+        if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
+            notices.append(
+                f"{clean(run.label)}: the weighted mean is not by clips alone, aggregation.max_site_share cuts what "
+                f"{cut} of the sites count for."
+            )
     if len(runs) > figures.MOST_VIEWS:
         notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
     return notices
@@ -217,16 +223,17 @@ def _summary(found: Collection) -> TextTable:
             f"{sum(row.get('bytes_up', 0) + row.get('bytes_down', 0) for row in run.rows) / 1e6:.1f}",
             f"{sum(row.get('seconds', 0.0) for row in run.rows):.1f}",
             str(sum(row.get("rejected", 0) + row.get("failures", 0) for row in run.rows)),
+            _steps(run.rows),
         )
         for run in found.runs
     ]
     for name, lines in found.yardsticks.items():
         last = lines[-1]
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
-        rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------"))
+        rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------", _steps(lines)))
     header = ("run", "before the last server step", "accuracy", "among the nearest five", *("T5" for _ in sides))
     header += ("gain of the first round", "gain of the last round", "gain over FedAvg", "MB", "seconds", "bad replies")
-    return TextTable("", header, tuple(rows))
+    return TextTable("", (*header, "steps at a site + on the server"), tuple(rows))
 
 
 def _gains(run: RunRecord) -> list[str]:
@@ -234,6 +241,13 @@ def _gains(run: RunRecord) -> list[str]:
     if not has_server_step(run.config):
         return ["-", "-", "-"]
     return [_signed(value) for value in gains(run.rows, run.without_step).values()]
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not any("site/optimiser_steps" in row for row in rows):
+        return "-"
+    sums = (sum(row.get(f"{side}/optimiser_steps", 0) for row in rows) for side in ("site", "server"))
+    return " + ".join(f"{each:.0f}" for each in sums)
 
 
 def _reasons(runs: Sequence[RunRecord]) -> TextTable:

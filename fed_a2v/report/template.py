@@ -37,7 +37,10 @@ PAGE = """\
 {% if cards %}<dl class="cards">
 {% for card in cards %}<div><dt>{{ card.name }}</dt><dd>{{ card.value }}<small>{{ card.note }}</small></dd></div>
 {% endfor %}</dl>{% endif %}
-{% if summary.rows %}{{ table(summary, "Results") }}{% endif %}
+{% for says, arms, covers in crossed %}<p>{{ says }}</p>
+{{ table(arms, "Cross-validation") }}
+<p>{{ covers }}</p>
+{% endfor %}{% if summary.rows %}{{ table(summary, "Results") }}{% endif %}
 </section>
 {% for group in groups %}<section aria-labelledby="{{ group.name }}">
 <h2 id="{{ group.name }}">{{ group.title }}</h2>

@@ -144,6 +144,8 @@ class RunFolder:
         if beside.path == self.path or not (beside.results.is_file() and (self.path / "config.yaml").is_file()):
             return []
         mine, its = self.read_config(), beside.read_config()
+        if mine.get("aggregation", {}).get("mode") == "kd":  # that is a server step; without it the mean is plain
+            mine = mine | {"aggregation": mine["aggregation"] | {"mode": "avg"}, "finetune": {"enabled": True}}
         same = all(mine.get(key) == its.get(key) for key in mine.keys() | its.keys() if key not in MAY_DIFFER)
         return beside.rows() if same and not has_server_step(its) and has_server_step(mine) else []
 

@@ -29,15 +29,18 @@ def scored_on(row: Row) -> str:
 def best_row(rows: Iterable[Row]) -> Row | None:
     """The row of the best round: the most accurate one, the first of equals; None where none has an accuracy.
 
-    Rounds in which every site was evaluated come before all others, and those before the ones on fewer test clips: it
-    is easy to be right about some of the clips.
+    Accuracy on the clips for validation decides, where there are any. Rounds in which every site was evaluated come
+    before all others, and of those the ones on the most clips first: it is easy to be right about some of the clips.
     """
+    rows = list(rows)
+    validated = any(row.get("accuracy_validation") is not None for row in rows)
+    figure, clips = ("accuracy_validation", "validation_clips") if validated else ("accuracy", "test_clips")
 
     def rank(row: Row) -> tuple[bool, int, float]:
         full = fully_evaluated(row)
-        return full, 0 if full else int(row.get("test_clips", 0)), float(row["accuracy"])
+        return full, 0 if full else int(row.get(clips, 0)), float(row[figure])
 
-    return max((row for row in rows if row.get("accuracy") is not None), key=rank, default=None)
+    return max((row for row in rows if row.get(figure) is not None), key=rank, default=None)
 
 
 def gain(row: Row) -> float | None:

@@ -90,7 +90,9 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
 
 
 def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str = "accuracy") -> TextTable:
-    """Accuracy by round, a column for each variant; with the number of clips where these are not all test clips.
+    """Accuracy by round, a column for each variant, and below it the optimiser steps of all rounds.
+
+    Where not all test clips were scored, a cell has their number.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
@@ -101,10 +103,17 @@ def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str 
         label: {int(row["round"]): accuracy_cell(row, 3, figure) for row in rows} for label, rows in variants.items()
     }
     numbers = sorted({number for column in values.values() for number in column})
+    steps = {
+        label: [_total(rows, f"{side}/optimiser_steps") for rows in variants.values()]
+        for label, side in (("steps at a site", "site"), ("on the server", "server"))
+    }
     return TextTable(
         title,
         ("round", *variants),
-        tuple((str(number), *(column.get(number, "-") for column in values.values())) for number in numbers),
+        (
+            *((str(number), *(column.get(number, "-") for column in values.values())) for number in numbers),
+            *((label, *cells) for label, cells in steps.items()),
+        ),
     )
 
 
@@ -216,6 +225,11 @@ def accuracy_cell(row: Mapping[str, Any], digits: int, figure: str = "accuracy")
     if shown == "-" or fully_evaluated(row):
         return shown
     return f"{shown} on {row.get('test_clips')} of {'?' if total is None else total}"
+
+
+def _total(rows: Rows, key: str) -> str:
+    found = [row[key] for row in rows if key in row]
+    return f"{sum(found):.0f}" if found else "-"
 
 
 def _figure(value: Any, digits: int | None, scale: float = 1.0) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.map_plot import map_figure
 from fed_a2v.runs.maps import load_map
+from fed_a2v.runs.wandb_file import logged_rounds
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import plain
 
@@ -39,7 +40,8 @@ class Tracker:
         tracker.finish({"accuracy": 0.86})
     ```
 
-    Left by an exception, it writes no `results.json` and marks the W&B run as failed.
+    Left by an exception, it writes no `results.json` and marks the W&B run as failed. Where a run is resumed, W&B and
+    TensorBoard are first given those of the earlier rows that they lack, so that they have every round once.
 
     Args:
         path: the run's folder.
@@ -75,9 +77,10 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         self.folder.start(to_yaml(self.settings), self.partition, self.after_round)
+        rows = self.folder.rows()
         if self._tensorboard:
-            self._tensorboard.start(self.folder.path, self.after_round)
-        self._wandb.start(self.folder.path, self.settings)
+            self._tensorboard.start(self.folder.path, rows)
+        self._wandb.start(self.folder.path, self.settings, rows)
         return self
 
     def __exit__(
@@ -123,18 +126,21 @@ class Tracker:
 
 
 class _TensorBoard:
-    """Event files in the run's folder, under `tensorboard/`."""
+    """An event file in the run's folder, under `tensorboard/`; it is written anew at every start, from all rows."""
 
-    def start(self, folder: Path, after_round: int) -> None:
+    def start(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "tracking.tensorboard=true needs TensorBoard: pip install 'fed-a2v[tensorboard]'"
             ) from error
-        # What a killed run wrote of later rounds is not shown.
-        purge = after_round + 1 if after_round else None
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()
+        # A TensorBoard that has shown the old file forgets what was in it.
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=1)
+        for row in rows:
+            self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
         for name, value in _numbers(row).items():
@@ -159,8 +165,9 @@ class _Wandb:
         self._broken = False
         self._warned = False
         self._online = False
+        self._had: Container[int] = ()
 
-    def start(self, folder: Path, settings: Settings) -> None:
+    def start(self, folder: Path, settings: Settings, rows: Sequence[Mapping[str, Any]]) -> None:
         chosen = settings.wandb
         if chosen.mode == "disabled":
             return
@@ -169,6 +176,7 @@ class _Wandb:
         def init() -> None:
             import wandb
 
+            earlier = self.id
             self._run = wandb.init(
                 mode=chosen.mode,
                 project=chosen.project,
@@ -182,11 +190,17 @@ class _Wandb:
                 settings=wandb.Settings(silent=True, console="off"),
             )
             self.id = self._run.id
+            if self._online:  # the server knows where it is; what lies behind it would be refused
+                self._had = range(self._run.starting_step)
+            elif earlier is not None:
+                self._had = logged_rounds(folder, earlier)
 
         self._try(init)
+        for row in rows:
+            self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        if self._run is not None:
+        if self._run is not None and row["round"] not in self._had:
             self._try(lambda: self._run.log(_numbers(row), step=int(row["round"])))
 
     def log_pictures(self, round_number: int, pictures: Mapping[str, Path]) -> None:

@@ -122,6 +122,17 @@ def test_the_server_step_distils_what_averaging_lost(world, teachers):
     assert accuracy() > max(before, 0.9)
 
 
+@pytest.mark.parametrize(("finetune", "taken"), [(False, [7, 3]), (True, [14, 6])])
+def test_the_steps_of_distillation_count_beside_those_of_fine_tuning(world, teachers, finetune, taken):
+    settings = ServerStepSettings(distil=True, finetune=finetune, first_steps=7, steps=3)
+    prompts = world.prompts(t5=T5)
+    step = ServerStep(world.adapters(t5=T5), prompts, None, AdapterLoss(prompts, AdapterLossWeights()), settings)
+    updates = [
+        update._replace(weights=teacher.weights) for update, teacher in zip(halves(world), teachers, strict=True)
+    ]
+    assert [step.run(number, updates)["server/optimiser_steps"] for number in (1, 2)] == taken
+
+
 def halves(world):
     """Replies of two sites, with the first and the last five classes."""
     one, other = world.updates(sites=2)

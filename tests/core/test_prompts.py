@@ -199,6 +199,18 @@ def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
     assert bank.clips() == {("a", "cat"): 10, ("b", "cow"): 10, ("liar", "dog"): 20}
 
 
+def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
+    bank = PromptBank(max_site_share=0.5)
+    bank.update("even", [says("cat", 1.0, count=10), says("cow", 1.0, count=10)], "mark", 1)
+    bank.update("odd", [says("cat", 1.0, count=10), says("dog", 1.0, count=10)], "mark", 1)
+    assert bank.capped() == {}
+    bank.update("odd", [says("cat", 1.0, count=12), says("dog", 1.0, count=8)], "mark", 1)
+    assert bank.capped() == {"odd": ["cat"]}
+    bank.update("large", [says("sea", 1.0, count=200), says("dog", 1.0, count=8)], "mark", 1)
+    assert bank.capped() == {"large": ["dog", "sea"], "odd": ["cat", "dog"]}
+    assert PromptBank.from_state_dict(bank.state_dict()).capped() == {}, "without a cap"
+
+
 def test_moments_are_those_of_the_clips_behind_the_prototypes():
     random = torch.Generator().manual_seed(0)
     groups = [torch.randn(size, 1, 4, generator=random).double() + size for size in (3, 5, 9, 4)]

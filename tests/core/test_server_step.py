@@ -267,6 +267,23 @@ def test_a_round_without_any_prototype_changes_nothing():
     assert same(before, weights_of(step))
 
 
+# Sites that count for less than they say
+
+
+def test_sites_that_are_cut_are_counted_in_the_row_and_named_once(caplog):
+    world = World()
+    step = step_of(world, None, max_site_share=0.5)
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        assert step.run(1, world.updates())["bank/capped_sites"] == 0
+        assert "max_site_share" not in caplog.text
+        larger = world.updates(clips_per_class=[48] + [24] * 9)  # 144 clips at site 0, 120 at site 1
+        assert [step.run(number, larger)["bank/capped_sites"] for number in (2, 3)] == [1, 1]
+    (line,) = [record.getMessage() for record in caplog.records if "max_site_share" in record.getMessage()]
+    assert "site 0 (5 classes)" in line
+    assert "site 1" not in line
+    assert step_of(world, None).run(1, larger)["bank/capped_sites"] == 0, "without a cap"
+
+
 # Rolling back
 
 
@@ -278,6 +295,7 @@ def test_a_worse_held_out_loss_brings_the_adapters_back_bit_for_bit(rate, caplog
     with caplog.at_level(logging.WARNING, "fed_a2v"):
         row = step.run(1, world.updates())
     assert row["rolled_back"] is True
+    assert row["server/optimiser_steps"] == 20  # they were taken all the same
     assert not row["finetune/held_out_after"] <= row["finetune/held_out_before"]
     assert f"{row['finetune/held_out_before']:.4f}" in caplog.text
     assert_same_bits(dict(step.adapters.state_dict()), before)

@@ -53,6 +53,23 @@ def test_site_training_passes_over_every_clip_in_every_epoch():
     assert all(len(batch.unique()) > 3 for batch in seen)
 
 
+def test_more_steps_follow_on_the_epochs_as_further_ones_would():
+    def batches(epochs, more_steps):
+        adapters, audio, labels, loss = setting()
+        seen = []
+
+        def watched(outputs, batch_labels, targets):
+            seen.append(batch_labels)
+            return loss(outputs, batch_labels, targets)
+
+        train_epochs(adapters, audio, labels, watched, epochs, AdamWSettings(), draws(0), more_steps=more_steps)
+        return seen
+
+    longer, epochs = batches(1, 11), batches(3, 0)  # 8 steps an epoch
+    assert len(longer) == 19
+    assert all(torch.equal(one, other) for one, other in zip(longer, epochs, strict=False))
+
+
 def test_site_training_reports_the_mean_of_its_last_epoch():
     adapters, audio, labels, loss = setting()
     reported = train_epochs(adapters, audio, labels, loss, 4, AdamWSettings(learning_rate=1e-12), draws(0))

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from fed_a2v.data.clips import Record, build_index, check_complete, classes_of, unseen_classes
+from fed_a2v.data.clips import (
+    SPLITS,
+    Record,
+    build_index,
+    check_complete,
+    classes_of,
+    split_by_fold,
+    unseen_classes,
+)
 from fed_a2v.data.errors import DataError
 from tests.refusals import refused
 
@@ -23,12 +31,63 @@ def dataset(make_settings):
     return make
 
 
-def test_folds_become_splits_and_clips_of_other_folds_are_unused(dataset):
-    index = build_index(RECORDS, dataset("validation_folds=[3]", "train_folds=[1,2]"), ("crying_baby", "dog"))
+def test_folds_become_splits_and_clips_of_other_folds_are_unused_and_counted(dataset, caplog):
+    chosen = dataset("validation_folds=[3]", "train_folds=[1,2]", "test_folds=[4]")
+    index = build_index([*RECORDS, Record("f", "dog", 5)], chosen, ("crying_baby", "dog"))
     assert [record.key for record in index.records] == ["a", "b", "c", "e"]
     assert index.splits == ("train", "train", "test", "validation")
     assert index.labels.tolist() == [1, 0, 1, 1]
     assert index.rows.tolist() == [0, 1, 2, 4]
+    assert "1 clips of dataset=synth are used for nothing: 1 of fold 5" in caplog.text  # rain is no class here
+
+
+@pytest.mark.parametrize(
+    ("present", "overrides", "train", "validation", "test"),
+    [
+        ([1, 2, 3, 4, 5], [], [1, 2, 3, 4], [], [5]),
+        ([1, 2, 3, 4], [], [1, 2, 3], [], [4]),
+        ([2, 4, 7], [], [2, 4], [], [7]),
+        ([1, 2, 3, 4, 5], ["test_fold=2"], [1, 3, 4, 5], [], [2]),
+        ([1, 2, 3, 4, 5], ["test_folds=[2,3]"], [1, 4, 5], [], [2, 3]),
+        ([1, 2, 3, 4, 5], ["train_folds=[1,2]"], [1, 2], [], [5]),
+        ([1, 2, 3, 4, 5], ["validation_folds=[5]"], [1, 2, 3], [5], [4]),
+        ([1, 2, 3, 4, 5], ["test_fold=1", "validation_folds=[2]"], [3, 4, 5], [2], [1]),
+        ([1, 2, 3, 4, 5], ["train_folds=[1,2]", "test_fold=3"], [1, 2], [], [3]),
+        ([1, 2], ["train_folds=[1]"], [1], [], [2]),
+        ([3], [], [3], [], []),  # a site's own folder; that of a whole experiment is refused
+    ],
+)
+def test_what_the_settings_leave_open_tests_on_the_last_fold_and_trains_on_all_others(
+    dataset, present, overrides, train, validation, test
+):
+    records = [Record(f"clip {fold}", "dog", fold) for fold in present]
+    split_of = split_by_fold(records, dataset(*overrides))
+    assert [sorted(fold for fold, its in split_of.items() if its == split) for split in SPLITS] == [
+        train,
+        validation,
+        test,
+    ]
+
+
+def test_folds_other_than_five_are_said_in_the_log(dataset, caplog):
+    caplog.set_level("INFO")
+    build_index(RECORDS, dataset(), ("dog",))
+    build_index(RECORDS, dataset("test_fold=2"), ("dog",))
+    assert not caplog.text, "five folds, or those that were asked for, go without saying"
+    build_index([record for record in RECORDS if record.fold < 5], dataset(), ("dog",))
+    assert "train 1, 2, 3; test 4" in caplog.text
+
+
+def test_dealt_folds_are_five_even_where_one_of_them_got_no_clip(dataset, make_settings):
+    folder = make_settings("dataset=folder", "dataset.root=/x").dataset
+    assert split_by_fold([Record("a", "dog", 1), Record("b", "dog", 2)], folder)[5] == "test"
+
+
+def test_an_experiment_without_a_fold_for_the_test_is_refused(dataset):
+    with refused(DataError, "dataset.test_fold", [1]):
+        check_complete(RECORDS[:1], dataset())
+    with refused(DataError, "dataset.train_folds", [1, 2, 3, 4, 5]):
+        check_complete(RECORDS, dataset("train_folds=[1,2,3,4,5]"))
 
 
 def test_the_classes_are_sorted_and_spelling_makes_no_other_class(dataset):
@@ -39,8 +98,8 @@ def test_classes_can_be_chosen_and_keep_the_order_given(dataset):
     chosen = dataset("classes=[rain,crying baby]")
     assert classes_of(CATEGORIES, chosen) == ("rain", "crying baby")
     index = build_index(RECORDS, chosen, classes_of(CATEGORIES, chosen))
-    assert [record.key for record in index.records] == ["b"]
-    assert index.labels.tolist() == [1]
+    assert [record.key for record in index.records] == ["b", "d"]
+    assert index.labels.tolist() == [1, 0]
 
 
 def test_a_key_listed_twice_is_an_error(dataset):
@@ -57,6 +116,8 @@ def test_a_fold_that_no_clip_has_is_an_error(dataset):
     check_complete(RECORDS, dataset())
     with refused(DataError, "dataset.test_folds", 6, [1, 2, 3, 4, 5]):
         check_complete(RECORDS, dataset("test_folds=[4,6]"))
+    with refused(DataError, "dataset.test_fold", 6, [1, 2, 3, 4, 5]):
+        check_complete(RECORDS, dataset("test_fold=6"))
 
 
 def test_an_unknown_class_is_an_error_that_names_the_nearest(dataset):

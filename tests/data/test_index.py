@@ -79,10 +79,24 @@ def test_classes_of_several_data_sets_are_matched_by_name(mixed):
 
 
 def test_each_data_set_has_the_defaults_of_its_own(mixed):
-    esc50, vegas, vggsound = mixed("dataset.skip_bad=true").dataset.sets
-    assert (esc50.train_folds, esc50.test_folds) == ([1, 2, 3], [4])
-    assert (vegas.train_folds, vggsound.test_folds) == ([1, 2, 3, 4], [5])
-    assert all(part.skip_bad for part in (esc50, vegas, vggsound))
+    esc50, vegas, _ = compose_settings(
+        ["dataset=mixed", "dataset.sets=[{name: esc50, root: /x}, {name: vegas, root: /x}, {name: synth}]"]
+    ).dataset.sets
+    assert (esc50.clip_seconds, vegas.clip_seconds) == (5.0, 10.0)
+    assert all(part.skip_bad for part in mixed("dataset.skip_bad=true").dataset.sets)
+
+
+def test_each_data_set_has_its_own_folds_unless_one_is_named_for_all(mixed):
+    def tested(*overrides):
+        index = index_clips(mixed(*overrides).dataset)
+        folds = {0: set(), 1: set(), 2: set()}
+        for number, record, split in zip(index.sets.tolist(), index.records, index.splits, strict=True):
+            if split == "test":
+                folds[number].add(record.fold)
+        return folds
+
+    assert tested() == {0: {4}, 1: {5}, 2: {5}}  # this ESC-50 has four
+    assert tested("dataset.test_fold=2") == {0: {2}, 1: {2}, 2: {2}}
 
 
 def test_the_settings_of_a_mix_travel_as_they_are(mixed):
@@ -199,11 +213,17 @@ KINDS = ("custom", "embeddings", "esc50", "folder", "synth", "vegas", "vggsound"
         ("[{name: synth, unseen: 2}]", ["dataset.sets.0.unseen", "dataset.unseen"]),
         ("[{name: folder, rot: /x}]", ["dataset.sets.0.rot"]),
         ("[{name: folder, root: /x, train_folds: []}]", ["dataset.train_folds"]),
+        ("[{name: synth, test_fold: 1, test_folds: [2]}]", ["dataset.test_fold=1", "dataset.test_folds=[2]"]),
     ],
 )
 def test_a_mix_that_cannot_be_is_refused_with_the_reason(sets, named):
     with refused(ConfigError, *named):
         compose_settings(["dataset=mixed", f"dataset.sets={sets}"])
+
+
+def test_lists_of_folds_belong_to_a_data_set_of_the_mix():
+    with refused(ConfigError, "dataset.test_folds=[2]", "dataset.sets"):
+        compose_settings(["dataset=mixed", "dataset.sets=[{name: synth}]", "dataset.test_folds=[2]"])
 
 
 def test_embeddings_of_other_widths_cannot_be_mixed(tmp_path, make_settings):

@@ -37,7 +37,7 @@ class FaultyNode(Node):
 
     def _fault(self, config):
         """The file of this task's fault, and its kind."""
-        file = Path(self.node_config["data-dir"]).with_name("faults") / f"{config['task']}-{config['round']}"
+        file = Path(self.node_config.data_dir).with_name("faults") / f"{config['task']}-{config['round']}"
         if not file.is_file():
             return file, None
         file.with_name(f"{file.name}.reached").touch()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.docs.blocks import REPOSITORY, Workplace, blocks_of
 from tests.flower import BIN, end_tree, wait_until
@@ -80,6 +81,7 @@ def test_the_whole_deployment_runs_on_one_machine_and_leaves_its_run_alone_behin
     results = json.loads((folder / "results.json").read_text())
     assert (results["rounds"], results["failures"], results["rejected"]) == (2, 0, 0)
     assert results["accuracy"] > 0.3, "three sites know all ten classes together"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["federation"]["start_timeout"] == 600
     assert [set(row["sites"]) for row in rows_of(folder)] == [{"site-north", "site-east", "site-south"}] * 2
     assert str(folder) in shown
     assert f"{results['accuracy']:.3f}" in shown, "the result is shown"
@@ -97,7 +99,8 @@ def files_in(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_interrupted_it_stops_all_that_it_started(local, tmp_path, number):
-    process = local("--folder", "run")
+    process = local("--folder", "run", "--start-timeout", "1234")
+    wait_until(lambda: was_told(tmp_path, "run.sh", "federation.start_timeout=1234"), "the start of the run", 300)
     wait_until(
         lambda: all(at_work(tmp_path, name) for name in ("flower-superlink", "flower-supernode", "flwr-serverapp")),
         "the start of the SuperLink, a SuperNode and the run",
@@ -122,7 +125,25 @@ def at_work(folder, name):
     return False
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["--rounds"]])
+def was_told(folder, name, word):
+    """Whether a program of this name was started with this word in a folder."""
+    for process in processes_in(folder):
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if word in command and name in (Path(part).name for part in command[:2]):
+                return True
+    return False
+
+
+def test_a_limit_that_nothing_can_keep_ends_with_its_name_and_leaves_nothing(local, tmp_path):
+    process = local("--folder", "run", "--start-timeout", "0")
+    assert process.wait(300) == 1
+    assert "--start-timeout 0" in (tmp_path / "shown").read_text()
+    assert processes_in(tmp_path) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["--rounds"], ["--start-timeout"], ["--start-timeout", "soon"]])
 def test_words_that_mean_nothing_start_nothing(local, tmp_path, words):
     process = local(*words)
     assert process.wait(60) in (1, 2)
@@ -139,6 +160,31 @@ def test_run_sh_ends_with_an_error_for_a_wrong_key_before_anything_is_sent(tmp_p
     )
     assert done.returncode == 1
     assert {"rouns", "rounds"} <= set(re.findall(r"\w+", done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('site = "north"\nmin_clips = 8\n', {"min_clips", "min-clips"}),
+        ('site = "north"\nmin-clips = "eight"\n', {"min-clips", "eight"}),
+        ("[site]\nmin-clips = 8\n", {"site", "min-clips"}),
+        ("site = north\n", set()),
+    ],
+)
+def test_supernode_sh_does_not_start_a_site_with_a_slip_in_its_configuration(tmp_path, content, named):
+    """Nothing listens at that address: a SuperNode would try for ever."""
+    (tmp_path / "site.toml").write_text(content)
+    words = ["--superlink", "127.0.0.1:9", "--ca", "site.toml", "--key", "site.toml", "--config", "site.toml"]
+    done = subprocess.run(
+        [DEPLOY / "supernode.sh", *words],
+        env={"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert {"site.toml", *named} <= set(re.findall(r"[\w.-]+", done.stderr))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")

@@ -61,7 +61,8 @@ def test_the_values_are_those_that_a_run_without_overrides_has(settings_referenc
         ("wandb.entity", "text or null"),
         ("targets.clip", "section or null"),
         ("targets.clip.model", "text"),
-        ("dataset.train_folds", "list of integer"),
+        ("dataset.train_folds", "list of integer or null"),
+        ("dataset.test_fold", "integer, at least 1 or null"),
     ],
 )
 def test_types_and_ranges_are_told_in_words(keys, name, told):

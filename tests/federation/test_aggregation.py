@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.config import compose_settings
-from fed_a2v.federation.aggregation import aggregate, clipped
+from fed_a2v.federation.aggregation import aggregate, clipped, cut_shares
 from fed_a2v.federation.wire import SiteReply
 
 
@@ -167,6 +167,18 @@ def test_a_site_that_claims_a_billion_clips_counts_for_no_more_than_its_share():
     assert aggregate_adapters([*honest, liar], "weighted", max_site_share=0.5)[0] == pytest.approx(0.5)
     assert aggregate_adapters([*honest, liar], "weighted", max_site_share=0.25)[0] == pytest.approx(0.75)
     assert compose_settings().aggregation.max_site_share == 0.5
+
+
+def test_the_sites_that_count_for_less_than_their_clips_are_known():
+    sizes = {"large": 200, "small": 20, "other": 20}
+    replies = [reply(site, clips, [float(site == "large")]) for site, clips in sizes.items()]
+    settings = compose_settings(["aggregation.mode=weighted"]).aggregation
+    assert cut_shares(replies, settings) == {"large": pytest.approx((200 / 240, 0.5))}
+    assert float(aggregate(replies, [torch.zeros(1)], settings)[0]) == pytest.approx(0.5)
+    free = settings.model_copy(update={"max_site_share": 1.0})
+    assert cut_shares(replies, free) == {}
+    assert float(aggregate(replies, [torch.zeros(1)], free)[0]) == pytest.approx(200 / 240)
+    assert cut_shares(replies, settings.model_copy(update={"mode": "avg"})) == {}
 
 
 def test_half_precision_weights_are_averaged_in_single_precision():

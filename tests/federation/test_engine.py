@@ -44,14 +44,14 @@ def sent(adapters):
     return adapters
 
 
-def at_the_end(run):
+def at_the_end(run, split="test"):
     """A run's class prompts and final adapters, and the embeddings and labels of its test clips."""
     settings = run.config
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     prompts = prompt_set(settings, class_names(settings.dataset))
     adapters = Adapters(clips.embeddings.shape[-1], prompts, settings.adapters.hidden_width)
     adapters.load_state_dict(run.state["step"]["adapters"])
-    test = torch.from_numpy(clips.rows("test"))
+    test = torch.from_numpy(clips.rows(split))
     return prompts, adapters, clips.embeddings[test], clips.labels[test]
 
 
@@ -286,6 +286,18 @@ def test_the_sites_scores_add_up_to_those_of_all_test_clips_at_once(finished_run
     assert last["accuracy_at_5"] == pytest.approx(accuracy_at_5, abs=1e-7)
     assert last["cosine"] == pytest.approx(cosine, abs=1e-5)
     assert last["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_last_adapters_are_also_scored_on_the_validation_clips(finished_run):
+    run = finished_run("rounds=1", "dataset.validation_folds=[2]", "partition=dirichlet")
+    prompts, adapters, audio, labels = at_the_end(run, "validation")
+    with torch.no_grad():
+        found = retrieval(sent(adapters)(audio).clip, labels, prompts.clip)
+    (row,) = run.rows
+    assert (row["validation_clips"], row["test_clips"]) == (len(labels), 30)
+    assert row["accuracy_validation"] == run.results["accuracy_validation"] == pytest.approx(found.accuracy, abs=1e-7)
+    assert row["accuracy_validation"] != row["accuracy"]
+    assert "accuracy_validation" not in finished_run().results
 
 
 def test_every_test_clip_is_scored_once_and_none_is_trained_on(finished_run):

@@ -16,6 +16,7 @@ import yaml
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
+from fed_a2v.federation import strategy as strategy_module
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.run import Run
@@ -26,6 +27,7 @@ from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
 from tests.flower import wait_until
 from tests.refusals import refused
+from tests.wandb_files import rows_at_wandb
 
 from .helpers import FAST, Finished, assert_same, assert_same_run, without_seconds
 
@@ -277,7 +279,8 @@ def test_the_guides_snippet_reads_the_generators_checkpoint(validated):
 
 def test_the_generator_is_saved_every_so_many_rounds_and_after_the_last(run_in):
     run = run_in("saves", "rounds=3", "generator.checkpoint_frequency=2", "generator.checkpoint_path=saved/mine.pt")
-    assert sorted(path.name for path in (run.folder / "saved").iterdir()) == ["mine_round_2.pt", "mine_round_3.pt"]
+    saved = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("mine*"))
+    assert saved == ["checkpoints/mine_round_2.pt", "checkpoints/mine_round_3.pt"]
 
 
 def test_the_generator_is_not_saved_where_nobody_wants_it(run_in):
@@ -289,13 +292,67 @@ def loading(path):
     return ("generator.load_checkpoint=true", f"generator.checkpoint_path={path}")
 
 
-def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated, tmp_path):
-    # A copy: the run saves its own generator beside the one that it loads.
-    path = shutil.copytree(validated.folder / "checkpoints", tmp_path / "loaded from") / "vae_generator.pt"
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated):
+    path = validated.folder / "checkpoints" / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
     assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
     assert f"Loaded generator checkpoint from {path.with_name('vae_generator_round_2.pt')} (round 2)" in loaded.log
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (("generator=vae",), {"vae_generator"}),
+        (("generator=multimodal", "adapters=flux", "adapters.t5_width=8"), {"multimodal_generator"}),
+        (
+            ("generator.granularity=per_class", "dataset.classes=[dog,rain]", "partition.sites=2"),
+            {"vae_generator_dog", "vae_generator_rain"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("round_in_path", [True, False])
+def test_a_run_that_starts_from_anothers_generator_saves_its_own_and_leaves_that_alone(
+    run_in, kind, names, round_in_path
+):
+    if len(names) > 1 and round_in_path:
+        pytest.skip("a family is named without its round")
+    first = run_in("first", "rounds=3", *kind)
+    before = contents(first.folder)
+    (name, *_) = sorted(names)
+    base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog")
+    second = run_in("second", "rounds=2", *kind, *loading(first.folder / "checkpoints" / f"{base}.pt"))
+    assert contents(first.folder) == before
+    saved = {str(path.relative_to(second.folder)) for path in second.folder.rglob("*generator*")}
+    assert saved == {f"checkpoints/{name}_round_2.pt" for name in names}
+    for name in names:
+        checkpoint = torch.load(second.folder / "checkpoints" / f"{name}_round_2.pt")
+        assert checkpoint["round"] == 2
+    assert second.log.count("(round 3)") == len(names), "the last ones are loaded"
+
+
+def test_a_run_stopped_in_its_first_round_starts_from_the_same_generator_again(run_in, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    often = ("rounds=2", "generator.checkpoint_frequency=1")
+    run_in("first", *often)
+    from_first = (*often, *loading("checkpoints/vae_generator.pt"))
+
+    def die(*given):
+        raise KilledError
+
+    whole = run_in("whole", *from_first)
+    shutil.rmtree(whole.folder / "checkpoints")  # else it would be the newest run beside the next one
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluated", die)
+        with pytest.raises(KilledError):
+            run_in("stopped", *from_first)
+    assert (tmp_path / "stopped" / "checkpoints" / "vae_generator_round_1.pt").exists()
+    stopped = run_in("stopped", *from_first)
+    assert [without_seconds(row) for row in stopped.rows] == [without_seconds(row) for row in whole.rows]
 
 
 @pytest.mark.parametrize(
@@ -454,6 +511,22 @@ def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_r
     assert kept["round"] == best["round"]
 
 
+def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in, monkeypatch):
+    tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
+    honest = strategy_module.round_figures
+
+    def figures(scores, *given):
+        found = honest(scores, *given)
+        assert found["validation_clips"] == scores["after"].clips == 30
+        return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
+
+    monkeypatch.setattr(strategy_module, "round_figures", figures)
+    run = run_in("run", "rounds=3", "generator=none", "dataset.validation_folds=[3]")
+    assert [path.name for path in run.folder.glob("checkpoints/best*")] == ["best_round_000003.pt"]
+    assert (run.results["accuracy"], run.results["accuracy_validation"]) == (0.5, 0.8)
+    assert (run.results["best_round"], run.results["best_accuracy"]) == (3, 0.5)
+
+
 def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds, monkeypatch):
     with monkeypatch.context() as patch:
 
@@ -502,7 +575,7 @@ def test_settings_that_no_generator_can_take_fail_before_the_first_round(run_in,
     assert not read_jsonl(tmp_path / "run" / "metrics.jsonl")
 
 
-def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch):
+def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch, tmp_path):
     given = []
 
     class WandbRun:
@@ -524,8 +597,13 @@ def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch):
     rows = run_in("run", "rounds=2", "wandb.mode=offline").rows
     assert given == [
         *(("init", None), (1, rows[0]["accuracy"]), ("finish", 0)),
-        *(("init", "the-first-id"), (2, rows[1]["accuracy"]), ("finish", 0)),
+        # This W&B writes no files: it lacks the first round.
+        *(("init", "the-first-id"), (1, rows[0]["accuracy"]), (2, rows[1]["accuracy"]), ("finish", 0)),
     ]
+    given.clear()
+    run_in("elsewhere", "rounds=3", "wandb.mode=offline", f"resume={tmp_path / 'run'}")
+    assert [call[0] for call in given] == ["init", 1, 2, 3, "finish"]
+    assert given[0] == ("init", None), "another folder's run is another run"
 
 
 # A real kill
@@ -552,7 +630,7 @@ main(sys.argv[1:])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, finished_run):
     folder = tmp_path / "killed"
-    words = ["train", *FAST, "rounds=3", f"hydra.run.dir={folder}"]
+    words = ["train", *FAST, "rounds=3", "wandb.mode=offline", f"hydra.run.dir={folder}"]
     with (tmp_path / "shown").open("w") as shown:
         process = subprocess.Popen(
             [sys.executable, "-c", STUCK_IN_ROUND_3, *words], cwd=tmp_path, stdout=shown, stderr=subprocess.STDOUT
@@ -574,6 +652,10 @@ def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, 
     assert_same_run(killed, whole)
     assert without_seconds(killed.results) == without_seconds(whole.results)
     assert not list(folder.rglob("*.tmp"))
+    # W&B's own process may put the bytes on the disk a moment later.
+    wait_until(lambda: any(row.get("round") == 3 for row in rows_at_wandb(folder)), "the last round at W&B")
+    tracked = [(row["_step"], row["accuracy"]) for row in rows_at_wandb(folder) if "accuracy" in row]
+    assert tracked == [(row["round"], row["accuracy"]) for row in killed.rows]
 
 
 def test_one_folder_has_one_run_after_the_other_and_not_two_logs(run_in):

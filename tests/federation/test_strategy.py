@@ -7,12 +7,15 @@ import pytest
 import torch
 from flwr.common import ndarrays_to_parameters
 
+from fed_a2v.core.shares import capped
 from fed_a2v.federation.audio_kind import AudioKind
 from fed_a2v.federation.errors import FederationError
+from fed_a2v.federation.site import Site
 from tests.refusals import refused
 
 from .helpers import (
     BAD,
+    PLAIN,
     SITES,
     Federation,
     Node,
@@ -481,6 +484,42 @@ def test_nothing_is_said_of_unseen_classes_where_there_are_none():
     assert not any(key.startswith("unseen/") for key in Federation().start().round())
 
 
+def test_the_steps_of_sites_of_different_sizes_are_counted_in_their_mean():
+    federation = Federation("partition=dirichlet", "partition.alpha=0.5", "site.batch_size=4", "site.epochs=3").start()
+    row = federation.round()
+    sites = [Site(federation.settings, federation.strategy.classes, number) for number in range(5)]
+    batches = [-(-len(site.data.train) // 4) for site in sites]
+    assert len(set(batches)) > 1
+    assert row["site/optimiser_steps"] == pytest.approx(3 * sum(batches) / 5)
+    assert row["server/optimiser_steps"] == 2
+
+
+def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the_log(caplog):
+    dirichlet = ("partition=dirichlet", "partition.alpha=0.5", PLAIN)
+    with caplog.at_level("WARNING", "fed_a2v"):
+        federation = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=0.25").start()
+        rows = [federation.round(number) for number in (1, 2)]
+    sites = [Site(federation.settings, federation.strategy.classes, number) for number in range(5)]
+    sizes = {site.name: len(site.data.train) for site in sites}
+    counted = dict(zip(sizes, capped(list(sizes.values()), 0.25), strict=True))
+    cut = [name for name in sizes if counted[name] < sizes[name]]
+    assert 0 < len(cut) < 5
+    assert [row["aggregation/capped_sites"] for row in rows] == [len(cut)] * 2
+    (line,) = [record.getMessage() for record in caplog.records if "aggregation.max_site_share" in record.getMessage()]
+    for name in cut:
+        has, counts = sizes[name] / sum(sizes.values()), counted[name] / sum(counted.values())
+        assert f"{name} has {has:.2f} of them and counts for {counts:.2f}" in line
+    free = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=1").start().round()
+    assert free["aggregation/capped_sites"] == 0
+    assert "aggregation/capped_sites" not in Federation(*dirichlet).start().round()
+
+
+def test_a_round_without_a_server_step_and_a_skipped_one_count_no_steps_for_it():
+    assert Federation(PLAIN).start().round()["server/optimiser_steps"] == 0
+    skipped = Federation("aggregation.min_replies=5", tamper=lie(overwrite(0, with_nan))).start().round()
+    assert not {"site/optimiser_steps", "server/optimiser_steps"} & set(skipped)
+
+
 def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the_sites():
     federation = Federation("adapters=bilinear", "generator=none", "dataset.unseen=2").start()
     row = federation.round(1)
@@ -488,7 +527,8 @@ def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the
     assert row["accuracy"] > 0.3  # chance is 0.1
     assert row["unseen/calibration"] > 0
     assert row["server/adapter_finetuning_loss"] > 0
-    assert not any(key.startswith("site/") for key in row)
+    assert {key for key in row if key.startswith("site/")} == {"site/optimiser_steps"}
+    assert row["site/optimiser_steps"] == row["server/optimiser_steps"] == 0
     federation.train(2)
     for one, other in zip(solved, federation.weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -144,6 +145,13 @@ def test_a_run_that_has_not_finished_is_called_so(tmp_path):
     folder.start("rounds: 5\n")
     folder.append({"round": 1})
     assert "young has not finished: round 1 of 5." in render(collect([folder.path]))
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
+    row = {"round": 1, "aggregation/capped_sites": cut}
+    text = " ".join(Outline(render(Collection([RunRecord("mine", Path(), [row])]))).text)
+    assert (f"aggregation.max_site_share cuts what {cut} of the sites" in text) == (cut > 0)
 
 
 def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):

@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fed_a2v.runs.checkpoint import (
     load_generator_checkpoint,
     load_generator_family,
     load_state,
+    own_path,
     read_state,
     save_generator_checkpoint,
     save_generator_family,
@@ -281,12 +283,70 @@ def test_the_base_path_gives_the_highest_round_not_the_last_name(tmp_path):
     assert load_generator_checkpoint(tmp_path / "vae.pt", "vae", DIMENSIONS)["round"] == 10
 
 
-def test_a_relative_path_is_looked_for_in_the_run_folder_then_in_the_working_directory(tmp_path, monkeypatch):
+def aged(path, seconds):
+    """The file as if it had been written so many seconds after a fixed time."""
+    os.utime(path, (10**9 + seconds,) * 2)
+    return path
+
+
+def numbered(path, round_number, number):
+    return save(path, round_number, state={"w": torch.tensor([float(number)])})
+
+
+def number_in(path, **where):
+    return float(load_generator_family(path, "vae", DIMENSIONS, [""], **where)[""]["generator_state"]["w"])
+
+
+def test_a_relative_path_is_looked_for_in_the_working_directory_then_in_the_runs_beside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save("vae.pt", 1)
-    assert load_generator_checkpoint("vae.pt", "vae", DIMENSIONS, folder=tmp_path / "run")["round"] == 1
-    save("vae.pt", 2, folder=tmp_path / "run")
-    assert load_generator_checkpoint("vae.pt", "vae", DIMENSIONS, folder=tmp_path / "run")["round"] == 2
+    run, beside = tmp_path / "outputs" / "2025-01-02" / "10-00-00", tmp_path / "outputs" / "2025-01-01"
+    path = "checkpoints/vae.pt"
+    aged(numbered(run / path, 9, 1), 9)
+    with refused(FileNotFoundError, "vae_round_N.pt", run):
+        number_in(path, folder=run)  # what a run that was stopped in its first round has saved itself
+    aged(numbered(beside / "08-00-00" / path, 10, 2), 1)
+    aged(numbered(beside / "09-00-00" / path, 3, 3), 3)  # fewer rounds, and later
+    aged(numbered(beside / "09-00-00" / path, 2, 4), 4)
+    assert number_in(path, folder=run) == 3
+    aged(numbered(tmp_path / path, 1, 5), 0)
+    assert number_in(path, folder=run) == 5
+    assert number_in(path, folder=run, own=True) == 1
+
+
+@pytest.mark.parametrize("given", ["outputs/vae.pt", "outputs", "outputs/2025-01-01/09-00-00"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_newest_file_below_a_path_is_found_in_dated_folders(tmp_path, monkeypatch, given, absolute):
+    monkeypatch.chdir(tmp_path)
+    for number, moment in enumerate(["2025-01-01/08-00-00", "2025-01-01/09-00-00", "2024-12-31/23-00-00"]):
+        for base in ("vae.pt", "vae_generator.pt"):
+            path = numbered(tmp_path / "outputs" / moment / "checkpoints" / base, 10 - number, number)
+            aged(path, {0: 1, 1: 9, 2: 5}[number])
+    assert number_in(tmp_path / given if absolute else given, folder=tmp_path / "run") == 1
+
+
+def test_of_a_family_the_files_of_one_folder_are_taken_together(tmp_path):
+    for number, (moment, keys) in enumerate([("08-00-00", ["cat", "cow"]), ("09-00-00", ["cat", "dog"])]):
+        base = tmp_path / "outputs" / moment / "vae.pt"
+        for path in save_generator_family(base, 5, family(keys, marks=number)):
+            aged(path, number)
+    found = load_generator_family(tmp_path / "outputs" / "vae.pt", "vae", DIMENSIONS, ["cat", "cow", "dog"])
+    assert {key: checkpoint["marks"] for key, checkpoint in found.items()} == {"cat": 1, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("configured", "saved"),
+    [
+        ("checkpoints/vae_generator.pt", "checkpoints/vae_generator.pt"),
+        ("saved/mine.pt", "checkpoints/mine.pt"),
+        ("/elsewhere/checkpoints/mine_round_3.pt", "checkpoints/mine.pt"),
+        ("../mine_round_3_round_2.pt", "checkpoints/mine.pt"),
+        ("outputs", "checkpoints/gmm_generator.pt"),
+        ("outputs/2025-01-01", "checkpoints/gmm_generator.pt"),
+        ("state_round_000003.pt", "checkpoints/gmm_generator.pt"),
+    ],
+)
+def test_a_run_saves_in_a_folder_of_its_own_under_the_configured_name(configured, saved):
+    assert own_path(configured, "gmm") == Path(saved)
 
 
 def test_another_type_is_refused_with_both_types(tmp_path):
@@ -305,7 +365,7 @@ def test_other_dimensions_are_refused_with_both_values_of_each(tmp_path):
 def test_a_missing_checkpoint_is_an_error_that_says_what_was_looked_for(tmp_path):
     looked_for = ("vae.pt", "vae_round_N.pt", tmp_path / "checkpoints")
     with refused(FileNotFoundError, *looked_for, "generator.load_checkpoint=false"):
-        load_generator_checkpoint("checkpoints/vae.pt", "vae", DIMENSIONS, folder=tmp_path)
+        load_generator_checkpoint(tmp_path / "checkpoints" / "vae.pt", "vae", DIMENSIONS)
 
 
 def test_a_file_that_is_no_generator_checkpoint_is_refused(tmp_path):
@@ -342,7 +402,7 @@ def family(keys, round_number=10, **changes):
 
 
 def load_family(folder, keys, **changes):
-    return load_generator_family("checkpoints/vae.pt", "vae", {**DIMENSIONS, **changes}, keys, folder=folder)
+    return load_generator_family(folder / "checkpoints" / "vae.pt", "vae", {**DIMENSIONS, **changes}, keys)
 
 
 def test_a_family_has_a_file_a_key_with_a_plain_name_and_none_overwrites_another(tmp_path):

@@ -36,10 +36,29 @@ def test_the_clips_behind_a_figure_are_said():
         ([row(1, 0.7), row(2, 0.7)], 1),
         ([row(1, 1.0, clips=16, sites=1), row(2, 0.6, **PART), row(3, 0.8, **PART), row(4, None)], 3),
         ([row(1, 1.0, total=None, **PART), row(2, 0.2, clips=64, sites=4)], 2),
+        ([row(1, 0.9, accuracy_validation=0.5), row(2, 0.5, accuracy_validation=0.6), row(3, 1.0)], 2),
+        ([row(1, 0.5, accuracy_validation=0.5), row(2, 0.5, accuracy_validation=0.9, **PART)], 1),
+        (
+            [
+                row(1, 0.5, accuracy_validation=0.9, validation_clips=5, **PART),
+                row(2, 0.5, accuracy_validation=0.8, validation_clips=9, clips=16, sites=1),
+            ],
+            2,
+        ),
         ([row(1, None)], None),
         ([], None),
     ],
-    ids=["full before part", "the first of equals", "most clips", "an unknown total", "no accuracy", "no rows"],
+    ids=[
+        "full before part",
+        "the first of equals",
+        "most clips",
+        "an unknown total",
+        "validation decides",
+        "full before part there, too",
+        "most clips for validation",
+        "no accuracy",
+        "no rows",
+    ],
 )
 def test_the_best_round_is_one_in_which_all_sites_were_evaluated_or_else_the_most_clips(rows, best):
     found = best_row(rows)

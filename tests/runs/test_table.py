@@ -41,16 +41,19 @@ def test_no_figure_of_the_rounds_is_cut_where_the_terminal_has_80_columns():
 
 def test_an_accuracy_on_some_of_the_clips_says_so_beside_others():
     table = comparison_table({"FedAvg": [ROWS[0]], "vae": [ROWS[0] | PARTLY]})
-    assert table.rows == (("1", "0.851", "0.851 on 48 of 80"),)
+    assert table.rows[0] == ("1", "0.851", "0.851 on 48 of 80")
     unknown = PARTLY | {"test_clips_total": None, "t5/accuracy": 0.5}
     table = comparison_table({"FedAvg": [ROWS[0]], "vae": [ROWS[0] | unknown]}, figure="t5/accuracy")
-    assert table.rows == (("1", "-", "0.500 on 48 of ?"),)
+    assert table.rows[0] == ("1", "-", "0.500 on 48 of ?")
 
 
 def test_variants_side_by_side_by_round():
-    table = comparison_table({"FedAvg only": [{"round": 1, "accuracy": 0.11}], "vae": ROWS})
+    steps = [{"site/optimiser_steps": 2.5, "server/optimiser_steps": number} for number in (30, 10)]
+    run = [row | taken for row, taken in zip(ROWS, steps, strict=True)]
+    table = comparison_table({"FedAvg only": [{"round": 1, "accuracy": 0.11}], "vae": run})
     assert table.markdown() == (
         "| round | FedAvg only | vae |\n| --- | --- | --- |\n| 1 | 0.110 | 0.851 |\n| 2 | - | - |\n"
+        "| steps at a site | - | 5 |\n| on the server | - | 40 |\n"
     )
 
 

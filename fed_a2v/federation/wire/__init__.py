@@ -14,9 +14,17 @@ from fed_a2v.federation.wire.errors import BadReplyError, show
 from fed_a2v.federation.wire.manifest import claimed_site
 from fed_a2v.federation.wire.npy import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply, pack_reply
-from fed_a2v.federation.wire.scores import ClassScores, Scores, SideScores, decode_scores, encode_scores
+from fed_a2v.federation.wire.scores import (
+    VALIDATION,
+    ClassScores,
+    Scores,
+    SideScores,
+    decode_scores,
+    encode_scores,
+)
 
 __all__ = [
+    "VALIDATION",
     "BadReplyError",
     "ClassScores",
     "Expected",

@@ -54,6 +54,14 @@ def test_the_t5_side_survives_the_way_and_adds_up_by_clips():
     assert (added.t5.accuracy, added.t5.cosine, added.t5.loss) == (5 / 12, 1.5 / 12, 1.0)
 
 
+def test_clips_for_validation_may_be_more_or_fewer_than_those_for_the_test():
+    scores = {"after": Scores({"dog": score(4)}), "validation": Scores({"rain": score(7)})}
+    metrics = wire.encode_scores("site-0", 3, scores)
+    assert wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after", "validation"]) == scores
+    with refused(BadReplyError, "['after']", "['after', 'validation']"):
+        wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"])
+
+
 def test_scores_give_figures_over_clips_not_over_sites():
     merged = Scores.merge([Scores({"dog": score(1, 1, 1, 1.0, 0.5)}), Scores({"dog": score(9, 0, 9, 4.0, 4.5)})])
     assert (merged.clips, merged.accuracy, merged.accuracy_at_5) == (10, 0.1, 1.0)

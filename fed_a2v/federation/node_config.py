@@ -1,0 +1,78 @@
+"""What only a node knows, typed and checked: a slip in it must not switch off what its owner wants.
+
+A node reads it for every message, so it comes without the libraries that its work needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fed_a2v.settings import ConfigError, Count, DatasetSettings, Device
+
+KINDS = get_args(DatasetSettings.model_fields["name"].annotation)
+# Their values do not leave the site, not even in an error.
+PATHS = ("data-dir", "cache-dir", "targets")
+
+
+def _kind(name: str) -> str:
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        raise ValueError(f"there is no such kind; {f'did you mean {near[0]!r}?' if near else ', '.join(KINDS)}")
+    return name
+
+
+class NodeConfig(BaseModel):
+    """A node's configuration, the keys with hyphens: `--node-config "site='north' min-clips=8"`, or a TOML file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+    site: str | int | None = Field(None, description="the site's name in logs and results; default: partition-id")
+    dataset: Annotated[str, AfterValidator(_kind)] | None = Field(
+        None, description="the kind of its data, where it differs from the run's"
+    )
+    data_dir: str | None = Field(None, description="the folder of its data, or a file of embeddings")
+    cache_dir: str | None = Field(None, description="where computed embeddings are kept")
+    device: Device | None = Field(None, description="cpu, cuda, cuda:1, ...")
+    targets: str | None = Field(None, description="a file of class prompts, where it has no text model")
+    min_clips: Count | None = Field(
+        None,
+        description="clips behind every average that leaves the site, at least; else a run is refused",
+    )
+    partition_id: int | None = Field(None, description="Flower's own")
+    num_partitions: int | None = Field(None, description="Flower's own")
+
+    @property
+    def name(self) -> str | None:
+        """What the node's operator calls its site; None where it has no name."""
+        name = self.partition_id if self.site is None else self.site
+        return None if name is None else str(name)
+
+
+def read_node_config(given: Mapping[str, Any]) -> NodeConfig:
+    """A node's configuration as Flower hands it over.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest is named), or a value is wrong. It is told to the server, so it
+            names no paths.
+    """
+    try:
+        return NodeConfig.model_validate(dict(given))
+    except ValidationError as error:
+        wrong = dict.fromkeys(_explain(entry) for entry in error.errors())
+        raise ConfigError(f"this node's configuration: {'; '.join(wrong)}") from None
+
+
+def _explain(entry: Any) -> str:
+    key = str(entry["loc"][0])
+    if entry["type"] == "extra_forbidden":
+        known = [str(field.alias) for field in NodeConfig.model_fields.values()]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return f"unknown key {key[:80]}; " + (f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}")
+    value = "" if key in PATHS else f" = {entry['input']!r:.80}"
+    return f"{key}{value}: {str(entry['msg']).removeprefix('Value error, ')}"
