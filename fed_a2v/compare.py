@@ -26,7 +26,7 @@ from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import more_steps, new_adapters, prompt_set, site_optimiser, site_steps, training_loss
+from fed_a2v.federation.task import more_steps, prompt_set, seeded_adapters, site_optimiser, site_steps, training_loss
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
@@ -156,7 +156,7 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     device = prompts.clip.device
     audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    adapters = new_adapters(settings, prompts, audio.shape[-1])
+    adapters = seeded_adapters(settings, prompts, audio.shape[-1])
     loss, optimiser = training_loss(settings, prompts), site_optimiser(settings)
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)

@@ -366,7 +366,8 @@ class BankSettings(Section):
         description="prototypes: as they came; generator: nothing but what the generator has learned of them"
     )
     rows_per_class: Count = Field(
-        description="prototypes of a class that a round learns from at most, drawn anew each time"
+        description="prototypes of a class that a round learns from at most, drawn anew each time; of as many the "
+        "share generator.holdout is held out at most"
     )
 
 
@@ -386,12 +387,18 @@ class GeneratorSettings(BaseModel):
     name: str = Field(description="a label for tables")
     target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
     training_epochs: Count = Field(description="passes over the bank in a round")
+    min_steps: Annotated[int, Field(ge=0)] = Field(
+        description="optimiser steps in a round at least: on few rows there are more epochs; a closed form takes none"
+    )
     augmentation: bool = Field(description="add noise to the inputs; the targets stay clean")
     augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
     synthetic_samples_per_class: Count = Field(description="synthetic embeddings of each class that fine-tuning gets")
-    validation_frequency: Count = Field(description="rounds from one validation to the next")
+    validation_frequency: Count = Field(
+        description="rounds from one validation to the next; with bank.keep=generator each in which prototypes come"
+    )
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        description="share of each class's prototypes kept out of training, for validation and roll-back"
+        description="share of each class's prototypes kept out of training, for validation and roll-back: one at least "
+        "of three or more, decided when they come"
     )
     save_checkpoint: bool = Field(description="write the generator to a file of its own")
     load_checkpoint: bool = Field(description="start with the generator that is found at checkpoint_path")
@@ -555,6 +562,25 @@ class Settings(Section):
     images: ImageSettings
     wandb: WandbSettings
     tracking: TrackingSettings
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether anything is done with the sites' adapters: they are averaged, or distilled."""
+        return self.aggregation.mode != "none" and not self.adapters.closed_form
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether anything is done with each class's averages; else one mean a class standardises the adapters' input.
+
+        The server step trains on them, and pictures of the global adapters are made of them.
+        """
+        return self.finetune.enabled or self.aggregation.mode == "kd" or self.generate_global_images_frequency > 0
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether anything is done with the mean outputs of the sites' adapters: targets, or pictures of the sites."""
+        targets = self.finetune.enabled and self.finetune.from_nodes_adapters and not self.adapters.closed_form
+        return targets or self.generate_nodes_images_frequency > 0
 
     @model_validator(mode="after")
     def _check_server_step(self) -> Settings:

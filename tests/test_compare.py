@@ -142,6 +142,14 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_an_experiment_does_in_place_of_averaging_is_not_done_by_the_arm_that_averages(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "report=false", "aggregation.mode=kd", "finetune.enabled=false"]
+    rows = compare([*words, "generator=gaussian"], tmp_path, ("FedAvg",))
+    assert list(rows) == ["FedAvg", "kd"]
+    assert RunFolder(tmp_path / "FedAvg").read_config()["aggregation"]["mode"] == "avg"
+    assert [rows[name][0]["server/optimiser_steps"] for name in rows] == [0, 30]
+
+
 # The same adapters in one place
 
 

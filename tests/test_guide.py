@@ -359,6 +359,23 @@ def test_the_guides_file_with_loading_on_goes_on_from_the_run_before_in_its_date
     assert own.read_bytes() != content
 
 
+def test_the_guides_own_trial_is_validated_on_one_average_of_each_class(file, tmp_path):
+    """Nine clips of a class are three averages; the guide's names have values in the rounds that it asks for."""
+    file(GUIDE)
+    fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "finetune.steps=5", "report=false"]
+    words = ["experiment=quick", "rounds=5", *fast, "hydra.run.dir=run"]
+    done = fed_a2v("train", "--config=my_experiment.json", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for measure in ("similarity", "mse", "l1"):
+        name = f"server/generator_validation_{measure}"
+        assert [row[name] is not None for row in rows] == [False] * 4 + [True]
+        assert {f"{name}_real", f"{name}_blind"} <= rows[-1].keys()
+    assert len(rows[-1]["generator_validation_per_class"]) == rows[-1]["server/generator_validation_rows"] == 10
+    assert rows[-1]["generator_quality/rows"] == 10
+    assert [row["finetune/held_out_rows"] for row in rows] == [10] * 5
+
+
 @pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", "a.json", "--config", "b.json"]])
 def test_the_option_takes_one_file(words, capsys):
     with pytest.raises(SystemExit):

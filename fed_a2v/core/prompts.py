@@ -6,9 +6,11 @@ Classes are keyed by name and sites by name, never by index: two sites may numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +40,8 @@ class ClassPrompts:
     Attributes:
         name: the class's name.
         count: clips of the class that the site trains on.
-        audio: averaged audio embeddings, or None where the server holds them already.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None before any training.
+        audio: averaged audio embeddings, or None where the server holds them already or needs none.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None where it is not asked for.
         t5: (T, Dt) mean T5 adapter output, or None.
     """
 
@@ -48,6 +50,29 @@ class ClassPrompts:
     audio: AudioPrototypes | None = None
     clip: Tensor | None = None
     t5: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PooledMoments:
+    """All training clips of a site, of whatever class, in two averages: what a site says that shares no class.
+
+    Attributes:
+        mean: (S, Da), over the clips.
+        variance: population variance over the clips, averaged over all S * Da entries.
+        count: clips behind both.
+    """
+
+    mean: Tensor
+    variance: float
+    count: int
+
+    def as_prompts(self, name: str) -> ClassPrompts:
+        """The same as one prototype of a class of that name."""
+        mean = self.mean[None]
+        audio = AudioPrototypes(
+            mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
+        )
+        return ClassPrompts(name, self.count, audio)
 
 
 @dataclass(frozen=True)
@@ -107,25 +132,48 @@ class PrototypeRows:
         return PrototypeRows(embeddings, labels[order].to(embeddings.device), counts, variances, names)
 
     def split(self, share: float) -> tuple[PrototypeRows, PrototypeRows]:
-        """Split off about `share` of each class's rows, evenly spaced, as (kept, held out).
-
-        A class gives the middle one of every round(1 / share) rows (sites send similar groups next to each
-        other, so the first and the last are the least typical); a class with fewer rows than that gives none,
-        so no class is ever left without training rows.
-        """
+        """Split off `held_out_number` of each class's rows, evenly spaced, as (kept, held out)."""
         held = torch.zeros(len(self), dtype=torch.bool)
-        if share > 0:
-            every = max(2, round(1 / share))
-            for label in range(len(self.names)):
-                rows = torch.nonzero(self.labels == label).flatten()
-                held[rows[every // 2 :: every][: len(rows) // every]] = True
+        for label in range(len(self.names)):
+            rows = torch.nonzero(self.labels == label).flatten()
+            held[rows[_spaced(len(rows), held_out_number(len(rows), share))]] = True
         return self.take(~held), self.take(held)
+
+
+def held_out_number(rows: int, share: float) -> int:
+    """How many of a class's rows stay out of training: `share` of them, one at least from three rows up, never all.
+
+    Two rows are both needed to tell how a class varies. 0 for a share of 0.
+    """
+    if share == 0:
+        return 0
+    return min(max(round(share * rows), 1 if rows >= 3 else 0), max(0, rows - 1))
+
+
+def _spaced(rows: int, number: int) -> list[int]:
+    """`number` of `rows` places, evenly spaced; one: the middle.
+
+    Sites send similar groups next to each other, so the first and the last are the least typical.
+    """
+    return [(2 * place + 1) * rows // (2 * number) for place in range(number)]
 
 
 @dataclass
 class _Entry:
+    """What a site said of a class. `held_out`: which of its prototypes stay out of training; None: not decided yet."""
+
     prompts: ClassPrompts
     last_heard: int
+    held_out: list[bool] | None = None
+
+
+class _Prototypes(NamedTuple):
+    """A site's prototypes of a class, with the (K,) float32 clips behind each and the (K,) mask of those held out."""
+
+    name: str
+    audio: AudioPrototypes
+    counts: Tensor
+    held_out: Tensor
 
 
 @dataclass
@@ -148,19 +196,23 @@ class PromptBank:
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
 
-        Raises:
-            KeyError: a class comes without prototypes and the bank holds none of it.
+        A class may come without prototypes of which the bank holds none: where nothing is done with them.
         """
-        known = self.entries.get(site, {}) if self.fingerprints.get(site) == fingerprint else {}
+        before = self.entries.get(site, {})
+        known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
         for prompt in prompts:
             audio = prompt.audio
-            if audio is None:
-                audio = known[prompt.name].prompts.audio
-            elif self.half_precision:
-                audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
+            held_out: list[bool] | None = None
+            if audio is not None:
+                if self.half_precision:
+                    audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
+                held_out = _decided(before.get(prompt.name), audio, prompt.name in known)
+            elif prompt.name in known:
+                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
             clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
-            entries[prompt.name] = _Entry(ClassPrompts(prompt.name, prompt.count, audio, clip, t5), round_number)
+            said = ClassPrompts(prompt.name, prompt.count, audio, clip, t5)
+            entries[prompt.name] = _Entry(said, round_number, held_out)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
 
@@ -174,11 +226,43 @@ class PromptBank:
         stale = [
             site
             for site, classes in self.entries.items()
-            if all(round_number - entry.last_heard > max_age for entry in classes.values())
+            if classes and all(round_number - entry.last_heard > max_age for entry in classes.values())
         ]
         for site in stale:
             del self.entries[site], self.fingerprints[site]
         return stale
+
+    def hold_out(self, share: float, most: int = 0) -> None:
+        """Decide which of the prototypes that have come since the last call stay out of training.
+
+        What is decided holds as long as the site says the same of the class: a prototype that has been trained on is
+        never held out later, nor the reverse. Only where other sites have left, and all that remains of a class is held
+        out, a site's prototypes of it go over to training. The decision depends on the sites' names and on what came
+        before, not on the order of the replies of a round.
+
+        Args:
+            share: see `held_out_number`; rows are counted over all sites so far, those forgotten since among them.
+            most: prototypes of a class that are held out at most; 0: no limit.
+        """
+        entries = [(name, self.entries[site][name]) for site in sorted(self.entries) for name in self.entries[site]]
+        rows, held = Counter[str](), Counter[str]()
+        for name, entry in entries:
+            if entry.held_out is not None:
+                rows[name] += len(entry.held_out)
+                held[name] += sum(entry.held_out)
+        for name, entry in entries:
+            if entry.held_out is None and entry.prompts.audio is not None:
+                own = len(entry.prompts.audio.counts)
+                rows[name] += own
+                wanted = held_out_number(rows[name], share)
+                missing = min(own, max(0, (min(wanted, most) if most else wanted) - held[name]))
+                places = _spaced(own, missing)
+                entry.held_out = [place in places for place in range(own)]
+                held[name] += missing
+        for name, entry in entries:
+            if held[name] == rows[name] and entry.held_out and entry.prompts.audio is not None:
+                held[name] -= sum(entry.held_out)
+                entry.held_out = [False] * len(entry.held_out)
 
     def forget_prototypes(self) -> None:
         """Drop all prototypes. Names, counts, mean outputs and fingerprints stay, so sites do not send them again."""
@@ -230,9 +314,10 @@ class PromptBank:
         """Mean and variance (Da,) of the clips behind all prototypes, in double precision; None without prototypes.
 
         By the law of total variance the prototypes' means, counts and variances give the clips' own; tokens count
-        alike. Site by site, so that no more than one site's prototypes are in double precision at a time.
+        alike, and so do held out prototypes, for nothing of any class is in the result. Site by site, so that no more
+        than one site's prototypes are in double precision at a time.
         """
-        parts = [(audio, counts.double()) for _, audio, counts in self._prototypes()]
+        parts = [(found.audio, found.counts.double()) for found in self._prototypes()]
         if not parts:
             return None
         clips = sum(float(counts.sum()) for _, counts in parts)
@@ -244,44 +329,66 @@ class PromptBank:
             variance = variance + counts @ spread.mean(dim=1) / clips
         return mean, variance
 
-    def _prototypes(self) -> list[tuple[str, AudioPrototypes, Tensor]]:
-        """Class, prototypes, and (K,) float32 clips behind each, ordered by class, then site."""
+    def _prototypes(self) -> list[_Prototypes]:
+        """All prototypes, ordered by class, then site."""
         clips = self.clips()
-        found = sorted(
-            ((prompt.name, site, prompt) for site, prompt in self if prompt.audio is not None),
-            key=lambda item: item[:2],
-        )
-        return [
-            (name, prompt.audio, prompt.audio.counts.float() * (clips[site, name] / prompt.count))
-            for name, site, prompt in found
-            if prompt.audio is not None
+        found = [
+            (name, site, entry)
+            for site, classes in self.entries.items()
+            for name, entry in classes.items()
+            if entry.prompts.audio is not None
         ]
+        prototypes = []
+        for name, site, entry in sorted(found, key=lambda item: item[:2]):
+            audio = entry.prompts.audio
+            assert audio is not None
+            counts = audio.counts.float() * (clips[site, name] / entry.prompts.count)
+            held = entry.held_out or [False] * len(counts)
+            prototypes.append(_Prototypes(name, audio, counts, torch.tensor(held)))
+        return prototypes
 
-    def rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeRows | None:
-        """Prototypes as rows, ordered by class, then site; None while the bank is empty.
+    def rows(self) -> PrototypeRows | None:
+        """All prototypes as rows, ordered by class, then site; None while the bank is empty."""
+        return self._rows(torch.ones_like)
+
+    def training_rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeRows | None:
+        """`rows` without those that `hold_out` keeps out of training; `names` has every class of either.
 
         Args:
             per_class: rows of a class at most, drawn by `random` where there are more; 0: all.
             random: source of the draws.
         """
+
+        def drawn(held_out: Tensor) -> Tensor:
+            kept = ~held_out
+            places = torch.nonzero(kept).flatten()
+            if 0 < per_class < len(places):
+                kept[places[torch.randperm(len(places), generator=random)[per_class:]]] = False
+            return kept
+
+        return self._rows(drawn)
+
+    def held_out_rows(self) -> PrototypeRows | None:
+        """The rows that `hold_out` keeps out of training; `names` has every class of `training_rows`."""
+        return self._rows(torch.clone)
+
+    def _rows(self, which: Callable[[Tensor], Tensor]) -> PrototypeRows | None:
+        """The rows that `which` selects by the mask of a class's held out ones."""
         found = self._prototypes()
         if not found:
             return None
-        names = tuple(sorted({name for name, _, _ in found}))
+        by_class = [list(of_class) for _, of_class in groupby(found, key=lambda each: each.name)]
+        names = tuple(of_class[0].name for of_class in by_class)
         kept: list[Tensor] = []
-        for name in names:
-            sizes = [len(counts) for other, _, counts in found if other == name]
-            mask = torch.ones(sum(sizes), dtype=torch.bool)
-            if 0 < per_class < len(mask):
-                mask[torch.randperm(len(mask), generator=random)[per_class:]] = False
-            kept += mask.split(sizes)
-        labels = [names.index(name) for name, _, _ in found]
-        parts = list(zip(found, kept, strict=True))
+        for of_class in by_class:
+            mask = which(torch.cat([each.held_out for each in of_class]))
+            kept += mask.split([len(each.held_out) for each in of_class])
+        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in by_class]))
         return PrototypeRows(
-            embeddings=torch.cat([audio.means[mask] for (_, audio, _), mask in parts]).float(),
-            labels=torch.tensor(labels).repeat_interleave(torch.tensor([int(mask.sum()) for mask in kept])),
-            counts=torch.cat([counts[mask] for (_, _, counts), mask in parts]),
-            variances=torch.cat([audio.variances[mask] for (_, audio, _), mask in parts]).float(),
+            embeddings=torch.cat([each.audio.means[mask] for each, mask in zip(found, kept, strict=True)]).float(),
+            labels=labels.repeat_interleave(torch.tensor([int(mask.sum()) for mask in kept])),
+            counts=torch.cat([each.counts[mask] for each, mask in zip(found, kept, strict=True)]),
+            variances=torch.cat([each.audio.variances[mask] for each, mask in zip(found, kept, strict=True)]).float(),
             names=names,
         )
 
@@ -316,6 +423,7 @@ class PromptBank:
                     "clip": entry.prompts.clip,
                     "t5": entry.prompts.t5,
                     "last_heard": entry.last_heard,
+                    "held_out": entry.held_out,
                 }
                 for name, entry in classes.items()
             }
@@ -340,10 +448,23 @@ class PromptBank:
                         entry["t5"],
                     ),
                     entry["last_heard"],
+                    entry["held_out"],
                 )
                 for name, entry in classes.items()
             }
         return bank
+
+
+def _decided(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[bool] | None:
+    """Which of a class's prototypes were held out before, if they are the `same`, as a fingerprint or their values say.
+
+    A site of whose data one class has changed sends all anew.
+    """
+    if entry is None or entry.held_out is None or len(entry.held_out) != len(audio.counts):
+        return None
+    before = entry.prompts.audio
+    same = same or (before is not None and torch.equal(before.means.float(), audio.means.float()))
+    return entry.held_out if same else None
 
 
 def _halved(tensor: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ and wide noise covers everything. Three gates together catch them, on rows that 
   rows (Lopez-Paz & Oquab, 2017);
 - nearest-neighbour ratio: samples lie as far from the training rows as fresh real rows do.
 
-Each stands beside what real rows score in place of samples. Passing all three does not make samples
-indistinguishable from real rows: the two-sample test sees the directions of largest variance and overall size,
+Each stands beside what real rows score in place of samples, with the number of rows and a 95 % interval: on ten or
+twenty rows a gate is a die, and below `FEWEST_JUDGED` rows it gives no verdict. Passing all three does not make
+samples indistinguishable from real rows: the two-sample test sees the directions of largest variance and overall size,
 and is blind to such things as exact zeros.
 
 Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless said otherwise, columns are standardised with
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,14 @@ COMPONENTS = 64
 NEIGHBOURS = 5
 FOLDS = 5
 FEWEST_ROWS = 10
-"""Rows a side below which two-sample figures are not given: their standard error would exceed 0.15."""
+"""Rows a side below which two-sample figures are not given: their standard error would exceed 0.16."""
+FEWEST_JUDGED = 40
+"""Rows a side below which no gate passes or fails: chance alone would fail the two-sample test of good samples, in one
+round or another."""
+QUANTILE = 1.96
+RESAMPLES = 500
+
+Interval = tuple[float, float]
 
 
 class Rows(NamedTuple):
@@ -95,6 +103,8 @@ class Gate:
         real: the figure of real rows in place of samples, or None.
         low: least value that passes.
         high: greatest value that passes.
+        rows: held-out rows behind the value.
+        interval: 95 % interval of the value, had other rows been held out; None where there is no value.
     """
 
     name: str
@@ -102,11 +112,22 @@ class Gate:
     real: float | None
     low: float
     high: float
+    rows: int = 0
+    interval: Interval | None = None
 
     @property
     def passed(self) -> bool | None:
-        """Whether the value lies in the band; None where there is no value."""
-        return None if self.value is None else self.low <= self.value <= self.high
+        """Whether the value lies in the band; None where there is no value, or too few rows for a verdict."""
+        if self.value is None or self.rows < FEWEST_JUDGED:
+            return None
+        return self.low <= self.value <= self.high
+
+    @property
+    def surely_failed(self) -> bool:
+        """Whether the value fails, and its whole interval lies outside the band: not by chance, then."""
+        if self.passed is not False or self.interval is None:
+            return False
+        return self.interval[1] < self.low or self.interval[0] > self.high
 
 
 @dataclass(frozen=True)
@@ -118,14 +139,16 @@ class GeneratorQuality:
         real: the same figures for training rows that were left out for the purpose (`accuracy`: of a classifier
             trained on real rows).
         classes: number of classes compared.
-        rows: samples that were compared with as many held-out rows, each seed. The standard error of `c2st`
-            under chance is about 0.35 / sqrt(rows).
+        rows: samples that were compared with as many held-out rows, each seed.
+        intervals: 95 % intervals of `tstr` (`paired_ratio_interval`) and `nn_ratio` (bootstrap of the rows, Efron
+            1979); that of `c2st` follows from its value, see `c2st_interval`.
     """
 
     synthetic: Figures
     real: Figures
     classes: int
     rows: int
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def tstr(self) -> float | None:
@@ -139,25 +162,34 @@ class GeneratorQuality:
 
     def gates(self) -> tuple[Gate, Gate, Gate]:
         """The three gates with their bands. None of them suffices alone."""
+        tstr, c2st, nn_ratio = self.tstr, self.synthetic.c2st, self.synthetic.nn_ratio
+        around_tstr, around_nn = (self.intervals.get(name) for name in ("tstr", "nn_ratio"))
+        around_c2st = None if c2st is None else c2st_interval(c2st, self.rows)
         return (
-            Gate("tstr", self.tstr, None if self.tstr is None else 1.0, 0.94, math.inf),
-            Gate("c2st", self.synthetic.c2st, self.real.c2st, 0.0, 0.63),
-            Gate("nn_ratio", self.synthetic.nn_ratio, self.real.nn_ratio, 0.85, 1.15),
+            Gate("tstr", tstr, None if tstr is None else 1.0, 0.94, math.inf, self.rows, around_tstr),
+            Gate("c2st", c2st, self.real.c2st, 0.0, 0.63, self.rows, around_c2st),
+            Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, around_nn),
         )
 
     def failed_gates(self) -> list[str]:
-        """Names of the gates whose value lies outside its band; a gate without a value is not among them."""
+        """Names of the gates whose value lies outside its band; a gate without a verdict is not among them."""
         return [gate.name for gate in self.gates() if gate.passed is False]
 
     @property
     def passed(self) -> bool:
-        """Whether all three gates could be computed and pass."""
+        """Whether all three gates could be judged and pass."""
         return all(gate.passed for gate in self.gates())
 
     def as_dict(self) -> dict[str, float]:
-        """All figures by name, those of real rows with `_real` behind; figures without a value are left out."""
-        figures = {"tstr": self.tstr, **asdict(self.synthetic)}
+        """All figures by name, those of real rows with `_real` behind; figures without a value are left out.
+
+        Among them `rows`, and the ends of the gates' intervals, with `_low` and `_high` behind.
+        """
+        figures = {"tstr": self.tstr, **asdict(self.synthetic), "rows": self.rows or None}
         figures |= {f"{name}_real": value for name, value in asdict(self.real).items()}
+        for gate in self.gates():
+            if gate.value is not None and gate.interval is not None:
+                figures |= {f"{gate.name}_low": gate.interval[0], f"{gate.name}_high": gate.interval[1]}
         return {name: float(value) for name, value in figures.items() if value is not None}
 
 
@@ -217,18 +249,62 @@ def assess(
     real, held, *samples = (_Table(scale(table.x), table.y) for table in (real, held, *samples))
 
     synthetic_figures, real_figures = [], []
+    intervals: dict[str, list[Interval]] = {"tstr": [], "nn_ratio": []}
     for seed, table in enumerate(samples):
         to_train = np.minimum(np.minimum(real.counts, table.counts), limit)
-        figures = _compare(real, held, table, seed)
-        synthetic_figures.append({**figures, "accuracy": _accuracy(table.take(to_train, "tstr", seed), held)})
+        figures, around = _compare(real, held, table, seed)
+        found = _right(table.take(to_train, "tstr", seed), held)
+        synthetic_figures.append({**figures, "accuracy": _share(found)})
 
         left_out, remaining = real.split(np.minimum(held.counts, real.counts // 3), "left-out", seed)
-        figures = _compare(remaining, held, left_out, seed)
+        figures, _ = _compare(remaining, held, left_out, seed)
         if seed == 0 or (to_train < real.counts).any():
-            accuracy = _accuracy(real.take(to_train, "tstr", seed), held)
-        real_figures.append({**figures, "accuracy": accuracy})
+            found_by_real = _right(real.take(to_train, "tstr", seed), held)
+        real_figures.append({**figures, "accuracy": _share(found_by_real)})
+        intervals["nn_ratio"] += [] if around is None else [around]
+        if found is not None and found_by_real is not None and found_by_real.any():
+            intervals["tstr"].append(paired_ratio_interval(found, found_by_real))
     rows = int(np.minimum(held.counts, np.min([table.counts for table in samples], axis=0)).sum())
-    return GeneratorQuality(_mean(synthetic_figures), _mean(real_figures), len(classes), rows)
+    means = {name: _mean_interval(each) for name, each in intervals.items() if each}
+    return GeneratorQuality(_mean(synthetic_figures), _mean(real_figures), len(classes), rows, means)
+
+
+def c2st_interval(accuracy: float, rows: int) -> Interval:
+    """The 95 % interval of a cross-validated accuracy with `rows` rows a side: Wilson's (1927), with `rows` trials.
+
+    Not with 2 x `rows`, all that are classified: folds share their training rows, so the accuracy varies more from one
+    set of rows to the next than as many coins would (Bengio & Grandvalet, 2004). With half of them the interval holds
+    the 0.5 of rows from one distribution 19 times in 20; with all of them 15 to 17 times.
+    """
+    squared = QUANTILE**2
+    centre = (accuracy * rows + squared / 2) / (rows + squared)
+    half = QUANTILE * math.sqrt(accuracy * (1 - accuracy) * rows + squared / 4) / (rows + squared)
+    return centre - half, centre + half
+
+
+def paired_ratio_interval(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
+    """The 95 % interval of the ratio of two accuracies on the same rows (Bonett & Price, 2006).
+
+    Args:
+        one: (N,) mask of the rows that the first classifier has right.
+        other: (N,) of the second; at least one.
+    """
+    either, discordant = int((one | other).sum()), int((one ^ other).sum())
+    first, second = int(one.sum()), int(other.sum())
+
+    def log_error(number: int) -> float:
+        return math.sqrt((1 - (number + 1) / (either + 2)) / (number + 1))
+
+    joint = math.sqrt((discordant + 2) / ((first + 1) * (second + 1)))
+    squared = (QUANTILE * joint / (log_error(first) + log_error(second))) ** 2
+
+    def ends(number: int) -> Interval:
+        centre = 2 * number + squared
+        spread = math.sqrt(squared**2 + 4 * squared * number * (1 - number / either))
+        return (centre - spread) / (2 * (either + squared)), (centre + spread) / (2 * (either + squared))
+
+    (low, high), (other_low, other_high) = ends(first), ends(second)
+    return low / other_high, high / other_low
 
 
 @dataclass(frozen=True)
@@ -308,52 +384,49 @@ def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | N
 def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
     """What is wrong with a generator and what to do about it, one line each; empty for a good one.
 
-    Few rows give uncertain figures, so the gates' bands are widened by about two standard errors: a warning is
-    never the play of chance alone.
+    Of a gate is only warned where its whole interval lies outside the band, and never on fewer than `FEWEST_JUDGED`
+    rows: a warning is never the play of chance alone. `generator=gaussian`, which several of them name, measures the
+    moments of the same rows: what it does not reach, the rows do not allow.
 
     Args:
         quality: from `assess`.
         active: from `active_units`, or None for a generator without a latent.
     """
-    grace = 1 / math.sqrt(max(1, quality.rows))
-    failed = [
-        gate.name
-        for gate in quality.gates()
-        if gate.value is not None and not gate.low - grace <= gate.value <= gate.high + grace
-    ]
+    failed = {gate.name: gate for gate in quality.gates() if gate.surely_failed}
     nn_ratio, variance = quality.synthetic.nn_ratio, quality.synthetic.variance_ratio
     flat = variance is not None and variance < 0.5
     found = []
     if active is not None and active <= 1:
         found.append(
-            f"The posterior has collapsed: {active} active latent units within classes. Lower the loss's beta_max "
-            "or warm it up longer, use free bits, and sum reconstruction and KL over the same dimensions."
+            f"The posterior has collapsed: {active} active latent units within classes. Lower the loss's beta_max, or "
+            "give the units free_bits."
         )
     if flat:
         found.append(
-            f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Sample "
-            "with a prior per class and residual noise, and calibrate the moments per class."
+            f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Draw "
+            "with the moments of each class, as generator=gaussian does."
         )
-    if nn_ratio is not None and nn_ratio < (0.5 if flat else 0.85 - grace):
+    if "nn_ratio" in failed and nn_ratio is not None and nn_ratio < (0.5 if flat else 1):
         found.append(
-            f"Samples copy training rows: they lie {nn_ratio:.2f} times as far from them as fresh rows do. Make the "
-            "network smaller, train it less, or raise augmentation_noise."
+            f"Samples copy training rows: they lie {nn_ratio:.2f} times as far from them as fresh rows do. Draw from "
+            "the moments of each class, as generator=gaussian does."
         )
-    if nn_ratio is not None and nn_ratio > 1.15 + grace:
+    if "nn_ratio" in failed and nn_ratio is not None and nn_ratio > 1:
         found.append(
             f"Samples are {'noise' if 'c2st' in failed else 'off their class'}: they lie {nn_ratio:.2f} times as far "
             "from the training rows as fresh rows do. Use each class's own spread, correlated as its residuals are, "
-            "and check that every row has its own class's condition."
+            "as generator=gaussian does, and check that every row has its own class's condition."
         )
     elif "c2st" in failed and not flat:
         found.append(
             f"Samples vary unlike real rows: a classifier tells them apart {quality.synthetic.c2st:.2f} of the time. "
-            "Train longer, or sample with correlated residual noise and a prior per class."
+            "Draw residuals that are correlated as the class's are, as generator=gaussian does."
         )
     if "tstr" in failed:
         found.append(
             f"Samples do not carry their class: a classifier trained on them is {quality.tstr:.2f} times as accurate "
-            "as one trained on real rows. Train longer, and check that every row has its own class's condition."
+            "as one trained on real rows. Check that every row has its own class's condition, and compare with "
+            "generator=gaussian."
         )
     return found
 
@@ -423,8 +496,11 @@ class _Scale:
         return (x - self.mean) / self.std
 
 
-def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> dict[str, float | None]:
-    """All figures but the accuracy of `other` against `held`, equal numbers of either a class."""
+def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> tuple[dict[str, float | None], Interval | None]:
+    """All figures but the accuracy of `other` against `held`, equal numbers of either a class.
+
+    Also the 95 % interval of `nn_ratio`.
+    """
     means = _class_means(train)
     train_variance, variance = _within_variance(train), _within_variance(other)
     # Classes of identical rows vary by rounding errors alone.
@@ -434,17 +510,18 @@ def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> dict[str,
     held = held.take(counts, "compared", "held-out", seed)
     other = other.take(counts, "compared", "other", seed)
     if len(other.y) == 0:
-        return {"variance_ratio": ratio}
-    nearest = _nearest_in_class(train, held)
-    figures = {
-        "variance_ratio": ratio,
-        # Held-out rows that are copies of training rows are no measure of anything.
-        "nn_ratio": _nearest_in_class(train, other) / nearest if nearest > 1e-3 else None,
-    }
+        return {"variance_ratio": ratio}, None
+    near, near_held = _nearest_in_class(train, other), _nearest_in_class(train, held)
+    figures: dict[str, float | None] = {"variance_ratio": ratio}
+    around = None
+    # Held-out rows that are copies of training rows are no measure of anything.
+    if np.median(near_held) > 1e-3:
+        figures["nn_ratio"] = float(np.median(near) / np.median(near_held))
+        around = _median_ratio_interval(near, near_held, seed)
     if len(other.y) < FEWEST_ROWS:
-        return figures
+        return figures, around
     c2st = _c2st(train, means, held, other, seed) if varied else None
-    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}
+    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}, around
 
 
 def _class_means(rows: _Table) -> NDArray[np.float32]:
@@ -463,24 +540,49 @@ def _within_variance(rows: _Table) -> float | None:
     return float(total) / freedom
 
 
-def _accuracy(train: _Table, test: _Table) -> float | None:
-    """Accuracy on `test` of a logistic regression trained on `train`."""
+def _right(train: _Table, test: _Table) -> NDArray[np.bool_] | None:
+    """Which rows of `test` a logistic regression trained on `train` has right; None for a single class."""
     if len(train.classes()) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit(train.x, train.y)
-    return float(model.score(test.x, test.y))
+    right: NDArray[np.bool_] = model.predict(test.x) == test.y
+    return right
 
 
-def _nearest_in_class(train: _Table, rows: _Table) -> float:
-    """Median distance of `rows` to the nearest training row of the same class."""
+def _share(right: NDArray[np.bool_] | None) -> float | None:
+    return None if right is None else float(right.mean())
+
+
+def _nearest_in_class(train: _Table, rows: _Table) -> NDArray[np.float32]:
+    """Distance of each row to the nearest training row of the same class."""
     from sklearn.metrics.pairwise import euclidean_distances
 
     distances = [
         euclidean_distances(rows.x[rows.y == label], train.x[train.y == label]).min(1) for label in rows.classes()
     ]
-    return float(np.median(np.concatenate(distances)))
+    return np.concatenate(distances)
+
+
+def _median_ratio_interval(one: NDArray[np.float32], other: NDArray[np.float32], seed: int) -> Interval:
+    """The 95 % interval of the ratio of two medians: percentiles over resampled rows."""
+    random = numpy_generator("quality", "bootstrap", seed)
+
+    def medians(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.median(
+            values[random.integers(len(values), size=(RESAMPLES, len(values)))], axis=1
+        )
+        return found
+
+    low, high = np.percentile(medians(one) / np.maximum(medians(other), 1e-12), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _mean_interval(intervals: Sequence[Interval]) -> Interval:
+    """The mean of the ends. Other samplings of the same held-out rows tell little more of them."""
+    low, high = np.mean(intervals, axis=0)
+    return float(low), float(high)
 
 
 def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table, seed: int) -> float | None:
@@ -536,7 +638,7 @@ def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> di
 def _mean(figures: Sequence[dict[str, float | None]]) -> Figures:
     """The mean of each figure over those that could be computed."""
     means = {}
-    for name in (field.name for field in fields(Figures)):
+    for name in (each.name for each in fields(Figures)):
         values = [value for each in figures if (value := each.get(name)) is not None]
         means[name] = float(np.mean(values)) if values else None
     return Figures(**means)

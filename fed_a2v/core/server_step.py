@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +26,9 @@ from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.training import AdamWSettings, loss_on, train_steps
+from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import Scorer, choose_calibration, solve_adapter
 
@@ -40,6 +41,8 @@ REMEMBERED_ROWS = 32
 CALIBRATION_GROUPS = 4
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
+# The guide's words for the terms of a VAE's loss.
+PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class ServerStepSettings:
     max_age: int = 0
     holdout: float = 0.125
     training_epochs: int = 100
+    min_steps: int = 0
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
@@ -76,6 +80,26 @@ class SiteUpdate(NamedTuple):
     prompts: list[ClassPrompts]
     fingerprint: str
     weights: Sequence[Tensor] = ()
+
+
+class _Synthetic(NamedTuple):
+    """(N, S, Da) samples with their (N,) labels, and others of the same classes where the T5 adapter has its own."""
+
+    audio: Tensor
+    labels: Tensor
+    t5_audio: Tensor | None
+
+
+class _Material(NamedTuple):
+    """(N, S, Da) rows with their (N,) class indices, and which of them are synthetic, where any are.
+
+    Where the T5 adapter has samples of its own, `t5_audio` are the rows that it learns from.
+    """
+
+    audio: Tensor
+    labels: Tensor
+    mixture: Mixture | None
+    t5_audio: Tensor | None
 
 
 class ServerStep:
@@ -111,6 +135,7 @@ class ServerStep:
         self.calibration = 0.0
         self._calibrated_on: tuple[str, ...] = ()
         self._initial = copy.deepcopy(adapters.state_dict()) if settings.unseen else {}
+        self._said_nothing_held_out = False
         # Classes whose prototypes are gone and that the generator remembers.
         self.remembered: tuple[str, ...] = ()
         self._told_capped: dict[str, list[str]] = {}
@@ -137,56 +162,89 @@ class ServerStep:
             return row
         row["bank/capped_sites"] = self._tell_capped()
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
+        device = self.conditions.device
         if self.generator is not None:
-            self.generator.move_to(self.conditions.device)
-        rows = self._known_rows(round_number, fresh)
-        trained_on, held_out = rows.to(self.conditions.device).split(self.settings.holdout)
+            self.generator.move_to(device)
+        trained_on = self._known_rows(round_number, fresh).to(device)
+        held_out = self._held_out_rows(trained_on)
+        if not len(held_out):
+            self._say_that_nothing_is_held_out()
         synthetic = None
         if self.generator is not None:
-            if fresh is not None:  # else there is nothing to learn but its own samples
+            if fresh is not None and len(fresh):  # else there is nothing to learn but its own samples
                 with _timed(row, "generator"):
                     row |= self._train_generator(round_number, trained_on)
-            if fresh is not None and round_number % self.settings.validation_frequency == 0 and len(held_out):
-                with _timed(row, "validation"):
-                    row |= self._validate(round_number, trained_on, held_out)
+                if len(held_out) and self._validates(round_number):
+                    with _timed(row, "validation"):
+                        row |= self._validate(round_number, fresh.to(device), held_out)
             synthetic = self._synthetic_rows(round_number, trained_on)
             if self.settings.generator_waits_on_cpu:
                 self.generator.move_to(torch.device("cpu"))
         if self.adapters.closed_form:
             with _timed(row, "finetune"):
-                row |= self._solve(rows.to(self.conditions.device))
-            return self._end_of_round(rows, row)
-        audio, labels = self._training_rows(trained_on, synthetic)
+                row |= self._solve(trained_on.joined(held_out))
+            return self._end_of_round(trained_on, held_out, row)
+        material = self._material(trained_on, synthetic)
         steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
         if self.settings.distil:
             with _timed(row, "distil"):
-                row |= self._distil(round_number, updates, audio, labels, steps)
+                row |= self._distil(round_number, updates, material, steps)
         if self.settings.finetune:
             with _timed(row, "finetune"):
-                row |= self._finetune(round_number, audio, labels, held_out, steps)
+                row |= self._finetune(round_number, material, held_out, steps)
         row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
-        return self._end_of_round(rows, row)
+        return self._end_of_round(trained_on, held_out, row)
 
-    def _end_of_round(self, rows: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
+    def _end_of_round(self, trained_on: PrototypeRows, held_out: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
         self.finetuned_rounds += 1
-        if self.settings.unseen and self._calibrated_on != rows.names:
+        if self.settings.unseen and self._calibrated_on != trained_on.names:
             with _timed(row, "calibration"):
-                self._calibrate(rows.to(self.conditions.device))
+                self._calibrate(trained_on.joined(held_out))
         if not self.settings.keep_prototypes:
             self.bank.forget_prototypes()
-            self.remembered = rows.names
+            self.remembered = trained_on.names
         return row
 
     def _fresh_rows(self, round_number: int) -> PrototypeRows | None:
-        """The bank's prototypes; of a class that very many sites have, other ones each round.
+        """The bank's prototypes to train on; of a class that very many sites have, other ones each round.
 
         So the time of a round does not grow with the number of sites. A closed form takes all: it costs little.
         """
         limit = 0 if self.adapters.closed_form else self.settings.rows_per_class
-        return self.bank.rows(limit, torch_generator(self.settings.seed, "rows", round_number))
+        return self.bank.training_rows(limit, torch_generator(self.settings.seed, "rows", round_number))
+
+    def _held_out_rows(self, trained_on: PrototypeRows) -> PrototypeRows:
+        """The bank's prototypes that no round trains on; never the generator's own samples.
+
+        The sites' adapters have learned the clips behind them; what the server step trains has not.
+        """
+        held_out = self.bank.held_out_rows()
+        nothing = torch.empty(0, dtype=torch.int64)
+        return trained_on.take(nothing) if held_out is None else held_out.to(trained_on.labels.device)
+
+    def _say_that_nothing_is_held_out(self) -> None:
+        """Say once why there are no figures on held out prototypes."""
+        if self._said_nothing_held_out or self.settings.holdout == 0:
+            return
+        self._said_nothing_held_out = True
+        if self.remembered:
+            log.info(
+                "No averages that were held out came in this round: the generator is not validated, and fine-tuning "
+                "not rolled back. So it is in every such round"
+            )
+        else:
+            log.warning(
+                "No class has three averages, so none can be held out: the generator is not validated, and a "
+                "fine-tuning that does harm is not rolled back. A site with three times share.min_clips clips of a "
+                "class gives three with share=prototypes; so do three sites that have the class"
+            )
+
+    def _validates(self, round_number: int) -> bool:
+        """Whether validation is due. What is forgotten after its round can be compared in no other."""
+        return not self.settings.keep_prototypes or round_number % self.settings.validation_frequency == 0
 
     def _known_rows(self, round_number: int, fresh: PrototypeRows | None) -> PrototypeRows:
-        """This round's prototypes, and the generator's samples for the classes that only it remembers.
+        """The prototypes to train on, and the generator's samples for the classes that only it remembers.
 
         Generative replay (Shin et al. 2017): samples stand in for rows that may not be kept.
         """
@@ -252,11 +310,13 @@ class ServerStep:
         log.info("Calibration of recorded against unrecorded classes: %.3f", self.calibration)
 
     def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
-        """Put the replies into the bank and drop what is too old."""
+        """Put the replies into the bank, drop what is too old, and decide what of the new stays out of training."""
         for update in updates:
             self.bank.update(update.site, update.prompts, update.fingerprint, round_number)
         for site in self.bank.expire(round_number, self.settings.max_age):
             log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
+        share, limit = self.settings.holdout, self.settings.rows_per_class
+        self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
 
     def _tell_capped(self) -> int:
         """Sites that count for less than they say; they are named in the log whenever they are others than before."""
@@ -271,9 +331,16 @@ class ServerStep:
         self._told_capped = cut
         return len(cut)
 
-    def standardise_adapters(self) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
-        moments = self.bank.moments()
+    def standardise_adapters(self, pooled: Mapping[str, PooledMoments] | None = None) -> None:
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+
+        Args:
+            pooled: by site, the moments of all clips of those that share no class.
+        """
+        bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
+        for site, of_site in (pooled or {}).items():
+            bank.update(site, [of_site.as_prompts(site)], "", 0)
+        moments = bank.moments()
         if moments is not None:
             self._tell_capped()
             mean, variance = moments
@@ -289,6 +356,7 @@ class ServerStep:
             "remembered": list(self.remembered),
             "calibration": self.calibration,
             "calibrated_on": list(self._calibrated_on),
+            "said_nothing_held_out": self._said_nothing_held_out,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,19 +371,17 @@ class ServerStep:
         self.remembered = tuple(state["remembered"])
         self.calibration = state["calibration"]
         self._calibrated_on = tuple(state["calibrated_on"])
+        self._said_nothing_held_out = state["said_nothing_held_out"]
 
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
         settings = self.settings
-        log.info(
-            "Training generator for %d epochs with augmentation=%s",
-            settings.training_epochs,
-            settings.augmentation_noise > 0,
-        )
+        epochs = self._training_epochs(rows)
+        log.info("Training generator for %d epochs with augmentation=%s", epochs, settings.augmentation_noise > 0)
         history = self.generator.fit(
             rows,
             self.conditions_of(rows.names),
-            settings.training_epochs,
+            epochs,
             settings.augmentation_noise,
             torch_generator(settings.seed, "generator", round_number),
         )
@@ -324,8 +390,24 @@ class ServerStep:
         _report_epochs(history, self.generator.kind.upper())
         average = sum(epoch.total for epoch in history) / len(history)
         log.info("Generator training completed. Average loss: %.4f", average)
-        parts = {f"generator/{name}": value for name, value in history[-1].parts.items()}
+        last = history[-1]
+        parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
         return {"server/generator_loss": average, **parts}
+
+    def _training_epochs(self, rows: PrototypeRows) -> int:
+        """As many epochs as are asked for, or more: what a network learns in depends on its steps, not on epochs."""
+        assert self.generator is not None
+        settings, steps = self.settings, self.generator.steps_per_epoch(rows)
+        if not steps or settings.training_epochs * steps >= settings.min_steps:
+            return settings.training_epochs
+        log.info(
+            "%d epochs on %d rows are %d steps of the generator, generator.min_steps=%d asks for more",
+            settings.training_epochs,
+            len(rows),
+            settings.training_epochs * steps,
+            settings.min_steps,
+        )
+        return math.ceil(settings.min_steps / steps)
 
     def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
@@ -336,11 +418,14 @@ class ServerStep:
         except ValueError as error:  # samples that are not finite
             log.warning("The generator cannot be validated: %s", error)
             return {}
+        if result is None:
+            self._say_that_nothing_is_held_out()
+            return {}
         result.report()
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[SiteUpdate], audio: Tensor, labels: Tensor, steps: int
+        self, round_number: int, updates: Sequence[SiteUpdate], material: _Material, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -349,24 +434,35 @@ class ServerStep:
             for update in updates
         ]
         random = torch_generator(self.settings.seed, "distil", round_number)
-        losses = distil(self.adapters, self.prompts, teachers, audio, labels, steps, self.settings.optimiser, random)
+        losses = distil(
+            self.adapters,
+            self.prompts,
+            teachers,
+            material.audio,
+            material.labels,
+            steps,
+            self.settings.optimiser,
+            random,
+            material.mixture,
+            material.t5_audio,
+        )
         return {f"distil/{name}": value for name, value in losses.items()}
 
-    def _finetune(
-        self, round_number: int, audio: Tensor, labels: Tensor, held_out: PrototypeRows, steps: int
-    ) -> dict[str, Any]:
+    def _finetune(self, round_number: int, material: _Material, held_out: PrototypeRows, steps: int) -> dict[str, Any]:
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
         loss_before = self._held_out_loss(held_out)
         losses = train_steps(
             self.adapters,
-            audio,
-            labels,
+            material.audio,
+            material.labels,
             self.loss,
             steps,
             settings.optimiser,
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
+            mixture=material.mixture,
+            t5_audio=material.t5_audio,
         )
         row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
         row |= {f"finetune/{name}": value for name, value in losses.items()}
@@ -374,6 +470,7 @@ class ServerStep:
         if loss_before is not None:
             loss_after = self._held_out_loss(held_out)
             row |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
+            row["finetune/held_out_rows"] = len(held_out)
             if settings.rollback and not loss_after <= loss_before:  # type: ignore[operator]
                 self.adapters.load_state_dict(before)
                 row["rolled_back"] = True
@@ -384,34 +481,28 @@ class ServerStep:
                 )
         return row
 
-    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor] | None:
-        """Equally many synthetic embeddings of every class, and their labels."""
+    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> _Synthetic | None:
+        """Equally many synthetic embeddings of every class."""
         if self.generator is None or self.settings.synthetic_share == 0:
             return None
         classes, number = len(real.names), self.settings.synthetic_samples_per_class
         random = torch_generator(self.settings.seed, "synthetic", round_number)
-        rows = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
-        return rows, torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        audio, t5_audio = self.generator.sample_sides(self.conditions_of(real.names), number, random)
+        labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        return _Synthetic(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
 
-    def _training_rows(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Real prototypes and synthetic rows, in the shares that the settings ask for, with their class indices.
-
-        Prototypes are repeated, not dropped, to reach their share; `balanced_order` evens out the classes.
-        """
-        share, number = self.settings.synthetic_share, self.settings.synthetic_samples_per_class
-        audio, labels = real.embeddings, real.labels
-        if synthetic is not None and share == 1:
-            audio, labels = synthetic
+    def _material(self, real: PrototypeRows, synthetic: _Synthetic | None) -> _Material:
+        """What the adapters are trained on: prototypes and synthetic rows, drawn by `finetune.synthetic_share`."""
+        audio, labels, mixture, t5_audio = real.embeddings, real.labels, None, None
+        if synthetic is not None and self.settings.synthetic_share == 1:
+            audio, labels, t5_audio = synthetic
         elif synthetic is not None:
-            wanted = number * (1 - share) / share
-            repeated = []
-            for label in range(len(real.names)):
-                rows = torch.nonzero(real.labels == label).flatten()
-                repeated.append(rows.repeat(max(1, round(wanted / len(rows)))))
-            index = torch.cat(repeated)
-            audio = torch.cat([real.embeddings[index], synthetic[0]])
-            labels = torch.cat([real.labels[index], synthetic[1]])
-        return audio, self._class_indices(real.names).to(labels.device)[labels]
+            drawn = torch.arange(len(real) + len(synthetic.labels), device=labels.device) >= len(real)
+            mixture = Mixture(drawn, self.settings.synthetic_share)
+            if synthetic.t5_audio is not None:
+                t5_audio = torch.cat([audio, synthetic.t5_audio])
+            audio, labels = torch.cat([audio, synthetic.audio]), torch.cat([labels, synthetic.labels])
+        return _Material(audio, self._class_indices(real.names).to(labels.device)[labels], mixture, t5_audio)
 
     def _class_indices(self, names: Iterable[str]) -> Tensor:
         """The places of classes among the prompts."""
@@ -443,21 +534,27 @@ class ServerStep:
 
 
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:
-    """The guide's line for each class, for evenly spaced epochs up to the last."""
+    """The guide's line for each class, or one for all, for evenly spaced epochs up to the last."""
     shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
     for number, epoch in enumerate(history, start=1):
         if number in shown:
             for name, parts in epoch.per_class.items():
+                loss = _loss_in_words(kind, sum(parts.values()), parts)
+                class_log.info("  Epoch %d Class '%s': %s", number, name, loss)
+            if not epoch.per_class:
+                class_log.info("  Epoch %d: %s", number, _loss_in_words(kind, epoch.total, epoch.parts))
+            if epoch.critic:
                 class_log.info(
-                    "  Epoch %d Class '%s': %s Loss=%.4f (Recon=%.4f, KL=%.4f, Sim=%.4f)",
-                    number,
-                    name,
-                    kind,
-                    sum(parts.values()),
-                    parts.get("reconstruction", 0.0),
-                    parts.get("kl", 0.0),
-                    parts.get("similarity", 0.0),
+                    "  Epoch %d: %s", number, _loss_in_words("Critic", sum(epoch.critic.values()), epoch.critic)
                 )
+
+
+def _loss_in_words(of: str, total: float, parts: Mapping[str, float]) -> str:
+    """A loss and, in brackets, the terms that add up to it."""
+    terms = ", ".join(
+        f"{PART_NAMES.get(name) or name.replace('_', ' ').capitalize()}={value:.4f}" for name, value in parts.items()
+    )
+    return f"{of} Loss={total:.4f}" + (f" ({terms})" if terms else "")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,18 @@ class AdamWSettings:
     weight_decay: float = 1e-4
     batch_size: int = 32
     chunk_size: int = 0
+
+
+class Mixture(NamedTuple):
+    """Rows of two kinds, of which every batch holds a fixed share of the second.
+
+    Attributes:
+        synthetic: (N,) mask of the second kind.
+        share: of a batch, between 0 and 1.
+    """
+
+    synthetic: Tensor
+    share: float
 
 
 def train_epochs(
@@ -66,7 +79,7 @@ def train_epochs(
             yield from order.to(audio.device).split(optimiser.batch_size)
 
     drawn = islice(batches(), epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps)
-    history = _train(adapters, audio, labels, loss, None, labels, optimiser, drawn, proximal)
+    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, drawn, proximal)
     return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
 
 
@@ -85,6 +98,8 @@ def train_steps(
     random: torch.Generator,
     targets: Prompts | None = None,
     one_target_a_row: bool = False,
+    mixture: Mixture | None = None,
+    t5_audio: Tensor | None = None,
 ) -> dict[str, float]:
     """Train for a fixed number of optimiser steps on rows balanced over the classes.
 
@@ -93,14 +108,18 @@ def train_steps(
     Args:
         targets: (C, T, D) each, what MSE and cosine pull to; default: the class prompts.
         one_target_a_row: `targets` are (N, T, D), one for each row instead of each class.
+        mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
+        t5_audio: (N, S, Da) of the same classes, what the T5 adapter learns from; default: `audio`.
 
     Returns:
         Mean loss over all steps, under `loss`, and its parts.
     """
-    order = balanced_order(labels, steps * optimiser.batch_size, random)
+    number = steps * optimiser.batch_size
+    order = balanced_order(labels, number, random) if mixture is None else mixed_order(labels, mixture, number, random)
     batches = iter(order.split(optimiser.batch_size))
     target_rows = torch.arange(len(audio), device=audio.device) if one_target_a_row else labels
-    return _mean(_train(adapters, audio, labels, loss, targets, target_rows, optimiser, batches, 0.0))
+    inputs = (audio,) if t5_audio is None else (audio, t5_audio)
+    return _mean(_train(adapters, inputs, labels, loss, targets, target_rows, optimiser, batches, 0.0))
 
 
 def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tensor:
@@ -113,13 +132,46 @@ def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tens
     rounds = -(-number // len(classes))
     columns = []
     for label in classes:
-        rows = torch.nonzero(labels.cpu() == label).flatten()
-        passes = -(-rounds // len(rows))
-        shuffled = torch.cat([rows[torch.randperm(len(rows), generator=random)] for _ in range(passes)])
-        columns.append(shuffled[:rounds])
+        columns.append(_dealt(torch.nonzero(labels.cpu() == label).flatten(), rounds, random))
     table = torch.stack(columns, dim=1)
     within = torch.rand(table.shape, generator=random).argsort(dim=1)
     return table.gather(1, within).flatten()[:number].to(labels.device)
+
+
+def mixed_order(labels: Tensor, mixture: Mixture, number: int, random: torch.Generator) -> Tensor:
+    """`balanced_order` in which the share of synthetic rows is kept as well, however many rows there are of either.
+
+    Of any rows in succession, so of every batch, the share is synthetic to within a row; so it is of each class's
+    draws. Each round still draws every class once: the classes take turns at giving a synthetic row. Of a class's rows
+    of either kind every one is drawn before any is drawn again; a class that has one kind alone gives that.
+    """
+    device, labels, synthetic = labels.device, labels.cpu(), mixture.synthetic.cpu()
+    classes = labels.unique()
+    rounds, size = -(-number // len(classes)), len(classes)
+    # The same product decides on a place and on a turn: what it is rounded to, they agree.
+    due = (torch.arange(rounds * size + 1, dtype=torch.float64) * mixture.share + 1e-9).floor()
+    drawn = due.diff().bool().view(rounds, size)
+    places = torch.nonzero(drawn.flatten()).flatten()
+    turn = torch.zeros(rounds, size, dtype=torch.bool)
+    turn[places // size, torch.arange(len(places)) % size] = True
+    # Random classes, those whose turn it is on the places of synthetic rows.
+    chosen = (torch.rand(rounds, size, generator=random) - turn.float()).argsort(dim=1)
+    who = torch.empty_like(chosen).scatter_(1, (~drawn).int().argsort(dim=1, stable=True), chosen)
+    order = torch.empty(rounds, size, dtype=torch.int64)
+    for number_of_class, label in enumerate(classes):
+        of_class = labels == label
+        for kind in (False, True):
+            there = (who == number_of_class) & (drawn == kind)
+            rows = torch.nonzero(of_class & (synthetic == kind)).flatten()
+            rows = rows if len(rows) else torch.nonzero(of_class).flatten()
+            order[there] = _dealt(rows, int(there.sum()), random)
+    return order.flatten()[:number].to(device)
+
+
+def _dealt(rows: Tensor, number: int, random: torch.Generator) -> Tensor:
+    """`number` of the (N,) `rows`, at random, each before any is drawn again."""
+    passes = -(-number // len(rows))
+    return torch.cat([rows[:0], *(rows[torch.randperm(len(rows), generator=random)] for _ in range(passes))])[:number]
 
 
 @torch.no_grad()
@@ -141,7 +193,7 @@ def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int,
 
 def _train(
     adapters: Adapters,
-    audio: Tensor,
+    inputs: tuple[Tensor, ...],
     labels: Tensor,
     loss: AdapterLoss,
     targets: Prompts | None,
@@ -160,7 +212,7 @@ def _train(
         means: dict[str, Tensor] = {}
         for part in batch.split(settings.chunk_size or len(batch)):
             wanted = None if targets is None else targets.take(target_rows[part])
-            total, parts = loss(adapters(audio[part]), labels[part], wanted)
+            total, parts = loss(adapters(*(audio[part] for audio in inputs)), labels[part], wanted)
             share = len(part) / len(batch)
             (share * total).backward()
             for name, value in {"loss": total.detach(), **parts}.items():

@@ -162,7 +162,11 @@ def remembered_figures(scores: Scores, bank: PromptBank, here: Collection[str]) 
 
 
 def class_figures(
-    scores: Mapping[str, Scores], bank: PromptBank, round_number: int, coverage: Coverage
+    scores: Mapping[str, Scores],
+    bank: PromptBank,
+    round_number: int,
+    coverage: Coverage,
+    lost: Collection[str] = (),
 ) -> dict[str, Any]:
     """What `evaluation.json` holds.
 
@@ -171,12 +175,14 @@ def class_figures(
         bank: says which sites train on a class, and on how many clips.
         round_number: the round.
         coverage: which sites the scores come from.
+        lost: the classes that no site has enough clips of to share anything.
 
     Returns:
         `classes`: by name `sites`, `clips` (trained on), `test_clips` (scored), `test_clips_total` (of all sites; None
         where a site has never said how many it has), `accuracy`, `accuracy_at_5`, `accuracy_before`, `cosine` (to the
         class's prompt) and, where the adapters have a T5 side, `t5/accuracy`, `t5/cosine`; None where nothing was
-        scored. `confusion`: clips by their class and by the class that they were taken for.
+        scored. Of a class that is `lost` nobody has said how many sites and clips it has. `confusion`: clips by their
+        class and by the class that they were taken for.
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))
     trained: dict[str, list[int]] = {}
@@ -185,8 +191,10 @@ def class_figures(
     totals = coverage.class_totals
     has_t5 = any(score.t5 is not None for score in after.values())
     classes = {}
-    for name in sorted({*trained, *after, *totals}):
-        figures: dict[str, Any] = {"sites": len(trained.get(name, [])), "clips": sum(trained.get(name, []))}
+    for name in sorted({*trained, *after, *totals, *lost}):
+        figures: dict[str, Any] = {"lost": name in lost, "sites": None, "clips": None}
+        if name not in lost:
+            figures |= {"sites": len(trained.get(name, [])), "clips": sum(trained.get(name, []))}
         score, earlier = after.get(name), before.get(name)
         figures |= {
             "test_clips": score.clips if score else 0,

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fed_a2v.core.projection import embedding_map
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.build import make_step
@@ -145,6 +146,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
+        if not step.finetuned_rounds:  # there was nothing to train it on
+            return
         path = own_path(settings.checkpoint_path, step.generator.kind)
         save_generator_family(path, round_number, step.generator.checkpoints(), folder=self.folder.path)
 
@@ -158,7 +161,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                 log.warning("No pictures of round %d: %s", round_number, error)
         if round_number < self.settings.rounds:
             return
-        write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number, coverage))
+        lost = self.strategy.lost_classes(round_number)
+        write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number, coverage, lost))
         try:
             found = embedding_map(step, round_number)
         except (ValueError, RuntimeError) as error:  # a picture is not worth a run
@@ -192,7 +196,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         if self.strategy.step is not None:
             checkpoint = self.settings.checkpoint
             states = checkpoint.keep + 1 + checkpoint.keep_best
-            require_space(self.folder.path, states * state_bytes(self.strategy.step), f"saving {states} states")
+            needed = states * state_bytes(self.strategy.step, self.settings.needs_outputs)
+            require_space(self.folder.path, needed, f"saving {states} states")
 
     def _is_saved(self, row: dict[str, Any]) -> bool:
         number = int(row["round"])
@@ -227,6 +232,10 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        lost = last.get("lost_classes", [])
+        self.results |= {"classes_lost": len(lost), "lost_classes": lost}
+        if set(lost) | set(unseen_classes(self.settings.dataset, self.classes)) == set(self.classes):
+            self.results["generator"] = "no fine-tuning"  # for want of anything to learn from
         if self.settings.dataset.validates:
             self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)

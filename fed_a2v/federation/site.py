@@ -17,9 +17,9 @@ from torch import Tensor
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
-from fed_a2v.core.prompts import ClassPrompts
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips
@@ -70,10 +70,14 @@ class Site:
         self.unseen = unseen_mask(settings, self.classes)
 
     def introduce(self, round_number: int) -> SiteReply:
-        """Say which classes the site has, and what their embeddings are like on average."""
+        """Say which classes the site has, and what their embeddings are like on average.
+
+        A site with too few clips of every class says what all its clips are like, so that it can be averaged over.
+        """
         start = time.perf_counter()
         prompts = self._prototypes()
-        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start)
+        moments = None if prompts else pooled_moments(self.data.train.embeddings, self.settings.share.min_clips)
+        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start, moments)
 
     def train(self, round_number: int, adapters: Adapters, held: str) -> SiteReply:
         """Train the adapters on the site's clips.
@@ -100,10 +104,13 @@ class Site:
                 more_steps(settings, round_number),
             )
         prompts = self._prototypes()
+        if not settings.needs_prototypes:  # the server has standardised with them, and forgets them now
+            prompts = [ClassPrompts(prompt.name, prompt.count) for prompt in prompts]
         mark = fingerprint(prompts)
-        outputs = mean_outputs(adapters, audio, labels)
+        outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
         prompts = [self._with_outputs(prompt, outputs, send_audio=mark != held) for prompt in prompts]
-        return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
+        weights = adapters.weights() if settings.needs_weights else []
+        return self._reply("train", round_number, weights, prompts, mark, losses, start)
 
     @torch.no_grad()
     def evaluate(
@@ -174,11 +181,12 @@ class Site:
 
     def _prototypes(self) -> list[ClassPrompts]:
         share = self.settings.share
+        kind = share.kind if self.settings.needs_prototypes else "mean"
         shared = [
             share_class(
                 self.classes[label],
                 self.data.train.embeddings[self.data.train.labels == label],
-                share.kind,
+                kind,
                 share.prototypes,
                 share.min_clips,
                 share.variance,
@@ -188,7 +196,7 @@ class Site:
         return [prompt for prompt in shared if prompt is not None]
 
     def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
-        clip, t5 = outputs[self.classes.index(prompt.name)]
+        clip, t5 = outputs.get(self.classes.index(prompt.name), (None, None))
         return ClassPrompts(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
 
     def _reply(
@@ -200,6 +208,7 @@ class Site:
         mark: str,
         losses: dict[str, float],
         start: float,
+        moments: PooledMoments | None = None,
     ) -> SiteReply:
         return SiteReply(
             site=self.name,
@@ -213,4 +222,5 @@ class Site:
             losses=losses,
             seconds=time.perf_counter() - start,
             test_clips=self._counts(self.data.test.labels),
+            moments=moments,
         )

@@ -114,6 +114,8 @@ class FedA2V(Strategy):
         self._manager: ClientManager | None = None
         # By site, its test clips of each class as it has said last: those that fail in the evaluation are missed.
         self._test_clips: dict[str, dict[str, int]] = {}
+        # Classes of which no site has ever shared anything.
+        self._unshared = self.classes
         # Rounds in a row that were skipped for want of good replies.
         self._skipped = 0
         # Shares that were cut in the last round's mean.
@@ -166,9 +168,10 @@ class FedA2V(Strategy):
             return None, {}
         self._skipped = 0
         start = time.perf_counter()
-        weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
-        if weights is not None:
-            step.adapters.load_weights(weights)
+        if self.settings.needs_weights:
+            weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
+            if weights is not None:
+                step.adapters.load_weights(weights)
         self._tell_cut(replies, row)
         if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
             replies = [replace(reply, weights=[]) for reply in replies]
@@ -181,6 +184,7 @@ class FedA2V(Strategy):
         self.listener.phase(round_number, "server")
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
+        self._note_shared(round_number)
         self.listener.generator_due(round_number, step)
         return _joined(self._weights()), {}
 
@@ -234,6 +238,8 @@ class FedA2V(Strategy):
         row["seconds/evaluate"] = time.perf_counter() - self._clock
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
         row |= {"test_clips": scores["after"].clips} | coverage.figures
+        lost = self.lost_classes(round_number)
+        row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
             row |= self._figures(round_number, scores, coverage)
         self.listener.evaluated(round_number, scores, self._step(), coverage)
@@ -267,7 +273,8 @@ class FedA2V(Strategy):
         self.step = self.make_step(self.audio_shape)
         self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
-            self.step.standardise_adapters()
+            self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
+        self._note_shared(0)
         # The first round's row also has what went wrong here.
         self._introduction = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_introduction": row["bytes_up"],
@@ -288,7 +295,8 @@ class FedA2V(Strategy):
         most = kind_of_most_clips(replies, self.settings.aggregation.max_site_share)
         if most is None:
             if replies:
-                row["rejections"].append("no site has as many clips of a class as share.min_clips asks for")
+                few = f"no site has share.min_clips={self.settings.share.min_clips} clips, of one class or in all"
+                row["rejections"].append(few)
             return []
         self.audio_shape, self.square_root = (most.tokens, most.width), most.square_root
         agreeing = []
@@ -299,6 +307,52 @@ class FedA2V(Strategy):
             else:
                 reject(row, reply.site, f"its embeddings are {kind}, most are {most}")
         return agreeing
+
+    # Classes that no site shares
+
+    def _note_shared(self, round_number: int) -> None:
+        """Take in of which classes something has been shared; once all sites have had their turn, name the others.
+
+        Raises:
+            FederationError: nothing is shared, and without it nobody would learn.
+        """
+        step, settings = self._step(), self.settings
+        shared = step.bank.counts().keys() | set(step.settings.unseen)  # those are not meant to be recorded
+        self._unshared = tuple(name for name in self._unshared if name not in shared)
+        if round_number != self._everyone_heard or not self._unshared or not self._serves:
+            return
+        log.warning(
+            "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
+            "(%s); lower it, or let fewer sites share a class",
+            settings.share.min_clips,
+            len(self._unshared),
+            len(self.classes),
+            ", ".join(self._unshared),
+        )
+        if step.bank.counts():
+            return
+        if settings.adapters.closed_form or settings.aggregation.mode == "none":
+            key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
+            raise FederationError(
+                f"{key}: only the server step teaches the adapters, and no site has share.min_clips="
+                f"{settings.share.min_clips} training clips of a class; lower it"
+            )
+        log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
+
+    @property
+    def _serves(self) -> bool:
+        """Whether there is a server step, for which classes can be lost."""
+        return self.settings.finetune.enabled or self.settings.aggregation.mode == "kd"
+
+    @property
+    def _everyone_heard(self) -> int:
+        """The round in which the last group of sites has its first turn; 0, the introduction, where all are there."""
+        scenario = self.settings.scenario
+        return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
+
+    def lost_classes(self, round_number: int) -> list[str]:
+        """The classes that the server step does not know, though all sites have had their turn."""
+        return list(self._unshared) if self._serves and round_number >= self._everyone_heard else []
 
     # What the sites are asked
 
@@ -360,12 +414,16 @@ class FedA2V(Strategy):
             site=site,
             round_number=round_number,
             task=task,
-            weight_shapes=[] if step is None else [tuple(weight.shape) for weight in step.adapters.weights()],
+            weight_shapes=[tuple(weight.shape) for weight in step.adapters.weights()]
+            if step is not None and self.settings.needs_weights
+            else [],
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
+            prototypes=task == "introduce" or self.settings.needs_prototypes,
+            outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
         )
@@ -468,6 +526,7 @@ class FedA2V(Strategy):
             "audio_shape": list(self.audio_shape or ()),
             "square_root": self.square_root,
             "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
+            "unshared": list(self._unshared),
             "step": self._step().state_dict(),
         }
 
@@ -476,6 +535,7 @@ class FedA2V(Strategy):
         self.audio_shape = (state["audio_shape"][0], state["audio_shape"][1])
         self.square_root = state["square_root"]
         self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
+        self._unshared = tuple(state["unshared"])
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(state["step"])
 

@@ -159,16 +159,16 @@ def _gain_over_fedavg(run: RunRecord) -> dict[int, float | None]:
 
 
 def loss_plot(found: Collection) -> Plot:
-    """Losses of the generator, with its parts, and of the adapters."""
+    """Losses of the generator, with its terms and those of a GAN's critic, and of the adapters."""
     parts = sorted({key for run in found.runs for row in run.rows for key in row if key.startswith("generator/")})
-    keys = [("server/generator_loss", "Generator")]
+    keys = [("server/generator_loss", "Generator's loss")]
     keys += [(key, key.removeprefix("generator/").replace("_", " ").capitalize()) for key in parts]
     keys += [("server/adapter_finetuning_loss", "Fine-tuning"), ("site/loss", "At the sites")]
     return _choice(
         "losses",
         "Losses by round",
-        "Training losses: of the generator and its parts, of the adapters in the server's fine-tuning, and at the "
-        "sites. Losses of different generators do not compare.",
+        "Training losses: of the generator and its terms, of a GAN's critic, of the adapters in the server's "
+        "fine-tuning, and at the sites. Losses of different generators do not compare.",
         found,
         keys,
     )
@@ -189,27 +189,45 @@ def validation_plot(found: Collection) -> Plot:
         "Validation of the generator",
         "Samples beside held-out prototypes. Samples are as good as recordings where the first test reaches real "
         "embeddings' accuracy, the two-sample test stays near 0.5, and the nearest-neighbour ratio is near 1 "
-        "(0: copies). Thin lines: real embeddings in the samples' place.",
+        "(0: copies). Thin lines: real embeddings in the samples' place, and without markers a constant that knows no "
+        "class. Bars: 95 % intervals. Tests on fewer than 40 held-out prototypes say little.",
         found,
         keys,
-        real=True,
+        beside=(("_real", "real"), ("_blind", "class-blind")),
+        more=(("server/generator_validation_rows", "held-out rows"),),
     )
 
 
 def _choice(
-    name: str, title: str, caption: str, found: Collection, keys: Sequence[tuple[str, str]], real: bool = False
+    name: str,
+    title: str,
+    caption: str,
+    found: Collection,
+    keys: Sequence[tuple[str, str]],
+    beside: Sequence[tuple[str, str]] = (),
+    more: Sequence[tuple[str, str]] = (),
 ) -> Plot:
-    """A plot with a view for each metric that any run has."""
+    """A plot with a view for each metric that any run has.
+
+    Args:
+        beside: what stands behind a metric's name where it is a yardstick, and its words; the last has no markers.
+        more: metrics for the table alone.
+    """
     views, columns = [], []
     for key, words in keys:
         traces: list[Any] = []
         for index, run in enumerate(found.runs):
             traces += _line(run.rows, key, run.label, index)
-            if real:
-                traces += _line(run.rows, f"{key}_real", f"{run.label}, real", index, faint=True)
+            for number, (behind, of) in enumerate(beside, start=1):
+                plain = number == len(beside)
+                traces += _line(run.rows, f"{key}{behind}", f"{run.label}, {of}", index, faint=True, plain=plain)
         if traces:
             views.append(View(words, _by_round(traces, words)))
             columns += _columns(found.runs, key, words)
+            columns += [
+                column for behind, of in beside for column in _columns(found.runs, key + behind, f"{words}, {of}")
+            ]
+    columns += [column for key, words in more for column in _columns(found.runs, key, words)]
     return Plot(name, title, caption, views, _round_table(columns))
 
 
@@ -222,7 +240,10 @@ def _line(
     plain: bool = False,
     tested: bool = False,
 ) -> list[go.Scatter]:
-    """One line over the rounds; nothing where no round has a value. `tested`: say where not all clips were scored."""
+    """One line over the rounds, with its intervals where the rows have them; nothing where no round has a value.
+
+    `tested`: say where not all test clips were scored.
+    """
     points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
     partly = ["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows if row.get(key) is not None]
     if not points:
@@ -235,10 +256,21 @@ def _line(
             mode="lines" if plain else "lines+markers",
             line={"color": colour(index), "dash": "dot" if faint else dash(index), "width": 1.5 if faint else 2.5},
             marker={"symbol": symbol(index) + ("-open" if faint else ""), "size": 8},
+            error_y=_interval_bars([row for row in rows if row.get(key) is not None], key),
             hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
             customdata=partly if tested else None,
         )
     ]
+
+
+def _interval_bars(rows: Sequence[Row], key: str) -> dict[str, Any]:
+    """Bars to the ends of the 95 % intervals of a metric; none where a round has no interval."""
+    ends = [(row.get(f"{key}_low"), row[key], row.get(f"{key}_high")) for row in rows]
+    bars = [(value - low, high - value) for low, value, high in ends if low is not None and high is not None]
+    if len(bars) < len(ends):
+        return {}
+    below, above = zip(*bars, strict=True)
+    return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1}
 
 
 def _by_round(traces: list[Any], words: str, fraction: bool = False) -> go.Figure:
@@ -286,13 +318,15 @@ def class_plot(found: Collection) -> Plot:
         for run, synthetic in zip(runs, similarity, strict=True):
             cells = [_text(_of(run, name, key), form) for key, _, form in measures]
             own = [clean(run.label)] if len(runs) > 1 else []
-            rows.append((clean(name), *own, *cells, _tested(run, name), _text(synthetic.get(name), ".3f")))
+            marked = clean(name) + " (lost)" * bool(_of(run, name, "lost"))
+            rows.append((marked, *own, *cells, _tested(run, name), _text(synthetic.get(name), ".3f")))
     header = ("class", *(["run"] if len(runs) > 1 else []), *(words.lower() for _, words, _ in measures))
     return Plot(
         "classes",
         "Classes",
         "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
-        "prompt, clips that sites train on, and how many sites have any.",
+        "prompt, clips that sites train on, and how many sites have any. Lost: no site has enough clips of it to share "
+        "anything, so that only the average of the sites' adapters knows the class.",
         views,
         TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
@@ -303,7 +337,8 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
     notes = []
     for name in order:
         clips, sites = (_of(run, name, field, 0) for field in ("clips", "sites"))
-        notes.append(f"{label(name)}<br>{clips} clips at {sites} sites, {_tested(run, name)} test clips")
+        trained = "lost, too few clips at every site" if _of(run, name, "lost") else f"{clips} clips at {sites} sites"
+        notes.append(f"{label(name)}<br>{trained}, {_tested(run, name)} test clips")
     return go.Bar(
         y=list(range(len(order))),
         x=[_of(run, name, key) for name in order],
@@ -679,10 +714,18 @@ def _site_cells(run: RunRecord, name: str) -> tuple[str, ...]:
 
 def _columns(runs: Sequence[RunRecord], key: str, words: str) -> list[tuple[str, dict[int, Any]]]:
     return [
-        (_of_run(words, run, runs), {row["round"]: row.get(key) for row in run.rows})
+        (_of_run(words, run, runs), {row["round"]: _with_interval(row, key) for row in run.rows})
         for run in runs
         if any(row.get(key) is not None for row in run.rows)
     ]
+
+
+def _with_interval(row: Row, key: str) -> Any:
+    """A metric, in words where the row also has its interval."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    if row.get(key) is None or low is None or high is None:
+        return row.get(key)
+    return f"{row[key]:.4g} [{low:.3g}, {high:.3g}]"
 
 
 def _of_run(words: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
@@ -700,6 +743,4 @@ def _round_table(columns: Iterable[tuple[str, Mapping[int, Any]]]) -> TextTable:
 def _text(value: Any, form: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    if isinstance(value, str):
-        return value
-    return format(value, form)
+    return value if isinstance(value, str) else format(value, form)

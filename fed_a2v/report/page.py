@@ -164,6 +164,12 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
                 f"{clean(run.label)}: the weighted mean is not by clips alone, aggregation.max_site_share cuts what "
                 f"{cut} of the sites count for."
             )
+        if lost := run.last.get("lost_classes"):
+            limit = run.config.get("share", {}).get("min_clips", "enough")
+            notices.append(
+                f"{clean(run.label)}: the server step does not know {len(lost)} classes, for no site has {limit} clips "
+                f"of them to train on (share.min_clips): {', '.join(map(clean, lost))}."
+            )
     if len(runs) > figures.MOST_VIEWS:
         notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
     return notices

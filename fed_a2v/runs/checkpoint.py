@@ -26,7 +26,7 @@ from fed_a2v.storage.files import plain, replacing
 
 logger = logging.getLogger("fed_a2v")
 
-SCHEMA = 2
+SCHEMA = 3
 # Characters of a generator's key that go into its file's name.
 LONGEST_KEY = 60
 

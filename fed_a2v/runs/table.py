@@ -235,7 +235,7 @@ def _total(rows: Rows, key: str) -> str:
 def _figure(value: Any, digits: int | None, scale: float = 1.0) -> str:
     if value is None:
         return "-"
-    if scale == 1.0 and (digits is None or isinstance(value, int)):
+    if scale == 1.0 and (digits is None or not isinstance(value, float)):
         return str(value)
     return f"{value * scale:.{digits}f}"
 

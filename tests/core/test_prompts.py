@@ -76,12 +76,11 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
 
 
 @pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
-def test_missing_audio_is_an_error_where_the_bank_does_not_hold_it(name, data):
+def test_a_class_that_comes_without_audio_has_none_where_the_bank_does_not_hold_it(name, data):
     bank = bank_of(a=[says("dog", 1)])
-    before = bank.state_dict()
-    with pytest.raises(KeyError):
-        bank.update("a", [says("dog", 5), ClassPrompts(name, 6)], data, 2)
-    assert_same_bits(bank.state_dict(), before)
+    bank.update("a", [ClassPrompts(name, 6)], data, 2)
+    assert bank.rows() is None
+    assert bank.counts() == {name: 6}
 
 
 def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
@@ -91,6 +90,11 @@ def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
     assert bank.expire(5, 3) == ["a"]
     assert bank.rows().names == ("cat",)
     assert set(bank.fingerprints) == {"b"}
+
+
+def test_a_site_that_shares_no_class_has_no_age():
+    bank = bank_of(a=[], b=[says("cat", 2)])
+    assert bank.expire(1, 3) == [], "it has just been heard"
 
 
 def test_nobody_is_dropped_where_the_maximum_age_is_zero():
@@ -119,6 +123,9 @@ def test_the_bank_comes_back_from_a_file_bit_for_bit():
     back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
     assert_same_bits(back.state_dict(), bank.state_dict())
     assert_same_bits(vars(back.rows()), vars(bank.rows()))
+    bank.hold_out(0.5)
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert values(back.held_out_rows()) == values(bank.held_out_rows()) != []
     back.update("a", [ClassPrompts("dog", 6)], "data of a", 2)
     assert back.expire(4, 2) == ["b"]
 
@@ -145,9 +152,10 @@ def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts
         assert torch.equal(part.labels, rows.labels[part.embeddings.flatten().long()])
 
 
-def test_an_eighth_of_eight_prototypes_is_one():
-    _, held = rows_with([8, 8, 3, 16]).split(0.125)
-    assert held.labels.tolist() == [0, 1, 3, 3]
+def test_a_share_is_held_out_and_one_row_at_least_from_three_up():
+    _, held = rows_with([8, 1, 2, 3, 16]).split(0.125)
+    assert held.labels.tolist() == [0, 3, 4, 4]
+    assert held.embeddings.flatten().tolist() == [4, 12, 18, 26], "the middle ones"
 
 
 def test_nothing_is_held_out_for_a_share_of_zero():
@@ -159,6 +167,102 @@ def test_nothing_is_held_out_for_a_share_of_zero():
 def test_the_same_rows_are_held_out_every_time():
     rows = rows_with([8, 9, 24])
     assert_same_bits(vars(rows.split(0.25)[1]), vars(rows.split(0.25)[1]))
+
+
+# Holding out
+
+
+def numbered(name, first, groups, count=3):
+    """A class whose prototypes are the numbers from `first` on."""
+    means = torch.arange(float(first), first + groups).view(-1, 1, 1).repeat(1, 1, 4)
+    return ClassPrompts(
+        name, groups * count, AudioPrototypes(means, torch.full((groups,), count), torch.zeros_like(means))
+    )
+
+
+def values(rows):
+    return [] if rows is None else rows.embeddings[:, 0, 0].tolist()
+
+
+def test_every_site_gives_the_middle_one_of_its_eight_prototypes():
+    bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)], b=[numbered("dog", 10, 8)])
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [54, 4, 14]
+    assert len(bank.training_rows()) == 21
+    assert bank.held_out_rows().names == bank.training_rows().names == ("cat", "dog")
+    assert sorted(values(bank.training_rows()) + values(bank.held_out_rows())) == sorted(values(bank.rows()))
+
+
+@pytest.mark.parametrize(
+    ("groups", "held"), [([1, 1], []), ([3], [1]), ([2], []), ([1, 1, 1], [20]), ([2, 2], [11]), ([5, 3], [2])]
+)
+def test_a_class_gives_one_from_three_prototypes_over_all_sites_up(groups, held):
+    bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, number)] for k, number in enumerate(groups)})
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == held
+
+
+def test_nothing_is_held_out_before_that_is_decided_nor_for_a_share_of_zero():
+    bank = bank_of(a=[numbered("dog", 0, 8)])
+    assert values(bank.held_out_rows()) == []
+    bank.hold_out(0.0)
+    bank.hold_out(0.5)
+    assert values(bank.held_out_rows()) == [], "what was decided stays"
+    assert len(bank.training_rows()) == 8
+
+
+def test_what_is_held_out_does_not_depend_on_who_answers_first():
+    sites = {"c": [numbered("dog", 20, 3)], "a": [numbered("dog", 0, 1)], "b": [numbered("dog", 10, 4)]}
+    one, other = bank_of(**sites), bank_of(**dict(reversed(sites.items())))
+    for bank in (one, other):
+        bank.hold_out(0.25)
+    assert values(one.held_out_rows()) == values(other.held_out_rows()) == [12, 21]
+
+
+def test_at_most_so_many_are_held_out():
+    bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, 8)] for k in range(9)})
+    bank.hold_out(0.125, most=2)
+    assert values(bank.held_out_rows()) == [4, 14]
+
+
+def test_a_site_that_has_changed_another_class_keeps_what_was_decided():
+    bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)])
+    bank.hold_out(0.125)
+    bank.update("a", [numbered("dog", 0, 8), numbered("cat", 70, 16)], "new", 2)
+    bank.hold_out(0.5)
+    assert values(bank.held_out_rows()) == [71, 73, 75, 77, 79, 81, 83, 85, 4]
+
+
+def test_a_class_of_which_only_held_out_prototypes_are_left_goes_over_to_training():
+    bank = bank_of(a=[numbered("dog", 0, 1)], b=[numbered("dog", 10, 1)])
+    bank.update("c", [numbered("dog", 20, 1)], "data of c", 5)
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [20]
+    bank.expire(6, 2)
+    bank.hold_out(0.125)
+    assert (values(bank.held_out_rows()), values(bank.training_rows())) == ([], [20])
+    bank.update("d", [numbered("dog", 30, 2)], "data of d", 6)
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [31], "never one that was trained on"
+
+
+SENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["dog", "cat"]), st.integers(1, 5))
+
+
+@given(st.lists(st.lists(SENT, max_size=3), min_size=1, max_size=5), st.sampled_from([0.125, 0.34, 0.8]))
+def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
+    bank, trained_on, first = PromptBank(), set(), 0
+    for number, sent in enumerate(rounds):
+        for site, name, groups in sent:
+            bank.update(site, [numbered(name, first, groups)], f"{first}", number)
+            first += 10
+        bank.expire(number, 1)
+        bank.hold_out(share)
+        bank = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+        trained_on |= set(values(bank.training_rows()))
+        assert trained_on.isdisjoint(values(bank.held_out_rows()))
+        if bank.rows() is not None:
+            assert set(bank.training_rows().labels.tolist()) == set(range(len(bank.rows().names)))
 
 
 # Nobody owns a class
@@ -237,13 +341,13 @@ def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
     for number in range(20):
         bank.update(f"site-{number:02d}", [says("dog", number, groups=3), says("cat", -number, groups=1)], "mark", 1)
     everything = bank.rows()
-    drawn = bank.rows(30, torch.Generator().manual_seed(1))
+    drawn = bank.training_rows(30, torch.Generator().manual_seed(1))
     assert len(of_class(drawn, "dog")) == 30
     assert torch.equal(of_class(drawn, "cat"), of_class(everything, "cat")), "no more than 30: all of them"
     values = of_class(drawn, "dog")[:, 0, 0]
     assert values.unique().numel() > 10
     assert torch.equal(values, values.sort().values), "sites stay in order"
-    assert_same_bits(vars(bank.rows(30, torch.Generator().manual_seed(1))), vars(drawn))
-    other = of_class(bank.rows(30, torch.Generator().manual_seed(2)), "dog")[:, 0, 0]
+    assert_same_bits(vars(bank.training_rows(30, torch.Generator().manual_seed(1))), vars(drawn))
+    other = of_class(bank.training_rows(30, torch.Generator().manual_seed(2)), "dog")[:, 0, 0]
     assert not torch.equal(other, values)
-    assert_same_bits(vars(bank.rows(1000, torch.Generator())), vars(everything))
+    assert_same_bits(vars(bank.training_rows(1000, torch.Generator())), vars(everything))

@@ -7,10 +7,13 @@ import torch
 
 from fed_a2v.core.quality import (
     Figures,
+    Gate,
     GeneratorQuality,
     Rows,
     active_units,
     assess,
+    c2st_interval,
+    paired_ratio_interval,
     validate_samples,
     warnings_for,
 )
@@ -183,6 +186,9 @@ def test_numbering_of_classes_and_order_of_rows_do_not_matter_to_the_distances(w
 def test_the_logged_figures_are_plain_numbers(qualities):
     logged = qualities["truth"].as_dict()
     assert {"tstr", "c2st", "c2st_real", "nn_ratio", "variance_ratio", "precision", "recall"} <= logged.keys()
+    for gate in qualities["truth"].gates():
+        assert (logged[f"{gate.name}_low"], logged[f"{gate.name}_high"]) == gate.interval
+    assert logged["rows"] == 256
     assert all(type(value) is float for value in logged.values())
 
 
@@ -291,6 +297,73 @@ def test_bad_rows_are_named(world, train, held_out):
         assess(Rows(train.embeddings, train.labels[1:]), held_out, world)
     with refused(ValueError, "seeds", 0):
         assess(train, held_out, world, seeds=0)
+
+
+# Few rows
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(10, None), (39, None), (40, False)])
+def test_below_forty_rows_a_gate_has_a_value_and_no_verdict(rows, verdict):
+    figures = Figures(accuracy=0.1, c2st=1.0, nn_ratio=0.0, variance_ratio=1.0)
+    quality = GeneratorQuality(figures, Figures(0.9, 0.5, 1.0, 1.0), 10, rows, {"tstr": (0, 0.4), "nn_ratio": (0, 0.1)})
+    assert [gate.passed for gate in quality.gates()] == [verdict] * 3
+    assert (len(quality.failed_gates()) == 3) == (verdict is False)
+    assert (warnings_for(quality) == []) == (verdict is None)
+    assert not quality.passed
+
+
+def test_of_what_may_be_chance_nobody_is_warned():
+    within, beyond = ({"tstr": (0.8, high), "nn_ratio": (0.9, 1.1)} for high in (0.95, 0.93))
+    for intervals, warned in ((within, 0), (beyond, 1)):
+        quality = GeneratorQuality(Figures(0.78, 0.66, 1.0, 1.0), Figures(0.9, 0.5, 1.0, 1.0), 10, 50, intervals)
+        assert quality.failed_gates() == ["tstr", "c2st"]
+        assert len(warnings_for(quality)) == warned
+
+
+def test_a_gate_fails_for_sure_on_either_side_of_its_band():
+    def gate(*interval):
+        return Gate("nn_ratio", sum(interval) / 2, 1.0, 0.85, 1.15, 100, interval)
+
+    assert [gate(*ends).surely_failed for ends in ((0.5, 0.8), (0.6, 0.9), (1.1, 1.3), (1.2, 1.4))] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_intervals_are_those_of_the_papers():
+    assert c2st_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson, 5 of 10
+    assert c2st_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    table = [(0, 0, 12), (0, 1, 4), (1, 0, 26), (1, 1, 6)]
+    one, other = (np.repeat([bool(row[side]) for row in table], [row[2] for row in table]) for side in (0, 1))
+    assert paired_ratio_interval(one, other) == pytest.approx((1.7665, 5.7966), abs=1e-3)  # Bonett & Price
+    nothing = np.zeros_like(one)
+    assert paired_ratio_interval(nothing, other)[0] == 0
+
+
+def test_the_interval_of_the_two_sample_test_holds_chance_nineteen_times_in_twenty():
+    """Rows of one distribution: 0.5 is the truth. With twice the trials, all rows that are classified, it would not."""
+    small = World(classes=8)
+    held, twice = 0, 0
+    for seed in range(40):
+        quality = assess(small(24, 3 * seed), small(4, 3 * seed + 1), small(4, 3 * seed + 2), seeds=1)
+        value, interval = quality.synthetic.c2st, quality.gates()[1].interval
+        held += interval[0] <= 0.5 <= interval[1]
+        low, high = c2st_interval(value, 2 * quality.rows)
+        twice += low <= 0.5 <= high
+    assert held >= 36
+    assert twice < 36
+
+
+def test_intervals_narrow_with_the_rows_and_hold_the_value(world, train):
+    widths = []
+    for per_class in (2, 16):
+        quality = assess(train, world(per_class, -2), world, seeds=1)
+        for gate in quality.gates():
+            assert gate.interval[0] <= gate.value <= gate.interval[1]
+        widths.append([gate.interval[1] - gate.interval[0] for gate in quality.gates()])
+    assert all(few > many for few, many in zip(*widths, strict=True))
 
 
 # Agreement of samples with held-out rows

@@ -1,16 +1,22 @@
 import logging
+import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fed_a2v.core import server_step
+from fed_a2v.core.generators.flow import FlowGenerator
+from fed_a2v.core.generators.gan import GANGenerator
 from fed_a2v.core.generators.gaussian import GaussianGenerator
+from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.prompts import ClassPrompts
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings, SiteUpdate
-from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import AdamWSettings
 from tests.core.conftest import (
     StubGenerator,
@@ -21,6 +27,7 @@ from tests.core.conftest import (
     draws,
     through_a_file,
 )
+from tests.core.test_losses import vae_loss, vae_losses
 
 T5 = (3, 10)
 QUICK = ServerStepSettings(
@@ -97,19 +104,27 @@ def test_every_real_and_every_synthetic_row_enters_the_loss():
     made = torch.cat(generator.made)
     assert len(made) == 10 * 8
     assert all(contains(adapters.seen, row) for row in made)
-    trained_on, _ = step.bank.rows().split(QUICK.holdout)
-    assert all(contains(adapters.seen, row) for row in trained_on.embeddings)
+    assert all(contains(adapters.seen, row) for row in step.bank.training_rows().embeddings)
     assert len(adapters.seen) == 20 * 32
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_share_of_synthetic_rows_is_the_one_asked_for(share):
-    world = World()
+@pytest.mark.parametrize(
+    ("samples", "clips", "groups"), [(8, 24, 8), (5, 9, 3), (20, 112, 112)], ids=["few", "guide", "112 rows a class"]
+)
+@pytest.mark.parametrize("distilled", [False, True])
+def test_the_share_of_synthetic_rows_is_the_one_asked_for(samples, clips, groups, share, distilled):
+    world = World(classes=4)
     generator, adapters = StubGenerator(world), world.adapters(kind=WatchedAdapters)
-    step_of(world, generator, adapters, synthetic_share=share, first_steps=60).run(1, world.updates())
+    settings = {"distil": distilled, "finetune": not distilled, "first_steps": 10, "holdout": 0.0}
+    step = step_of(world, generator, adapters, synthetic_share=share, synthetic_samples_per_class=samples, **settings)
+    updates = world.updates(clips_per_class=clips, prototypes=groups, min_clips=1 if groups == clips else 3)
+    weights = [weight.clone() for weight in adapters.weights()]
+    step.run(1, [update._replace(weights=weights) for update in updates])
+    assert step.bank.rows().labels.bincount().tolist() == [groups] * 4
     made = torch.cat(generator.made) if generator.made else adapters.seen[:0]
-    drawn = sum(contains(made, row) for row in adapters.seen) / len(adapters.seen)
-    assert drawn == pytest.approx(share, abs=0.06)
+    drawn = torch.tensor([contains(made, row) for row in adapters.seen])
+    assert drawn.view(10, 32).sum(dim=1).tolist() == [32 * share] * 10
 
 
 def test_rare_classes_enter_as_often_as_common_ones():
@@ -138,18 +153,63 @@ def test_samples_are_fresh_in_every_round():
     assert not any(contains(second, row) for row in first)
 
 
-def test_held_out_rows_train_neither_the_generator_nor_the_adapters():
+@pytest.fixture
+def judged(monkeypatch):
+    """The rows by which each roll-back and each validation was decided, as sets of tuples, in order."""
+    found = {"rollback": [], "validation": []}
+    loss_on, validate = server_step.loss_on, server_step.validate
+
+    def watched_loss(adapters, audio, *rest):
+        found["rollback"].append(as_set(audio))
+        return loss_on(adapters, audio, *rest)
+
+    def watched_validation(generator, trained_on, held_out, *rest):
+        found["validation"].append(as_set(held_out.embeddings))
+        return validate(generator, trained_on, held_out, *rest)
+
+    monkeypatch.setattr(server_step, "loss_on", watched_loss)
+    monkeypatch.setattr(server_step, "validate", watched_validation)
+    return found
+
+
+def as_set(rows):
+    return {tuple(row) for row in rows.flatten(1).tolist()}
+
+
+def many_sites(world, clips_per_class, sites):
+    """Replies of `sites` sites that have every class, with other clips each."""
+    clips, labels = world.clips(clips_per_class * sites)
+    numbers = torch.arange(len(labels)) % sites
+    return [
+        updates_from(world, clips[numbers == k], labels[numbers == k])[0]._replace(site=f"site {k:02}")
+        for k in range(sites)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("updates", "held_out"),
+    [
+        (lambda world: world.updates(), 10),
+        (lambda world: updates_from(world, *world.clips(300), kind="samples"), 10 * 16),
+        (lambda world: many_sites(world, 24, 38), 10 * 16),
+        (lambda world: world.updates(clips_per_class=9), 10),
+    ],
+    ids=["eight prototypes", "300 at one site", "304 at 38 sites", "three prototypes"],
+)
+def test_rows_that_decide_a_roll_back_or_a_validation_were_never_trained_on(judged, updates, held_out):
     world = World()
     generator, adapters = StubGenerator(world), world.adapters(kind=WatchedAdapters)
-    step = step_of(world, generator, adapters)
+    step = step_of(world, generator, adapters, rows_per_class=128, validation_frequency=1, steps=40)
+    sent = updates(world)
     for number in (1, 2, 3):
-        step.run(number, world.updates())
-    _, held_out = step.bank.rows().split(QUICK.holdout)
-    assert len(held_out) == 10
-    for rows, _ in generator.fitted:
-        assert len(rows) == 70
-        assert not any(contains(rows.embeddings, row) for row in held_out.embeddings)
-    assert not any(contains(adapters.seen, row) for row in held_out.embeddings)
+        row = step.run(number, sent)
+        assert row["finetune/held_out_rows"] == held_out
+    decided = [*judged["rollback"], *judged["validation"]]
+    assert len(decided) == 3 * (2 + 1), "before and after a fine-tuning, and in a validation"
+    assert all(rows == decided[0] for rows in decided)
+    assert len(decided[0]) == held_out
+    trained_on = set().union(as_set(adapters.seen), *(as_set(rows.embeddings) for rows, _ in generator.fitted))
+    assert trained_on.isdisjoint(decided[0])
 
 
 def test_the_generator_gets_each_class_with_its_own_condition():
@@ -311,6 +371,32 @@ def test_nothing_is_rolled_back_where_that_is_switched_off():
     assert not same(before, weights_of(step))
 
 
+@pytest.mark.parametrize("rollback", [True, False])
+def test_nothing_to_hold_out_is_told_once_with_the_remedy(caplog, rollback):
+    world = World()
+    step = step_of(world, "gaussian", validation_frequency=1, rollback=rollback)
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        rows = [step.run(number, world.updates(kind="mean")) for number in (1, 2, 3)]
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert "share=prototypes" in told[0].getMessage()
+    for row in rows:
+        assert row["rolled_back"] is False
+        assert not [name for name in row if "held_out" in name or "validation" in name]
+    resumed = step_of(world, "gaussian", validation_frequency=1, rollback=rollback)
+    resumed.load_state_dict(through_a_file(step.state_dict()))
+    caplog.clear()
+    resumed.run(4, world.updates(kind="mean"))
+    assert "share=prototypes" not in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"holdout": 0.0}, {}], ids=["not wanted", "held out"])
+def test_nobody_is_warned_who_wants_no_figure_or_has_one(caplog, settings):
+    world = World()
+    step_of(world, "gaussian", **settings).run(1, world.updates(clips_per_class=9))
+    assert "share=prototypes" not in caplog.text
+
+
 # Validation
 
 
@@ -350,6 +436,133 @@ def test_the_round_is_told_in_the_guides_words(caplog):
         "  - class 00: ",
     ):
         assert any(message.startswith(line) for message in caplog.messages), line
+
+
+# Steps of the generator
+
+
+def steps_taken(generator):
+    """Optimiser steps of a generator's own network so far."""
+    state = generator.training_state()
+    optimiser = state.get("generator_optimiser", state.get("optimiser"))
+    return int(optimiser["state"][0]["step"])
+
+
+SHAPE = (48, 24)
+# 70 rows of training a round, in batches of 32.
+SMALL = {"hidden_dim": 16, "batch_size": 32}
+NETWORKS = {
+    "vae": (lambda: ConditionedVAEGenerator(*SHAPE, latent_dim=6, **SMALL), 3),
+    "flow": (lambda: FlowGenerator(*SHAPE, **SMALL), 3),
+    "wgan-gp": (lambda: GANGenerator(*SHAPE, **SMALL), 3 / 5),
+    "bce": (lambda: GANGenerator(*SHAPE, loss="bce", **SMALL), 3),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("epochs", "at_least"), [(2, 0), (2, 6), (2, 17), (20, 4)])
+def test_a_round_takes_its_epochs_and_more_where_these_are_too_few_steps(kind, epochs, at_least, caplog):
+    make, an_epoch = NETWORKS[kind]
+    step = step_of(World(), make(), training_epochs=epochs, min_steps=at_least)
+    wanted = max(epochs, math.ceil(at_least / an_epoch))
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        step.run(1, World().updates())
+    assert f"Training generator for {wanted} epochs with augmentation=True" in caplog.messages
+    assert ("generator.min_steps=" in caplog.text) == (wanted > epochs)
+    assert steps_taken(step.generator) == math.floor(wanted * an_epoch) >= at_least
+    step.run(2, World().updates())
+    assert steps_taken(step.generator) == math.floor(2 * wanted * an_epoch)
+
+
+def test_of_many_generators_each_takes_as_many_steps():
+    world = World()
+    groups = {"few": world.names[:1], "many": world.names[1:]}
+    generator = GroupedVAEGenerator(lambda: ConditionedVAEGenerator(*SHAPE, latent_dim=6, **SMALL), groups)
+    step_of(world, generator, training_epochs=2, min_steps=9).run(1, world.updates())
+    # 8 rows are one batch, 72 are three.
+    assert [steps_taken(generator.member(key)) for key in groups] == [9, 27]
+
+
+def test_a_closed_form_takes_no_steps_and_is_asked_for_none(caplog):
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        step_of(World(), "gaussian", training_epochs=1, min_steps=100).run(1, World().updates())
+    assert "Training generator for 1 epochs with augmentation=True" in caplog.messages
+
+
+def test_the_losses_of_generator_and_critic_stand_apart():
+    world = World()
+    row = step_of(world, GANGenerator(*SHAPE, **SMALL), training_epochs=1, min_steps=10).run(1, world.updates())
+    parts = ("generator/generator", "generator/class", "generator/critic", "generator/gradient_penalty")
+    assert all(isinstance(row[name], float) for name in parts)
+    assert row["generator/critic"] < 0 < row["generator/gradient_penalty"]
+
+
+# What is said of the losses
+
+LOSS = re.compile(
+    r"  Epoch (?P<epoch>\d+)(?: Class '(?P<of>.*)')?: (?P<kind>\w+) Loss=(?P<loss>\S+)(?: \((?P<terms>.*)\))?"
+)
+
+
+def loss_lines(generator, caplog, **settings):
+    """The lines that a round says of the generator's losses, taken apart, and the round's row."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        row = step_of(World(), generator, **settings).run(1, World().updates())
+    found = [match.groupdict() for match in map(LOSS.fullmatch, caplog.messages) if match]
+    for line in found:
+        terms = [term.split("=") for term in (line["terms"] or "").split(", ") if term]
+        line |= {"loss": float(line["loss"]), "terms": {name: float(value) for name, value in terms}}
+    return found, row
+
+
+@pytest.mark.parametrize("settings", vae_losses()[::5], ids=str)
+def test_the_class_lines_are_the_loss_that_is_trained(caplog, settings):
+    world = World()
+    generator = ConditionedVAEGenerator(world.shape[1], 24, 32, 6, world.shape[0], loss=vae_loss(**settings))
+    lines, row = loss_lines(generator, caplog)
+    assert [(line["epoch"], line["of"]) for line in lines] == [(str(n), c) for n in range(1, 6) for c in world.names]
+    for line in lines:
+        assert list(line["terms"]) == ["Recon", "KL", "Sim"]
+        assert sum(line["terms"].values()) == pytest.approx(line["loss"], abs=3e-4)
+    # Every class has as many rows: the mean of all lines is the mean loss of the five epochs.
+    assert sum(line["loss"] for line in lines) / 50 == pytest.approx(row["server/generator_loss"], abs=1e-4)
+    last = [sum(line["terms"][name] for line in lines[40:]) / 10 for name in ("Recon", "KL", "Sim")]
+    assert last == pytest.approx(
+        [row[f"generator/{name}"] for name in ("reconstruction", "kl", "similarity")], abs=1e-4
+    )
+
+
+class OwnLoss(torch.nn.Module):
+    """A loss of a user's own, which has no terms to tell of."""
+
+    def forward(self, recon_x, x, mu, logvar, epoch):
+        return (recon_x - x).square().mean() + 1e-3 * mu.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "of", "terms"),
+    [
+        (lambda *shape: ConditionedVAEGenerator(*shape[:2], 32, 6, loss=OwnLoss()), "VAE", {None}, []),
+        (lambda *shape: FlowGenerator(*shape, hidden_dim=16), "FLOW", set(World().names), ["Velocity"]),
+        (lambda *shape: GANGenerator(*shape, hidden_dim=16, batch_size=8), "GAN", {None}, ["Generator", "Class"]),
+    ],
+    ids=["own loss", "flow", "gan"],
+)
+def test_a_line_of_another_loss_has_the_terms_that_there_are(caplog, make, kind, of, terms):
+    lines, row = loss_lines(make(48, 24, 1), caplog)
+    own = [line for line in lines if line["kind"] == kind]
+    assert {line["of"] for line in own} == of
+    assert {line["epoch"] for line in own} == set("12345")
+    assert all(list(line["terms"]) == terms for line in own)
+    assert sum(line["loss"] for line in own) / len(own) == pytest.approx(row["server/generator_loss"], abs=1e-4)
+    for line in lines:
+        assert not line["terms"] or sum(line["terms"].values()) == pytest.approx(line["loss"], abs=2e-4)
+    critics = [line for line in lines if line not in own]
+    assert [line["kind"] for line in critics] == (["Critic"] * 5 if kind == "GAN" else [])
+    if critics:
+        critic = {"Critic": row["generator/critic"], "Gradient penalty": row["generator/gradient_penalty"]}
+        assert critics[-1]["terms"] == pytest.approx(critic, abs=1e-4)
 
 
 # What the sites may say
@@ -423,6 +636,22 @@ def test_adapters_are_standardised_with_the_clips_own_moments(share):
     torch.testing.assert_close(step.adapters.audio_mean, clips.mean(0), rtol=1e-3, atol=1e-3)
     scale = clips.var(0, correction=0).mean().sqrt().expand(12)
     torch.testing.assert_close(step.adapters.audio_std, scale, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sharing", [0, 1])
+def test_sites_that_share_no_class_count_in_the_standardisation_by_all_their_clips(sharing):
+    world = World(width=12, tokens=4, scale=5, offset=20)
+    step = step_of(world)
+    updates = world.updates()
+    clips, labels = world.clips(24)
+    # The last site, or both, give moments instead; site k has every other class.
+    pooled = {f"site {k}": pooled_moments(clips[labels % 2 == k]) for k in range(sharing, 2)}
+    step.fill_bank(0, updates[:sharing] + [SiteUpdate(site, [], "none") for site in pooled])
+    step.standardise_adapters(pooled)
+    torch.testing.assert_close(step.adapters.audio_mean, clips.flatten(0, 1).mean(0), rtol=1e-3, atol=1e-3)
+    scale = clips.flatten(0, 1).var(0, correction=0).mean().sqrt()
+    assert float(step.adapters.audio_std[0]) == pytest.approx(float(scale), rel=1e-3)
+    assert len(step.bank.counts()) == 5 * sharing, "the bank has classes only"
 
 
 def test_an_empty_bank_leaves_the_standardisation_alone():
@@ -503,8 +732,30 @@ def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
     silent = [update._replace(prompts=[replace(p, audio=None) for p in update.prompts]) for update in updates]
     row = step.run(2, silent)
     assert "server/adapter_finetuning_loss" in row
+    assert not [name for name in row if "held_out" in name]
     assert "server/generator_loss" not in row  # nothing came that it could learn from
     assert "server/generator_validation_mse" not in row
+
+
+def test_only_fresh_rows_decide_where_the_generator_remembers_the_others(judged, caplog):
+    world = World()
+    adapters = world.adapters(kind=WatchedAdapters)
+    step = step_of(world, "gaussian", adapters, keep_prototypes=False, validation_frequency=100)
+    uploads, all_of_them = [later(world, labels) for labels in (range(5), range(5, 8), (), (), (8, 9))], set()
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        rows = [step.run(number, updates) for number, updates in enumerate(uploads, start=1)]
+    decided = judged["rollback"][::2]
+    assert decided == judged["rollback"][1::2] == judged["validation"]
+    assert [len(rows_of) for rows_of in decided] == [5, 3, 2], "one of eight of each class that came"
+    for updates, of_round in zip([uploads[0], uploads[1], uploads[4]], decided, strict=True):
+        sent = as_set(torch.cat([prompts.audio.means for update in updates for prompts in update.prompts]))
+        assert of_round <= sent
+        all_of_them |= of_round
+    assert as_set(adapters.seen).isdisjoint(all_of_them)
+    for number, row in enumerate(rows, start=1):
+        assert ("server/generator_validation_mse" in row) == (number in (1, 2, 5))
+        assert ("finetune/held_out_after" in row) == (number in (1, 2, 5))
+    assert len([message for message in caplog.messages if "held out" in message]) == 1
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "vae"])

@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.training import AdamWSettings, balanced_order, loss_on, mean_outputs, train_epochs, train_steps
+from fed_a2v.core.training import (
+    AdamWSettings,
+    Mixture,
+    balanced_order,
+    loss_on,
+    mean_outputs,
+    mixed_order,
+    train_epochs,
+    train_steps,
+)
 from tests.core.conftest import World, draws
 
 T5 = (3, 10)
@@ -171,6 +180,49 @@ def test_the_order_depends_on_the_seed_alone():
     labels = torch.arange(5).repeat(4)
     assert torch.equal(balanced_order(labels, 50, draws(3)), balanced_order(labels, 50, draws(3)))
     assert not torch.equal(balanced_order(labels, 50, draws(3)), balanced_order(labels, 50, draws(4)))
+
+
+def mixture_of(real, samples, share):
+    """Labels of classes with `real[c]` rows and as many `samples` each, and which rows are samples."""
+    counts = torch.tensor([*real, *[samples] * len(real)])
+    labels = torch.arange(len(real)).repeat(2).repeat_interleave(counts)
+    return labels, Mixture(torch.arange(len(labels)) >= sum(real), share)
+
+
+@pytest.mark.parametrize("real", [[2] * 10, [112] * 50, [1, 3, 8, 112]], ids=["guide", "112 rows", "uneven"])
+@pytest.mark.parametrize("samples", [1, 5, 20])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
+def test_every_batch_has_the_share_of_synthetic_rows_whatever_there_is_of_either(real, samples, share):
+    labels, mixture = mixture_of(real, samples, share)
+    order = mixed_order(labels, mixture, 40 * 64, draws(0))
+    drawn = mixture.synthetic[order]
+    assert int(drawn.sum()) == round(40 * 64 * share)
+    of_batches = drawn.view(40, 64).sum(dim=1)
+    assert (of_batches - 64 * share).abs().max() < 1
+    for size in (10, 17):
+        assert (drawn.unfold(0, size, 1).sum(dim=1) - size * share).abs().max() < 1
+    # As balanced as without synthetic rows, over the classes and over the rows of either kind.
+    drawn_of = torch.stack([labels[order[drawn == kind]].bincount(minlength=len(real)) for kind in (False, True)])
+    assert (drawn_of.max(dim=1).values - drawn_of.min(dim=1).values <= 2).all(), "2: the last round is cut short"
+    assert drawn_of.sum(dim=0).max() - drawn_of.sum(dim=0).min() <= 1
+    times = order.bincount(minlength=len(labels))
+    for label in range(len(real)):
+        for kind in (False, True):
+            own = times[(labels == label) & (mixture.synthetic == kind)]
+            assert own.max() - own.min() <= 1
+
+
+def test_a_class_without_samples_comes_as_often_as_the_others():
+    labels, synthetic = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([False, True, True, False, False])
+    order = mixed_order(labels, Mixture(synthetic, 0.5), 40, draws(0))
+    assert labels[order].bincount().tolist() == [20, 20]
+    assert order[labels[order] == 0].bincount(minlength=3).tolist() == [10, 5, 5]
+
+
+def test_a_mixed_order_depends_on_the_seed_alone():
+    labels, mixture = mixture_of([4] * 5, 4, 0.5)
+    assert torch.equal(mixed_order(labels, mixture, 50, draws(3)), mixed_order(labels, mixture, 50, draws(3)))
+    assert not torch.equal(mixed_order(labels, mixture, 50, draws(3)), mixed_order(labels, mixture, 50, draws(4)))
 
 
 # Measuring

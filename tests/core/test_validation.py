@@ -1,6 +1,7 @@
 """The server's own validation sees a dead generator, although it has only averaged rows to compare with."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Cheat(StubGenerator):
 
 def validated(generator, world=None, epochs=40, **rows):
     world = world or World()
-    trained_on, held_out = world.rows(**{"groups": 16, **rows}).split(0.125)
+    trained_on, held_out = world.rows(**{"groups": 32, **rows}).split(0.125)
     generator.fit(trained_on, world.conditions, epochs, 0.1, draws(0))
     return validate(generator, trained_on, held_out, world.conditions, draws(1))
 
@@ -44,6 +45,7 @@ def test_a_good_generator_passes_without_a_warning():
         assert result.warnings() == []
         assert result.quality.tstr > 0.9
         assert 0.7 < result.quality.synthetic.variance_ratio < 1.3
+        assert result.agreement.similarity == pytest.approx(result.real.similarity, abs=0.02)
 
 
 def test_every_figure_stands_beside_that_of_real_rows():
@@ -64,7 +66,7 @@ def test_samples_without_spread_are_found():
 
 def test_copies_of_the_training_rows_are_found():
     world = World()
-    trained_on, _ = world.rows(groups=16).split(0.125)
+    trained_on, _ = world.rows(groups=32).split(0.125)
     moments = GaussianGenerator(48, 24)
     moments.fit(trained_on, world.conditions, 1, 0.0, draws(0))
     stretched = moments.moments.spread_rows(trained_on)
@@ -101,6 +103,118 @@ def test_few_rows_give_few_figures_and_no_false_alarm():
     result = validated(GaussianGenerator(48, 24), World(classes=3), groups=8)
     assert result.quality.synthetic.c2st is None
     assert result.warnings() == []
+
+
+def test_ten_rows_give_no_verdict_on_anything(caplog):
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        result = validated(StubGenerator(World()), groups=8)
+        result.report()
+    assert (result.rows, result.quality.rows) == (10, 10)
+    assert [gate.passed for gate in result.quality.gates()] == [None] * 3
+    assert result.warnings() == []
+    c2st = next(line for line in caplog.messages if line.strip().startswith("c2st"))
+    assert [float(number) for number in re.findall(r"\d\.\d{3}", c2st)[1:3]] == pytest.approx(
+        result.quality.gates()[1].interval, abs=6e-4
+    )
+    assert re.search(r"\b10 rows", c2st)
+
+
+# Yardsticks of the similarity
+
+
+def cosine(one, other):
+    """Mean over all pairs, in each token."""
+    pairs = torch.cosine_similarity(one.unsqueeze(1), other.unsqueeze(0), dim=-1)
+    return float(pairs.mean())
+
+
+def test_the_similarity_stands_beside_that_of_real_rows_and_of_a_constant(caplog):
+    world = World(tokens=2, width=24)
+    trained_on, held_out = world.rows(groups=16).split(0.125)
+    generator = GaussianGenerator(24, 24, 2)
+    generator.fit(trained_on, world.conditions, 1, 0.0, draws(0))
+    found = validate(generator, trained_on, held_out, world.conditions, draws(1))
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        found.report()
+    row = found.metrics()
+    means = torch.stack([trained_on.embeddings[trained_on.labels == label].mean(0) for label in range(10)])
+    real, blind = [], []
+    for label in range(10):
+        of_class = held_out.embeddings[held_out.labels == label]
+        offsets = generator.moments.spread_rows(trained_on)[trained_on.labels == label] - generator.moments.mean[label]
+        clips = offsets * (generator.moments.std[label].square().sum() / offsets.square().sum(1).mean()).sqrt()
+        real.append(cosine((clips + generator.moments.mean[label]).unflatten(1, world.shape), of_class))
+        blind.append(cosine(means.mean(0, keepdim=True), of_class))
+    assert row["server/generator_validation_similarity_real"] == pytest.approx(sum(real) / 10, abs=1e-5)
+    assert row["server/generator_validation_similarity_blind"] == pytest.approx(sum(blind) / 10, abs=1e-5)
+    assert row["server/generator_validation_rows"] == len(held_out) == 20
+    line = next(line for line in caplog.messages if line.startswith("Average Cosine Similarity"))
+    told = [float(number) for number in re.findall(r"-?\d\.\d+", line)]
+    names = [f"server/generator_validation_similarity{behind}" for behind in ("", "_real", "_blind")]
+    assert told == pytest.approx([row[name] for name in names], abs=1e-4)
+
+
+@pytest.mark.parametrize("groups", [3, 8, 32])
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_samples_as_good_as_clips_score_as_real_rows_do(groups, non_negative):
+    """Real rows are averages, and are stretched to what samples are, however few there are: single clips.
+
+    The mean of their class is known by few rows, which costs them a little.
+    """
+    world = World(non_negative=non_negative, offset=4.0)
+
+    def clips(label, number, random):
+        found, labels = world.clips(number, seed=int(torch.randint(1000, (1,), generator=random)))
+        return found[labels == label]
+
+    found = validated(Cheat(world, clips), world, groups=groups)
+    assert found.agreement.similarity == pytest.approx(found.real.similarity, abs=0.006)
+    for measure in ("mse", "l1"):
+        assert 0.92 < getattr(found.real, measure) / getattr(found.agreement, measure) < 1.1, measure
+
+
+def test_a_constant_may_score_more_than_real_rows_and_knows_no_class():
+    world = World(offset=20.0)  # crowded, and clips of a class differ more than classes do
+    world.means *= 0.3
+    constant = world.clips(50)[0].mean(dim=0, keepdim=True)
+    found = validated(Cheat(world, lambda label, number, random: constant.repeat(number, 1, 1)), world)
+    assert found.agreement.similarity == pytest.approx(found.blind.similarity, abs=1e-3)
+    assert found.agreement.similarity > found.real.similarity
+    assert found.quality.tstr < 0.2
+
+
+# What the warnings advise
+
+
+def test_the_generator_that_a_warning_names_passes_where_the_other_failed():
+    world = World()
+    trained_on, _ = world.rows(groups=32).split(0.125)
+
+    def repeated(label, number, random):
+        return trained_on.embeddings[trained_on.labels == label][:1].repeat(number, 1, 1)
+
+    advice = [
+        line
+        for generator in (Cheat(world, means(world)), Cheat(world, repeated), StubGenerator(world))
+        for line in validated(generator).warnings()
+    ]
+    assert len(advice) >= 4
+    named = {name for line in advice for name in re.findall(r"generator=(\w+)", line)}
+    assert named == {GaussianGenerator.kind}
+    result = validated(GaussianGenerator(48, 24))
+    assert [gate.passed for gate in result.quality.gates()] == [True] * 3
+
+
+def test_a_class_without_two_rows_to_train_on_is_compared_with_nothing():
+    world = World(classes=3)
+    rows = world.rows(groups=4)
+    held_out = rows.take(torch.tensor([0, 4, 8]))
+    generator = GaussianGenerator(48, 24)
+    generator.fit(rows, world.conditions, 1, 0.0, draws(0))
+    few = rows.take(torch.tensor([1, 5, 6, 7]))  # one of the first class, none of the last
+    found = validate(generator, few, held_out, world.conditions, draws(1))
+    assert list(found.agreement.per_class) == list(found.real.per_class) == ["class 01"]
+    assert validate(generator, few.take(torch.tensor([0, 1])), held_out, world.conditions, draws(1)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -20,6 +20,7 @@ from fed_a2v.federation import strategy as strategy_module
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.run import Run
+from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.maps import load_map
@@ -300,7 +301,7 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
     path = validated.folder / "checkpoints" / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
-    assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
+    assert loaded.rows[0]["generator/reconstruction"] < fresh.rows[0]["generator/reconstruction"]
     assert f"Loaded generator checkpoint from {path.with_name('vae_generator_round_2.pt')} (round 2)" in loaded.log
 
 
@@ -372,6 +373,50 @@ def test_a_generator_that_does_not_fit_is_refused_and_both_values_are_named(run_
 def test_a_generator_that_is_not_there_is_refused_by_name(run_in):
     with refused(FileNotFoundError, "nothing.pt", "generator.checkpoint_path", "generator.load_checkpoint=false"):
         run_in("missing", *loading("checkpoints/nothing.pt"))
+
+
+# A generator for each adapter of FLUX
+
+TWO_SIDES = ("adapters=flux", "adapters.t5_tokens=4", "adapters.t5_width=64", "generator=vae_t5")
+
+
+@pytest.fixture(scope="session")
+def two_sides(finished_run):
+    return finished_run(*TWO_SIDES, *VALIDATED)
+
+
+def test_a_run_with_two_vaes_trains_both_validates_them_and_saves_each(two_sides):
+    for row in two_sides.rows:
+        assert all(isinstance(row[name], float) for name in GUIDE_NAMES)
+        parts = [row[f"generator/{side}{name}"] for side in ("", "t5_") for name in ("reconstruction", "kl")]
+        assert len(set(parts)) >= 3  # the first round's KL has no weight yet
+    assert sorted(path.name for path in (two_sides.folder / "checkpoints").glob("vae_t5*")) == [
+        "vae_t5_generator_clip_round_2.pt",
+        "vae_t5_generator_t5_round_2.pt",
+    ]
+    saved = torch.load(two_sides.folder / "checkpoints" / "vae_t5_generator_t5_round_2.pt")
+    assert (saved["round"], saved["generator_type"], saved["dimensions"]["t5_dim"]) == (2, "vae_t5", 64)
+    run = load_run(two_sides.folder)
+    samples = run.generator.sample("dog", 4)
+    assert samples.shape == (4, 1, 512)
+    assert run.adapt(samples).t5.shape == (4, 4, 64)
+
+
+def test_two_loaded_vaes_go_on_where_they_were(finished_run, run_in, two_sides, tmp_path):
+    path = shutil.copytree(two_sides.folder / "checkpoints", tmp_path / "loaded from") / "vae_t5_generator.pt"
+    loaded, fresh = run_in("loaded", *TWO_SIDES, "rounds=1", *loading(path)), finished_run(*TWO_SIDES, "rounds=1")
+    for name in ("generator/reconstruction", "generator/t5_reconstruction"):
+        assert loaded.rows[0][name] < fresh.rows[0][name]
+    with refused(CheckpointError, "t5_dim", 64, 32):
+        run_in("narrow", *TWO_SIDES, "adapters.t5_width=32", *loading(path))
+    path.with_name("vae_t5_generator_t5_round_2.pt").unlink()
+    with refused(FileNotFoundError, "'t5'", "vae_t5_generator_t5_round_2.pt", "generator.load_checkpoint=false"):
+        run_in("half", *TWO_SIDES, *loading(path))
+
+
+def test_a_run_with_two_vaes_goes_on_exactly(run_in, two_sides):
+    run_in("parts", *TWO_SIDES, *VALIDATED, "rounds=1")
+    assert_same_run(run_in("parts", *TWO_SIDES, *VALIDATED), two_sides)
 
 
 # Going on

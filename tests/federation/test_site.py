@@ -85,10 +85,31 @@ def test_test_clips_are_never_shared_or_trained_on(make_site):
     assert distances.min() > 1e-3
 
 
-def test_a_class_with_too_few_clips_is_trained_on_but_not_spoken_of(make_site):
-    reply = make_site("share.min_clips=10").introduce(0)
+def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
+    site = make_site("share.min_clips=10")
+    reply, clips = site.introduce(0), site.data.train.embeddings
     assert reply.prompts == []
-    assert reply.num_examples == 18
+    assert reply.num_examples == reply.moments.count == len(clips) == 18
+    torch.testing.assert_close(reply.moments.mean, clips.mean(dim=0))
+    assert reply.moments.variance == pytest.approx(float((clips - clips.mean(dim=0)).square().mean()), rel=1e-5)
+    assert site.train(1, adapters_for(site), "").moments is None, "said once"
+
+
+def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
+    reply = make_site("share.min_clips=19").introduce(0)
+    assert (reply.prompts, reply.moments) == ([], None)
+
+
+def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
+    """The average of all, less that of the class, would be the average of two clips."""
+    path, random = tmp_path / "e.npz", np.random.default_rng(0)
+    labels = np.array(["dog"] * 6 + ["rain"] * 2 + ["dog", "rain"])
+    folds = [1] * 8 + [2] * 2
+    np.savez(path, embeddings=random.normal(size=(10, 5)).astype(np.float32), category=labels, fold=folds)
+    settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=1"])
+    reply = Site(settings, ("dog", "rain"), 0).introduce(0)
+    assert [prompt.name for prompt in reply.prompts] == ["dog"]
+    assert (reply.num_examples, reply.moments) == (8, None)
 
 
 @pytest.mark.parametrize("overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=false",)])
@@ -99,8 +120,11 @@ def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
     assert mark != make_site(*overrides, number=1).introduce(0).fingerprint
 
 
+OUTPUTS = "finetune.from_nodes_adapters=true"
+
+
 def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
-    site = make_site()
+    site = make_site(OUTPUTS)
     adapters = adapters_for(site)
     reply = site.train(1, adapters, "")
     for prompt in reply.prompts:
@@ -109,8 +133,37 @@ def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
             torch.testing.assert_close(prompt.clip, adapters(rows).clip.mean(dim=0))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "weights", "prototypes", "outputs"),
+    [
+        ((), True, True, False),
+        (("finetune.enabled=false",), True, False, False),
+        (("finetune.enabled=false", OUTPUTS), True, False, False),
+        (("finetune.enabled=false", "share=samples"), True, False, False),
+        (("finetune.enabled=false", "aggregation.mode=kd"), True, True, False),
+        ((OUTPUTS,), True, True, True),
+        (("aggregation.mode=none",), False, True, False),
+        (("aggregation.mode=none", OUTPUTS), False, True, True),
+        (("adapters=bilinear", OUTPUTS), False, True, False),
+    ],
+)
+def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrides, weights, prototypes, outputs):
+    site = make_site(*overrides)
+    adapters = adapters_for(site)
+    reply = site.train(1, adapters, "")
+    assert [weight.shape for weight in reply.weights] == [weight.shape for weight in adapters.weights() if weights]
+    assert len(reply.prompts) == 2, "names and numbers of clips are always told"
+    for prompt in reply.prompts:
+        assert prompt.count == 9
+        assert (prompt.audio is not None) == prototypes
+        assert (prompt.clip is not None) == outputs
+    told = site.introduce(0).prompts
+    groups = 9 if "share=samples" in overrides and prototypes else 3 if prototypes else 1
+    assert [len(prompt.audio.counts) for prompt in told] == [groups] * 2
+
+
 def test_with_a_t5_adapter_the_site_reports_both_outputs(make_site):
-    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3")
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", OUTPUTS)
     reply = site.train(1, adapters_for(site), "")
     assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.prompts)
 

@@ -335,9 +335,8 @@ def test_the_bytes_of_a_round_are_those_of_the_arrays_sent(honest_row):
     weights = sum(weight.numel() for weight in federation.weights)
     standardisation = 2 * 512 * 4
     down_per_site = (2 * weights + standardisation) + (2 * 2 * weights + standardisation)
-    outputs_per_site = 2 * 768 * 2  # two classes, one token each, half precision
     assert honest_row["bytes_down"] == 5 * down_per_site
-    assert honest_row["bytes_up"] == 5 * (2 * weights + outputs_per_site)
+    assert honest_row["bytes_up"] == 5 * 2 * weights
     assert honest_row["bytes_introduction"] > 0
 
 
@@ -532,3 +531,60 @@ def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the
     federation.train(2)
     for one, other in zip(solved, federation.weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+# What the sites are asked for
+
+
+ADAPTERS = "weights"
+OUTPUTS = "weights and outputs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sent"),
+    [
+        (("finetune.enabled=false",), ADAPTERS),
+        (("finetune.enabled=false", "share=samples"), ADAPTERS),
+        (("finetune.enabled=false", "aggregation.mode=weighted", "finetune.from_nodes_adapters=true"), ADAPTERS),
+        (("finetune.enabled=false", "aggregation.mode=kd"), ADAPTERS),
+        ((), ADAPTERS),
+        (("finetune.from_nodes_adapters=true",), OUTPUTS),
+        (("adapters=bilinear",), None),
+        (("aggregation.mode=none",), None),
+    ],
+)
+def test_a_round_costs_the_bytes_of_what_the_settings_need(overrides, sent):
+    """Five sites with two classes each; the prototypes have come with the introduction."""
+    federation = Federation(*overrides).start()
+    row = federation.round(1)
+    assert (row["replies"], row["rejected"]) == (5, 0)
+    weights = 5 * 2 * sum(weight.numel() for weight in federation.weights)
+    outputs = 10 * 2 * federation.strategy.prompts.clip[0].numel()
+    assert row["bytes_up"] == {ADAPTERS: weights, OUTPUTS: weights + outputs, None: 0}[sent]
+    assert len(federation.strategy.step.bank.counts()) == 10
+
+
+def test_federated_averaging_is_told_one_mean_a_class_once_and_keeps_none():
+    plain, tuned = (Federation(f"finetune.enabled={tuned}").start() for tuned in ("false", "true"))
+    for federation, groups in ((plain, 1), (tuned, 3)):
+        rows = federation.strategy.step.bank.rows()
+        assert rows.labels.bincount().tolist() == [groups] * 10
+        # Mean and variance of each group in half precision, and its number of clips.
+        told = 10 * groups * (2 * 2 * 512 + 8)
+        assert federation.round(1)["bytes_introduction"] == told
+    assert plain.strategy.step.bank.rows() is None
+    assert tuned.strategy.step.bank.rows() is not None
+    one, other = (federation.strategy.step.adapters for federation in (plain, tuned))
+    torch.testing.assert_close(one.audio_mean, other.audio_mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.audio_std, other.audio_std, rtol=1e-3, atol=1e-3)
+
+
+def test_a_site_that_comes_after_the_introduction_needs_no_prototypes_for_an_average():
+    federation = Federation(
+        "finetune.enabled=false", "scenario=class_incremental", "scenario.steps=5", "scenario.rounds_per_step=1"
+    ).start()
+    for number in (1, 2):
+        row = federation.round(number)
+        assert (row["replies"], row["rejected"], row["failures"]) == (1, 0, 0)
+    assert row["classes_known"] == 4
+    assert row["bytes_up"] == 2 * sum(weight.numel() for weight in federation.weights)

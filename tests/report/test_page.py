@@ -202,6 +202,18 @@ def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
     assert len({trace.marker.symbol for trace in points}) == len(points)
 
 
+def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
+    plot = figures.validation_plot(collect([run_folder]))
+    similarity, tstr = (view.figure.data for view in plot.views)
+    assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in similarity}) == 3
+    assert all(not trace.error_y.array for trace in similarity)
+    assert list(tstr[0].error_y.arrayminus) == pytest.approx([0.1] * 4)
+    assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
+    first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
+    assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+
+
 def test_the_figures_say_what_the_run_recorded(run_folder):
     found = collect([run_folder])
     (run,) = found.runs
@@ -220,6 +232,17 @@ def test_the_figures_say_what_the_run_recorded(run_folder):
     assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds")
     up = figures.bytes_plot(found).views[0].figure.data[0]
     assert list(up.y) == [1.0] * 4
+
+
+def test_the_losses_of_a_gan_and_of_its_critic_are_views_of_their_own():
+    losses = {"server/generator_loss": -0.1, "generator/generator": -0.3, "generator/class": 0.2}
+    critic = {"generator/critic": -1.5, "generator/gradient_penalty": 0.4}
+    rows = [{"round": number, **losses, **critic} for number in (1, 2)]
+    views = figures.loss_plot(Collection([RunRecord("run", None, rows)])).views
+    shown = {view.label: list(view.figure.data[0].y) for view in views}
+    assert len(shown) == len(views) == 5
+    assert list(shown.values()) == [[value] * 2 for value in (-0.1, 0.2, -1.5, -0.3, 0.4)]
+    assert {"Generator", "Critic"} < shown.keys()
 
 
 def test_staleness_counts_the_rounds_since_the_last_good_reply():
