@@ -26,7 +26,7 @@ from fed_a2v.federation.agreement import fingerprint
 from fed_a2v.federation.answers import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
 from fed_a2v.federation.audio_kind import audio_kind, kind_of_most_clips
 from fed_a2v.federation.errors import FederationError
-from fed_a2v.federation.evaluation import remembered_figures, round_figures, unseen_figures
+from fed_a2v.federation.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
 from fed_a2v.federation.task import site_steps
@@ -59,7 +59,7 @@ class RoundListener:
     def generator_due(self, round_number: int, step: ServerStep) -> None:
         """The generator of a round is trained."""
 
-    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
+    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep, coverage: Coverage) -> None:
         """The sites have scored the models of a round ("before" and "after" the server step)."""
 
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
@@ -112,6 +112,8 @@ class FedA2V(Strategy):
         if settings.dataset.validates:
             self._models.append(VALIDATION)
         self._manager: ClientManager | None = None
+        # By site, its test clips of each class as it has said last: those that fail in the evaluation are missed.
+        self._test_clips: dict[str, dict[str, int]] = {}
         # Classes of which no site has ever shared anything.
         self._unshared = self.classes
         # Rounds in a row that were skipped for want of good replies.
@@ -223,14 +225,24 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         row = self._row
         answers = Answers(self.classes, self._nodes.assigned, row)
-        scores = answers.scores(results, failures, round_number, self._models, self._is_last(round_number))
+        by_site = answers.scores(
+            results,
+            failures,
+            round_number,
+            self._models,
+            self._is_last(round_number),
+            () if self.prompts.t5 is None else ("after",),
+        )
+        scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
+        coverage = self._coverage(by_site)
         row["seconds/evaluate"] = time.perf_counter() - self._clock
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
+        row |= {"test_clips": scores["after"].clips} | coverage.figures
         lost = self.lost_classes(round_number)
         row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
-            row |= self._figures(round_number, scores)
-        self.listener.evaluated(round_number, scores, self._step())
+            row |= self._figures(round_number, scores, coverage)
+        self.listener.evaluated(round_number, scores, self._step(), coverage)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
@@ -391,7 +403,9 @@ class FedA2V(Strategy):
     ) -> list[SiteReply]:
         """The replies that pass every check, by site name."""
         answers = Answers(self.classes, self._nodes.assigned, row)
-        return answers.replies(results, failures, lambda site: self._expected(site, round_number, task))
+        replies = answers.replies(results, failures, lambda site: self._expected(site, round_number, task))
+        self._test_clips |= {reply.site: reply.test_clips for reply in replies}
+        return replies
 
     def _expected(self, site: str, round_number: int, task: Task) -> Expected:
         step = self.step
@@ -477,10 +491,23 @@ class FedA2V(Strategy):
         self._skipped += 1
         row["skipped"] = True
 
-    def _figures(self, round_number: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]]) -> Coverage:
+        """Which sites were evaluated, of all; says which were not."""
+        self._test_clips |= {
+            site: {name: score.clips for name, score in scores["after"].classes.items()}
+            for site, scores in by_site.items()
+        }
+        sites = {*self._nodes.assigned, *self._test_clips}
+        coverage = Coverage(by_site.keys(), sites, self._test_clips, self._nodes.nameless)
+        if coverage.missing:
+            log.warning("The test clips of %s are not in the figures", ", ".join(coverage.missing))
+        return coverage
+
+    def _figures(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
         """What the row says of the scores."""
         after, step = scores["after"], self._step()
-        figures = round_figures(scores) | unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
+        figures = round_figures(scores, coverage, len(self.classes))
+        figures |= unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
         if self.settings.scenario.name != "static":
             here = {site_name(number) for number in active_sites(self.settings, round_number)}
             figures |= remembered_figures(after, step.bank, here)
@@ -498,6 +525,7 @@ class FedA2V(Strategy):
             "round": round_number,
             "audio_shape": list(self.audio_shape or ()),
             "square_root": self.square_root,
+            "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
             "unshared": list(self._unshared),
             "step": self._step().state_dict(),
         }
@@ -506,6 +534,7 @@ class FedA2V(Strategy):
         self.start_round = state["round"]
         self.audio_shape = (state["audio_shape"][0], state["audio_shape"][1])
         self.square_root = state["square_root"]
+        self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
         self._unshared = tuple(state["unshared"])
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(state["step"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fed_a2v.config import compose_settings
-from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
@@ -162,6 +163,51 @@ def test_the_t5_adapter_learns_the_t5_prompts(finished_run):
     with torch.no_grad():
         found = retrieval(adapters(audio).t5, labels, prompts.t5)
     assert found.accuracy > 0.3
+
+
+def test_t5s_figures_are_those_of_the_saved_adapters_among_the_t5_prompts(finished_run):
+    run = finished_run("adapters=flux", "adapters.t5_width=32", "adapters.t5_tokens=3", "rounds=1")
+    prompts, adapters, audio, labels = at_the_end(run)
+    with torch.no_grad():
+        outputs = sent(adapters)(audio).t5.double().flatten(1).numpy()
+    candidates = prompts.t5.double().flatten(1).numpy()
+    outputs, candidates = outputs - candidates.mean(axis=0), candidates - candidates.mean(axis=0)
+    unit = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
+    cosines = outputs @ unit.T / np.linalg.norm(outputs, axis=1, keepdims=True)
+    right = cosines[np.arange(30), labels.numpy()]
+    hits = cosines.argmax(axis=1) == labels.numpy()
+    for figures in (run.rows[-1], run.results):
+        assert figures["t5/accuracy"] == pytest.approx(hits.mean())
+        assert figures["t5/cosine"] == pytest.approx(right.mean(), abs=1e-5)
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    for name, figures in classes.items():
+        of_class = labels.numpy() == prompts.names.index(name)
+        assert figures["t5/accuracy"] == pytest.approx(hits[of_class].mean())
+        assert figures["t5/cosine"] == pytest.approx(right[of_class].mean(), abs=1e-5)
+    with torch.no_grad():
+        loss = AdapterLoss(PromptSet(prompts.names, prompts.t5, None), adapter_loss(run.config, prompts).weights)
+        alone = [float(loss(Prompts(adapters(audio[[k]]).t5, None), labels[[k]])[0]) for k in range(30)]
+    assert run.results["t5/loss"] == pytest.approx(np.mean(alone), abs=1e-4)
+
+
+def test_without_a_t5_adapter_nothing_is_said_of_t5(finished_run):
+    run = finished_run("rounds=1")
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    said = [*run.rows[0], *run.results, *(name for figures in classes.values() for name in figures)]
+    assert not [name for name in said if name.startswith("t5/")]
+
+
+def test_a_t5_side_that_is_left_behind_is_told_at_the_end_with_a_remedy_that_works(finished_run):
+    flux = ("adapters=flux", "adapters.t5_width=768", "adapters.t5_tokens=8", "rounds=1")
+    left = finished_run(*flux, "finetune.first_steps=15")
+    mended = finished_run(*flux, "finetune.first_steps=45", "adapters.hidden_width=256")
+    assert (left.rows[0]["t5/far_behind"], mended.rows[0]["t5/far_behind"]) == (True, False)
+    assert 2 * left.results["t5/cosine"] < left.results["cosine"]
+    warnings = [line for line in left.log.splitlines() if "WARNING" in line and "T5" in line]
+    assert len(warnings) == 1
+    for part in (f"{left.results['t5/cosine']:.3f}", "finetune.first_steps", "adapters.hidden_width"):
+        assert part in warnings[0]
+    assert not [line for line in mended.log.splitlines() if "WARNING" in line]
 
 
 def test_stable_diffusion_has_a_prompt_of_several_tokens(finished_run):

@@ -13,7 +13,7 @@ from fed_a2v.data.site import class_names
 from fed_a2v.federation import site as site_module
 from fed_a2v.federation.build import make_step
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.task import adapter_loss, prompt_set
 
 from .helpers import SMALL
 
@@ -181,6 +181,43 @@ def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
     assert scores.accuracy == pytest.approx(found.accuracy)
     assert scores.accuracy_at_5 == pytest.approx(found.accuracy_at_5)
     assert scores.cosine == pytest.approx(found.mean_similarity, abs=1e-6)
+
+
+def cosines_by_hand(outputs, prompts):
+    """(N, C) cosines of flattened outputs with flattened prompts, the prompts' mean taken off both, in numpy."""
+    flat, candidates = (np.asarray(each, dtype=np.float64).reshape(len(each), -1) for each in (outputs, prompts))
+    flat, candidates = flat - candidates.mean(axis=0), candidates - candidates.mean(axis=0)
+    norms = np.linalg.norm(flat, axis=1)[:, None] * np.linalg.norm(candidates, axis=1)
+    return flat @ candidates.T / norms
+
+
+def test_it_scores_t5_among_the_t5_prompts_and_only_where_t5_is_the_models_own(make_site):
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", "site.epochs=3")
+    adapters = adapters_for(site)
+    site.train(1, adapters, "")
+    audio, labels = site.data.test.embeddings, site.data.test.labels
+    with torch.no_grad():
+        outputs = adapters(audio)
+    near = cosines_by_hand(outputs.t5, site.prompts.t5)
+    right = near[np.arange(len(labels)), labels]
+    loss = float(adapter_loss(site.settings, site.prompts).sides(outputs, labels)["t5"])
+    scores = site.evaluate(adapters)
+    assert scores.t5.accuracy == pytest.approx((near.argmax(axis=1) == labels.numpy()).mean())
+    assert scores.t5.cosine == pytest.approx(right.mean(), abs=1e-5)
+    assert scores.t5.loss == pytest.approx(loss, rel=1e-4)
+    for name, score in scores.classes.items():
+        of_class = labels.numpy() == site.classes.index(name)
+        assert score.t5.cosine == pytest.approx(right[of_class].sum(), abs=1e-5)
+    assert site.evaluate(adapters, t5=False).t5 is None
+    plain = make_site()
+    assert plain.evaluate(adapters_for(plain)).t5 is None
+
+
+def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
+    site = make_site()
+    has = Counter(site.classes[label] for label in site.data.test.labels.tolist())
+    assert sorted(has.values()) == [3, 3]
+    assert site.introduce(0).test_clips == site.train(1, adapters_for(site), "").test_clips == dict(has)
 
 
 def test_it_says_which_classes_it_confuses_when_it_is_asked(make_site, monkeypatch):

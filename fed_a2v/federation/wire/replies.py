@@ -49,6 +49,7 @@ class SiteReply:
         square_root: whether the embeddings are square roots of what the encoder gave.
         losses: parts of the training loss by name, finite.
         seconds: time spent at the site.
+        test_clips: clips of each class that the site has for the evaluation, so that those that fail in it are missed.
         moments: of all its clips together; only when a site introduces itself that shares no class.
     """
 
@@ -62,6 +63,7 @@ class SiteReply:
     square_root: bool
     losses: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    test_clips: dict[str, int] = field(default_factory=dict)
     moments: PooledMoments | None = None
 
 
@@ -153,6 +155,7 @@ class _ReplyManifest(Manifest):
     square_root: bool
     losses: Annotated[dict[_LossName, _Loss], Field(max_length=64)]
     seconds: Annotated[float, Field(ge=0, le=1e9)]
+    test_clips: dict[str, Annotated[int, Field(ge=1)]]
     classes: list[_ClassEntry]
     moments: _MomentsEntry | None
 
@@ -202,6 +205,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
         square_root=reply.square_root,
         losses=reply.losses,
         seconds=reply.seconds,
+        test_clips=reply.test_clips,
         classes=[
             _ClassEntry(
                 name=prompt.name,
@@ -261,6 +265,7 @@ def decode_reply(
         raise BadReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
     _check_indices(manifest, len(arrays))
     _check_classes(manifest, num_examples, expected)
+    _check_test_clips(manifest.test_clips, expected)
     return SiteReply(
         site=manifest.site,
         round_number=manifest.round_number,
@@ -272,6 +277,7 @@ def decode_reply(
         square_root=manifest.square_root,
         losses=dict(manifest.losses),
         seconds=manifest.seconds,
+        test_clips=dict(manifest.test_clips),
         moments=None if manifest.moments is None else _read_moments(arrays, manifest.moments, expected),
     )
 
@@ -330,6 +336,13 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
             raise BadReplyError(f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}")
         if manifest.moments.count > num_examples:
             raise BadReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
+
+
+def _check_test_clips(clips: Mapping[str, int], expected: Expected) -> None:
+    if unknown := clips.keys() - frozenset(expected.classes):
+        raise BadReplyError(f"test clips of unknown class {show(min(unknown))}")
+    if (total := sum(clips.values())) > expected.max_count:
+        raise BadReplyError(f"{show(total)} test clips, the limit is {expected.max_count}")
 
 
 def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: Expected) -> list[Tensor]:

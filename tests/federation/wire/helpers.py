@@ -47,6 +47,7 @@ def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
         square_root=True,
         losses={"mse": 0.25, "contrastive": 1.5},
         seconds=1.25,
+        test_clips={"dog": 3, "siren": 1},
     )
 
 
