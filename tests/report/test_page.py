@@ -154,6 +154,13 @@ def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
     assert (f"aggregation.max_site_share cuts what {cut} of the sites" in text) == (cut > 0)
 
 
+@pytest.mark.parametrize("lost", [[], ["dog", "sea waves"]])
+def test_lost_classes_are_counted_and_named_at_the_top(lost):
+    run = RunRecord("mine", Path(), [{"round": 1, "lost_classes": lost}], {"share": {"min_clips": 7}})
+    text = " ".join(Outline(render(Collection([run]))).text)
+    assert ("2 classes, for no site has 7 clips" in text) == ("dog, sea waves" in text) == bool(lost)
+
+
 def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):
     assert "validation_frequency" in text
     assert "scikit-learn" in text
