@@ -85,7 +85,7 @@ class Validation:
         log.info("=== Generator Validation Metrics ===")
         for measure, words in MEASURES.items():
             form = "Average %s: %.4f (real rows: %.4f, class-blind: %.4f)"
-            if measure == "mse":
+            if measure != "similarity":
                 form = form.replace("%.4f", "%.6f")
             log.info(form, words, *(getattr(found, measure) for found in (self.agreement, self.real, self.blind)))
         log.info("Classes validated: %d, on %d held-out averages", len(self.agreement.per_class), self.rows)
