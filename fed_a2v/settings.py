@@ -467,7 +467,8 @@ class CheckpointSettings(Section):
     frequency: Count = Field(description="rounds from one saved state to the next; the last round's is always saved")
     keep: Count = Field(description="newest states kept; a damaged one gives way to the one before it")
     keep_best: bool = Field(
-        description="keep the state of the best round, too: by accuracy on the clips for validation, else for the test"
+        description="keep the state of the best round, too: by accuracy on the clips for validation, else for the "
+        "test, and of the rounds in which all sites were evaluated, if there are any"
     )
 
 

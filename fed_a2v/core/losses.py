@@ -67,11 +67,25 @@ class AdapterLoss:
             for name, value in self._terms(prompts, getattr(outputs, kind), labels, target).items():
                 sums[name] = sums[name] + value if name in sums else value
         means = {name: value / len(self.parts) for name, value in sums.items()}
+        return self._weighted(means), {name: value.detach() for name, value in means.items()}
+
+    def sides(self, outputs: Prompts, labels: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch by `clip` and `t5`, towards the classes' prompts; `__call__` gives their mean.
+
+        Args:
+            outputs: adapter outputs of B rows.
+            labels: (B,) class of each row.
+        """
+        return {
+            kind: self._weighted(self._terms(prompts, getattr(outputs, kind), labels, None))
+            for kind, prompts in self.parts.items()
+        }
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = self.weights
-        total = (
-            weights.mse * means["mse"] + weights.cosine * means["cosine"] + weights.contrastive * means["contrastive"]
+        return (
+            weights.mse * terms["mse"] + weights.cosine * terms["cosine"] + weights.contrastive * terms["contrastive"]
         )
-        return total, {name: value.detach() for name, value in means.items()}
 
     def _terms(
         self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None

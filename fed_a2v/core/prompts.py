@@ -53,6 +53,29 @@ class ClassPrompts:
 
 
 @dataclass(frozen=True)
+class PooledMoments:
+    """All training clips of a site, of whatever class, in two averages: what a site says that shares no class.
+
+    Attributes:
+        mean: (S, Da), over the clips.
+        variance: population variance over the clips, averaged over all S * Da entries.
+        count: clips behind both.
+    """
+
+    mean: Tensor
+    variance: float
+    count: int
+
+    def as_prompts(self, name: str) -> ClassPrompts:
+        """The same as one prototype of a class of that name."""
+        mean = self.mean[None]
+        audio = AudioPrototypes(
+            mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
+        )
+        return ClassPrompts(name, self.count, audio)
+
+
+@dataclass(frozen=True)
 class PrototypeRows:
     """The bank's prototypes as rows, in a fixed order, for training over all classes at once.
 
@@ -203,7 +226,7 @@ class PromptBank:
         stale = [
             site
             for site, classes in self.entries.items()
-            if all(round_number - entry.last_heard > max_age for entry in classes.values())
+            if classes and all(round_number - entry.last_heard > max_age for entry in classes.values())
         ]
         for site in stale:
             del self.entries[site], self.fingerprints[site]

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate
@@ -331,9 +331,16 @@ class ServerStep:
         self._told_capped = cut
         return len(cut)
 
-    def standardise_adapters(self) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
-        moments = self.bank.moments()
+    def standardise_adapters(self, pooled: Mapping[str, PooledMoments] | None = None) -> None:
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+
+        Args:
+            pooled: by site, the moments of all clips of those that share no class.
+        """
+        bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
+        for site, of_site in (pooled or {}).items():
+            bank.update(site, [of_site.as_prompts(site)], "", 0)
+        moments = bank.moments()
         if moments is not None:
             self._tell_capped()
             mean, variance = moments

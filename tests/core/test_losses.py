@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import Prompts, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
 from tests.core.conftest import World, draws
 from tests.refusals import refused
@@ -92,6 +92,20 @@ def test_clip_and_t5_both_pull():
     total.backward()
     assert clip.grad.abs().sum() > 0
     assert t5.grad.abs().sum() > 0
+
+
+def test_the_loss_is_the_mean_of_its_sides_and_each_is_that_of_its_prompts_alone():
+    world = World()
+    prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([1, 2])
+    outputs = Prompts(torch.randn(2, 1, 24), torch.randn(2, 3, 10))
+    loss = adapter_loss(world, t5=(3, 10), mse=0.5, temperature=0.3)
+    sides = {kind: float(value) for kind, value in loss.sides(outputs, labels).items()}
+    weights = loss.weights
+    assert list(sides) == ["clip", "t5"]
+    for kind, alone in (("clip", prompts.clip), ("t5", prompts.t5)):
+        as_clip = AdapterLoss(PromptSet(prompts.names, alone, None), weights)
+        assert sides[kind] == pytest.approx(float(as_clip(Prompts(getattr(outputs, kind), None), labels)[0]))
+    assert float(loss(outputs, labels)[0]) == pytest.approx(sum(sides.values()) / 2)
 
 
 def test_a_single_class_has_a_finite_loss():

@@ -92,6 +92,11 @@ def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
     assert set(bank.fingerprints) == {"b"}
 
 
+def test_a_site_that_shares_no_class_has_no_age():
+    bank = bank_of(a=[], b=[says("cat", 2)])
+    assert bank.expire(1, 3) == [], "it has just been heard"
+
+
 def test_nobody_is_dropped_where_the_maximum_age_is_zero():
     bank = bank_of(a=[says("dog", 1)])
     assert bank.expire(10_000, 0) == []

@@ -16,7 +16,7 @@ from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.prompts import ClassPrompts
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings, SiteUpdate
-from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import AdamWSettings
 from tests.core.conftest import (
     StubGenerator,
@@ -636,6 +636,22 @@ def test_adapters_are_standardised_with_the_clips_own_moments(share):
     torch.testing.assert_close(step.adapters.audio_mean, clips.mean(0), rtol=1e-3, atol=1e-3)
     scale = clips.var(0, correction=0).mean().sqrt().expand(12)
     torch.testing.assert_close(step.adapters.audio_std, scale, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sharing", [0, 1])
+def test_sites_that_share_no_class_count_in_the_standardisation_by_all_their_clips(sharing):
+    world = World(width=12, tokens=4, scale=5, offset=20)
+    step = step_of(world)
+    updates = world.updates()
+    clips, labels = world.clips(24)
+    # The last site, or both, give moments instead; site k has every other class.
+    pooled = {f"site {k}": pooled_moments(clips[labels % 2 == k]) for k in range(sharing, 2)}
+    step.fill_bank(0, updates[:sharing] + [SiteUpdate(site, [], "none") for site in pooled])
+    step.standardise_adapters(pooled)
+    torch.testing.assert_close(step.adapters.audio_mean, clips.flatten(0, 1).mean(0), rtol=1e-3, atol=1e-3)
+    scale = clips.flatten(0, 1).var(0, correction=0).mean().sqrt()
+    assert float(step.adapters.audio_std[0]) == pytest.approx(float(scale), rel=1e-3)
+    assert len(step.bank.counts()) == 5 * sharing, "the bank has classes only"
 
 
 def test_an_empty_bank_leaves_the_standardisation_alone():

@@ -114,7 +114,7 @@ def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
 
     def scores(arrays):
         _, clips, metrics = A2VClient({}).evaluate([join_arrays(arrays)], asked)
-        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
+        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes, t5=("after",))
 
     whole, part, same = scores(others + weights), scores(clip_side + weights), scores(weights[:-2] + weights)
     for name, score in part["before"].classes.items():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ import yaml
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
 from fed_a2v.federation import strategy as strategy_module
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.run import Run
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
@@ -141,6 +144,95 @@ def test_the_results_are_those_of_the_last_round(validated):
     assert (results["rounds"], results["sites"], results["generator"], results["seed"]) == (2, 5, "vae", 0)
 
 
+# Sites that fail in the evaluation
+
+
+class Unsteady(A2VClient):
+    """Its sites fail in the evaluation of the rounds in `missing`: by round, the sites."""
+
+    missing: ClassVar = {}
+
+    def evaluate(self, parameters, config):
+        if config["site"] in self.missing.get(config["round"], ()):
+            raise OSError("its disk is gone")
+        return super().evaluate(parameters, config)
+
+
+@pytest.fixture
+def unsteady(tmp_path, monkeypatch):
+    def run(missing, *overrides):
+        monkeypatch.setattr(Unsteady, "missing", missing)
+        settings = compose_settings([*FAST, "rounds=2", *overrides])
+        return Finished(tmp_path, run_in_process(settings, tmp_path, make_client=lambda: Unsteady({})))
+
+    return run
+
+
+def best_states(run):
+    return sorted(path.name for path in (run.folder / "checkpoints").glob("best_*"))
+
+
+@pytest.fixture(scope="session")
+def others_than_the_most_accurate(finished_run):
+    """All sites but one that has only classes that are found without fault in the second round."""
+    run = finished_run("rounds=2")
+    sites = json.loads((run.folder / "partition.json").read_text())["sites"]
+    accuracies = {name: sum(run.rows[1]["per_class"][each] for each in site["classes"]) for name, site in sites.items()}
+    best = max(accuracies, key=accuracies.get)
+    assert accuracies[best] / 2 > run.rows[0]["accuracy"]
+    return sorted(set(sites) - {best})
+
+
+def test_a_round_without_some_sites_is_not_the_best_however_accurate(unsteady, others_than_the_most_accurate):
+    run = unsteady({2: others_than_the_most_accurate})
+    first, second = run.rows
+    assert second["accuracy"] > first["accuracy"]
+    assert best_states(run) == ["best_round_000001.pt"]
+    assert {name: run.results[name] for name in ("best_round", "best_accuracy", "best_fully_evaluated")} == {
+        "best_round": 1,
+        "best_accuracy": first["accuracy"],
+        "best_fully_evaluated": True,
+    }
+
+
+def test_results_and_log_say_which_clips_the_last_figures_rest_on(unsteady):
+    run = unsteady({2: ["site-000", "site-003"]})
+    assert [run.results[name] for name in ("test_clips", "test_clips_total")] == [18, 30]
+    assert [run.results[name] for name in ("sites_evaluated", "sites_total")] == [3, 5]
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    assert {(each["test_clips"], each["test_clips_total"]) for each in classes.values()} == {(0, 3), (3, 3)}
+    warnings = [line for line in run.log.splitlines() if "WARNING" in line]
+    assert "18 of 30 test clips, 3 of 5 sites" in warnings[-1]
+    assert any("site-000, site-003" in line for line in warnings)
+
+
+def test_where_no_round_had_all_sites_the_best_is_of_those_with_most_clips_and_that_is_said(
+    unsteady, others_than_the_most_accurate
+):
+    run = unsteady({1: ["site-004"], 2: others_than_the_most_accurate})
+    assert best_states(run) == ["best_round_000001.pt"]
+    assert (run.results["best_round"], run.results["best_fully_evaluated"]) == (1, False)
+    assert "24 of 30 test clips, 4 of 5 sites" in [line for line in run.log.splitlines() if "WARNING" in line][-1]
+
+
+def test_a_run_that_is_resumed_knows_how_many_clips_its_sites_have(unsteady):
+    first = unsteady({}, "rounds=1")
+    assert first.results["test_clips_total"] == 30
+    down = {2: ["site-001"]}
+    assert [unsteady(down).results[name] for name in ("test_clips", "test_clips_total")] == [24, 30]
+
+
+def test_the_results_have_the_gain_of_the_first_round_beside_that_of_the_last(validated):
+    first, last = validated.rows
+    assert validated.results["gain_first_round"] == first["accuracy"] - first["accuracy_before"] > 0
+    assert validated.results["gain_last_round"] == last["accuracy"] - last["accuracy_before"]
+    assert validated.results["gain_over_fedavg"] is None
+
+
+def test_a_run_without_a_server_step_has_no_gain(finished_run):
+    assert "gain_first_round" not in finished_run("finetune.enabled=false").results
+
+
 def test_the_log_has_the_guides_lines(validated):
     number = r"-?\d+\.\d"
     wanted = [
@@ -222,6 +314,10 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
             ("generator.granularity=per_class", "dataset.classes=[dog,rain]", "partition.sites=2"),
             {"vae_generator_dog", "vae_generator_rain"},
         ),
+        (
+            ("generator=vae_t5", "adapters=flux", "adapters.t5_width=8"),
+            {"vae_t5_generator_clip", "vae_t5_generator_t5"},
+        ),
     ],
 )
 @pytest.mark.parametrize("round_in_path", [True, False])
@@ -233,7 +329,7 @@ def test_a_run_that_starts_from_anothers_generator_saves_its_own_and_leaves_that
     first = run_in("first", "rounds=3", *kind)
     before = contents(first.folder)
     (name, *_) = sorted(names)
-    base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog")
+    base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog").removesuffix("_clip")
     second = run_in("second", "rounds=2", *kind, *loading(first.folder / "checkpoints" / f"{base}.pt"))
     assert contents(first.folder) == before
     saved = {str(path.relative_to(second.folder)) for path in second.folder.rglob("*generator*")}
@@ -468,15 +564,16 @@ def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in
     tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
     honest = strategy_module.round_figures
 
-    def figures(scores):
-        found = honest(scores)
-        assert found["validation_clips"] == found["test_clips"] == 30
+    def figures(scores, *given):
+        found = honest(scores, *given)
+        assert found["validation_clips"] == scores["after"].clips == 30
         return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
 
     monkeypatch.setattr(strategy_module, "round_figures", figures)
     run = run_in("run", "rounds=3", "generator=none", "dataset.validation_folds=[3]")
     assert [path.name for path in run.folder.glob("checkpoints/best*")] == ["best_round_000003.pt"]
     assert (run.results["accuracy"], run.results["accuracy_validation"]) == (0.5, 0.8)
+    assert (run.results["best_round"], run.results["best_accuracy"]) == (3, 0.5)
 
 
 def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds, monkeypatch):

@@ -18,6 +18,7 @@ from .helpers import (
     PLAIN,
     SITES,
     Federation,
+    Node,
     assert_same,
     lie,
     overwrite,
@@ -125,6 +126,90 @@ def test_the_log_names_the_sites_without_a_good_reply(caplog):
     federation = Federation(tamper=down_while(lambda: True)).start()
     federation.round()
     assert ", ".join(SITES) in caplog.text
+
+
+# Sites that fail in the evaluation
+
+
+def failing(*bad, tasks=("evaluate",)):
+    """Sites that cannot be reached in some tasks."""
+
+    def tamper(task, site, work):
+        if task in tasks and site in bad:
+            raise ConnectionError(f"{site} is down")
+        return work()
+
+    return tamper
+
+
+def coverage_of(row):
+    return tuple(row[key] for key in ("test_clips", "test_clips_total", "sites_evaluated", "sites_total"))
+
+
+def test_the_row_says_which_part_of_the_test_clips_its_figures_rest_on(honest_row, caplog):
+    assert coverage_of(honest_row) == (30, 30, 5, 5)
+    assert honest_row["not_evaluated"] == []
+    row = Federation(tamper=failing("site-001", "site-004")).start().round()
+    assert coverage_of(row) == (18, 30, 3, 5)
+    assert row["not_evaluated"] == ["site-001", "site-004"]
+    missing = {name for name, accuracy in row["per_class"].items() if accuracy is None}
+    assert row["per_class"].keys() == honest_row["per_class"].keys()
+    assert len(missing) == 4, "two classes of each site"
+    right = sum(3 * accuracy for name, accuracy in honest_row["per_class"].items() if name not in missing)
+    assert row["accuracy"] == pytest.approx(right / 18)
+    assert "site-001, site-004" in caplog.text
+
+
+def test_scores_that_are_refused_are_missed_as_well():
+    row = Federation(tamper=lie(set_manifest(round_number=7), task="evaluate")).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+    assert row["not_evaluated"] == [BAD]
+
+
+def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
+    broken = ["introduce", "train", "evaluate"]
+
+    def tamper(task, site, work):
+        if site == BAD and task in broken:
+            raise ConnectionError("not up yet")
+        return work()
+
+    federation = Federation(tamper=tamper).start()
+    assert coverage_of(federation.round(1)) == (24, None, 4, 5)
+    broken.remove("evaluate")
+    assert coverage_of(federation.round(2)) == (30, 30, 5, 5)
+    broken.append("evaluate")
+    assert coverage_of(federation.round(3)) == (24, 30, 4, 5)
+
+
+def test_a_round_in_which_no_site_is_evaluated_says_so():
+    row = Federation(tamper=failing(*SITES)).start().round()
+    assert coverage_of(row) == (0, 30, 0, 5)
+    assert "accuracy" not in row
+
+
+def test_what_the_sites_have_to_be_tested_on_survives_a_file():
+    federation = Federation().start()
+    federation.round(1)
+    resumed = Federation(state=federation.states[0], tamper=failing("site-000", tasks=("train", "evaluate"))).start()
+    assert coverage_of(resumed.round(1)) == (24, 30, 4, 5)
+
+
+def test_a_node_that_does_not_say_which_site_it_is_is_a_site_that_was_not_evaluated(tmp_path):
+    configs = []
+    for name in ("lab", "field"):
+        rows = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+        folds = np.tile([1, 2, 3, 4], 4)
+        np.savez(tmp_path / f"{name}.npz", embeddings=rows, category=np.repeat(["dog", "rain"], 8), fold=folds)
+        configs.append({"site": name, "data-dir": str(tmp_path / f"{name}.npz")})
+    own = ("partition=own", "dataset=embeddings", "dataset.classes=[dog,rain]", "share.min_clips=1")
+    federation = Federation(*own, node_configs=configs).start()
+    silent = Node("000009", None, {})
+    silent.get_properties = lambda *words: (_ for _ in ()).throw(ConnectionError("no answer"))
+    federation.manager.register(silent)
+    row = federation.round(1)
+    assert coverage_of(row) == (8, None, 2, 3)
+    assert row["not_evaluated"] == []
 
 
 # The introduction
