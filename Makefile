@@ -83,7 +83,6 @@ lint: dev
 	$(BIN)/mypy
 
 bench: dev
-	$(BIN)/python benchmarks/esc50.py
 	$(BIN)/python benchmarks/vae_speed.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/per_class.py

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, spreads, and the tables in the docs."""
+"""What the benchmarks share: the data, the machine in words, spreads, and the tables in the docs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,32 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
+# What a table says of the class prompts that its accuracies are about.
+PROMPTS = {
+    "anchors": "Class prompts: random vectors made from the classes' names (`targets=anchors`), which know no meaning.",
+    "CLIP": "Class prompts: CLIP ViT-B/32's text vectors of the 31 classes that have one (`targets=file`).",
+}
+
+
+def data(kind: str) -> list[str]:
+    """Overrides that name the data: `yamnet`, `logmel`, or `clip`, which is YAMNet's with CLIP's text vectors."""
+    root = os.environ.get("FED_A2V_DATA")
+    if not root:
+        raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz and esc50/")
+    if kind == "logmel":
+        return ["dataset=esc50", f"dataset.root={Path(root) / 'esc50'}"]
+    words = ["dataset=embeddings", f"dataset.path={Path(root) / 'esc50_yamnet.npz'}"]
+    if kind == "clip":
+        vectors = Path(root) / "clip_vitb32_text.npz"
+        with np.load(vectors, allow_pickle=False) as file:
+            names = ",".join(sorted(str(name) for name in file["category"]))
+        words += [f"dataset.classes=[{names}]", "targets=file", f"targets.path={vectors}"]
+    return words
 
 
 def machine() -> str:

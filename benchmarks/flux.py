@@ -1,23 +1,29 @@
 """What a round of FLUX's adapters costs on the wire, and what a head sixty times as large would gain.
 
     FED_A2V_DATA=FOLDER python benchmarks/flux.py [--steps 60] [--folder RUNS] [--write]
+    FED_A2V_DATA=FOLDER python benchmarks/flux.py --generators [--seeds 3] [--rounds 5] [--folder RUNS] [--write]
 
 FOLDER holds `esc50_yamnet.npz`. 10 sites with 5 classes each; folds 1 to 3 train, fold 4 tests. The targets are
 those of FLUX in its own widths, 1 x 768 from a CLIP text model and 17 x 4096 from a T5 encoder; both are tiny models
 of the same classes with random weights. Beside the federation stand its adapters trained on all clips in one place,
 and there, too, a head of 247 M parameters that works at T5's width throughout. It takes about 5 GB of memory.
+
+`--generators`: whether a generator helps the T5 side. The same federation with one mean a class and with eight, without
+server step, with the means alone, and with the VAE (conditioned on CLIP), the two VAEs (the second on T5, for the T5
+adapter) and the multimodal one (on both). Runs that are in FOLDER already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from common import ROOT, machine, write_block
+from common import ROOT, machine, spread, write_block
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +31,7 @@ from torch.nn import functional as F
 from fed_a2v import load_run
 from fed_a2v.config import compose_settings
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet, prompt_centre
-from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.metrics import Retrieval, retrieval
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.data.site import load_clips
@@ -34,6 +40,13 @@ from fed_a2v.federation.task import adapter_loss
 from fed_a2v.settings import Settings
 
 SITES = 10
+SHARES = {"1": "share=mean", "8": "share=prototypes"}
+ARMS = {
+    "no server step": ("generator=none", "finetune.enabled=false"),
+    "`generator=none`": ("generator=none",),
+    **{f"`{name}`": (f"generator={name}",) for name in ("vae", "vae_t5", "multimodal")},
+}
+FIGURES = ("CLIP accuracy", "T5 accuracy", "T5 cosine")
 
 
 def main() -> None:
@@ -41,12 +54,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps in one place, of 32 clips each")
     parser.add_argument("--folder", type=Path, help="keeps the federation's run, which is then not repeated")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--generators", action="store_true", help="compare generators instead")
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="of the comparison")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        text = table(given.folder or Path(temporary), given.steps)
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = generators(folder, given.seeds, given.rounds) if given.generators else table(folder, given.steps)
     print(text)
     if given.write:
-        write_block("flux", text)
+        write_block("flux generators" if given.generators else "flux", text)
 
 
 def table(folder: Path, steps: int) -> str:
@@ -101,6 +119,39 @@ def overrides(folder: Path) -> list[str]:
     ]
 
 
+def generators(folder: Path, seeds: int, rounds: int) -> str:
+    """Every arm on the same seeds, as Markdown: figures after the last round, and T5's cosine less `none`'s."""
+    words = overrides(folder)
+    lines = ["| means a class | | " + " | ".join(FIGURES) + " | T5 cosine less `none`'s |", "|---" * 6 + "|"]
+    for share, shared in SHARES.items():
+        found: dict[str, list[dict[str, float]]] = {}
+        for arm, extra in ARMS.items():
+            found[arm] = [
+                run_figures(folder / "runs", [*words, shared, *extra, f"rounds={rounds}", f"seed={seed}"])
+                for seed in range(seeds)
+            ]
+            less = [
+                own["T5 cosine"] - plain["T5 cosine"]
+                for own, plain in zip(found[arm], found.get("`generator=none`", found[arm]), strict=True)
+            ]
+            cells = [spread([run[figure] for run in found[arm]]) for figure in FIGURES]
+            last = f"{spread(less)}" if arm in list(ARMS)[2:] else "-"
+            lines.append(f"| {share} | {arm} | " + " | ".join(cells) + f" | {last} |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + f"\n\n{rounds} rounds, mean and deviation over {seeds} seeds. {machine()}."
+
+
+def run_figures(folder: Path, words: list[str]) -> dict[str, float]:
+    """The figures of one run on the test clips."""
+    settings = compose_settings(words)
+    own = folder / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+    with Path(os.devnull).open("w") as nowhere:
+        run_in_process(settings, own, Console(file=nowhere))  # a finished run gives its results again
+    run = load_run(own)
+    clip, t5 = retrievals(run.step.adapters, settings, run.targets)
+    return dict(zip(FIGURES, (clip.accuracy, t5.accuracy, t5.mean_similarity), strict=True))
+
+
 class WideHead(nn.Module):
     """A head like the original's: 247 M parameters, nearly all in a T5 side at width 4096 throughout.
 
@@ -153,13 +204,18 @@ def train_in_one_place(head: nn.Module, settings: Settings, prompts: PromptSet, 
 
 
 @torch.no_grad()
-def line(name: str, head: nn.Module, up: str, down: str, settings: Settings, prompts: PromptSet) -> str:
-    """A row of the table: the head on the test clips."""
+def retrievals(head: nn.Module, settings: Settings, prompts: PromptSet) -> tuple[Retrieval, Retrieval]:
+    """What the test clips' CLIP and T5 outputs find."""
     audio, labels = clips(settings, "test")
     parts = [head(rows) for rows in audio.split(100)]
-    clip = retrieval(torch.cat([part.clip for part in parts]), labels, prompts.clip)
     assert prompts.t5 is not None
-    t5 = retrieval(torch.cat([part.t5 for part in parts]), labels, prompts.t5)
+    clip = retrieval(torch.cat([part.clip for part in parts]), labels, prompts.clip)
+    return clip, retrieval(torch.cat([part.t5 for part in parts]), labels, prompts.t5)
+
+
+def line(name: str, head: nn.Module, up: str, down: str, settings: Settings, prompts: PromptSet) -> str:
+    """A row of the table: the head on the test clips."""
+    clip, t5 = retrievals(head, settings, prompts)
     return (
         f"| {name} | {size(head) / 1e6:.1f} M | {up} | {down} | {clip.accuracy:.3f} | {clip.mean_similarity:.3f} "
         f"| {t5.mean_similarity:.3f} |"

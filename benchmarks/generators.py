@@ -1,137 +1,210 @@
-"""When does a generator pay? Every method in every hard federation, on the same seeds and optimiser steps.
+"""Does the server step help, and when does a generator pay? ESC-50 in hard federations: each fold tests, three seeds.
 
-    FED_A2V_DATA=FOLDER python benchmarks/generators.py [--quick | --standard | --full] [--jobs N] [--write]
+    FED_A2V_DATA=FOLDER python benchmarks/generators.py [TABLE ...] [--quick | --standard | --full] [--jobs N] [--write]
 
-One row a run goes into a CSV (`docs/generators.csv`) as soon as it is done; runs that are there already are not done
-again, so the benchmark can be stopped and started at will. Folds 1 to 3 train, fold 4 tests.
-`--quick`: under 3 minutes, a smoke test. `--standard`: what the table in the docs shows, under an hour
-on two cores. `--full`: the whole grid, hours. `--write` makes the tables and the picture from the CSV.
+FOLDER holds `esc50_yamnet.npz` (embeddings of a frozen YAMNet with target and fold), `clip_vitb32_text.npz` (CLIP's
+text vectors of 31 of the classes) and, for the log-mel table, `esc50/` in the official layout; folds 1 to 4. One row a
+run goes into a CSV (`docs/generators.csv`) as soon as it is done; runs that are there already are not done again, so
+the benchmark can be stopped and started at will. A CSV with other columns is begun anew.
+
+`--quick`: a smoke test of a minute. `--standard`: what the docs show, under an hour on two cores. `--full`: every
+method in every table, hours. `--write` puts tables and picture into docs/.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
 import logging
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import ROOT, machine, spread, write_block
-from esc50 import data
+from common import PROMPTS, ROOT, data, machine, spread, write_block
 from filelock import FileLock
 from rich.console import Console
 
 from fed_a2v.compare import pooled_rows
 from fed_a2v.config import compose_settings
+from fed_a2v.data.partition import partition
+from fed_a2v.data.site import load_clips
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.task import site_steps
+from fed_a2v.runs.intervals import Interval, paired_interval, summarise
+from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl
 
 FEDERATIONS = {
-    "5 sites x 10": ["experiment=esc50_5x10"],
     "50 sites x 1": ["experiment=esc50_50x1"],
-    "Dirichlet 0.1": ["experiment=esc50_5x10", "partition=dirichlet", "partition.sites=10", "partition.alpha=0.1"],
+    "5 sites x 10": ["experiment=esc50_5x10"],
+    "5 sites": ["experiment=esc50_5x10", "partition.classes_per_site=null"],
     "incremental 5 x 10": ["experiment=class_incremental"],
 }
 # What a site sends of each class.
-SHARES = {
-    "8": [],
-    "1 + variance": ["share=mean"],
-    "1": ["share=mean", "share.variance=false"],
-}
+SHARES = {"8": [], "1 + variance": ["share=mean"]}
+FORGOTTEN = "bank.keep=generator"
+UNTRAINED = ["generator=vae", "generator.learning_rate=1e-12"]
 METHODS: dict[str, list[str] | None] = {
-    "no fine-tuning": ["finetune.enabled=false"],
-    "prototypes only": ["generator=none"],
+    "FedAvg": ["finetune.enabled=false"],
+    "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
+    "prototypes": ["generator=none"],
     "noise": ["generator=noise"],
     "gaussian": ["generator=gaussian"],
     "gmm": ["generator=gmm"],
     "vae": ["generator=vae"],
+    "vae, untrained": UNTRAINED,
     "gan": ["generator=gan"],
     "flow": ["generator=flow"],
     "kd": ["aggregation.mode=kd", "finetune.enabled=false", "generator=gaussian"],
     "server only": ["aggregation.mode=none", "generator=none"],
-    "gaussian, uploads forgotten": ["generator=gaussian", "bank.keep=generator"],
-    "vae, uploads forgotten": ["generator=vae", "bank.keep=generator"],
+    "gaussian, uploads forgotten": ["generator=gaussian", FORGOTTEN],
+    "vae, uploads forgotten": ["generator=vae", FORGOTTEN],
+    "vae, untrained, uploads forgotten": [*UNTRAINED, FORGOTTEN],
     "pooled": None,
+    "pooled, as many steps": None,
 }
-SEEDS = (0, 1, 2)
-FIGURES = ("tstr", "c2st", "nn_ratio", "variance_ratio")
-COLUMNS = (
-    "encoder", "federation", "share", "method", "seed", "accuracy_first", "accuracy", "accuracy_first_ten_learned",
-    "accuracy_first_ten", *FIGURES, "seconds", "bytes_up", "by_round",
-)  # fmt: skip
+# What costs time and changes no figure of the tables.
+LEAN = (
+    *("wandb.mode=disabled", "report=false", "federation.evaluate_before=false", "generator.save_checkpoint=false"),
+    *("checkpoint.frequency=1000", "checkpoint.keep_best=false"),
+)
+
+
+class Table(NamedTuple):
+    """One block of the docs: its runs, for every fold and seed."""
+
+    data: str
+    federation: str
+    share: str
+    methods: tuple[str, ...]
+
+
+TABLES = {
+    "yamnet 50x1": Table(
+        "yamnet",
+        "50 sites x 1",
+        "8",
+        ("FedAvg", "FedAvg, as many steps", "prototypes", "vae", "pooled", "pooled, as many steps"),
+    ),
+    "yamnet 50x1 one mean": Table("yamnet", "50 sites x 1", "1 + variance", ("prototypes", "noise", "gaussian", "vae")),
+    "yamnet 5x10": Table(
+        "yamnet",
+        "5 sites x 10",
+        "8",
+        (
+            *("FedAvg", "FedAvg, as many steps", "prototypes", "noise", "gaussian", "vae", "vae, untrained"),
+            "server only",
+        ),
+    ),
+    "incremental": Table(
+        "yamnet",
+        "incremental 5 x 10",
+        "8",
+        (
+            *("FedAvg", "prototypes", "gaussian, uploads forgotten", "vae, uploads forgotten"),
+            "vae, untrained, uploads forgotten",
+        ),
+    ),
+    "logmel 5x10": Table("logmel", "5 sites x 10", "8", ("prototypes", "gaussian", "vae")),
+    "clip": Table("clip", "5 sites", "8", ("prototypes", "noise", "gaussian", "vae", "vae, untrained")),
+}
+FOLDS, SEEDS = (1, 2, 3, 4), (0, 1, 2)
 
 
 class Case(NamedTuple):
     """One run."""
 
-    encoder: str
+    data: str
     federation: str
     share: str
     method: str
+    fold: int
     seed: int
+
+
+COLUMNS = (
+    *Case._fields,
+    *("accuracy_first_ten_learned", "accuracy_first_ten", "site_steps", "server_steps", "seconds", "bytes_up"),
+    "by_round",
+)
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"default: all of {', '.join(TABLES)}")
     size = parser.add_mutually_exclusive_group()
     for name in ("quick", "standard", "full"):
-        size.add_argument(f"--{name}", dest="cases", action="store_const", const=globals()[name])
+        size.add_argument(f"--{name}", dest="tables_of", action="store_const", const=globals()[name], default=quick)
     parser.add_argument("--csv", type=Path, default=ROOT / "docs" / "generators.csv")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, of one thread each")
     parser.add_argument("--write", action="store_true", help="write tables and picture into docs/")
     given = parser.parse_args()
-    start = time.perf_counter()
-    cases = list((given.cases or quick)())
-    wanted = [case for case in cases if key(case) not in {key_of(row) for row in read(given.csv)}]
-    print(f"{len(cases)} runs, {len(cases) - len(wanted)} of them done before")
-    for encoder in {case.encoder for case in wanted}:
-        data(encoder)  # fails here if nobody says where the data lies
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, context, initializer=quietly) as pool:
-        for done, future in enumerate(as_completed([pool.submit(run, case) for case in wanted]), start=1):
-            row = future.result()
-            append(given.csv, row)
-            took = time.perf_counter() - start
-            print(f"{done}/{len(wanted)} {took:.0f} s: {' | '.join(key_of(row))}: {row['accuracy']}", flush=True)
+    if unknown := [name for name in given.tables if name not in TABLES]:
+        parser.error(f"no table {unknown[0]!r}; choose from {', '.join(TABLES)}")
+    tables = {name: one for name, one in given.tables_of().items() if not given.tables or name in given.tables}
+    pairs = [(4, 0)] if given.tables_of is quick else [(fold, seed) for seed in SEEDS for fold in FOLDS]
+    fill(given.csv, list(dict.fromkeys(cases(tables.values(), pairs))), given.jobs)
     rows = read(given.csv)
-    text = tables([row for row in rows if key_of(row) in {key(case) for case in cases}])
-    print(text)
+    for name, one in tables.items():
+        text = block(one, rows, pairs)
+        print(f"## {name}\n\n{text}\n", flush=True)
+        if given.write:
+            write_block(name, text)
     if given.write:
-        write_block("generators", f"{text}\n{machine()}.")
         plot(rows, ROOT / "docs" / "generators.png")
 
 
-def full() -> Iterator[Case]:
-    """The whole grid."""
-    for case in itertools.product(("yamnet", "logmel"), FEDERATIONS, SHARES, METHODS, SEEDS):
-        yield Case(*case)
-
-
-def standard() -> Iterator[Case]:
-    """What the docs show, the most telling first."""
-    few = ("no fine-tuning", "prototypes only", "gaussian", "vae")
-    for seed in SEEDS:
-        for federation in FEDERATIONS:
-            for method in METHODS:
-                yield Case("yamnet", federation, "8", method, seed)
-        for share, method in itertools.product(("1 + variance", "1"), few[1:]):
-            yield Case("yamnet", "50 sites x 1", share, method, seed)
-        for method in few:
-            yield Case("logmel", "50 sites x 1", "8", method, seed)
-
-
-def quick() -> Iterator[Case]:
+def quick() -> dict[str, Table]:
     """A smoke test."""
-    for federation, method in itertools.product(("5 sites x 10",), ("no fine-tuning", "prototypes only", "gaussian")):
-        yield Case("yamnet", federation, "8", method, 0)
+    return {"yamnet 5x10": TABLES["yamnet 5x10"]._replace(methods=("FedAvg", "prototypes", "gaussian"))}
+
+
+def standard() -> dict[str, Table]:
+    """What the docs show."""
+    return TABLES
+
+
+def full() -> dict[str, Table]:
+    """Every method in every table."""
+    return {name: one._replace(methods=tuple(METHODS)) for name, one in TABLES.items()}
+
+
+def cases(tables: Sequence[Table], pairs: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    """The runs of some tables, pair by pair: what is stopped half-way has whole pairs."""
+    for fold, seed in pairs:
+        for one in tables:
+            for method in one.methods:
+                yield Case(one.data, one.federation, one.share, method, fold, seed)
+
+
+def missing_of(path: Path, wanted: Sequence[Case]) -> list[Case]:
+    """The runs that the CSV lacks."""
+    done = {key_of(row) for row in read(path)}
+    return [case for case in wanted if key(case) not in done]
+
+
+def fill(path: Path, wanted: Sequence[Case], jobs: int) -> None:
+    """Do the runs that the CSV lacks."""
+    missing = missing_of(path, wanted)
+    start = time.perf_counter()
+    print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before")
+    for kind in {case.data for case in missing}:
+        data(kind)  # fails here if nobody says where the data lies
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=quietly) as pool:
+        for number, future in enumerate(as_completed([pool.submit(run, case) for case in missing]), start=1):
+            row = future.result()
+            append(path, row)
+            took = time.perf_counter() - start
+            print(f"{number}/{len(missing)} {took:.0f} s: {' | '.join(key_of(row))}: {row['by_round']}", flush=True)
 
 
 def quietly() -> None:
@@ -140,44 +213,50 @@ def quietly() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
-def run(case: Case) -> dict[str, Any]:
-    """One run, as a row of the CSV."""
+def overrides(case: Case) -> list[str]:
+    """The settings of a run."""
+    where = [*FEDERATIONS[case.federation], *SHARES[case.share], *data(case.data)]
+    return [*where, f"dataset.test_fold={case.fold}", f"seed={case.seed}", *LEAN, *(METHODS[case.method] or [])]
+
+
+def run(case: Case, *more: str) -> Row:
+    """One run, with `more` overrides, as a row of the CSV."""
     start = time.perf_counter()
-    extra = METHODS[case.method]
-    overrides = [
-        *FEDERATIONS[case.federation],
-        *SHARES[case.share],
-        *data(case.encoder),
-        f"seed={case.seed}",
-        "wandb.mode=disabled",
-        *(extra or []),
-    ]
-    settings = compose_settings(overrides)
+    settings = compose_settings([*overrides(case), *more])
     kept: dict[str, float] = {}
-    if extra is None:
-        rows = pooled_rows(settings)
+    if METHODS[case.method] is None:
+        rows = pooled_rows(settings, steps(settings) if case.method.endswith("steps") else None)
     else:
         with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
             run_in_process(settings, Path(folder), Console(file=nowhere))
             rows = read_jsonl(Path(folder) / "metrics.jsonl")
             if settings.scenario.name == "class_incremental":
-                partition = json.loads((Path(folder) / "partition.json").read_text(encoding="utf-8"))
-                kept = first_ten(rows, sorted(partition["sites"]["site-000"]["classes"]))
-    quality = [row for row in rows if "generator_quality/c2st" in row]
-    figures = {name: quality[-1].get(f"generator_quality/{name}") if quality else None for name in FIGURES}
+                site = json.loads((Path(folder) / "partition.json").read_text(encoding="utf-8"))["sites"]["site-000"]
+                kept = first_ten(rows, sorted(site["classes"]))
     return {
         **case._asdict(),
-        "accuracy_first": rows[0]["accuracy"],
-        "accuracy": rows[-1]["accuracy"],
         **kept,
-        **figures,
+        "site_steps": sum(row["site/optimiser_steps"] for row in rows),
+        "server_steps": sum(row["server/optimiser_steps"] for row in rows),
         "seconds": time.perf_counter() - start,
         "bytes_up": sum(row.get("bytes_up", 0) + row.get("bytes_introduction", 0) for row in rows),
         "by_round": json.dumps([round(row["accuracy"], 4) for row in rows]),
     }
 
 
-def first_ten(rows: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
+def steps(settings: Settings) -> list[int]:
+    """Optimiser steps of each round of a federation, where all sites are there in all: a site's, then the server's."""
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    sizes = [len(site.rows("train")) for site in partition(clips, settings.partition, settings.seed)]
+    return [
+        round(
+            statistics.fmean(site_steps(settings, number, size) for size in sizes) + settings.finetune.steps_of(number)
+        )
+        for number in range(1, settings.rounds + 1)
+    ]
+
+
+def first_ten(rows: list[Row], names: list[str]) -> dict[str, float]:
     """Accuracy on the first site's classes when it left, and at the end; of all prompts."""
     left = [row for row in rows if row["classes_old"] == 0][-1]
     return {
@@ -190,78 +269,119 @@ def key(case: Case) -> tuple[str, ...]:
     return tuple(str(part) for part in case)
 
 
-def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+def key_of(row: Row) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in Case._fields)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of the CSV."""
+def read(path: Path) -> list[Row]:
+    """All rows of the CSV; none of one with other columns."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, row: Row) -> None:
     """Add a row; two benchmarks may write to the same file."""
     short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
-    with FileLock(f"{path}.lock"), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(short)
+    with FileLock(f"{path}.lock"):
+        mode = "a" if read(path) else "w"
+        with path.open(mode, newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if mode == "w":
+                writer.writeheader()
+            writer.writerow(short)
     Path(f"{path}.lock").unlink(missing_ok=True)
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table for each encoder and share: methods by federations, accuracy after the first and last round."""
-    parts = []
-    for encoder, share in dict.fromkeys((row["encoder"], row["share"]) for row in rows):
-        here = [row for row in rows if (row["encoder"], row["share"]) == (encoder, share)]
-        federations = [name for name in FEDERATIONS if any(row["federation"] == name for row in here)]
-        lines = [
-            f"{encoder}, {share} a class:\n",
-            "| accuracy, first / last round | " + " | ".join(federations) + " | c2st | nn |",
-            "|---|" + "---|" * (len(federations) + 2),
-        ]
-        for method in METHODS:
-            cells = []
-            own = [row for row in here if row["method"] == method]
-            if not own:
-                continue
-            for federation in federations:
-                runs = [row for row in own if row["federation"] == federation]
-                first = sum(float(row["accuracy_first"]) for row in runs) / max(1, len(runs))
-                last = spread([float(row["accuracy"]) for row in runs]) if runs else "-"
-                cells.append(f"{first:.3f} / {last}" if runs else "-")
-            for figure in ("c2st", "nn_ratio"):
-                found = [float(row[figure]) for row in own if row[figure]]
-                cells.append(f"{sum(found) / len(found):.2f}" if found else "-")
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    parts.append(forgetting(rows))
-    seeds = sorted({row["seed"] for row in rows})
-    seconds = sum(float(row["seconds"]) for row in rows)
-    parts.append(f"Seeds {', '.join(seeds)}; {len(rows)} runs, {seconds:.0f} s on one core.")
-    return "\n\n".join(part for part in parts if part)
+def block(one: Table, rows: list[Row], wanted: Sequence[tuple[int, int]]) -> str:
+    """What is established, in a sentence, and the table behind it."""
+    own = {
+        (row["method"], (int(row["fold"]), int(row["seed"]))): row
+        for row in rows
+        if (row["data"], row["federation"], row["share"]) == (one.data, one.federation, one.share)
+    }
+    pairs = [pair for pair in wanted if all((method, pair) in own for method in one.methods)]
+    if not pairs:
+        return "No fold and seed has all of its runs yet."
+    runs = {method: [own[method, pair] for pair in pairs] for method in one.methods}
+    shared = 1 / (len(FOLDS) - 1) if len({fold for fold, _ in pairs}) > 1 else 0.0
+    first, last = (
+        summarise(pairs, {method: [as_rows(row, place) for row in of] for method, of in runs.items()}, shared)
+        for place in (0, -1)
+    )
+    count = len(json.loads(runs[one.methods[0]][0]["by_round"]))
+    lines = [
+        f"| | round 1 | less prototypes | round {count} | less prototypes | steps: site + server | MB up | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in one.methods:
+        arms = [summary["arms"][method] for summary in (first, last)]
+        cells = [text for arm in arms for text in (mean_of(arm), difference_of(arm))]
+        taken = " + ".join(f"{mean(runs[method], f'{side}_steps'):.0f}" for side in ("site", "server"))
+        megabytes = f"{mean(runs[method], 'bytes_up') / 1e6:.0f}" if METHODS[method] is not None else "-"
+        cells += [taken, megabytes, f"{mean(runs[method], 'seconds'):.0f}"]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    prompts = PROMPTS["CLIP" if one.data == "clip" else "anchors"]
+    return "\n\n".join(
+        part
+        for part in (
+            f"**{last['says']}**",
+            "\n".join(lines),
+            training(runs, shared),
+            forgetting(runs),
+            f"Differences with 95 % intervals. {last['covers']} {prompts} {machine()}.",
+        )
+        if part
+    )
 
 
-def forgetting(rows: list[dict[str, Any]]) -> str:
-    """What becomes of the first ten classes in the incremental federation."""
-    lines = ["| incremental: first ten classes | when learned | at the end |", "|---|---|---|"]
-    for method in METHODS:
-        own = [row for row in rows if row["method"] == method and row["accuracy_first_ten"] and row["share"] == "8"]
-        if own:
-            learned, kept = (
-                spread([float(row[name]) for row in own])
-                for name in ("accuracy_first_ten_learned", "accuracy_first_ten")
-            )
+def as_rows(row: Row, place: int) -> list[dict[str, float]]:
+    """A run of the CSV as a run's only row, with the accuracy of the round at `place`."""
+    taken = {f"{side}/optimiser_steps": float(row[f"{side}_steps"]) for side in ("site", "server")}
+    return [{"accuracy": json.loads(row["by_round"])[place], **taken}]
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    return statistics.fmean(float(row[name]) for row in rows)
+
+
+def mean_of(arm: dict[str, Any]) -> str:
+    return f"{arm['mean']:.3f}" + ("" if arm["deviation"] is None else f" ± {arm['deviation']:.3f}")
+
+
+def difference_of(arm: dict[str, Any]) -> str:
+    if "difference" not in arm:
+        return "-"
+    return str(Interval(arm["difference"], arm.get("low", -float("inf")), arm.get("high", float("inf"))))
+
+
+def training(runs: dict[str, list[Row]], shared: float) -> str:
+    """What the training of the VAE adds: the last round less that of its untrained twin."""
+    found = []
+    for twin in runs:
+        trained = twin.replace(", untrained", "")
+        if trained != twin and trained in runs:
+            both = ([json.loads(row["by_round"])[-1] for row in runs[name]] for name in (trained, twin))
+            interval = paired_interval([mine - other for mine, other in zip(*both, strict=True)], shared)
+            found.append(f'"{trained}" less "{twin}": {interval}.')
+    return " ".join(found)
+
+
+def forgetting(runs: dict[str, list[Row]]) -> str:
+    """What becomes of the first ten classes in the incremental federation; nothing elsewhere."""
+    lines = ["| first ten classes | when learned | at the end |", "|---|---|---|"]
+    for method, rows in runs.items():
+        if all(row["accuracy_first_ten"] for row in rows):
+            columns = ("accuracy_first_ten_learned", "accuracy_first_ten")
+            learned, kept = (spread([float(row[name]) for row in rows]) for name in columns)
             lines.append(f"| {method} | {learned} | {kept} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy by round for each federation, mean over the seeds."""
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy by round in four of the tables, mean over folds and seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -270,22 +390,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), sharey=True, layout="constrained")
     styles = ["-", "--", "-.", ":"]
-    for axis, federation in zip(axes.flat, FEDERATIONS, strict=True):
-        for number, method in enumerate(METHODS):
+    names = list(METHODS)
+    for axis, title in zip(
+        axes.flat, ("yamnet 50x1", "yamnet 5x10", "yamnet 50x1 one mean", "incremental"), strict=True
+    ):
+        one = TABLES[title]
+        for method in one.methods:
             own = [
                 json.loads(row["by_round"])
                 for row in rows
-                if (row["encoder"], row["share"], row["federation"], row["method"])
-                == ("yamnet", "8", federation, method)
+                if (row["data"], row["federation"], row["share"], row["method"]) == (*one[:3], method)
             ]
             if own:
-                mean = [sum(values) / len(values) for values in zip(*own, strict=True)]
-                rounds = range(1, len(mean) + 1)
-                axis.plot(rounds, mean, styles[number % 4], color=f"C{number % 10}", marker=".", label=method)
-        axis.set(title=federation, xlabel="round", ylabel="accuracy@1")
+                means = [sum(values) / len(values) for values in zip(*own, strict=True)]
+                number = names.index(method)
+                look = {"color": f"C{number % 10}", "linestyle": styles[number % 4], "marker": "."}
+                axis.plot(range(1, len(means) + 1), means, label=method, **look)
+        axis.set(title=title, xlabel="round", ylabel="accuracy@1")
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
+    found = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 

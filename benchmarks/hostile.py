@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import machine, spread, write_block
-from esc50 import data
+from common import PROMPTS, data, machine, spread, write_block
 from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
@@ -52,7 +51,7 @@ def main() -> None:
             refused = max(refused, *(rejected for _, rejected in results))
         lines.append(f"| {kind} | " + " | ".join(cells) + f" | {refused} |")
         print(lines[-1], flush=True)
-    text = "\n".join(lines) + f"\n\nAccuracy after round 5, {len(seeds)} seeds. {machine()}."
+    text = "\n".join(lines) + f"\n\nAccuracy after round 5, {len(seeds)} seeds. {PROMPTS['anchors']} {machine()}."
     print(text)
     if given.write:
         write_block("hostile", text)
@@ -104,8 +103,8 @@ class GarbageNode(Node):
         """The honest reply, with other weights where the site is hostile."""
         parts, clips, metrics = super().fit(parameters, config)
         if config["site"] in HOSTILE and config["task"] == "train":
-            weights, rest = parts
-            parts = [join_arrays(self.spoilt(array) for array in split_arrays([weights], 1000)), rest]
+            weights, *rest = parts
+            parts = [join_arrays(self.spoilt(array) for array in split_arrays([weights], 1000)), *rest]
         return parts, clips, metrics
 
     def spoilt(self, array: np.ndarray) -> np.ndarray:

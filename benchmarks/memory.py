@@ -129,12 +129,14 @@ class Actor(InProcessClient):
 
     def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
         """What the site says about one class."""
-        adapters = self.settings.adapters
+        if trained and not self.settings.needs_outputs:
+            return ClassPrompts(name, 24)
         if not trained:
             centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
             means = centre + 0.3 * torch.randn(8, 1, WIDTH, generator=random)
             audio = AudioPrototypes(means, torch.full((8,), 3), torch.full_like(means, 0.2))
             return ClassPrompts(name, 24, audio)
+        adapters = self.settings.adapters
         clip = torch.randn(adapters.clip_tokens, adapters.clip_width or 768, generator=random)
         return ClassPrompts(name, 24, None, clip, torch.randn(adapters.t5_tokens, adapters.t5_width, generator=random))
 

@@ -1,19 +1,24 @@
 """Do the generators generate? Three gates that tell a generator from a cheat, on real embeddings.
 
-    FED_A2V_DATA=FOLDER python benchmarks/quality.py [GENERATOR ...] [--write]
+    FED_A2V_DATA=FOLDER python benchmarks/quality.py [GENERATOR ...] [--steps] [--write]
 
 Trained on folds 1 to 3 of ESC-50, once on every clip's embedding and once on 8 prototypes a class; measured against
 the clips of fold 4, in the encoder's own space. `tstr`: accuracy of a classifier trained on samples over that of one
 trained on real rows (want 0.94 or more). `c2st`: how often a classifier tells samples from real rows within their
 class (want 0.63 or less). `nn`: distance to the nearest training row over that of held-out rows (0.85 to 1.15; 0
 means copies, 1.4 independent noise). `var`: variance within classes over the training rows'.
+
+`--steps`: the same after ever more optimiser steps of the generator, on YAMNet's prototypes; once as samples are drawn,
+and once without the calibration to the classes' known moments, which shows what the network itself has learned.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +26,23 @@ from common import machine, write_block
 
 from fed_a2v.config import compose_settings
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prompts import ClassPrompts, PromptBank
+from fed_a2v.core.generators.calibration import Calibration
+from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.quality import Rows, assess
 from fed_a2v.core.sharing import share_class
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.build import make_generator
-from fed_a2v.settings import cache_dir
+from fed_a2v.settings import Settings, cache_dir
 
 GENERATORS = ("gaussian", "gmm", "vae", "flow", "gan")
+# Optimiser steps after which a network is measured.
+STEPS = {
+    "gan": (2, 10, 50, 100, 150, 250, 400, 700),
+    "flow": (2, 10, 50, 100, 300, 800, 1600),
+    "vae": (2, 10, 20, 40, 60, 120, 300),
+}
 HEADER = (
     "| encoder | trained on | generator | tstr | c2st | nn | var | precision / recall | seconds |\n"
     + "|---" * 9
@@ -41,8 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generators", nargs="*", default=GENERATORS)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--steps", action="store_true", help="after ever more optimiser steps, instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.steps:
+        text = steps_table()
+        if given.write:
+            write_block("steps", text)
+        return
     lines = []
     for encoder, overrides in data().items():
         settings = compose_settings(overrides)
@@ -69,29 +88,87 @@ def data() -> dict[str, list[str]]:
 
 def measure(clips: EmbeddedClips, kind: str, name: str) -> str:
     """Fit a generator with its default settings, as in the first round of a federation, and assess its samples."""
-    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
+    settings = compose_settings([f"generator={name}"])
+    rows, conditions, generator = prepared(clips, kind, settings)
+    start = time.perf_counter()
+    steps = generator.steps_per_epoch(rows)
+    epochs = max(settings.generator.training_epochs, math.ceil(settings.generator.min_steps / steps) if steps else 0)
+    generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, torch.Generator().manual_seed(0))
+    seconds = time.perf_counter() - start
+    figures = assessed(clips, rows, conditions, generator)
+    return f"{gates(figures)} | {figures['precision']:.2f} / {figures['recall']:.2f} | {seconds:.1f}"
+
+
+def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[PrototypeRows, torch.Tensor, Generator]:
+    """What the bank of a federation has in its first round, the classes' conditions, and an untrained generator."""
     bank = PromptBank()
-    bank.update("pooled", shared(clips, train, kind), "", 1)
+    bank.update("pooled", shared(clips, torch.from_numpy(clips.rows("train")), kind), "", 1)
     rows = bank.rows()
     assert rows is not None
     # Random conditions: they only have to tell the classes apart.
     conditions = torch.randn(len(rows.names), 768, generator=torch.Generator().manual_seed(1))
-    settings = compose_settings([f"generator={name}"])
     generator = make_generator(settings, (clips.embeddings.shape[1], clips.embeddings.shape[2]), 768)
     assert generator is not None
-    start = time.perf_counter()
-    epochs, noise = settings.generator.training_epochs, settings.generator.augmentation_noise
-    generator.fit(rows, conditions, epochs, noise, torch.Generator().manual_seed(0))
-    seconds = time.perf_counter() - start
+    return rows, conditions, generator
+
+
+def assessed(
+    clips: EmbeddedClips, rows: PrototypeRows, conditions: torch.Tensor, generator: Generator
+) -> dict[str, float]:
+    """The gates of a generator's samples against the clips of the test fold."""
+    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     order = [rows.names.index(clips.classes[label]) for label in range(len(clips.classes))]
     quality = assess(
         Rows(native(clips, clips.embeddings[train]), clips.labels[train]),
         Rows(native(clips, clips.embeddings[test]), clips.labels[test]),
         lambda number, seed: samples(clips, generator, conditions[order], number, seed),
     )
-    figures = quality.as_dict()
-    gates = " | ".join(f"{figures[key]:.2f}" for key in ("tstr", "c2st", "nn_ratio", "variance_ratio"))
-    return f"{gates} | {figures['precision']:.2f} / {figures['recall']:.2f} | {seconds:.1f}"
+    return quality.as_dict()
+
+
+def gates(figures: dict[str, float]) -> str:
+    return " | ".join(f"{figures[key]:.2f}" for key in ("tstr", "c2st", "nn_ratio", "variance_ratio"))
+
+
+def steps_table() -> str:
+    """The gates after ever more steps, with and without calibration."""
+    settings = compose_settings(data()["YAMNet"])
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    lines = [
+        "| generator | steps | tstr | c2st | nn | var | the network alone: tstr | c2st | nn | var |",
+        "|---" * 10 + "|",
+    ]
+    for name, wanted in STEPS.items():
+        columns = [list(after_steps(clips, name, wanted, calibrated)) for calibrated in (True, False)]
+        lines += [
+            f"| {name} | {number} | {one} | {other} |" for number, one, other in zip(wanted, *columns, strict=True)
+        ]
+    text = "\n".join(lines) + f"\n\n8 prototypes a class; mean over three sampling seeds of one fit. {machine()}."
+    print(text)
+    return text
+
+
+def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int], calibrated: bool) -> Iterator[str]:
+    """The gates of one network after each of `wanted` numbers of steps, as near as whole epochs come."""
+    settings = compose_settings([f"generator={name}"])
+    rows, conditions, generator = prepared(clips, "prototypes", settings)
+    if not calibrated:
+        generator.calibration = Uncalibrated()
+    random, done, a_pass = torch.Generator().manual_seed(0), 0.0, generator.steps_per_epoch(rows)
+    for number in wanted:
+        epochs = max(1, math.ceil((number - done) / a_pass))
+        generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, random)
+        done += epochs * a_pass
+        yield gates(assessed(clips, rows, conditions, generator))
+
+
+class Uncalibrated(Calibration):
+    """Leaves samples as the network draws them."""
+
+    def apply_to(self, rows: torch.Tensor, labels: torch.Tensor, moments: ClassMoments) -> torch.Tensor:
+        """`rows`."""
+        del labels, moments
+        return rows
 
 
 def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassPrompts]:

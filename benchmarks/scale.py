@@ -5,8 +5,8 @@
 The in-process engine, whole: Flower's server, checked replies, averaging, the default VAE, fine-tuning, checkpoints.
 The sites alone are played by functions that make up their replies: each has 24 clips of each of ten classes, sends 8
 prototypes of each, and adapters of the default size (`compact`). Each number of sites is a process of its own; the
-peak is its largest resident size. A site's payload is what waits for the server in a round (its adapters and mean
-outputs) plus what stays with the server for good (its prototypes, sent once).
+peak is its largest resident size. A site's payload is what waits for the server in a round (its adapters) plus what
+stays with the server for good (its prototypes, sent once).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Player(A2VClient):
         self.number = number
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Noise on the weights that came; prototypes when asked for an introduction, outputs after it."""
+        """Noise on the weights that came; prototypes when asked for an introduction."""
         random = torch.Generator().manual_seed(self.number)
         trained = config["task"] == "train"
         weights = [torch.from_numpy(array).float() for array in split_arrays(parameters, 1000)[:-2]] if trained else []
@@ -173,7 +173,7 @@ class Player(A2VClient):
 def said(name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
     """What a site says about one class."""
     if trained:
-        return ClassPrompts(name, CLIPS, None, torch.randn(1, 768, generator=random))
+        return ClassPrompts(name, CLIPS)
     centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
     means = centre + 0.3 * torch.randn(PROTOTYPES, 1, WIDTH, generator=random)
     counts = torch.full((PROTOTYPES,), CLIPS // PROTOTYPES)

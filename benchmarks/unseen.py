@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, spread, write_block
-from esc50 import data
+from common import PROMPTS, data, machine, spread, write_block
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,7 +63,7 @@ def main() -> None:
     results = [with_synthetic(clips, vectors, split) for split in range(given.splits)]
     lines.append(table_row("MLP adapter, 500 steps, and VAE samples of the unseen", results))
     print(lines[-1])
-    text = "\n".join(lines) + f"\n\nMean and deviation over {given.splits} splits. {machine()}."
+    text = "\n".join(lines) + f"\n\nMean and deviation over {given.splits} splits. {PROMPTS['CLIP']} {machine()}."
     if given.write:
         write_block("unseen", text)
 

@@ -26,9 +26,11 @@ from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import more_steps, new_adapters, prompt_set, site_optimiser, site_steps, training_loss
+from fed_a2v.federation.task import more_steps, prompt_set, seeded_adapters, site_optimiser, site_steps, training_loss
 from fed_a2v.report.page import write_report
+from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
+from fed_a2v.runs.rounds import gains
 from fed_a2v.runs.table import comparison_table
 from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
@@ -76,7 +78,10 @@ def compare(
         else:
             rows[name] = _run(arm, folder / name, console)
     rows[label] = mine
-    write_text(folder / "comparison.md", comparison_table(rows).markdown())
+    _tell_gains(folder, rows)
+    has_t5 = any("t5/accuracy" in row for run in rows.values() for row in run)
+    t5 = f"\nT5:\n\n{comparison_table(rows, figure='t5/accuracy').markdown()}" if has_t5 else ""
+    write_text(folder / "comparison.md", comparison_table(rows).markdown() + t5)
     write_json(folder / "comparison.json", rows)
     if settings.report:
         _write_report(folder)
@@ -141,8 +146,8 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
         steps: optimiser steps of each round; default: as many epochs as a site does.
 
     Returns:
-        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips, and the steps taken in the one
-        place, as `site/optimiser_steps`.
+        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter `t5/accuracy`
+        and `t5/cosine`, too, and the steps taken in the one place, as `site/optimiser_steps`.
     """
     torch.set_num_threads(settings.threads)
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
@@ -151,7 +156,7 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     device = prompts.clip.device
     audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    adapters = new_adapters(settings, prompts, audio.shape[-1])
+    adapters = seeded_adapters(settings, prompts, audio.shape[-1])
     loss, optimiser = training_loss(settings, prompts), site_optimiser(settings)
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)
@@ -166,9 +171,13 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
             random = torch_generator(settings.seed, "pooled", number)
             train_epochs(adapters, audio, labels, loss, epochs, optimiser, random, more_steps=more)
         with torch.no_grad():
-            found = retrieval(adapters(test_audio).clip, test_labels, prompts.clip)
-        accuracy = {"accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5}
-        rows.append({"round": number, **accuracy, "site/optimiser_steps": taken, "server/optimiser_steps": 0})
+            outputs = adapters(test_audio)
+            found = retrieval(outputs.clip, test_labels, prompts.clip)
+        row = {"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5}
+        if prompts.t5 is not None:
+            near = retrieval(outputs.t5, test_labels, prompts.t5)
+            row |= {"t5/accuracy": near.accuracy, "t5/cosine": near.mean_similarity}
+        rows.append(row | {"site/optimiser_steps": taken, "server/optimiser_steps": 0})
     return rows
 
 
@@ -201,6 +210,14 @@ def _label(settings: Settings) -> str:
     if settings.aggregation.mode == "kd":
         return "kd"
     return "FedAvg, as many steps" if settings.site.server_steps else "FedAvg"
+
+
+def _tell_gains(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Put the gain over FedAvg into the runs' results: FedAvg may have been run after them."""
+    for name, run in rows.items():
+        own = RunFolder(folder / name)
+        if own.results.is_file() and "gain_over_fedavg" in (found := own.read_results()):
+            own.write_results(found | gains(run, own.rows_without_step()))
 
 
 def _write_report(folder: Path) -> None:

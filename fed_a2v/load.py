@@ -31,6 +31,7 @@ from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
+from fed_a2v.data.clips import square_roots
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
@@ -288,7 +289,7 @@ class LoadedRun:
         if not embedded:
             return torch.empty(0, *self._state["audio_shape"], device=self.device)
         embeddings = torch.cat(embedded).to(self.device)
-        return embeddings.sqrt() if self._state["square_root"] else embeddings
+        return square_roots(embeddings) if self._state["square_root"] else embeddings
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor) -> Prompts:

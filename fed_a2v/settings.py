@@ -387,6 +387,9 @@ class GeneratorSettings(BaseModel):
     name: str = Field(description="a label for tables")
     target: str | None = Field(alias="_target_", description="import path of the class; null: no generator")
     training_epochs: Count = Field(description="passes over the bank in a round")
+    min_steps: Annotated[int, Field(ge=0)] = Field(
+        description="optimiser steps in a round at least: on few rows there are more epochs; a closed form takes none"
+    )
     augmentation: bool = Field(description="add noise to the inputs; the targets stay clean")
     augmentation_noise: NonNegative = Field(description="deviation of the noise on standardised inputs")
     synthetic_samples_per_class: Count = Field(description="synthetic embeddings of each class that fine-tuning gets")
@@ -464,7 +467,8 @@ class CheckpointSettings(Section):
     frequency: Count = Field(description="rounds from one saved state to the next; the last round's is always saved")
     keep: Count = Field(description="newest states kept; a damaged one gives way to the one before it")
     keep_best: bool = Field(
-        description="keep the state of the best round, too: by accuracy on the clips for validation, else for the test"
+        description="keep the state of the best round, too: by accuracy on the clips for validation, else for the "
+        "test, and of the rounds in which all sites were evaluated, if there are any"
     )
 
 
@@ -558,6 +562,25 @@ class Settings(Section):
     images: ImageSettings
     wandb: WandbSettings
     tracking: TrackingSettings
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether anything is done with the sites' adapters: they are averaged, or distilled."""
+        return self.aggregation.mode != "none" and not self.adapters.closed_form
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether anything is done with each class's averages; else one mean a class standardises the adapters' input.
+
+        The server step trains on them, and pictures of the global adapters are made of them.
+        """
+        return self.finetune.enabled or self.aggregation.mode == "kd" or self.generate_global_images_frequency > 0
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether anything is done with the mean outputs of the sites' adapters: targets, or pictures of the sites."""
+        targets = self.finetune.enabled and self.finetune.from_nodes_adapters and not self.adapters.closed_form
+        return targets or self.generate_nodes_images_frequency > 0
 
     @model_validator(mode="after")
     def _check_server_step(self) -> Settings:

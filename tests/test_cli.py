@@ -258,7 +258,7 @@ def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
     results = json.loads((tmp_path / "runs" / "quiet" / "results.json").read_text())
     assert done.returncode == 0
     assert done.stderr == ""
-    assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} (")
+    assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} after 1 rounds (")
     assert done.stdout.endswith(f": {tmp_path / 'runs' / 'quiet'}\n")
     assert done.stdout.count("\n") == 1
     assert (tmp_path / "runs" / "quiet" / "report.html").is_file()
@@ -291,6 +291,10 @@ def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
     assert list(rows) == names
     final = ", ".join(f"{name} {rows[name][-1]['accuracy']:.3f}" for name in names)
     assert f"Final accuracy: {final}" in done.stdout
+    results = json.loads((folder / "gaussian" / "results.json").read_text())
+    told = " ".join(done.stdout.split())
+    assert f"adds {results['gain_first_round']:+.3f} in round 1" in told
+    assert f"{results['gain_over_fedavg']:+.3f} over FedAvg" in told
     assert done.stdout.rstrip().endswith(f"Results: {folder}\nReport: {folder / 'report.html'}")
     assert (folder / "report.html").is_file()
     assert all(name in (folder / "comparison.md").read_text() for name in names)

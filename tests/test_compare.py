@@ -1,6 +1,7 @@
 """An experiment beside its yardsticks."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -83,6 +84,34 @@ def test_plain_averaging_is_the_lower_and_pooled_training_the_upper_bound(compar
     assert final["pooled"] > final["FedAvg"] + 0.1
 
 
+def test_each_runs_results_have_its_gain_over_fedavg(compared):
+    folder, rows = compared
+    fedavg = rows["FedAvg"][-1]["accuracy"]
+    for name in ("prototypes", "gaussian"):
+        last, found = rows[name][-1], results(folder, name)
+        assert found["gain_over_fedavg"] == last["accuracy"] - fedavg > 0
+        assert found["gain_first_round"] == rows[name][0]["accuracy"] - rows[name][0]["accuracy_before"] > 0
+    assert "gain_over_fedavg" not in results(folder, "FedAvg")
+
+
+def test_a_run_beside_fedavg_with_other_settings_is_not_compared_with_it(compared, tmp_path):
+    folder, _ = compared
+    shutil.copytree(folder / "FedAvg", tmp_path / "FedAvg")
+    for name, words in (("same", ()), ("other", ("seed=1",))):
+        settings = compose_settings([*OVERRIDES, "report=false", "generator=none", *words])
+        run_in_process(settings, tmp_path / name)
+    assert results(tmp_path, "same")["gain_over_fedavg"] == results(folder, "prototypes")["gain_over_fedavg"]
+    assert results(tmp_path, "other")["gain_over_fedavg"] is None
+
+
+def test_pooled_training_with_a_t5_adapter_has_t5s_figures():
+    t5 = ("adapters=flux", "adapters.t5_width=16", "adapters.t5_tokens=2", "rounds=1")
+    (row,) = pooled_rows(compose_settings([*OVERRIDES, *t5]))
+    assert 0 <= row["t5/accuracy"] <= 1
+    assert 0 < row["t5/cosine"] < 1
+    assert "t5/cosine" not in pooled_rows(compose_settings([*OVERRIDES, "rounds=1"]))[0]
+
+
 def test_the_comparison_is_written_down(compared):
     folder, rows = compared
     assert json.loads((folder / "comparison.json").read_text()) == rows
@@ -111,6 +140,14 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path):
     with refused(ConfigError, "rouns", "rounds"):
         compare(["rouns=1"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_experiment_does_in_place_of_averaging_is_not_done_by_the_arm_that_averages(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "report=false", "aggregation.mode=kd", "finetune.enabled=false"]
+    rows = compare([*words, "generator=gaussian"], tmp_path, ("FedAvg",))
+    assert list(rows) == ["FedAvg", "kd"]
+    assert RunFolder(tmp_path / "FedAvg").read_config()["aggregation"]["mode"] == "avg"
+    assert [rows[name][0]["server/optimiser_steps"] for name in rows] == [0, 30]
 
 
 # The same adapters in one place

@@ -114,11 +114,20 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
     assert "dataset.root" in data.split("\t-> ")[1]
 
 
-def test_the_bytes_that_are_told_are_those_that_travel(tmp_path):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("finetune.enabled=false",),
+        ("finetune.from_nodes_adapters=true",),
+        ("aggregation.mode=none", "finetune.from_nodes_adapters=true"),
+    ],
+)
+def test_the_bytes_that_are_told_are_those_that_travel(tmp_path, overrides):
     from fed_a2v.federation.engine import run_in_process
     from fed_a2v.storage.files import read_jsonl
 
-    settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false"])
+    settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false", *overrides])
     prompts = prompt_set(settings, class_names(settings.dataset))
     told = needs(settings, make_step(settings, prompts, (1, 512)), (1, 512))
     run_in_process(settings, tmp_path)

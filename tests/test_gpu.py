@@ -27,6 +27,7 @@ GENERATORS = {
     "vae": ("generator.training_epochs=20", "generator.holdout=0.34", "generator.validation_frequency=1"),
     "vae_per_class": ("generator.training_epochs=20",),
     "multimodal": ("generator.training_epochs=20",),
+    "vae_t5": ("generator.training_epochs=20", "adapters=flux", "adapters.t5_tokens=4", "adapters.t5_width=64"),
     "gan": ("generator.training_epochs=20",),
     "flow": ("generator.training_epochs=20",),
 }

@@ -196,6 +196,14 @@ def test_a_sound_gives_the_embedding_that_the_run_trained_on(run):
     torch.testing.assert_close(embedding[0], clips.embeddings[row])
 
 
+def test_a_sound_with_values_that_no_training_clip_had_gives_numbers(folder, wav):
+    run = load_run(folder)
+    plain = run.embed(wav)
+    assert plain.min() < 0
+    run._state["square_root"] = True  # as if no training clip had a negative value
+    torch.testing.assert_close(run.embed(wav), plain.sign() * plain.abs().sqrt())
+
+
 def test_prompts_lie_where_the_class_prompts_lie(run, wav):
     """The centre that comparisons take off is in them."""
     prompts, centre = run.prompts(wav).clip[0], prompt_centre(run.targets.clip)

@@ -34,8 +34,10 @@ def run(words: list[str]) -> None:
         given.overrides, given.folds = [given.folds, *given.overrides], ALL
 
     from fed_a2v.compare import YARDSTICKS, compare, cross_validate
+    from fed_a2v.runs.folder import RunFolder
     from fed_a2v.runs.intervals import crossed_table
-    from fed_a2v.runs.table import comparison_table, rounds_table
+    from fed_a2v.runs.rounds import closing_lines
+    from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
 
     # A comma also stands in names such as "FedAvg, as many steps".
     yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
@@ -49,9 +51,13 @@ def run(words: list[str]) -> None:
         rows = compare(given.overrides, folder, yardsticks)
         label = list(rows)[-1]
         console.print(rounds_table(rows[label], f"{label}, round by round").rich())
+        for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
+            console.print(line, markup=False, highlight=False)
         console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
-        final = {name: run[-1].get("accuracy") for name, run in rows.items()}
-        last = ", ".join(f"{name} {value:.3f}" for name, value in final.items() if value is not None)
+        if any("t5/accuracy" in row for run in rows.values() for row in run):
+            console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
+        final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
+        last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
         console.print(f"Final accuracy: {last}")
     else:
         found = cross_validate(given.overrides, folder, yardsticks, folds, seeds)

@@ -143,7 +143,9 @@ def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], se
         parts.append(of_classes(loaded.step, names))
     chosen = joined(parts)
     if not chosen.subjects:
-        raise ConfigError(f"nothing to draw: the run has heard nothing of {', '.join(names)}")
+        raise ConfigError(
+            f"nothing to draw: the run holds no averages of {', '.join(names)}; name sound files, or --test N"
+        )
     return chosen
 
 

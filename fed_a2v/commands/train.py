@@ -81,6 +81,7 @@ def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; its value, for sweepers, is the final accuracy, on validation clips if any."""
     from fed_a2v.federation.engine import run_in_process
     from fed_a2v.runs.progress import result_line, wanted_output
+    from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.sweep import run_job
     from fed_a2v.runs.table import rounds_table
     from fed_a2v.storage.files import read_jsonl
@@ -115,7 +116,10 @@ def _job(config: DictConfig) -> float | None:
         return math.nan
     console = Console()
     if alone:
-        console.print(rounds_table(read_jsonl(folder / "metrics.jsonl")).rich())
+        rows = read_jsonl(folder / "metrics.jsonl")
+        console.print(rounds_table(rows).rich())
+        for line in closing_lines(rows, results):
+            console.print(line, markup=False, highlight=False)
         console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
         if (report := folder / "report.html").is_file():
             console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)

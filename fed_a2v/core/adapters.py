@@ -159,10 +159,11 @@ class Adapters(nn.Module):
         self.register_buffer("audio_mean", torch.zeros(audio_width))
         self.register_buffer("audio_std", torch.ones(audio_width))
 
-    def forward(self, audio: Tensor) -> Prompts:
-        """(B, S, Da) audio embeddings to prompts."""
+    def forward(self, audio: Tensor, t5_audio: Tensor | None = None) -> Prompts:
+        """(B, S, Da) audio embeddings to prompts; `t5_audio`, of the same shape, is for the T5 adapter alone."""
         audio = self.standardised(audio)
-        return Prompts(self.clip(audio), None if self.t5 is None else self.t5(audio))
+        t5_audio = audio if t5_audio is None else self.standardised(t5_audio)
+        return Prompts(self.clip(audio), None if self.t5 is None else self.t5(t5_audio))
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
         """Take (Da,) `mean` off the inputs and divide all of them by one number, the root mean square of `std`.

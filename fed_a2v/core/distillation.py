@@ -31,7 +31,12 @@ class Teacher(NamedTuple):
 
 @torch.no_grad()
 def lessons(
-    adapters: Adapters, teachers: Sequence[Teacher], audio: Tensor, labels: Tensor, chunk_size: int = 0
+    adapters: Adapters,
+    teachers: Sequence[Teacher],
+    audio: Tensor,
+    labels: Tensor,
+    chunk_size: int = 0,
+    t5_audio: Tensor | None = None,
 ) -> tuple[Tensor, Prompts | None]:
     """What the teachers make of audio embeddings of the classes that they own.
 
@@ -41,12 +46,14 @@ def lessons(
         audio: (R, S, Da).
         labels: (R,) class indices.
         chunk_size: rows that go through a teacher at once; default 0: all.
+        t5_audio: (R, S, Da) of the same classes, for the teachers' T5 adapters; default: `audio`.
 
     Returns:
         (R,) mask of the rows whose class has a teacher, and the mean outputs for those, weighted by clips:
         CLIP (M, Tc, Dc) and T5 (M, T, Dt) or None. No outputs where no class has a teacher.
     """
     model = copy.deepcopy(adapters)
+    inputs = (audio,) if t5_audio is None else (audio, t5_audio)
     clips = torch.zeros(len(labels), device=audio.device)
     sums: dict[str, Tensor] = {}
     for teacher in teachers:
@@ -59,7 +66,7 @@ def lessons(
         for part in rows.split(chunk_size or max(1, len(rows))):
             weight = counts[labels[part]]
             clips[part] += weight
-            for kind, output in model(audio[part])._asdict().items():
+            for kind, output in model(*(rows[part] for rows in inputs))._asdict().items():
                 if output is not None:
                     total = sums.setdefault(kind, output.new_zeros(len(labels), *output.shape[1:]))
                     total[part] += weight[:, None, None] * output
@@ -78,6 +85,7 @@ def distil(
     optimiser: AdamWSettings,
     random: torch.Generator,
     mixture: Mixture | None = None,
+    t5_audio: Tensor | None = None,
 ) -> dict[str, float]:
     """Train `adapters` to agree with the teachers, in place.
 
@@ -91,17 +99,28 @@ def distil(
         optimiser: its settings.
         random: source of the order of the rows.
         mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
+        t5_audio: see `lessons`.
 
     Returns:
         Mean loss over the steps, under `loss`, and its parts `mse` and `cosine`; empty if no row has a teacher.
     """
-    taught, targets = lessons(adapters, teachers, audio, labels, optimiser.chunk_size)
+    taught, targets = lessons(adapters, teachers, audio, labels, optimiser.chunk_size, t5_audio)
     if targets is None:
         return {}
     loss = AdapterLoss(prompts, DISTILLATION)
     mixture = mixture and mixture._replace(synthetic=mixture.synthetic[taught])
     losses = train_steps(
-        adapters, audio[taught], labels[taught], loss, steps, optimiser, random, targets, True, mixture
+        adapters,
+        audio[taught],
+        labels[taught],
+        loss,
+        steps,
+        optimiser,
+        random,
+        targets,
+        one_target_a_row=True,
+        mixture=mixture,
+        t5_audio=None if t5_audio is None else t5_audio[taught],
     )
     del losses["contrastive"]
     return losses

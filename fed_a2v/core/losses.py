@@ -67,11 +67,25 @@ class AdapterLoss:
             for name, value in self._terms(prompts, getattr(outputs, kind), labels, target).items():
                 sums[name] = sums[name] + value if name in sums else value
         means = {name: value / len(self.parts) for name, value in sums.items()}
+        return self._weighted(means), {name: value.detach() for name, value in means.items()}
+
+    def sides(self, outputs: Prompts, labels: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch by `clip` and `t5`, towards the classes' prompts; `__call__` gives their mean.
+
+        Args:
+            outputs: adapter outputs of B rows.
+            labels: (B,) class of each row.
+        """
+        return {
+            kind: self._weighted(self._terms(prompts, getattr(outputs, kind), labels, None))
+            for kind, prompts in self.parts.items()
+        }
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = self.weights
-        total = (
-            weights.mse * means["mse"] + weights.cosine * means["cosine"] + weights.contrastive * means["contrastive"]
+        return (
+            weights.mse * terms["mse"] + weights.cosine * terms["cosine"] + weights.contrastive * terms["contrastive"]
         )
-        return total, {name: value.detach() for name, value in means.items()}
 
     def _terms(
         self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
@@ -100,7 +114,10 @@ class _CentredPrompts:
 
 
 class VAELossParts(NamedTuple):
-    """Loss of a batch (scalar, differentiable) and its parts for each of the B rows (detached)."""
+    """Loss of a batch (scalar, differentiable) and its terms for each of the B rows (detached).
+
+    The terms are those of the loss, weights included: their means over the batch add up to `total`.
+    """
 
     total: Tensor
     reconstruction: Tensor
@@ -115,6 +132,10 @@ class VAELoss(nn.Module):
     `-sum (recon - x)^2 / (2 s2) - KL`, up to a constant. Both terms are divided by D, so they stand in the same
     proportion at any width and token count; summing one while averaging the other is what makes a decoder
     ignore its latent. Kingma & Welling 2014; conditional: Sohn et al. 2015.
+
+    A row's terms: `reconstruction` is its negative log-likelihood under the batch's decoder variance, `kl` the KL that
+    it is charged, times beta, and `similarity` the cosine term, times its weight. The first is that of a density,
+    which may exceed 1: below a deviation of 0.24 it is negative, and the loss with it.
 
     Args:
         beta_schedule: `constant`; `linear` from 0 to `beta_max` over `beta_epochs`; `cyclical`: that ramp over
@@ -187,15 +208,29 @@ class VAELoss(nn.Module):
         dimensions = x.shape[1]
         error = (recon_x - x).square().mean(dim=1)
         unit_kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
-        charged = unit_kl.mean(dim=0).clamp(min=self.free_bits).sum() / dimensions
-        own = None if log_likelihood is None else -log_likelihood / dimensions
-        total = self._negative_log_likelihood(error.mean()) if own is None else own.mean()
-        total = total + self.beta(epoch) * charged
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.similarity_weight > 0):
+        mean_kl = unit_kl.mean(dim=0)
+        charged = mean_kl.clamp(min=self.free_bits).sum() / dimensions
+        told = None if log_likelihood is None else -log_likelihood / dimensions
+        likelihood = self._negative_log_likelihood(error.mean()) if told is None else told.mean()
+        total = likelihood + self.beta(epoch) * charged
+        similarity = torch.zeros_like(error)
+        if self.similarity_weight > 0:
             similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
-        total = total + self.similarity_weight * similarity.mean()
-        kl = unit_kl.sum(dim=1) / dimensions
-        return VAELossParts(total, (0.5 * error if own is None else own).detach(), kl.detach(), similarity.detach())
+            total = total + self.similarity_weight * similarity.mean()
+        with torch.no_grad():
+            # What the batch decides, its variance and the units that come free, holds for each of its rows.
+            reconstruction = told
+            if reconstruction is None:
+                reconstruction = likelihood + 0.5 * self._precision(error.mean()) * (error - error.mean())
+            charged = torch.where(mean_kl > self.free_bits, unit_kl, self.free_bits).sum(dim=1) / dimensions
+            kl = self.beta(epoch) * charged
+        return VAELossParts(total, reconstruction.detach(), kl, self.similarity_weight * similarity.detach())
+
+    def _precision(self, error: Tensor) -> Tensor:
+        """One over the decoder's variance."""
+        if self.variance == "unit":
+            return torch.ones_like(error)
+        return (-self.log_variance).exp() if self.log_variance is not None else 1 / error.clamp(min=1e-8)
 
     def _negative_log_likelihood(self, error: Tensor) -> Tensor:
         """Per data dimension, of a Gaussian decoder with mean squared error `error`."""

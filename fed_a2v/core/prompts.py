@@ -40,8 +40,8 @@ class ClassPrompts:
     Attributes:
         name: the class's name.
         count: clips of the class that the site trains on.
-        audio: averaged audio embeddings, or None where the server holds them already.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None before any training.
+        audio: averaged audio embeddings, or None where the server holds them already or needs none.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None where it is not asked for.
         t5: (T, Dt) mean T5 adapter output, or None.
     """
 
@@ -50,6 +50,29 @@ class ClassPrompts:
     audio: AudioPrototypes | None = None
     clip: Tensor | None = None
     t5: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PooledMoments:
+    """All training clips of a site, of whatever class, in two averages: what a site says that shares no class.
+
+    Attributes:
+        mean: (S, Da), over the clips.
+        variance: population variance over the clips, averaged over all S * Da entries.
+        count: clips behind both.
+    """
+
+    mean: Tensor
+    variance: float
+    count: int
+
+    def as_prompts(self, name: str) -> ClassPrompts:
+        """The same as one prototype of a class of that name."""
+        mean = self.mean[None]
+        audio = AudioPrototypes(
+            mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
+        )
+        return ClassPrompts(name, self.count, audio)
 
 
 @dataclass(frozen=True)
@@ -173,20 +196,20 @@ class PromptBank:
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
 
-        Raises:
-            KeyError: a class comes without prototypes and the bank holds none of it.
+        A class may come without prototypes of which the bank holds none: where nothing is done with them.
         """
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
         for prompt in prompts:
             audio = prompt.audio
-            if audio is None:
-                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
-            else:
+            held_out: list[bool] | None = None
+            if audio is not None:
                 if self.half_precision:
                     audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
                 held_out = _decided(before.get(prompt.name), audio, prompt.name in known)
+            elif prompt.name in known:
+                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
             clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
             said = ClassPrompts(prompt.name, prompt.count, audio, clip, t5)
             entries[prompt.name] = _Entry(said, round_number, held_out)
@@ -203,7 +226,7 @@ class PromptBank:
         stale = [
             site
             for site, classes in self.entries.items()
-            if all(round_number - entry.last_heard > max_age for entry in classes.values())
+            if classes and all(round_number - entry.last_heard > max_age for entry in classes.values())
         ]
         for site in stale:
             del self.entries[site], self.fingerprints[site]

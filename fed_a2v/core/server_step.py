@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate
@@ -40,6 +41,8 @@ REMEMBERED_ROWS = 32
 CALIBRATION_GROUPS = 4
 # At most so many epochs of a round are reported class by class.
 REPORTED_EPOCHS = 5
+# The guide's words for the terms of a VAE's loss.
+PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class ServerStepSettings:
     max_age: int = 0
     holdout: float = 0.125
     training_epochs: int = 100
+    min_steps: int = 0
     augmentation_noise: float = 0.1
     synthetic_samples_per_class: int = 20
     validation_frequency: int = 5
@@ -78,12 +82,24 @@ class SiteUpdate(NamedTuple):
     weights: Sequence[Tensor] = ()
 
 
+class _Synthetic(NamedTuple):
+    """(N, S, Da) samples with their (N,) labels, and others of the same classes where the T5 adapter has its own."""
+
+    audio: Tensor
+    labels: Tensor
+    t5_audio: Tensor | None
+
+
 class _Material(NamedTuple):
-    """(N, S, Da) rows with their (N,) class indices, and which of them are synthetic, where any are."""
+    """(N, S, Da) rows with their (N,) class indices, and which of them are synthetic, where any are.
+
+    Where the T5 adapter has samples of its own, `t5_audio` are the rows that it learns from.
+    """
 
     audio: Tensor
     labels: Tensor
     mixture: Mixture | None
+    t5_audio: Tensor | None
 
 
 class ServerStep:
@@ -315,9 +331,16 @@ class ServerStep:
         self._told_capped = cut
         return len(cut)
 
-    def standardise_adapters(self) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes."""
-        moments = self.bank.moments()
+    def standardise_adapters(self, pooled: Mapping[str, PooledMoments] | None = None) -> None:
+        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+
+        Args:
+            pooled: by site, the moments of all clips of those that share no class.
+        """
+        bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
+        for site, of_site in (pooled or {}).items():
+            bank.update(site, [of_site.as_prompts(site)], "", 0)
+        moments = bank.moments()
         if moments is not None:
             self._tell_capped()
             mean, variance = moments
@@ -353,15 +376,12 @@ class ServerStep:
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
         settings = self.settings
-        log.info(
-            "Training generator for %d epochs with augmentation=%s",
-            settings.training_epochs,
-            settings.augmentation_noise > 0,
-        )
+        epochs = self._training_epochs(rows)
+        log.info("Training generator for %d epochs with augmentation=%s", epochs, settings.augmentation_noise > 0)
         history = self.generator.fit(
             rows,
             self.conditions_of(rows.names),
-            settings.training_epochs,
+            epochs,
             settings.augmentation_noise,
             torch_generator(settings.seed, "generator", round_number),
         )
@@ -370,8 +390,24 @@ class ServerStep:
         _report_epochs(history, self.generator.kind.upper())
         average = sum(epoch.total for epoch in history) / len(history)
         log.info("Generator training completed. Average loss: %.4f", average)
-        parts = {f"generator/{name}": value for name, value in history[-1].parts.items()}
+        last = history[-1]
+        parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
         return {"server/generator_loss": average, **parts}
+
+    def _training_epochs(self, rows: PrototypeRows) -> int:
+        """As many epochs as are asked for, or more: what a network learns in depends on its steps, not on epochs."""
+        assert self.generator is not None
+        settings, steps = self.settings, self.generator.steps_per_epoch(rows)
+        if not steps or settings.training_epochs * steps >= settings.min_steps:
+            return settings.training_epochs
+        log.info(
+            "%d epochs on %d rows are %d steps of the generator, generator.min_steps=%d asks for more",
+            settings.training_epochs,
+            len(rows),
+            settings.training_epochs * steps,
+            settings.min_steps,
+        )
+        return math.ceil(settings.min_steps / steps)
 
     def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None
@@ -408,6 +444,7 @@ class ServerStep:
             self.settings.optimiser,
             random,
             material.mixture,
+            material.t5_audio,
         )
         return {f"distil/{name}": value for name, value in losses.items()}
 
@@ -425,6 +462,7 @@ class ServerStep:
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
             mixture=material.mixture,
+            t5_audio=material.t5_audio,
         )
         row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
         row |= {f"finetune/{name}": value for name, value in losses.items()}
@@ -443,25 +481,28 @@ class ServerStep:
                 )
         return row
 
-    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> tuple[Tensor, Tensor] | None:
-        """Equally many synthetic embeddings of every class, and their labels."""
+    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> _Synthetic | None:
+        """Equally many synthetic embeddings of every class."""
         if self.generator is None or self.settings.synthetic_share == 0:
             return None
         classes, number = len(real.names), self.settings.synthetic_samples_per_class
         random = torch_generator(self.settings.seed, "synthetic", round_number)
-        rows = self.generator.sample_classes(self.conditions_of(real.names), number, random).flatten(0, 1)
-        return rows, torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        audio, t5_audio = self.generator.sample_sides(self.conditions_of(real.names), number, random)
+        labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
+        return _Synthetic(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
 
-    def _material(self, real: PrototypeRows, synthetic: tuple[Tensor, Tensor] | None) -> _Material:
+    def _material(self, real: PrototypeRows, synthetic: _Synthetic | None) -> _Material:
         """What the adapters are trained on: prototypes and synthetic rows, drawn by `finetune.synthetic_share`."""
-        audio, labels, mixture = real.embeddings, real.labels, None
+        audio, labels, mixture, t5_audio = real.embeddings, real.labels, None, None
         if synthetic is not None and self.settings.synthetic_share == 1:
-            audio, labels = synthetic
+            audio, labels, t5_audio = synthetic
         elif synthetic is not None:
-            drawn = torch.arange(len(real) + len(synthetic[1]), device=labels.device) >= len(real)
+            drawn = torch.arange(len(real) + len(synthetic.labels), device=labels.device) >= len(real)
             mixture = Mixture(drawn, self.settings.synthetic_share)
-            audio, labels = torch.cat([audio, synthetic[0]]), torch.cat([labels, synthetic[1]])
-        return _Material(audio, self._class_indices(real.names).to(labels.device)[labels], mixture)
+            if synthetic.t5_audio is not None:
+                t5_audio = torch.cat([audio, synthetic.t5_audio])
+            audio, labels = torch.cat([audio, synthetic.audio]), torch.cat([labels, synthetic.labels])
+        return _Material(audio, self._class_indices(real.names).to(labels.device)[labels], mixture, t5_audio)
 
     def _class_indices(self, names: Iterable[str]) -> Tensor:
         """The places of classes among the prompts."""
@@ -493,21 +534,27 @@ class ServerStep:
 
 
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:
-    """The guide's line for each class, for evenly spaced epochs up to the last."""
+    """The guide's line for each class, or one for all, for evenly spaced epochs up to the last."""
     shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
     for number, epoch in enumerate(history, start=1):
         if number in shown:
             for name, parts in epoch.per_class.items():
+                loss = _loss_in_words(kind, sum(parts.values()), parts)
+                class_log.info("  Epoch %d Class '%s': %s", number, name, loss)
+            if not epoch.per_class:
+                class_log.info("  Epoch %d: %s", number, _loss_in_words(kind, epoch.total, epoch.parts))
+            if epoch.critic:
                 class_log.info(
-                    "  Epoch %d Class '%s': %s Loss=%.4f (Recon=%.4f, KL=%.4f, Sim=%.4f)",
-                    number,
-                    name,
-                    kind,
-                    sum(parts.values()),
-                    parts.get("reconstruction", 0.0),
-                    parts.get("kl", 0.0),
-                    parts.get("similarity", 0.0),
+                    "  Epoch %d: %s", number, _loss_in_words("Critic", sum(epoch.critic.values()), epoch.critic)
                 )
+
+
+def _loss_in_words(of: str, total: float, parts: Mapping[str, float]) -> str:
+    """A loss and, in brackets, the terms that add up to it."""
+    terms = ", ".join(
+        f"{PART_NAMES.get(name) or name.replace('_', ' ').capitalize()}={value:.4f}" for name, value in parts.items()
+    )
+    return f"{of} Loss={total:.4f}" + (f" ({terms})" if terms else "")
 
 
 @contextmanager

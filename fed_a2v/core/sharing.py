@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
 
 
 def share_class(
@@ -44,6 +44,25 @@ def share_class(
     counts = torch.tensor([len(group) for group in groups])
     audio = AudioPrototypes(means, counts, spread if variance else torch.zeros_like(spread))
     return ClassPrompts(name, len(embeddings), audio)
+
+
+def pooled_moments(embeddings: Tensor, min_clips: int = 3) -> PooledMoments | None:
+    """What a site says that may speak of none of its classes, so that the embeddings can be standardised.
+
+    Beside the averages of a class it must not be sent: the difference of the two would be an average of what few
+    clips are left.
+
+    Args:
+        embeddings: (N, S, Da) of all training clips of the site.
+        min_clips: clips behind an average at least.
+
+    Returns:
+        Their moments, or None where there are fewer than `min_clips` clips.
+    """
+    if len(embeddings) < min_clips:
+        return None
+    variance = embeddings.double().var(dim=0, correction=0).mean()
+    return PooledMoments(embeddings.mean(dim=0), float(variance), len(embeddings))
 
 
 def similar_groups(rows: Tensor, number: int) -> list[Tensor]:

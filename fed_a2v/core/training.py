@@ -79,7 +79,7 @@ def train_epochs(
             yield from order.to(audio.device).split(optimiser.batch_size)
 
     drawn = islice(batches(), epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps)
-    history = _train(adapters, audio, labels, loss, None, labels, optimiser, drawn, proximal)
+    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, drawn, proximal)
     return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
 
 
@@ -99,6 +99,7 @@ def train_steps(
     targets: Prompts | None = None,
     one_target_a_row: bool = False,
     mixture: Mixture | None = None,
+    t5_audio: Tensor | None = None,
 ) -> dict[str, float]:
     """Train for a fixed number of optimiser steps on rows balanced over the classes.
 
@@ -108,6 +109,7 @@ def train_steps(
         targets: (C, T, D) each, what MSE and cosine pull to; default: the class prompts.
         one_target_a_row: `targets` are (N, T, D), one for each row instead of each class.
         mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
+        t5_audio: (N, S, Da) of the same classes, what the T5 adapter learns from; default: `audio`.
 
     Returns:
         Mean loss over all steps, under `loss`, and its parts.
@@ -116,7 +118,8 @@ def train_steps(
     order = balanced_order(labels, number, random) if mixture is None else mixed_order(labels, mixture, number, random)
     batches = iter(order.split(optimiser.batch_size))
     target_rows = torch.arange(len(audio), device=audio.device) if one_target_a_row else labels
-    return _mean(_train(adapters, audio, labels, loss, targets, target_rows, optimiser, batches, 0.0))
+    inputs = (audio,) if t5_audio is None else (audio, t5_audio)
+    return _mean(_train(adapters, inputs, labels, loss, targets, target_rows, optimiser, batches, 0.0))
 
 
 def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tensor:
@@ -190,7 +193,7 @@ def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int,
 
 def _train(
     adapters: Adapters,
-    audio: Tensor,
+    inputs: tuple[Tensor, ...],
     labels: Tensor,
     loss: AdapterLoss,
     targets: Prompts | None,
@@ -209,7 +212,7 @@ def _train(
         means: dict[str, Tensor] = {}
         for part in batch.split(settings.chunk_size or len(batch)):
             wanted = None if targets is None else targets.take(target_rows[part])
-            total, parts = loss(adapters(audio[part]), labels[part], wanted)
+            total, parts = loss(adapters(*(audio[part] for audio in inputs)), labels[part], wanted)
             share = len(part) / len(batch)
             (share * total).backward()
             for name, value in {"loss": total.detach(), **parts}.items():

@@ -85,7 +85,7 @@ class Validation:
         log.info("=== Generator Validation Metrics ===")
         for measure, words in MEASURES.items():
             form = "Average %s: %.4f (real rows: %.4f, class-blind: %.4f)"
-            if measure == "mse":
+            if measure != "similarity":
                 form = form.replace("%.4f", "%.6f")
             log.info(form, words, *(getattr(found, measure) for found in (self.agreement, self.real, self.blind)))
         log.info("Classes validated: %d, on %d held-out averages", len(self.agreement.per_class), self.rows)
@@ -102,7 +102,8 @@ def in_words(gate: Gate) -> str:
     """A gate's value with its interval, what it rests on, and its verdict."""
     around = "" if gate.interval is None else f" [{gate.interval[0]:.3f}, {gate.interval[1]:.3f}]"
     real = "" if gate.real is None else f", real rows {gate.real:.3f}"
-    verdict = {True: "passed", False: "failed", None: f"no verdict below {FEWEST_JUDGED} rows"}[gate.passed]
+    failed = "failed" if gate.surely_failed else "outside its band, perhaps by chance"
+    verdict = {True: "passed", False: failed, None: f"no verdict below {FEWEST_JUDGED} rows"}[gate.passed]
     return f"{gate.name}: {gate.value:.3f}{around} on {gate.rows} rows{real}: {verdict}"
 
 

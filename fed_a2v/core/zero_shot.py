@@ -160,7 +160,7 @@ def choose_calibration(
 
     The classes are dealt into groups; each in turn is left out of `fit`. What the scorer makes of the left-out classes'
     rows, and of rows of the others that were held out too, gives the harmonic mean for every calibration; the best is
-    taken, in the mean over the groups. A class needs two rows for that, else its own training rows stand in.
+    taken, in the mean over the groups. Every class needs three rows for that, else training rows stand in.
 
     Args:
         fit: makes a scorer of rows and the vectors of their `names`.

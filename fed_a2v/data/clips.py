@@ -275,25 +275,50 @@ def without_leaks(index: ClipIndex) -> ClipIndex:
 
     Nor does the validation keep clips of recordings that the test has.
     """
-    kept_for: dict[str, int] = {}
-    order = {split: place for place, split in enumerate(SPLITS)}
-    for record, split in zip(index.records, index.splits, strict=True):
-        if record.source:
-            kept_for[record.source] = max(order[split], kept_for.get(record.source, 0))
-    kept = [
-        position
-        for position, (record, split) in enumerate(zip(index.records, index.splits, strict=True))
-        if not record.source or order[split] == kept_for[record.source]
-    ]
-    if len(kept) == len(index):
+    leaks = leaking([record.source for record in index.records], index.splits)
+    if not leaks:
         return index
-    left_out = sorted(set(range(len(index))) - set(kept))
     logger.warning(
         "Left out %d clips for training or validation, which come from the same recordings as clips for the test: %s",
-        len(left_out),
-        ", ".join([index.records[position].key for position in left_out[:5]] + ["..."] * (len(left_out) > 5)),
+        len(leaks),
+        first_few([index.records[position].key for position in leaks]),
     )
-    return index.take(kept)
+    return index.take(position for position in range(len(index)) if position not in leaks)
+
+
+def leaking(origins: Sequence[str | bytes], splits: Sequence[Split]) -> dict[int, int]:
+    """Clips that have one origin with a clip of another split, and give way to it.
+
+    The test keeps its clips, so that it is the same whatever the sites train on; and validation keeps them against
+    training.
+
+    Args:
+        origins: of the N clips; "" where it is unknown.
+        splits: of the clips.
+
+    Returns:
+        Positions of the clips that give way, in order, each with that of the first clip for which it does.
+    """
+    order = {split: place for place, split in enumerate(SPLITS)}
+    kept: dict[str | bytes, int] = {}
+    for position, origin in enumerate(origins):
+        if origin and order[splits[position]] > order[splits[kept.setdefault(origin, position)]]:
+            kept[origin] = position
+    return {
+        position: kept[origin]
+        for position, origin in enumerate(origins)
+        if origin and splits[position] != splits[kept[origin]]
+    }
+
+
+def first_few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, for a line of the log."""
+    return ", ".join([*names[:limit], *["..."] * (len(names) > limit)])
+
+
+def square_roots(embeddings: Tensor) -> Tensor:
+    """Square roots, with the sign kept: never NaN, whatever a clip has that was not there when they were chosen."""
+    return embeddings.abs().sqrt_().copysign_(embeddings)
 
 
 def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:

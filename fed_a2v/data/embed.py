@@ -150,6 +150,14 @@ class Embedder:
 def embed_clips(
     embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
 ) -> tuple[FloatArray, IntArray]:
+    """Embed N clips, as `embed_contents` does, without saying what they contain."""
+    embeddings, rows, _ = embed_contents(embedder, keys, pool, progress)
+    return embeddings, rows
+
+
+def embed_contents(
+    embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
+) -> tuple[FloatArray, IntArray, list[str]]:
     """Embed N clips, or take what is cached: then neither the sounds nor the encoder's model are touched.
 
     Of several processes that want the same embeddings one computes, the others wait. Without bad clips the array
@@ -162,7 +170,7 @@ def embed_clips(
         progress: is told how many of how many clips are done.
 
     Returns:
-        Embeddings (M, S, Da) float32 of the good clips, and their M positions in `keys`.
+        Embeddings (M, S, Da) float32 of the good clips, their M positions in `keys`, and what identifies their sound.
 
     Raises:
         BadClipError: a clip cannot be used, and `skip_bad` is off.
@@ -179,7 +187,7 @@ def embed_clips(
     embeddings, rows = _read(embedder, contents)
     if len(rows) == 0 and len(keys):
         raise DataError(f"none of the {len(keys)} clips can be read")
-    return embeddings.astype(np.float32, copy=False), rows
+    return embeddings.astype(np.float32, copy=False), rows, [contents[row] or "" for row in rows]
 
 
 def _missing(embedder: Embedder, contents: Sequence[str | None]) -> list[int]:

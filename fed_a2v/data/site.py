@@ -14,8 +14,19 @@ import torch
 from torch import Tensor
 
 from fed_a2v.data.aliases import ClassNames
-from fed_a2v.data.clips import EmbeddedClips, FloatArray, IntArray, Split, unseen_classes
-from fed_a2v.data.embed import embed_clips
+from fed_a2v.data.clips import (
+    SPLITS,
+    ClipIndex,
+    EmbeddedClips,
+    FloatArray,
+    IntArray,
+    Split,
+    first_few,
+    leaking,
+    square_roots,
+    unseen_classes,
+)
+from fed_a2v.data.embed import embed_contents
 from fed_a2v.data.embeddings import read_embeddings
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, list_clips, located, parts, stamp
@@ -177,18 +188,23 @@ def _load(
         _embed(part, settings, index.rows[index.sets == number], seed, cache_dir)
         for number, part in enumerate(parts(dataset))
     ]
-    widths = {values.shape[1:] for values, _ in embedded}
+    widths = {values.shape[1:] for values, *_ in embedded}
     if len(widths) > 1:
         raise DataError(
             f"the data sets of the mix have embeddings of different shapes, {sorted(widths)}; use one encoder"
         )
-    embeddings = np.concatenate([values for values, _ in embedded]) if len(embedded) > 1 else embedded[0][0]
-    good = np.concatenate([np.flatnonzero(index.sets == number)[rows] for number, (_, rows) in enumerate(embedded)])
+    embeddings = np.concatenate([values for values, *_ in embedded]) if len(embedded) > 1 else embedded[0][0]
+    good = np.concatenate([np.flatnonzero(index.sets == number)[rows] for number, (_, rows, _) in enumerate(embedded)])
     if skipped := len(index) - len(good):
         logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index))
-    square_root = _takes_square_root(embeddings.min(initial=0), dataset)
+    copies = _copies(index.take(good), embeddings, [content for *_, contents in embedded for content in contents])
+    if copies:
+        kept = np.array([row for row in range(len(good)) if row not in copies], dtype=np.int64)
+        embeddings, good = embeddings[kept], good[kept]
+    values = torch.from_numpy(embeddings)
+    square_root = _takes_square_root(index.take(good), embeddings, dataset)
     return EmbeddedClips(
-        embeddings=torch.from_numpy(np.sqrt(embeddings) if square_root else embeddings),
+        embeddings=square_roots(values) if square_root else values,
         labels=torch.from_numpy(index.labels[good]),
         splits=tuple(index.splits[row] for row in good),
         classes=index.classes,
@@ -202,12 +218,38 @@ def _load(
 
 def _embed(
     part: DatasetSettings, encoder: EncoderSettings, rows: IntArray, seed: int, cache: Path
-) -> tuple[FloatArray, IntArray]:
-    """The embeddings of the good ones among these clips of one data set, and which of the `rows` they are."""
+) -> tuple[FloatArray, IntArray, list[str]]:
+    """The embeddings of the good ones among these clips of one data set, which of the `rows` they are, their contents.
+
+    Of a file of embeddings the contents are unknown, "".
+    """
     records = list_clips(part)
     if part.name == "embeddings":
-        return read_embeddings(str(part.path), records, rows, part.skip_bad)
-    return embed_clips(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
+        embeddings, good = read_embeddings(str(part.path), records, rows, part.skip_bad)
+        return embeddings, good, [""] * len(good)
+    return embed_contents(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
+
+
+def _copies(index: ClipIndex, embeddings: FloatArray, contents: Sequence[str]) -> set[int]:
+    """Clips for training that are copies of clips for the test: with the same content, or the same embedding.
+
+    The log names them. The first finds copies that data sets of a mix crop to other lengths, the second those in
+    files of embeddings, and of one sound in two formats.
+
+    Raises:
+        DataError: nothing else is there to train on.
+    """
+    rows = [hashlib.sha256(row.tobytes()).digest() for row in embeddings]
+    copies = leaking(rows, index.splits) | leaking(contents, index.splits)
+    if not copies:
+        return set()
+    keys = [record.key for record in index.records]
+    pairs = [f"{keys[row]} ({keys[other]})" for row, other in sorted(copies.items())]
+    told = f"{len(copies)} clips for training or validation, which are copies of clips for the test: {first_few(pairs)}"
+    if all(row in copies for row, split in enumerate(index.splits) if split == "train"):
+        raise DataError(f"no clip for training is left without the {told}")
+    logger.warning("Left out %s", told)
+    return set(copies)
 
 
 @lru_cache(maxsize=4)
@@ -215,10 +257,28 @@ def _parts(clips: EmbeddedClips, partition_json: str, seed: int) -> list[SiteCli
     return partition(clips, PartitionSettings.model_validate_json(partition_json), seed)
 
 
-def _takes_square_root(least: float, dataset: DatasetSettings) -> bool:
-    if dataset.square_root == "always" and least < 0:
-        raise DataError(f"dataset.square_root=always, but an embedding has the value {least:.4g}; use auto or never")
-    return dataset.square_root != "never" and bool(least >= 0)
+def _takes_square_root(index: ClipIndex, embeddings: FloatArray, dataset: DatasetSettings) -> bool:
+    """Whether to take square roots, by the clips for training alone."""
+    if dataset.square_root == "never":
+        return False
+    least = embeddings.min(axis=(1, 2))
+    negative = {split: [row for row in np.flatnonzero(least < 0) if index.splits[row] == split] for split in SPLITS}
+    if negative["train"]:
+        if dataset.square_root == "always":
+            worst = min(negative["train"], key=lambda row: least[row])
+            raise DataError(
+                f"dataset.square_root=always, but the embedding of {index.records[worst].key} has the value "
+                f"{least[worst]:.4g}; use auto or never"
+            )
+        return False
+    if others := [*negative["validation"], *negative["test"]]:
+        logger.warning(
+            "%d clips for validation or the test have negative values, which no clip for training has; their square "
+            "roots keep the sign (dataset.square_root=never takes none): %s",
+            len(others),
+            first_few([f"{index.records[row].key} ({least[row]:.4g})" for row in others]),
+        )
+    return True
 
 
 def _warn_of_others(dataset: DatasetSettings, classes: Sequence[str]) -> None:

@@ -102,8 +102,9 @@ class Answers:
         round_number: int,
         models: Collection[str],
         confusion: bool,
-    ) -> dict[str, Scores]:
-        """The sites' good scores added up, by model.
+        t5: Collection[str] = (),
+    ) -> dict[str, dict[str, Scores]]:
+        """The good scores of each site, by its name and by model, in the order of the names.
 
         Args:
             results: with scores.
@@ -111,6 +112,7 @@ class Answers:
             round_number: the round the sites were asked in.
             models: that they were asked to score.
             confusion: whether they were asked which classes were predicted.
+            t5: the models of which they were sent a T5 side.
         """
         self._count_failures(failures)
         scores: dict[str, dict[str, Scores]] = {}
@@ -120,11 +122,11 @@ class Answers:
                 if site in scores:
                     raise BadReplyError(SECOND_REPLY)
                 scores[site] = decode_scores(
-                    result.metrics, result.num_examples, site, round_number, self.classes, models, confusion
+                    result.metrics, result.num_examples, site, round_number, self.classes, models, confusion, t5
                 )
             except BadReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)
-        return {model: Scores.merge([scores[site][model] for site in sorted(scores)]) for model in models}
+        return dict(sorted(scores.items()))
 
     def _claims(self, results: Iterable[FitResult]) -> tuple[list[tuple[str, ClientProxy, FitRes]], set[str]]:
         """Replies with the site they claim to come from, by its name; and the sites of nodes that claim another."""

@@ -21,15 +21,18 @@ class AudioKind(NamedTuple):
 
 
 def audio_kind(reply: SiteReply) -> AudioKind | None:
-    """The kind of a site's embeddings; None if it shares no class."""
+    """The kind of a site's embeddings; None if it shares nothing."""
     for prompt in reply.prompts:
         if prompt.audio is not None:
             return AudioKind(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
+    if reply.moments is not None:
+        tokens, width = reply.moments.mean.shape
+        return AudioKind(tokens, width, reply.square_root)
     return None
 
 
 def kind_of_most_clips(replies: Sequence[SiteReply], max_site_share: float) -> AudioKind | None:
-    """The kind that most of the sites' clips have; None if no site shares a class.
+    """The kind that most of the sites' clips have; None if no site shares anything.
 
     Args:
         replies: of all sites.

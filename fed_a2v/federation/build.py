@@ -21,7 +21,7 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation, nearest
-from fed_a2v.federation.task import new_adapters, torch_device, training_loss
+from fed_a2v.federation.task import seeded_adapters, torch_device, training_loss
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
@@ -36,7 +36,7 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
     device = torch_device(settings.device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
     return ServerStep(
-        new_adapters(settings, prompts, audio_shape[1]),
+        seeded_adapters(settings, prompts, audio_shape[1]),
         prompts,
         None if generator is None else generator.to(device),
         training_loss(settings, prompts),
@@ -72,6 +72,11 @@ def make_generator(
             f"generator._target_={settings.generator.target} is no generator; derive it from "
             f"{Generator.__module__}.{Generator.__qualname__}"
         )
+    if made.needs_t5 and not settings.adapters.t5_tokens:
+        raise ConfigError(
+            f"generator={settings.generator.name} is conditioned on T5 prompts, and adapters={settings.adapters.name} "
+            "has no T5 side (adapters.t5_tokens=0); choose adapters=flux, or generator=vae"
+        )
     return made
 
 
@@ -95,6 +100,7 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         max_age=settings.aggregation.max_age,
         holdout=generator.holdout,
         training_epochs=generator.training_epochs,
+        min_steps=generator.min_steps,
         augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
         synthetic_samples_per_class=generator.synthetic_samples_per_class,
         validation_frequency=generator.validation_frequency,
@@ -122,10 +128,11 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
     generator = settings.generator
     assert generator.target is not None
     arguments = generator.arguments
-    if arguments.pop("granularity", "unified") == "per_class":
-        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
+    granularity = arguments.pop("granularity", "unified")
     arguments.pop("groups", None)
     parameters = _check_arguments(generator.target, arguments, "generator")
+    if granularity == "per_class" and "conditional" in parameters:
+        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
     tokens, width = audio_shape
     shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
     if "t5_dim" in parameters:

@@ -24,8 +24,8 @@ class Needs:
 
     Attributes:
         down: to each site in a round: the adapters, for training and for evaluation.
-        up: from each site in a round: the adapters, and its mean outputs of each class.
-        prototypes: from each site once, and again when its data change.
+        up: from each site in a round, as far as they are needed: the adapters, and its mean outputs of each class.
+        prototypes: from each site once, and where they are needed again when its data change.
         memory: of the server at its peak, the program itself included.
         disk: of the saved states.
     """
@@ -52,38 +52,41 @@ def needs(settings: Settings, step: ServerStep, audio_shape: tuple[int, int]) ->
         own = settings.partition.classes_per_site or -(-classes // sites)
     adapters = item * sum(weight.numel() for weight in step.adapters.weights())
     before = item * sum(weight.numel() for weight in step.adapters.clip_weights())
-    output = step.prompts.clip[0].numel() + (0 if step.prompts.t5 is None else step.prompts.t5[0].numel())
-    groups = {"mean": 1, "samples": settings.share.prototypes}.get(settings.share.kind, settings.share.prototypes)
+    outputs = item * own * _output(step) if settings.needs_outputs else 0
+    groups = settings.share.prototypes if settings.needs_prototypes and settings.share.kind != "mean" else 1
     rows = own * groups * (1 + settings.share.variance)
     prototypes = item * rows * audio_shape[0] * audio_shape[1]
-    up = adapters + item * own * output
+    up = (adapters if settings.needs_weights else 0) + outputs
     trained = 4 * sum(weight.numel() for weight in step.adapters.weights())
     generator = 0 if step.generator is None else _bytes(step.generator.parameters())
     asked = max(1, round(settings.federation.sites_per_round * sites))
-    state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + item * own * output)))
+    state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + outputs)))
     checkpoint = settings.checkpoint
     return Needs(
         down=adapters + adapters + (before if settings.federation.evaluate_before else 0),
         up=up,
         prototypes=prototypes,
         # Adam's numbers and the gradient of what is trained; the replies that wait; the bank.
-        memory=PROGRAM + (ADAM + 2) * (trained + generator) + asked * up + sites * (prototypes + item * own * output),
+        memory=PROGRAM + (ADAM + 2) * (trained + generator) + asked * up + sites * (prototypes + outputs),
         disk=state * (checkpoint.keep + checkpoint.keep_best),
     )
 
 
-def state_bytes(step: ServerStep) -> int:
-    """Size of a saved state, once the generator has been trained and every site in the bank has sent its outputs."""
+def state_bytes(step: ServerStep, outputs: bool) -> int:
+    """Size of a saved state, once the generator has been trained and every site in the bank has sent its `outputs`."""
     adapters = _bytes(step.adapters.state_dict().values())
     generator = 0 if step.generator is None else ADAM * _bytes(step.generator.parameters())
-    prompts = step.prompts
-    outputs = 4 * (prompts.clip[0].numel() + (0 if prompts.t5 is None else prompts.t5[0].numel()))
     bank = 0
     for _, prompt in step.bank:
-        bank += outputs
+        bank += 4 * _output(step) if outputs else 0
         if prompt.audio is not None:
             bank += _bytes((prompt.audio.means, prompt.audio.counts, prompt.audio.variances))
     return round(MARGIN * (adapters + generator + bank))
+
+
+def _output(step: ServerStep) -> int:
+    """Numbers that a class's outputs consist of."""
+    return step.prompts.clip[0].numel() + (0 if step.prompts.t5 is None else step.prompts.t5[0].numel())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

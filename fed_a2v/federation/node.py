@@ -58,7 +58,7 @@ class Node:
         It raises as `fit` does.
 
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
-        the accuracy that the step has gained is CLIP's, and T5 is most of the bytes.
+        the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
         """
         return self._in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
 
@@ -88,9 +88,10 @@ class Node:
         scores = {}
         for name, model in models.items():
             _load(adapters, model)
-            scores[name] = site.evaluate(adapters, calibration, confusion and name == names[-1])
+            is_last = name == names[-1]
+            scores[name] = site.evaluate(adapters, calibration, confusion and is_last, t5=is_last)
         if VALIDATION in asked:
-            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation)
+            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
         metrics = encode_scores(site.name, int(config["round"]), scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics

@@ -51,11 +51,13 @@ class Nodes:
 
     Attributes:
         assigned: by site, the `cid` of the node that was asked to speak for it last.
+        nameless: nodes that were not asked last time, for they do not say which site they are.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.assigned: dict[str, str] = {}
+        self.nameless = 0
         self._names: dict[str, str] = {}
 
     def wait(self, manager: ClientManager, wanted: int) -> None:
@@ -131,6 +133,7 @@ class Nodes:
         with ThreadPoolExecutor(max_workers=len(strangers) or 1) as pool:
             told = zip(strangers, pool.map(self._told_name, strangers), strict=True)
             names = {node.cid: name for node, name in told if name is not None}
+        self.nameless = len(strangers) - len(names)
         self._learn(names, [node.cid for node in nodes])
 
     def _told_name(self, node: ClientProxy) -> str | None:

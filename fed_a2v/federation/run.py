@@ -14,10 +14,11 @@ from rich.console import Console
 
 from fed_a2v.core.projection import embedding_map
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.build import make_step
-from fed_a2v.federation.evaluation import class_figures
+from fed_a2v.federation.evaluation import Coverage, class_figures
 from fed_a2v.federation.needs import state_bytes
 from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.federation.task import prompt_set
@@ -32,10 +33,11 @@ from fed_a2v.runs.checkpoint import (
     save_state,
 )
 from fed_a2v.runs.environment import environment
-from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.folder import RunFolder, has_server_step
 from fed_a2v.runs.logs import LAST_LINES, setup_logging
 from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import Output, progress_view
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gains, remarks
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import append_jsonl, require_space, write_bytes, write_json
@@ -46,7 +48,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("fed_a2v")
 
 # Figures of the last round that become the run's results.
-FINAL_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss", "test_clips")
+FINAL_FIGURES = (
+    *("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss"),
+    *("test_clips", "test_clips_total", "sites_evaluated", "sites_total"),
+)
+# With a T5 adapter, these as well.
+T5_FIGURES = ("t5/accuracy", "t5/cosine", "t5/loss")
 
 
 class Run(RoundListener, AbstractContextManager["Run"]):
@@ -139,10 +146,12 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         due = round_number % settings.checkpoint_frequency == 0 or round_number == self.settings.rounds
         if step.generator is None or not settings.save_checkpoint or not due or not step.trains_generator:
             return
+        if not step.finetuned_rounds:  # there was nothing to train it on
+            return
         path = own_path(settings.checkpoint_path, step.generator.kind)
         save_generator_family(path, round_number, step.generator.checkpoints(), folder=self.folder.path)
 
-    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
+    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep, coverage: Coverage) -> None:
         """Draw pictures where they are due; record, after the last round, what a report needs beside the rows."""
         if self._pictures is not None and self._pictures.due(round_number):
             self._view.phase(round_number, "pictures")
@@ -152,7 +161,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
                 log.warning("No pictures of round %d: %s", round_number, error)
         if round_number < self.settings.rounds:
             return
-        write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number))
+        lost = self.strategy.lost_classes(round_number)
+        write_json(self.folder.evaluation, class_figures(scores, step.bank, round_number, coverage, lost))
         try:
             found = embedding_map(step, round_number)
         except (ValueError, RuntimeError) as error:  # a picture is not worth a run
@@ -186,23 +196,28 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         if self.strategy.step is not None:
             checkpoint = self.settings.checkpoint
             states = checkpoint.keep + 1 + checkpoint.keep_best
-            require_space(self.folder.path, states * state_bytes(self.strategy.step), f"saving {states} states")
+            needed = states * state_bytes(self.strategy.step, self.settings.needs_outputs)
+            require_space(self.folder.path, needed, f"saving {states} states")
 
     def _is_saved(self, row: dict[str, Any]) -> bool:
         number = int(row["round"])
         return number % self.settings.checkpoint.frequency == 0 or number == self.settings.rounds
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        """Whether the round is more accurate, on the clips for validation if any, than every one saved before it."""
-        figure = "accuracy_validation" if self.settings.dataset.validates else "accuracy"
-        before = [earlier.get(figure) for earlier in self.folder.rows()[:-1] if self._is_saved(earlier)]
-        accuracy = row.get(figure)
-        return accuracy is not None and all(earlier is None or earlier < accuracy for earlier in before)
+        """Whether the round is better than every one saved before it; see `best_row`."""
+        best = best_row(saved for saved in self.folder.rows() if self._is_saved(saved))
+        return best is not None and best["round"] == row["round"]
 
     def _finish(self) -> None:
         rows = self.folder.rows()
-        last = rows[-1]
-        self.results = {figure: last.get(figure) for figure in FINAL_FIGURES} | {
+        last, best = rows[-1], best_row(rows)
+        figures = FINAL_FIGURES + (T5_FIGURES if self.prompts.t5 is not None else ())
+        stepped = has_server_step(self.folder.read_config())
+        self.results = {figure: last.get(figure) for figure in figures} | {
+            **(gains(rows, self.folder.rows_without_step()) if stepped else {}),
+            "best_round": best and best["round"],
+            "best_accuracy": best and best["accuracy"],
+            "best_fully_evaluated": best and fully_evaluated(best),
             "rounds": last["round"],
             "seed": self.settings.seed,
             "dataset": self.settings.dataset.name,
@@ -217,9 +232,15 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             "rejected": sum(row["rejected"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
         }
+        lost = last.get("lost_classes", [])
+        self.results |= {"classes_lost": len(lost), "lost_classes": lost}
+        if set(lost) | set(unseen_classes(self.settings.dataset, self.classes)) == set(self.classes):
+            self.results["generator"] = "no fine-tuning"  # for want of anything to learn from
         if self.settings.dataset.validates:
             self.results["accuracy_validation"] = last.get("accuracy_validation")
         self._tracker.finish(self.results)
+        for remark in remarks(rows):
+            log.warning("%s", remark)
         if self.settings.report:
             self._write_report()
         self._last.info("Results: %s", self.folder.path)

@@ -17,9 +17,9 @@ from torch import Tensor
 from fed_a2v.core.adapters import Adapters, Prompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
-from fed_a2v.core.prompts import ClassPrompts
+from fed_a2v.core.prompts import ClassPrompts, PooledMoments
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.sharing import fingerprint, share_class
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips
@@ -32,7 +32,7 @@ from fed_a2v.federation.task import (
     training_loss,
     unseen_mask,
 )
-from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, Task
+from fed_a2v.federation.wire import ClassScores, Scores, SideScores, SiteReply, Task
 from fed_a2v.settings import Settings, cache_dir
 
 # Rows that go through the adapters at once in an evaluation: bounds the memory of wide outputs.
@@ -70,10 +70,14 @@ class Site:
         self.unseen = unseen_mask(settings, self.classes)
 
     def introduce(self, round_number: int) -> SiteReply:
-        """Say which classes the site has, and what their embeddings are like on average."""
+        """Say which classes the site has, and what their embeddings are like on average.
+
+        A site with too few clips of every class says what all its clips are like, so that it can be averaged over.
+        """
         start = time.perf_counter()
         prompts = self._prototypes()
-        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start)
+        moments = None if prompts else pooled_moments(self.data.train.embeddings, self.settings.share.min_clips)
+        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start, moments)
 
     def train(self, round_number: int, adapters: Adapters, held: str) -> SiteReply:
         """Train the adapters on the site's clips.
@@ -100,14 +104,22 @@ class Site:
                 more_steps(settings, round_number),
             )
         prompts = self._prototypes()
+        if not settings.needs_prototypes:  # the server has standardised with them, and forgets them now
+            prompts = [ClassPrompts(prompt.name, prompt.count) for prompt in prompts]
         mark = fingerprint(prompts)
-        outputs = mean_outputs(adapters, audio, labels)
+        outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
         prompts = [self._with_outputs(prompt, outputs, send_audio=mark != held) for prompt in prompts]
-        return self._reply("train", round_number, adapters.weights(), prompts, mark, losses, start)
+        weights = adapters.weights() if settings.needs_weights else []
+        return self._reply("train", round_number, weights, prompts, mark, losses, start)
 
     @torch.no_grad()
     def evaluate(
-        self, adapters: Adapters, calibration: float = 0.0, confusion: bool = False, clips: LabelledClips | None = None
+        self,
+        adapters: Adapters,
+        calibration: float = 0.0,
+        confusion: bool = False,
+        clips: LabelledClips | None = None,
+        t5: bool = True,
     ) -> Scores:
         """Retrieval of the right class prompt among all, and the loss, on some of the site's clips.
 
@@ -116,40 +128,51 @@ class Site:
             calibration: taken off the scores of recorded classes; has no effect where none is unseen.
             confusion: also say which classes the clips of each class were taken for.
             clips: on which; None: those for the test.
+            t5: also score the T5 side, where there is one; False where the adapters' is not that of this model.
         """
         loss = adapter_loss(self.settings, self.prompts)
         test = self.data.test if clips is None else clips
         scores = {}
         for label in test.labels.unique().tolist():
             audio = test.embeddings[test.labels == label].to(self.device)
-            parts = [self._score(adapters, loss, rows, label, calibration) for rows in audio.split(EVALUATION_ROWS)]
-            sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+            parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in audio.split(EVALUATION_ROWS)]
+            (score,) = Scores.merge(parts).classes.values()
             predicted = self._predicted(adapters, audio) if confusion else {}
-            scores[self.classes[label]] = ClassScores(clips=len(audio), predicted=predicted, **sums)
+            scores[self.classes[label]] = score.model_copy(update={"predicted": predicted})
         return Scores(scores)
 
     def _score(
-        self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int, calibration: float
-    ) -> dict[str, Any]:
-        """Sums over clips of one class, by the names of `ClassScores`."""
+        self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int, calibration: float, t5: bool
+    ) -> Scores:
+        """The scores of clips of one class."""
         labels = torch.full((len(audio),), label, device=audio.device)
         outputs = adapters(audio)
+        losses = {kind: float(value) * len(audio) for kind, value in loss.sides(outputs, labels).items()}
         found = retrieval(outputs.clip, labels, self.prompts.clip)
         sums: dict[str, Any] = {
             "right_at_1": int(found.hits(1).sum()),
             "right_at_5": int(found.hits(5).sum()),
             "cosine": float(found.similarity.sum()),
-            "loss": float(loss(outputs, labels)[0]) * len(audio),
+            "loss": sum(losses.values()) / len(losses),
         }
+        if t5 and self.prompts.t5 is not None:
+            near = retrieval(outputs.t5, labels, self.prompts.t5)
+            sums["t5"] = SideScores(
+                right_at_1=int(near.hits(1).sum()), cosine=float(near.similarity.sum()), loss=losses["t5"]
+            )
         if self.unseen.any():
             among, calibrated = hits(cosines(outputs.clip, self.prompts.clip), labels, self.unseen, calibration)
             sums |= {"right_among": int(among.sum()), "right_calibrated": int(calibrated.sum())}
-        return sums
+        return Scores({self.classes[label]: ClassScores(clips=len(audio), **sums)})
 
     def _predicted(self, adapters: Adapters, audio: Tensor) -> dict[str, int]:
         """Clips by the class of their nearest prompt."""
         nearest = [cosines(adapters(rows).clip, self.prompts.clip).argmax(1) for rows in audio.split(EVALUATION_ROWS)]
-        counts = torch.cat(nearest).bincount(minlength=len(self.classes)).tolist()
+        return self._counts(torch.cat(nearest))
+
+    def _counts(self, labels: Tensor) -> dict[str, int]:
+        """How often each class occurs among `labels`, of those that do."""
+        counts = labels.bincount(minlength=len(self.classes)).tolist()
         return {name: count for name, count in zip(self.classes, counts, strict=True) if count}
 
     def new_adapters(self) -> Adapters:
@@ -158,11 +181,12 @@ class Site:
 
     def _prototypes(self) -> list[ClassPrompts]:
         share = self.settings.share
+        kind = share.kind if self.settings.needs_prototypes else "mean"
         shared = [
             share_class(
                 self.classes[label],
                 self.data.train.embeddings[self.data.train.labels == label],
-                share.kind,
+                kind,
                 share.prototypes,
                 share.min_clips,
                 share.variance,
@@ -172,7 +196,7 @@ class Site:
         return [prompt for prompt in shared if prompt is not None]
 
     def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
-        clip, t5 = outputs[self.classes.index(prompt.name)]
+        clip, t5 = outputs.get(self.classes.index(prompt.name), (None, None))
         return ClassPrompts(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
 
     def _reply(
@@ -184,6 +208,7 @@ class Site:
         mark: str,
         losses: dict[str, float],
         start: float,
+        moments: PooledMoments | None = None,
     ) -> SiteReply:
         return SiteReply(
             site=self.name,
@@ -196,4 +221,6 @@ class Site:
             square_root=self.data.square_root,
             losses=losses,
             seconds=time.perf_counter() - start,
+            test_clips=self._counts(self.data.test.labels),
+            moments=moments,
         )

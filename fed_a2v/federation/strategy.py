@@ -26,7 +26,7 @@ from fed_a2v.federation.agreement import fingerprint
 from fed_a2v.federation.answers import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
 from fed_a2v.federation.audio_kind import audio_kind, kind_of_most_clips
 from fed_a2v.federation.errors import FederationError
-from fed_a2v.federation.evaluation import remembered_figures, round_figures, unseen_figures
+from fed_a2v.federation.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
 from fed_a2v.federation.task import site_steps
@@ -59,7 +59,7 @@ class RoundListener:
     def generator_due(self, round_number: int, step: ServerStep) -> None:
         """The generator of a round is trained."""
 
-    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep) -> None:
+    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep, coverage: Coverage) -> None:
         """The sites have scored the models of a round ("before" and "after" the server step)."""
 
     def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
@@ -112,6 +112,10 @@ class FedA2V(Strategy):
         if settings.dataset.validates:
             self._models.append(VALIDATION)
         self._manager: ClientManager | None = None
+        # By site, its test clips of each class as it has said last: those that fail in the evaluation are missed.
+        self._test_clips: dict[str, dict[str, int]] = {}
+        # Classes of which no site has ever shared anything.
+        self._unshared = self.classes
         # Rounds in a row that were skipped for want of good replies.
         self._skipped = 0
         # Shares that were cut in the last round's mean.
@@ -164,9 +168,10 @@ class FedA2V(Strategy):
             return None, {}
         self._skipped = 0
         start = time.perf_counter()
-        weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
-        if weights is not None:
-            step.adapters.load_weights(weights)
+        if self.settings.needs_weights:
+            weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
+            if weights is not None:
+                step.adapters.load_weights(weights)
         self._tell_cut(replies, row)
         if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
             replies = [replace(reply, weights=[]) for reply in replies]
@@ -179,6 +184,7 @@ class FedA2V(Strategy):
         self.listener.phase(round_number, "server")
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
+        self._note_shared(round_number)
         self.listener.generator_due(round_number, step)
         return _joined(self._weights()), {}
 
@@ -219,12 +225,24 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         row = self._row
         answers = Answers(self.classes, self._nodes.assigned, row)
-        scores = answers.scores(results, failures, round_number, self._models, self._is_last(round_number))
+        by_site = answers.scores(
+            results,
+            failures,
+            round_number,
+            self._models,
+            self._is_last(round_number),
+            () if self.prompts.t5 is None else ("after",),
+        )
+        scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
+        coverage = self._coverage(by_site)
         row["seconds/evaluate"] = time.perf_counter() - self._clock
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
+        row |= {"test_clips": scores["after"].clips} | coverage.figures
+        lost = self.lost_classes(round_number)
+        row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
-            row |= self._figures(round_number, scores)
-        self.listener.evaluated(round_number, scores, self._step())
+            row |= self._figures(round_number, scores, coverage)
+        self.listener.evaluated(round_number, scores, self._step(), coverage)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
@@ -255,7 +273,8 @@ class FedA2V(Strategy):
         self.step = self.make_step(self.audio_shape)
         self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
-            self.step.standardise_adapters()
+            self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
+        self._note_shared(0)
         # The first round's row also has what went wrong here.
         self._introduction = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_introduction": row["bytes_up"],
@@ -276,7 +295,8 @@ class FedA2V(Strategy):
         most = kind_of_most_clips(replies, self.settings.aggregation.max_site_share)
         if most is None:
             if replies:
-                row["rejections"].append("no site has as many clips of a class as share.min_clips asks for")
+                few = f"no site has share.min_clips={self.settings.share.min_clips} clips, of one class or in all"
+                row["rejections"].append(few)
             return []
         self.audio_shape, self.square_root = (most.tokens, most.width), most.square_root
         agreeing = []
@@ -287,6 +307,52 @@ class FedA2V(Strategy):
             else:
                 reject(row, reply.site, f"its embeddings are {kind}, most are {most}")
         return agreeing
+
+    # Classes that no site shares
+
+    def _note_shared(self, round_number: int) -> None:
+        """Take in of which classes something has been shared; once all sites have had their turn, name the others.
+
+        Raises:
+            FederationError: nothing is shared, and without it nobody would learn.
+        """
+        step, settings = self._step(), self.settings
+        shared = step.bank.counts().keys() | set(step.settings.unseen)  # those are not meant to be recorded
+        self._unshared = tuple(name for name in self._unshared if name not in shared)
+        if round_number != self._everyone_heard or not self._unshared or not self._serves:
+            return
+        log.warning(
+            "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
+            "(%s); lower it, or let fewer sites share a class",
+            settings.share.min_clips,
+            len(self._unshared),
+            len(self.classes),
+            ", ".join(self._unshared),
+        )
+        if step.bank.counts():
+            return
+        if settings.adapters.closed_form or settings.aggregation.mode == "none":
+            key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
+            raise FederationError(
+                f"{key}: only the server step teaches the adapters, and no site has share.min_clips="
+                f"{settings.share.min_clips} training clips of a class; lower it"
+            )
+        log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
+
+    @property
+    def _serves(self) -> bool:
+        """Whether there is a server step, for which classes can be lost."""
+        return self.settings.finetune.enabled or self.settings.aggregation.mode == "kd"
+
+    @property
+    def _everyone_heard(self) -> int:
+        """The round in which the last group of sites has its first turn; 0, the introduction, where all are there."""
+        scenario = self.settings.scenario
+        return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
+
+    def lost_classes(self, round_number: int) -> list[str]:
+        """The classes that the server step does not know, though all sites have had their turn."""
+        return list(self._unshared) if self._serves and round_number >= self._everyone_heard else []
 
     # What the sites are asked
 
@@ -337,7 +403,9 @@ class FedA2V(Strategy):
     ) -> list[SiteReply]:
         """The replies that pass every check, by site name."""
         answers = Answers(self.classes, self._nodes.assigned, row)
-        return answers.replies(results, failures, lambda site: self._expected(site, round_number, task))
+        replies = answers.replies(results, failures, lambda site: self._expected(site, round_number, task))
+        self._test_clips |= {reply.site: reply.test_clips for reply in replies}
+        return replies
 
     def _expected(self, site: str, round_number: int, task: Task) -> Expected:
         step = self.step
@@ -346,12 +414,16 @@ class FedA2V(Strategy):
             site=site,
             round_number=round_number,
             task=task,
-            weight_shapes=[] if step is None else [tuple(weight.shape) for weight in step.adapters.weights()],
+            weight_shapes=[tuple(weight.shape) for weight in step.adapters.weights()]
+            if step is not None and self.settings.needs_weights
+            else [],
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
+            prototypes=task == "introduce" or self.settings.needs_prototypes,
+            outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
         )
@@ -419,10 +491,23 @@ class FedA2V(Strategy):
         self._skipped += 1
         row["skipped"] = True
 
-    def _figures(self, round_number: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]]) -> Coverage:
+        """Which sites were evaluated, of all; says which were not."""
+        self._test_clips |= {
+            site: {name: score.clips for name, score in scores["after"].classes.items()}
+            for site, scores in by_site.items()
+        }
+        sites = {*self._nodes.assigned, *self._test_clips}
+        coverage = Coverage(by_site.keys(), sites, self._test_clips, self._nodes.nameless)
+        if coverage.missing:
+            log.warning("The test clips of %s are not in the figures", ", ".join(coverage.missing))
+        return coverage
+
+    def _figures(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
         """What the row says of the scores."""
         after, step = scores["after"], self._step()
-        figures = round_figures(scores) | unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
+        figures = round_figures(scores, coverage, len(self.classes))
+        figures |= unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
         if self.settings.scenario.name != "static":
             here = {site_name(number) for number in active_sites(self.settings, round_number)}
             figures |= remembered_figures(after, step.bank, here)
@@ -440,6 +525,8 @@ class FedA2V(Strategy):
             "round": round_number,
             "audio_shape": list(self.audio_shape or ()),
             "square_root": self.square_root,
+            "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
+            "unshared": list(self._unshared),
             "step": self._step().state_dict(),
         }
 
@@ -447,6 +534,8 @@ class FedA2V(Strategy):
         self.start_round = state["round"]
         self.audio_shape = (state["audio_shape"][0], state["audio_shape"][1])
         self.square_root = state["square_root"]
+        self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
+        self._unshared = tuple(state["unshared"])
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(state["step"])
 

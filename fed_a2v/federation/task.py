@@ -47,12 +47,17 @@ def torch_device(name: str) -> torch.device:
 
 
 def new_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
-    """The adapters that the settings describe, freshly seeded, on their device; torch's own draws go on undisturbed."""
+    """The adapters that the settings describe, on their device; their weights are to be seeded or loaded."""
     shape = settings.adapters
+    adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
+    return adapters.to(torch_device(settings.device))
+
+
+def seeded_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+    """`new_adapters`, with the weights that the seed gives; torch's own draws go on undisturbed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
-        adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
-    return adapters.to(torch_device(settings.device))
+        return new_adapters(settings, prompts, audio_width)
 
 
 def training_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:

@@ -22,7 +22,7 @@ class TrainingPictures:
     """Draws pictures into a run's folder every so many rounds: `images/round_N/`.
 
     The global adapters are given what the bank has of each class. Of a site its mean adapter outputs are drawn, which
-    it has sent anyway: for the pictures nothing more leaves it.
+    the sites send for that.
 
     Args:
         settings: of the experiment; one of the two frequencies is not 0.

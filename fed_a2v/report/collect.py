@@ -38,6 +38,7 @@ class RunRecord:
         evaluation: of `evaluation.json`.
         partition: the sites of `partition.json`.
         map: of `map.npz`.
+        without_step: rows of the same run without the server step, where that lies beside it.
     """
 
     label: str
@@ -48,6 +49,7 @@ class RunRecord:
     evaluation: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     map: EmbeddingMap | None = None
+    without_step: list[Row] = field(default_factory=list)
 
     @property
     def last(self) -> Row:
@@ -157,6 +159,7 @@ def _read(path: Path, label: str) -> RunRecord:
             evaluation=_json(folder.evaluation),
             partition=_json(path / "partition.json").get("sites", {}),
             map=load_map(folder.map) if folder.map.is_file() else None,
+            without_step=folder.rows_without_step(),
         )
     except ReportError:
         raise

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.report.collect import Collection, Row, RunRecord
 from fed_a2v.report.looks import LONGEST_LABEL, bar_look, clean, colour, dash, figure, label, symbol
+from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
 from fed_a2v.runs.table import TextTable
 
 # Runs that are shown one by one where they cannot share a figure.
@@ -63,12 +64,21 @@ ACCURACIES = (
     ("accuracy_at_5", "Among the nearest five"),
     ("cosine", "Cosine"),
     ("loss", "Loss"),
+    ("t5/accuracy", "T5: accuracy"),
+    ("t5/cosine", "T5: cosine"),
+    ("t5/loss", "T5: loss"),
     ("accuracy_known", "Classes heard of so far"),
     ("accuracy_old", "Classes whose sites are gone"),
     ("unseen/harmonic", "With unrecorded classes, harmonic mean"),
     ("unseen/among_unseen", "Among unrecorded classes"),
 )
-FRACTIONS = {"accuracy", "accuracy_at_5", "accuracy_known", "accuracy_old", "unseen/harmonic", "unseen/among_unseen"}
+FRACTIONS = {
+    *("accuracy", "accuracy_at_5", "t5/accuracy", "accuracy_known", "accuracy_old"),
+    *("unseen/harmonic", "unseen/among_unseen"),
+}
+
+
+_T5_WORDS = " T5 is scored among the T5 prompts, and after the server step only: before it the CLIP side travels alone."
 
 
 def accuracy_plot(found: Collection) -> Plot:
@@ -79,65 +89,86 @@ def accuracy_plot(found: Collection) -> Plot:
         for index, run in enumerate(found.runs):
             several = len(found.runs) > 1
             after = run.label if several or key != "accuracy" else "after the server step"
-            traces += _line(run.rows, key, after, index)
+            traces += _line(run.rows, key, after, index, tested=True)
             if key == "accuracy":
                 name = f"{run.label}, before the server step" if several else "before the server step"
-                traces += _line(run.rows, "accuracy_before", name, index, faint=True)
+                traces += _line(run.rows, "accuracy_before", name, index, faint=True, tested=True)
         if not traces:
             continue
         for index, (name, rows) in enumerate(found.yardsticks.items()):
             traces += _line(rows, key, name, len(found.runs) + index, plain=True)
         views.append(View(title, _by_round(traces, title, fraction=key in FRACTIONS)))
     columns = [*_columns(found.runs, "accuracy_before", "before"), *_columns(found.runs, "accuracy", "after")]
+    t5 = _columns(found.runs, "t5/accuracy", "T5")
+    columns += t5
+    columns += [
+        (_of_run("test clips", run, found.runs), {row["round"]: scored_on(row) for row in run.rows})
+        for run in found.runs
+        if not all(map(fully_evaluated, run.rows))
+    ]
     columns += [(name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in found.yardsticks.items()]
     return Plot(
         "accuracy",
         "Accuracy by round",
         "Share of test clips whose nearest class prompt, among all, is the right one. Open markers: the plain average "
-        "of the sites' adapters; full markers: after the server's fine-tuning.",
+        "of the sites' adapters; full markers: after the server's fine-tuning." + (_T5_WORDS if t5 else ""),
         views,
         _round_table(columns),
     )
 
 
 def gain_plot(found: Collection) -> Plot:
-    """What the server step adds to the average, round by round."""
-    traces = []
-    for index, run in enumerate(found.runs):
-        pairs = [(row["round"], _gain(row)) for row in run.rows]
-        if any(gain is not None for _, gain in pairs):
-            traces.append(
-                go.Bar(
-                    x=[number for number, _ in pairs],
-                    y=[gain for _, gain in pairs],
-                    name=label(run.label),
-                    marker=bar_look(index, several=True),
-                    hovertemplate="round %{x}: %{y:+.3f}",
-                    showlegend=len(found.runs) > 1,
-                )
+    """What the server step adds, round by round: to the average of the round, and to the run."""
+    views, columns = [], []
+    for words, measure in (("In the round", _gain_in_round), ("Over FedAvg", _gain_over_fedavg)):
+        gains = [(index, run, measure(run)) for index, run in enumerate(found.runs)]
+        known = [each for each in gains if any(value is not None for value in each[2].values())]
+        columns += [(_of_run(words.lower(), run, found.runs), values) for _, run, values in known]
+        traces = [
+            go.Bar(
+                x=list(values),
+                y=list(values.values()),
+                name=label(run.label),
+                marker=bar_look(index, several=True),
+                hovertemplate="round %{x}: %{y:+.3f}",
+                showlegend=len(found.runs) > 1,
             )
-    columns = [(run.label, {row["round"]: _gain(row) for row in run.rows}) for run in found.runs]
+            for index, run, values in known
+        ]
+        if traces:
+            views.append(View(words, _by_round(traces, "gain in accuracy")))
     return Plot(
         "gain",
         "Gain of the server step",
-        "Accuracy after the server step less accuracy before it, in the same round.",
-        [View("Gain", _by_round(traces, "gain in accuracy"))] if traces else [],
+        "In the round: accuracy after the server step less accuracy before it. The first round's says what the step "
+        "does to a plain average; later averages are of adapters that it has improved already. Over FedAvg: accuracy "
+        "less that of the same run without the server step, after the same round.",
+        views,
         _round_table(columns),
         height=260,
     )
 
 
+def _gain_in_round(run: RunRecord) -> dict[int, float | None]:
+    return {row["round"]: gain(row) for row in run.rows}
+
+
+def _gain_over_fedavg(run: RunRecord) -> dict[int, float | None]:
+    without = {row["round"]: row for row in run.without_step}
+    return {row["round"]: gain_over(row, without.get(row["round"])) for row in run.rows}
+
+
 def loss_plot(found: Collection) -> Plot:
-    """Losses of the generator, with its parts, and of the adapters."""
+    """Losses of the generator, with its terms and those of a GAN's critic, and of the adapters."""
     parts = sorted({key for run in found.runs for row in run.rows for key in row if key.startswith("generator/")})
-    keys = [("server/generator_loss", "Generator")]
+    keys = [("server/generator_loss", "Generator's loss")]
     keys += [(key, key.removeprefix("generator/").replace("_", " ").capitalize()) for key in parts]
     keys += [("server/adapter_finetuning_loss", "Fine-tuning"), ("site/loss", "At the sites")]
     return _choice(
         "losses",
         "Losses by round",
-        "Training losses: of the generator and its parts, of the adapters in the server's fine-tuning, and at the "
-        "sites. Losses of different generators do not compare.",
+        "Training losses: of the generator and its terms, of a GAN's critic, of the adapters in the server's "
+        "fine-tuning, and at the sites. Losses of different generators do not compare.",
         found,
         keys,
     )
@@ -201,10 +232,20 @@ def _choice(
 
 
 def _line(
-    rows: Sequence[Row], key: str, name: str, index: int, faint: bool = False, plain: bool = False
+    rows: Sequence[Row],
+    key: str,
+    name: str,
+    index: int,
+    faint: bool = False,
+    plain: bool = False,
+    tested: bool = False,
 ) -> list[go.Scatter]:
-    """One line over the rounds, with its intervals where the rows have them; nothing where no round has a value."""
+    """One line over the rounds, with its intervals where the rows have them; nothing where no round has a value.
+
+    `tested`: say where not all test clips were scored.
+    """
     points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
+    partly = ["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows if row.get(key) is not None]
     if not points:
         return []
     return [
@@ -216,7 +257,8 @@ def _line(
             line={"color": colour(index), "dash": "dot" if faint else dash(index), "width": 1.5 if faint else 2.5},
             marker={"symbol": symbol(index) + ("-open" if faint else ""), "size": 8},
             error_y=_interval_bars([row for row in rows if row.get(key) is not None], key),
-            hovertemplate="%{y:.4g}",
+            hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
+            customdata=partly if tested else None,
         )
     ]
 
@@ -256,10 +298,12 @@ def class_plot(found: Collection) -> Plot:
     runs = [run for run in found.runs if run.evaluation.get("classes")]
     names = sorted({name for run in runs for name in run.evaluation["classes"]})
     order = sorted(names, key=lambda name: -_of(runs[-1], name, "accuracy", -1)) if runs else []
+    has_t5 = any("t5/accuracy" in figures for run in runs for figures in run.evaluation["classes"].values())
     measures = [
         ("accuracy", "Accuracy", ".3f"),
         ("accuracy_before", "Before the server step", ".3f"),
         ("cosine", "Similarity", ".3f"),
+        *([("t5/accuracy", "T5: accuracy", ".3f"), ("t5/cosine", "T5: similarity", ".3f")] if has_t5 else []),
         ("clips", "Training clips", "d"),
         ("sites", "Sites", "d"),
     ]
@@ -267,22 +311,24 @@ def class_plot(found: Collection) -> Plot:
     for key, words, form in measures:
         if any(_of(run, name, key) is not None for run in runs for name in names):
             traces = [_class_bars(run, order, key, form, index, len(runs) > 1) for index, run in enumerate(runs)]
-            views.append(View(words, _by_class(traces, order, words, key.startswith("accuracy"))))
+            views.append(View(words, _by_class(traces, order, words, "accuracy" in key)))
     similarity = [_similarity(run) for run in runs]
     rows = []
     for name in order:
         for run, synthetic in zip(runs, similarity, strict=True):
             cells = [_text(_of(run, name, key), form) for key, _, form in measures]
             own = [clean(run.label)] if len(runs) > 1 else []
-            rows.append((clean(name), *own, *cells, _text(synthetic.get(name), ".3f")))
+            marked = clean(name) + " (lost)" * bool(_of(run, name, "lost"))
+            rows.append((marked, *own, *cells, _tested(run, name), _text(synthetic.get(name), ".3f")))
     header = ("class", *(["run"] if len(runs) > 1 else []), *(words.lower() for _, words, _ in measures))
     return Plot(
         "classes",
         "Classes",
         "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
-        "prompt, clips that sites train on, and how many sites have any.",
+        "prompt, clips that sites train on, and how many sites have any. Lost: no site has enough clips of it to share "
+        "anything, so that only the average of the sites' adapters knows the class.",
         views,
-        TextTable("", (*header, "similarity of samples"), tuple(rows)),
+        TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
     )
 
@@ -290,8 +336,9 @@ def class_plot(found: Collection) -> Plot:
 def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index: int, several: bool) -> go.Bar:
     notes = []
     for name in order:
-        clips, sites, tests = (_of(run, name, field, 0) for field in ("clips", "sites", "test_clips"))
-        notes.append(f"{label(name)}<br>{clips} clips at {sites} sites, {tests} test clips")
+        clips, sites = (_of(run, name, field, 0) for field in ("clips", "sites"))
+        trained = "lost, too few clips at every site" if _of(run, name, "lost") else f"{clips} clips at {sites} sites"
+        notes.append(f"{label(name)}<br>{trained}, {_tested(run, name)} test clips")
     return go.Bar(
         y=list(range(len(order))),
         x=[_of(run, name, key) for name in order],
@@ -333,6 +380,13 @@ def _margin(names: Sequence[str], below: bool = False) -> dict[str, int]:
 def _of(run: RunRecord, name: str, key: str, otherwise: Any = None) -> Any:
     value = run.evaluation["classes"].get(name, {}).get(key)
     return otherwise if value is None else value
+
+
+def _tested(run: RunRecord, name: str) -> str:
+    """Test clips of a class that were scored; of how many, where those were not all."""
+    scored = _of(run, name, "test_clips", 0)
+    total = run.evaluation["classes"].get(name, {}).get("test_clips_total", scored)
+    return str(scored) if total == scored else f"{scored} of {'?' if total is None else total}"
 
 
 def _similarity(run: RunRecord) -> dict[str, float]:
@@ -590,18 +644,22 @@ def sites_plot(found: Collection) -> Plot:
     rows: list[tuple[str, ...]] = []
     own = len(found.runs) > 1
     for run in found.runs:
-        names = sorted({site for row in run.rows for site in row.get("sites", {})})
+        names = sorted({site for row in run.rows for site in (*row.get("sites", {}), *row.get("not_evaluated", ()))})
         if names and len(views) < MOST_VIEWS:
             views.append(View(clean(run.label), _answers(run, names)))
         for name in names:
             rows.append((*([clean(run.label)] if own else []), clean(name), *_site_cells(run, name)))
-    header = ("site", "asked", "replied", "rejected", "failed", "silent for", "seconds a round", "classes", "clips")
+    header = (
+        *("site", "asked", "replied", "rejected", "failed", "silent for"),
+        *("seconds a round", "classes", "clips", "not evaluated"),
+    )
     most = max((len({site for row in run.rows for site in row.get("sites", {})}) for run in found.runs), default=0)
     return Plot(
         "sites",
         "How sites answered",
         "A reply is rejected if it does not pass the server's checks; a site has failed if it reports an error or says "
-        "nothing in time. No mark: it was not asked in that round.",
+        "nothing in time. No mark: it was not asked in that round. Not evaluated: in so many rounds its test clips are "
+        "missing from the figures.",
         views,
         TextTable("", ((("run",) if own else ()) + header), tuple(rows)),
         height=int(min(1200, max(240, 120 + 16 * most))),
@@ -647,7 +705,8 @@ def _site_cells(run: RunRecord, name: str) -> tuple[str, ...]:
     clips = sum(each.get("train", 0) for each in classes.values())
     known = (str(sum(each.get("train", 0) > 0 for each in classes.values())), str(clips)) if classes else ("-", "-")
     mean = f"{sum(seconds) / len(seconds):.2f}" if seconds else "-"
-    return (str(len(answers)), *map(str, counts), silent, mean, *known)
+    missed = sum(name in row.get("not_evaluated", ()) for row in run.rows)
+    return (str(len(answers)), *map(str, counts), silent, mean, *known, str(missed))
 
 
 # Tables ---------------------------------------------------------------------------------------------------
@@ -679,11 +738,6 @@ def _round_table(columns: Iterable[tuple[str, Mapping[int, Any]]]) -> TextTable:
     numbers = sorted({number for _, values in columns for number in values})
     rows = [(str(number), *(_text(values.get(number), ".4g") for _, values in columns)) for number in numbers]
     return TextTable("", ("round", *(clean(name) for name, _ in columns)), tuple(rows))
-
-
-def _gain(row: Row) -> float | None:
-    after, before = row.get("accuracy"), row.get("accuracy_before")
-    return None if after is None or before is None else after - before
 
 
 def _text(value: Any, form: str) -> str:

@@ -29,12 +29,15 @@ from fed_a2v.report.collect import Collection, RunRecord, collect
 from fed_a2v.report.looks import clean
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
+from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import crossed_table
-from fed_a2v.runs.table import TextTable
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on
+from fed_a2v.runs.table import TextTable, accuracy_cell
 from fed_a2v.storage.files import write_text
 
 # Reasons that are listed under "What went wrong".
 MOST_REASONS = 30
+T5 = "t5/accuracy"
 
 
 class Card(NamedTuple):
@@ -153,10 +156,19 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
             notices.append(f"{clean(run.label)}: classes, confusions and map are as they were after round {recorded}.")
+        notices += [f"{clean(run.label)}: {remark}." for remark in remarks(run.rows)]
+        if partly := [str(row["round"]) for row in run.rows[:-1] if not fully_evaluated(row)]:
+            notices.append(f"{clean(run.label)}: not all sites were evaluated in round {', '.join(partly)}.")
         if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
             notices.append(
                 f"{clean(run.label)}: the weighted mean is not by clips alone, aggregation.max_site_share cuts what "
                 f"{cut} of the sites count for."
+            )
+        if lost := run.last.get("lost_classes"):
+            limit = run.config.get("share", {}).get("min_clips", "enough")
+            notices.append(
+                f"{clean(run.label)}: the server step does not know {len(lost)} classes, for no site has {limit} clips "
+                f"of them to train on (share.min_clips): {', '.join(map(clean, lost))}."
             )
     if len(runs) > figures.MOST_VIEWS:
         notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
@@ -167,13 +179,26 @@ def _cards(found: Collection) -> list[Card]:
     run = found.runs[0]
     last, rows = run.last, run.rows
     after, before = last.get("accuracy"), last.get("accuracy_before")
-    cards = [Card("Accuracy", _three(after), f"after round {last['round']}, on {last.get('test_clips', 0)} test clips")]
+    cards = [Card("Accuracy", _three(after), f"after round {last['round']}, on {scored_on(last)}")]
+    best = best_row(rows)
+    if best is not None and len(rows) > 1:
+        cards.append(Card("Best round", _three(best["accuracy"]), f"round {best['round']}, on {scored_on(best)}"))
+    if last.get("t5/accuracy") is not None:
+        note = f"after round {last['round']}; cosine {_three(last['t5/cosine'])}, CLIP's {_three(last.get('cosine'))}"
+        cards.append(Card("T5: accuracy", _three(last["t5/accuracy"]), note))
     if before is not None and after is not None:
-        cards.append(Card("Before the server step", _three(before), f"the step adds {after - before:+.3f}"))
+        note = f"of round {last['round']}, to which the step adds {after - before:+.3f}"
+        cards.append(Card("Before the server step", _three(before), note))
+    worth = gains(rows, run.without_step)
+    if has_server_step(run.config) and worth["gain_first_round"] is not None:
+        cards.append(Card("Gain of the first round", _signed(worth["gain_first_round"]), "by the server step"))
+    if worth["gain_over_fedavg"] is not None:
+        note = f"the same run without the server step, after round {last['round']}"
+        cards.append(Card("Gain over FedAvg", _signed(worth["gain_over_fedavg"]), note))
     for name, yardstick in found.yardsticks.items():
-        other = yardstick[-1].get("accuracy")
-        note = f"this run {after - other:+.3f}" if other is not None and after is not None else ""
-        cards.append(Card(clean(name), _three(other), note))
+        lead = gain_over(last, yardstick[-1])
+        note = "" if lead is None else f"this run {lead:+.3f}"
+        cards.append(Card(clean(name), _three(yardstick[-1].get("accuracy")), note))
     if last.get("accuracy_at_5") is not None:
         cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"])))
     generator = run.config.get("generator", {}).get("name")
@@ -192,12 +217,15 @@ def _summary(found: Collection) -> TextTable:
     """The runs and yardsticks side by side; nothing for a single run, which has cards."""
     if len(found.runs) == 1:
         return TextTable("", (), ())
+    sides = (T5,) if any(T5 in run.last for run in found.runs) else ()
     rows: list[tuple[str, ...]] = [
         (
             clean(run.label),
             _three(run.last.get("accuracy_before")),
-            _three(run.last.get("accuracy")),
+            accuracy_cell(run.last, 3),
             _three(run.last.get("accuracy_at_5")),
+            *(_three(run.last.get(key)) for key in sides),
+            *_gains(run),
             f"{sum(row.get('bytes_up', 0) + row.get('bytes_down', 0) for row in run.rows) / 1e6:.1f}",
             f"{sum(row.get('seconds', 0.0) for row in run.rows):.1f}",
             str(sum(row.get("rejected", 0) + row.get("failures", 0) for row in run.rows)),
@@ -207,10 +235,18 @@ def _summary(found: Collection) -> TextTable:
     ]
     for name, lines in found.yardsticks.items():
         last = lines[-1]
-        accuracies = (_three(last.get(key)) for key in ("accuracy_before", "accuracy", "accuracy_at_5"))
-        rows.append((clean(name), *accuracies, "-", "-", "-", _steps(lines)))
-    header = ("run", "before the server step", "accuracy", "among the nearest five", "MB", "seconds", "bad replies")
+        before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
+        rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------", _steps(lines)))
+    header = ("run", "before the last server step", "accuracy", "among the nearest five", *("T5" for _ in sides))
+    header += ("gain of the first round", "gain of the last round", "gain over FedAvg", "MB", "seconds", "bad replies")
     return TextTable("", (*header, "steps at a site + on the server"), tuple(rows))
+
+
+def _gains(run: RunRecord) -> list[str]:
+    """What the server step adds in the first round, in the last, and to the run."""
+    if not has_server_step(run.config):
+        return ["-", "-", "-"]
+    return [_signed(value) for value in gains(run.rows, run.without_step).values()]
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -283,6 +319,10 @@ def _yaml(config: Mapping[str, Any]) -> str:
 def clean_lines(text: str) -> str:
     """Several lines, each cleaned."""
     return "\n".join(clean(line) if line.strip() else "" for line in text.splitlines())
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def _three(value: Any) -> str:

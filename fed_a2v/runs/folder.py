@@ -26,6 +26,11 @@ GUIDE_METRICS = (
 )
 
 
+# The folder, beside an experiment's, of the same run without the server step; and what may differ between the two.
+WITHOUT_STEP = "FedAvg"
+MAY_DIFFER = ("finetune", "generator", "wandb", "tracking", "report", "resume")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's folder and the files in it.
@@ -130,6 +135,20 @@ class RunFolder:
             raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml")
         return {str(key): value for key, value in dict(OmegaConf.to_container(OmegaConf.load(path))).items()}  # type: ignore[arg-type]
 
+    def rows_without_step(self) -> list[dict[str, Any]]:
+        """Rows of the finished run beside this one that is the same but for the server step; empty where there is none.
+
+        `fed-a2v compare` leaves it there.
+        """
+        beside = RunFolder(self.path.parent / WITHOUT_STEP)
+        if beside.path == self.path or not (beside.results.is_file() and (self.path / "config.yaml").is_file()):
+            return []
+        mine, its = self.read_config(), beside.read_config()
+        if mine.get("aggregation", {}).get("mode") == "kd":  # that is a server step; without it the mean is plain
+            mine = mine | {"aggregation": mine["aggregation"] | {"mode": "avg"}, "finetune": {"enabled": True}}
+        same = all(mine.get(key) == its.get(key) for key in mine.keys() | its.keys() if key not in MAY_DIFFER)
+        return beside.rows() if same and not has_server_step(its) and has_server_step(mine) else []
+
     def write_targets(self, prompts: PromptSet) -> None:
         """Write `targets.npz`: with it the folder can be used where the data and the text models are not."""
         arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
@@ -152,3 +171,9 @@ class RunFolder:
         }
         names = tuple(as_names(arrays["category"], f"category of {self.targets}"))
         return PromptSet(names, tensors["vectors"], tensors.get("t5_vectors"))
+
+
+def has_server_step(config: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings trains the adapters on the server, by fine-tuning or by distillation."""
+    enabled = config.get("finetune", {}).get("enabled", True)
+    return bool(enabled) or config.get("aggregation", {}).get("mode") == "kd"

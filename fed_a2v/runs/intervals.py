@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import TextTable
 
 LEVEL = 0.95
@@ -71,14 +72,17 @@ def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> 
     return f"{said}."
 
 
-def covers(folds: int, seeds: int) -> str:
-    """What the intervals stand for, in one sentence."""
+def covers(folds: int, seeds: int, left_out: int = 0) -> str:
+    """What the intervals stand for, in one sentence; and how many runs were left out."""
+    without = (
+        f" Left out: {_many(left_out, 'run')} in whose last round not all sites were evaluated." if left_out else ""
+    )
     if folds < 2:
-        return f"{_many(seeds, 'seed')} on the same clips: intervals cover other seeds, not other clips."
+        return f"{_many(seeds, 'seed')} on the same clips: intervals cover other seeds, not other clips.{without}"
     return (
         f"{folds} folds x {_many(seeds, 'seed')}, each arm beside the reference on the same fold and seed. The "
         "intervals allow for folds that share training clips: they cover other seeds and other clips of this data set, "
-        "not other data. Each is for itself: of twenty, one misses."
+        f"not other data. Each is for itself: of twenty, one misses.{without}"
     )
 
 
@@ -99,7 +103,8 @@ def summarise(
         arms: by name the rows of each pair's run.
         test_per_training: see `paired_interval`.
     """
-    last = {name: [rows[-1].get("accuracy") for rows in runs] for name, runs in arms.items()}
+    last = {name: [_final(rows[-1]) for rows in runs] for name, runs in arms.items()}
+    left_out = sum(not fully_evaluated(rows[-1]) for runs in arms.values() for rows in runs)
     found: dict[str, dict[str, Any]] = {}
     differences: dict[str, Interval] = {}
     for name, accuracies in last.items():
@@ -125,7 +130,7 @@ def summarise(
         "says": verdict(differences)
         if differences
         else f'There is no arm "{REFERENCE}" to measure the others against.',
-        "covers": covers(len(folds), len(seeds)),
+        "covers": covers(len(folds), len(seeds), left_out),
     }
 
 
@@ -145,6 +150,11 @@ def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
 
     header = ("arm", "accuracy", f"less {REFERENCE}, 95 %", "steps")
     return TextTable(title, header, tuple(cells(name, arm) for name, arm in summary["arms"].items()))
+
+
+def _final(row: Mapping[str, Any]) -> float | None:
+    """The accuracy, where it is that of all sites: on other clips it is no measure for the other arms."""
+    return row.get("accuracy") if fully_evaluated(row) else None
 
 
 def _mean_total(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float:

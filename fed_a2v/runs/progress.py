@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fed_a2v.runs.logs import ConsoleHandler, for_console
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_words, scored_on
 from fed_a2v.runs.table import seconds
 from fed_a2v.storage.files import plain
 
@@ -137,6 +138,7 @@ class LiveView:
         self._done, self._round, self._phase = done, done, "starting"
         self._row: Mapping[str, Any] = {}
         self._accuracies: list[float | None] = []
+        self._best: Mapping[str, Any] | None = None
         self._durations: list[float] = []
         self._started = self._mark = self._phase_began = time.monotonic()
         self._tail: deque[str] = deque(maxlen=TAIL)
@@ -171,6 +173,7 @@ class LiveView:
         self._phase = "done"
         self._row = row
         self._accuracies.append(row.get("accuracy"))
+        self._best = best_row([*([self._best] if self._best else []), row])
         logger.info("%s", _titled(self.title, round_line(row, self.rounds)), extra={"stays": True})
 
     def _left(self) -> float | None:
@@ -201,9 +204,12 @@ class LiveView:
         facts.add_column(no_wrap=True, overflow="ellipsis")
         facts.add_row("Phase", self._phases())
         if self._row:
-            facts.add_row("Sites", Text(answers(self._row)))
+            partly = "" if fully_evaluated(self._row) else f"; evaluated: {scored_on(self._row)}"
+            facts.add_row("Sites", Text(answers(self._row) + partly))
             sparks = sparkline(self._accuracies[-MOST_SPARKS:], SPARKS if self._unicode() else PLAIN_SPARKS)
-            facts.add_row("Accuracy", Text.assemble((sparks, "green"), f" {_accuracies(self._row)}{self._best()}"))
+            facts.add_row(
+                "Accuracy", Text.assemble((sparks, "green"), f" {_accuracies(self._row)}{self._best_words()}")
+            )
         return facts
 
     def _phases(self) -> Text:
@@ -217,9 +223,12 @@ class LiveView:
             words.append(("  " if words else "") + shown, "bold cyan" if present else "dim")
         return words
 
-    def _best(self) -> str:
+    def _best_words(self) -> str:
         known = [value for value in self._accuracies if value is not None]
-        return f", best {max(known):.3f}" if len(known) > 1 else ""
+        if self._best is None or len(known) < 2:
+            return ""
+        partly = "" if fully_evaluated(self._best) else f" on {scored_on(self._best)}"
+        return f", best {self._best['accuracy']:.3f}{partly}"
 
     def _unicode(self) -> bool:
         return not self.console.options.ascii_only
@@ -241,8 +250,9 @@ class _TailHandler(ConsoleHandler):
 
 
 def round_line(row: Mapping[str, Any], rounds: int) -> str:
-    """A round in one line: accuracy before and after the server step, seconds, and what went wrong."""
-    parts = [f"accuracy {_accuracies(row)}", f"{seconds(row):.1f} s"]
+    """A round in one line: accuracy before and after the server step, T5's, seconds, and what went wrong."""
+    partly = "" if fully_evaluated(row) else f" on {scored_on(row)}"
+    parts = [f"accuracy {_accuracies(row)}{partly}", f"{seconds(row):.1f} s"]
     for key in ("rejected", "failures"):
         if row.get(key):
             parts.append(f"{row[key]} {key}")
@@ -254,7 +264,8 @@ def round_line(row: Mapping[str, Any], rounds: int) -> str:
 def _accuracies(row: Mapping[str, Any]) -> str:
     before, after = row.get("accuracy_before"), row.get("accuracy")
     shown = [f"{value:.3f}" if value is not None else "-" for value in (before, after)]
-    return shown[1] if before is None else " -> ".join(shown)
+    t5 = row.get("t5/accuracy")
+    return (shown[1] if before is None else " -> ".join(shown)) + ("" if t5 is None else f", T5 {t5:.3f}")
 
 
 def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
@@ -283,10 +294,12 @@ def answers(row: Mapping[str, Any]) -> str:
 
 def result_line(results: Mapping[str, Any], folder: object) -> str:
     """A finished run in one line."""
-    accuracy, before = (results.get(key) for key in ("accuracy", "accuracy_before"))
+    accuracy, t5 = (results.get(key) for key in ("accuracy", "t5/accuracy"))
     shown = "-" if accuracy is None else f"{accuracy:.4f}"
-    change = "" if accuracy is None or before is None else f" ({before:.4f} before the server step)"
-    return f"accuracy {shown}{change} after {results.get('rounds')} rounds: {folder}"
+    partly = "" if fully_evaluated(results) else f" on {scored_on(results)}"
+    side = "" if t5 is None else f", T5 {t5:.4f}"
+    words = gain_words(results)
+    return f"accuracy {shown}{partly}{side} after {results.get('rounds')} rounds{words and f' ({words})'}: {folder}"
 
 
 def _clock(duration: float) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import SweepJob
 from fed_a2v.storage.files import replacing
 
@@ -19,7 +20,8 @@ REPEATED = "seed"
 def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
     """Draw a panel for each parameter with several values among the jobs that are done.
 
-    Each job is a dot; the bar is the standard deviation around the mean of the jobs with the same value.
+    Each job is a dot, an open one where not all sites were evaluated; the bar is the standard deviation around the mean
+    of the jobs with the same value.
 
     Returns:
         `path`, or None where there is nothing to compare, or no matplotlib.
@@ -41,16 +43,20 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
     for panel, key in zip(panels, varied, strict=True):
         values = sorted({job.overrides.get(key, "-") for job in done}, key=_in_order)
         for place, value in enumerate(values):
-            found = [float(job.results["accuracy"]) for job in done if job.overrides.get(key, "-") == value]
+            of_value = [job for job in done if job.overrides.get(key, "-") == value]
+            found = [float(job.results["accuracy"]) for job in of_value]
             deviation = statistics.stdev(found) if len(found) > 1 else 0.0
-            panel.plot([place] * len(found), found, "o", color="0.65", markersize=4, zorder=1)
+            for job, accuracy in zip(of_value, found, strict=True):
+                fill = "full" if fully_evaluated(job.results) else "none"
+                panel.plot(place, accuracy, "o", color="0.65", markersize=4, fillstyle=fill, zorder=1)
             panel.errorbar(place + 0.12, statistics.mean(found), deviation, fmt="s", color="C0", capsize=4, zorder=2)
         panel.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 6 else 0)
         panel.set_xlim(-0.5, len(values) - 0.5)
         panel.set_xlabel(key)
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("accuracy")
-    figure.suptitle(f"{len(done)} jobs: each a dot; mean and standard deviation", fontsize="medium")
+    partly = "" if all(fully_evaluated(job.results) for job in done) else ", open: not all test clips"
+    figure.suptitle(f"{len(done)} jobs: each a dot{partly}; mean and standard deviation", fontsize="medium")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

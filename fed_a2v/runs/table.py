@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.storage.files import write_text
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 # In the folder of a job that failed: the reason in one line, and the traceback.
 FAILURE = "failure.txt"
 # The figures of a sweep that fit on a page.
-SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "loss", "seconds")
+SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,22 @@ class TextTable:
 
 
 def rounds_table(rows: Rows, title: str = "") -> TextTable:
-    """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" where none is."""
+    """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" where none is.
+
+    T5's accuracy has a column where there is a T5 adapter. An asterisk: not all sites were evaluated; `closing_lines`
+    tells what the figure rests on.
+    """
+    has_t5 = any("t5/accuracy" in row for row in rows)
+    header = ("round", "accuracy before", "after server step", *(["T5 accuracy"] if has_t5 else []))
     return TextTable(
         title,
-        (
-            "round",
-            "accuracy before",
-            "after server step",
-            "generator loss",
-            "fine-tuning loss",
-            "MB up",
-            "MB down",
-            "seconds",
-        ),
+        (*header, "generator loss", "fine-tuning loss", "MB up", "MB down", "seconds"),
         tuple(
             (
                 str(row["round"]),
                 _figure(row.get("accuracy_before"), 3),
-                _figure(row.get("accuracy"), 3),
+                _figure(row.get("accuracy"), 3) + ("" if fully_evaluated(row) else "*"),
+                *([_figure(row.get("t5/accuracy"), 3)] if has_t5 else []),
                 _figure(row.get("server/generator_loss"), 4),
                 _figure(row.get("server/adapter_finetuning_loss"), 4),
                 _figure(row.get("bytes_up"), 2, scale=1e-6),
@@ -90,14 +89,19 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
     )
 
 
-def comparison_table(variants: Mapping[str, Rows], title: str = "") -> TextTable:
+def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str = "accuracy") -> TextTable:
     """Accuracy by round, a column for each variant, and below it the optimiser steps of all rounds.
+
+    Where not all test clips were scored, a cell has their number.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
         title: the table's title.
+        figure: another one than the CLIP side's accuracy, e.g. "t5/accuracy".
     """
-    values = {label: {int(row["round"]): row.get("accuracy") for row in rows} for label, rows in variants.items()}
+    values = {
+        label: {int(row["round"]): accuracy_cell(row, 3, figure) for row in rows} for label, rows in variants.items()
+    }
     numbers = sorted({number for column in values.values() for number in column})
     steps = {
         label: [_total(rows, f"{side}/optimiser_steps") for rows in variants.values()]
@@ -107,7 +111,7 @@ def comparison_table(variants: Mapping[str, Rows], title: str = "") -> TextTable
         title,
         ("round", *variants),
         (
-            *((str(number), *(_figure(column.get(number), 3) for column in values.values())) for number in numbers),
+            *((str(number), *(column.get(number, "-") for column in values.values())) for number in numbers),
             *((label, *cells) for label, cells in steps.items()),
         ),
     )
@@ -143,7 +147,12 @@ def summary_table(folder: Path, expected: int | None = None) -> TextTable:
                     job.name,
                     job.status,
                     *(job.overrides.get(key, "-") for key in settings),
-                    *(_figure(job.results.get(key), digits) for key in figures),
+                    *(
+                        accuracy_cell(job.results, digits)
+                        if key == "accuracy" and digits
+                        else _figure(job.results.get(key), digits)
+                        for key in figures
+                    ),
                     *(job.reason or "-" for _ in reasons),
                 )
                 for job in jobs
@@ -210,6 +219,14 @@ def seconds(row: Mapping[str, Any]) -> float:
     return float(sum(value or 0.0 for key, value in row.items() if key.startswith("seconds/")))
 
 
+def accuracy_cell(row: Mapping[str, Any], digits: int, figure: str = "accuracy") -> str:
+    """The accuracy of a row, or of results; where not all test clips were scored, e.g. "1.000 on 48 of 80"."""
+    shown, total = _figure(row.get(figure), digits), row.get("test_clips_total")
+    if shown == "-" or fully_evaluated(row):
+        return shown
+    return f"{shown} on {row.get('test_clips')} of {'?' if total is None else total}"
+
+
 def _total(rows: Rows, key: str) -> str:
     found = [row[key] for row in rows if key in row]
     return f"{sum(found):.0f}" if found else "-"
@@ -218,7 +235,7 @@ def _total(rows: Rows, key: str) -> str:
 def _figure(value: Any, digits: int | None, scale: float = 1.0) -> str:
     if value is None:
         return "-"
-    if scale == 1.0 and (digits is None or isinstance(value, int)):
+    if scale == 1.0 and (digits is None or not isinstance(value, float)):
         return str(value)
     return f"{value * scale:.{digits}f}"
 

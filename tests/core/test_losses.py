@@ -1,11 +1,12 @@
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import Prompts, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
 from tests.core.conftest import World, draws
 from tests.refusals import refused
@@ -93,6 +94,20 @@ def test_clip_and_t5_both_pull():
     assert t5.grad.abs().sum() > 0
 
 
+def test_the_loss_is_the_mean_of_its_sides_and_each_is_that_of_its_prompts_alone():
+    world = World()
+    prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([1, 2])
+    outputs = Prompts(torch.randn(2, 1, 24), torch.randn(2, 3, 10))
+    loss = adapter_loss(world, t5=(3, 10), mse=0.5, temperature=0.3)
+    sides = {kind: float(value) for kind, value in loss.sides(outputs, labels).items()}
+    weights = loss.weights
+    assert list(sides) == ["clip", "t5"]
+    for kind, alone in (("clip", prompts.clip), ("t5", prompts.t5)):
+        as_clip = AdapterLoss(PromptSet(prompts.names, alone, None), weights)
+        assert sides[kind] == pytest.approx(float(as_clip(Prompts(getattr(outputs, kind), None), labels)[0]))
+    assert float(loss(outputs, labels)[0]) == pytest.approx(sum(sides.values()) / 2)
+
+
 def test_a_single_class_has_a_finite_loss():
     world = World(classes=1)
     total, _ = adapter_loss(world)(Prompts(torch.randn(3, 1, 24), None), torch.zeros(3, dtype=torch.long))
@@ -100,6 +115,22 @@ def test_a_single_class_has_a_finite_loss():
 
 
 # VAE loss
+
+
+SCHEDULES, VARIANCES = ("constant", "linear", "cyclical"), ("unit", "optimal", "learned")
+
+
+def vae_losses():
+    """Every kind of loss, as arguments of `vae_loss`."""
+    names = ("beta_schedule", "variance", "free_bits", "similarity_weight")
+    return [dict(zip(names, values, strict=True)) for values in product(SCHEDULES, VARIANCES, (0.0, 0.3), (0.0, 0.5))]
+
+
+def vae_loss(beta_schedule, variance, free_bits, similarity_weight):
+    loss = VAELoss(beta_schedule, 0.7, 6, variance, free_bits, similarity_weight)
+    if loss.log_variance is not None:
+        torch.nn.init.constant_(loss.log_variance, -0.5)
+    return loss
 
 
 def batch(rows=6, width=20, latent=4):
@@ -139,14 +170,46 @@ def test_rows_with_tokens_cost_the_same_as_flat_rows():
     assert torch.equal(loss(recon.view(6, 4, 5), x.view(6, 4, 5), mu, logvar, 0).total, flat.total)
 
 
-def test_the_parts_are_given_for_each_row_and_add_up():
+@pytest.mark.parametrize("epoch", [0, 3, 6])
+@pytest.mark.parametrize("settings", vae_losses(), ids=str)
+def test_the_terms_are_given_for_each_row_and_add_up_to_the_loss(settings, epoch):
+    total, *terms = vae_loss(**settings)(*batch(), epoch)
+    assert [term.shape for term in terms] == [(6,)] * 3
+    assert not any(term.requires_grad for term in terms)
+    assert float(sum(term.mean() for term in terms)) == pytest.approx(total.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_each_rows_terms_are_its_likelihood_kl_and_cosine_with_their_weights(variance):
     recon, x, mu, logvar = batch()
-    total, reconstruction, kl, similarity = VAELoss(variance="unit", beta_max=0.5, similarity_weight=0.1)(
-        recon, x, mu, logvar, 0
-    )
-    assert reconstruction.shape == kl.shape == similarity.shape == (6,)
-    expected = reconstruction.mean() + 0.5 * kl.mean() + 0.1 * similarity.mean()
-    torch.testing.assert_close(total, expected)
+    loss = vae_loss("linear", variance, free_bits=0.0, similarity_weight=0.1)
+    _, reconstruction, kl, similarity = loss(recon, x, mu, logvar, 3)  # beta is 0.7 x 3 / 6 there
+    deviation = {
+        "unit": torch.ones(()),
+        "optimal": (recon - x).square().mean().sqrt(),
+        "learned": torch.tensor(-0.5).exp().sqrt(),
+    }[variance]
+    likelihood = Normal(recon, deviation).log_prob(x).mean(dim=1)
+    left_out = 0.5 * math.log(2 * math.pi) if variance == "unit" else 0.0
+    torch.testing.assert_close(reconstruction, -likelihood - left_out)
+    divergence = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(dim=1)
+    torch.testing.assert_close(kl, 0.35 * divergence / 20)
+    torch.testing.assert_close(similarity, 0.1 * (1 - F.cosine_similarity(recon, x, dim=1)))
+
+
+def test_units_that_come_free_are_charged_alike_to_every_row():
+    recon, x, mu, logvar = batch()
+    mu[:, 0], logvar[:, 0] = 0.1 * mu[:, 0], 0.0  # it carries next to nothing
+    kl = VAELoss(free_bits=0.2)(recon, x, mu, logvar, 0).kl
+    others = kl_divergence(Normal(mu[:, 1:], (0.5 * logvar[:, 1:]).exp()), Normal(0.0, 1.0)).sum(dim=1)
+    torch.testing.assert_close(kl, (others + 0.2) / 20)
+
+
+def test_the_loss_is_negative_where_the_decoder_is_surer_than_a_density_of_one():
+    _, x, mu, logvar = batch()
+    surest = 1 / math.sqrt(2 * math.pi * math.e)  # 0.24
+    losses = [VAELoss(beta_max=0.0)(x + error, x, mu, logvar, 0).total for error in (1.1 * surest, 0.9 * surest)]
+    assert losses[0] > 0 > losses[1]
 
 
 def test_a_perfect_reconstruction_has_a_finite_loss_and_gradient():

@@ -76,12 +76,11 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
 
 
 @pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
-def test_missing_audio_is_an_error_where_the_bank_does_not_hold_it(name, data):
+def test_a_class_that_comes_without_audio_has_none_where_the_bank_does_not_hold_it(name, data):
     bank = bank_of(a=[says("dog", 1)])
-    before = bank.state_dict()
-    with pytest.raises(KeyError):
-        bank.update("a", [says("dog", 5), ClassPrompts(name, 6)], data, 2)
-    assert_same_bits(bank.state_dict(), before)
+    bank.update("a", [ClassPrompts(name, 6)], data, 2)
+    assert bank.rows() is None
+    assert bank.counts() == {name: 6}
 
 
 def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
@@ -91,6 +90,11 @@ def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
     assert bank.expire(5, 3) == ["a"]
     assert bank.rows().names == ("cat",)
     assert set(bank.fingerprints) == {"b"}
+
+
+def test_a_site_that_shares_no_class_has_no_age():
+    bank = bank_of(a=[], b=[says("cat", 2)])
+    assert bank.expire(1, 3) == [], "it has just been heard"
 
 
 def test_nobody_is_dropped_where_the_maximum_age_is_zero():

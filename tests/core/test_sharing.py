@@ -6,12 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.prompts import AudioPrototypes
-from fed_a2v.core.sharing import fingerprint, share_class, similar_groups
+from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class, similar_groups
 from tests.core.conftest import World, draws
 
 
 def clips(number, tokens=2, width=6):
     return torch.randn(number, tokens, width, generator=draws(0))
+
+
+def test_pooled_moments_are_those_of_all_clips_and_need_as_many_as_any_average():
+    rows = clips(7)
+    found = pooled_moments(rows, min_clips=7)
+    torch.testing.assert_close(found.mean, rows.mean(dim=0))
+    assert found.variance == pytest.approx(float((rows - rows.mean(dim=0)).square().mean()))
+    assert found.count == 7
+    assert pooled_moments(rows, min_clips=8) is None
 
 
 @given(st.integers(1, 40), st.integers(1, 10))

@@ -45,6 +45,7 @@ def test_a_good_generator_passes_without_a_warning():
         assert result.warnings() == []
         assert result.quality.tstr > 0.9
         assert 0.7 < result.quality.synthetic.variance_ratio < 1.3
+        assert result.agreement.similarity == pytest.approx(result.real.similarity, abs=0.02)
 
 
 def test_every_figure_stands_beside_that_of_real_rows():

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import soundfile
 
@@ -96,3 +98,17 @@ def test_an_unknown_class_is_named_with_the_nearest(recordings, make_settings, t
     with refused(DataError, "dataset.classes", "'bel'", "bell") as caught:
         load(settings, tmp_path)
     assert "drum" not in str(caught.value)
+
+
+def test_a_copy_of_a_recording_under_another_name_is_kept_for_the_test(recordings, make_settings, tmp_path, caplog):
+    root = recordings(*(f"{name}/{i}.wav" for name in ("bell", "drum") for i in range(5)))
+    fold = {record.key: record.fold for record in ClassFolders(root).records()}
+    tested, trained = (
+        next(key for key in fold if key.startswith("bell") == of and fold[key] == number)
+        for of, number in ((True, 5), (False, 2))
+    )
+    shutil.copy(root / tested, root / trained)
+    settings = make_settings("dataset=folder", f"dataset.root={root}", "dataset.clip_seconds=0.3")
+    clips = load(settings, tmp_path)
+    assert set(clips.keys) == set(fold) - {trained}
+    assert f"{trained} ({tested})" in caplog.text

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_a_video_of_two_data_sets_is_never_in_training_and_test(mixed, caplog):
     for record, split in zip(index.records, index.splits, strict=True):
         by_source.setdefault(record.source, set()).add(split)
     assert all(len(splits) == 1 for splits in by_source.values())
+
+
+def test_a_copy_in_another_data_set_is_found_though_it_is_cropped_to_another_length(mixed, places, caplog):
+    copy, other = places["vggsound"] / "dog3_000000.wav", places["esc50"] / "audio" / "dog4a.wav"
+    shutil.copy(other, copy)
+    clips = load(mixed(esc50={}, vggsound={"clip_seconds": 0.05}))
+    assert "1-vggsound/dog3_000000.wav" not in clips.keys
+    assert clips.splits[clips.keys.index("0-esc50/dog4a.wav")] == "test"
+    assert "1-vggsound/dog3_000000.wav (0-esc50/dog4a.wav)" in caplog.text
 
 
 def test_a_recording_in_two_folds_of_one_data_set_is_kept_for_the_test(esc50_folder, make_settings, caplog):

@@ -1,9 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from fed_a2v.data.errors import DataError, PartitionError
-from fed_a2v.data.site import LabelledClips, SiteData, class_names, load_clips, site_clips
+from fed_a2v.data.site import LabelledClips, SiteData, _load, class_names, load_clips, site_clips
 from fed_a2v.data.synth import TARGETS
 from fed_a2v.encoders.audio import LogMelEncoder
 from fed_a2v.settings import cache_dir
@@ -99,10 +101,78 @@ def test_the_square_root_is_taken_where_nothing_is_negative(npz):
     assert clips.square_root
     assert torch.allclose(clips.embeddings[:, 0], torch.tensor(values).sqrt())
     assert not load(npz(values, "dataset.square_root=never")).square_root
-    values[7, 1] = -1
+    values[6, 1] = -1  # of fold 3, which trains
     assert torch.equal(load(npz(values)).embeddings[:, 0], torch.tensor(values))
-    with refused(DataError, "dataset.square_root=always", "-1", "auto", "never"):
+    with refused(DataError, "dataset.square_root=always", "row-00006", "-1", "auto", "never"):
         load(npz(values, "dataset.square_root=always"))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "always"])
+def test_whether_to_take_the_square_root_is_decided_by_training_clips_alone(npz, caplog, wanted):
+    values = np.arange(16, dtype=np.float32).reshape(8, 2)
+    values[7, 1] = -9  # of fold 4, the test
+    clips = load(npz(values, f"dataset.square_root={wanted}"))
+    assert clips.square_root
+    assert torch.equal(clips.embeddings[:7, 0], torch.tensor(values[:7]).sqrt())
+    assert clips.embeddings[7, 0].tolist() == pytest.approx([14**0.5, -3.0])
+    assert "row-00007 (-9)" in caplog.text
+    assert "dataset.square_root=never" in caplog.text
+
+
+def used(clips):
+    """Each clip's split, by its key."""
+    return dict(zip(clips.keys, clips.splits, strict=True))
+
+
+def test_copies_of_a_recording_are_kept_for_the_test_of_an_esc50(esc50, caplog):
+    before = used(load(esc50()))
+    audio = cache_dir(esc50()).parent / "esc50" / "audio"
+    shutil.copy(audio / "dog40.wav", audio / "dog10.wav")  # of fold 1, and another class
+    shutil.copy(audio / "dog40.wav", audio / "cat30.wav")
+    shutil.copy(audio / "rain10.wav", audio / "rain20.wav")  # both for training
+    shutil.copy(audio / "rain40.wav", audio / "rain41.wav")  # both for the test
+    _load.cache_clear()  # a process notices new files, and not what is in them
+    after = used(load(esc50()))
+    assert after == {key: split for key, split in before.items() if key not in ("dog10.wav", "cat30.wav")}
+    assert after["dog40.wav"] == "test"
+    assert "cat30.wav (dog40.wav), dog10.wav (dog40.wav)" in caplog.text
+
+
+def test_a_copy_in_the_validation_gives_way_to_the_test_and_training_to_both(npz, caplog):
+    values = np.arange(16, dtype=np.float32).reshape(8, 2)
+    values[4] = values[1] = values[3]  # of folds 1, 2 and 4
+    values[0] = values[5]  # of folds 1 and 2
+    clips = load(npz(values, "dataset.validation_folds=[2]"))
+    assert used(clips) == {
+        **{"row-00002": "train", "row-00006": "train"},
+        **{"row-00003": "test", "row-00005": "validation", "row-00007": "test"},
+    }
+    assert clips.embeddings[:, 0].square().tolist() == pytest.approx(values[[2, 3, 5, 6, 7]])
+    assert clips.labels.tolist() == [0, 0, 1, 1, 1]
+    assert "row-00000 (row-00005), row-00001 (row-00003), row-00004 (row-00003)" in caplog.text
+
+
+def test_copies_are_found_before_the_clips_are_divided_among_sites(npz):
+    values = np.arange(32, dtype=np.float32).reshape(16, 2)
+    values[0] = values[15]  # of the first class and of the last
+    sites = [site(npz(values, "partition.sites=4"), number) for number in range(4)]
+    train, test = (torch.cat([getattr(each, split).embeddings for each in sites]) for split in ("train", "test"))
+    assert (len(train), len(test)) == (11, 4)
+    assert torch.cdist(train[:, 0], test[:, 0]).min() > 0.01
+
+
+def test_a_data_set_that_trains_on_its_test_alone_is_refused(npz):
+    with refused(DataError, "row-00000", "row-00003"):
+        load(npz(np.ones((8, 2))))
+
+
+def test_five_folds_of_a_file_train_on_four_and_test_on_the_last(tmp_path, make_settings):
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    np.savez(tmp_path / "e.npz", embeddings=values, fold=np.arange(10) % 5 + 1, target=np.arange(10) // 5)
+    clips = load(make_settings("dataset=embeddings", f"dataset.path={tmp_path / 'e.npz'}"))
+    assert clips.splits == ("train", "train", "train", "train", "test") * 2
+    clips = load(make_settings("dataset=embeddings", f"dataset.path={tmp_path / 'e.npz'}", "dataset.test_fold=1"))
+    assert clips.splits == ("test", "train", "train", "train", "train") * 2
 
 
 def test_the_sites_share_the_data_without_overlap(esc50):
@@ -166,7 +236,7 @@ def test_every_site_needs_a_folder_of_its_own_in_a_deployment(esc50):
 
 
 def test_embeddings_may_lie_in_a_folder_and_synthesised_data_nowhere(npz, make_settings, tmp_path):
-    settings = npz(np.ones((8, 2)), "partition.sites=1")
+    settings = npz(np.arange(16.0).reshape(8, 2), "partition.sites=1")
     assert len(site(settings, 0, str(tmp_path)).train) == 6
     assert len(site(settings, 0, str(tmp_path / "e.npz")).train) == 6
     with refused(DataError, "dataset=synth", "data-dir", "/data", "dataset=esc50"):

@@ -85,6 +85,7 @@ def test_the_step_obeys_the_settings():
         "aggregation.max_age=4",
         "generator.holdout=0.25",
         "generator.training_epochs=6",
+        "generator.min_steps=13",
         "generator.augmentation_noise=0.7",
         "generator.synthetic_samples_per_class=8",
         "generator.validation_frequency=9",
@@ -99,7 +100,8 @@ def test_the_step_obeys_the_settings():
         "finetune.batch_size=16",
     )
     made = step.settings
-    assert (made.seed, made.max_age, made.holdout, made.training_epochs) == (3, 4, 0.25, 6)
+    assert (made.seed, made.max_age, made.holdout) == (3, 4, 0.25)
+    assert (made.training_epochs, made.min_steps) == (6, 13)
     assert (made.augmentation_noise, made.synthetic_samples_per_class, made.validation_frequency) == (0.7, 8, 9)
     assert (made.finetune, made.first_steps, made.steps, made.synthetic_share) == (False, 11, 12, 0.13)
     assert (made.from_nodes_adapters, made.rollback) == (True, False)

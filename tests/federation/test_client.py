@@ -70,13 +70,19 @@ def test_asked_to_introduce_the_site_it_sends_prototypes_and_no_weights(federati
     assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.prompts)
 
 
-def test_asked_to_train_it_sends_changed_weights_and_its_mean_outputs(federation, message, weights):
-    reply = read(federation, A2VClient({}).fit(weights, message("train")), "train")
+def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_outputs(federation, message, weights):
+    asked = message("train")
+    settings = json.loads(asked["settings"])
+    settings["finetune"]["from_nodes_adapters"] = True
+    fitted = A2VClient({}).fit(weights, asked | {"settings": json.dumps(settings)})
+    reply = read(federation, fitted, "train", outputs=True)
     sent = federation.strategy.step.adapters.weights()
     assert [w.shape for w in reply.weights] == [w.shape for w in sent]
     assert not torch.allclose(reply.weights[0].float(), sent[0], atol=1e-5)
     assert all(prompt.clip.shape == (1, 768) for prompt in reply.prompts)
     assert reply.losses["loss"] > 0
+    with refused(BadReplyError, "clip"):
+        read(federation, fitted, "train")
 
 
 def test_prototypes_that_the_server_holds_are_not_sent_again(federation, message, weights):
@@ -108,7 +114,7 @@ def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
 
     def scores(arrays):
         _, clips, metrics = A2VClient({}).evaluate([join_arrays(arrays)], asked)
-        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
+        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes, t5=("after",))
 
     whole, part, same = scores(others + weights), scores(clip_side + weights), scores(weights[:-2] + weights)
     for name, score in part["before"].classes.items():

@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from fed_a2v.config import compose_settings
-from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.task import adapter_loss, prompt_set
 from fed_a2v.federation.wire import decode_weights, encode_weights
 from fed_a2v.settings import cache_dir
 from fed_a2v.storage.files import read_jsonl
+from tests.refusals import refused
 
-from .helpers import QUICK, Finished, assert_same_run, without_seconds
+from .helpers import QUICK, Finished, assert_same, assert_same_run, without_seconds
 
 VALIDATION = ("similarity", "mse", "l1")
 
@@ -148,7 +151,8 @@ def test_flux_trains_the_t5_adapter_at_the_sites_and_on_the_server(finished_run)
     assert all(not torch.equal(tuned[name], averaged[name]) for name in t5)
     assert tuned["t5.output.weight"].shape == (32, 64)
     assert run.results["accuracy"] > plain.results["accuracy"]
-    outputs = next(iter(run.state["step"]["bank"]["sites"]["site-000"].values()))
+    told = finished_run(*flux, "rounds=1", "finetune.from_nodes_adapters=true")
+    outputs = next(iter(told.state["step"]["bank"]["sites"]["site-000"].values()))
     assert outputs["t5"].shape == (3, 32)
 
 
@@ -159,6 +163,51 @@ def test_the_t5_adapter_learns_the_t5_prompts(finished_run):
     with torch.no_grad():
         found = retrieval(adapters(audio).t5, labels, prompts.t5)
     assert found.accuracy > 0.3
+
+
+def test_t5s_figures_are_those_of_the_saved_adapters_among_the_t5_prompts(finished_run):
+    run = finished_run("adapters=flux", "adapters.t5_width=32", "adapters.t5_tokens=3", "rounds=1")
+    prompts, adapters, audio, labels = at_the_end(run)
+    with torch.no_grad():
+        outputs = sent(adapters)(audio).t5.double().flatten(1).numpy()
+    candidates = prompts.t5.double().flatten(1).numpy()
+    outputs, candidates = outputs - candidates.mean(axis=0), candidates - candidates.mean(axis=0)
+    unit = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
+    cosines = outputs @ unit.T / np.linalg.norm(outputs, axis=1, keepdims=True)
+    right = cosines[np.arange(30), labels.numpy()]
+    hits = cosines.argmax(axis=1) == labels.numpy()
+    for figures in (run.rows[-1], run.results):
+        assert figures["t5/accuracy"] == pytest.approx(hits.mean())
+        assert figures["t5/cosine"] == pytest.approx(right.mean(), abs=1e-5)
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    for name, figures in classes.items():
+        of_class = labels.numpy() == prompts.names.index(name)
+        assert figures["t5/accuracy"] == pytest.approx(hits[of_class].mean())
+        assert figures["t5/cosine"] == pytest.approx(right[of_class].mean(), abs=1e-5)
+    with torch.no_grad():
+        loss = AdapterLoss(PromptSet(prompts.names, prompts.t5, None), adapter_loss(run.config, prompts).weights)
+        alone = [float(loss(Prompts(adapters(audio[[k]]).t5, None), labels[[k]])[0]) for k in range(30)]
+    assert run.results["t5/loss"] == pytest.approx(np.mean(alone), abs=1e-4)
+
+
+def test_without_a_t5_adapter_nothing_is_said_of_t5(finished_run):
+    run = finished_run("rounds=1")
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    said = [*run.rows[0], *run.results, *(name for figures in classes.values() for name in figures)]
+    assert not [name for name in said if name.startswith("t5/")]
+
+
+def test_a_t5_side_that_is_left_behind_is_told_at_the_end_with_a_remedy_that_works(finished_run):
+    flux = ("adapters=flux", "adapters.t5_width=768", "adapters.t5_tokens=8", "rounds=1")
+    left = finished_run(*flux, "finetune.first_steps=15")
+    mended = finished_run(*flux, "finetune.first_steps=45", "adapters.hidden_width=256")
+    assert (left.rows[0]["t5/far_behind"], mended.rows[0]["t5/far_behind"]) == (True, False)
+    assert 2 * left.results["t5/cosine"] < left.results["cosine"]
+    warnings = [line for line in left.log.splitlines() if "WARNING" in line and "T5" in line]
+    assert len(warnings) == 1
+    for part in (f"{left.results['t5/cosine']:.3f}", "finetune.first_steps", "adapters.hidden_width"):
+        assert part in warnings[0]
+    assert not [line for line in mended.log.splitlines() if "WARNING" in line]
 
 
 def test_stable_diffusion_has_a_prompt_of_several_tokens(finished_run):
@@ -226,6 +275,98 @@ def test_half_precision_halves_what_crosses_the_wire(finished_run):
     half, single = finished_run("rounds=1"), finished_run("rounds=1", "share.dtype=float32")
     assert single.results["bytes_up"] > 1.9 * half.results["bytes_up"]
     assert single.results["accuracy"] == pytest.approx(half.results["accuracy"], abs=0.1)
+
+
+# Classes of which no site has clips enough
+
+
+@pytest.fixture(scope="session")
+def thin_file(tmp_path_factory):
+    """Embeddings of 60 clips to train on and five for the test, of each of twenty easy classes."""
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(20), 65)
+    rows = random.normal(3, 2, (20, 8))[labels] + random.normal(0, 0.3, (len(labels), 8))
+    path = tmp_path_factory.mktemp("thin") / "embeddings.npz"
+    names = np.array([f"sound {label:02d}" for label in labels])
+    np.savez(path, embeddings=rows.astype(np.float32), category=names, fold=np.repeat([1, 2], [1200, 100]))
+    return path
+
+
+def thin(path, *overrides):
+    return ("dataset=embeddings", f"dataset.path={path}", "partition=iid", "rounds=1", *overrides)
+
+
+def test_two_hundred_sites_with_one_clip_of_each_of_six_classes_are_averaged_over(run_in, thin_file):
+    words = thin(thin_file, "partition.sites=200", "share.dtype=float32", "site.learning_rate=0.02")
+    run = run_in("thin", *words)
+    assert run.rows[0]["replies"] == 200
+    assert run.state["step"]["bank"]["sites"] == {f"site-{number:03d}": {} for number in range(200)}
+    data = np.load(thin_file)
+    trained = data["embeddings"][data["fold"] == 1]
+    adapters = run.state["step"]["adapters"]
+    np.testing.assert_allclose(adapters["audio_mean"], trained.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(adapters["audio_std"], trained.var(axis=0).mean() ** 0.5, rtol=1e-4)
+    assert run.results["accuracy"] > 0.5, "chance is 0.05"
+    assert (run.results["generator"], run.results["classes_lost"]) == ("no fine-tuning", 20)
+    assert run.results["lost_classes"] == [f"sound {number:02d}" for number in range(20)]
+    assert run.log.count("share.min_clips=3") == 1
+    assert run.log.count("FedAvg") == 1
+
+
+@pytest.mark.parametrize("name", ["none", "gaussian", "gmm", "flow", "gan", "vae_per_class", "multimodal", "noise"])
+def test_without_any_prototype_every_run_is_that_of_fedavg(finished_run, name):
+    few = ("rounds=1", "share.min_clips=10")  # every class has nine clips at its one site
+    run, plain = finished_run(*few, f"generator={name}"), finished_run(*few, "finetune.enabled=false")
+    assert run.results["accuracy"] == run.results["accuracy_before"] == plain.results["accuracy"]
+    assert_same(run.state["step"]["adapters"], plain.state["step"]["adapters"])
+    assert not list(run.folder.glob("checkpoints/*generator*")), "there was nothing to train it on"
+    assert (plain.results["classes_lost"], run.results["classes_lost"]) == (0, 10), "FedAvg loses nothing"
+
+
+def test_distillation_without_any_prototype_is_fedavg_too(finished_run):
+    run = finished_run("rounds=1", "share.min_clips=10", "aggregation.mode=kd")
+    plain = finished_run("rounds=1", "share.min_clips=10", "finetune.enabled=false")
+    assert_same(run.state["step"]["adapters"], plain.state["step"]["adapters"])
+
+
+@pytest.mark.parametrize("words", [("aggregation.mode=none",), ("adapters=bilinear", "generator=none")])
+def test_where_only_prototypes_teach_their_want_ends_the_run(run_in, words):
+    with refused(
+        FederationError, words[0].replace("adapters=bilinear", "adapters.closed_form=true"), "share.min_clips=10"
+    ):
+        run_in("nothing", "rounds=1", "share.min_clips=10", *words)
+
+
+def test_a_class_below_the_limit_everywhere_is_named_once_and_marked(run_in, thin_file, tmp_path):
+    data = dict(np.load(thin_file))
+    rare = (data["category"] == "sound 07") & (data["fold"] == 1)
+    kept = ~rare | (rare.cumsum() <= 4)  # two at each of two sites
+    np.savez(tmp_path / "rare.npz", **{name: values[kept] for name, values in data.items()})
+    run = run_in("rare", *thin(tmp_path / "rare.npz", "partition.sites=2", "report=true"))
+    assert (run.results["classes_lost"], run.results["lost_classes"]) == (1, ["sound 07"])
+    assert run.results["generator"] == "vae"
+    assert [row["classes_lost"] for row in run.rows] == [1]
+    (line,) = [line for line in run.log.splitlines() if "sound 07" in line and "share.min_clips" in line]
+    assert "1 of 20 classes" in line
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    assert {name for name, figures in classes.items() if figures["lost"]} == {"sound 07"}
+    assert (classes["sound 07"]["sites"], classes["sound 07"]["clips"], classes["sound 07"]["test_clips"]) == (
+        None,
+        None,
+        5,
+    )
+    assert (classes["sound 08"]["sites"], classes["sound 08"]["clips"]) == (2, 60)
+    report = (run.folder / "report.html").read_text()
+    assert "sound 07 (lost)" in report
+    assert "sound 08 (lost)" not in report
+
+
+def test_unseen_classes_and_those_of_sites_that_are_yet_to_come_are_not_lost(finished_run):
+    assert finished_run("rounds=1", "dataset.unseen=2").results["classes_lost"] == 0
+    words = ("scenario=class_incremental", "scenario.steps=5", "scenario.rounds_per_step=1", "share.min_clips=10")
+    run = finished_run("rounds=5", *words)
+    assert [row["classes_lost"] for row in run.rows] == [0, 0, 0, 0, 10]
+    assert run.log.count("share.min_clips=10") == 1
 
 
 # Evaluation

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ import yaml
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.federation import run as run_module
 from fed_a2v.federation import strategy as strategy_module
+from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.run import Run
+from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.maps import load_map
@@ -140,6 +144,95 @@ def test_the_results_are_those_of_the_last_round(validated):
     assert (results["rounds"], results["sites"], results["generator"], results["seed"]) == (2, 5, "vae", 0)
 
 
+# Sites that fail in the evaluation
+
+
+class Unsteady(A2VClient):
+    """Its sites fail in the evaluation of the rounds in `missing`: by round, the sites."""
+
+    missing: ClassVar = {}
+
+    def evaluate(self, parameters, config):
+        if config["site"] in self.missing.get(config["round"], ()):
+            raise OSError("its disk is gone")
+        return super().evaluate(parameters, config)
+
+
+@pytest.fixture
+def unsteady(tmp_path, monkeypatch):
+    def run(missing, *overrides):
+        monkeypatch.setattr(Unsteady, "missing", missing)
+        settings = compose_settings([*FAST, "rounds=2", *overrides])
+        return Finished(tmp_path, run_in_process(settings, tmp_path, make_client=lambda: Unsteady({})))
+
+    return run
+
+
+def best_states(run):
+    return sorted(path.name for path in (run.folder / "checkpoints").glob("best_*"))
+
+
+@pytest.fixture(scope="session")
+def others_than_the_most_accurate(finished_run):
+    """All sites but one that has only classes that are found without fault in the second round."""
+    run = finished_run("rounds=2")
+    sites = json.loads((run.folder / "partition.json").read_text())["sites"]
+    accuracies = {name: sum(run.rows[1]["per_class"][each] for each in site["classes"]) for name, site in sites.items()}
+    best = max(accuracies, key=accuracies.get)
+    assert accuracies[best] / 2 > run.rows[0]["accuracy"]
+    return sorted(set(sites) - {best})
+
+
+def test_a_round_without_some_sites_is_not_the_best_however_accurate(unsteady, others_than_the_most_accurate):
+    run = unsteady({2: others_than_the_most_accurate})
+    first, second = run.rows
+    assert second["accuracy"] > first["accuracy"]
+    assert best_states(run) == ["best_round_000001.pt"]
+    assert {name: run.results[name] for name in ("best_round", "best_accuracy", "best_fully_evaluated")} == {
+        "best_round": 1,
+        "best_accuracy": first["accuracy"],
+        "best_fully_evaluated": True,
+    }
+
+
+def test_results_and_log_say_which_clips_the_last_figures_rest_on(unsteady):
+    run = unsteady({2: ["site-000", "site-003"]})
+    assert [run.results[name] for name in ("test_clips", "test_clips_total")] == [18, 30]
+    assert [run.results[name] for name in ("sites_evaluated", "sites_total")] == [3, 5]
+    classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
+    assert {(each["test_clips"], each["test_clips_total"]) for each in classes.values()} == {(0, 3), (3, 3)}
+    warnings = [line for line in run.log.splitlines() if "WARNING" in line]
+    assert "18 of 30 test clips, 3 of 5 sites" in warnings[-1]
+    assert any("site-000, site-003" in line for line in warnings)
+
+
+def test_where_no_round_had_all_sites_the_best_is_of_those_with_most_clips_and_that_is_said(
+    unsteady, others_than_the_most_accurate
+):
+    run = unsteady({1: ["site-004"], 2: others_than_the_most_accurate})
+    assert best_states(run) == ["best_round_000001.pt"]
+    assert (run.results["best_round"], run.results["best_fully_evaluated"]) == (1, False)
+    assert "24 of 30 test clips, 4 of 5 sites" in [line for line in run.log.splitlines() if "WARNING" in line][-1]
+
+
+def test_a_run_that_is_resumed_knows_how_many_clips_its_sites_have(unsteady):
+    first = unsteady({}, "rounds=1")
+    assert first.results["test_clips_total"] == 30
+    down = {2: ["site-001"]}
+    assert [unsteady(down).results[name] for name in ("test_clips", "test_clips_total")] == [24, 30]
+
+
+def test_the_results_have_the_gain_of_the_first_round_beside_that_of_the_last(validated):
+    first, last = validated.rows
+    assert validated.results["gain_first_round"] == first["accuracy"] - first["accuracy_before"] > 0
+    assert validated.results["gain_last_round"] == last["accuracy"] - last["accuracy_before"]
+    assert validated.results["gain_over_fedavg"] is None
+
+
+def test_a_run_without_a_server_step_has_no_gain(finished_run):
+    assert "gain_first_round" not in finished_run("finetune.enabled=false").results
+
+
 def test_the_log_has_the_guides_lines(validated):
     number = r"-?\d+\.\d"
     wanted = [
@@ -149,10 +242,10 @@ def test_the_log_has_the_guides_lines(validated):
         rf"Generator training completed. Average loss: {number}{{4}}",
         r"Validating generator at round 1",
         r"=== Generator Validation Metrics ===",
-        rf"Average Cosine Similarity: {number}{{4}}",
-        rf"Average MSE Loss: {number}{{6}}",
-        rf"Average L1 Loss: {number}{{6}}",
-        r"Classes validated: 10",
+        rf"Average Cosine Similarity: {number}{{4}} \(real rows: {number}{{4}}, class-blind: {number}{{4}}\)",
+        rf"Average MSE Loss: {number}{{6}} \(real rows: {number}{{6}}, class-blind: {number}{{6}}\)",
+        rf"Average L1 Loss: {number}{{6}} \(real rows: {number}{{6}}, class-blind: {number}{{6}}\)",
+        r"Classes validated: 10, on 10 held-out averages",
         rf"  - dog: {number}{{4}}",
         r"=== Round 2: Training Generator and Global Adapters ===",
         r"Saving generator checkpoint at round 2",
@@ -208,7 +301,7 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
     path = validated.folder / "checkpoints" / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
-    assert loaded.rows[0]["generator/similarity"] < fresh.rows[0]["generator/similarity"]
+    assert loaded.rows[0]["generator/reconstruction"] < fresh.rows[0]["generator/reconstruction"]
     assert f"Loaded generator checkpoint from {path.with_name('vae_generator_round_2.pt')} (round 2)" in loaded.log
 
 
@@ -221,6 +314,10 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
             ("generator.granularity=per_class", "dataset.classes=[dog,rain]", "partition.sites=2"),
             {"vae_generator_dog", "vae_generator_rain"},
         ),
+        (
+            ("generator=vae_t5", "adapters=flux", "adapters.t5_width=8"),
+            {"vae_t5_generator_clip", "vae_t5_generator_t5"},
+        ),
     ],
 )
 @pytest.mark.parametrize("round_in_path", [True, False])
@@ -232,7 +329,7 @@ def test_a_run_that_starts_from_anothers_generator_saves_its_own_and_leaves_that
     first = run_in("first", "rounds=3", *kind)
     before = contents(first.folder)
     (name, *_) = sorted(names)
-    base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog")
+    base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog").removesuffix("_clip")
     second = run_in("second", "rounds=2", *kind, *loading(first.folder / "checkpoints" / f"{base}.pt"))
     assert contents(first.folder) == before
     saved = {str(path.relative_to(second.folder)) for path in second.folder.rglob("*generator*")}
@@ -280,6 +377,50 @@ def test_a_generator_that_does_not_fit_is_refused_and_both_values_are_named(run_
 def test_a_generator_that_is_not_there_is_refused_by_name(run_in):
     with refused(FileNotFoundError, "nothing.pt", "generator.checkpoint_path", "generator.load_checkpoint=false"):
         run_in("missing", *loading("checkpoints/nothing.pt"))
+
+
+# A generator for each adapter of FLUX
+
+TWO_SIDES = ("adapters=flux", "adapters.t5_tokens=4", "adapters.t5_width=64", "generator=vae_t5")
+
+
+@pytest.fixture(scope="session")
+def two_sides(finished_run):
+    return finished_run(*TWO_SIDES, *VALIDATED)
+
+
+def test_a_run_with_two_vaes_trains_both_validates_them_and_saves_each(two_sides):
+    for row in two_sides.rows:
+        assert all(isinstance(row[name], float) for name in GUIDE_NAMES)
+        parts = [row[f"generator/{side}{name}"] for side in ("", "t5_") for name in ("reconstruction", "kl")]
+        assert len(set(parts)) >= 3  # the first round's KL has no weight yet
+    assert sorted(path.name for path in (two_sides.folder / "checkpoints").glob("vae_t5*")) == [
+        "vae_t5_generator_clip_round_2.pt",
+        "vae_t5_generator_t5_round_2.pt",
+    ]
+    saved = torch.load(two_sides.folder / "checkpoints" / "vae_t5_generator_t5_round_2.pt")
+    assert (saved["round"], saved["generator_type"], saved["dimensions"]["t5_dim"]) == (2, "vae_t5", 64)
+    run = load_run(two_sides.folder)
+    samples = run.generator.sample("dog", 4)
+    assert samples.shape == (4, 1, 512)
+    assert run.adapt(samples).t5.shape == (4, 4, 64)
+
+
+def test_two_loaded_vaes_go_on_where_they_were(finished_run, run_in, two_sides, tmp_path):
+    path = shutil.copytree(two_sides.folder / "checkpoints", tmp_path / "loaded from") / "vae_t5_generator.pt"
+    loaded, fresh = run_in("loaded", *TWO_SIDES, "rounds=1", *loading(path)), finished_run(*TWO_SIDES, "rounds=1")
+    for name in ("generator/reconstruction", "generator/t5_reconstruction"):
+        assert loaded.rows[0][name] < fresh.rows[0][name]
+    with refused(CheckpointError, "t5_dim", 64, 32):
+        run_in("narrow", *TWO_SIDES, "adapters.t5_width=32", *loading(path))
+    path.with_name("vae_t5_generator_t5_round_2.pt").unlink()
+    with refused(FileNotFoundError, "'t5'", "vae_t5_generator_t5_round_2.pt", "generator.load_checkpoint=false"):
+        run_in("half", *TWO_SIDES, *loading(path))
+
+
+def test_a_run_with_two_vaes_goes_on_exactly(run_in, two_sides):
+    run_in("parts", *TWO_SIDES, *VALIDATED, "rounds=1")
+    assert_same_run(run_in("parts", *TWO_SIDES, *VALIDATED), two_sides)
 
 
 # Going on
@@ -423,15 +564,16 @@ def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in
     tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
     honest = strategy_module.round_figures
 
-    def figures(scores):
-        found = honest(scores)
-        assert found["validation_clips"] == found["test_clips"] == 30
+    def figures(scores, *given):
+        found = honest(scores, *given)
+        assert found["validation_clips"] == scores["after"].clips == 30
         return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
 
     monkeypatch.setattr(strategy_module, "round_figures", figures)
     run = run_in("run", "rounds=3", "generator=none", "dataset.validation_folds=[3]")
     assert [path.name for path in run.folder.glob("checkpoints/best*")] == ["best_round_000003.pt"]
     assert (run.results["accuracy"], run.results["accuracy_validation"]) == (0.5, 0.8)
+    assert (run.results["best_round"], run.results["best_accuracy"]) == (3, 0.5)
 
 
 def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds, monkeypatch):

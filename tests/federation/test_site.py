@@ -13,7 +13,7 @@ from fed_a2v.data.site import class_names
 from fed_a2v.federation import site as site_module
 from fed_a2v.federation.build import make_step
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.task import adapter_loss, prompt_set
 
 from .helpers import SMALL
 
@@ -85,10 +85,31 @@ def test_test_clips_are_never_shared_or_trained_on(make_site):
     assert distances.min() > 1e-3
 
 
-def test_a_class_with_too_few_clips_is_trained_on_but_not_spoken_of(make_site):
-    reply = make_site("share.min_clips=10").introduce(0)
+def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
+    site = make_site("share.min_clips=10")
+    reply, clips = site.introduce(0), site.data.train.embeddings
     assert reply.prompts == []
-    assert reply.num_examples == 18
+    assert reply.num_examples == reply.moments.count == len(clips) == 18
+    torch.testing.assert_close(reply.moments.mean, clips.mean(dim=0))
+    assert reply.moments.variance == pytest.approx(float((clips - clips.mean(dim=0)).square().mean()), rel=1e-5)
+    assert site.train(1, adapters_for(site), "").moments is None, "said once"
+
+
+def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
+    reply = make_site("share.min_clips=19").introduce(0)
+    assert (reply.prompts, reply.moments) == ([], None)
+
+
+def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
+    """The average of all, less that of the class, would be the average of two clips."""
+    path, random = tmp_path / "e.npz", np.random.default_rng(0)
+    labels = np.array(["dog"] * 6 + ["rain"] * 2 + ["dog", "rain"])
+    folds = [1] * 8 + [2] * 2
+    np.savez(path, embeddings=random.normal(size=(10, 5)).astype(np.float32), category=labels, fold=folds)
+    settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=1"])
+    reply = Site(settings, ("dog", "rain"), 0).introduce(0)
+    assert [prompt.name for prompt in reply.prompts] == ["dog"]
+    assert (reply.num_examples, reply.moments) == (8, None)
 
 
 @pytest.mark.parametrize("overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=false",)])
@@ -99,8 +120,11 @@ def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
     assert mark != make_site(*overrides, number=1).introduce(0).fingerprint
 
 
+OUTPUTS = "finetune.from_nodes_adapters=true"
+
+
 def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
-    site = make_site()
+    site = make_site(OUTPUTS)
     adapters = adapters_for(site)
     reply = site.train(1, adapters, "")
     for prompt in reply.prompts:
@@ -109,8 +133,37 @@ def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
             torch.testing.assert_close(prompt.clip, adapters(rows).clip.mean(dim=0))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "weights", "prototypes", "outputs"),
+    [
+        ((), True, True, False),
+        (("finetune.enabled=false",), True, False, False),
+        (("finetune.enabled=false", OUTPUTS), True, False, False),
+        (("finetune.enabled=false", "share=samples"), True, False, False),
+        (("finetune.enabled=false", "aggregation.mode=kd"), True, True, False),
+        ((OUTPUTS,), True, True, True),
+        (("aggregation.mode=none",), False, True, False),
+        (("aggregation.mode=none", OUTPUTS), False, True, True),
+        (("adapters=bilinear", OUTPUTS), False, True, False),
+    ],
+)
+def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrides, weights, prototypes, outputs):
+    site = make_site(*overrides)
+    adapters = adapters_for(site)
+    reply = site.train(1, adapters, "")
+    assert [weight.shape for weight in reply.weights] == [weight.shape for weight in adapters.weights() if weights]
+    assert len(reply.prompts) == 2, "names and numbers of clips are always told"
+    for prompt in reply.prompts:
+        assert prompt.count == 9
+        assert (prompt.audio is not None) == prototypes
+        assert (prompt.clip is not None) == outputs
+    told = site.introduce(0).prompts
+    groups = 9 if "share=samples" in overrides and prototypes else 3 if prototypes else 1
+    assert [len(prompt.audio.counts) for prompt in told] == [groups] * 2
+
+
 def test_with_a_t5_adapter_the_site_reports_both_outputs(make_site):
-    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3")
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", OUTPUTS)
     reply = site.train(1, adapters_for(site), "")
     assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.prompts)
 
@@ -128,6 +181,43 @@ def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
     assert scores.accuracy == pytest.approx(found.accuracy)
     assert scores.accuracy_at_5 == pytest.approx(found.accuracy_at_5)
     assert scores.cosine == pytest.approx(found.mean_similarity, abs=1e-6)
+
+
+def cosines_by_hand(outputs, prompts):
+    """(N, C) cosines of flattened outputs with flattened prompts, the prompts' mean taken off both, in numpy."""
+    flat, candidates = (np.asarray(each, dtype=np.float64).reshape(len(each), -1) for each in (outputs, prompts))
+    flat, candidates = flat - candidates.mean(axis=0), candidates - candidates.mean(axis=0)
+    norms = np.linalg.norm(flat, axis=1)[:, None] * np.linalg.norm(candidates, axis=1)
+    return flat @ candidates.T / norms
+
+
+def test_it_scores_t5_among_the_t5_prompts_and_only_where_t5_is_the_models_own(make_site):
+    site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", "site.epochs=3")
+    adapters = adapters_for(site)
+    site.train(1, adapters, "")
+    audio, labels = site.data.test.embeddings, site.data.test.labels
+    with torch.no_grad():
+        outputs = adapters(audio)
+    near = cosines_by_hand(outputs.t5, site.prompts.t5)
+    right = near[np.arange(len(labels)), labels]
+    loss = float(adapter_loss(site.settings, site.prompts).sides(outputs, labels)["t5"])
+    scores = site.evaluate(adapters)
+    assert scores.t5.accuracy == pytest.approx((near.argmax(axis=1) == labels.numpy()).mean())
+    assert scores.t5.cosine == pytest.approx(right.mean(), abs=1e-5)
+    assert scores.t5.loss == pytest.approx(loss, rel=1e-4)
+    for name, score in scores.classes.items():
+        of_class = labels.numpy() == site.classes.index(name)
+        assert score.t5.cosine == pytest.approx(right[of_class].sum(), abs=1e-5)
+    assert site.evaluate(adapters, t5=False).t5 is None
+    plain = make_site()
+    assert plain.evaluate(adapters_for(plain)).t5 is None
+
+
+def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
+    site = make_site()
+    has = Counter(site.classes[label] for label in site.data.test.labels.tolist())
+    assert sorted(has.values()) == [3, 3]
+    assert site.introduce(0).test_clips == site.train(1, adapters_for(site), "").test_clips == dict(has)
 
 
 def test_it_says_which_classes_it_confuses_when_it_is_asked(make_site, monkeypatch):

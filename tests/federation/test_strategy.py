@@ -18,6 +18,7 @@ from .helpers import (
     PLAIN,
     SITES,
     Federation,
+    Node,
     assert_same,
     lie,
     overwrite,
@@ -125,6 +126,90 @@ def test_the_log_names_the_sites_without_a_good_reply(caplog):
     federation = Federation(tamper=down_while(lambda: True)).start()
     federation.round()
     assert ", ".join(SITES) in caplog.text
+
+
+# Sites that fail in the evaluation
+
+
+def failing(*bad, tasks=("evaluate",)):
+    """Sites that cannot be reached in some tasks."""
+
+    def tamper(task, site, work):
+        if task in tasks and site in bad:
+            raise ConnectionError(f"{site} is down")
+        return work()
+
+    return tamper
+
+
+def coverage_of(row):
+    return tuple(row[key] for key in ("test_clips", "test_clips_total", "sites_evaluated", "sites_total"))
+
+
+def test_the_row_says_which_part_of_the_test_clips_its_figures_rest_on(honest_row, caplog):
+    assert coverage_of(honest_row) == (30, 30, 5, 5)
+    assert honest_row["not_evaluated"] == []
+    row = Federation(tamper=failing("site-001", "site-004")).start().round()
+    assert coverage_of(row) == (18, 30, 3, 5)
+    assert row["not_evaluated"] == ["site-001", "site-004"]
+    missing = {name for name, accuracy in row["per_class"].items() if accuracy is None}
+    assert row["per_class"].keys() == honest_row["per_class"].keys()
+    assert len(missing) == 4, "two classes of each site"
+    right = sum(3 * accuracy for name, accuracy in honest_row["per_class"].items() if name not in missing)
+    assert row["accuracy"] == pytest.approx(right / 18)
+    assert "site-001, site-004" in caplog.text
+
+
+def test_scores_that_are_refused_are_missed_as_well():
+    row = Federation(tamper=lie(set_manifest(round_number=7), task="evaluate")).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+    assert row["not_evaluated"] == [BAD]
+
+
+def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
+    broken = ["introduce", "train", "evaluate"]
+
+    def tamper(task, site, work):
+        if site == BAD and task in broken:
+            raise ConnectionError("not up yet")
+        return work()
+
+    federation = Federation(tamper=tamper).start()
+    assert coverage_of(federation.round(1)) == (24, None, 4, 5)
+    broken.remove("evaluate")
+    assert coverage_of(federation.round(2)) == (30, 30, 5, 5)
+    broken.append("evaluate")
+    assert coverage_of(federation.round(3)) == (24, 30, 4, 5)
+
+
+def test_a_round_in_which_no_site_is_evaluated_says_so():
+    row = Federation(tamper=failing(*SITES)).start().round()
+    assert coverage_of(row) == (0, 30, 0, 5)
+    assert "accuracy" not in row
+
+
+def test_what_the_sites_have_to_be_tested_on_survives_a_file():
+    federation = Federation().start()
+    federation.round(1)
+    resumed = Federation(state=federation.states[0], tamper=failing("site-000", tasks=("train", "evaluate"))).start()
+    assert coverage_of(resumed.round(1)) == (24, 30, 4, 5)
+
+
+def test_a_node_that_does_not_say_which_site_it_is_is_a_site_that_was_not_evaluated(tmp_path):
+    configs = []
+    for name in ("lab", "field"):
+        rows = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+        folds = np.tile([1, 2, 3, 4], 4)
+        np.savez(tmp_path / f"{name}.npz", embeddings=rows, category=np.repeat(["dog", "rain"], 8), fold=folds)
+        configs.append({"site": name, "data-dir": str(tmp_path / f"{name}.npz")})
+    own = ("partition=own", "dataset=embeddings", "dataset.classes=[dog,rain]", "share.min_clips=1")
+    federation = Federation(*own, node_configs=configs).start()
+    silent = Node("000009", None, {})
+    silent.get_properties = lambda *words: (_ for _ in ()).throw(ConnectionError("no answer"))
+    federation.manager.register(silent)
+    row = federation.round(1)
+    assert coverage_of(row) == (8, None, 2, 3)
+    assert row["not_evaluated"] == []
 
 
 # The introduction
@@ -250,9 +335,8 @@ def test_the_bytes_of_a_round_are_those_of_the_arrays_sent(honest_row):
     weights = sum(weight.numel() for weight in federation.weights)
     standardisation = 2 * 512 * 4
     down_per_site = (2 * weights + standardisation) + (2 * 2 * weights + standardisation)
-    outputs_per_site = 2 * 768 * 2  # two classes, one token each, half precision
     assert honest_row["bytes_down"] == 5 * down_per_site
-    assert honest_row["bytes_up"] == 5 * (2 * weights + outputs_per_site)
+    assert honest_row["bytes_up"] == 5 * 2 * weights
     assert honest_row["bytes_introduction"] > 0
 
 
@@ -447,3 +531,60 @@ def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the
     federation.train(2)
     for one, other in zip(solved, federation.weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+# What the sites are asked for
+
+
+ADAPTERS = "weights"
+OUTPUTS = "weights and outputs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sent"),
+    [
+        (("finetune.enabled=false",), ADAPTERS),
+        (("finetune.enabled=false", "share=samples"), ADAPTERS),
+        (("finetune.enabled=false", "aggregation.mode=weighted", "finetune.from_nodes_adapters=true"), ADAPTERS),
+        (("finetune.enabled=false", "aggregation.mode=kd"), ADAPTERS),
+        ((), ADAPTERS),
+        (("finetune.from_nodes_adapters=true",), OUTPUTS),
+        (("adapters=bilinear",), None),
+        (("aggregation.mode=none",), None),
+    ],
+)
+def test_a_round_costs_the_bytes_of_what_the_settings_need(overrides, sent):
+    """Five sites with two classes each; the prototypes have come with the introduction."""
+    federation = Federation(*overrides).start()
+    row = federation.round(1)
+    assert (row["replies"], row["rejected"]) == (5, 0)
+    weights = 5 * 2 * sum(weight.numel() for weight in federation.weights)
+    outputs = 10 * 2 * federation.strategy.prompts.clip[0].numel()
+    assert row["bytes_up"] == {ADAPTERS: weights, OUTPUTS: weights + outputs, None: 0}[sent]
+    assert len(federation.strategy.step.bank.counts()) == 10
+
+
+def test_federated_averaging_is_told_one_mean_a_class_once_and_keeps_none():
+    plain, tuned = (Federation(f"finetune.enabled={tuned}").start() for tuned in ("false", "true"))
+    for federation, groups in ((plain, 1), (tuned, 3)):
+        rows = federation.strategy.step.bank.rows()
+        assert rows.labels.bincount().tolist() == [groups] * 10
+        # Mean and variance of each group in half precision, and its number of clips.
+        told = 10 * groups * (2 * 2 * 512 + 8)
+        assert federation.round(1)["bytes_introduction"] == told
+    assert plain.strategy.step.bank.rows() is None
+    assert tuned.strategy.step.bank.rows() is not None
+    one, other = (federation.strategy.step.adapters for federation in (plain, tuned))
+    torch.testing.assert_close(one.audio_mean, other.audio_mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.audio_std, other.audio_std, rtol=1e-3, atol=1e-3)
+
+
+def test_a_site_that_comes_after_the_introduction_needs_no_prototypes_for_an_average():
+    federation = Federation(
+        "finetune.enabled=false", "scenario=class_incremental", "scenario.steps=5", "scenario.rounds_per_step=1"
+    ).start()
+    for number in (1, 2):
+        row = federation.round(number)
+        assert (row["replies"], row["rejected"], row["failures"]) == (1, 0, 0)
+    assert row["classes_known"] == 4
+    assert row["bytes_up"] == 2 * sum(weight.numel() for weight in federation.weights)

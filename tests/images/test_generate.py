@@ -94,6 +94,11 @@ def test_samples_test_clips_and_classes_are_drawn(generate, trained):
     assert [(subject["name"], subject["class"]) for subject in gallery["subjects"]] == [("rain", "rain")]
 
 
+def test_samples_of_the_two_vaes_of_flux_are_drawn(generate, trained):
+    gallery, _ = generate("flux", trained("flux", "generator=vae_t5"), "--classes", "dog", "--synthetic", "2")
+    assert [subject["name"] for subject in gallery["subjects"]] == ["dog, synthetic 1", "dog, synthetic 2"]
+
+
 def test_test_clips_of_a_mix_are_heard_where_there_are_sounds(tmp_path, generate):
     """One part of the mix has sounds, the other embeddings alone."""
     write_wavs(tmp_path / "wavs", clips_per_class=8, seed=0)

@@ -17,8 +17,23 @@ from fed_a2v.storage.files import write_json
 CLASSES = ("dog", "rain", "sea waves", "chainsaw")
 
 
-def written_run(path, classes=CLASSES, sites=5, rounds=4, seed=0, before=True, trouble=True, overrides=()):
-    """A folder with all that a finished run leaves, by the program's own writers; figures are drawn at random."""
+def written_run(
+    path,
+    classes=CLASSES,
+    sites=5,
+    rounds=4,
+    seed=0,
+    before=True,
+    trouble=True,
+    overrides=(),
+    lead=0.0,
+    partly=(),
+    t5=False,
+):
+    """A folder with all that a finished run leaves, by the program's own writers; figures are drawn at random.
+
+    `lead` is added to its accuracy; in the rounds `partly` two sites fail in the evaluation; `t5` adds a T5 side.
+    """
     random = np.random.default_rng(seed)
     settings = compose_settings(["experiment=quick", f"rounds={rounds}", f"partition.sites={sites}", *overrides])
     folder = RunFolder(path)
@@ -59,25 +74,33 @@ def written_run(path, classes=CLASSES, sites=5, rounds=4, seed=0, before=True, t
             "seconds/sites": 1.0,
             "seconds/finetune": 0.5,
             "seconds": 1.5,
-            "accuracy": 0.5 + 0.1 * number,
+            "accuracy": 0.5 + 0.1 * number + lead,
             "accuracy_at_5": 0.95,
             "cosine": 0.7,
             "loss": 1.0,
-            "test_clips": 4 * len(classes),
+            "test_clips": 2 * len(classes) if number in partly else 4 * len(classes),
+            "test_clips_total": 4 * len(classes),
+            "sites_evaluated": sites - 2 if number in partly else sites,
+            "sites_total": sites,
+            "not_evaluated": names[:2] if number in partly else [],
             "per_class": dict(zip(classes, accuracies.tolist(), strict=True)),
         }
         if before:
             row["accuracy_before"] = 0.3 + 0.1 * number
+        if t5:
+            row |= {"t5/accuracy": 0.25, "t5/cosine": 0.125, "t5/loss": 3.0, "t5/far_behind": True}
         folder.append(row)
     figures = {
         name: {
             "sites": 1,
             "clips": 4,
-            "test_clips": 4,
+            "test_clips": 2 if rounds in partly else 4,
+            "test_clips_total": 4,
             "accuracy": float(accuracy),
             "accuracy_at_5": 1.0,
             "accuracy_before": None,
             "cosine": float(random.uniform()),
+            **({"t5/accuracy": 0.25, "t5/cosine": 0.125} if t5 else {}),
         }
         for name, accuracy in zip(classes, accuracies, strict=True)
     }

@@ -53,7 +53,75 @@ def text(run_folder):
 
 def test_the_headline_has_accuracy_before_and_after(text):
     assert re.search(r"Accuracy\s+0\.900\s+after round 4", text)
-    assert re.search(r"Before the server step\s+0\.700\s+the step adds \+0\.200", text)
+    assert re.search(r"Before the server step\s+0\.700\s+of round 4, to which the step adds \+0\.200", text)
+
+
+def shown(folder):
+    """The page's text, white space in it as one space."""
+    return " ".join(" ".join(Outline(render(collect([folder]))).text).split())
+
+
+def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
+    # Accuracies 0.7, 0.8 after the step and 0.4, 0.5 before it; without it 0.6, 0.7.
+    written_run(tmp_path / "FedAvg", rounds=2, overrides=["finetune.enabled=false"])
+    folder = written_run(tmp_path / "vae", rounds=2, lead=0.1)
+    text = shown(folder)
+    assert "Before the server step 0.500 of round 2, to which the step adds +0.300" in text
+    assert "Gain of the first round +0.300" in text
+    assert "Gain over FedAvg +0.100 the same run without the server step, after round 2" in text
+    in_round, over = figures.gain_plot(collect([folder])).views
+    assert list(in_round.figure.data[0].y) == pytest.approx([0.3, 0.3])
+    assert list(over.figure.data[0].y) == pytest.approx([0.1, 0.1])
+    text = shown(tmp_path)
+    assert "0.500 0.800 0.950 +0.300 +0.300 +0.100" in text, "side by side"
+    assert "0.500 0.700 0.950 - - -" in text, "FedAvg has no server step"
+    written_run(tmp_path / "vae", rounds=2, lead=0.1, seed=1, overrides=["site.epochs=3"])
+    assert "Gain over FedAvg" not in shown(folder), "another experiment's FedAvg is no measure"
+
+
+def test_figures_that_rest_on_some_of_the_test_clips_say_so_wherever_they_stand(tmp_path):
+    folder = written_run(tmp_path / "mine", lead=0.1, partly=(3, 4))
+    text = shown(folder)
+    assert "Accuracy 1.000 after round 4, on 8 of 16 test clips, 3 of 5 sites" in text
+    assert "Best round 0.800 round 2, on 16 test clips" in text
+    assert "mine: The figures of round 4, the last, are those of 8 of 16 test clips, 3 of 5 sites." in text
+    assert "not all sites were evaluated in round 3." in text
+    found = collect([folder])
+    after = figures.accuracy_plot(found).views[0].figure.data[0]
+    assert list(after.customdata) == ["", "", *[" on 8 of 16 test clips, 3 of 5 sites"] * 2]
+    table = figures.accuracy_plot(found).table
+    assert [row[table.header.index("test clips")] for row in table.rows][2] == "8 of 16 test clips, 3 of 5 sites"
+    classes = figures.class_plot(found).table
+    assert {row[classes.header.index("test clips")] for row in classes.rows} == {"2 of 4"}
+    sites = figures.sites_plot(found).table
+    assert [row[sites.header.index("not evaluated")] for row in sites.rows] == ["2", "2", "0", "0", "0"]
+    side_by_side = shown_several(found)
+    assert "1.000 on 8 of 16" in side_by_side
+    written_run(tmp_path / "FedAvg", overrides=["finetune.enabled=false"])
+    assert "Gain over FedAvg" not in shown(folder), "accuracies on different clips do not compare"
+
+
+def shown_several(found):
+    return " ".join(" ".join(Outline(render(Collection(found.runs * 2))).text).split())
+
+
+def test_where_no_round_had_all_sites_the_best_says_so(tmp_path):
+    text = shown(written_run(tmp_path / "mine", rounds=2, partly=(1, 2)))
+    assert "Best round 0.700 round 2, on 8 of 16 test clips, 3 of 5 sites" in text
+    assert "In no round all sites were evaluated" in text
+
+
+def test_t5_has_its_figures_and_is_told_where_it_is_far_behind(tmp_path, run_folder):
+    folder = written_run(tmp_path / "mine", t5=True)
+    text = shown(folder)
+    assert "T5: accuracy 0.250 after round 4; cosine 0.125, CLIP's 0.700" in text
+    assert "T5 is far behind CLIP: cosine 0.125 against 0.700" in text
+    found = collect([folder])
+    views = {view.label: view.figure for view in figures.accuracy_plot(found).views}
+    assert list(views["T5: cosine"].data[0].y) == [0.125] * 4
+    bars = {view.label: view.figure for view in figures.class_plot(found).views}
+    assert set(bars["T5: accuracy"].data[0].x) == {0.25}
+    assert "T5" not in shown(run_folder)
 
 
 def test_the_headline_has_the_yardsticks_of_a_comparison(comparison):
@@ -84,6 +152,13 @@ def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
     row = {"round": 1, "aggregation/capped_sites": cut}
     text = " ".join(Outline(render(Collection([RunRecord("mine", Path(), [row])]))).text)
     assert (f"aggregation.max_site_share cuts what {cut} of the sites" in text) == (cut > 0)
+
+
+@pytest.mark.parametrize("lost", [[], ["dog", "sea waves"]])
+def test_lost_classes_are_counted_and_named_at_the_top(lost):
+    run = RunRecord("mine", Path(), [{"round": 1, "lost_classes": lost}], {"share": {"min_clips": 7}})
+    text = " ".join(Outline(render(Collection([run]))).text)
+    assert ("2 classes, for no site has 7 clips" in text) == ("dog, sea waves" in text) == bool(lost)
 
 
 def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):
@@ -164,6 +239,17 @@ def test_the_figures_say_what_the_run_recorded(run_folder):
     assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds")
     up = figures.bytes_plot(found).views[0].figure.data[0]
     assert list(up.y) == [1.0] * 4
+
+
+def test_the_losses_of_a_gan_and_of_its_critic_are_views_of_their_own():
+    losses = {"server/generator_loss": -0.1, "generator/generator": -0.3, "generator/class": 0.2}
+    critic = {"generator/critic": -1.5, "generator/gradient_penalty": 0.4}
+    rows = [{"round": number, **losses, **critic} for number in (1, 2)]
+    views = figures.loss_plot(Collection([RunRecord("run", None, rows)])).views
+    shown = {view.label: list(view.figure.data[0].y) for view in views}
+    assert len(shown) == len(views) == 5
+    assert list(shown.values()) == [[value] * 2 for value in (-0.1, 0.2, -1.5, -0.3, 0.4)]
+    assert {"Generator", "Critic"} < shown.keys()
 
 
 def test_staleness_counts_the_rounds_since_the_last_good_reply():

@@ -137,3 +137,18 @@ def test_the_table_has_a_line_an_arm_in_eighty_columns():
     assert "0.550 ± 0.058" in line
     assert "1250 + 0" in line
     assert len([line for line in lines if "±" in line]) == 3
+
+
+def test_a_run_in_which_sites_were_not_evaluated_is_left_out_and_that_is_said():
+    partly = {"round": 1, "accuracy": 1.0, "sites_evaluated": 3, "sites_total": 5}
+    arms = {
+        "prototypes": [[{"round": 1, "accuracy": value}] for value in (0.5, 0.6, 0.7)],
+        "vae": [[{"round": 1, "accuracy": 0.52}], [partly], [{"round": 1, "accuracy": 0.72}]],
+    }
+    summary = summarise([(1, 0), (2, 0), (3, 0)], arms, 0.0)
+    assert summary["arms"]["vae"]["accuracy"] == [0.52, None, 0.72]
+    assert summary["arms"]["vae"]["mean"] == pytest.approx(0.62)
+    assert summary["arms"]["vae"]["difference"] == pytest.approx(0.02)
+    assert "Left out: 1 run " in summary["covers"]
+    arms["vae"][1] = [{"round": 1, "accuracy": 0.62}]
+    assert "Left out" not in summarise([(1, 0), (2, 0), (3, 0)], arms, 0.0)["covers"]

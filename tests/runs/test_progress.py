@@ -22,6 +22,10 @@ logger = logging.getLogger("fed_a2v")
 ROW = {"round": 2, "accuracy_before": 0.112, "accuracy": 0.853, "seconds/sites": 1.5, "seconds/generator": 0.75}
 
 
+WHOLE = {"test_clips": 80, "test_clips_total": 80, "sites_evaluated": 5, "sites_total": 5}
+PARTLY = WHOLE | {"test_clips": 48, "sites_evaluated": 3}
+
+
 def console(terminal):
     return Console(file=io.StringIO(), force_terminal=terminal, width=100, height=30, color_system=None)
 
@@ -173,8 +177,30 @@ def test_a_sparkline_has_the_least_at_the_bottom_and_the_greatest_at_the_top():
 
 def test_sites_and_results_in_a_line():
     assert answers({"replies": 3, "rejected": 1, "failures": 0}) == "3 of 4 replied"
-    done = {"accuracy": 0.85, "accuracy_before": 0.5, "rounds": 5}
-    assert (
-        result_line(done, "/runs/mine") == "accuracy 0.8500 (0.5000 before the server step) after 5 rounds: /runs/mine"
-    )
+    done = {"accuracy": 0.85, "gain_first_round": 0.25, "gain_last_round": 0.0, "rounds": 5}
+    line = result_line(done, "/runs/mine")
+    for part in ("accuracy 0.8500 after 5 rounds", "+0.250 in round 1", "+0.000 in round 5", ": /runs/mine"):
+        assert part in line
     assert result_line({"rounds": 5}, "x") == "accuracy - after 5 rounds: x"
+    assert result_line(PARTLY | {"accuracy": 1.0, "t5/accuracy": 0.5, "rounds": 5}, "x") == (
+        "accuracy 1.0000 on 48 of 80 test clips, 3 of 5 sites, T5 0.5000 after 5 rounds: x"
+    )
+
+
+def test_t5_and_the_clips_that_were_not_scored_are_in_the_rounds_line():
+    line = round_line(ROW | PARTLY | {"t5/accuracy": 0.25}, 5)
+    assert line == "Round 2/5: accuracy 0.112 -> 0.853, T5 0.250 on 48 of 80 test clips, 3 of 5 sites, 2.2 s"
+
+
+def test_the_live_view_takes_no_round_for_the_best_in_which_sites_were_missing(tmp_path):
+    screen = console(terminal=True)
+    with setup_logging(tmp_path, screen), progress_view(5, screen) as view:
+        view.round_done(ROW | WHOLE | {"accuracy": 0.7})
+        view.round_done(ROW | PARTLY | {"accuracy": 1.0})
+        picture = picture_of(view, screen)
+        view.round_done(ROW | WHOLE | {"accuracy": 0.6})
+        later = picture_of(view, screen)
+    assert "best 0.700" in picture
+    assert "48 of 80 test clips, 3 of 5 sites" in picture
+    assert "best 0.700" in later
+    assert "48 of 80" not in later

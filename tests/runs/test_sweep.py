@@ -185,6 +185,18 @@ def test_nothing_to_compare_makes_no_picture(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_job_that_was_scored_on_some_of_the_clips_is_an_open_dot(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn, save = [], figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    partly = done(1.0, seed="1")
+    jobs = [done(0.5, seed="0"), SweepJob(*vars(partly).values())]
+    jobs[1].results.update({"sites_evaluated": 3, "sites_total": 5})
+    plot_sweep(jobs, tmp_path / "x.png")
+    dots = [line for line in drawn[0].axes[0].lines if line.get_marker() == "o"]
+    assert [(line.get_ydata()[0], line.get_fillstyle()) for line in dots] == [(0.5, "full"), (1.0, "none")]
+
+
 def test_without_matplotlib_there_is_a_word_in_place_of_the_picture(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plot_sweep([done(0.5, seed="0"), done(0.6, seed="1")], tmp_path / "x.png") is None

@@ -22,6 +22,31 @@ def test_the_rounds_of_a_run():
     )
 
 
+PARTLY = {"test_clips": 48, "test_clips_total": 80, "sites_evaluated": 3, "sites_total": 5}
+
+
+def test_t5_has_a_column_and_figures_that_rest_on_some_of_the_clips_a_mark():
+    table = rounds_table([ROWS[0] | {"t5/accuracy": 0.5}, ROWS[0] | PARTLY])
+    assert table.header[1:4] == ("accuracy before", "after server step", "T5 accuracy")
+    assert [row[1:4] for row in table.rows] == [("0.110", "0.851", "0.500"), ("0.110", "0.851*", "-")]
+
+
+def test_no_figure_of_the_rounds_is_cut_where_the_terminal_has_80_columns():
+    full = ROWS[0] | {"server/adapter_finetuning_loss": 1.23456, "bytes_down": 187_650_000, "seconds/sites": 123.4}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(rounds_table([full | PARTLY | {"t5/accuracy": 0.5}]).rich())
+    shown = console.file.getvalue()
+    assert all(f" {cell} " in shown for cell in ("0.851*", "0.500", "0.2543", "1.2346", "187.65", "123.4"))
+
+
+def test_an_accuracy_on_some_of_the_clips_says_so_beside_others():
+    table = comparison_table({"FedAvg": [ROWS[0]], "vae": [ROWS[0] | PARTLY]})
+    assert table.rows[0] == ("1", "0.851", "0.851 on 48 of 80")
+    unknown = PARTLY | {"test_clips_total": None, "t5/accuracy": 0.5}
+    table = comparison_table({"FedAvg": [ROWS[0]], "vae": [ROWS[0] | unknown]}, figure="t5/accuracy")
+    assert table.rows[0] == ("1", "-", "0.500 on 48 of ?")
+
+
 def test_variants_side_by_side_by_round():
     steps = [{"site/optimiser_steps": 2.5, "server/optimiser_steps": number} for number in (30, 10)]
     run = [row | taken for row, taken in zip(ROWS, steps, strict=True)]
@@ -80,6 +105,17 @@ def test_a_sweep_leaves_its_summary_as_csv_and_markdown(tmp_path):
     }
     assert (tmp_path / "summary.md").read_text() == table.markdown()
     assert "| 0 | done | vae | 0.8512 |\n" in table.markdown()
+
+
+def test_a_job_that_was_scored_on_some_of_the_clips_says_so_and_has_t5s_figure(tmp_path):
+    job(tmp_path, 0, ["seed=0"], {"accuracy": 1.0, "t5/accuracy": 0.25} | PARTLY)
+    job(tmp_path, 1, ["seed=1"], {"accuracy": 0.5, "t5/accuracy": 0.75})
+    table = summary_table(tmp_path)
+    assert table.header == ("job", "status", "seed", "accuracy", "t5/accuracy")
+    assert [row[3:] for row in table.rows] == [("1.0000 on 48 of 80", "0.2500"), ("0.5000", "0.7500")]
+    with (tmp_path / "summary.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["accuracy"], first["test_clips"], first["test_clips_total"]) == ("1.0", "48", "80")
 
 
 def test_a_folder_without_jobs_is_an_error_that_names_it(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,14 +27,17 @@ class EpochLosses(NamedTuple):
     """Losses of one training epoch.
 
     Attributes:
-        total: mean loss over the batches.
-        parts: mean of each named part, e.g. reconstruction, kl, similarity; empty if the loss has none.
-        per_class: the same parts by class name.
+        total: mean over the rows of the loss that trains the generator.
+        parts: its named terms, e.g. reconstruction, kl, similarity, which add up to it; empty if it has none.
+        per_class: the terms of each class's rows, by class name. They add up to the class's loss, and the mean of
+            these, weighted by rows, is the total. Empty where classes are not told apart.
+        critic: the terms of the loss of a critic that is trained against the generator; empty where there is none.
     """
 
     total: float
     parts: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    critic: Mapping[str, float] = MappingProxyType({})
 
 
 class Generator(nn.Module, ABC):
@@ -46,6 +50,8 @@ class Generator(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    # Whether `conditions_from` cannot do without T5 prompts.
+    needs_t5: ClassVar[bool] = False
 
     def __init__(self, input_dim: int, visual_dim: int, sequence_length: int) -> None:
         super().__init__()
@@ -85,6 +91,11 @@ class Generator(nn.Module, ABC):
             The losses of each epoch; empty for a closed form.
         """
 
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """Optimiser steps of the generator in one epoch of `fit` on `rows`; 0 for a closed form, which takes none."""
+        del rows
+        return 0
+
     @abstractmethod
     def sample(
         self,
@@ -110,6 +121,17 @@ class Generator(nn.Module, ABC):
         """Draw `num_samples` embeddings for each of (C, V) `conditions` in one batch, as (C, num_samples, S, Da)."""
         rows = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
         return rows.view(len(conditions), num_samples, *rows.shape[1:])
+
+    def sample_sides(
+        self, conditions: Tensor, num_samples: int, random: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the adapters are fine-tuned on: `num_samples` embeddings for each of (C, V) `conditions`.
+
+        Returns:
+            (C, num_samples, S, Da) for the CLIP adapter, and the same for the T5 adapter; None where both learn from
+            the same samples.
+        """
+        return self.sample_classes(conditions, num_samples, random), None
 
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor] | None:
         """The latents of B embeddings, where the generator has any.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import AdamW
+from fed_a2v.core.prompts import PrototypeRows
 
 TIME_DIM = 32
 
@@ -89,6 +90,10 @@ class FlowGenerator(CalibratedGenerator):
         self._optimiser = None
         if state["optimiser"] is not None:
             self.get_optimiser().load_state_dict(state["optimiser"])
+
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`."""
+        return self.moments.batches(rows, self.batch_size)
 
     def _train(
         self,

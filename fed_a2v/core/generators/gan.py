@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import Adam
+from fed_a2v.core.prompts import PrototypeRows
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.
 FIRST_SPREAD = 0.5
-PARTS = ("critic", "gradient_penalty", "generator", "class")
+PARTS = ("generator", "class")
+CRITIC_PARTS = ("critic", "gradient_penalty")
 
 
 class GANGenerator(CalibratedGenerator):
@@ -116,6 +118,10 @@ class GANGenerator(CalibratedGenerator):
             generator.load_state_dict(state["generator_optimiser"])
             critic.load_state_dict(state["critic_optimiser"])
 
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`; the critic's steps do not count."""
+        return self.moments.batches(rows, self.batch_size) / self.critic_steps
+
     def _train(
         self,
         z: Tensor,
@@ -129,7 +135,7 @@ class GANGenerator(CalibratedGenerator):
         nearest = _NearestMean(z, labels, len(names))
         history = []
         for _ in range(epochs):
-            record: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+            record: dict[str, list[Tensor]] = {part: [] for part in PARTS + CRITIC_PARTS}
             order = torch.randperm(len(z), generator=random, device=random.device).to(z.device)
             for batch in order.split(self.batch_size):
                 losses = self._critic_step(z[batch], directions[batch], noise, random)
@@ -249,12 +255,20 @@ def _step(optimiser: Adam, loss: Tensor) -> None:
 
 
 def _losses(history: list[dict[str, list[Tensor]]]) -> list[EpochLosses]:
-    """Each epoch's parts and their sum; where an epoch has no step of the generator, its last loss stands."""
+    """Each epoch's losses of both nets.
+
+    Where an epoch has no step of the generator, its last loss stands; before the first, that of the first; where there
+    is none at all, NaN.
+    """
+    means = [
+        {name: torch.stack(values).mean().item() for name, values in record.items() if values} for record in history
+    ]
+    found = next((mean for mean in means if PARTS[0] in mean), {PARTS[0]: math.nan})
     losses: list[EpochLosses] = []
-    parts: dict[str, float] = {}
-    for record in history:
-        parts |= {name: torch.stack(values).mean().item() for name, values in record.items() if values}
-        losses.append(EpochLosses(sum(parts.values()), dict(parts), {}))
+    for mean in means:
+        found = found | mean
+        parts, critic = ({name: found[name] for name in names if name in found} for names in (PARTS, CRITIC_PARTS))
+        losses.append(EpochLosses(sum(parts.values()), parts, {}, critic))
     return losses
 
 

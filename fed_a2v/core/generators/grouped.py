@@ -23,7 +23,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
-from fed_a2v.core.generators.moments import ROWS_PER_CLASS
+from fed_a2v.core.generators.moments import ROWS_PER_CLASS, ClassMoments
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, Lesson
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
@@ -94,6 +94,7 @@ class GroupedVAEGenerator(Generator):
         self._group_of = _group_of_each(groups)
         self._make = make
         self._dimensions = pattern.dimensions
+        self._batch_size = pattern.batch_size
         self._members = nn.ModuleList()
         # The place of each key's generator in `_members`, and the classes that it knows.
         self._place: dict[str, int] = {}
@@ -141,6 +142,12 @@ class GroupedVAEGenerator(Generator):
         for lesson in lessons:
             lesson.member.fit_prior(lesson.x, lesson.labels, lesson.random)
         return [record.losses() for record in records]
+
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`: of the generator that takes the fewest."""
+        groups = self._labels_by_key(rows.names).values()
+        labels = (torch.tensor(group, device=rows.labels.device) for group in groups)
+        return min(ClassMoments.batches(_only(rows, group), self._batch_size) for group in labels)
 
     @torch.no_grad()
     def sample(

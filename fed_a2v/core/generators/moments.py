@@ -121,6 +121,12 @@ class ClassMoments(nn.Module):
         drawn = self.mean[extra] + self.residuals(extra, 1.0, random)
         return torch.cat([self.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
 
+    @staticmethod
+    def batches(rows: PrototypeRows, batch_size: int) -> int:
+        """Batches of one pass over `training_rows`."""
+        number = torch.bincount(rows.labels, minlength=len(rows.names)).clamp(min=ROWS_PER_CLASS).sum()
+        return math.ceil(int(number) / batch_size)
+
     def draw(self, labels: Tensor, shrinkage: float, random: torch.Generator) -> Tensor:
         """(B, D) Gaussian draws of the classes `labels`; see `residuals`."""
         scale = self.drawn_std / self.std.clamp(min=1e-12)

@@ -80,8 +80,8 @@ class ConditionedVAEGenerator(Generator):
         closed_form: start from the linear model, default false: from random weights.
         ema: decay of the running average of the weights that are used for sampling, e.g. 0.99; default 0: the
             weights themselves.
-        loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts` or a scalar. Default: the
-            negative ELBO with KL annealed from 0 (`VAELoss`).
+        loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts`, whose terms add up, or a scalar.
+            Default: the negative ELBO with KL annealed from 0 (`VAELoss`).
         learning_rate: of AdamW, default 1e-3.
         weight_decay: of AdamW, default 1e-4.
         batch_size: rows of all classes together, default 256.
@@ -181,6 +181,10 @@ class ConditionedVAEGenerator(Generator):
         losses = self._train(self.lesson(x, labels), labels, rows.names, epochs, noise, random)
         self.fit_prior(x, labels, random)
         return losses
+
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`."""
+        return self.moments.batches(rows, self.batch_size)
 
     @torch.no_grad()
     def sample(
@@ -508,20 +512,22 @@ class EpochRecord:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        self.totals: list[Tensor] = []
+        self.total = torch.zeros((), device=device)
+        self.number = 0
         self.sums = torch.zeros(len(names), 3, device=device)
         self.rows = torch.zeros(len(names), device=device)
 
     def add(self, loss: Tensor | VAELossParts, labels: Tensor) -> None:
         """The loss of B rows, or those of G generators with B rows each."""
-        self.totals.append(loss_value(loss).detach().flatten())
+        self.total += loss_value(loss).detach().sum() * labels.shape[-1]
+        self.number += labels.numel()
         if isinstance(loss, VAELossParts):
             self.sums.index_add_(0, labels.flatten(), torch.stack([part.flatten() for part in loss[1:]], dim=1))
             self.rows.index_add_(0, labels.flatten(), torch.ones_like(loss.kl).flatten())
 
     def losses(self) -> EpochLosses:
-        """The means of the epoch."""
-        total = torch.cat(self.totals).mean().item()
+        """The means of the epoch, over its rows."""
+        total = self.total.item() / self.number
         if not self.rows.any():
             return EpochLosses(total, {}, {})
         parts = ("reconstruction", "kl", "similarity")

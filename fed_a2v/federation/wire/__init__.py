@@ -14,7 +14,14 @@ from fed_a2v.federation.wire.errors import BadReplyError, show
 from fed_a2v.federation.wire.manifest import claimed_site
 from fed_a2v.federation.wire.npy import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.wire.replies import Expected, SiteReply, Task, decode_reply, encode_reply, pack_reply
-from fed_a2v.federation.wire.scores import VALIDATION, ClassScores, Scores, decode_scores, encode_scores
+from fed_a2v.federation.wire.scores import (
+    VALIDATION,
+    ClassScores,
+    Scores,
+    SideScores,
+    decode_scores,
+    encode_scores,
+)
 
 __all__ = [
     "VALIDATION",
@@ -22,6 +29,7 @@ __all__ = [
     "ClassScores",
     "Expected",
     "Scores",
+    "SideScores",
     "SiteReply",
     "Task",
     "claimed_site",

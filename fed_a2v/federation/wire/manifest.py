@@ -16,7 +16,7 @@ from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
 MAX_COUNT = 10**9  # clips
 MAX_LOSS = 1e12  # per clip
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _KEY = "manifest"  # in the metrics
 _BASE, _ENTRY = 16384, 512  # characters at most, in all and for each entry; 150 are usual
 

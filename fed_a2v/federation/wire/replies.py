@@ -14,7 +14,7 @@ from flwr.common import Scalar
 from pydantic import Field
 from torch import Tensor
 
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
 from fed_a2v.federation.wire.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
 from fed_a2v.federation.wire.manifest import (
@@ -49,6 +49,8 @@ class SiteReply:
         square_root: whether the embeddings are square roots of what the encoder gave.
         losses: parts of the training loss by name, finite.
         seconds: time spent at the site.
+        test_clips: clips of each class that the site has for the evaluation, so that those that fail in it are missed.
+        moments: of all its clips together; only when a site introduces itself that shares no class.
     """
 
     site: str
@@ -61,6 +63,8 @@ class SiteReply:
     square_root: bool
     losses: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    test_clips: dict[str, int] = field(default_factory=dict)
+    moments: PooledMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Expected:
         clip_shape: (Tc, Dc) of the CLIP adapter's output.
         t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
         square_root: whether the embeddings must be square roots; None: not known yet.
+        prototypes: whether classes come with prototypes; else none may.
+        outputs: whether classes come with mean outputs of the adapters once these are trained; else none may.
         held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
         held_classes: classes of the site whose prototypes the bank holds; only these may come without, and
             only under the same fingerprint.
@@ -97,6 +103,8 @@ class Expected:
     clip_shape: tuple[int, int]
     t5_shape: tuple[int, int] | None
     square_root: bool | None = None
+    prototypes: bool = True
+    outputs: bool = True
     held_fingerprint: str = ""
     held_classes: Collection[str] = ()
     max_magnitude: float = 1e6
@@ -132,6 +140,14 @@ class _ClassEntry(Strict):
     t5: _Index | None
 
 
+class _MomentsEntry(Strict):
+    """Where the mean of all clips stands in the list of arrays, their variance and number."""
+
+    mean: _Index
+    variance: Annotated[float, Field(ge=0)]
+    count: Annotated[int, Field(ge=1)]
+
+
 class _ReplyManifest(Manifest):
     task: Task
     weights: _Index
@@ -139,7 +155,9 @@ class _ReplyManifest(Manifest):
     square_root: bool
     losses: Annotated[dict[_LossName, _Loss], Field(max_length=64)]
     seconds: Annotated[float, Field(ge=0, le=1e9)]
+    test_clips: dict[str, Annotated[int, Field(ge=1)]]
     classes: list[_ClassEntry]
+    moments: _MomentsEntry | None
 
 
 def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
@@ -173,6 +191,11 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
             variances=add(pack(audio.variances, dtype, keep_positive=True)) if audio.variances.any() else None,
         )
 
+    def moments(pooled: PooledMoments | None) -> _MomentsEntry | None:
+        if pooled is None:
+            return None
+        return _MomentsEntry(mean=add(pack(pooled.mean, dtype)), variance=pooled.variance, count=pooled.count)
+
     manifest = _ReplyManifest(
         site=reply.site,
         round_number=reply.round_number,
@@ -182,6 +205,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
         square_root=reply.square_root,
         losses=reply.losses,
         seconds=reply.seconds,
+        test_clips=reply.test_clips,
         classes=[
             _ClassEntry(
                 name=prompt.name,
@@ -192,6 +216,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
             )
             for prompt in reply.prompts
         ],
+        moments=moments(reply.moments),
     )
     return arrays, write_manifest(manifest)
 
@@ -240,6 +265,7 @@ def decode_reply(
         raise BadReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
     _check_indices(manifest, len(arrays))
     _check_classes(manifest, num_examples, expected)
+    _check_test_clips(manifest.test_clips, expected)
     return SiteReply(
         site=manifest.site,
         round_number=manifest.round_number,
@@ -251,6 +277,8 @@ def decode_reply(
         square_root=manifest.square_root,
         losses=dict(manifest.losses),
         seconds=manifest.seconds,
+        test_clips=dict(manifest.test_clips),
+        moments=None if manifest.moments is None else _read_moments(arrays, manifest.moments, expected),
     )
 
 
@@ -261,6 +289,8 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
         audio = entry.prototypes
         of_class = [entry.clip, entry.t5, *((audio.means, audio.counts, audio.variances) if audio else ())]
         used += [index for index in of_class if index is not None]
+    if manifest.moments is not None:
+        used.append(manifest.moments.mean)
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
@@ -277,7 +307,7 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
         raise BadReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
     known, held = frozenset(expected.classes), frozenset(expected.held_classes)
     unchanged = manifest.fingerprint == expected.held_fingerprint
-    trained = expected.task == "train"
+    outputs = expected.outputs and expected.task == "train"
     seen: set[str] = set()
     for entry in manifest.classes:
         name = show(entry.name)
@@ -288,17 +318,31 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
         seen.add(entry.name)
         if entry.count > expected.max_count:
             raise BadReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
-        if entry.prototypes is None and not (unchanged and entry.name in held):
+        if expected.prototypes and entry.prototypes is None and not (unchanged and entry.name in held):
             raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
+        if not expected.prototypes and entry.prototypes is not None:
+            raise BadReplyError(f"class {name} has prototypes, and nobody asked for any")
         for kind, index, wanted in (
-            ("clip", entry.clip, trained),
-            ("t5", entry.t5, trained and expected.t5_shape is not None),
+            ("clip", entry.clip, outputs),
+            ("t5", entry.t5, outputs and expected.t5_shape is not None),
         ):
             if (index is not None) != wanted:
                 raise BadReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")
     clips = sum(entry.count for entry in manifest.classes)
     if clips > num_examples:
         raise BadReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
+    if manifest.moments is not None:
+        if expected.task == "train" or manifest.classes:
+            raise BadReplyError(f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}")
+        if manifest.moments.count > num_examples:
+            raise BadReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
+
+
+def _check_test_clips(clips: Mapping[str, int], expected: Expected) -> None:
+    if unknown := clips.keys() - frozenset(expected.classes):
+        raise BadReplyError(f"test clips of unknown class {show(min(unknown))}")
+    if (total := sum(clips.values())) > expected.max_count:
+        raise BadReplyError(f"{show(total)} test clips, the limit is {expected.max_count}")
 
 
 def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: Expected) -> list[Tensor]:
@@ -365,3 +409,13 @@ def _read_prototypes(
         counts=torch.from_numpy(counts.astype(np.int64)),
         variances=variances,
     )
+
+
+def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Expected) -> PooledMoments:
+    mean, limit = arrays[entry.mean], expected.max_magnitude
+    if mean.ndim != 2 or mean.size == 0:
+        raise BadReplyError(f"mean of all clips has shape {show(mean.shape)}, expected (S, Da)")
+    if entry.variance > limit**2:
+        raise BadReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {limit**2:g}")
+    shape = expected.audio_shape or mean.shape
+    return PooledMoments(read_floats(mean, shape, "mean of all clips", limit), entry.variance, entry.count)

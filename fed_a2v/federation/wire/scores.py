@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,8 +27,24 @@ VALIDATION = "validation"
 _COSINE_TOLERANCE = 1.001  # a float32 cosine may exceed 1 by rounding
 
 
+class SideScores(Strict):
+    """Sums over the clips of one class for one side of the adapters, with the prompts of that side as candidates.
+
+    Attributes:
+        right_at_1: clips whose nearest class prompt is the right one.
+        cosine: sum of the cosines to the right prompt.
+        loss: sum of this side's part of the losses.
+    """
+
+    right_at_1: Annotated[int, Field(ge=0)]
+    cosine: float
+    loss: float
+
+
 class ClassScores(Strict):
     """Sums over the clips of one class. Plain Python numbers only.
+
+    All but `loss` and `t5` are about the CLIP side.
 
     Attributes:
         clips: clips scored.
@@ -40,6 +56,7 @@ class ClassScores(Strict):
             0 where no class is unseen.
         right_calibrated: clips whose nearest prompt is the right one after calibration; likewise.
         predicted: clips by the class of their nearest prompt; empty where it was not asked for.
+        t5: the T5 side; None where the model has none, or only its CLIP side was sent to be scored.
     """
 
     clips: Annotated[int, Field(ge=1)]
@@ -50,6 +67,16 @@ class ClassScores(Strict):
     right_among: Annotated[int, Field(ge=0)] = 0
     right_calibrated: Annotated[int, Field(ge=0)] = 0
     predicted: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    t5: SideScores | None = None
+
+
+@dataclass(frozen=True)
+class SideFigures:
+    """What `SideScores` come to per clip."""
+
+    accuracy: float
+    cosine: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,7 @@ class Scores:
                     right_among=sum(score.right_among for score in scores),
                     right_calibrated=sum(score.right_calibrated for score in scores),
                     predicted=_added(score.predicted for score in scores),
+                    t5=_added_sides([score.t5 for score in scores]),
                 )
                 for name, scores in sorted(gathered.items())
             }
@@ -124,6 +152,18 @@ class Scores:
         return self._per_clip(score.loss for score in self.classes.values())
 
     @property
+    def t5(self) -> SideFigures | None:
+        """The figures of the T5 side; None where it was not scored."""
+        sides = [score.t5 for score in self.classes.values() if score.t5 is not None]
+        if not sides:
+            return None
+        return SideFigures(
+            accuracy=self._per_clip(side.right_at_1 for side in sides),
+            cosine=self._per_clip(side.cosine for side in sides),
+            loss=self._per_clip(side.loss for side in sides),
+        )
+
+    @property
     def class_accuracy(self) -> dict[str, float]:
         """Accuracy of each class, by name in sorted order."""
         return {name: score.right_at_1 / score.clips for name, score in sorted(self.classes.items())}
@@ -138,6 +178,18 @@ def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for each in counts:
         total.update(each)
     return dict(sorted(total.items()))
+
+
+def _added_sides(sides: Sequence[SideScores | None]) -> SideScores | None:
+    """The sum of sides; None unless every one was scored."""
+    scored = [side for side in sides if side is not None]
+    if not scored or len(scored) < len(sides):
+        return None
+    return SideScores(
+        right_at_1=sum(side.right_at_1 for side in scored),
+        cosine=math.fsum(side.cosine for side in scored),
+        loss=math.fsum(side.loss for side in scored),
+    )
 
 
 class _ScoresManifest(Manifest):
@@ -159,6 +211,7 @@ def decode_scores(
     classes: Collection[str],
     models: Collection[str] = ("before", "after"),
     confusion: bool = False,
+    t5: Collection[str] = (),
 ) -> dict[str, Scores]:
     """Check the scores of a site and return them by model.
 
@@ -170,6 +223,7 @@ def decode_scores(
         classes: the known class names.
         models: the models it was asked to score, no more and no fewer.
         confusion: whether it was asked which classes were predicted.
+        t5: the models of which it was sent a T5 side: these, and no others, must have it scored.
 
     Raises:
         BadReplyError: anything is wrong with them. No other exception escapes, whatever the input.
@@ -182,9 +236,11 @@ def decode_scores(
     if manifest.models.keys() != set(models):
         raise BadReplyError(f"scores for models {show(sorted(manifest.models))}, asked was {show(sorted(models))}")
     known = frozenset(classes)
-    for by_class in manifest.models.values():
+    for model, by_class in manifest.models.items():
         for name, score in by_class.items():
             _check_score(name, score, known)
+            if (score.t5 is not None) != (model in t5):
+                raise BadReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
@@ -214,7 +270,15 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
                 f"{show(name)}: {show(sum(score.predicted.values()))} predictions, {show(score.predicted.get(name))}"
                 f" of them right, for {score.clips} clips, {score.right_at_1} right"
             )
-    if abs(score.cosine) > score.clips * _COSINE_TOLERANCE:
-        raise BadReplyError(f"{show(name)}: cosines of {score.clips} clips cannot sum to {score.cosine:.6g}")
-    if abs(score.loss) > score.clips * MAX_LOSS:
-        raise BadReplyError(f"{show(name)}: losses of {score.clips} clips sum to {score.loss:.6g}")
+    _check_sums(show(name), score, score.clips)
+    if score.t5 is not None:
+        if score.t5.right_at_1 > score.clips:
+            raise BadReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
+        _check_sums(f"{show(name)}, T5", score.t5, score.clips)
+
+
+def _check_sums(what: str, score: ClassScores | SideScores, clips: int) -> None:
+    if abs(score.cosine) > clips * _COSINE_TOLERANCE:
+        raise BadReplyError(f"{what}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
+    if abs(score.loss) > clips * MAX_LOSS:
+        raise BadReplyError(f"{what}: losses of {clips} clips sum to {score.loss:.6g}")

@@ -11,6 +11,7 @@ from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.multimodal import MultimodalVAEGenerator
 from fed_a2v.core.generators.noise import NoiseGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
+from fed_a2v.core.generators.vae_t5 import VAEWithT5Generator
 from fed_a2v.core.prompts import PrototypeRows
 
 NAMES = ("dog", "rain", "wind")
@@ -20,6 +21,7 @@ GENERATORS = {
     "gmm": lambda: GMMGenerator(12, 8, reduced_dim=4),
     "vae": lambda: ConditionedVAEGenerator(12, 8, hidden_dim=8, latent_dim=2),
     "multimodal": lambda: MultimodalVAEGenerator(12, 8, t5_dim=6, hidden_dim=8, latent_dim=2),
+    "vae_t5": lambda: VAEWithT5Generator(12, 8, t5_dim=6, hidden_dim=8, latent_dim=2),
     "gan": lambda: GANGenerator(12, 8, reduced_dim=4),
     "flow": lambda: FlowGenerator(12, 8, reduced_dim=4),
     "grouped": lambda: GroupedVAEGenerator(

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import pytest
 import torch
@@ -58,11 +59,20 @@ def test_the_losses_are_reported_by_part():
     # Three batches an epoch: not every epoch has a step of the generator, yet every one shows its loss.
     history = made(world, class_weight=0.1).fit(rows, world.conditions, 7, 0.1, draws(0))
     assert len(history) == 7
-    assert all(set(epoch.parts) == set(history[-1].parts) for epoch in history[2:])
-    assert set(history[-1].parts) == {"critic", "gradient_penalty", "generator", "class"}
-    assert history[-1].total == pytest.approx(sum(history[-1].parts.values()))
+    for epoch in history:
+        assert set(epoch.parts) == {"generator", "class"}
+        assert set(epoch.critic) == {"critic", "gradient_penalty"}
+        assert epoch.total == pytest.approx(sum(epoch.parts.values()))
+    assert history[0].parts == history[1].parts  # the first step is in the second
     history = made(world, loss="bce", class_weight=0.0).fit(rows, world.conditions, 2, 0.1, draws(0))
-    assert set(history[-1].parts) == {"critic", "generator"}
+    assert (set(history[-1].parts), set(history[-1].critic)) == ({"generator"}, {"critic"})
+
+
+def test_what_no_step_was_taken_on_has_no_loss():
+    world = World()
+    (epoch,) = made(world).fit(world.rows(), world.conditions, 1, 0.1, draws(0))  # three steps of the critic alone
+    assert math.isnan(epoch.total)
+    assert epoch.critic["critic"] < 0
 
 
 @pytest.mark.parametrize(("loss", "steps"), [("wgan-gp", 5), ("bce", 1)])

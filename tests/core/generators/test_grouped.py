@@ -13,6 +13,7 @@ from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator
 from fed_a2v.federation.build import make_generator
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
+from tests.core.test_losses import vae_loss, vae_losses
 from tests.refusals import refused
 
 ANIMALS = {"wild": [f"class {n:02}" for n in (0, 3, 4)], "tame": [f"class {n:02}" for n in (1, 2, 5, 6, 7, 8, 9)]}
@@ -293,11 +294,22 @@ class OwnLoss(torch.nn.Module):
         return (recon_x - x).square().mean() + 1e-3 * mu.square().mean()
 
 
-def test_losses_are_reported_by_class_and_a_users_own_may_return_a_scalar(world):
+@pytest.mark.parametrize("kind", ["per_class", "per_group"])
+@pytest.mark.parametrize("settings", vae_losses(), ids=str)
+def test_the_loss_of_all_generators_is_the_sum_of_its_terms_and_the_mean_of_the_classes(world, settings, kind):
+    rows, groups = world.rows(), groups_for(kind, world.names, ANIMALS if kind == "per_group" else None)
+    family = GroupedVAEGenerator(maker(batch_size=20, loss=vae_loss(**settings)), groups)
+    for epoch in fitted(family, rows, world.conditions, 2):
+        assert set(epoch.parts) == set(VAELossParts._fields[1:])
+        assert sum(epoch.parts.values()) == pytest.approx(epoch.total, abs=1e-5)
+        assert set(epoch.per_class) == set(world.names)
+        by_class = [sum(parts.values()) for parts in epoch.per_class.values()]
+        assert sum(by_class) / 10 == pytest.approx(epoch.total, abs=1e-5)
+
+
+def test_losses_fall_and_a_users_own_may_return_a_scalar(world):
     losses = fitted(per_class(world), world.rows(), world.conditions, 40)
     assert losses[-1].total < losses[0].total
-    assert set(losses[-1].per_class) == set(world.names)
-    assert set(losses[-1].parts) == set(VAELossParts._fields[1:])
     own = fitted(per_class(world, loss=OwnLoss()), world.rows(), world.conditions, 40)
     assert own[-1].total < own[0].total
     assert own[-1].per_class == {}

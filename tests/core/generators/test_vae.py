@@ -10,6 +10,7 @@ from fed_a2v.core.losses import VAELoss
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.quality import active_units
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
+from tests.core.test_losses import vae_loss, vae_losses
 from tests.refusals import refused
 
 
@@ -32,16 +33,20 @@ def generator(world):
 
 
 class Watched(nn.Module):
-    """A loss that remembers what it was called with, and returns a scalar."""
+    """A loss that remembers what it was called with and what came of it, and returns a scalar unless told else."""
 
-    def __init__(self, inner=None):
+    def __init__(self, inner=None, parts=False):
         super().__init__()
         self.inner = inner or VAELoss("linear", beta_epochs=8)
+        self.parts = parts
         self.calls = []
+        self.totals = []
 
     def forward(self, recon_x, x, mu, logvar, epoch):
         self.calls.append((x.clone(), mu.detach().clone(), epoch))
-        return self.inner(recon_x, x, mu, logvar, epoch).total
+        loss = self.inner(recon_x, x, mu, logvar, epoch)
+        self.totals.append(loss.total.item())
+        return loss if self.parts else loss.total
 
 
 class GuideLoss(nn.Module):
@@ -257,15 +262,23 @@ def test_a_users_own_loss_that_returns_a_scalar_works(world):
     generator_for(world, loss=GuideLoss()).load_checkpoint(through_a_file(generator.checkpoint()))
 
 
-def test_the_loss_of_each_epoch_is_reported_by_part_and_class(world):
-    generator = generator_for(world, loss=VAELoss(variance="unit"))
-    losses = generator.fit(world.rows(), world.conditions, 3, 0.1, draws(0))
+@pytest.mark.parametrize("settings", vae_losses(), ids=str)
+def test_the_loss_that_is_trained_is_the_sum_of_its_terms_and_the_mean_of_the_classes(settings):
+    world = World(classes=4)
+    rows = world.rows(groups=12)
+    rows = rows.take((rows.labels != 1) | (torch.arange(48) % 12 == 0))  # 12, 1, 12 and 12 of the classes
+    # Batches of 32 and 12: a class with more rows in the second counts no more than the others.
+    loss = Watched(vae_loss(**settings), parts=True)
+    losses = generator_for(world, loss=loss, batch_size=32).fit(rows, world.conditions, 3, 0.1, draws(0))
+    trained_on = torch.tensor([12.0, 8.0, 12.0, 12.0])  # a rare class gets rows drawn from its moments
     assert len(losses) == 3
-    assert losses[0].parts.keys() == {"reconstruction", "kl", "similarity"}
-    assert set(losses[0].per_class) == set(world.names)
-    assert losses[0].total == pytest.approx(losses[0].parts["reconstruction"] + losses[0].parts["kl"], rel=1e-4)
-    mean = sum(parts["kl"] for parts in losses[0].per_class.values()) / 10
-    assert mean == pytest.approx(losses[0].parts["kl"], rel=1e-4)
+    for epoch, first, second in zip(losses, loss.totals[::2], loss.totals[1::2], strict=True):
+        assert epoch.total == pytest.approx((32 * first + 12 * second) / 44, abs=1e-5)
+        assert epoch.parts.keys() == {"reconstruction", "kl", "similarity"}
+        assert sum(epoch.parts.values()) == pytest.approx(epoch.total, abs=1e-5)
+        assert tuple(epoch.per_class) == world.names
+        by_class = torch.tensor([sum(parts.values()) for parts in epoch.per_class.values()])
+        assert float(trained_on @ by_class) / 44 == pytest.approx(epoch.total, abs=1e-5)
 
 
 def test_noise_is_on_the_input_and_never_on_the_target(world):

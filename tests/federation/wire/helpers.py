@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import Expected, SiteReply
 
@@ -47,7 +47,15 @@ def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
         square_root=True,
         losses={"mse": 0.25, "contrastive": 1.5},
         seconds=1.25,
+        test_clips={"dog": 3, "siren": 1},
     )
+
+
+def make_moments_reply():
+    """The introduction of a site that shares no class."""
+    mean = torch.tensor(np.random.default_rng(0).normal(size=(2, 5)), dtype=torch.float32)
+    reply = make_reply(task="introduce", names=())
+    return replace(reply, num_examples=6, moments=PooledMoments(mean, 0.7, 6))
 
 
 def make_expected(task="train", **changes):

@@ -17,7 +17,7 @@ from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
 from tests.refusals import refused
 
-from .helpers import CLASSES, decode, make_expected, make_reply, sent
+from .helpers import CLASSES, decode, make_expected, make_moments_reply, make_reply, sent
 from .hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 
 
@@ -171,6 +171,12 @@ HOSTILE = {
     "loss is huge": (change("losses", "mse", to=1e300), ("losses.mse",), "less_than_equal"),
     "loss has a long name": (change("losses", "m" * 65, to=1.0), ("losses.'mmm",), "string_pattern_mismatch"),
     "time runs backwards": (change("seconds", to=-1), ("seconds",), "greater_than_equal"),
+    "test clips of an unknown class": (change("test_clips", "../../x", to=1), ("'../../x'",)),
+    "no test clips of a class": (change("test_clips", "dog", to=0), ("test_clips.dog",), "greater_than_equal"),
+    "test clips true": (change("test_clips", "dog", to=True), ("test_clips.dog",), "int_type"),
+    "test clips 3.0": (change("test_clips", "dog", to=3.0), ("test_clips.dog",), "int_type"),
+    "too many test clips": (change("test_clips", "dog", to=10**9), ("test clips", 10**9 + 1, 10**9)),
+    "test clips untold": (drop("test_clips"), ("test_clips",), "missing"),
     "classes are an object": (change("classes", to={}), ("classes",), "list_type"),
     "a class is a number": (change("classes", 0, to=7), ("classes.0",), "model_type"),
     "unknown class": (change(*DOG, "name", to="../../x"), ("'../../x'",)),
@@ -292,9 +298,91 @@ def test_an_introduction_carries_neither_weights_nor_outputs():
         decode(arrays, manifest, examples, make_expected("introduce"))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_moments_of_all_clips_survive_the_way(dtype):
+    reply = make_moments_reply()
+    got = decode(*sent(reply, dtype), make_expected("introduce", audio_shape=None))
+    assert (got.prompts, got.moments.variance, got.moments.count) == ([], 0.7, 6)
+    torch.testing.assert_close(got.moments.mean.float(), reply.moments.mean, rtol=2e-3, atol=2e-3)
+    assert decode(*sent(make_reply(task="introduce")), make_expected("introduce")).moments is None
+
+
+HOSTILE_MOMENTS = {
+    "of more clips than there are": (change("moments", "count", to=7), ("num_examples", 7, 6)),
+    "of no clip": (change("moments", "count", to=0), ("moments.count",), "greater_than_equal"),
+    "a negative variance": (change("moments", "variance", to=-0.1), ("moments.variance",), "greater_than_equal"),
+    "a variance that is none": (change("moments", "variance", to=math.nan), ("manifest", "NaN")),
+    "a huge variance": (change("moments", "variance", to=1e13), ("1e+13", "1e+12")),
+    "an array that is not there": (change("moments", "mean", to=1), ("array 1", 1)),
+    "an array without a use": (change("moments", to=None), (1, 0)),
+    "no key": (drop("moments"), ("moments",), "missing"),
+    "another key": (change("moments", "std", to=1.0), ("moments.std",), "extra_forbidden"),
+    "NaN": (poke(0, math.nan), ("mean", "nan")),
+    "1e30": (poke(0, 1e30), ("mean", "1e+30", "1e+06")),
+    "a mean of every class": (swap(0, lambda a: a[None]), ("mean", (1, 2, 5), "(S, Da)")),
+    "no tokens": (swap(0, lambda a: a[:0]), ("mean", (0, 5))),
+    "another shape": (swap(0, lambda a: a[:, :4]), ("mean", (2, 4), (2, 5))),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_MOMENTS)
+def test_hostile_moments_are_refused_with_their_reason(case):
+    edit, named, *fault = HOSTILE_MOMENTS[case]
+    arrays, manifest, examples = sent(make_moments_reply())
+    arrays, manifest = edit(arrays, manifest)
+    with refused(BadReplyError, *named) as caught:
+        decode(arrays, manifest, examples, make_expected("introduce"))
+    assert manifest_fault(caught.value) == fault
+    assert_presentable(caught.value)
+
+
+@pytest.mark.parametrize("task", ["introduce", "train"])
+def test_moments_come_with_an_introduction_without_classes_and_with_nothing_else(task):
+    beside = replace(make_reply(task=task), moments=make_moments_reply().moments)
+    with refused(BadReplyError, "moments", "2 classes", task):
+        decode(*sent(beside), make_expected(task))
+    if task == "train":
+        with refused(BadReplyError, "moments", "0 classes", task):
+            decode(*sent(replace(beside, prompts=[])), make_expected(task))
+
+
+@settings(max_examples=2 * settings.default.max_examples)
+@given(data=st.data())
+def test_mutated_moments_are_refused_cleanly_or_are_sound(data):
+    arrays, manifest, examples = sent(make_moments_reply(), data.draw(st.sampled_from(["float16", "float32"])))
+    with np.errstate(all="ignore"):
+        arrays, written = mutate(data, arrays, manifest)
+    expected = make_expected("introduce", audio_shape=data.draw(st.sampled_from([None, (2, 5)])))
+    try:
+        got = decode(arrays, written, examples, expected)
+    except BadReplyError as error:
+        assert_presentable(error)
+    else:
+        assert got.weights == got.prompts == []
+        if got.moments is not None:
+            assert got.moments.mean.ndim == 2
+            assert got.moments.mean.isfinite().all()
+            assert 1 <= got.moments.count <= examples
+            assert 0 <= got.moments.variance <= 1e12
+
+
 def test_a_t5_output_without_a_t5_adapter_is_refused():
     with refused(BadReplyError, "'dog'", "t5"):
         decode(*sent(), make_expected(t5_shape=None))
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [("prototypes", "prototypes"), ("outputs", "clip")])
+def test_what_nobody_asked_for_is_refused_and_its_absence_is_not(wanted, kind):
+    reply = make_reply()
+    with refused(BadReplyError, "'dog'", kind):
+        decode(*sent(reply), make_expected(**{wanted: False}))
+    without = {"prototypes": {"audio": None}, "outputs": {"clip": None, "t5": None}}[wanted]
+    bare = replace(reply, prompts=[replace(prompt, **without) for prompt in reply.prompts])
+    got = decode(*sent(bare), make_expected(**{wanted: False}))
+    assert [(prompt.name, prompt.count) for prompt in got.prompts] == [(p.name, p.count) for p in reply.prompts]
+    assert all(getattr(prompt, field) is None for prompt in got.prompts for field in without)
+    with refused(BadReplyError, "'dog'", kind):
+        decode(*sent(bare))
 
 
 def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():

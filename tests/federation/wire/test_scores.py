@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.federation import wire
-from fed_a2v.federation.wire import BadReplyError, ClassScores, Scores
+from fed_a2v.federation.wire import BadReplyError, ClassScores, Scores, SideScores
 from tests.refusals import refused
 
 from .helpers import CLASSES
@@ -17,6 +17,10 @@ from .hostile import assert_presentable, change, drop, manifest_fault, mutate, t
 
 def score(clips=4, right=2, right5=3, cosine=1.5, loss=2.0):
     return ClassScores(clips=clips, right_at_1=right, right_at_5=right5, cosine=cosine, loss=loss)
+
+
+def with_t5(right=1, cosine=0.5, loss=8.0, clips=4):
+    return score(clips).model_copy(update={"t5": SideScores(right_at_1=right, cosine=cosine, loss=loss)})
 
 
 def sent_scores():
@@ -36,6 +40,18 @@ def test_predictions_survive_the_way_and_add_up():
     got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"], confusion=True)["after"]
     merged = Scores.merge([got, got, Scores({"dog": score().model_copy(update={"predicted": {"cat": 4}})})])
     assert merged.classes["dog"].predicted == {"cat": 4, "dog": 6, "rain": 2}
+
+
+def test_the_t5_side_survives_the_way_and_adds_up_by_clips():
+    scores = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5(1, 0.5, 8.0)})}
+    metrics = wire.encode_scores("site-0", 3, scores)
+    got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, t5=("after",))
+    assert got == scores
+    assert got["before"].t5 is None
+    other = Scores({"dog": with_t5(4, 2.5, 1.0, clips=6), "rain": with_t5(0, -1.5, 3.0, clips=2)})
+    added = Scores.merge([got["after"], other])
+    assert added.classes["dog"].t5 == SideScores(right_at_1=5, cosine=3.0, loss=9.0)
+    assert (added.t5.accuracy, added.t5.cosine, added.t5.loss) == (5 / 12, 1.5 / 12, 1.0)
 
 
 def test_clips_for_validation_may_be_more_or_fewer_than_those_for_the_test():
@@ -130,20 +146,58 @@ def test_hostile_scores_are_refused_with_their_reason(case):
     assert_presentable(caught.value)
 
 
-@given(data=st.data())
-def test_mutated_scores_are_refused_cleanly_or_are_sound(data):
-    manifest = json.loads(wire.encode_scores("site-0", 3, sent_scores())["manifest"])
+AFTER_T5 = (*DOG_SCORE, "t5")
+HOSTILE_SIDES = {
+    "no T5 side": (change(*AFTER_T5, to=None), ("'dog'", "after", "no T5")),
+    "a T5 side of the model before": (
+        change("models", "before", "dog", "t5", to={"right_at_1": 1, "cosine": 0.5, "loss": 1.0}),
+        ("'dog'", "before", "a T5"),
+    ),
+    "more right than clips": (change(*AFTER_T5, "right_at_1", to=5), ("'dog'", "T5", 5, 4)),
+    "negative right": (
+        change(*AFTER_T5, "right_at_1", to=-1),
+        ("models.after.dog.t5",),
+        "greater_than_equal",
+    ),
+    "right true": (change(*AFTER_T5, "right_at_1", to=True), ("models.after.dog.t5",), "int_type"),
+    "cosine above one": (change(*AFTER_T5, "cosine", to=4.1), ("'dog'", "T5", "4.1")),
+    "cosine NaN": (change(*AFTER_T5, "cosine", to=math.nan), ("NaN",)),
+    "loss absurd": (change(*AFTER_T5, "loss", to=1e30), ("'dog'", "T5", "1e+30")),
+    "an extra figure": (change(*AFTER_T5, "mse", to=1.0), ("models.after.dog.t5",), "extra_forbidden"),
+    "a figure missing": (drop(*AFTER_T5, "cosine"), ("models.after.dog.t5",), "missing"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_SIDES)
+def test_a_hostile_t5_side_is_refused_with_its_reason(case):
+    edit, named, *fault = HOSTILE_SIDES[case]
+    sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})}
+    _, manifest = edit([], json.loads(wire.encode_scores("site-0", 3, sent)["manifest"]))
+    with refused(BadReplyError, *named) as caught:
+        wire.decode_scores({"manifest": json.dumps(manifest)}, 4, "site-0", 3, CLASSES, t5=("after",))
+    assert manifest_fault(caught.value) == fault
+    assert_presentable(caught.value)
+
+
+@given(data=st.data(), t5=st.booleans())
+def test_mutated_scores_are_refused_cleanly_or_are_sound(data, t5):
+    sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})} if t5 else sent_scores()
+    clips, sides = (4, ("after",)) if t5 else (10, ())
+    manifest = json.loads(wire.encode_scores("site-0", 3, sent)["manifest"])
     _, written = mutate(data, [], manifest)
     try:
-        got = wire.decode_scores({"manifest": written}, 10, "site-0", 3, CLASSES)
+        got = wire.decode_scores({"manifest": written}, clips, "site-0", 3, CLASSES, t5=sides)
     except BadReplyError as error:
         assert_presentable(error)
     else:
         assert got.keys() == {"before", "after"}
         for scores in got.values():
-            assert 0 <= scores.accuracy <= scores.accuracy_at_5 <= 1
-            assert abs(scores.cosine) <= 1.001
-            assert math.isfinite(scores.loss)
+            for side in (scores, scores.t5) if scores.t5 else (scores,):
+                assert 0 <= side.accuracy <= 1
+                assert abs(side.cosine) <= 1.001
+                assert math.isfinite(side.loss)
+            assert scores.accuracy <= scores.accuracy_at_5 <= 1
+        assert (got["after"].t5 is not None, got["before"].t5) == (t5, None)
 
 
 @pytest.mark.parametrize("name", ["right_among", "right_calibrated"])

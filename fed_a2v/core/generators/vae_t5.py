@@ -1,0 +1,175 @@
+"""Two VAEs of audio embeddings, one for each adapter of FLUX: conditioned on the class's CLIP, and on its T5 prompt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows, at_least_one
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator
+from fed_a2v.core.prompts import PrototypeRows
+
+KEYS = ("clip", "t5")
+
+
+class VAEWithT5Generator(Generator):
+    """A VAE conditioned on CLIP (V) and a second one conditioned on T5 (T), trained on the same rows, independently.
+
+    Samples of the first fine-tune the CLIP adapter, those of the second the T5 adapter: see `sample_sides`. Wherever
+    one set of samples is wanted, such as in validation, every second one is the second's.
+
+    In `fit`, `sample` and `sample_classes` a condition is the two parts side by side, (C, V + T), as
+    `conditions_from` makes them: the mean over each one's tokens.
+
+    Args:
+        input_dim, visual_dim, hidden_dim, latent_dim, sequence_length: see `ConditionedVAEGenerator`; of both.
+        t5_dim: T, default 4096.
+        condition_dim, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`; of both. Each
+            has a copy of the loss.
+    """
+
+    kind: ClassVar[str] = "vae_t5"
+    needs_t5: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        input_dim: int = 512,
+        visual_dim: int = 768,
+        hidden_dim: int = 1024,
+        latent_dim: int = 256,
+        sequence_length: int = 1,
+        *,
+        t5_dim: int = 4096,
+        condition_dim: int = 64,
+        ema: float = 0.0,
+        loss: nn.Module | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(input_dim, visual_dim, sequence_length)
+        at_least_one(t5_dim=t5_dim)
+        self.t5_dim = t5_dim
+        self.clip, self.t5 = (
+            ConditionedVAEGenerator(
+                input_dim,
+                width,
+                hidden_dim,
+                latent_dim,
+                sequence_length,
+                condition_dim=condition_dim,
+                ema=ema,
+                loss=copy.deepcopy(loss),
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                batch_size=batch_size,
+            )
+            for width in (visual_dim, t5_dim)
+        )
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """See `Generator.dimensions`: those of both."""
+        return self.clip.dimensions | {"t5_dim": self.t5_dim}
+
+    def conditions_from(self, clip: Tensor, t5: Tensor | None) -> Tensor:
+        """(C, V + T): the mean tokens of (C, Tc, V) CLIP and (C, T5 tokens, T) T5 prompts, side by side.
+
+        Raises:
+            ValueError: there are no T5 prompts.
+        """
+        if t5 is None:
+            raise ValueError(f"a generator of type {self.kind} is conditioned on T5 prompts, and there are none")
+        return torch.cat([clip.mean(dim=1), t5.mean(dim=1)], dim=1)
+
+    def fit(
+        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+    ) -> list[EpochLosses]:
+        """See `Generator.fit`; the loss is the sum of both, whose terms stand apart."""
+        clip, t5 = self._parts(conditions)
+        first = self.clip.fit(rows, clip, epochs, noise, random)
+        second = self.t5.fit(rows, t5, epochs, noise, random)
+        return [_joined(one, other) for one, other in zip(first, second, strict=True)]
+
+    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+        """See `Generator.steps_per_epoch`: of either."""
+        return self.clip.steps_per_epoch(rows)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        visual_condition: Tensor,
+        device: torch.device | str | None = None,
+        random: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `Generator.sample`; with both parts of the condition every second sample is the second VAE's.
+
+        A condition of width V alone is CLIP's and asks the first VAE only.
+        """
+        if visual_condition.shape[-1] == self.visual_dim:
+            return self.clip.sample(num_samples, visual_condition, device, random)
+        clip, t5 = self._parts(as_rows(visual_condition, num_samples, self.visual_dim + self.t5_dim))
+        rows = clip.new_empty(num_samples, self.sequence_length, self.input_dim)
+        for place, (vae, part) in enumerate(((self.clip, clip), (self.t5, t5))):
+            rows[place::2] = vae.sample(len(part[place::2]), part[place::2], rows.device, random)
+        return rows.to(device or rows.device)
+
+    def sample_sides(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Generator.sample_sides`: the first VAE's samples for CLIP, the second's for T5."""
+        clip, t5 = self._parts(conditions)
+        return (
+            self.clip.sample_classes(clip, num_samples, random),
+            self.t5.sample_classes(t5, num_samples, random),
+        )
+
+    def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Generator.posterior`: the latents of both VAEs side by side, (B, 2 L)."""
+        clip, t5 = self._parts(as_rows(visual_condition, len(x), self.visual_dim + self.t5_dim))
+        (mu, logvar), (t5_mu, t5_logvar) = self.clip.posterior(x, clip), self.t5.posterior(x, t5)
+        return torch.cat([mu, t5_mu], dim=1), torch.cat([logvar, t5_logvar], dim=1)
+
+    def training_state(self) -> dict[str, Any]:
+        """See `Generator.training_state`."""
+        return {"clip": self.clip.training_state(), "t5": self.t5.training_state()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `Generator.load_training_state`."""
+        self.clip.load_training_state(state["clip"])
+        self.t5.load_training_state(state["t5"])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """`clip` and `t5`."""
+        return KEYS
+
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """Those of both by key, with the `key` and the keys of the `family`; type and dimensions are the pair's."""
+        pair = {"generator_type": self.kind, "dimensions": self.dimensions, "family": list(KEYS)}
+        vaes = zip(KEYS, (self.clip, self.t5), strict=True)
+        return {key: vae.checkpoint() | pair | {"key": key} for key, vae in vaes}
+
+    def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
+        """Take over what `checkpoints` returned."""
+        self.clip.load_checkpoint(checkpoints["clip"])
+        self.t5.load_checkpoint(checkpoints["t5"])
+
+    def _parts(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        clip, t5 = conditions.split([self.visual_dim, self.t5_dim], dim=1)
+        return clip, t5
+
+
+def _joined(clip: EpochLosses, t5: EpochLosses) -> EpochLosses:
+    """Both losses as one, the sum; the terms of the second have `t5` in front."""
+
+    def together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+        return {**one, **{f"t5_{name}": value for name, value in other.items()}}
+
+    if not clip.parts:  # a loss of the user's own, which tells no terms
+        return EpochLosses(clip.total + t5.total, {"clip": clip.total, "t5": t5.total}, {})
+    per_class = {name: together(terms, t5.per_class[name]) for name, terms in clip.per_class.items()}
+    return EpochLosses(clip.total + t5.total, together(clip.parts, t5.parts), per_class)

@@ -1,0 +1,132 @@
+"""What the rows of `metrics.jsonl` come to: the clips that a figure rests on, the best round, the server step's gain.
+
+Rows without these figures, such as those of pooled training, rest on all test clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def fully_evaluated(row: Row) -> bool:
+    """Whether the figures of a row, or of a run's results, are those of all sites."""
+    return bool(row.get("sites_evaluated") == row.get("sites_total"))
+
+
+def scored_on(row: Row) -> str:
+    """The clips that the figures of a row rest on, e.g. "48 of 80 test clips, 3 of 5 sites"."""
+    clips = row.get("test_clips", 0)
+    if fully_evaluated(row):
+        return f"{clips} test clips"
+    total = row.get("test_clips_total")
+    of_all = "an unknown number of" if total is None else total
+    return f"{clips} of {of_all} test clips, {row['sites_evaluated']} of {row['sites_total']} sites"
+
+
+def best_row(rows: Iterable[Row]) -> Row | None:
+    """The row of the best round: the most accurate one, the first of equals; None where none has an accuracy.
+
+    Accuracy on the clips for validation decides, where there are any. Rounds in which every site was evaluated come
+    before all others, and of those the ones on the most clips first: it is easy to be right about some of the clips.
+    """
+    rows = list(rows)
+    validated = any(row.get("accuracy_validation") is not None for row in rows)
+    figure, clips = ("accuracy_validation", "validation_clips") if validated else ("accuracy", "test_clips")
+
+    def rank(row: Row) -> tuple[bool, int, float]:
+        full = fully_evaluated(row)
+        return full, 0 if full else int(row.get(clips, 0)), float(row[figure])
+
+    return max((row for row in rows if row.get(figure) is not None), key=rank, default=None)
+
+
+def gain(row: Row) -> float | None:
+    """What the server step added to the accuracy of the average of the same round."""
+    after, before = row.get("accuracy"), row.get("accuracy_before")
+    return None if after is None or before is None else after - before
+
+
+def gain_over(row: Row, other: Row | None) -> float | None:
+    """The accuracy of a row beyond that of another run's; None unless both are those of all sites."""
+    if other is None or not (fully_evaluated(row) and fully_evaluated(other)):
+        return None
+    mine, its = row.get("accuracy"), other.get("accuracy")
+    return None if mine is None or its is None else mine - its
+
+
+def gains(rows: Sequence[Row], without_step: Sequence[Row] = ()) -> dict[str, float | None]:
+    """What the server step is worth, measured in three ways.
+
+    In the first round it stands alone. From the second on the average is that of adapters that an earlier step has
+    improved, so a small gain of the last round says little. What the run would be without it, only such a run tells.
+
+    Args:
+        rows: of a run with a server step, at least one.
+        without_step: rows of the same run without the server step.
+
+    Returns:
+        `gain_first_round` and `gain_last_round`: see `gain`. `gain_over_fedavg`: accuracy after the last round less
+        that of `without_step` after the same round. None where it is not known.
+    """
+    last = rows[-1]
+    first = next((row for row in rows if row["round"] == 1), {})
+    same_round = next((row for row in without_step if row["round"] == last["round"]), None)
+    return {
+        "gain_first_round": gain(first),
+        "gain_last_round": gain(last),
+        "gain_over_fedavg": gain_over(last, same_round),
+    }
+
+
+def gain_words(results: Mapping[str, Any]) -> str:
+    """The gains among a run's results in one line; "" where none is known.
+
+    Args:
+        results: with `rounds` and what `gains` returns.
+    """
+    rounds = results.get("rounds")
+    by_round = {1: results.get("gain_first_round"), rounds: results.get("gain_last_round")}
+    steps = [f"{value:+.3f} in round {number}" for number, value in by_round.items() if value is not None]
+    words = [f"the server step adds {' and '.join(steps)} to the average of the same round"] if steps else []
+    over = results.get("gain_over_fedavg")
+    if over is not None:
+        words.append(f"the run ends {over:+.3f} over FedAvg, the same run without the server step")
+    return "; ".join(words)
+
+
+def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
+    """What stands below the table of the rounds: the clips behind figures with an asterisk, and the gains."""
+    partly: dict[str, list[str]] = {}
+    for row in rows:
+        if not fully_evaluated(row):
+            partly.setdefault(scored_on(row), []).append(str(row["round"]))
+    lines = [f"* Round {', '.join(rounds)}: {clips}." for clips, rounds in partly.items()]
+    words = gain_words(results)
+    return lines + ([f"{words[0].upper()}{words[1:]}."] if words else [])
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What must be known before the figures of a run are believed, a line each.
+
+    Args:
+        rows: of the run, at least one.
+    """
+    last, best = rows[-1], best_row(rows)
+    found = []
+    if not fully_evaluated(last):
+        found.append(f"The figures of round {last['round']}, the last, are those of {scored_on(last)}")
+    if best is not None and not fully_evaluated(best):
+        found.append(
+            f"In no round all sites were evaluated; the best round, {best['round']}, is the best of those on the most "
+            f"test clips: {scored_on(best)}"
+        )
+    if last.get("t5/far_behind"):
+        found.append(
+            f"T5 is far behind CLIP: cosine {last['t5/cosine']:.3f} against {last['cosine']:.3f}, accuracy "
+            f"{last['t5/accuracy']:.3f} against {last['accuracy']:.3f}; a wider adapters.hidden_width and more "
+            "steps, finetune.first_steps and site.epochs, bring it nearer"
+        )
+    return found
