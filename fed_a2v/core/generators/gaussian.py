@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.buffers import take_shapes
-from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.generators.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.prompts import PrototypeRows
 
 
@@ -28,7 +28,7 @@ class GaussianGenerator(Generator):
     kind: ClassVar[str] = "gaussian"
     conditions: Tensor
 
-    def __init__(self, input_dim: int, visual_dim: int = 768, sequence_length: int = 1, shrinkage: float = 0.3) -> None:
+    def __init__(self, input_dim: int, visual_dim: int = 768, sequence_length: int = 1, shrinkage: float = SHRINKAGE) -> None:
         super().__init__(input_dim, visual_dim, sequence_length)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage={shrinkage}: must lie between 0 and 1")

@@ -24,6 +24,8 @@ LARGEST_CORRECTION = 3.0
 ROWS_PER_CLASS = 8
 # A Gaussian whose mean is so many deviations above 0 has no negative part to speak of.
 NEVER_NEGATIVE = 6.0
+# Share of a class's variance that comes from the correlation of all classes, in a Gaussian of the class.
+SHRINKAGE = 0.3
 # Where nothing tells the spread within classes (one mean each, no variance sent), it is taken to be this
 # share of the deviation between classes.
 UNKNOWN_SPREAD = 0.5
