@@ -39,9 +39,9 @@ from fed_a2v.settings import Settings, cache_dir
 GENERATORS = ("gaussian", "gmm", "vae", "flow", "gan")
 # Optimiser steps after which a network is measured.
 STEPS = {
-    "gan": (2, 10, 50, 100, 150, 250, 400, 700),
-    "flow": (2, 10, 50, 100, 300, 800, 1600),
-    "vae": (2, 10, 20, 40, 60, 120, 300),
+    "gan": (2, 5, 10, 25, 50, 100, 150, 250, 400, 700),
+    "flow": (4, 8, 12, 32, 100, 300, 800, 1600),
+    "vae": (2, 4, 6, 10, 20, 40, 60, 120, 300),
 }
 HEADER = (
     "| encoder | trained on | generator | tstr | c2st | nn | var | precision / recall | seconds |\n"
@@ -139,17 +139,17 @@ def steps_table() -> str:
         "|---" * 10 + "|",
     ]
     for name, wanted in STEPS.items():
-        columns = [list(after_steps(clips, name, wanted, calibrated)) for calibrated in (True, False)]
-        lines += [
-            f"| {name} | {number} | {one} | {other} |" for number, one, other in zip(wanted, *columns, strict=True)
-        ]
-    text = "\n".join(lines) + f"\n\n8 prototypes a class; mean over three sampling seeds of one fit. {machine()}."
-    print(text)
-    return text
+        networks = (after_steps(clips, name, wanted, calibrated) for calibrated in (True, False))
+        for (steps, one), (_, other) in zip(*networks, strict=True):
+            lines.append(f"| {name} | {steps:.0f} | {one} | {other} |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + f"\n\n8 prototypes a class; mean over three sampling seeds of one fit. {machine()}."
 
 
-def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int], calibrated: bool) -> Iterator[str]:
-    """The gates of one network after each of `wanted` numbers of steps, as near as whole epochs come."""
+def after_steps(
+    clips: EmbeddedClips, name: str, wanted: Sequence[int], calibrated: bool
+) -> Iterator[tuple[float, str]]:
+    """The steps of one network, at least those `wanted` in whole epochs, and its gates after them."""
     settings = compose_settings([f"generator={name}"])
     rows, conditions, generator = prepared(clips, "prototypes", settings)
     if not calibrated:
@@ -159,7 +159,7 @@ def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int], calibrat
         epochs = max(1, math.ceil((number - done) / a_pass))
         generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, random)
         done += epochs * a_pass
-        yield gates(assessed(clips, rows, conditions, generator))
+        yield done, gates(assessed(clips, rows, conditions, generator))
 
 
 class Uncalibrated(Calibration):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,6 +11,7 @@ from hydra.errors import HydraException
 from pydantic import ValidationError
 
 from fed_a2v.conf_tree import known_keys, options, options_with
+from fed_a2v.core.names import nearest
 
 # What pydantic adds to the path of a value that may have one of several types.
 UNION_BRANCH = re.compile(r"^(constrained-\w+|function-.*|literal\[.*|(list|dict|tuple)\[.*|int|float|str|bool)$")
@@ -19,12 +19,6 @@ UNION_BRANCH = re.compile(r"^(constrained-\w+|function-.*|literal\[.*|(list|dict
 # Hydra's options that come with an extra of this package.
 EXTRAS = {"joblib": "sweeps", "optuna": "sweeps"}
 HOW_TO_WRITE = "write KEY=VALUE, GROUP=OPTION or ~KEY, and text with blanks, commas or brackets as KEY=\"'a, b'\""
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known word that is most like `word`; None where none is."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
 
 
 def explain_composition(error: Exception, words: Sequence[str]) -> str:

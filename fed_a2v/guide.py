@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from fed_a2v.conf_tree import option_keys, sections
-from fed_a2v.explain import nearest
+from fed_a2v.core.names import nearest
 from fed_a2v.settings import ConfigError
 
 Tree = Mapping[str, Mapping[str, Any]]

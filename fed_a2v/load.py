@@ -12,7 +12,6 @@ run = run.continue_training(rounds=5)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.names import clean_name
+from fed_a2v.core.names import clean_name, nearest
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
@@ -348,6 +347,6 @@ def find_class(name: str, classes: Sequence[str]) -> str:
     by_clean_name = {clean_name(known): known for known in classes}
     if clean_name(name) in by_clean_name:
         return by_clean_name[clean_name(name)]
-    near = difflib.get_close_matches(clean_name(name), by_clean_name, n=1)
-    hint = f"did you mean {by_clean_name[near[0]]!r}?" if near else f"the classes are {', '.join(classes)}"
+    near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
+    hint = f"did you mean {by_clean_name[near]!r}?" if near else f"the classes are {', '.join(classes)}"
     raise RunError(f"no class {name!r} in this run; {hint}")

@@ -1,9 +1,10 @@
-"""Names of classes: a class is known by its name everywhere, however each data set spells it."""
+"""Names: a class is known by its own everywhere, however each data set spells it; and names in messages."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def clean_name(name: str) -> str:
@@ -11,6 +12,13 @@ def clean_name(name: str) -> str:
     return " ".join(re.sub("[_-]", " ", name.casefold()).split())
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known word that is most like `word`; None where none is."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
     """The first names of many, and how many more there are."""
+    names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

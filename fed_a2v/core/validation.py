@@ -37,8 +37,7 @@ class_log = logging.getLogger("fed_a2v.classes")
 SAMPLES = 100
 # About as many rows are compared at most: a validation takes seconds, not minutes.
 COMPARED_ROWS = 600
-
-
+# What samples and prototypes are compared by, and the guide's words for it.
 MEASURES = {"similarity": "Cosine Similarity", "mse": "MSE Loss", "l1": "L1 Loss"}
 
 

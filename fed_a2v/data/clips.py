@@ -5,7 +5,6 @@ The index is made without decoding any sound. Labels are positions in `classes`;
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fed_a2v.core.names import clean_name
+from fed_a2v.core.names import clean_name, listed, nearest
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.errors import DataError
@@ -281,7 +280,7 @@ def without_leaks(index: ClipIndex) -> ClipIndex:
     logger.warning(
         "Left out %d clips for training or validation, which come from the same recordings as clips for the test: %s",
         len(leaks),
-        first_few([index.records[position].key for position in leaks]),
+        listed([index.records[position].key for position in leaks], 5),
     )
     return index.take(position for position in range(len(index)) if position not in leaks)
 
@@ -309,11 +308,6 @@ def leaking(origins: Sequence[str | bytes], splits: Sequence[Split]) -> dict[int
         for position, origin in enumerate(origins)
         if origin and splits[position] != splits[kept[origin]]
     }
-
-
-def first_few(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list, for a line of the log."""
-    return ", ".join([*names[:limit], *["..."] * (len(names) > limit)])
 
 
 def square_roots(embeddings: Tensor) -> Tensor:
@@ -380,8 +374,8 @@ def unseen_classes(dataset: DatasetSettings, classes: Sequence[str]) -> tuple[st
         by_clean_name = {clean_name(name): name for name in classes}
         for name in wanted:
             if clean_name(name) not in by_clean_name:
-                near = difflib.get_close_matches(clean_name(name), by_clean_name, n=1)
-                hint = f"; did you mean {by_clean_name[near[0]]!r}?" if near else ""
+                near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
+                hint = f"; did you mean {by_clean_name[near]!r}?" if near else ""
                 raise DataError(f"dataset.unseen names {name!r}, which is no class of the data{hint}")
         names = {by_clean_name[clean_name(name)] for name in wanted}
     if names and len(classes) - len(names) < 2:
@@ -419,8 +413,8 @@ def check_classes(records: Iterable[Record], dataset: DatasetSettings) -> None:
     for label, name in enumerate(wanted):
         if label not in labels:
             present = {clean_name(category): category for category in categories}
-            near = difflib.get_close_matches(clean_name(name), present, n=1)
-            hint = f"did you mean {present[near[0]]}?" if near else f"it has {', '.join(sorted(present.values()))}"
+            near = nearest(clean_name(name), present, cutoff=0.6)
+            hint = f"did you mean {present[near]}?" if near else f"it has {', '.join(sorted(present.values()))}"
             raise DataError(f"dataset.classes names {name!r}, of which the data has no clip; {hint}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fed_a2v.core.names import listed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.clips import (
     SPLITS,
@@ -21,7 +22,6 @@ from fed_a2v.data.clips import (
     FloatArray,
     IntArray,
     Split,
-    first_few,
     leaking,
     square_roots,
     unseen_classes,
@@ -245,7 +245,7 @@ def _copies(index: ClipIndex, embeddings: FloatArray, contents: Sequence[str]) -
         return set()
     keys = [record.key for record in index.records]
     pairs = [f"{keys[row]} ({keys[other]})" for row, other in sorted(copies.items())]
-    told = f"{len(copies)} clips for training or validation, which are copies of clips for the test: {first_few(pairs)}"
+    told = f"{len(copies)} clips for training or validation, which are copies of clips for the test: {listed(pairs, 5)}"
     if all(row in copies for row, split in enumerate(index.splits) if split == "train"):
         raise DataError(f"no clip for training is left without the {told}")
     logger.warning("Left out %s", told)
@@ -276,7 +276,7 @@ def _takes_square_root(index: ClipIndex, embeddings: FloatArray, dataset: Datase
             "%d clips for validation or the test have negative values, which no clip for training has; their square "
             "roots keep the sign (dataset.square_root=never takes none): %s",
             len(others),
-            first_few([f"{index.records[row].key} ({least[row]:.4g})" for row in others]),
+            listed([f"{index.records[row].key} ({least[row]:.4g})" for row in others], 5),
         )
     return True
 

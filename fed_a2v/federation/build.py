@@ -14,13 +14,14 @@ from pydantic import TypeAdapter, ValidationError
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
+from fed_a2v.core.names import nearest
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
-from fed_a2v.explain import explain_validation, nearest
+from fed_a2v.explain import explain_validation
 from fed_a2v.federation.task import seeded_adapters, torch_device, training_loss
 from fed_a2v.plugins import load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings

@@ -5,12 +5,12 @@ A node reads it for every message, so it comes without the libraries that its wo
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fed_a2v.core.names import nearest
 from fed_a2v.settings import ConfigError, Count, DatasetSettings, Device
 
 KINDS = get_args(DatasetSettings.model_fields["name"].annotation)
@@ -20,8 +20,8 @@ PATHS = ("data-dir", "cache-dir", "targets")
 
 def _kind(name: str) -> str:
     if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
-        raise ValueError(f"there is no such kind; {f'did you mean {near[0]!r}?' if near else ', '.join(KINDS)}")
+        near = nearest(name, KINDS, cutoff=0.6)
+        raise ValueError(f"there is no such kind; {f'did you mean {near!r}?' if near else ', '.join(KINDS)}")
     return name
 
 
@@ -72,7 +72,7 @@ def _explain(entry: Any) -> str:
     key = str(entry["loc"][0])
     if entry["type"] == "extra_forbidden":
         known = [str(field.alias) for field in NodeConfig.model_fields.values()]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return f"unknown key {key[:80]}; " + (f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}")
+        near = nearest(key, known)
+        return f"unknown key {key[:80]}; " + (f"did you mean {near}?" if near else f"it may have {', '.join(known)}")
     value = "" if key in PATHS else f" = {entry['input']!r:.80}"
     return f"{key}{value}: {str(entry['msg']).removeprefix('Value error, ')}"

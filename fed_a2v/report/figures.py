@@ -244,21 +244,21 @@ def _line(
 
     `tested`: say where not all test clips were scored.
     """
-    points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
-    partly = ["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows if row.get(key) is not None]
-    if not points:
+    rows = [row for row in rows if row.get(key) is not None]
+    if not rows:
         return []
+    lone = plain and len(rows) == 1  # a line through one point is not to be seen: a dash in its place
     return [
         go.Scatter(
-            x=[number for number, _ in points],
-            y=[value for _, value in points],
+            x=[row["round"] for row in rows],
+            y=[row[key] for row in rows],
             name=label(name),
-            mode="lines" if plain else "lines+markers",
+            mode="lines" if plain and not lone else "lines+markers",
             line={"color": colour(index), "dash": "dot" if faint else dash(index), "width": 1.5 if faint else 2.5},
-            marker={"symbol": symbol(index) + ("-open" if faint else ""), "size": 8},
-            error_y=_interval_bars([row for row in rows if row.get(key) is not None], key),
+            marker={"symbol": "line-ew-open" if lone else symbol(index) + ("-open" if faint else ""), "size": 8},
+            error_y=_interval_bars(rows, key),
             hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
-            customdata=partly if tested else None,
+            customdata=["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows] if tested else None,
         )
     ]
 

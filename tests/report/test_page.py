@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest.mock import patch
@@ -219,6 +220,14 @@ def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
     assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
     first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
     assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+
+
+def test_what_one_round_alone_has_is_to_be_seen(run_folder):
+    (run,) = collect([run_folder]).runs
+    similarity = figures.validation_plot(Collection([replace(run, rows=run.rows[:1])])).views[0].figure.data
+    assert [list(trace.x) for trace in similarity] == [[1]] * 3
+    assert all("markers" in trace.mode for trace in similarity)
+    assert len({trace.marker.symbol for trace in similarity}) == 3
 
 
 def test_the_figures_say_what_the_run_recorded(run_folder):

@@ -14,6 +14,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generat
 from fed_a2v.core.generators.moments import ROWS_PER_CLASS, ClassMoments
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, Lesson
 from fed_a2v.core.losses import VAELossParts, loss_value
+from fed_a2v.core.names import listed
 from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator
@@ -35,6 +37,9 @@ log = logging.getLogger("fed_a2v")
 # Where a VAE keeps the running average of a weight, and what AdamW keeps of each.
 AVERAGE = "averaged.networks."
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# The groups are the user's own: an error names most of them.
+_listed = partial(listed, most=20)
 
 
 def groups_for(
@@ -474,9 +479,3 @@ def _normal(shape: tuple[int, ...], like: Tensor, randoms: Sequence[torch.Genera
     for part, random in zip(out, randoms, strict=True):
         part.normal_(generator=random)
     return out.to(like.device)
-
-
-def _listed(names: Iterable[str], most: int = 20) -> str:
-    """Names for an error message."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
