@@ -60,6 +60,7 @@ METHODS: dict[str, list[str] | None] = {
     "gmm": ["generator=gmm"],
     "vae": ["generator=vae"],
     "vae, untrained": UNTRAINED,
+    "vae, closed form": ["generator=vae_closed_form"],
     "gan": ["generator=gan"],
     "flow": ["generator=flow"],
     "kd": ["aggregation.mode=kd", "finetune.enabled=false", "generator=gaussian"],
@@ -93,14 +94,16 @@ TABLES = {
         "8",
         ("FedAvg", "FedAvg, as many steps", "prototypes", "vae", "pooled", "pooled, as many steps"),
     ),
-    "yamnet 50x1 one mean": Table("yamnet", "50 sites x 1", "1 + variance", ("prototypes", "noise", "gaussian", "vae")),
+    "yamnet 50x1 one mean": Table(
+        "yamnet", "50 sites x 1", "1 + variance", ("prototypes", "noise", "gaussian", "vae", "vae, closed form")
+    ),
     "yamnet 5x10": Table(
         "yamnet",
         "5 sites x 10",
         "8",
         (
             *("FedAvg", "FedAvg, as many steps", "prototypes", "noise", "gaussian", "vae", "vae, untrained"),
-            "server only",
+            *("vae, closed form", "server only"),
         ),
     ),
     "incremental": Table(
@@ -112,7 +115,7 @@ TABLES = {
             "vae, untrained, uploads forgotten",
         ),
     ),
-    "logmel 5x10": Table("logmel", "5 sites x 10", "8", ("prototypes", "gaussian", "vae")),
+    "logmel 5x10": Table("logmel", "5 sites x 10", "8", ("prototypes", "gaussian", "vae", "vae, closed form")),
     "clip": Table("clip", "5 sites", "8", ("prototypes", "noise", "gaussian", "vae", "vae, untrained")),
 }
 FOLDS, SEEDS = (1, 2, 3, 4), (0, 1, 2)

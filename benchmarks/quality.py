@@ -9,7 +9,7 @@ class (want 0.63 or less). `nn`: distance to the nearest training row over that 
 means copies, 1.4 independent noise). `var`: variance within classes over the training rows'.
 
 `--steps`: the same after ever more optimiser steps of the generator, on YAMNet's prototypes; once as samples are drawn,
-and once without the calibration to the classes' known moments, which shows what the network itself has learned.
+and once as the network alone draws them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,8 +26,6 @@ from common import machine, write_block
 
 from fed_a2v.config import compose_settings
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.generators.calibration import Calibration
-from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
 from fed_a2v.core.quality import Rows, assess
 from fed_a2v.core.sharing import share_class
@@ -36,7 +34,11 @@ from fed_a2v.data.site import load_clips
 from fed_a2v.federation.build import make_generator
 from fed_a2v.settings import Settings, cache_dir
 
-GENERATORS = ("gaussian", "gmm", "vae", "flow", "gan")
+# Beside the generators, what shows that a gate is worth passing: noise that knows no class, and a VAE without training.
+GENERATORS = {
+    **{name: [f"generator={name}"] for name in ("gaussian", "gmm", "vae", "vae_closed_form", "flow", "gan", "noise")},
+    "vae, untrained": ["generator=vae", "generator.learning_rate=1e-12"],
+}
 # Optimiser steps after which a network is measured.
 STEPS = {
     "gan": (2, 5, 10, 25, 50, 100, 150, 250, 400, 700),
@@ -52,10 +54,12 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("generators", nargs="*", default=GENERATORS)
+    parser.add_argument("generators", nargs="*", help=f"default: all of {', '.join(GENERATORS)}")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     parser.add_argument("--steps", action="store_true", help="after ever more optimiser steps, instead")
     given = parser.parse_args()
+    if unknown := [name for name in given.generators if name not in GENERATORS]:
+        parser.error(f"no generator {unknown[0]!r}; choose from {', '.join(GENERATORS)}")
     torch.set_num_threads(1)
     if given.steps:
         text = steps_table()
@@ -67,7 +71,7 @@ def main() -> None:
         settings = compose_settings(overrides)
         clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
         for kind in ("samples", "prototypes"):
-            for name in given.generators:
+            for name in given.generators or GENERATORS:
                 line = f"| {encoder} | {kind} | {name} | {measure(clips, kind, name)} |"
                 print(line, flush=True)
                 lines.append(line)
@@ -88,14 +92,14 @@ def data() -> dict[str, list[str]]:
 
 def measure(clips: EmbeddedClips, kind: str, name: str) -> str:
     """Fit a generator with its default settings, as in the first round of a federation, and assess its samples."""
-    settings = compose_settings([f"generator={name}"])
+    settings = compose_settings(GENERATORS[name])
     rows, conditions, generator = prepared(clips, kind, settings)
     start = time.perf_counter()
     steps = generator.steps_per_epoch(rows)
     epochs = max(settings.generator.training_epochs, math.ceil(settings.generator.min_steps / steps) if steps else 0)
     generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, torch.Generator().manual_seed(0))
     seconds = time.perf_counter() - start
-    figures = assessed(clips, rows, conditions, generator)
+    figures = assessed(clips, rows, conditions, generator.sample_classes)
     return f"{gates(figures)} | {figures['precision']:.2f} / {figures['recall']:.2f} | {seconds:.1f}"
 
 
@@ -112,16 +116,17 @@ def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[Proto
     return rows, conditions, generator
 
 
-def assessed(
-    clips: EmbeddedClips, rows: PrototypeRows, conditions: torch.Tensor, generator: Generator
-) -> dict[str, float]:
-    """The gates of a generator's samples against the clips of the test fold."""
+Draw = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
+
+
+def assessed(clips: EmbeddedClips, rows: PrototypeRows, conditions: torch.Tensor, draw: Draw) -> dict[str, float]:
+    """The gates of what `draw` makes for the classes' conditions, against the clips of the test fold."""
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     order = [rows.names.index(clips.classes[label]) for label in range(len(clips.classes))]
     quality = assess(
         Rows(native(clips, clips.embeddings[train]), clips.labels[train]),
         Rows(native(clips, clips.embeddings[test]), clips.labels[test]),
-        lambda number, seed: samples(clips, generator, conditions[order], number, seed),
+        lambda number, seed: samples(clips, draw, conditions[order], number, seed),
     )
     return quality.as_dict()
 
@@ -131,7 +136,7 @@ def gates(figures: dict[str, float]) -> str:
 
 
 def steps_table() -> str:
-    """The gates after ever more steps, with and without calibration."""
+    """The gates after ever more steps, as samples are drawn and as the network alone draws them."""
     settings = compose_settings(data()["YAMNet"])
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     lines = [
@@ -139,36 +144,29 @@ def steps_table() -> str:
         "|---" * 10 + "|",
     ]
     for name, wanted in STEPS.items():
-        networks = (after_steps(clips, name, wanted, calibrated) for calibrated in (True, False))
-        for (steps, one), (_, other) in zip(*networks, strict=True):
+        for steps, one, other in after_steps(clips, name, wanted):
             lines.append(f"| {name} | {steps:.0f} | {one} | {other} |")
             print(lines[-1], flush=True)
     return "\n".join(lines) + f"\n\n8 prototypes a class; mean over three sampling seeds of one fit. {machine()}."
 
 
-def after_steps(
-    clips: EmbeddedClips, name: str, wanted: Sequence[int], calibrated: bool
-) -> Iterator[tuple[float, str]]:
-    """The steps of one network, at least those `wanted` in whole epochs, and its gates after them."""
+def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int]) -> Iterator[tuple[float, str, str]]:
+    """The steps of a network, at least those `wanted` in whole epochs, and both kinds of gates after them."""
     settings = compose_settings([f"generator={name}"])
     rows, conditions, generator = prepared(clips, "prototypes", settings)
-    if not calibrated:
-        generator.calibration = Uncalibrated()
     random, done, a_pass = torch.Generator().manual_seed(0), 0.0, generator.steps_per_epoch(rows)
+
+    def alone(conditions: torch.Tensor, number: int, random: torch.Generator) -> torch.Tensor:
+        drawn = generator.sample_raw(conditions.repeat_interleave(number, 0), random)
+        assert drawn is not None
+        return drawn.unflatten(0, (-1, number))
+
     for number in wanted:
         epochs = max(1, math.ceil((number - done) / a_pass))
         generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, random)
         done += epochs * a_pass
-        yield done, gates(assessed(clips, rows, conditions, generator))
-
-
-class Uncalibrated(Calibration):
-    """Leaves samples as the network draws them."""
-
-    def apply_to(self, rows: torch.Tensor, labels: torch.Tensor, moments: ClassMoments) -> torch.Tensor:
-        """`rows`."""
-        del labels, moments
-        return rows
+        both = (gates(assessed(clips, rows, conditions, draw)) for draw in (generator.sample_classes, alone))
+        yield done, *both
 
 
 def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassPrompts]:
@@ -182,8 +180,8 @@ def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassPr
     return prompts
 
 
-def samples(clips: EmbeddedClips, generator: Generator, conditions: torch.Tensor, number: int, seed: int) -> Rows:
-    drawn = generator.sample_classes(conditions, number, torch.Generator().manual_seed(seed))
+def samples(clips: EmbeddedClips, draw: Draw, conditions: torch.Tensor, number: int, seed: int) -> Rows:
+    drawn = draw(conditions, number, torch.Generator().manual_seed(seed))
     return Rows(native(clips, drawn.flatten(0, 1)), torch.arange(len(conditions)).repeat_interleave(number))
 
 

@@ -51,7 +51,8 @@ def gaussian_log_density(offsets: Tensor, factors: Tensor, variances: Tensor) ->
     solved = torch.linalg.solve_triangular(root, (x @ factors.T if small else x).T, upper=False).square().sum(dim=0)
     distance = x.square().sum(dim=1) - solved if small else solved
     volume = 2 * (deviations.log().sum() + root.diagonal().log().sum())
-    return -0.5 * (distance + volume + offsets.shape[1] * LOG_2_PI)
+    density: Tensor = -0.5 * (distance + volume + offsets.shape[1] * LOG_2_PI)
+    return density
 
 
 def normal_log_density(offsets: Tensor, log_variance: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class VAELoss(nn.Module):
         beta_epochs: length of the ramp or cycle in epochs, counted over the whole life of the generator.
         variance: `unit`: s2 = 1 in standardised units; `optimal`: the batch's mean squared error, which is the
             maximum-likelihood value; `learned`: one weight, trained with the others (sigma-VAE, Rybkin et al.
-            2021); `decoder`: the decoder says it for every row and column (for a VAE with `closed_form`).
+            2021). A decoder that says itself how likely the rows are (`log_likelihood`) needs none.
         free_bits: nats that every latent unit may carry for nothing: the KL of a unit, averaged over the batch,
             counts only above it (Kingma et al. 2016). 0 is the plain ELBO.
         similarity_weight: weight of one minus the cosine of reconstruction and input.
@@ -155,15 +155,15 @@ class VAELoss(nn.Module):
         beta_schedule: Literal["constant", "linear", "cyclical"] = "constant",
         beta_max: float = 1.0,
         beta_epochs: int = 50,
-        variance: Literal["unit", "optimal", "learned", "decoder"] = "optimal",
+        variance: Literal["unit", "optimal", "learned"] = "optimal",
         free_bits: float = 0.0,
         similarity_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if beta_schedule not in ("constant", "linear", "cyclical"):
             raise ValueError(f"beta_schedule={beta_schedule!r}: choose constant, linear or cyclical")
-        if variance not in ("unit", "optimal", "learned", "decoder"):
-            raise ValueError(f"variance={variance!r}: choose unit, optimal, learned or decoder")
+        if variance not in ("unit", "optimal", "learned"):
+            raise ValueError(f"variance={variance!r}: choose unit, optimal or learned")
         if free_bits < 0:
             raise ValueError(f"free_bits={free_bits}: must not be negative")
         if beta_max < 0 or beta_epochs < 1:
@@ -202,7 +202,7 @@ class VAELoss(nn.Module):
             mu: (B, L) posterior mean.
             logvar: (B, L) posterior log variance.
             epoch: of the generator's life, from 0.
-            log_likelihood: (B,) of the inputs under the decoder's density; for `variance="decoder"`, which needs it.
+            log_likelihood: (B,) of the inputs under the decoder, where that has a density of its own.
         """
         recon_x, x = recon_x.flatten(1), x.flatten(1)
         dimensions = x.shape[1]
@@ -219,12 +219,11 @@ class VAELoss(nn.Module):
             total = total + self.similarity_weight * similarity.mean()
         with torch.no_grad():
             # What the batch decides, its variance and the units that come free, holds for each of its rows.
-            reconstruction = told
-            if reconstruction is None:
-                reconstruction = likelihood + 0.5 * self._precision(error.mean()) * (error - error.mean())
+            spread = 0.5 * self._precision(error.mean()) * (error - error.mean())
+            reconstruction = likelihood + spread if told is None else told.detach()
             charged = torch.where(mean_kl > self.free_bits, unit_kl, self.free_bits).sum(dim=1) / dimensions
             kl = self.beta(epoch) * charged
-        return VAELossParts(total, reconstruction.detach(), kl, self.similarity_weight * similarity.detach())
+        return VAELossParts(total, reconstruction, kl, self.similarity_weight * similarity.detach())
 
     def _precision(self, error: Tensor) -> Tensor:
         """One over the decoder's variance."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.network import NetworkFigures, examine
 from fed_a2v.core.prompts import PrototypeRows
 from fed_a2v.core.quality import (
     FEWEST_JUDGED,
@@ -54,6 +55,7 @@ class Validation:
         rows: held-out prototypes behind them.
         quality: the three gates and the diagnostics, on stretched prototypes.
         active: latent units that vary within classes; None for a generator without a latent.
+        network: what the network does alone, on the same rows; None for a generator without one.
     """
 
     agreement: SampleValidation
@@ -62,6 +64,7 @@ class Validation:
     rows: int
     quality: GeneratorQuality
     active: int | None
+    network: NetworkFigures | None
 
     def warnings(self) -> list[str]:
         """What is wrong with the generator, and what to do about it."""
@@ -77,6 +80,8 @@ class Validation:
         row |= {f"generator_quality/{name}": value for name, value in self.quality.as_dict().items()}
         if self.active is not None:
             row["generator_quality/active_units"] = self.active
+        if self.network is not None:
+            row |= {f"generator_network/{name}": value for name, value in self.network.as_dict().items()}
         return row
 
     def report(self) -> None:
@@ -93,6 +98,8 @@ class Validation:
         for gate in self.quality.gates():
             if gate.value is not None:
                 log.info("  %s", in_words(gate))
+        for line in self.network.lines() if self.network is not None else []:
+            log.info("  %s", line)
         for warning in self.warnings():
             log.warning("%s", warning)
 
@@ -134,34 +141,36 @@ def validate(
     synthetic = Rows(samples.flatten(0, 1), torch.arange(classes, device=device).repeat_interleave(SAMPLES))
     moments = ClassMoments()
     moments.fit(trained_on)
-    seen, unseen = moments.spread_rows(trained_on), moments.spread_rows(held_out)
-    posterior = generator.posterior(seen.view_as(trained_on.embeddings), conditions[trained_on.labels])
+    spread, unseen = (
+        Rows(moments.spread_rows(rows).view_as(rows.embeddings), rows.labels) for rows in (trained_on, held_out)
+    )
+    posterior = generator.posterior(spread.embeddings, conditions[trained_on.labels])
     known = trained_on.labels.unique()
     constant = moments.mean[known].mean(dim=0).view(1, *samples.shape[2:]).expand(len(known), -1, -1)
     agreement, real, blind = (
         validate_samples(rows, Rows(held_out.embeddings, held_out.labels), held_out.names)
-        for rows in (synthetic, _as_clips(trained_on, seen, moments), Rows(constant, known))
+        for rows in (synthetic, _as_clips(spread, moments), Rows(constant, known))
     )
     return Validation(
         agreement,
         real,
         blind,
         len(held_out),
-        assess(
-            Rows(seen, trained_on.labels), Rows(unseen, held_out.labels), synthetic, seeds=1, max_rows=COMPARED_ROWS
-        ),
+        assess(spread, unseen, synthetic, seeds=1, max_rows=COMPARED_ROWS),
         None if posterior is None else active_units(posterior[0], trained_on.labels),
+        examine(generator, moments, spread, unseen, conditions, SAMPLES, random, seeds=1, max_rows=COMPARED_ROWS),
     )
 
 
-def _as_clips(rows: PrototypeRows, stretched: Tensor, moments: ClassMoments) -> Rows:
-    """The (N, D) `stretched` rows, with exactly the variance of their class's clips.
+def _as_clips(stretched: Rows, moments: ClassMoments) -> Rows:
+    """Rows that are `stretched`, with exactly the variance of their class's clips.
 
     Of few rows each column cannot have it; their mean square can.
     """
-    mean = moments.mean[rows.labels]
-    offsets = stretched - mean
-    of_class = F.one_hot(rows.labels, len(moments.mean)).to(offsets)  # a product: the same bits each time on a GPU
+    embeddings, labels = stretched
+    mean = moments.mean[labels]
+    offsets = embeddings.flatten(1) - mean
+    of_class = F.one_hot(labels, len(moments.mean)).to(offsets)  # a product: the same bits each time on a GPU
     squares = offsets.square().sum(dim=1) @ of_class
     scale = (moments.std.square().sum(dim=1) * of_class.sum(dim=0) / squares.clamp(min=1e-12)).sqrt()
-    return Rows((mean + scale[rows.labels].unsqueeze(1) * offsets).view_as(rows.embeddings), rows.labels)
+    return Rows((mean + scale[labels].unsqueeze(1) * offsets).view_as(embeddings), labels)

@@ -197,6 +197,16 @@ def test_each_rows_terms_are_its_likelihood_kl_and_cosine_with_their_weights(var
     torch.testing.assert_close(similarity, 0.1 * (1 - F.cosine_similarity(recon, x, dim=1)))
 
 
+@pytest.mark.parametrize("settings", vae_losses(), ids=str)
+def test_a_decoder_may_tell_the_likelihood_itself(settings):
+    log_likelihood = torch.randn(6, requires_grad=True)
+    total, *terms = vae_loss(**settings)(*batch(), 3, log_likelihood=log_likelihood)
+    torch.testing.assert_close(terms[0], -log_likelihood.detach() / 20)
+    assert float(sum(term.mean() for term in terms)) == pytest.approx(total.item(), abs=1e-5)
+    total.backward()
+    torch.testing.assert_close(log_likelihood.grad, torch.full((6,), -1 / 120))
+
+
 def test_units_that_come_free_are_charged_alike_to_every_row():
     recon, x, mu, logvar = batch()
     mu[:, 0], logvar[:, 0] = 0.1 * mu[:, 0], 0.0  # it carries next to nothing

@@ -53,6 +53,7 @@ def test_every_figure_stands_beside_that_of_real_rows():
     for name in ("c2st", "nn_ratio", "accuracy"):
         assert {f"generator_quality/{name}", f"generator_quality/{name}_real"} <= row.keys()
     assert "generator_quality/active_units" not in row
+    assert not any(name.startswith("generator_network/") for name in row)
 
 
 def means(world):
@@ -97,6 +98,20 @@ def test_generators_of_one_class_each_are_validated_together():
     result = validated(family)
     assert (result.active or 0) > 1
     assert result.metrics()["generator_quality/active_units"] == result.active
+
+
+@pytest.mark.parametrize("family", [False, True])
+def test_what_the_network_does_alone_is_told_beside_what_needs_none(caplog, family):
+    world = World()
+    one = vae(world)
+    with caplog.at_level(logging.INFO, "fed_a2v"):
+        result = validated(GroupedVAEGenerator(lambda: vae(world), {"all": world.names}) if family else one)
+        result.report()
+    row = {name: value for name, value in result.metrics().items() if name.startswith("generator_network/")}
+    for name in ("likelihood", "likelihood_gaussian", "gain_low", "reconstruction", "raw_tstr"):
+        value = row[f"generator_network/{name}"]
+        assert any(f"{value:.3f}" in line for line in caplog.messages if line.strip().startswith("network alone"))
+    assert row["generator_network/reconstruction"] > 0
 
 
 def test_few_rows_give_few_figures_and_no_false_alarm():

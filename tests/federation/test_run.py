@@ -309,6 +309,7 @@ def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated
     ("kind", "names"),
     [
         (("generator=vae",), {"vae_generator"}),
+        (("generator=vae_closed_form",), {"vae_generator"}),
         (("generator=multimodal", "adapters=flux", "adapters.t5_width=8"), {"multimodal_generator"}),
         (
             ("generator.granularity=per_class", "dataset.classes=[dog,rain]", "partition.sites=2"),

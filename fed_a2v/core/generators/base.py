@@ -146,12 +146,10 @@ class Generator(nn.Module, ABC):
         del x, visual_condition
         return None
 
-    # What the network of a generator has learned, without moments, residuals and calibration around it. All four give
-    # None for a generator that has nothing of the kind.
+    # What the network of a generator has learned, without the moments, residuals and calibration around it. Each gives
+    # None where a generator has nothing of the kind.
 
-    def log_likelihood(
-        self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator
-    ) -> Tensor | None:
+    def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor | None:
         """Log densities of B embeddings, or lower bounds on them.
 
         Args:
@@ -177,7 +175,7 @@ class Generator(nn.Module, ABC):
         return None
 
     def untrained(self) -> Generator | None:
-        """A copy as it would be without the training of its network, if it does not start from random weights."""
+        """A copy as it is before its network's training, where that starts from more than random weights."""
         return None
 
     def training_state(self) -> dict[str, Any]:

@@ -20,12 +20,17 @@ from fed_a2v.core.generators.moments import ClassMoments
 # Shares of the variance that come from the class itself; the rest comes from all classes together (latent) or
 # is independent over the dimensions (residuals).
 CLASS_SHARE = 0.7
+# The same of a latent that is N(0, I) within the classes, as that of a linear model is.
+NORMAL_CLASS_SHARE = 0.3
 
 
 class ClassPrior(nn.Module):
     """Per class: a Gaussian over the latent, and the decoder's residuals.
 
     All is measured on the training rows after each fit, and kept as buffers that a checkpoint carries.
+
+    Args:
+        normal: whether the latent is N(0, I) within the classes; default false: measured over all of them.
     """
 
     latent_mean: Tensor  # (C, L)
@@ -35,8 +40,9 @@ class ClassPrior(nn.Module):
     residual_rows: Tensor  # (C, K, D)
     residual_rms: Tensor  # (C, D)
 
-    def __init__(self) -> None:
+    def __init__(self, normal: bool = False) -> None:
         super().__init__()
+        self.normal = normal
         for name in self.__annotations__:
             self.register_buffer(name, torch.empty(0))
 
@@ -63,13 +69,20 @@ class ClassPrior(nn.Module):
         """(B, D) samples of the classes `labels`, before calibration; `decode` maps latents and labels to rows."""
         own = ClassMoments.draw_directions(self.latent_rows, labels, random)
         own = own + self.latent_std[labels] * _normal_like(own, random)
-        pooled = _normal((len(labels), len(self.pooled_rows)), own, random) @ self.pooled_rows
-        pooled = pooled + self.latent_std.square().mean(dim=0).sqrt() * _normal_like(own, random)
-        latent = self.latent_mean[labels] + CLASS_SHARE**0.5 * own + (1 - CLASS_SHARE) ** 0.5 * pooled
+        if self.normal:
+            share, common = NORMAL_CLASS_SHARE, _normal_like(own, random)
+        else:
+            share, common = CLASS_SHARE, _normal((len(labels), len(self.pooled_rows)), own, random) @ self.pooled_rows
+            common = common + self.latent_std.square().mean(dim=0).sqrt() * _normal_like(own, random)
+        latent = self.latent_mean[labels] + share**0.5 * own + (1 - share) ** 0.5 * common
         noise = CLASS_SHARE**0.5 * ClassMoments.draw_directions(self.residual_rows, labels, random)
         independent = _normal_like(noise, random) * self.residual_rms[labels]
         rows: Tensor = decode(latent, labels) + noise + (1 - CLASS_SHARE) ** 0.5 * independent
         return rows
+
+    def residual_variance(self) -> Tensor:
+        """(): mean square of the residuals over classes and dimensions; 1 before the first fit."""
+        return self.residual_rms.square().mean() if len(self.residual_rms) else self.residual_rms.new_ones(())
 
     def pooled_residuals(self, number: int, random: torch.Generator) -> Tensor:
         """(number, D) residual noise for a class that was never seen."""

@@ -28,7 +28,9 @@ class GaussianGenerator(Generator):
     kind: ClassVar[str] = "gaussian"
     conditions: Tensor
 
-    def __init__(self, input_dim: int, visual_dim: int = 768, sequence_length: int = 1, shrinkage: float = SHRINKAGE) -> None:
+    def __init__(
+        self, input_dim: int, visual_dim: int = 768, sequence_length: int = 1, shrinkage: float = SHRINKAGE
+    ) -> None:
         super().__init__(input_dim, visual_dim, sequence_length)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage={shrinkage}: must lie between 0 and 1")
@@ -59,12 +61,6 @@ class GaussianGenerator(Generator):
         wanted = as_rows(visual_condition.to(self.conditions), num_samples, self.visual_dim)
         labels = torch.cdist(wanted, self.conditions).argmin(dim=1)
         return self._draw(labels, random or torch.default_generator).to(device or self.conditions.device)
-
-    def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
-        """See `Generator.log_likelihood`: exact, of the Gaussian before the negative part is cut."""
-        del random
-        labels = torch.cdist(conditions.to(self.conditions), self.conditions).argmin(dim=1)
-        return self.moments.log_density(x.flatten(1), labels, self.shrinkage, noise)
 
     def _draw(self, labels: Tensor, random: torch.Generator) -> Tensor:
         rows = self.moments.draw(labels, self.shrinkage, random)

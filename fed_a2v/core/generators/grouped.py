@@ -10,7 +10,6 @@ Shapes: G generators, N rows of each, D = S x Da.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,42 +179,31 @@ class GroupedVAEGenerator(Generator):
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`: each embedding's latent is that of its own class's generator."""
         conditions = as_rows(visual_condition, len(x), self.visual_dim)
-        mu = self._of_each(conditions, lambda member, rows, own: member.posterior(x[rows], own)[0])
-        return mu, self._of_each(conditions, lambda member, rows, own: member.posterior(x[rows], own)[1])
+        mu = self._of_each(lambda member, own, rows: member.posterior(rows, own)[0], conditions, x)
+        return mu, self._of_each(lambda member, own, rows: member.posterior(rows, own)[1], conditions, x)
 
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
         """See `Generator.log_likelihood`."""
-        return self._of_each(
-            conditions, lambda member, rows, own: member.log_likelihood(x[rows], own, noise, random)
-        )
+        return self._of_each(lambda member, own, rows: member.log_likelihood(rows, own, noise, random), conditions, x)
 
     def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
         """See `Generator.reconstruct`."""
-        return self._of_each(conditions, lambda member, rows, own: member.reconstruct(x[rows], own))
+        return self._of_each(lambda member, own, rows: member.reconstruct(rows, own), conditions, x)
 
     def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
         """See `Generator.sample_raw`."""
-        return self._of_each(conditions, lambda member, rows, own: member.sample_raw(own, random))
+        return self._of_each(lambda member, own: member.sample_raw(own, random), conditions)
 
-    def untrained(self) -> GroupedVAEGenerator | None:
-        """See `Generator.untrained`."""
-        members = [member.untrained() for member in self._members if isinstance(member, ConditionedVAEGenerator)]
-        start = copy.copy(self)
-        start._modules = dict(self._modules, _members=nn.ModuleList(member for member in members if member is not None))
-        return start if len(start._members) == len(members) else None
-
-    def _of_each(
-        self, conditions: Tensor, call: Callable[[ConditionedVAEGenerator, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """What each row's own generator says, given the mask of its rows and their known (B, V) conditions."""
+    def _of_each(self, call: Callable[..., Tensor], conditions: Tensor, *parts: Tensor) -> Tensor:
+        """What each row's own generator says of (B, V) conditions that are known, and of the same rows of `parts`."""
         conditions, owners = self._find(conditions)
         found = None
         for key, place in sorted(self._place.items()):
-            rows = owners == place
-            if rows.any():
-                said = call(self.member(key), rows, conditions[rows])
+            of = owners == place
+            if of.any():
+                said = call(self.member(key), conditions[of], *(part[of] for part in parts))
                 found = said.new_empty(len(conditions), *said.shape[1:]) if found is None else found
-                found[rows] = said
+                found[of] = said
         assert found is not None
         return found
 
@@ -356,7 +344,9 @@ class _Stack:
         all_names = dict(first.named_parameters())
         trained = [name for name, parameter in all_names.items() if parameter.requires_grad]
         self.weights = {name: self._gather(name).requires_grad_() for name in trained}
-        fixed = [name for name, _ in first.named_buffers() if name in ("linear.loadings", "linear.rest", "linear.loudness")]
+        fixed = [
+            name for name, _ in first.named_buffers() if name in ("linear.loadings", "linear.rest", "linear.loudness")
+        ]
         self.fixed = {name: torch.stack([member.get_buffer(name) for member in members]) for name in fixed}
         self.averages = {name: self._gather(AVERAGE + name) for name in trained if AVERAGE + name in all_names}
         self.optimiser = AdamW(

@@ -27,7 +27,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
         input_dim, visual_dim, hidden_dim, latent_dim, sequence_length: see `ConditionedVAEGenerator`.
         t5_dim: T, default 4096.
         condition_dropout: probability with which a row in training sees one part only, default 0.3.
-        condition_dim, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`.
+        condition_dim, closed_form, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`.
     """
 
     kind: ClassVar[str] = "multimodal"
@@ -43,6 +43,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
         t5_dim: int = 4096,
         condition_dropout: float = 0.3,
         condition_dim: int = 64,
+        closed_form: bool = False,
         ema: float = 0.0,
         loss: nn.Module | None = None,
         learning_rate: float = 1e-3,
@@ -59,6 +60,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
             latent_dim,
             sequence_length,
             condition_dim=condition_dim,
+            closed_form=closed_form,
             ema=ema,
             loss=loss,
             learning_rate=learning_rate,

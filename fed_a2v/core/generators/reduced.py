@@ -191,6 +191,12 @@ class CalibratedGenerator(Generator):
         return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim).to(device or rows.device)
 
     @torch.no_grad()
+    def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.sample_raw`: without calibration, with the classes' noise outside the main directions."""
+        rows = self.space.restore(self._draw_standardised(conditions, self._labels(conditions), random))
+        return self.moments.cut(rows).view(-1, self.sequence_length, self.input_dim)
+
+    @torch.no_grad()
     def _draw_standardised(self, conditions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
         """(B, D): the model's draws, and noise in the directions that it knows nothing of."""
         z = self._draw(self.directions(conditions), labels, random)[:, : len(self.space.basis)]

@@ -28,7 +28,6 @@ from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
 from fed_a2v.core.prompts import PrototypeRows
 
-
 # Degrees of freedom of the closed-form decoder's noise: columns of embeddings have heavier tails than a Gaussian.
 FREEDOM = 8
 
@@ -63,10 +62,9 @@ class ConditionedVAEGenerator(Generator):
     It trains on prototypes whose distance to their class's mean is stretched to that of single clips. Classes
     it has seen are sampled through `ClassPrior`; a new condition is decoded from N(0, I).
 
-    With `closed_form` it starts as the linear-Gaussian model that fits the first rows best (`FactorModel`), with its
-    posterior as the encoder, and the networks add to both what a linear model cannot say; their last layers start at
-    0. The noise of the decoder is Student's, and `VAELoss(variance="decoder")` lets its network say how wide it is,
-    column by column, where another loss lets it correct the mean.
+    With `closed_form` it starts as the linear-Gaussian model that fits the first rows best (`FactorModel`). Its
+    posterior is where the encoder starts, its mean is the decoder's, and what the networks learn comes on top: a
+    correction of the posterior, and how wide the decoder's noise, which is Student's, is in each column of each row.
 
     Args:
         input_dim: Da, default 512.
@@ -80,8 +78,9 @@ class ConditionedVAEGenerator(Generator):
         closed_form: start from the linear model, default false: from random weights.
         ema: decay of the running average of the weights that are used for sampling, e.g. 0.99; default 0: the
             weights themselves.
-        loss: called with (recon_x, x, mu, logvar, epoch); returns `VAELossParts`, whose terms add up, or a scalar.
-            Default: the negative ELBO with KL annealed from 0 (`VAELoss`).
+        loss: called with (recon_x, x, mu, logvar, epoch), and with `closed_form` also with the (B,) log_likelihood of
+            the rows under the decoder; returns `VAELossParts`, whose terms add up, or a scalar. Default: the negative
+            ELBO (`VAELoss`), with KL annealed from 0 where training starts from random weights.
         learning_rate: of AdamW, default 1e-3.
         weight_decay: of AdamW, default 1e-4.
         batch_size: rows of all classes together, default 256.
@@ -92,7 +91,6 @@ class ConditionedVAEGenerator(Generator):
     input_std: Tensor
     condition_mean: Tensor
     conditions: Tensor
-    error: Tensor  # (): mean squared error of the training rows' reconstructions
 
     def __init__(
         self,
@@ -118,12 +116,9 @@ class ConditionedVAEGenerator(Generator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.batch_size = batch_size
-        self.loss = loss if loss is not None else VAELoss(beta_schedule="linear")
+        self.loss = loss if loss is not None else VAELoss("constant" if closed_form else "linear")
         if not 0 <= ema < 1:
             raise ValueError(f"ema={ema}: must lie in [0, 1)")
-        self.tells_width = isinstance(self.loss, VAELoss) and self.loss.variance == "decoder"
-        if self.tells_width and not closed_form:
-            raise ValueError("loss.variance=decoder needs closed_form=true")
         width = input_dim * sequence_length
         extra = condition_dim if conditional else 0
         self.condition_map = nn.Linear(visual_dim, condition_dim) if conditional else None
@@ -131,17 +126,14 @@ class ConditionedVAEGenerator(Generator):
         self.decoder = _network(latent_dim + extra, hidden_dim, width)
         self.linear = FactorModel(width, latent_dim) if closed_form else None
         if closed_form:
-            for network in (self.encoder, self.decoder):
-                nn.init.zeros_(network[-1].weight)
-                nn.init.zeros_(network[-1].bias)
+            _silence(self.encoder, self.decoder)
         self.averaged = _Averaged(self._networks(), ema) if ema else None
         self.register_buffer("input_mean", torch.zeros(width))
         self.register_buffer("input_std", torch.ones(width))
         self.register_buffer("condition_mean", torch.zeros(visual_dim))
         self.register_buffer("conditions", torch.empty(0, visual_dim))
-        self.register_buffer("error", torch.ones(()))
         self.moments = ClassMoments()
-        self.prior = ClassPrior()
+        self.prior = ClassPrior(normal=closed_form)
         self.calibration = Calibration()
         self.epoch = 0
         self._optimiser: AdamW | None = None
@@ -149,11 +141,8 @@ class ConditionedVAEGenerator(Generator):
     @property
     def dimensions(self) -> dict[str, int]:
         """See `Generator.dimensions`."""
-        return super().dimensions | {
-            "hidden_dim": self.hidden_dim,
-            "latent_dim": self.latent_dim,
-            "closed_form": int(self.linear is not None),
-        }
+        sizes = super().dimensions | {"hidden_dim": self.hidden_dim, "latent_dim": self.latent_dim}
+        return sizes if self.linear is None else sizes | {"closed_form": 1}
 
     def forward(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct audio embeddings.
@@ -216,8 +205,10 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
         """See `Generator.reconstruct`: the decoder's mean at the posterior's mean."""
-        rows: Tensor = self(x, conditions)[0]
-        return rows
+        lesson = self._lesson(x, conditions)
+        condition = self._map(lesson.directions)
+        latent, _ = self._encode(lesson.seen, condition, lesson.start)
+        return self._restore(self._decode(latent, condition, lesson.centre, lesson.scale)[0]).view_as(x)
 
     @torch.no_grad()
     def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
@@ -249,10 +240,7 @@ class ConditionedVAEGenerator(Generator):
         if self.linear is None:
             return None
         start = copy.deepcopy(self)
-        for name in ("encoder", "decoder"):
-            for owner in (start, *([] if start.averaged is None else [start.averaged.networks])):
-                nn.init.zeros_(getattr(owner, name)[-1].weight)
-                nn.init.zeros_(getattr(owner, name)[-1].bias)
+        _silence(*(network for network in map(start._network, ("encoder", "decoder")) if network is not None))
         return start
 
     def training_state(self) -> dict[str, Any]:
@@ -369,7 +357,7 @@ class ConditionedVAEGenerator(Generator):
         latent = mu + latent_noise * (0.5 * logvar).exp()
         decoded, log_variance = self._decode(latent, condition, rows.centre, rows.scale)
         told: dict[str, Tensor] = {}
-        if self.tells_width:
+        if self.linear is not None:
             told["log_likelihood"] = self._log_density(rows.clean - decoded, log_variance, 2 * math.log(NOISE))
         loss: Tensor | VAELossParts = self.loss(decoded, rows.clean, mu, logvar, self.epoch, **told)
         return loss
@@ -381,7 +369,6 @@ class ConditionedVAEGenerator(Generator):
         condition = self._map(lesson.directions)
         mu, logvar = self._encode(lesson.seen, condition, lesson.start)
         residuals = x - self._decode(mu, condition, lesson.centre, lesson.scale)[0]
-        self.error.copy_(residuals.square().mean())
         self.prior.fit(mu, logvar, residuals, labels, len(self.conditions))
         labels = self.calibration.labels(len(self.conditions), x.device)
         self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
@@ -432,14 +419,10 @@ class ConditionedVAEGenerator(Generator):
         assert decoder is not None
         out: Tensor = decoder(torch.cat([latent, condition], dim=1))
         if self.linear is None:
-            return out, self.error.log().expand_as(out)
+            return out, self.prior.residual_variance().log().expand_as(out)
         mean, log_variance = self.linear.decode(latent)
-        if self.tells_width:
-            log_variance = log_variance + out
-        else:
-            mean = mean + out
-        # A Student's variance is more than the square of its scale.
-        return centre + scale * mean, log_variance + 2 * scale.log() + math.log(1 - 2 / FREEDOM)
+        # The variance of Student's t is more than the square of its scale, which is what the density wants.
+        return centre + scale * mean, log_variance + out + 2 * scale.log() + math.log(1 - 2 / FREEDOM)
 
     def _log_density(self, offsets: Tensor, log_variance: Tensor, log_noise: Tensor | float) -> Tensor:
         """(B,) log densities of (B, D) rows at `offsets` from the decoder's means, with noise of so much more."""
@@ -453,7 +436,9 @@ class ConditionedVAEGenerator(Generator):
         noise = _normal_like(rows, random)
         if self.linear is None:
             return noise
-        squares = sum(_normal_like(rows, random).square() for _ in range(FREEDOM))
+        squares = torch.zeros_like(rows)
+        for _ in range(FREEDOM):  # chi-squared
+            squares += _normal_like(rows, random).square()
         return noise / (squares / FREEDOM).sqrt()
 
     def _decode_class(self, latent: Tensor, labels: Tensor) -> Tensor:
@@ -541,6 +526,13 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, outputs)
     )
+
+
+def _silence(*networks: nn.Module) -> None:
+    """Let networks of `_network` give 0, until they are trained."""
+    for network in networks:
+        for parameter in list(network.parameters())[-2:]:
+            nn.init.zeros_(parameter)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, random: torch.Generator) -> Tensor:

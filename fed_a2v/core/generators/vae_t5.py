@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +29,8 @@ class VAEWithT5Generator(Generator):
     Args:
         input_dim, visual_dim, hidden_dim, latent_dim, sequence_length: see `ConditionedVAEGenerator`; of both.
         t5_dim: T, default 4096.
-        condition_dim, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`; of both. Each
-            has a copy of the loss.
+        condition_dim, closed_form, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`;
+            of both. Each has a copy of the loss.
     """
 
     kind: ClassVar[str] = "vae_t5"
@@ -45,6 +46,7 @@ class VAEWithT5Generator(Generator):
         *,
         t5_dim: int = 4096,
         condition_dim: int = 64,
+        closed_form: bool = False,
         ema: float = 0.0,
         loss: nn.Module | None = None,
         learning_rate: float = 1e-3,
@@ -62,6 +64,7 @@ class VAEWithT5Generator(Generator):
                 latent_dim,
                 sequence_length,
                 condition_dim=condition_dim,
+                closed_form=closed_form,
                 ema=ema,
                 loss=copy.deepcopy(loss),
                 learning_rate=learning_rate,
@@ -113,10 +116,8 @@ class VAEWithT5Generator(Generator):
         """
         if visual_condition.shape[-1] == self.visual_dim:
             return self.clip.sample(num_samples, visual_condition, device, random)
-        clip, t5 = self._parts(as_rows(visual_condition, num_samples, self.visual_dim + self.t5_dim))
-        rows = clip.new_empty(num_samples, self.sequence_length, self.input_dim)
-        for place, (vae, part) in enumerate(((self.clip, clip), (self.t5, t5))):
-            rows[place::2] = vae.sample(len(part[place::2]), part[place::2], rows.device, random)
+        conditions = as_rows(visual_condition, num_samples, self.visual_dim + self.t5_dim)
+        rows = self._in_turn(conditions, lambda vae, part: vae.sample(len(part), part, part.device, random))
         return rows.to(device or rows.device)
 
     def sample_sides(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -132,6 +133,18 @@ class VAEWithT5Generator(Generator):
         clip, t5 = self._parts(as_rows(visual_condition, len(x), self.visual_dim + self.t5_dim))
         (mu, logvar), (t5_mu, t5_logvar) = self.clip.posterior(x, clip), self.t5.posterior(x, t5)
         return torch.cat([mu, t5_mu], dim=1), torch.cat([logvar, t5_logvar], dim=1)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.log_likelihood`: of what `sample` draws from, both VAEs in equal parts."""
+        parts = zip((self.clip, self.t5), self._parts(conditions), strict=True)
+        both = [vae.log_likelihood(x, part, noise, random) for vae, part in parts]
+        return torch.logaddexp(*both) - math.log(2)
+
+    @torch.no_grad()
+    def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
+        """See `Generator.sample_raw`: every second sample is the second VAE's."""
+        return self._in_turn(conditions, lambda vae, part: vae.sample_raw(part, random))
 
     def training_state(self) -> dict[str, Any]:
         """See `Generator.training_state`."""
@@ -157,6 +170,13 @@ class VAEWithT5Generator(Generator):
         """Take over what `checkpoints` returned."""
         self.clip.load_checkpoint(checkpoints["clip"])
         self.t5.load_checkpoint(checkpoints["t5"])
+
+    def _in_turn(self, conditions: Tensor, draw: Callable[[ConditionedVAEGenerator, Tensor], Tensor]) -> Tensor:
+        """(B, S, Da) draws under (B, V + T) conditions, every second one of the second VAE."""
+        rows = conditions.new_empty(len(conditions), self.sequence_length, self.input_dim)
+        for place, (vae, part) in enumerate(zip((self.clip, self.t5), self._parts(conditions), strict=True)):
+            rows[place::2] = draw(vae, part[place::2])
+        return rows
 
     def _parts(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
         clip, t5 = conditions.split([self.visual_dim, self.t5_dim], dim=1)

@@ -20,6 +20,7 @@ GENERATORS = {
     "noise": lambda: NoiseGenerator(12, 8),
     "gmm": lambda: GMMGenerator(12, 8, reduced_dim=4),
     "vae": lambda: ConditionedVAEGenerator(12, 8, hidden_dim=8, latent_dim=2),
+    "vae, closed form": lambda: ConditionedVAEGenerator(12, 8, hidden_dim=8, latent_dim=2, closed_form=True),
     "multimodal": lambda: MultimodalVAEGenerator(12, 8, t5_dim=6, hidden_dim=8, latent_dim=2),
     "vae_t5": lambda: VAEWithT5Generator(12, 8, t5_dim=6, hidden_dim=8, latent_dim=2),
     "gan": lambda: GANGenerator(12, 8, reduced_dim=4),

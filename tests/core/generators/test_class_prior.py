@@ -48,6 +48,22 @@ def test_latents_have_the_spread_of_their_own_class():
     assert within_variance(drawn, labels).mean() == pytest.approx(expected.item(), rel=0.2)
 
 
+def test_a_latent_that_is_normal_within_the_classes_is_drawn_so():
+    labels = torch.arange(CLASSES).repeat_interleave(2000)
+    prior = ClassPrior(normal=True)
+    mu, logvar = posterior()
+    prior.fit(mu, logvar, torch.zeros(len(LABELS), WIDTH), LABELS, CLASSES)
+    drawn = prior.draw(keep_latent, labels, draws(0))[:, :LATENT]
+    spreads = []
+    for label in range(CLASSES):
+        own = mu[label == LABELS]
+        torch.testing.assert_close(drawn[labels == label].mean(0), own.mean(0), rtol=0, atol=0.2)
+        spreads.append(drawn[labels == label].var(dim=0).mean())
+        # Three tenths are the class's own, the rest is N(0, 1).
+        assert spreads[-1] == pytest.approx(0.7 + 0.3 * float(own.var(dim=0).mean() + logvar.exp().mean()), rel=0.1)
+    assert spreads[2] > 1.2 * spreads[0]
+
+
 def test_the_noise_that_the_decoder_leaves_out_comes_back():
     prior = fitted()
     labels = torch.arange(CLASSES).repeat_interleave(500)

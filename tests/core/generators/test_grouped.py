@@ -74,6 +74,8 @@ def alone(world, key, names, make, rows, rounds, epochs, noise):
         {"ema": 0.9},
         {"batch_size": 5},
         {"conditional": False},
+        {"closed_form": True},
+        {"closed_form": True, "ema": 0.9},
         {"loss": VAELoss("cyclical", variance="learned", free_bits=0.1, beta_epochs=4)},
     ],
     ids=str,

@@ -336,15 +336,16 @@ def test_the_standardisation_is_taken_once(world):
     assert torch.equal(generator.input_mean, mean)
 
 
+@pytest.mark.parametrize("closed_form", [False, True])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(world, noise):
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(world, noise, closed_form):
     def fit(generator, seed):
         generator.fit(world.rows(seed=seed), world.conditions, 5, noise, draws(seed))
 
-    uninterrupted, stopped = generator_for(world), generator_for(world)
+    uninterrupted, stopped = (generator_for(world, closed_form=closed_form) for _ in range(2))
     fit(uninterrupted, 1)
     fit(stopped, 1)
-    resumed = ConditionedVAEGenerator(48, 24, 64, 8, 1, learning_rate=2e-3)
+    resumed = ConditionedVAEGenerator(48, 24, 64, 8, 1, closed_form=closed_form, learning_rate=2e-3)
     resumed.load_checkpoint(through_a_file(stopped.checkpoint()))
     one, other = (each.sample(4, world.conditions[2], None, draws(5)) for each in (stopped, resumed))
     assert torch.equal(one, other)
@@ -355,7 +356,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(world, noise):
     assert torch.equal(one, other)
     # The weights alone would not do: optimiser and epoch are needed as well.
     fit(stopped, 2)
-    forgetful = generator_for(world)
+    forgetful = generator_for(world, closed_form=closed_form)
     forgetful.load_state_dict(stopped.state_dict())
     fit(stopped, 3)
     fit(forgetful, 3)
@@ -423,16 +424,130 @@ def test_uneven_classes_keep_their_own_spread():
     assert 0.7 < world.variance_ratio(samples, labels) < 1.3
 
 
-def test_classes_may_come_and_go_between_fits():
+@pytest.mark.parametrize("closed_form", [False, True])
+def test_classes_may_come_and_go_between_fits(closed_form):
     world = World()
     rows = world.rows()
     first = rows.take(rows.labels < 3)
-    generator = generator_for(world)
+    generator = generator_for(world, closed_form=closed_form)
     early = PrototypeRows(first.embeddings, first.labels, first.counts, first.variances, world.names[:3])
     generator.fit(early, world.conditions[:3], 30, 0.1, draws(0))
     generator.fit(rows, world.conditions, 60, 0.1, draws(1))
     samples = generator.sample_classes(world.conditions, 30, draws(0)).flatten(0, 1)
     assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(30)).float().mean() > 0.9
+
+
+# What the network does alone
+
+
+def test_its_likelihood_of_clips_of_their_own_class_is_the_larger(world, generator):
+    clips, labels = world.clips(3)
+    noise = torch.full((48,), 0.1)
+    right, wrong = (
+        generator.log_likelihood(clips, world.conditions[of], noise, draws(1)) for of in (labels, (labels + 1) % 10)
+    )
+    assert right.shape == (30,)
+    assert (right > wrong).float().mean() > 0.9
+
+
+def test_its_likelihood_is_one_of_the_embeddings_in_their_own_units(world):
+    """A density of rows that are ten times as large is, for each column, a tenth."""
+    large = World(scale=10.0)
+    small, other = (
+        trained(each, epochs=2).log_likelihood(
+            each.clips(2)[0], each.conditions[each.clips(2)[1]], torch.full((48,), 0.1 * each.scale), draws(1)
+        )
+        for each in (world, large)
+    )
+    torch.testing.assert_close(other, small - 48 * torch.tensor(10.0).log(), rtol=1e-3, atol=0.1)
+
+
+def test_raw_samples_have_no_calibration(world, generator):
+    labels = torch.arange(10).repeat_interleave(50)
+    before = trained(world, epochs=0)
+    raw = before.sample_raw(world.conditions[labels], draws(0))
+    assert raw.shape == (500, 1, 48)
+    assert torch.isfinite(raw).all()
+    assert (world.nearest_class(raw) == labels).float().mean() < 0.5
+    assert (world.nearest_class(before.sample(500, world.conditions[labels], None, draws(0))) == labels).all()
+    raw = generator.sample_raw(world.conditions[labels], draws(0))
+    assert (world.nearest_class(raw) == labels).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("closed_form", [False, True])
+def test_what_is_reconstructed_is_what_forward_gives(world, closed_form):
+    made = trained(world, epochs=2, closed_form=closed_form)
+    clips, labels = world.clips(2)
+    rows = made.reconstruct(clips, world.conditions[labels])
+    assert torch.equal(rows, made(clips, world.conditions[labels])[0])
+
+
+# A start in closed form
+
+
+@pytest.mark.parametrize("shape", [{"width": 48}, {"width": 16, "tokens": 3}], ids=["one token", "three tokens"])
+@pytest.mark.parametrize("epochs", [0, 30])
+def test_from_the_closed_form_samples_are_of_their_class_and_as_spread_as_clips(shape, epochs):
+    world = World(**shape)
+    made = trained(world, epochs, closed_form=True)
+    labels = torch.arange(10).repeat_interleave(100)
+    for samples in (made.sample(1000, world.conditions[labels], None, draws(0)),):
+        assert samples.shape == (1000, *world.shape)
+        assert (world.nearest_class(samples) == labels).float().mean() > 0.95
+        assert 0.8 < world.variance_ratio(samples, labels) < 1.25
+    assert (world.nearest_class(made.sample_raw(world.conditions[labels], draws(0))) == labels).float().mean() > 0.9
+
+
+def test_its_loss_is_the_negative_elbo_and_falls(world):
+    losses = generator_for(world, closed_form=True).fit(world.rows(), world.conditions, 40, 0.1, draws(0))
+    assert losses[-1].total < losses[0].total
+    assert sum(losses[-1].parts.values()) == pytest.approx(losses[-1].total, abs=1e-4)
+    assert set(losses[-1].per_class) == set(world.names)
+
+
+def test_a_users_own_loss_is_told_the_likelihood(world):
+    told = []
+
+    def loss(recon_x, x, mu, logvar, epoch, log_likelihood):
+        told.append(log_likelihood.shape)
+        return -log_likelihood.mean()
+
+    trained(world, epochs=1, closed_form=True, loss=loss)
+    assert told == [(80,)]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_untrained_it_is_as_it_started_and_the_trained_one_stays_as_it_is(world, ema):
+    made = trained(world, epochs=20, closed_form=True, ema=ema)
+    before, kept = trained(world, epochs=0, closed_form=True, ema=ema), made.checkpoint()
+    clips, labels = world.clips(2)
+    start = made.untrained()
+    assert start is not None
+    for one, other in zip(
+        start.posterior(clips, world.conditions[labels]), before.posterior(clips, world.conditions[labels]), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    assert not torch.equal(
+        start.posterior(clips, world.conditions[labels])[0], made.posterior(clips, world.conditions[labels])[0]
+    )
+    assert_same_bits(made.checkpoint(), kept)
+    assert generator_for(world).untrained() is None
+
+
+def test_a_condition_akin_to_known_ones_is_drawn_near_them(world):
+    made = trained(world, epochs=10, closed_form=True)
+    between = (world.conditions[2] + world.conditions[3]) / 2
+    drawn = made.sample(200, between, None, draws(0)).flatten(1).mean(dim=0)
+    distance = (world.means - drawn).norm(dim=1)
+    assert set(distance.argsort()[:2].tolist()) == {2, 3}
+    assert torch.isfinite(generator_for(world, closed_form=True).sample(3, between, None, draws(0))).all()
+
+
+def test_its_checkpoint_tells_the_start(world):
+    plain, closed = generator_for(world), generator_for(world, closed_form=True)
+    assert dict(closed.checkpoint()["dimensions"]).items() - plain.checkpoint()["dimensions"].items() == {
+        ("closed_form", 1)
+    }
 
 
 # Variants

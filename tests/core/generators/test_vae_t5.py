@@ -68,8 +68,11 @@ def test_each_adapter_gets_samples_of_the_vae_of_its_own_condition(world, prompt
 
 @torch.no_grad()
 def test_the_networks_of_the_second_know_the_class_by_its_t5_prompt_alone(world, prompts, generator):
-    condition = generator.t5._condition(prompts.t5.mean(1))
-    means = generator.t5._restore(generator.t5._decode(torch.zeros(10, 8), condition))
+    conditions = prompts.t5.mean(1)
+    frame = generator.t5._frame(conditions, torch.full((10,), -1))
+    means = generator.t5._restore(
+        generator.t5._decode(torch.zeros(10, 8), generator.t5._condition(conditions), *frame)[0]
+    )
     assert torch.equal(world.nearest_class(means), torch.arange(10))
 
 
@@ -84,6 +87,19 @@ def test_where_one_set_is_wanted_every_second_sample_is_the_seconds(prompts, con
 def test_a_clip_condition_alone_asks_the_first(prompts, generator):
     wanted = generator.clip.sample(5, prompts.clip[4].mean(0), random=draws(1))
     assert torch.equal(generator.sample(5, prompts.clip[4].mean(0), random=draws(1)), wanted)
+
+
+def test_its_density_is_that_of_both_in_equal_parts(world, prompts, conditions, generator):
+    clips, labels = world.clips(2)
+    noise, random = torch.full((48,), 0.1), draws(1)
+    parts = [
+        vae.log_likelihood(clips, part[labels], noise, random).exp()
+        for vae, part in ((generator.clip, prompts.clip.mean(1)), (generator.t5, prompts.t5.mean(1)))
+    ]
+    found = generator.log_likelihood(clips, conditions[labels], noise, draws(1))
+    torch.testing.assert_close(found.exp(), sum(parts) / 2)
+    raw = generator.sample_raw(conditions[labels], draws(1))
+    assert torch.equal(raw[::2], generator.clip.sample_raw(prompts.clip.mean(1)[labels][::2], draws(1)))
 
 
 def test_one_sample_comes_too(conditions, generator):

@@ -1,0 +1,187 @@
+"""Does the network of a VAE earn its name? The likelihood of clips that it has not seen, beside closed forms.
+
+    FED_A2V_DATA=FOLDER python benchmarks/likelihood.py [--folds N] [--write]
+
+All that is around the network, the classes' moments, the decoder's residuals, the calibration, can make good samples
+alone; a likelihood is the network's own. Trained on all clips of three folds of ESC-50, or on 8 prototypes a class, and
+asked about the clips of the fourth, each fold in turn. In nats a dimension of standardised rows, with noise of a tenth
+of a deviation on all densities (`fed_a2v.core.likelihood`); a VAE's is a bound with 64 draws.
+
+* `Gaussian`: of each class, with a covariance shrunken towards that of all classes (`generator=gaussian`).
+* `shared covariance`: class means, and one covariance for all classes (Ledoit & Wolf 2004).
+* `vae`: as configured; `untrained`; ten times the epochs; and trained on 200 draws a class from the shared covariance.
+* `closed form`: `generator=vae_closed_form`, before and after its training, and after three times the epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from common import machine, write_block
+from quality import data, prepared
+
+from fed_a2v.config import compose_settings
+from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.generators.moments import ClassMoments, ledoit_wolf_shrinkage
+from fed_a2v.core.likelihood import NOISE, column_scale, gaussian_log_density
+from fed_a2v.core.network import NetworkFigures, examine
+from fed_a2v.core.prompts import PromptBank, PrototypeRows
+from fed_a2v.core.quality import Rows
+from fed_a2v.core.sharing import share_class
+from fed_a2v.data.clips import EmbeddedClips
+from fed_a2v.data.site import load_clips
+from fed_a2v.runs.intervals import paired_interval
+from fed_a2v.settings import cache_dir
+
+FOLDS = (1, 2, 3, 4)
+DRAWS_PER_CLASS = 200
+
+
+class Arm(NamedTuple):
+    """A VAE: its option, how many times the configured epochs, and whether it learns from draws."""
+
+    option: str
+    passes: float
+    draws: bool = False
+
+
+ARMS = {
+    "vae, untrained": Arm("vae", 0),
+    "vae": Arm("vae", 1),
+    "vae, 10 x the epochs": Arm("vae", 10),
+    "vae, on draws": Arm("vae", 1, draws=True),
+    "closed form, untrained": Arm("vae_closed_form", 0),
+    "closed form": Arm("vae_closed_form", 1),
+    "closed form, 3 x the epochs": Arm("vae_closed_form", 3),
+}
+KINDS = {"samples": "all clips", "prototypes": "8 prototypes"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folds", type=int, default=len(FOLDS), help="how many folds test, default: all four")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "| encoder | trained on | model | nats a dimension | less the Gaussian | reconstruction (class mean) "
+        "| alone: tstr | c2st | nn | var | s |",
+        "|---" * 11 + "|",
+    ]
+    for encoder, overrides in data().items():
+        for kind, words in KINDS.items():
+            found: dict[str, list[Found]] = {}
+            for fold in FOLDS[: given.folds]:
+                settings = compose_settings([*overrides, f"dataset.test_fold={fold}"])
+                clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+                for name, one in measured(clips, kind).items():
+                    found.setdefault(name, []).append(one)
+            for name, of in found.items():
+                lines.append(f"| {encoder} | {words} | {name} | {row(of, found['Gaussian'])} |")
+                print(lines[-1], flush=True)
+    words = (
+        f"Mean over {given.folds} test folds, one seed; differences with 95 % intervals over the folds. {machine()}."
+    )
+    if given.write:
+        write_block("likelihood", "\n".join(lines) + f"\n\n{words}")
+
+
+class Found(NamedTuple):
+    """A model on one fold; all but its likelihood is a network's."""
+
+    likelihood: float
+    figures: NetworkFigures | None = None
+    seconds: float = 0.0
+
+
+def measured(clips: EmbeddedClips, kind: str) -> dict[str, Found]:
+    """All models on one fold."""
+    test = torch.from_numpy(clips.rows("test"))
+    settings = compose_settings(["generator=vae"])
+    rows, conditions, _ = prepared(clips, kind, settings)
+    order = torch.tensor([rows.names.index(name) for name in clips.classes])
+    held_out = Rows(clips.embeddings[test], order[clips.labels[test]])
+    moments = ClassMoments()
+    moments.fit(rows)
+    seen = Rows(moments.spread_rows(rows).view_as(rows.embeddings), rows.labels)
+    found = {}
+    for name, arm in ARMS.items():
+        generator, seconds = trained(clips, kind, arm, drawn(moments, seen, rows) if arm.draws else rows)
+        figures = examine(generator, moments, seen, held_out, conditions, 40, torch.Generator().manual_seed(1), seeds=1)
+        assert figures is not None
+        assert figures.likelihood is not None
+        found[name] = Found(figures.likelihood, figures, seconds)
+        gaussian = figures.gaussian
+    closed = {"Gaussian": Found(gaussian), "shared covariance": Found(shared_covariance(moments, seen, held_out))}
+    return closed | found
+
+
+def trained(clips: EmbeddedClips, kind: str, arm: Arm, rows: PrototypeRows) -> tuple[Generator, float]:
+    """A VAE after its training on `rows`, and how long that took."""
+    settings = compose_settings([f"generator={arm.option}"])
+    _, conditions, generator = prepared(clips, kind, settings)
+    epochs, start = round(arm.passes * settings.generator.training_epochs), time.perf_counter()
+    generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, torch.Generator().manual_seed(0))
+    return generator, time.perf_counter() - start
+
+
+def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeRows) -> PrototypeRows:
+    """Draws from the class means and the shared covariance, as a site would send clips."""
+    offsets, share, scale = within(moments, seen)
+    random = torch.Generator().manual_seed(2)
+    prompts = []
+    for label, name in enumerate(rows.names):
+        pooled = torch.randn(DRAWS_PER_CLASS, len(offsets), generator=random) @ offsets / len(offsets) ** 0.5
+        alone = torch.randn(pooled.shape, generator=random) * offsets.square().mean().sqrt()
+        draws = moments.mean[label] + scale * ((1 - share) ** 0.5 * pooled + share**0.5 * alone)
+        prompt = share_class(name, moments.cut(draws).unsqueeze(1), "samples")
+        assert prompt is not None
+        prompts.append(prompt)
+    bank = PromptBank()
+    bank.update("draws", prompts, "", 1)
+    made = bank.rows()
+    assert made is not None
+    assert made.names == rows.names
+    return made
+
+
+def within(moments: ClassMoments, seen: Rows) -> tuple[torch.Tensor, float, torch.Tensor]:
+    """(N, D) standardised offsets from the class means, how far to shrink their covariance, and the (D,) scale."""
+    _, scale = column_scale(seen.embeddings.flatten(1))
+    offsets = (seen.embeddings.flatten(1) - moments.mean[seen.labels]) / scale
+    offsets = offsets * (len(offsets) / (len(offsets) - len(moments.mean))) ** 0.5
+    return offsets, ledoit_wolf_shrinkage(offsets), scale
+
+
+def shared_covariance(moments: ClassMoments, seen: Rows, held_out: Rows) -> float:
+    """Mean log density of the held-out rows, as `examine` counts it."""
+    offsets, share, scale = within(moments, seen)
+    factors = (1 - share) ** 0.5 * offsets / len(offsets) ** 0.5
+    variances = (share * offsets.square().mean() + NOISE**2).expand(len(scale))
+    asked = (held_out.embeddings.flatten(1) - moments.mean[held_out.labels]) / scale
+    return float((gaussian_log_density(asked, factors, variances) / len(scale)).mean())
+
+
+def row(found: list[Found], gaussian: list[Found]) -> str:
+    cells = [f"{statistics.fmean(one.likelihood for one in found):.3f}", "-"]
+    if found is not gaussian:
+        differences = [one.likelihood - other.likelihood for one, other in zip(found, gaussian, strict=True)]
+        cells[1] = str(paired_interval(differences, 1 / (len(FOLDS) - 1)))
+    figures = [one.figures.as_dict() | {"class_mean": one.figures.class_mean} for one in found if one.figures]
+    if not figures:
+        return " | ".join([*cells, *["-"] * 6])
+
+    def mean(name: str) -> float:
+        return statistics.fmean(one[name] for one in figures)
+
+    cells.append(f"{mean('reconstruction'):.3f} ({mean('class_mean'):.3f})")
+    cells += [f"{mean(f'raw_{name}'):.2f}" for name in ("tstr", "c2st", "nn_ratio", "variance_ratio")]
+    return " | ".join([*cells, f"{statistics.fmean(one.seconds for one in found):.1f}"])
+
+
+if __name__ == "__main__":
+    main()
