@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def examine(
     conditions: Tensor,
     samples: int,
     random: torch.Generator,
-    **limits: int,
+    **limits: Any,
 ) -> NetworkFigures | None:
     """Ask a generator's network by itself; None where the generator has none.
 
@@ -101,7 +102,7 @@ def examine(
         conditions: (C, V) of the classes.
         samples: of each class, for the gates.
         random: source of all draws.
-        limits: `seeds` and `max_rows` of `assess`.
+        limits: `seeds`, `max_rows` and `known` of `assess`.
     """
     _, scale = column_scale(seen.embeddings.flatten(1))
     x, labels = held_out.embeddings, held_out.labels

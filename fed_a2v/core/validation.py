@@ -151,14 +151,20 @@ def validate(
         validate_samples(rows, Rows(held_out.embeddings, held_out.labels), held_out.names)
         for rows in (synthetic, _as_clips(spread, moments), Rows(constant, known))
     )
+    quality = assess(spread, unseen, synthetic, seeds=1, max_rows=COMPARED_ROWS)
     return Validation(
         agreement,
         real,
         blind,
         len(held_out),
-        assess(spread, unseen, synthetic, seeds=1, max_rows=COMPARED_ROWS),
+        quality,
         None if posterior is None else active_units(posterior[0], trained_on.labels),
-        examine(generator, moments, spread, unseen, conditions, SAMPLES, random, seeds=1, max_rows=COMPARED_ROWS),
+        examine(
+            *(generator, moments, spread, unseen, conditions, SAMPLES, random),
+            seeds=1,
+            max_rows=COMPARED_ROWS,
+            known=quality,
+        ),
     )
 
 

@@ -126,7 +126,11 @@ def render(found: Collection, unfold: figures.Layout | None = None) -> str:
 def _groups(found: Collection, unfold: figures.Layout | None) -> list[Group]:
     groups = [
         Group("rounds", "Accuracy", [figures.accuracy_plot(found), figures.gain_plot(found)]),
-        Group("training", "Losses", [figures.loss_plot(found), figures.validation_plot(found)]),
+        Group(
+            "training",
+            "Losses",
+            [figures.loss_plot(found), figures.validation_plot(found), figures.network_plot(found)],
+        ),
         Group("by-class", "Classes", [figures.class_plot(found), figures.confusion_plot(found)]),
         Group("space", "Map", [figures.map_plot(found, unfold)]),
         Group("cost", "Bytes and seconds", [figures.bytes_plot(found), figures.seconds_plot(found)]),

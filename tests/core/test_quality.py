@@ -485,3 +485,14 @@ def test_real_embeddings_give_the_known_figures_of_each_cheat():
         assert quality.synthetic.nn_ratio == pytest.approx(nn_ratio, abs=0.06), name
         assert not quality.passed, name
     assert assess(rows_of([1, 2]), held_out, rows_of([3])).passed
+
+
+def test_what_is_known_of_real_rows_is_not_found_anew():
+    world = World()
+    train, held_out, samples, others = world(12, 0), world(6, 1), world(12, 2), world(12, 3)
+    once, alone = (assess(train, held_out, rows, seeds=1) for rows in (samples, others))
+    found = assess(train, held_out, others, seeds=1, known=once)
+    assert found.real == once.real
+    assert found.synthetic == alone.synthetic
+    assert found.tstr == alone.tstr
+    assert found.intervals == {"nn_ratio": alone.intervals["nn_ratio"]}

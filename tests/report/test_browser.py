@@ -10,7 +10,19 @@ from .conftest import written_run
 
 pytestmark = pytest.mark.browser
 
-PLOTS = ("accuracy", "gain", "losses", "validation", "classes", "confusion", "map", "bytes", "seconds", "sites")
+PLOTS = (
+    "accuracy",
+    "gain",
+    "losses",
+    "validation",
+    "network",
+    "classes",
+    "confusion",
+    "map",
+    "bytes",
+    "seconds",
+    "sites",
+)
 DRAWN = """() => Object.fromEntries([...document.querySelectorAll("figure[data-plot]")].map(figure => [
     figure.dataset.plot, figure.querySelectorAll(".plot .main-svg .trace, .plot .main-svg .hm").length]))"""
 

@@ -191,7 +191,7 @@ def test_seventy_classes_look_different():
 def test_every_figure_is_valid_for_plotly_and_has_its_numbers(comparison):
     found = collect([comparison])
     plots = [plot for group in page._groups(found, None) for plot in group.plots]
-    assert len(plots) == 10
+    assert len(plots) == 11
     for plot in plots:
         assert plot.table.rows
         assert all(len(row) == len(plot.table.header) for row in plot.table.rows)
@@ -220,6 +220,15 @@ def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
     assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
     first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
     assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+
+
+def test_the_network_alone_stands_beside_what_needs_none(run_folder):
+    likelihood, gain, reconstruction = (view.figure.data for view in figures.network_plot(collect([run_folder])).views)
+    assert [set(trace.y) for trace in likelihood] == [{0.2}, {0.1}]
+    assert [set(trace.y) for trace in reconstruction] == [{0.3}, {0.4}]
+    for traces in (likelihood, reconstruction):
+        assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in traces}) == 2
+    assert list(gain[0].error_y.array) == pytest.approx([0.05] * 4)
 
 
 def test_what_one_round_alone_has_is_to_be_seen(run_folder):
