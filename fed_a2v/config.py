@@ -6,7 +6,7 @@ The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -105,10 +105,21 @@ def settings_from(config: DictConfig) -> Settings:
     """
     try:
         tree = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(tree, dict)
-        return Settings.model_validate(tree | {"dataset": _complete_dataset(tree.get("dataset"))})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(tree, dict)
+    named = {str(key): value for key, value in tree.items()}
+    return checked_settings(named | {"dataset": _complete_dataset(named.get("dataset"))})
+
+
+def checked_settings(tree: Mapping[str, Any]) -> Settings:
+    """Typed settings of nested plain values.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    try:
+        return Settings.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain_validation(error)) from error
 

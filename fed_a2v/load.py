@@ -35,8 +35,9 @@ from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import UserError
-from fed_a2v.federation.build import make_step
-from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state
+from fed_a2v.federation.build import make_step, model_bytes
+from fed_a2v.plugins import refuse_code
+from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state, tensor_bytes
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.settings import ConfigError, Settings
 
@@ -53,15 +54,18 @@ class RunError(UserError, ValueError):
     """A run has not what is asked of it; the message says what it has."""
 
 
-def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
+def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False) -> LoadedRun:
     """Load a run as it was after its newest finished round, or after the round of one of its checkpoints.
 
     Args:
         path: the run's folder, or a file `checkpoints/state_round_N.pt` in it.
         device: where the adapters and the generator work.
+        trust_code: whether classes that the run names by their import path, its own generator, loss, encoder or data
+            set, may be imported and called. Without it a run's folder is data, whoever has made it.
 
     Raises:
         FileNotFoundError: there is no run.
+        ForeignCodeError: the run names code that is not this program's; the message names it.
         CheckpointError: the state is damaged, the file is no state of a run, or another version's.
 
     Examples:
@@ -75,14 +79,14 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """
     path = Path(path).expanduser().absolute()
     if path.is_file():
-        return LoadedRun(RunFolder(path.parent.parent), read_state(path), device)
+        return LoadedRun(RunFolder(path.parent.parent), read_state(path), device, trust_code)
     state = load_state(path)
     if state is None:
         raise FileNotFoundError(
             f"no run in {path}: it has no checkpoints/state_round_N.pt; name a folder that `fed-a2v train` has "
             "written, or a checkpoint in it"
         )
-    return LoadedRun(RunFolder(path), state, device)
+    return LoadedRun(RunFolder(path), state, device, trust_code)
 
 
 def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
@@ -162,8 +166,15 @@ class LoadedRun:
         targets: the class prompts that the adapters were trained to produce.
     """
 
-    def __init__(self, folder: RunFolder, state: dict[str, Any], device: str) -> None:
+    def __init__(self, folder: RunFolder, state: dict[str, Any], device: str, trust_code: bool = False) -> None:
         self.folder = folder
+        self.trust_code = trust_code
+        if not trust_code:
+            refuse_code(
+                state["config"],
+                f"the run in {folder.path}",
+                "if you trust whoever made the folder, load it with trust_code=True (--trust-code)",
+            )
         try:
             self.settings = Settings.model_validate(state["config"])
         except ValidationError as error:
@@ -171,18 +182,35 @@ class LoadedRun:
                 f"the settings of {folder.path} are not those of this version: {error.errors()[0]['msg']} "
                 f"({'.'.join(map(str, error.errors()[0]['loc']))}); load it with the version that wrote it"
             ) from error
-        self.round = int(state["round"])
         self.device = torch.device(device)
-        self._state = state["strategy"]
         targets = folder.read_targets()
         self.targets = PromptSet(
             targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device)
         )
         self.classes = self.targets.names
-        shape = self._state["audio_shape"]
-        self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (shape[0], shape[1]))
-        self.step.load_state_dict(self._state["step"])
+        try:
+            self.round = int(state["round"])
+            self._state = state["strategy"]
+            tokens, width = self._state["audio_shape"]
+            if not trust_code:
+                self._check_size((tokens, width))
+            self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (tokens, width))
+            self.step.load_state_dict(self._state["step"])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a state that was put together by others makes of torch
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"the state in {folder.path} does not fit its settings: {reason}") from error
         self.step.adapters.eval()
+
+    def _check_size(self, audio_shape: tuple[int, int]) -> None:
+        """A few digits of text can ask for more memory than there is; a state holds what its settings ask for."""
+        asked, held = model_bytes(self.settings, self.targets, audio_shape), tensor_bytes(self._state)
+        if asked > held:
+            raise CheckpointError(
+                f"the settings of {self.folder.path} describe {asked / 1e6:.1f} MB of adapters and generator, and its "
+                f"state holds {held / 1e6:.1f} MB"
+            )
 
     def __repr__(self) -> str:
         return f"<run {self.folder.path.name}: round {self.round}, {len(self.classes)} classes>"
@@ -335,7 +363,7 @@ class LoadedRun:
             )
         changed = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
         run_in_process(Settings.model_validate(self.config | changed), self.folder.path)
-        return load_run(self.folder.path, str(self.device))
+        return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
 
 
 def find_class(name: str, classes: Sequence[str]) -> str:

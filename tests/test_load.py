@@ -13,6 +13,7 @@ import torch
 
 import fed_a2v.load
 from fed_a2v import compare_runs, load_run
+from fed_a2v.cli import main
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.adapters import prompt_centre
 from fed_a2v.data.errors import BadClipError
@@ -21,8 +22,11 @@ from fed_a2v.data.synth import RATE, synthesise
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import prompt_set
 from fed_a2v.load import RunError
-from fed_a2v.runs.checkpoint import CheckpointError
+from fed_a2v.plugins import ForeignCodeError
+from fed_a2v.runs.checkpoint import CheckpointError, load_state, save_state
+from fed_a2v.runs.folder import RunFolder
 from fed_a2v.settings import cache_dir
+from fed_a2v.storage.foreign import ForeignFileError
 from tests.refusals import refused
 
 FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
@@ -132,6 +136,110 @@ def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fed_a2v.data.index._listed", unreachable)
     assert load_run(own).classes[0] == "chainsaw"
+
+
+# A stranger's folder
+
+
+class OwnLoss(torch.nn.Module):
+    """A loss of one's own; counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, **_):
+        super().__init__()
+        OwnLoss.made += 1
+
+    def forward(self, recon_x, x, mu, logvar, epoch):
+        return (recon_x - x).square().mean()
+
+
+def changed(folder, change):
+    """The run's folder, with another state in place of its newest."""
+    state = load_state(folder)
+    change(state)
+    save_state(folder, state)
+    return folder
+
+
+def test_code_that_a_run_names_is_not_run_unless_it_is_trusted(own, capsys):
+    target = f"{OwnLoss.__module__}.{OwnLoss.__qualname__}"
+    changed(own, lambda state: state["config"]["generator"].update(loss={"_target_": target}))
+    before = OwnLoss.made
+    with refused(ForeignCodeError, own, f"generator.loss._target_={target}", "trust_code=True"):
+        load_run(own)
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(own), "--synthetic", "1"])
+    assert ended.value.code == 2
+    assert target in capsys.readouterr().err
+    assert OwnLoss.made == before
+    assert isinstance(load_run(own, trust_code=True).step.generator.loss, OwnLoss)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"encoder": {"name": "custom", "_target_": "subprocess.Popen", "arguments": {"args": ["true"]}}},
+        {"generator": {"parts": [[{"_target_": "os.system", "command": "true"}]]}},
+        {"dataset": {"arguments": {"deep": {"deeper": {"_target_": "torch.load", "weights_only": False}}}}},
+    ],
+    ids=["encoder", "list", "arguments"],
+)
+def test_code_is_found_wherever_a_run_hides_it(own, extra):
+    def hide(state):
+        for section, values in extra.items():
+            state["config"][section] |= values
+
+    with refused(ForeignCodeError, own):
+        load_run(changed(own, hide))
+
+
+@pytest.mark.parametrize(("section", "key"), [("generator", "hidden_dim"), ("adapters", "hidden_width")])
+def test_settings_cannot_ask_for_more_memory_than_the_state_fills(own, section, key):
+    changed(own, lambda state: state["config"][section].update({key: 10**9}))
+    with refused(CheckpointError, own, "MB"):
+        load_run(own)
+
+
+def test_a_tensor_that_repeats_a_number_without_end_is_refused(own):
+    content = torch.load(own / "checkpoints" / "state_round_000002.pt", weights_only=True)
+    content["strategy"]["step"]["adapters"] = {"audio_mean": torch.zeros(1).expand(10**12)}
+    torch.save(content, own / "checkpoints" / "state_round_000002.pt")
+    assert load_run(own).round == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("strategy"),
+        lambda state: state["strategy"].update(audio_shape="wide"),
+        lambda state: state["strategy"]["step"].pop("bank"),
+        lambda state: state["strategy"]["step"].update(adapters={"x": torch.zeros(2)}),
+        lambda state: state.update(round="one"),
+    ],
+    ids=["no strategy", "no shape", "no bank", "other weights", "no round"],
+)
+def test_a_state_that_does_not_fit_is_an_error_of_the_file(own, change):
+    state = load_state(own)
+    change(state)
+    with refused(CheckpointError, own):
+        fed_a2v.load.LoadedRun(RunFolder(own), state, "cpu")
+
+
+def test_links_out_of_the_folder_are_not_followed(own, folder):
+    for name, use in {
+        "results.json": lambda: compare_runs([own]),
+        "metrics.jsonl": lambda: load_run(own).metrics,
+        "targets.npz": lambda: load_run(own),
+        "checkpoints": lambda: load_run(own),
+    }.items():
+        path = own / name
+        kept = path.rename(path.with_name(f"kept {name}"))
+        path.symlink_to(folder / name)
+        with refused(ForeignFileError, path, folder):
+            use()
+        path.unlink()
+        kept.rename(path)
 
 
 # Sampling

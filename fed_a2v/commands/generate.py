@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fed_a2v.config import ConfigError, compose_settings, settings_from
+from fed_a2v.config import ConfigError, checked_settings, compose_settings
 
 if TYPE_CHECKING:
     from fed_a2v.images.subjects import Subjects
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="samples of the generator for each class")
     parser.add_argument("--test", type=int, default=0, metavar="N", help="test clips of each class, of the run's data")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/pictures/DATE_TIME")
+    parser.add_argument("--trust-code", action="store_true", help="run the code that RUN names by its import paths")
     parser.add_argument("--evaluate", action="store_true", help="let CLIP judge the pictures, also those of a folder")
     return parser
 
@@ -73,7 +75,7 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     from fed_a2v.images.pipelines import load_image_model, warn_of_anchors
     from fed_a2v.load import load_run
 
-    loaded = load_run(given.run)
+    loaded = load_run(given.run, trust_code=given.trust_code)
     settings = image_settings(loaded, overrides)
     chosen = _subjects(loaded, given, audio, settings.seed)
     out = given.out or loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -122,7 +124,21 @@ def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> 
     config = compose_settings([f"adapters={kind}", f"images={kind}"]).model_dump(mode="json", by_alias=True)
     if images is not None:
         config["images"] = images
-    return settings_from(OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(overrides))).images  # type: ignore[arg-type]
+    # Only the overrides are the user's own: what stands in a folder may not refer to anything, such as `${oc.env:KEY}`.
+    wanted = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
+    assert isinstance(wanted, dict)
+    return checked_settings(_merged(config, wanted)).images
+
+
+def _merged(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[str, Any]:
+    """`base` with the values of `changes`, at any depth."""
+    together = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _merged(old, value)
+        together[key] = value
+    return together
 
 
 def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], seed: int) -> Subjects:

@@ -43,7 +43,7 @@ class AudioEncoder(Protocol):
 
 
 # What `AudioEncoder` asks of a class.
-ENCODER_NEEDS = ("name", "sample_rate", "tokens", "width", "fingerprint", "encode")
+ENCODER_NEEDS = ("name", "sample_rate", "tokens", "width", "fingerprint")
 
 
 def mel_filters(sample_rate: int, frame: int, bands: int) -> FloatArray:
@@ -139,7 +139,7 @@ def load_encoder(settings: EncoderSettings) -> AudioEncoder:
     if settings.name == LogMelEncoder.name:
         return LogMelEncoder()
     if settings.target is not None:
-        made: AudioEncoder = make_object("encoder", settings.target, settings.arguments, ENCODER_NEEDS)
+        made: AudioEncoder = make_object("encoder", settings.target, settings.arguments, ["encode"], ENCODER_NEEDS)
         return made
     # Here, so that whoever takes log-mel needs neither torch's time nor transformers.
     from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import torch
-from hydra.utils import instantiate
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.core.generators.base import Generator
@@ -22,8 +22,8 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation
-from fed_a2v.federation.task import seeded_adapters, torch_device, training_loss
-from fed_a2v.plugins import load_class
+from fed_a2v.federation.task import new_adapters, seeded_adapters, torch_device, training_loss
+from fed_a2v.plugins import TARGET, check_plain, load_class
 from fed_a2v.settings import ConfigError, GeneratorSettings, Settings
 
 # Rows that go through the adapters at once where memory is to be saved.
@@ -68,17 +68,27 @@ def make_generator(
         torch.manual_seed(seed_for(settings.seed, "generator"))
         together = groups_for(granularity, classes, groups)
         made = make() if together is None else GroupedVAEGenerator(make, together)
-    if not isinstance(made, Generator):
-        raise ConfigError(
-            f"generator._target_={settings.generator.target} is no generator; derive it from "
-            f"{Generator.__module__}.{Generator.__qualname__}"
-        )
     if made.needs_t5 and not settings.adapters.t5_tokens:
         raise ConfigError(
             f"generator={settings.generator.name} is conditioned on T5 prompts, and adapters={settings.adapters.name} "
             "has no T5 side (adapters.t5_tokens=0); choose adapters=flux, or generator=vae"
         )
     return made
+
+
+def model_bytes(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> int:
+    """Bytes of the adapters and of one generator that the settings describe; nothing is allocated to find out.
+
+    Raises:
+        ConfigError: see `make_generator`.
+    """
+    nowhere = settings.model_copy(update={"device": "meta"})
+    shapes = PromptSet(prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta"))
+    with torch.random.fork_rng(), torch.device("meta"), _refusals_of(settings.generator):
+        models = [new_adapters(nowhere, shapes, audio_shape[1])]
+        if settings.generator.target is not None:
+            models.append(_generator_maker(settings, audio_shape, prompts.clip.shape[-1])())
+        return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())
 
 
 def check_buildable(settings: Settings) -> None:
@@ -131,14 +141,27 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
     arguments = generator.arguments
     granularity = arguments.pop("granularity", "unified")
     arguments.pop("groups", None)
-    parameters = _check_arguments(generator.target, arguments, "generator")
+    objects = {
+        key: (str(value[TARGET]), {name: each for name, each in value.items() if name != TARGET})
+        for key, value in arguments.items()
+        if isinstance(value, Mapping) and TARGET in value
+    }
+    cls, parameters = _checked(generator.target, arguments, "generator", Generator, objects)
+    classes = {key: _checked(*each, f"generator.{key}", nn.Module)[0] for key, each in objects.items()}
     if granularity == "per_class" and "conditional" in parameters:
         arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
     tokens, width = audio_shape
     shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
     if "t5_dim" in parameters:
         shapes["t5_dim"] = settings.adapters.t5_width
-    return lambda: instantiate({"_target_": generator.target, **arguments}, **shapes, _convert_="all")
+
+    def make() -> Generator:
+        made: Generator = cls(
+            **{**arguments, **{key: classes[key](**own) for key, (_, own) in objects.items()}, **shapes}
+        )
+        return made
+
+    return make
 
 
 @contextmanager
@@ -147,19 +170,34 @@ def _refusals_of(generator: GeneratorSettings) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"generator={generator.name}: {error.__cause__ or error}") from error
+        raise ConfigError(f"generator={generator.name}: {error}") from error
 
 
-def _check_arguments(target: str, arguments: Mapping[str, Any], section: str) -> set[str]:
-    """Check the arguments of a class by its signature.
+def _checked(
+    target: str, arguments: Mapping[str, Any], section: str, base: type, objects: Collection[str] = ()
+) -> tuple[type[Any], set[str]]:
+    """A class, with its arguments checked by its signature.
+
+    Args:
+        target: MODULE.CLASS.
+        arguments: plain values, but for `objects`.
+        section: of the settings, for messages.
+        base: that the class must be derived from.
+        objects: keys of the arguments that are made of a class of their own.
 
     Returns:
-        The names of its parameters.
+        The class, and the names of its parameters.
 
     Raises:
-        ConfigError: there is no such class, it does not know a key (the nearest is named), or a type is wrong.
+        ConfigError: there is no such class, it is not derived from `base`, it does not know a key (the nearest is
+            named), a type is wrong, or an argument's value holds objects.
     """
     made = load_class(section, target)
+    if not issubclass(made, base):
+        raise ConfigError(
+            f"{section}.{TARGET}={target} is no {base.__name__.lower()}; derive it from "
+            f"{base.__module__}.{base.__qualname__}"
+        )
     try:
         hints = get_type_hints(made.__dict__.get("__init__", made))
     except NameError:  # types that a user's own class imports for type checkers only
@@ -168,17 +206,17 @@ def _check_arguments(target: str, arguments: Mapping[str, Any], section: str) ->
     parameters = {name for name, parameter in signature.items() if parameter.kind is not parameter.VAR_KEYWORD}
     takes_all = len(parameters) < len(signature)
     for key, value in arguments.items():
-        if key == "_target_" or (takes_all and key not in parameters):
+        if key not in objects:
+            check_plain(f"{section}.{key}", value)
+        if takes_all and key not in parameters:
             continue
         if key not in parameters:
             near = nearest(key, parameters - SHAPES)
             hint = f"; did you mean {section}.{near}?" if near else f"; it has {', '.join(sorted(parameters - SHAPES))}"
             raise ConfigError(f"unknown key {section}.{key} for {target.rpartition('.')[2]}{hint}")
-        if isinstance(value, Mapping) and "_target_" in value:
-            _check_arguments(value["_target_"], value, f"{section}.{key}")
-        elif key in hints:
+        if key in hints and key not in objects:
             try:
                 TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value, strict=True)
             except ValidationError as error:
                 raise ConfigError(explain_validation(error, f"{section}.{key}")) from error
-    return parameters
+    return made, parameters

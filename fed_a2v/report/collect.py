@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-from yaml import YAMLError
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, pair_name
 from fed_a2v.runs.maps import load_map
-from fed_a2v.storage.files import read_jsonl
+from fed_a2v.storage.foreign import inside, read_json
 
 Row = dict[str, Any]
 
@@ -109,22 +105,22 @@ def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
     if crossed:
         *_, experiment = crossed["arms"]
         paths = (folder / pair_name(pair["fold"], pair["seed"]) / experiment for pair in crossed["pairs"])
-        return [path for path in paths if (path / "metrics.jsonl").is_file()]
+        return [inside(path, folder) for path in paths if (path / "metrics.jsonl").is_file()]
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder; name the folder of a run, of a comparison, or of a sweep")
     if (folder / "metrics.jsonl").is_file():
         return [folder]
-    below = [path for path in folder.iterdir() if (path / "metrics.jsonl").is_file() and read_jsonl(_metrics(path))]
+    below = [
+        inside(path, folder)
+        for path in folder.iterdir()
+        if (path / "metrics.jsonl").is_file() and RunFolder(path).rows()
+    ]
     if not below:
         raise ReportError(f"{folder} holds no run: there is no metrics.jsonl in it, nor in a folder in it")
     # A comparison names its experiment last; here it leads.
     *yardsticks, experiment = list(_json(folder / "comparison.json")) or [""]
     order = [experiment, *yardsticks]
     return sorted(below, key=lambda path: (_place(path.name, order), _number(path.name), path.name))
-
-
-def _metrics(path: Path) -> Path:
-    return path / "metrics.jsonl"
 
 
 def _place(name: str, order: list[str]) -> int:
@@ -163,18 +159,10 @@ def _read(path: Path, label: str) -> RunRecord:
         )
     except ReportError:
         raise
-    except (ValueError, KeyError, OSError, YAMLError, BadZipFile) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise ReportError(f"the run in {path} cannot be read: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise ReportError(f"{path} is damaged: not a JSON object")
-    return value
+    """The JSON object in a file of the folder that it lies in; empty where there is none."""
+    return read_json(inside(path, path.parent))

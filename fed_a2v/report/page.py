@@ -24,8 +24,9 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from fed_a2v import __version__
+from fed_a2v.errors import UserError
 from fed_a2v.report import figures
-from fed_a2v.report.collect import Collection, RunRecord, collect
+from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
 from fed_a2v.report.looks import clean
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
@@ -86,7 +87,13 @@ def write_report(folders: Sequence[Path], out: Path, unfold: figures.Layout | No
         ReportError: there is no run, or what it left cannot be read.
         OSError: `out` cannot be written.
     """
-    return write_text(out, render(collect(folders), unfold))
+    try:
+        page = render(collect(folders), unfold)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever files that others have changed make of the figures
+        raise ReportError(f"what lies in {', '.join(map(str, folders))} is not what a run leaves: {error!r}") from error
+    return write_text(out, page)
 
 
 def render(found: Collection, unfold: figures.Layout | None = None) -> str:

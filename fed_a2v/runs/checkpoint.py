@@ -23,6 +23,7 @@ from torch import Tensor
 from fed_a2v.conf_tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.storage.files import plain, replacing
+from fed_a2v.storage.foreign import check_archive, inside
 
 logger = logging.getLogger("fed_a2v")
 
@@ -131,7 +132,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, holds a generator alone, or is of another schema version.
     """
-    state = _load(path)
+    state = _load(inside(path, path.parent.parent))
     if {"round", "config", "fingerprint"} - state.keys():
         raise CheckpointError(
             f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
@@ -467,11 +468,16 @@ def _load(path: Path) -> dict[str, Any]:
     """
     try:
         # torch.load notices a file cut short but not a changed byte: the zip format's checksums do.
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise DamagedError(f"{path} is damaged (wrong checksum of {broken})")
         content = dict(torch.load(path, map_location="cpu", weights_only=True))
+        # A view may repeat a few bytes without end, and takes memory as soon as anybody copies it. Ours share some.
+        if tensor_bytes(content) > 2 * path.stat().st_size:
+            raise DamagedError(f"{path} is damaged (its tensors are larger than the file)")
+        digest, found = content.pop("digest", None), _digest(content)
     except (OSError, DamagedError):
         raise
     except Exception as error:  # a damaged file may break the reader at any step
@@ -485,9 +491,18 @@ def _load(path: Path) -> dict[str, Any]:
             "go on with the version that wrote it, or start anew with resume=never"
         )
     # A file that was changed and packed anew has the right checksums, but not the right digest.
-    if content.pop("digest", None) != _digest(content):
+    if digest != found:
         raise DamagedError(f"{path} is damaged (its content is not what was saved)")
     return content
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a nested structure."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _digest(value: Any) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.runs.checkpoint import drop_states_after
 from fed_a2v.storage.files import append_jsonl, plain, read_jsonl, remove_leftovers, replacing, write_json, write_text
-from fed_a2v.storage.npz import as_floats, as_names, read_arrays
+from fed_a2v.storage.foreign import inside, read_json, read_yaml
+from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
 
 GUIDE_METRICS = (
     "server/generator_loss",
@@ -39,6 +39,9 @@ class RunFolder:
     in the layout of targets=file, `metrics.jsonl` a JSON object a round, `checkpoints/` the states to go on from. After
     the last round come `evaluation.json` (figures by class, and which class was taken for which), `map.npz` (real and
     synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
+
+    The folder may be a stranger's: what is read is data (`fed_a2v.storage.foreign`), and where one of these files is a
+    link that leads out of the folder, asking for it raises ForeignFileError.
     """
 
     path: Path
@@ -46,37 +49,37 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """`metrics.jsonl`."""
-        return self.path / "metrics.jsonl"
+        return inside(self.path / "metrics.jsonl", self.path)
 
     @property
     def results(self) -> Path:
         """`results.json`."""
-        return self.path / "results.json"
+        return inside(self.path / "results.json", self.path)
 
     @property
     def targets(self) -> Path:
         """`targets.npz`."""
-        return self.path / "targets.npz"
+        return inside(self.path / "targets.npz", self.path)
 
     @property
     def environment(self) -> Path:
         """`environment.json`."""
-        return self.path / "environment.json"
+        return inside(self.path / "environment.json", self.path)
 
     @property
     def evaluation(self) -> Path:
         """`evaluation.json`."""
-        return self.path / "evaluation.json"
+        return inside(self.path / "evaluation.json", self.path)
 
     @property
     def map(self) -> Path:
         """`map.npz`."""
-        return self.path / "map.npz"
+        return inside(self.path / "map.npz", self.path)
 
     @property
     def report(self) -> Path:
         """`report.html`."""
-        return self.path / "report.html"
+        return inside(self.path / "report.html", self.path)
 
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
         """Make the folder ready for the rounds after `after_round`; 0 starts anew.
@@ -122,18 +125,19 @@ class RunFolder:
         """
         if not self.results.is_file():
             raise FileNotFoundError(f"{self.path} has no results.json: the run has not finished")
-        return dict(json.loads(self.results.read_text()))
+        return read_json(self.results)
 
     def read_config(self) -> dict[str, Any]:
         """What `config.yaml` holds.
 
         Raises:
             FileNotFoundError: there is none.
+            ForeignFileError: it is damaged, or no mapping.
         """
-        path = self.path / "config.yaml"
+        path = inside(self.path / "config.yaml", self.path)
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml")
-        return {str(key): value for key, value in dict(OmegaConf.to_container(OmegaConf.load(path))).items()}  # type: ignore[arg-type]
+        return read_yaml(path)
 
     def rows_without_step(self) -> list[dict[str, Any]]:
         """Rows of the finished run beside this one that is the same but for the server step; empty where there is none.
@@ -161,15 +165,21 @@ class RunFolder:
         """The class prompts of `targets.npz`, on the CPU.
 
         Raises:
-            ArrayFileError: the file is missing or broken.
+            ArrayFileError: the file is missing or broken, or has not one finite prompt for each of its names.
         """
-        arrays = read_arrays(self.targets, ("category", "vectors"), ("t5_vectors",))
+        arrays = read_arrays(self.targets, ("category", "vectors"), ("t5_vectors",), most="file")
         tensors = {
             name: torch.from_numpy(as_floats(arrays[name], f"{name} of {self.targets}", (3,)))
             for name in ("vectors", "t5_vectors")
             if name in arrays
         }
         names = tuple(as_names(arrays["category"], f"category of {self.targets}"))
+        for name, vectors in tensors.items():
+            if len(vectors) != len(names) or not torch.isfinite(vectors).all():
+                raise ArrayFileError(
+                    f"{name} of {self.targets} has shape {tuple(vectors.shape)} for {len(names)} classes, finite: "
+                    f"{bool(torch.isfinite(vectors).all())}; one prompt of finite numbers for each class is needed"
+                )
         return PromptSet(names, tensors["vectors"], tensors.get("t5_vectors"))
 
 

@@ -8,6 +8,10 @@ import numpy as np
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.storage.files import replacing
+from fed_a2v.storage.npz import read_arrays
+
+# Thousands of points of 32 numbers and a site's name; a compressed file could stand for more than memory holds.
+LARGEST_MAP = 64_000_000
 
 
 def save_map(path: Path, found: EmbeddingMap) -> Path:
@@ -21,7 +25,6 @@ def load_map(path: Path) -> EmbeddingMap:
     """Read what `save_map` wrote.
 
     Raises:
-        OSError, ValueError, KeyError: it is missing or damaged.
+        ArrayFileError: it is missing or damaged, or larger than any map.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        return EmbeddingMap(**{name: arrays[name] for name in EmbeddingMap.__dataclass_fields__})
+    return EmbeddingMap(**read_arrays(path, tuple(EmbeddingMap.__dataclass_fields__), most=LARGEST_MAP))

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fed_a2v.storage.foreign import LARGEST_JSON, ForeignFileError, check_values, parse_json, read_bytes
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -126,20 +128,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, [] where there is none; a last line that a kill cut short is left out.
 
     Raises:
-        ValueError: another line is no JSON object; the message names file and line.
+        ForeignFileError: another line is no JSON object, or the file is too large; the message names file and line.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    text = read_bytes(path, LARGEST_JSON)
+    check_values(text, path)
+    lines = text.split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            if line.strip():
-                rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            # A whole line ends in a newline, so only a cut one can be the last piece of the split.
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]!r}") from error
+        row = None
+        with contextlib.suppress(ForeignFileError):
+            row = parse_json(line, path) if line.strip() else {}
+        # A whole line ends in a newline, so only a cut one can be the last piece of the split.
+        if not isinstance(row, dict) and number < len(lines):
+            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
+        if isinstance(row, dict) and line.strip():
+            rows.append(row)
     return rows
 
 

@@ -7,12 +7,13 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fed_a2v.errors import UserError
+from fed_a2v.storage.foreign import check_archive
 
 Array = NDArray[Any]
 
@@ -21,16 +22,30 @@ class ArrayFileError(UserError, ValueError):
     """A file of arrays is missing, broken, or lacks what is needed."""
 
 
-def read_arrays(path: str | Path, required: Collection[str] = (), optional: Collection[str] = ()) -> dict[str, Array]:
+def read_arrays(
+    path: str | Path,
+    required: Collection[str] = (),
+    optional: Collection[str] = (),
+    most: int | Literal["file"] | None = None,
+) -> dict[str, Array]:
     """Read the arrays named `required`, and those of `optional` that are there; others stay unread.
 
+    Args:
+        path: of the file.
+        required, optional: names of arrays.
+        most: bytes of all arrays together, or "file": no more than the file has, as numpy.savez writes it; default:
+            no limit.
+
     Raises:
-        ArrayFileError: the file is missing or no `.npz`, a required array is missing, or one holds objects.
+        ArrayFileError: the file is missing or no `.npz`, a required array is missing, one holds objects, or all are
+            larger than `most`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ArrayFileError(f"{path}: no such file")
     try:
+        if most is not None:
+            check_archive(path, None if most == "file" else most)
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ArrayFileError(f"{path} holds one array without a name; save it with numpy.savez")

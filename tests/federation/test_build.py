@@ -5,7 +5,7 @@ import torch
 
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.errors import DataError
-from fed_a2v.federation.build import check_buildable, make_generator, make_step
+from fed_a2v.federation.build import check_buildable, make_generator, make_step, model_bytes
 from fed_a2v.federation.task import prompt_set
 from tests.refusals import refused
 
@@ -179,3 +179,31 @@ class OwnLoss(torch.nn.Module):
     def __init__(self, weight, **others):
         super().__init__()
         self.weight = weight
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+generator.parts=[{_target_:os.system,command:x}]", ("generator.parts[0]._target_=os.system",)),
+        ("+generator.loss.inner={_target_:os.system}", ("generator.loss.inner._target_=os.system",)),
+        ("+generator.loss.inner=[{a:{_target_:os.system}}]", ("generator.loss.inner[0].a._target_=os.system",)),
+        ("generator.loss._target_=subprocess.Popen", ("generator.loss._target_=subprocess.Popen", "torch.nn")),
+        ("generator._target_=subprocess.Popen", ("generator._target_=subprocess.Popen", "Generator")),
+        ("generator._target_=os.system", ("generator._target_=os.system",)),
+    ],
+)
+def test_a_class_is_derived_from_what_it_stands_for_and_is_given_plain_values(override, named):
+    with refused(ConfigError, *named):
+        make_generator(compose_settings([override]), SHAPE, 768)
+
+
+def test_the_size_of_what_settings_describe_is_found_without_allocating_it():
+    small = compose_settings("experiment=quick")
+    prompts = prompt_set(small, CLASSES)
+    step = make_step(small, prompts, (1, 512))
+    wanted = sum(each.nbytes for model in (step.adapters, step.generator) for each in model.state_dict().values())
+    assert model_bytes(small, prompts, (1, 512)) == wanted
+    before = torch.random.get_rng_state()
+    large = compose_settings("experiment=quick generator.hidden_dim=1000000 generator.granularity=per_class")
+    assert model_bytes(large, prompts, (1, 512)) > 10**12
+    assert torch.equal(torch.random.get_rng_state(), before)
