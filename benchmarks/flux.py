@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from common import ROOT, machine, spread, write_block
+from generators import LEAN
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,7 +122,7 @@ def overrides(folder: Path) -> list[str]:
 
 def generators(folder: Path, seeds: int, rounds: int) -> str:
     """Every arm on the same seeds, as Markdown: figures after the last round, and T5's cosine less `none`'s."""
-    words = overrides(folder)
+    words = [*overrides(folder), *LEAN]
     lines = ["| means a class | | " + " | ".join(FIGURES) + " | T5 cosine less `none`'s |", "|---" * 6 + "|"]
     for share, shared in SHARES.items():
         found: dict[str, list[dict[str, float]]] = {}

@@ -191,7 +191,7 @@ class ServerStep:
                 row |= self._distil(round_number, updates, material, steps)
         if self.settings.finetune:
             with _timed(row, "finetune"):
-                row |= self._finetune(round_number, material, held_out, steps)
+                row |= self._finetune(round_number, material, held_out, steps, self._may_roll_back(fresh))
         row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
         return self._end_of_round(trained_on, held_out, row)
 
@@ -448,7 +448,17 @@ class ServerStep:
         )
         return {f"distil/{name}": value for name, value in losses.items()}
 
-    def _finetune(self, round_number: int, material: _Material, held_out: PrototypeRows, steps: int) -> dict[str, Any]:
+    def _may_roll_back(self, fresh: PrototypeRows | None) -> bool:
+        """Whether held-out rows may undo a fine-tuning.
+
+        Not where classes are trained that only the generator remembers: of these nothing is held out, and what a round
+        gains for them it may take from the classes that have just come, which the sites' adapters fit best before it.
+        """
+        return self.settings.rollback and set(self.remembered) <= set(() if fresh is None else fresh.names)
+
+    def _finetune(
+        self, round_number: int, material: _Material, held_out: PrototypeRows, steps: int, may_roll_back: bool
+    ) -> dict[str, Any]:
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
         loss_before = self._held_out_loss(held_out)
@@ -471,7 +481,7 @@ class ServerStep:
             loss_after = self._held_out_loss(held_out)
             row |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
             row["finetune/held_out_rows"] = len(held_out)
-            if settings.rollback and not loss_after <= loss_before:  # type: ignore[operator]
+            if may_roll_back and not loss_after <= loss_before:  # type: ignore[operator]
                 self.adapters.load_state_dict(before)
                 row["rolled_back"] = True
                 log.warning(

@@ -758,6 +758,25 @@ def test_only_fresh_rows_decide_where_the_generator_remembers_the_others(judged,
     assert len([message for message in caplog.messages if "held out" in message]) == 1
 
 
+def test_classes_that_have_just_come_do_not_undo_what_serves_those_that_are_remembered():
+    world = World()
+    step = forgetful(world, first_steps=150, steps=150)
+    step.run(1, later(world, range(5)))
+    # As the average of sites that know the new classes alone: it fits these, and has lost the others.
+    alone = step_of(world, None, first_steps=400)
+    alone.run(1, later(world, range(5, 10)))
+    step.adapters.load_weights(alone.adapters.weights())
+    row = step.run(2, later(world, range(5, 10)))
+    assert row["finetune/held_out_after"] > row["finetune/held_out_before"]
+    assert row["rolled_back"] is False
+    audio, labels = world.clips(20, seed=9)
+    assert retrieval(step.adapters(audio).clip, labels, step.prompts.clip).hits(1)[labels < 5].float().mean() > 0.85
+    # Where the same classes come again, the held-out rows speak for all.
+    step.adapters.load_weights(alone.adapters.weights())
+    step.settings = replace(step.settings, optimiser=AdamWSettings(50.0, 0.0, 32))
+    assert step.run(3, later(world, range(10)))["rolled_back"] is True
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "vae"])
 def test_the_generator_keeps_classes_alive_whose_sites_are_gone(kind):
     world = World()
