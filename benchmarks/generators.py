@@ -7,7 +7,7 @@ text vectors of 31 of the classes) and, for the log-mel table, `esc50/` in the o
 run goes into a CSV (`docs/generators.csv`) as soon as it is done; runs that are there already are not done again, so
 the benchmark can be stopped and started at will. A CSV with other columns is begun anew.
 
-`--quick`: a smoke test of a minute. `--standard`: what the docs show, under an hour on two cores. `--full`: every
+`--quick`: a smoke test of a minute. `--standard`: what the docs show, an hour and a half on two cores. `--full`: every
 method in every table, hours. `--write` puts tables and picture into docs/.
 """
 
