@@ -124,9 +124,17 @@ def change_tree(tree: Tree, dice: random.Random) -> None:
             sections = [(each, name) for each, name in found if name in ("generator", "encoder", "dataset", "loss")]
             each, name = dice.choice(sections) if sections else (container, key)
             if isinstance(each[name], dict):
+                if dice.random() < 0.3:
+                    each[name].pop("_target_", None)
                 each[name] |= dice.choice(
                     [
-                        *(code(dice), {"name": "custom", **code(dice)}, {"extra": [code(dice)]}, {"hidden_dim": 10**7}),
+                        *(
+                            code(dice),
+                            {"name": "custom", **code(dice)},
+                            {"name": "custom", "target": f"{CANARY}.Boom"},
+                            {"extra": [code(dice)]},
+                            {"hidden_dim": 10**7},
+                        ),
                         *({"latent_dim": 10**9}, {"hidden_width": 10**8}, {"arguments": code(dice)}),
                     ]
                 )
@@ -271,9 +279,8 @@ def change_arrays(path: Path, dice: random.Random) -> None:
 
 def link_out(path: Path, dice: random.Random) -> None:
     """A link to a file, or for a folder to a folder, that does not belong to the run."""
-    outside = path.parents[len(path.parts) - len(path.parent.parts)].parent / "outside"
+    del dice
     target = next(parent for parent in path.parents if (parent / "outside").is_dir()) / "outside"
-    del outside, dice
     if path.is_dir():
         shutil.rmtree(path)
         path.symlink_to(target)

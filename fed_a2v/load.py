@@ -169,12 +169,6 @@ class LoadedRun:
     def __init__(self, folder: RunFolder, state: dict[str, Any], device: str, trust_code: bool = False) -> None:
         self.folder = folder
         self.trust_code = trust_code
-        if not trust_code:
-            refuse_code(
-                state["config"],
-                f"the run in {folder.path}",
-                "if you trust whoever made the folder, load it with trust_code=True (--trust-code)",
-            )
         try:
             self.settings = Settings.model_validate(state["config"])
         except ValidationError as error:
@@ -182,6 +176,13 @@ class LoadedRun:
                 f"the settings of {folder.path} are not those of this version: {error.errors()[0]['msg']} "
                 f"({'.'.join(map(str, error.errors()[0]['loc']))}); load it with the version that wrote it"
             ) from error
+        if not trust_code:
+            # The typed settings, as they are built: a key may be spelt in more than one way.
+            refuse_code(
+                self.config,
+                f"the run in {folder.path}",
+                "if you trust whoever made the folder, load it with trust_code=True (--trust-code)",
+            )
         self.device = torch.device(device)
         targets = folder.read_targets()
         self.targets = PromptSet(

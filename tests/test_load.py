@@ -194,6 +194,18 @@ def test_code_is_found_wherever_a_run_hides_it(own, extra):
         load_run(changed(own, hide))
 
 
+@pytest.mark.parametrize("section", ["encoder", "generator", "dataset"])
+def test_code_is_found_under_the_other_name_of_its_key(own, section):
+    """Typed settings take a field by its own name as well."""
+
+    def rename(state):
+        del state["config"][section]["_target_"]
+        state["config"][section] |= {"target": "subprocess.Popen", "name": "custom"}
+
+    with refused(ForeignCodeError, own, f"{section}._target_=subprocess.Popen"):
+        load_run(changed(own, rename))
+
+
 @pytest.mark.parametrize(("section", "key"), [("generator", "hidden_dim"), ("adapters", "hidden_width")])
 def test_settings_cannot_ask_for_more_memory_than_the_state_fills(own, section, key):
     changed(own, lambda state: state["config"][section].update({key: 10**9}))
