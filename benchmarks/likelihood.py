@@ -34,6 +34,7 @@ from fed_a2v.core.quality import Rows
 from fed_a2v.core.sharing import share_class
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
+from fed_a2v.federation.build import make_generator
 from fed_a2v.runs.intervals import paired_interval
 from fed_a2v.settings import cache_dir
 
@@ -110,7 +111,7 @@ def measured(clips: EmbeddedClips, kind: str) -> dict[str, Found]:
     seen = Rows(moments.spread_rows(rows).view_as(rows.embeddings), rows.labels)
     found = {}
     for name, arm in ARMS.items():
-        generator, seconds = trained(clips, kind, arm, drawn(moments, seen, rows) if arm.draws else rows)
+        generator, seconds = trained(arm, drawn(moments, seen, rows) if arm.draws else rows, conditions)
         figures = examine(generator, moments, seen, held_out, conditions, 40, torch.Generator().manual_seed(1), seeds=1)
         assert figures is not None
         assert figures.likelihood is not None
@@ -120,10 +121,11 @@ def measured(clips: EmbeddedClips, kind: str) -> dict[str, Found]:
     return closed | found
 
 
-def trained(clips: EmbeddedClips, kind: str, arm: Arm, rows: PrototypeRows) -> tuple[Generator, float]:
+def trained(arm: Arm, rows: PrototypeRows, conditions: torch.Tensor) -> tuple[Generator, float]:
     """A VAE after its training on `rows`, and how long that took."""
     settings = compose_settings([f"generator={arm.option}"])
-    _, conditions, generator = prepared(clips, kind, settings)
+    generator = make_generator(settings, (rows.embeddings.shape[1], rows.embeddings.shape[2]), conditions.shape[1])
+    assert generator is not None
     epochs, start = round(arm.passes * settings.generator.training_epochs), time.perf_counter()
     generator.fit(rows, conditions, epochs, settings.generator.augmentation_noise, torch.Generator().manual_seed(0))
     return generator, time.perf_counter() - start

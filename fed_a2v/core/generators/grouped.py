@@ -179,8 +179,9 @@ class GroupedVAEGenerator(Generator):
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`: each embedding's latent is that of its own class's generator."""
         conditions = as_rows(visual_condition, len(x), self.visual_dim)
-        mu = self._of_each(lambda member, own, rows: member.posterior(rows, own)[0], conditions, x)
-        return mu, self._of_each(lambda member, own, rows: member.posterior(rows, own)[1], conditions, x)
+        both = self._of_each(lambda member, own, rows: torch.cat(member.posterior(rows, own), dim=1), conditions, x)
+        mu, logvar = both.chunk(2, dim=1)
+        return mu, logvar
 
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
         """See `Generator.log_likelihood`."""

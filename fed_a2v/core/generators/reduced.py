@@ -22,6 +22,7 @@ from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generat
 from fed_a2v.core.generators.buffers import take_shapes
 from fed_a2v.core.generators.calibration import Calibration
 from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.likelihood import column_scale
 from fed_a2v.core.prompts import PrototypeRows
 
 # Share of the variance outside the main directions that comes from all classes together.
@@ -54,10 +55,7 @@ class ReducedSpace(nn.Module):
         """Take mean, deviation and directions from (N, D) rows."""
         from sklearn.decomposition import PCA  # here: it takes seconds to import
 
-        std = x.std(dim=0, correction=0)
-        # A column that is active in a few rows only must not be blown up; a dead one stays finite.
-        self.std = torch.maximum(std, (0.3 * std.square().mean().sqrt()).clamp(min=1e-6))
-        self.mean = x.mean(dim=0)
+        self.mean, self.std = column_scale(x)
         size = max(1, min(self.most, len(x) - 1, x.shape[1]))
         with np.errstate(invalid="ignore"):  # rows that are all the same have no share of variance to explain
             pca = PCA(size, random_state=0).fit(self.standardise(x).cpu().double().numpy())

@@ -156,8 +156,7 @@ class ConditionedVAEGenerator(Generator):
             training mode the latent is drawn from the posterior, else it is its mean.
         """
         lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
-        condition = self._map(lesson.directions)
-        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
+        condition, mu, logvar = self._encode(lesson)
         latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
         rows, _ = self._decode(latent, condition, lesson.centre, lesson.scale)
         return self._restore(rows).view_as(x), mu, logvar
@@ -200,14 +199,14 @@ class ConditionedVAEGenerator(Generator):
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`."""
         lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
-        return self._encode(lesson.seen, self._map(lesson.directions), lesson.start)
+        _, mu, logvar = self._encode(lesson)
+        return mu, logvar
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
         """See `Generator.reconstruct`: the decoder's mean at the posterior's mean."""
         lesson = self._lesson(x, conditions)
-        condition = self._map(lesson.directions)
-        latent, _ = self._encode(lesson.seen, condition, lesson.start)
+        condition, latent, _ = self._encode(lesson)
         return self._restore(self._decode(latent, condition, lesson.centre, lesson.scale)[0]).view_as(x)
 
     @torch.no_grad()
@@ -223,8 +222,7 @@ class ConditionedVAEGenerator(Generator):
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
         """See `Generator.log_likelihood`: an importance-weighted bound (`importance_bound`)."""
         lesson = self._lesson(x, conditions)
-        condition = self._map(lesson.directions)
-        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
+        condition, mu, logvar = self._encode(lesson)
         log_noise = 2 * (noise / self.input_std).log()
         log_weights = []
         for _ in range(DRAWS):
@@ -352,8 +350,7 @@ class ConditionedVAEGenerator(Generator):
 
     def batch_loss(self, rows: Lesson, latent_noise: Tensor) -> Tensor | VAELossParts:
         """The loss of B rows, with (B, L) standard normal `latent_noise`."""
-        condition = self._map(rows.directions)
-        mu, logvar = self._encode(rows.seen, condition, rows.start)
+        condition, mu, logvar = self._encode(rows)
         latent = mu + latent_noise * (0.5 * logvar).exp()
         decoded, log_variance = self._decode(latent, condition, rows.centre, rows.scale)
         told: dict[str, Tensor] = {}
@@ -366,8 +363,7 @@ class ConditionedVAEGenerator(Generator):
     def fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
         """Fit the prior, and the calibration of what is drawn from it, to (M, D) standardised rows."""
         lesson = self._view(x, labels, self.conditions[labels])
-        condition = self._map(lesson.directions)
-        mu, logvar = self._encode(lesson.seen, condition, lesson.start)
+        condition, mu, logvar = self._encode(lesson)
         residuals = x - self._decode(mu, condition, lesson.centre, lesson.scale)[0]
         self.prior.fit(mu, logvar, residuals, labels, len(self.conditions))
         labels = self.calibration.labels(len(self.conditions), x.device)
@@ -407,11 +403,13 @@ class ConditionedVAEGenerator(Generator):
         network: nn.Module | None = getattr(owner, name, None)
         return network
 
-    def _encode(self, seen: Tensor, condition: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, rows: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows' conditions as the networks see them, and the mean and log variance of their posterior."""
         encoder = self._network("encoder")
         assert encoder is not None
-        mu, logvar = (encoder(torch.cat([seen, condition], dim=1)) + start).chunk(2, dim=1)
-        return mu, logvar.clamp(-8 if self.linear is None else -12, 4)
+        condition = self._map(rows.directions)
+        mu, logvar = (encoder(torch.cat([rows.seen, condition], dim=1)) + rows.start).chunk(2, dim=1)
+        return condition, mu, logvar.clamp(-8 if self.linear is None else -12, 4)
 
     def _decode(self, latent: Tensor, condition: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) means and log variances of rows, standardised."""
