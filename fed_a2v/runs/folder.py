@@ -49,37 +49,40 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """`metrics.jsonl`."""
-        return inside(self.path / "metrics.jsonl", self.path)
+        return self._file("metrics.jsonl")
 
     @property
     def results(self) -> Path:
         """`results.json`."""
-        return inside(self.path / "results.json", self.path)
+        return self._file("results.json")
 
     @property
     def targets(self) -> Path:
         """`targets.npz`."""
-        return inside(self.path / "targets.npz", self.path)
+        return self._file("targets.npz")
 
     @property
     def environment(self) -> Path:
         """`environment.json`."""
-        return inside(self.path / "environment.json", self.path)
+        return self._file("environment.json")
 
     @property
     def evaluation(self) -> Path:
         """`evaluation.json`."""
-        return inside(self.path / "evaluation.json", self.path)
+        return self._file("evaluation.json")
 
     @property
     def map(self) -> Path:
         """`map.npz`."""
-        return inside(self.path / "map.npz", self.path)
+        return self._file("map.npz")
 
     @property
     def report(self) -> Path:
         """`report.html`."""
-        return inside(self.path / "report.html", self.path)
+        return self._file("report.html")
+
+    def _file(self, name: str) -> Path:
+        return inside(self.path / name, self.path)
 
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
         """Make the folder ready for the rounds after `after_round`; 0 starts anew.
@@ -134,7 +137,7 @@ class RunFolder:
             FileNotFoundError: there is none.
             ForeignFileError: it is damaged, or no mapping.
         """
-        path = inside(self.path / "config.yaml", self.path)
+        path = self._file("config.yaml")
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml")
         return read_yaml(path)

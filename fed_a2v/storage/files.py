@@ -137,14 +137,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     lines = text.split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        row = None
-        with contextlib.suppress(ForeignFileError):
-            row = parse_json(line, path) if line.strip() else {}
-        # A whole line ends in a newline, so only a cut one can be the last piece of the split.
-        if not isinstance(row, dict) and number < len(lines):
-            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
-        if isinstance(row, dict) and line.strip():
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, path)
+        except ForeignFileError:
+            row = None
+        if isinstance(row, dict):
             rows.append(row)
+        # A whole line ends in a newline, so only a cut one can be the last piece of the split.
+        elif number < len(lines):
+            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
     return rows
 
 
