@@ -445,6 +445,10 @@ class FederationSettings(Section):
     min_nodes: Count = Field(description="nodes to wait for before the start")
     sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
     evaluate_before: bool = Field(description="also evaluate the average before the server step")
+    bind_names: bool = Field(
+        description="deployed, partition=own: the name of a site belongs to the node that gave it first, which Flower "
+        "knows by its registered key; false where nodes have no keys, and another number each time they connect"
+    )
 
     @property
     def site_seconds(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,13 +33,27 @@ def share_class(
     Returns:
         The prompts without adapter outputs, or None where there are fewer than `min_clips` clips.
     """
+    groups = clip_groups(embeddings, kind, prototypes, min_clips)
+    return share_groups(name, embeddings, groups, variance) if groups else None
+
+
+def clip_groups(
+    embeddings: Tensor, kind: Literal["prototypes", "mean", "samples"], prototypes: int = 8, min_clips: int = 3
+) -> list[Tensor]:
+    """The rows of `embeddings` that are averaged together, a group a mean; none where there are too few.
+
+    The arguments are those of `share_class`.
+    """
     if kind == "samples":
-        groups = list(torch.arange(len(embeddings)).split(1))
-    elif len(embeddings) < min_clips:
-        return None
-    else:
-        number = 1 if kind == "mean" else max(1, min(prototypes, len(embeddings) // min_clips))
-        groups = similar_groups(embeddings.flatten(1), number)
+        return list(torch.arange(len(embeddings)).split(1))
+    if len(embeddings) < min_clips:
+        return []
+    number = 1 if kind == "mean" else max(1, min(prototypes, len(embeddings) // min_clips))
+    return similar_groups(embeddings.flatten(1), number)
+
+
+def share_groups(name: str, embeddings: Tensor, groups: Sequence[Tensor], variance: bool = True) -> ClassPrompts:
+    """What a site says about one class whose clips are in these `groups`, one at least; see `share_class`."""
     means = torch.stack([embeddings[group].mean(dim=0) for group in groups])
     spread = torch.stack([embeddings[group].var(dim=0, correction=0) for group in groups])
     counts = torch.tensor([len(group) for group in groups])

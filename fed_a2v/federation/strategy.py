@@ -29,6 +29,7 @@ from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
+from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.task import site_steps
 from fed_a2v.federation.wire import (
     VALIDATION,
@@ -107,7 +108,7 @@ class FedA2V(Strategy):
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
-        self._nodes = Nodes(settings)
+        self._nodes = Nodes(settings, bound=settings.federation.bind_names and is_deployed_server())
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
@@ -208,7 +209,8 @@ class FedA2V(Strategy):
             "calibration": self._step().calibration,
             "confusion": self._is_last(round_number),
         }
-        sites = self._nodes.assign(client_manager, range(self.settings.partition.sites))
+        # Who has not said its name when the round began is not waited for once more.
+        sites = self._nodes.assign(client_manager, range(self.settings.partition.sites), ask=False)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **wanted)))
@@ -527,6 +529,7 @@ class FedA2V(Strategy):
             "square_root": self.square_root,
             "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
             "unshared": list(self._unshared),
+            "names": self._nodes.state_dict(),
             "step": self._step().state_dict(),
         }
 
@@ -536,6 +539,7 @@ class FedA2V(Strategy):
         self.square_root = state["square_root"]
         self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
         self._unshared = tuple(state["unshared"])
+        self._nodes.load_state_dict(state.get("names", {}))
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(state["step"])
 
