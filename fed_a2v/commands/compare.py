@@ -38,6 +38,7 @@ def run(words: list[str]) -> None:
     from fed_a2v.runs.intervals import crossed_table
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
+    from fed_a2v.storage.files import free_folder
 
     # A comma also stands in names such as "FedAvg, as many steps".
     yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
@@ -45,7 +46,8 @@ def run(words: list[str]) -> None:
         raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(YARDSTICKS)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
-    folder = (given.out or Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
+    default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
     if folds is None and seeds is None:
         rows = compare(given.overrides, folder, yardsticks)

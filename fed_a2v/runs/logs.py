@@ -28,6 +28,7 @@ class ConsoleHandler(logging.Handler):
     def __init__(self, console: Console, level: int = logging.INFO) -> None:
         super().__init__(level)
         self.console = console
+        self.addFilter(for_console)
 
     def format(self, record: logging.LogRecord) -> str:
         """The message, with the level's name before it from WARNING up."""
@@ -75,7 +76,6 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     file.setLevel(logging.INFO)
 
     ours, flowers = ConsoleHandler(console, level), ConsoleHandler(console, max(level, logging.WARNING))
-    ours.addFilter(for_console)
     flower_level = logging.getLogger("flwr").level or logging.INFO
     with (
         _replaced("fed_a2v", [ours, file], logging.INFO),
@@ -88,9 +88,9 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
 
 
 @contextlib.contextmanager
-def on_console(console: Console) -> Iterator[None]:
-    """Show the lines of the logger "fed_a2v" on the console, and nowhere else, while the block runs."""
-    with _replaced("fed_a2v", [ConsoleHandler(console)], logging.INFO):
+def on_console(console: Console, level: int = logging.INFO) -> Iterator[None]:
+    """Show the lines of the logger "fed_a2v" from `level` up on the console, and nowhere else, while the block runs."""
+    with _replaced("fed_a2v", [ConsoleHandler(console, level)], logging.INFO):
         yield
 
 

@@ -21,16 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fed_a2v.errors import MENDABLE
+from fed_a2v.runs.lock import FolderInUseError
 from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.settings import Settings
-from fed_a2v.storage.files import write_text
+from fed_a2v.storage.files import free_folder, write_text
 
 log = logging.getLogger("fed_a2v")
 
 # Sections in which two runs may differ and yet have the same numbers.
-NO_MATTER = ("wandb", "tracking", "report", "resume")
+NO_MATTER = ("wandb", "tracking", "report", "resume", "accept_new_data")
 # Longer names of folders are cut.
 LONGEST_NAME = 60
 
@@ -47,6 +48,8 @@ def job_folder(overrides: str) -> str:
 
 # Imported wherever a job runs, worker processes included: Hydra holds the callback below.
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+# Runs that start in one second have folders of their own; within a run it is always the same.
+OmegaConf.register_new_resolver("free_folder", lambda path: str(free_folder(Path(path))), replace=True, use_cache=True)
 
 
 def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
@@ -75,6 +78,8 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
         settings = settings.model_copy(update={"resume": "never"})
     try:
         return run(settings, folder)
+    except FolderInUseError:  # the folder is another's: so is what is left in it
+        raise
     except Exception as error:
         write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
         raise
