@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fed_a2v.config import ConfigError, checked_settings, compose_settings
+from fed_a2v.text import say
 
 if TYPE_CHECKING:
     from fed_a2v.images.subjects import Subjects
@@ -46,7 +47,7 @@ def run(words: list[str]) -> None:
         if not sources:
             raise ConfigError("nothing to draw: name sound files, or --classes A,B or --synthetic N or --test N")
         folder = _draw(given, audio, overrides)
-    Console().print(f"Pictures: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+    say(Console(), f"Pictures: {folder / 'index.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:

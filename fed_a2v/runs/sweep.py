@@ -27,6 +27,7 @@ from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import free_folder, write_text
+from fed_a2v.text import printable, say
 
 log = logging.getLogger("fed_a2v")
 
@@ -81,7 +82,7 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     except FolderInUseError:  # the folder is another's: so is what is left in it
         raise
     except Exception as error:
-        write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
+        write_text(folder / FAILURE, printable(f"{_reason(error)}\n\n{traceback.format_exc()}"))
         raise
 
 
@@ -105,17 +106,11 @@ def summarise(folder: Path) -> None:
     jobs = sweep_jobs(folder)
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
-        console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Summary: {folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"Picture: {picture}")
+    say(console, f"Summary: {folder / 'summary.md'}")
     if failed := [job for job in jobs if job.status == "failed"]:
-        reasons = "".join(f"\n  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
-        Console(stderr=True).print(
-            f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:{reasons}",
-            style="red",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        reasons = (f"  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
+        say(Console(stderr=True), f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:", *reasons, style="red")
         sys.exit(1)
 
 
