@@ -535,6 +535,9 @@ class Settings(Section):
     rounds: Count = Field(description="rounds of the federation")
     seed: Annotated[int, Field(ge=0)] = Field(description="of everything that is drawn")
     resume: str = Field(description="auto, never, the folder of a run, or one of its saved states")
+    accept_new_data: bool = Field(
+        description="go on with a run although classes or clips of its data came, went or changed; false: refuse"
+    )
     device: Device = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
     threads: Count = Field(description="of torch; the same number gives the same bits")
     cache_dir: str | None = Field(description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder")

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common import ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from rich.console import Console
 
@@ -29,7 +31,9 @@ def server_fn(context: Context) -> ServerAppComponents:
     folder = Path(output) if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
     run = Run(settings, folder, Console(stderr=True, force_terminal=False))
     config = ServerConfig(num_rounds=run.rounds_left, round_timeout=settings.federation.round_timeout)
-    return ServerAppComponents(strategy=run.strategy, config=config)
+    # A finished run asks nobody for anything.
+    strategy = run.strategy if run.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
+    return ServerAppComponents(strategy=strategy, config=config)
 
 
 def _end_with_parent(grace: float = 10.0) -> None:
