@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Prompts, PromptSet, prompt_centre
 
+# The terms of the adapters' loss.
+TERMS = ("mse", "cosine", "contrastive")
+
 
 @dataclass(frozen=True)
 class AdapterLossWeights:

@@ -71,6 +71,7 @@ class Answers:
         results: Iterable[FitResult],
         failures: Sequence[FitResult | BaseException],
         expected: Callable[[str], Expected],
+        off_scale: Callable[[list[SiteReply]], Mapping[str, str]] | None = None,
     ) -> list[SiteReply]:
         """The good replies, by site name; the row says of every site how it answered.
 
@@ -78,6 +79,7 @@ class Answers:
             results: with a reply. The arrays of those that are read are taken out: a good reply keeps them.
             failures: what Flower could not get, or a site could not do.
             expected: of a site's reply.
+            off_scale: which sites' replies are not of the others' scale, and why; None: nobody asks.
         """
         start = time.perf_counter()
         self._count_failures(failures)
@@ -91,6 +93,10 @@ class Answers:
             except BadReplyError as error:
                 refused.add(site)
                 reject(self.row, f"the reply of node {node.cid}", error)
+        for site, reason in (off_scale(list(replies.values())) if off_scale else {}).items():
+            del replies[site]
+            refused.add(site)
+            reject(self.row, f"the reply of {site}", reason)
         self._record(replies, refused)
         self.row["seconds/replies"] = self.row.get("seconds/replies", 0.0) + time.perf_counter() - start
         return list(replies.values())
