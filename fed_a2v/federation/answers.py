@@ -109,6 +109,9 @@ class Answers:
         models: Collection[str],
         confusion: bool,
         t5: Collection[str] = (),
+        unseen: bool = False,
+        registered: Mapping[str, Mapping[str, int]] | None = None,
+        highest: Mapping[str, float] | None = None,
     ) -> dict[str, dict[str, Scores]]:
         """The good scores of each site, by its name and by model, in the order of the names.
 
@@ -119,6 +122,8 @@ class Answers:
             models: that they were asked to score.
             confusion: whether they were asked which classes were predicted.
             t5: the models of which they were sent a T5 side.
+            unseen, highest: see `decode_scores`.
+            registered: by site, the test clips of each class that it has said it has.
         """
         self._count_failures(failures)
         scores: dict[str, dict[str, Scores]] = {}
@@ -128,7 +133,17 @@ class Answers:
                 if site in scores:
                     raise BadReplyError(SECOND_REPLY)
                 scores[site] = decode_scores(
-                    result.metrics, result.num_examples, site, round_number, self.classes, models, confusion, t5
+                    result.metrics,
+                    result.num_examples,
+                    site,
+                    round_number,
+                    self.classes,
+                    models,
+                    confusion,
+                    t5,
+                    unseen,
+                    (registered or {}).get(site),
+                    highest,
                 )
             except BadReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)

@@ -126,6 +126,8 @@ class FedA2V(Strategy):
         # What the introduction cost, put into the row of the first round.
         self._introduction: dict[str, Any] = {}
         self._before: NDArrays = []
+        # How far from the prompts' centre an output of the scored models can be: it limits what sites may call losses.
+        self._reach: dict[str, float] = {}
         self._clock = 0.0
         if state is not None:
             self._restore(state)
@@ -179,7 +181,7 @@ class FedA2V(Strategy):
             replies = [replace(reply, weights=[]) for reply in replies]
             return_free_memory()
         row["seconds/aggregation"] = time.perf_counter() - start
-        self._before = self._clip_side()
+        self._note_before()
         row |= _mean_losses(replies)
         # Replaced by the server step where it takes any.
         row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
@@ -203,6 +205,8 @@ class FedA2V(Strategy):
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "evaluate")
         after = self._weights()
+        reach = self._step().adapters.reach()
+        self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
         arrays = self._before + after if "before" in self._models else after
         packed = _joined(arrays)
         wanted: dict[str, Scalar] = {
@@ -234,6 +238,9 @@ class FedA2V(Strategy):
             self._models,
             self._is_last(round_number),
             () if self.prompts.t5 is None else ("after",),
+            bool(self._step().settings.unseen),
+            self._test_clips,
+            self._step().loss.highest(self._reach),
         )
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
@@ -364,7 +371,7 @@ class FedA2V(Strategy):
     def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
         """The messages that ask the sites of a round to train the global adapters."""
         arrays = self._weights()
-        self._before = self._clip_side()
+        self._note_before()
         parameters = _joined(arrays)
         held = self._step().bank.fingerprints
         sites = self._nodes.assign(manager, sampled_sites(self.settings, round_number))
@@ -392,8 +399,12 @@ class FedA2V(Strategy):
         weights = encode_weights(adapters.weights(), self.settings.share.dtype)
         return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
 
+    def _note_before(self) -> None:
+        """Keep what an evaluation of the adapters before the server step needs."""
+        self._before = self._clip_side()
+        self._reach = self._step().adapters.reach()
+
     def _clip_side(self) -> NDArrays:
-        """The weights that an evaluation before the server step needs."""
         return encode_weights(self._step().adapters.clip_weights(), self.settings.share.dtype)
 
     # What they answer

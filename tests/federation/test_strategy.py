@@ -166,6 +166,42 @@ def test_scores_that_are_refused_are_missed_as_well():
     assert row["not_evaluated"] == [BAD]
 
 
+def set_score(**entries):
+    def change(arrays, manifest):
+        for scores in manifest["models"].values():
+            next(iter(scores.values())).update(entries)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"loss": 1e6}, {"loss": -5.0}, {"right_among": 1}],
+    ids=["a loss that cannot be", "a loss below zero", "a count that nobody asked for"],
+)
+def test_scores_that_cannot_be_are_refused(entries):
+    row = Federation(tamper=lie(set_score(**entries), task="evaluate")).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+    assert row["rejected"] == 1
+
+
+def test_as_many_test_clips_as_it_has_said_of_every_class_are_what_a_site_may_score():
+    def more(arrays, manifest):
+        for scores in manifest["models"].values():
+            for score in scores.values():
+                score.update(clips=score["clips"] + 7)
+
+    def tamper(task, site, work):
+        reply = work()
+        if (task, site) == ("evaluate", BAD):
+            reply = rewrite(reply, more)
+            reply.num_examples += 14  # of two classes
+        return reply
+
+    row = Federation(tamper=tamper).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+
+
 def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
     broken = ["introduce", "train", "evaluate"]
 

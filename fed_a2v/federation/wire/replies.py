@@ -128,7 +128,7 @@ class Expected:
 
 
 _Index = Annotated[int, Field(ge=0)]
-# Rounding may bring a term that cannot be negative just below zero.
+# Rounding may bring what cannot be negative just below zero.
 _Loss = Annotated[float, Field(ge=-1e-3, le=MAX_LOSS)]
 _LossName = Annotated[str, Field(pattern=r"^[\w ./-]{1,64}$")]
 _Fingerprint = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
