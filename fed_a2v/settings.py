@@ -328,7 +328,9 @@ class ShareSettings(Section):
     )
     prototypes: Count = Field(description="group means per class at most")
     min_clips: Count = Field(description="clips behind each mean at least")
-    variance: bool = Field(description="send the variance within each group")
+    variance: Literal["groups", "class", "none"] = Field(
+        description="within groups: send each group's own, one for all groups of a class, or none"
+    )
     dtype: Literal["float16", "float32"] = Field(description="type of the arrays on the wire")
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
+from fed_a2v.core.sharing import Variance
 from fed_a2v.federation.wire.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
 from fed_a2v.federation.wire.manifest import (
@@ -84,7 +85,7 @@ class Expected:
         prototypes: whether classes come with prototypes; else none may.
         groups: prototypes of a class at most; 0: each prototype is a single clip.
         min_clips: clips behind each prototype, each class and the moments of all clips, at least.
-        variances: whether prototypes may come with variances.
+        variances: those that prototypes may come with: of each group, or one for all groups of a class, or none.
         losses: names of the parts of the training loss; a reply that has trained names all of them, any other none.
         outputs: whether classes come with mean outputs of the adapters once these are trained; else none may.
         held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
@@ -108,7 +109,7 @@ class Expected:
     prototypes: bool = True
     groups: int = 8
     min_clips: int = 1
-    variances: bool = True
+    variances: Variance = "groups"
     losses: Collection[str] = ()
     outputs: bool = True
     held_fingerprint: str = ""
@@ -135,7 +136,7 @@ _Fingerprint = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 
 
 class _PrototypeEntry(Strict):
-    """Where the prototypes of a class stand in the list of arrays; variances None: all zero."""
+    """Where the prototypes of a class stand in the list of arrays; variances None: all zero, (1, S, Da): all alike."""
 
     means: _Index
     counts: _Index
@@ -198,7 +199,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
         return _PrototypeEntry(
             means=add(pack(audio.means, dtype)),
             counts=add(audio.counts.detach().to("cpu", torch.int64, copy=True).contiguous().numpy()),
-            variances=add(pack(audio.variances, dtype, keep_positive=True)) if audio.variances.any() else None,
+            variances=add(pack(_unlike(audio.variances), dtype, keep_positive=True)) if audio.variances.any() else None,
         )
 
     def moments(pooled: PooledMoments | None) -> _MomentsEntry | None:
@@ -335,7 +336,7 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
             raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
         if not expected.prototypes and entry.prototypes is not None:
             raise BadReplyError(f"class {name} has prototypes, and nobody asked for any")
-        if entry.prototypes is not None and entry.prototypes.variances is not None and not expected.variances:
+        if entry.prototypes is not None and entry.prototypes.variances is not None and expected.variances == "none":
             raise BadReplyError(f"class {name} has variances, and nobody asked for any")
         for kind, index, wanted in (
             ("clip", entry.clip, outputs),
@@ -432,12 +433,19 @@ def _read_prototypes(
     if where.variances is None:
         variances = torch.zeros(shape)
     else:
-        variances = read_floats(arrays[where.variances], shape, f"variances of {name}", limit**2, lowest=0.0)
+        given = arrays[where.variances]
+        rows = 1 if expected.variances == "class" or given.shape[:1] == (1,) else len(counts)
+        variances = read_floats(given, (rows, *shape[1:]), f"variances of {name}", limit**2, lowest=0.0)
     return AudioPrototypes(
         means=read_floats(means, shape, f"prototypes of {name}", limit),
         counts=torch.from_numpy(counts.astype(np.int64)),
-        variances=variances,
+        variances=variances.expand(shape).contiguous(),
     )
+
+
+def _unlike(variances: Tensor) -> Tensor:
+    """(K, S, Da) variances, or (1, S, Da) where all are alike: once is enough."""
+    return variances[:1] if bool((variances == variances[:1]).all()) else variances
 
 
 def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Expected) -> PooledMoments:

@@ -74,6 +74,20 @@ def test_zero_variances_do_not_travel():
     assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.prompts)
 
 
+def test_one_variance_for_all_groups_of_a_class_travels_once():
+    reply = make_reply()
+    for prompt in reply.prompts:
+        prompt.audio.variances[:] = prompt.audio.variances[:1]
+    arrays, manifest, examples = sent(reply)
+    assert sum(array.nbytes for array in sent(make_reply())[0]) - sum(array.nbytes for array in arrays) > 0
+    for said in ("class", "groups"):
+        got = decode(arrays, manifest, examples, make_expected(variances=said))
+        for prompt, meant in zip(got.prompts, reply.prompts, strict=True):
+            torch.testing.assert_close(prompt.audio.variances, meant.audio.variances, atol=2e-3, rtol=2e-3)
+    with refused(BadReplyError, "variances of 'dog'"):
+        decode(*sent(), make_expected(variances="class"))
+
+
 def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
     reply = make_reply()
     reply.weights[0][0, 0] = 70000.0
@@ -249,7 +263,7 @@ HOSTILE = {
     "negative variances": (poke(5, -1e-3), ("'dog'", "variances", -0.001)),
     "NaN variances": (poke(5, math.nan), ("'dog'", "variances", "nan")),
     "huge variances": (poke(5, 1e13), ("'dog'", "variances", "1e+13", "1e+12")),
-    "variances of another shape": (swap(5, lambda a: a[:1]), ("'dog'", "variances", (1, 2, 5))),
+    "variances of another shape": (swap(5, lambda a: a[..., :4]), ("'dog'", "variances", (2, 2, 4))),
     "clip output of another shape": (swap(6, lambda a: a[0]), ("'dog'", "clip", (6,))),
     "clip output to be broadcast": (swap(6, lambda a: a[:, :1]), ("'dog'", "clip", (1, 1))),
     "NaN clip output": (poke(6, math.nan), ("'dog'", "clip", "nan")),
@@ -408,8 +422,8 @@ def test_moments_of_fewer_clips_than_were_asked_are_refused():
 
 def test_variances_that_nobody_asked_for_are_refused():
     with refused(BadReplyError, "'dog'", "variances"):
-        decode(*sent(), make_expected(variances=False))
-    assert len(decode(*sent(make_reply(variance=False)), make_expected(variances=False)).prompts) == 2
+        decode(*sent(), make_expected(variances="none"))
+    assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).prompts) == 2
 
 
 def test_an_introduction_has_no_losses():
