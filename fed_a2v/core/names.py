@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): a Mac's files have their accents apart from the letters."""
+    return unicodedata.normalize("NFC", name)
+
+
 def clean_name(name: str) -> str:
-    """A class name as words: lower case, with spaces for underscores and hyphens."""
-    return " ".join(re.sub("[_-]", " ", name.casefold()).split())
+    """A class name as words: lower case, composed, with spaces for underscores and hyphens."""
+    return " ".join(re.sub("[_-]", " ", composed(composed(name).casefold())).split())
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
