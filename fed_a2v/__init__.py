@@ -1,12 +1,18 @@
 """Federated training of adapters from sound to the prompt embeddings of image models."""
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+from fed_a2v.text import PlainLines
 
 if TYPE_CHECKING:
     from fed_a2v.load import compare_runs, load_run
 
 __version__ = "0.1.0"
 __all__ = ["compare_runs", "load_run"]
+
+# At the logger itself: in a process that has set up no handlers, such as a site's, its warnings are shown, too.
+logging.getLogger("fed_a2v").addFilter(PlainLines())
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from fed_a2v import __version__
 from fed_a2v.commands import COMMANDS
 from fed_a2v.errors import MENDABLE
+from fed_a2v.text import say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(__version__, highlight=False)
         return
     if words[0] not in COMMANDS:
-        console.print(f"fed-a2v: no command {words[0]!r}; choose from {', '.join(COMMANDS)}", markup=False)
+        say(console, f"fed-a2v: no command {words[0]!r}; choose from {', '.join(COMMANDS)}")
         sys.exit(2)
     try:
         import_module(f"fed_a2v.commands.{words[0]}").run(words[1:])
     except MENDABLE as error:
-        console.print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"fed-a2v: {error}", style="red")
         sys.exit(2)
 
 

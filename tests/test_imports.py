@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and modules of fed_a2v: each imports only from those before it.
 ORDER = (
-    *("errors", "core", "storage", "conf_tree", "settings", "explain", "config", "guide", "plugins"),
+    *("text", "errors", "core", "storage", "conf_tree", "settings", "explain", "config", "guide", "plugins"),
     *("encoders", "data", "runs", "report", "images", "federation", "load", "compare", "doctor"),
     *("commands", "cli", "__main__"),
 )

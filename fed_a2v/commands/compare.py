@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fed_a2v.config import ConfigError
+from fed_a2v.text import say
 
 USAGE = """\
 fed-a2v compare [KEY=VALUE ...]    the same experiment beside plain FedAvg, prototypes only and pooled training
@@ -38,6 +39,7 @@ def run(words: list[str]) -> None:
     from fed_a2v.runs.intervals import crossed_table
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
+    from fed_a2v.storage.files import free_folder
 
     # A comma also stands in names such as "FedAvg, as many steps".
     yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
@@ -45,27 +47,28 @@ def run(words: list[str]) -> None:
         raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(YARDSTICKS)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
-    folder = (given.out or Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
+    default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
     if folds is None and seeds is None:
         rows = compare(given.overrides, folder, yardsticks)
         label = list(rows)[-1]
         console.print(rounds_table(rows[label], f"{label}, round by round").rich())
         for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
-            console.print(line, markup=False, highlight=False)
+            say(console, line, wrap=True)
         console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
         if any("t5/accuracy" in row for run in rows.values() for row in run):
             console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
         final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
         last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
-        console.print(f"Final accuracy: {last}")
+        say(console, f"Final accuracy: {last}", wrap=True)
     else:
         found = cross_validate(given.overrides, folder, yardsticks, folds, seeds)
         console.print(crossed_table(found, "Accuracy after the last round; steps at a site + on the server").rich())
-        console.print(f"{found['says']}\n{found['covers']}", markup=False, highlight=False)
-    console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
+        say(console, found["says"], found["covers"], wrap=True)
+    say(console, f"Results: {folder}")
     if (report := folder / "report.html").is_file():
-        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"Report: {report}")
 
 
 def _numbers(option: str, text: str) -> Sequence[int]:

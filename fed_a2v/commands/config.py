@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
 from fed_a2v.config import sources
+from fed_a2v.text import say
 
 USAGE = """\
 fed-a2v config [KEY=VALUE ...]     show all settings as YAML, with the file or override that each comes from
@@ -39,12 +40,7 @@ def run(words: list[str]) -> None:
         origins = {key: file_keys.get(origin, origin) for key, origin in origins.items()}
     lines = list(_lines(settings))
     width = min(max(len(text) for text, _ in lines), 60)
-    Console().print(
-        "\n".join(f"{text:<{width}}  # {_origin(key, origins)}" if key else text for text, key in lines),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(Console(), *(f"{text:<{width}}  # {_origin(key, origins)}" if key else text for text, key in lines))
 
 
 def _lines(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

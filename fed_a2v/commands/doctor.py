@@ -6,15 +6,17 @@ import argparse
 import sys
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from fed_a2v.text import one_line
 
 USAGE = """\
 fed-a2v doctor [KEY=VALUE ...]     look at this machine and at an experiment's settings; says what to mend
   fed-a2v doctor experiment=esc50_50x1 dataset.root=/data/ESC-50
 """
 
-MARKS = {"fine": "[green]fine[/]", "warning": "[yellow]WARNING[/]", "error": "[red]ERROR[/]"}
+MARKS = {"fine": ("fine", "green"), "warning": ("WARNING", "yellow"), "error": ("ERROR", "red")}
 
 
 def run(words: list[str]) -> None:
@@ -30,13 +32,14 @@ def run(words: list[str]) -> None:
     if console.is_terminal:
         table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for finding in findings:
-            remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
-            table.add_row(MARKS[finding.level], finding.subject, escape(finding.what) + remedy)
+            remedy = ("\n" + one_line(finding.remedy), "bold") if finding.remedy else ""
+            what = Text.assemble(one_line(finding.what), remedy)
+            table.add_row(Text(*MARKS[finding.level]), Text(finding.subject), what)
         console.print(table)
     else:  # a line a finding, for grep and logs
         for finding in findings:
-            line = f"{finding.level}\t{finding.subject}\t{finding.what}"
-            remedy = f"\t-> {finding.remedy}" if finding.remedy else ""
+            line = f"{finding.level}\t{finding.subject}\t{one_line(finding.what)}"
+            remedy = f"\t-> {one_line(finding.remedy)}" if finding.remedy else ""
             sys.stdout.write(line + remedy + "\n")  # rich would turn the tabs into spaces
     if code := exit_code(findings):
         sys.exit(code)

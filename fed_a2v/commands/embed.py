@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fed_a2v.text import say
+
 if TYPE_CHECKING:
     from fed_a2v.data.embed import Progress
 
@@ -50,16 +52,16 @@ def run(words: list[str]) -> None:
         embedded = embed_dataset(settings, cache_dir(settings), workers, progress)
     seconds = time.perf_counter() - start
     speed = f", {embedded.new / seconds:.0f} clips/s with {workers} processes" if embedded.new else ""
-    _say(
+    say(
         console,
         f"{len(embedded)} clips in {seconds:.1f} s: {embedded.new} embedded{speed}, "
         f"{len(embedded) - embedded.new} known before, {embedded.skipped} skipped",
     )
     if given.out:
         write_embeddings(embedded, given.out)
-        _say(console, f"Wrote {given.out}: dataset=embeddings dataset.path={given.out}")
+        say(console, f"Wrote {given.out}: dataset=embeddings dataset.path={given.out}")
     else:
-        _say(console, f"Cache: {cache_dir(settings)}")
+        say(console, f"Cache: {cache_dir(settings)}")
 
 
 def default_workers(device: str | None) -> int:
@@ -100,8 +102,4 @@ class _Lines:
         now = time.perf_counter()
         if now - self.last >= SECONDS_A_LINE or done == total:
             self.last = now
-            _say(self.console, f"Embedded {done} of {total} clips, {done / (now - self.start):.0f} clips/s")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, f"Embedded {done} of {total} clips, {done / (now - self.start):.0f} clips/s")

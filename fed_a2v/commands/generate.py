@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fed_a2v.config import ConfigError, checked_settings, compose_settings
+from fed_a2v.text import say
 
 if TYPE_CHECKING:
     from fed_a2v.images.subjects import Subjects
@@ -46,7 +47,7 @@ def run(words: list[str]) -> None:
         if not sources:
             raise ConfigError("nothing to draw: name sound files, or --classes A,B or --synthetic N or --test N")
         folder = _draw(given, audio, overrides)
-    Console().print(f"Pictures: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+    say(Console(), f"Pictures: {folder / 'index.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,12 +75,14 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     from fed_a2v.images.gallery import SOUND, Column, draw_gallery, text_column
     from fed_a2v.images.pipelines import load_image_model, warn_of_anchors
     from fed_a2v.load import load_run
+    from fed_a2v.storage.files import free_folder
 
     loaded = load_run(given.run, trust_code=given.trust_code)
     settings = image_settings(loaded, overrides)
     chosen = _subjects(loaded, given, audio, settings.seed)
-    out = given.out or loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     model = load_image_model(settings)
+    out = given.out and given.out.expanduser()
+    out = out or free_folder(loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     warn_of_anchors(loaded.settings.targets)
     columns = [
         Column(SOUND, "From sound", range(len(chosen.subjects)), loaded.adapt(chosen.embeddings)),

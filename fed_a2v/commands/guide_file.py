@@ -11,6 +11,7 @@ from rich.console import Console
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.guide import GuideFile
 from fed_a2v.settings import Settings
+from fed_a2v.text import say
 
 
 def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:
@@ -57,7 +58,7 @@ def show_guide(guide: GuideFile, console: Console) -> None:
         became = [f"{key}={json.dumps(value)}" for key, value in reading.became.overrides.items()]
         note = [f"({reading.became.note})"] if reading.became.note else []
         lines.append(f"  {reading.key} = {json.dumps(reading.value)} -> {' '.join(became + note)}")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say(console, *lines)
 
 
 def _with_origin(line: str, guide: GuideFile) -> str:

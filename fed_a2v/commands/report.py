@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fed_a2v.text import say
+
 USAGE = """\
 fed-a2v report RUN ... [--out FILE]   what runs did, side by side, as one HTML file that needs no network
 """
@@ -24,4 +26,4 @@ def run(words: list[str]) -> None:
 
     out = given.out or (given.runs[0] if len(given.runs) == 1 else Path()) / "report.html"
     write_report(given.runs, out.expanduser().absolute(), umap_layout)
-    Console().print(f"Report: {out}", markup=False, highlight=False, soft_wrap=True)
+    say(Console(), f"Report: {out}")

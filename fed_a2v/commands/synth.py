@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fed_a2v.text import say
+
 USAGE = """\
 fed-a2v synth FOLDER               write the built-in sounds as WAV files, to listen to
 """
@@ -25,6 +27,4 @@ def run(words: list[str]) -> None:
 
     classes = given.classes.split(",") if given.classes else list(TARGETS)
     write_wavs(given.folder, given.clips_per_class, given.seed, classes)
-    Console().print(
-        f"Wrote {len(classes) * given.clips_per_class} clips to {given.folder / 'audio'}", markup=False, highlight=False
-    )
+    say(Console(), f"Wrote {len(classes) * given.clips_per_class} clips to {given.folder / 'audio'}")

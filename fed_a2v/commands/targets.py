@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fed_a2v.text import say
+
 USAGE = """\
 fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts into a file that targets=file reads, for all sites
   fed-a2v targets flux.npz adapters=flux targets=t5 dataset=esc50 dataset.root=/data/ESC-50
@@ -34,9 +36,4 @@ def run(words: list[str]) -> None:
     if targets.t5 is not None:
         shapes.append(f"T5 {targets.t5.shape[1]} x {targets.t5.shape[2]}")
     size = given.file.stat().st_size / 1e6
-    Console().print(
-        f"Wrote {given.file}: {len(targets.names)} classes, {', '.join(shapes)}, {size:.1f} MB",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(Console(), f"Wrote {given.file}: {len(targets.names)} classes, {', '.join(shapes)}, {size:.1f} MB")

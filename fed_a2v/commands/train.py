@@ -20,6 +20,7 @@ from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
 from fed_a2v.config import ConfigError, conf_dir, settings_from
 from fed_a2v.errors import MENDABLE
 from fed_a2v.settings import Settings
+from fed_a2v.text import say
 
 USAGE = """\
 fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a sweep over comma-separated values
@@ -91,7 +92,7 @@ def _job(config: DictConfig) -> float | None:
     errors, title = _console(), _title()
     if title and output == "full":
         overrides = " ".join(HydraConfig.get().overrides.task)
-        errors.print(f"{title}: {overrides}", style="bold", markup=False, highlight=False, soft_wrap=True)
+        say(errors, f"{title}: {overrides}", style="bold")
 
     alone = output == "full" and not title  # then the table and what lies where end the output, below
 
@@ -102,13 +103,13 @@ def _job(config: DictConfig) -> float | None:
         settings = settings_from(config)
         results = run_job(settings, folder, run) if sweep else run(settings, folder)
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"Stopped. Going on: hydra.run.dir={folder}", markup=False, highlight=False)
+        say(Console(stderr=True), f"Stopped. Going on: hydra.run.dir={folder}")
         sys.exit(130)
     except Exception as error:
         if not sweep and not isinstance(error, MENDABLE):
             raise
         # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
-        Console(stderr=True).print(f"fed-a2v: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(Console(stderr=True), f"fed-a2v: {error}", style="red")
         if not sweep:
             sys.exit(2)
         if HydraConfig.get().runtime.choices["hydra/sweeper"] != "basic":
@@ -119,13 +120,12 @@ def _job(config: DictConfig) -> float | None:
         rows = read_jsonl(folder / "metrics.jsonl")
         console.print(rounds_table(rows).rich())
         for line in closing_lines(rows, results):
-            console.print(line, markup=False, highlight=False)
-        console.print(f"Results: {folder}", markup=False, highlight=False, soft_wrap=True)
+            say(console, line, wrap=True)
+        say(console, f"Results: {folder}")
         if (report := folder / "report.html").is_file():
-            console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"Report: {report}")
     elif output != "json":
-        line = f"{title}: {result_line(results, folder)}" if title else result_line(results, folder)
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{title}: {result_line(results, folder)}" if title else result_line(results, folder))
     # Settings, too, are chosen on the clips for validation, if there are any.
     chosen_by = results.get("accuracy_validation")
     accuracy = results["accuracy"] if chosen_by is None else chosen_by

@@ -143,6 +143,7 @@ class EmbeddedClips:
         skipped: clips left out because they could not be read.
         unseen: the classes that no site trains on; they have test clips only.
         sets: (N,) int64, which data set of a mix each clip is from; None: there is one.
+        contents: N hashes of what was embedded: of a file's bytes, or of the embedding itself; empty: not known.
     """
 
     embeddings: Tensor
@@ -154,6 +155,7 @@ class EmbeddedClips:
     skipped: int = 0
     unseen: tuple[str, ...] = ()
     sets: IntArray | None = None
+    contents: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)

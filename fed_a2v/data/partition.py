@@ -165,7 +165,7 @@ def check_classes(count: int, settings: PartitionSettings) -> None:
 
 
 def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]:
-    """Who has what, for JSON: per site its classes with their counts, and the clips' keys, by split.
+    """Who has what, for JSON: per site its classes with their counts, and the clips' keys and contents, by split.
 
     `unassigned` names the classes that no site trains on.
     """
@@ -179,6 +179,9 @@ def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]
                 for label in here
             },
             "clips": {split: [clips.keys[row] for row in site.rows(split)] for split in SPLITS},
+            "contents": {
+                split: [clips.contents[row] for row in site.rows(split) if clips.contents] for split in SPLITS
+            },
         }
     trained = {int(label) for site in sites for label in labels[site.train]}
     unassigned = [name for label, name in enumerate(clips.classes) if label not in trained]

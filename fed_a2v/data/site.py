@@ -41,10 +41,11 @@ logger = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """n clips: embeddings (n, S, Da) float32, and labels (n,) int64, positions in a list of class names."""
+    """n clips: embeddings (n, S, Da) float32, labels (n,) int64, positions in a list of class names, and their keys."""
 
     embeddings: Tensor
     labels: Tensor
+    keys: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,7 +158,9 @@ def site_clips(
 
     def labelled(split: Split) -> LabelledClips:
         rows = torch.from_numpy(part.rows(split))
-        return LabelledClips(clips.embeddings[rows], clips.labels[rows])
+        return LabelledClips(
+            clips.embeddings[rows], clips.labels[rows], tuple(clips.keys[row] for row in rows.tolist())
+        )
 
     return SiteData(
         site_name(site),
@@ -197,10 +200,11 @@ def _load(
     good = np.concatenate([np.flatnonzero(index.sets == number)[rows] for number, (_, rows, _) in enumerate(embedded)])
     if skipped := len(index) - len(good):
         logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index))
-    copies = _copies(index.take(good), embeddings, [content for *_, contents in embedded for content in contents])
+    contents = [content for *_, contents in embedded for content in contents]
+    copies = _copies(index.take(good), embeddings, contents)
     if copies:
         kept = np.array([row for row in range(len(good)) if row not in copies], dtype=np.int64)
-        embeddings, good = embeddings[kept], good[kept]
+        embeddings, good, contents = embeddings[kept], good[kept], [contents[row] for row in kept]
     values = torch.from_numpy(embeddings)
     square_root = _takes_square_root(index.take(good), embeddings, dataset)
     return EmbeddedClips(
@@ -213,6 +217,10 @@ def _load(
         skipped=skipped,
         unseen=unseen_classes(dataset, index.classes),
         sets=index.sets[good],
+        contents=tuple(
+            hashlib.sha256(content.encode() or row.tobytes()).hexdigest()[:16]
+            for content, row in zip(contents, embeddings, strict=True)
+        ),
     )
 
 

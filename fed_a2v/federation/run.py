@@ -17,6 +17,8 @@ from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.encoders.text import TargetsError
+from fed_a2v.federation.agreement import check_same_prompts, fingerprint
 from fed_a2v.federation.build import make_step
 from fed_a2v.federation.evaluation import Coverage, class_figures
 from fed_a2v.federation.needs import state_bytes
@@ -24,6 +26,7 @@ from fed_a2v.federation.strategy import FedA2V, RoundListener
 from fed_a2v.federation.task import prompt_set
 from fed_a2v.federation.wire import Scores
 from fed_a2v.runs.checkpoint import (
+    CheckpointError,
     check_same_experiment,
     load_generator_family,
     load_state,
@@ -34,13 +37,16 @@ from fed_a2v.runs.checkpoint import (
 )
 from fed_a2v.runs.environment import environment
 from fed_a2v.runs.folder import RunFolder, has_server_step
-from fed_a2v.runs.logs import LAST_LINES, setup_logging
+from fed_a2v.runs.lock import hold
+from fed_a2v.runs.logs import LAST_LINES, on_console, setup_logging
 from fed_a2v.runs.maps import save_map
 from fed_a2v.runs.progress import Output, progress_view
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gains, remarks
+from fed_a2v.runs.same_data import check_same_data
 from fed_a2v.runs.tracking import Tracker
 from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import append_jsonl, require_space, write_bytes, write_json
+from fed_a2v.storage.foreign import read_json
 
 if TYPE_CHECKING:
     from fed_a2v.images.training import TrainingPictures
@@ -89,15 +95,25 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         self._exit = ExitStack()
         console = console or Console(stderr=True)
         level = logging.ERROR if output == "quiet" else logging.INFO
-        self._exit.enter_context(setup_logging(self.folder.path, console, level))
+        if found := self._results_before():
+            self.results, self.done = found, settings.rounds
+            with on_console(console, level):
+                self._show_results()
+            return
         try:
+            self._exit.enter_context(hold(self.folder.path))
+            self._exit.enter_context(setup_logging(self.folder.path, console, level))
             state = self._earlier_state()
             self.done = 0 if state is None else int(state["round"])
             self.classes = class_names(settings.dataset)
             self.prompts = prompt_set(settings, self.classes)
+            partition = self._partition()
+            if state is not None:
+                self._check_unchanged(partition)
+                self._bring_rows()
             wandb_id = None if state is None else state["wandb_id"]
             self._tracker = self._exit.enter_context(
-                Tracker(self.folder.path, settings, self._partition(), self.done, wandb_id)
+                Tracker(self.folder.path, settings, partition, self.done, wandb_id)
             )
             self.folder.write_targets(self.prompts)
             self._pictures = self._training_pictures()
@@ -241,10 +257,14 @@ class Run(RoundListener, AbstractContextManager["Run"]):
         self._tracker.finish(self.results)
         for remark in remarks(rows):
             log.warning("%s", remark)
-        if self.settings.report:
+        self._show_results(anew=True)
+        self._exit.close()
+
+    def _show_results(self, anew: bool = False) -> None:
+        """Say where the results are; with a report of them, which is written `anew` or where there is none."""
+        if self.settings.report and (anew or not self.folder.report.is_file()):
             self._write_report()
         self._last.info("Results: %s", self.folder.path)
-        self._exit.close()
 
     def _write_report(self) -> None:
         """Put a page to look at into the folder; for want of it no run fails."""
@@ -259,30 +279,89 @@ class Run(RoundListener, AbstractContextManager["Run"]):
 
     # Starting
 
+    def _results_before(self) -> dict[str, Any]:
+        """The results of this very run where it is finished, {} where it is not.
+
+        Nothing of a finished run is written again, and its data need not be there any more.
+        """
+        folder, resume = self.folder, self.settings.resume
+        here = resume == "auto" or (resume != "never" and Path(resume).expanduser().absolute() == folder.path)
+        if not here or not folder.results.is_file():
+            return {}
+        config, settings = folder.read_config(), self.settings.model_dump(mode="json", by_alias=True)
+        try:
+            check_same_experiment(config, settings | {"rounds": config.get("rounds")})
+        except CheckpointError:  # said, with the states, when it is to be resumed
+            return {}
+        return folder.read_results() if config.get("rounds") == settings["rounds"] else {}
+
     def _earlier_state(self) -> dict[str, Any] | None:
-        """The state to go on from, or None; rows of a run in another folder are brought along."""
+        """The state to go on from, or None. `_source` becomes the folder that it is in."""
         resume = self.settings.resume
         if resume == "never":
             return None
         path = self.folder.path if resume == "auto" else Path(resume).expanduser().absolute()
+        self._source = source = RunFolder(path.parents[1] if path.is_file() else path)
+        rows, trouble = source.whole_rows()
         state = read_state(path) if path.is_file() else load_state(path)
         if state is None:
             if resume != "auto":
                 raise FileNotFoundError(f"resume={resume}: no saved state in {path / 'checkpoints'}")
+            self._check_nothing_is_lost()
             return None
+        if state["round"] > len(rows):
+            earlier = None if path.is_file() else load_state(path, len(rows))
+            if earlier is None:
+                raise CheckpointError(
+                    f"{trouble}, and the state to go on from is that of round {state['round']}: bring the file back, "
+                    "or start anew with resume=never or in another folder"
+                )
+            log.warning("%s: going back behind round %d", trouble, earlier["round"])
+            state = earlier
         settings = self.settings.model_dump(mode="json", by_alias=True)
         for difference in check_same_experiment(state["config"], settings):
             log.info("Going on with another %s", difference)
-        source = RunFolder(path.parents[1] if path.is_file() else path)
-        if source.path != self.folder.path:
-            self.folder.metrics.unlink(missing_ok=True)
-            for row in source.rows():
-                append_jsonl(self.folder.metrics, row)
-            for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
-                if old.is_file():
-                    write_bytes(new, old.read_bytes())
-            return state | {"wandb_id": None}  # a run of its own at W&B, too, with all rounds
-        return state
+        # Elsewhere it is a run of its own at W&B, too, with all rounds.
+        return state if source.path == self.folder.path else state | {"wandb_id": None}
+
+    def _check_nothing_is_lost(self) -> None:
+        """Without a saved state the run starts anew: not over the results of another."""
+        if self.folder.results.is_file():
+            raise CheckpointError(
+                f"{self.folder.path} holds a finished run without a saved state to go on from: start anew in another "
+                "folder, or over it with resume=never"
+            )
+
+    def _check_unchanged(self, partition: dict[str, Any] | None) -> None:
+        """Refuse to go on with other clips or prompts, wherever they lie now."""
+        source = self._source
+        if partition is not None:
+            check_same_data(read_json(source.partition), partition, self.settings.accept_new_data)
+        if not source.targets.is_file():
+            return
+        had, now = source.read_targets(), self.prompts
+        if had.names != now.names and not self.settings.accept_new_data:
+            raise CheckpointError(
+                f"the run to resume has the classes {', '.join(had.names)}, now they are {', '.join(now.names)}: bring "
+                "the data back, or start anew with resume=never or in another folder"
+            )
+        if had.names == now.names:
+            try:
+                check_same_prompts(now, fingerprint(had))
+            except TargetsError as error:
+                raise CheckpointError(f"the prompts are not those of the run to resume: {error}") from error
+
+    def _bring_rows(self) -> None:
+        """Bring along the rows of a run in another folder, and what it says of its last round."""
+        source = self._source
+        if source.path == self.folder.path:
+            return
+        self.folder.metrics.unlink(missing_ok=True)
+        for row in source.whole_rows()[0]:
+            append_jsonl(self.folder.metrics, row)
+        for old, new in ((source.evaluation, self.folder.evaluation), (source.map, self.folder.map)):
+            if old.is_file():
+                write_bytes(new, old.read_bytes())
 
     def _partition(self) -> dict[str, Any] | None:
         """Which site has which clips; unknown where every node brings its own."""

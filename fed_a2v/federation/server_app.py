@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common import ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from rich.console import Console
 
 from fed_a2v.config import compose_settings
+from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.run import Run
 
 
@@ -22,14 +24,16 @@ def server_fn(context: Context) -> ServerAppComponents:
 
     Without `output-dir` the run goes to outputs/flwr/RUN_ID under the folder in which the SuperLink was started.
     """
-    if Path(sys.argv[0]).name == "flwr-serverapp":
+    if is_deployed_server():
         _end_with_parent()
     settings = compose_settings(str(context.run_config["overrides"]))
     output = str(context.run_config["output-dir"])
     folder = Path(output) if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
     run = Run(settings, folder, Console(stderr=True, force_terminal=False))
     config = ServerConfig(num_rounds=run.rounds_left, round_timeout=settings.federation.round_timeout)
-    return ServerAppComponents(strategy=run.strategy, config=config)
+    # A finished run asks nobody for anything.
+    strategy = run.strategy if run.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
+    return ServerAppComponents(strategy=strategy, config=config)
 
 
 def _end_with_parent(grace: float = 10.0) -> None:

@@ -31,9 +31,11 @@ SCHEMA = 3
 # Characters of a generator's key that go into its file's name.
 LONGEST_KEY = 60
 
-# Settings that a resumed run may change: they say where and how loudly it runs, not what it computes.
+# Settings that a resumed run may change: they say where and how loudly it runs, not what it computes. What lies at the
+# places of data and prompts is compared by itself.
 HARMLESS = (
     "resume",
+    "accept_new_data",
     "checkpoint",
     "device",
     "threads",
@@ -51,7 +53,12 @@ HARMLESS = (
     "generator.save_checkpoint",
     "generator.checkpoint_path",
     "generator.checkpoint_frequency",
+    "dataset.root",
+    "dataset.path",
+    "targets.path",
+    "targets.captions",
 )
+PLACES = ("root", "path")
 
 
 class CheckpointError(UserError, ValueError):
@@ -107,8 +114,8 @@ def _keep_as_best(path: Path) -> None:
             old.unlink(missing_ok=True)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state in a run's folder, tensors on the CPU; None where there is none.
+def load_state(folder: Path, most: int | None = None) -> dict[str, Any] | None:
+    """The newest whole state in a run's folder, of round `most` at most; tensors on the CPU. None where there is none.
 
     A damaged file is passed over with a warning, and the one before it used.
 
@@ -116,6 +123,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         CheckpointError: every state is damaged, or the newest whole one is of another schema version.
     """
     states = _numbered(folder / "checkpoints", "state", ".pt")
+    states = [(number, path) for number, path in states if most is None or number <= most]
     for _, path in states:
         try:
             return read_state(path)
@@ -150,7 +158,7 @@ def drop_states_after(folder: Path, round_number: int) -> None:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Hash of the settings that change results: equal for experiments of which one may go on as the other."""
-    relevant = {key: plain(value) for key, value in dotted_items(config) if not _harmless(key) and key != "rounds"}
+    relevant = {key: plain(value) for key, value in _items(config).items() if not _harmless(key) and key != "rounds"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -179,7 +187,7 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
     Raises:
         CheckpointError: lists every other key that differs, with both values.
     """
-    before, after = dict(dotted_items(old)), dict(dotted_items(new))
+    before, after = _items(old), _items(new)
     absent = "(absent)"
     differences = []
     for key in sorted(before.keys() | after.keys()):
@@ -194,6 +202,16 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
             + "\nresume it with its own settings, or start anew with resume=never or in another folder"
         )
     return differences
+
+
+def _items(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by dotted key; the places of a mix's data sets stand apart from them, as those of one do."""
+    items = dict(dotted_items(config))
+    sets = items.get("dataset.sets") or []
+    if all(isinstance(part, Mapping) for part in sets):
+        items["dataset.sets"] = [{k: v for k, v in part.items() if k not in PLACES} for part in sets]
+        items["dataset.root"] = [items.get("dataset.root"), *(part.get(key) for part in sets for key in PLACES)]
+    return items
 
 
 def _harmless(key: str) -> bool:

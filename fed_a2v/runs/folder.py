@@ -13,7 +13,17 @@ import torch
 
 from fed_a2v.core.adapters import PromptSet
 from fed_a2v.runs.checkpoint import drop_states_after
-from fed_a2v.storage.files import append_jsonl, plain, read_jsonl, remove_leftovers, replacing, write_json, write_text
+from fed_a2v.storage.files import (
+    append_jsonl,
+    parse_row,
+    plain,
+    read_jsonl,
+    read_lines,
+    remove_leftovers,
+    replacing,
+    write_json,
+    write_text,
+)
 from fed_a2v.storage.foreign import inside, read_json, read_yaml
 from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
 
@@ -28,7 +38,7 @@ GUIDE_METRICS = (
 
 # The folder, beside an experiment's, of the same run without the server step; and what may differ between the two.
 WITHOUT_STEP = "FedAvg"
-MAY_DIFFER = ("finetune", "generator", "wandb", "tracking", "report", "resume")
+MAY_DIFFER = ("finetune", "generator", "wandb", "tracking", "report", "resume", "accept_new_data")
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class RunFolder:
         return self._file("environment.json")
 
     @property
+    def partition(self) -> Path:
+        """`partition.json`."""
+        return self._file("partition.json")
+
+    @property
     def evaluation(self) -> Path:
         """`evaluation.json`."""
         return self._file("evaluation.json")
@@ -101,12 +116,12 @@ class RunFolder:
             remove_leftovers(folder)
         write_text(self.path / "config.yaml", config)
         if partition is not None:
-            write_json(self.path / "partition.json", partition)
+            write_json(self.partition, partition)
         for late in (self.results, self.report, *(() if after_round else (self.evaluation, self.map))):
             late.unlink(missing_ok=True)
         drop_states_after(self.path, after_round)
-        kept = [row for row in read_jsonl(self.metrics) if row.get("round", 0) <= after_round]
-        write_text(self.metrics, "".join(json.dumps(plain(row)) + "\n" for row in kept))
+        kept, _ = self.whole_rows() if after_round else ([], "")
+        write_text(self.metrics, "".join(json.dumps(plain(row)) + "\n" for row in kept[:after_round]))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a round's row to `metrics.jsonl`; a guide metric without a value in this round is null."""
@@ -115,6 +130,25 @@ class RunFolder:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl` so far."""
         return read_jsonl(self.metrics)
+
+    def whole_rows(self) -> tuple[list[dict[str, Any]], str]:
+        """The rows of `metrics.jsonl` as far as they count the rounds 1, 2, 3, ...; and what is wrong behind them.
+
+        The rounds of a folder that two runs have written, or a line that an accident tore, are no row.
+
+        Raises:
+            ForeignFileError: the file is no regular file, or too large.
+        """
+        rows: list[dict[str, Any]] = []
+        for number, line in read_lines(self.metrics):
+            expected = len(rows) + 1
+            row = parse_row(line, self.metrics)
+            if row is None:
+                return rows, f"{self.metrics}, line {number}: the row of round {expected} is torn"
+            if row.get("round") != expected:
+                return rows, f"{self.metrics}, line {number}: round {row.get('round')!r} where {expected} belongs"
+            rows.append(row)
+        return rows, f"{self.metrics} ends before round {len(rows) + 1}"
 
     def write_results(self, results: Mapping[str, Any]) -> Path:
         """Write `results.json`, the last thing a run does."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from fed_a2v.text import PlainLines
+
 # Loggers whose lines are for `run.log` alone.
 CLASS_LINES = "fed_a2v.classes"  # what the guide reports for each class and epoch: hundreds of lines a round
 LAST_LINES = "fed_a2v.last"  # where results and report are, where the command says so itself
@@ -28,6 +30,8 @@ class ConsoleHandler(logging.Handler):
     def __init__(self, console: Console, level: int = logging.INFO) -> None:
         super().__init__(level)
         self.console = console
+        self.addFilter(for_console)
+        self.addFilter(PlainLines())
 
     def format(self, record: logging.LogRecord) -> str:
         """The message, with the level's name before it from WARNING up."""
@@ -73,9 +77,9 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     file = LogFile(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     file.setLevel(logging.INFO)
+    file.addFilter(PlainLines())
 
     ours, flowers = ConsoleHandler(console, level), ConsoleHandler(console, max(level, logging.WARNING))
-    ours.addFilter(for_console)
     flower_level = logging.getLogger("flwr").level or logging.INFO
     with (
         _replaced("fed_a2v", [ours, file], logging.INFO),
@@ -88,9 +92,9 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
 
 
 @contextlib.contextmanager
-def on_console(console: Console) -> Iterator[None]:
-    """Show the lines of the logger "fed_a2v" on the console, and nowhere else, while the block runs."""
-    with _replaced("fed_a2v", [ConsoleHandler(console)], logging.INFO):
+def on_console(console: Console, level: int = logging.INFO) -> Iterator[None]:
+    """Show the lines of the logger "fed_a2v" from `level` up on the console, and nowhere else, while the block runs."""
+    with _replaced("fed_a2v", [ConsoleHandler(console, level)], logging.INFO):
         yield
 
 

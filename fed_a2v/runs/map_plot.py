@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fed_a2v.core.projection import EmbeddingMap
+from fed_a2v.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,13 @@ def map_figure(found: EmbeddingMap) -> Figure:
     Raises:
         ImportError: there is no matplotlib.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+        return _drawn(found)
+
+
+def _drawn(found: EmbeddingMap) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -30,7 +38,7 @@ def map_figure(found: EmbeddingMap) -> Figure:
     points = found.coordinates[:, :2]
     if points.shape[1] < 2:
         points = np.pad(points, ((0, 0), (0, 1)))
-    for label, name in enumerate(found.classes.tolist()):
+    for label, name in enumerate(map(one_line, found.classes.tolist())):
         colour = colormaps["turbo"](0.05 + 0.9 * label / max(1, len(found.classes) - 1))
         marker = MARKERS[label % len(MARKERS)]
         for synthetic, face in ((True, "none"), (False, colour)):

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.runs.logs import ConsoleHandler, for_console
+from fed_a2v.runs.logs import ConsoleHandler
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_words, scored_on
 from fed_a2v.runs.table import seconds
 from fed_a2v.storage.files import plain
@@ -239,7 +239,6 @@ class _TailHandler(ConsoleHandler):
 
     def __init__(self, console: Console, tail: deque[str]) -> None:
         super().__init__(console)
-        self.addFilter(for_console)
         self.tail = tail
 
     def emit(self, record: logging.LogRecord) -> None:

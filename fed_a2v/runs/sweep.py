@@ -21,16 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fed_a2v.errors import MENDABLE
+from fed_a2v.runs.lock import FolderInUseError
 from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.settings import Settings
-from fed_a2v.storage.files import write_text
+from fed_a2v.storage.files import free_folder, write_text
+from fed_a2v.text import printable, say
 
 log = logging.getLogger("fed_a2v")
 
 # Sections in which two runs may differ and yet have the same numbers.
-NO_MATTER = ("wandb", "tracking", "report", "resume")
+NO_MATTER = ("wandb", "tracking", "report", "resume", "accept_new_data")
 # Longer names of folders are cut.
 LONGEST_NAME = 60
 
@@ -47,6 +49,8 @@ def job_folder(overrides: str) -> str:
 
 # Imported wherever a job runs, worker processes included: Hydra holds the callback below.
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+# Runs that start in one second have folders of their own; within a run it is always the same.
+OmegaConf.register_new_resolver("free_folder", lambda path: str(free_folder(Path(path))), replace=True, use_cache=True)
 
 
 def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
@@ -75,8 +79,10 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
         settings = settings.model_copy(update={"resume": "never"})
     try:
         return run(settings, folder)
+    except FolderInUseError:  # the folder is another's: so is what is left in it
+        raise
     except Exception as error:
-        write_text(folder / FAILURE, f"{_reason(error)}\n\n{traceback.format_exc()}")
+        write_text(folder / FAILURE, printable(f"{_reason(error)}\n\n{traceback.format_exc()}"))
         raise
 
 
@@ -100,17 +106,11 @@ def summarise(folder: Path) -> None:
     jobs = sweep_jobs(folder)
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
-        console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Summary: {folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"Picture: {picture}")
+    say(console, f"Summary: {folder / 'summary.md'}")
     if failed := [job for job in jobs if job.status == "failed"]:
-        reasons = "".join(f"\n  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
-        Console(stderr=True).print(
-            f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:{reasons}",
-            style="red",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        reasons = (f"  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
+        say(Console(stderr=True), f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:", *reasons, style="red")
         sys.exit(1)
 
 

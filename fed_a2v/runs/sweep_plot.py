@@ -6,10 +6,15 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import SweepJob
 from fed_a2v.storage.files import replacing
+from fed_a2v.text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("fed_a2v")
 
@@ -33,12 +38,18 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
     if not varied:
         return None
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         log.warning("No picture of the sweep without matplotlib: pip install 'fed-a2v[plots]'")
         return None
 
-    figure = Figure(figsize=(4.2 * len(varied), 3.6), layout="constrained")
+    with rc_context({"text.parse_math": False}):  # a dollar in a value is a dollar
+        _draw(Figure(figsize=(4.2 * len(varied), 3.6), layout="constrained"), done, varied, path)
+    return path
+
+
+def _draw(figure: Figure, done: Sequence[SweepJob], varied: Sequence[str], path: Path) -> None:
     panels = figure.subplots(1, len(varied), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, varied, strict=True):
         values = sorted({job.overrides.get(key, "-") for job in done}, key=_in_order)
@@ -50,16 +61,16 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
                 fill = "full" if fully_evaluated(job.results) else "none"
                 panel.plot(place, accuracy, "o", color="0.65", markersize=4, fillstyle=fill, zorder=1)
             panel.errorbar(place + 0.12, statistics.mean(found), deviation, fmt="s", color="C0", capsize=4, zorder=2)
-        panel.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 6 else 0)
+        turned = 30 if max(map(len, values)) > 6 else 0
+        panel.set_xticks(range(len(values)), list(map(one_line, values)), rotation=turned)
         panel.set_xlim(-0.5, len(values) - 0.5)
-        panel.set_xlabel(key)
+        panel.set_xlabel(one_line(key))
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("accuracy")
     partly = "" if all(fully_evaluated(job.results) for job in done) else ", open: not all test clips"
     figure.suptitle(f"{len(done)} jobs: each a dot{partly}; mean and standard deviation", fontsize="medium")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
-    return path
 
 
 def _in_order(value: str) -> tuple[int, float, str]:

@@ -13,9 +13,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from rich.table import Table
+from rich.text import Text
 
 from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.storage.files import write_text
+from fed_a2v.text import csv_cell, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -35,12 +37,12 @@ class TextTable:
 
     def rich(self) -> Table:
         """The table for a rich console, figures to the right."""
-        table = Table(title=self.title or None, title_justify="left")
+        table = Table(title=Text(one_line(self.title)) if self.title else None, title_justify="left")
         for index, name in enumerate(self.header):
             figures = all(re.match(r"[\d.+-]", row[index]) for row in self.rows)
-            table.add_column(name, justify="right" if figures else "left")
+            table.add_column(Text(one_line(name)), justify="right" if figures else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(one_line(cell)) for cell in row))
         return table
 
     def without(self, *names: str) -> TextTable:
@@ -52,12 +54,12 @@ class TextTable:
     def markdown(self) -> str:
         """The table in Markdown, without its title."""
         lines = [self.header, ("---",) * len(self.header), *self.rows]
-        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+        return "".join("| " + " | ".join(map(markdown_cell, line)) + " |\n" for line in lines)
 
     def csv(self) -> str:
         """The table as comma-separated values."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in (self.header, *self.rows))
         return text.getvalue()
 
 

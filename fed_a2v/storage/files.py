@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import itertools
 import json
 import math
 import os
@@ -71,6 +73,21 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
+def free_folder(path: Path) -> Path:
+    """Make the first folder of `path`, `path-2`, `path-3`, ... that is not there: no two callers get the same one.
+
+    Raises:
+        OSError: the folder that it is to be in cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            free.mkdir()
+            break
+    return free
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
@@ -130,25 +147,37 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         ForeignFileError: another line is no JSON object, or the file is too large; the message names file and line.
     """
+    rows: list[dict[str, Any]] = []
+    for number, line in read_lines(path):
+        row = parse_row(line, path)
+        if row is not None:
+            rows.append(row)
+        # A whole line ends in a newline, so only a cut one can be without.
+        elif line.endswith(b"\n"):
+            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80].strip()!r}")
+    return rows
+
+
+def read_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of a JSON-lines file with their numbers, from 1; none where there is no file. Empty ones are left out.
+
+    Raises:
+        ForeignFileError: the file is no regular file, or too large.
+    """
     if not path.exists():
         return []
     text = read_bytes(path, LARGEST_JSON)
     check_values(text, path)
-    lines = text.split(b"\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line, path)
-        except ForeignFileError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        # A whole line ends in a newline, so only a cut one can be the last piece of the split.
-        elif number < len(lines):
-            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
-    return rows
+    return [(number, line) for number, line in enumerate(io.BytesIO(text), start=1) if line.strip()]
+
+
+def parse_row(line: bytes, path: Path) -> dict[str, Any] | None:
+    """The JSON object in a line of a JSON-lines file; None where it is none."""
+    try:
+        row = parse_json(line, path)
+    except ForeignFileError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def plain(value: Any) -> Any:

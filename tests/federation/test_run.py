@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +24,7 @@ from fed_a2v.federation.run import Run
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
 from fed_a2v.runs.folder import GUIDE_METRICS
+from fed_a2v.runs.lock import FolderInUseError, hold
 from fed_a2v.runs.maps import load_map
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
@@ -63,6 +65,7 @@ def test_the_folder_holds_these_files_and_no_others(validated):
         "map.npz",
         "results.json",
         "run.log",
+        ".lock",
         "checkpoints/state_round_000001.pt",
         "checkpoints/state_round_000002.pt",
         f"checkpoints/best_round_{best:06d}.pt",
@@ -654,6 +657,127 @@ def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch, tmp_path):
     run_in("elsewhere", "rounds=3", "wandb.mode=offline", f"resume={tmp_path / 'run'}")
     assert [call[0] for call in given] == ["init", 1, 2, 3, "finish"]
     assert given[0] == ("init", None), "another folder's run is another run"
+
+
+# Another process, another accident, other data
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_left_alone(run_in, tmp_path):
+    run = run_in("run", "rounds=1")
+    before = contents(run.folder)
+    with hold(run.folder):
+        for resume in ("auto", "never"):
+            with refused(FolderInUseError, run.folder):
+                run_in("run", "rounds=2", f"resume={resume}")
+    assert contents(run.folder) == before
+
+
+def test_a_run_that_fails_lets_its_folder_go(run_in, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "round_done", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_in("run", "rounds=1")
+    assert run_in("run", "rounds=1").results["rounds"] == 1
+
+
+def rewritten(folder, change):
+    """Change the list of lines in a run's `metrics.jsonl`."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    change(lines)
+    file.write_bytes(b"".join(lines))
+
+
+def torn(lines):
+    lines[1] = lines[1][:50] + b"\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torn, lambda lines: lines.pop(), lambda lines: lines.insert(1, lines[0])],
+    ids=["torn", "missing", "twice"],
+)
+def test_a_row_that_is_lost_sends_the_run_back_to_the_state_before_it(run_in, three_rounds, change):
+    run = run_in("run", "rounds=2")
+    rewritten(run.folder, change)
+    resumed = run_in("run", "rounds=3")
+    assert f"{run.folder / 'metrics.jsonl'}" in resumed.log
+    assert "Going on behind round 1 of 3" in resumed.log
+    assert_same_run(resumed, three_rounds)
+
+
+@pytest.mark.parametrize("source", ["run", "elsewhere", "a state"])
+def test_a_row_that_no_state_brings_back_is_named_and_the_run_refused(run_in, source):
+    run = run_in("run", "rounds=3", "checkpoint.keep=1")
+    state = run.folder / "checkpoints" / "state_round_000003.pt"
+    more = {"run": [], "elsewhere": [f"resume={run.folder}"], "a state": [f"resume={state}"]}[source]
+    rewritten(run.folder, torn)
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    with refused(CheckpointError, run.folder / "metrics.jsonl", "line 2", "resume=never"):
+        run_in("run" if source == "run" else "other", "rounds=4", "checkpoint.keep=1", *more)
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_is_not_touched_though_its_data_states_and_rows_are_gone(run_in, tmp_path, some_embeddings):
+    data = shutil.copy(some_embeddings(), tmp_path / "data.npz")
+    words = ("rounds=1", "dataset=embeddings", "partition.sites=2", f"dataset.path={data}")
+    first = run_in("run", *words)
+    data.unlink()
+    shutil.rmtree(first.folder / "checkpoints")
+    rewritten(first.folder, lambda lines: lines.clear())
+    before = contents(first.folder)
+    assert run_in("run", *words).results == first.results
+    with refused(CheckpointError, first.folder, "resume=never"):
+        run_in("run", *words, "rounds=2")
+    assert contents(first.folder) == before
+
+
+@pytest.fixture(scope="session")
+def some_embeddings(tmp_path_factory):
+    """Write a file of embeddings of some classes, 12 clips each in three folds; equal seeds give equal clips."""
+    folder = tmp_path_factory.mktemp("embeddings")
+
+    def write(classes=4, seed=0):
+        random, path = np.random.default_rng(seed), folder / f"{classes}-{seed}.npz"
+        embeddings = [row for label in range(classes) for row in label + random.normal(0, 0.1, (12, 6))]
+        names = [f"class {label}" for label in range(classes) for _ in range(12)]
+        np.savez(path, embeddings=np.float32(embeddings), category=names, fold=[1, 2, 3] * 4 * classes)
+        return path
+
+    return write
+
+
+def test_a_run_goes_on_with_the_same_data_elsewhere_and_refuses_other_data(run_in, some_embeddings, tmp_path):
+    words = ("dataset=embeddings", "partition.sites=2", "generator=none")
+    first, moved = some_embeddings(), shutil.copy(some_embeddings(), tmp_path / "moved.npz")
+    whole = run_in("whole", *words, f"dataset.path={first}", "rounds=2")
+    run_in("run", *words, f"dataset.path={first}", "rounds=1")
+    before = contents(tmp_path / "run")
+    less = some_embeddings(3)
+    with refused(CheckpointError, "class 3", "accept_new_data=true"):
+        run_in("run", *words, f"dataset.path={less}", "rounds=2")
+    with refused(CheckpointError, "row-00000", "accept_new_data=true"):
+        run_in("run", *words, f"dataset.path={some_embeddings(seed=1)}", "rounds=2")
+    after = contents(tmp_path / "run")
+    assert {path.name for path in after if after[path] != before.get(path)} <= {"run.log"}
+    assert_same_run(run_in("run", *words, f"dataset.path={moved}", "rounds=2"), whole)
+    accepted = run_in("run", *words, f"dataset.path={less}", "rounds=3", "accept_new_data=true")
+    assert accepted.results["rounds"] == 3
+    assert "class 3" in accepted.log
+
+
+def test_a_run_goes_on_with_the_same_prompts_elsewhere_and_refuses_other_prompts(run_in, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("first.npz", "other.npz"):
+        names = ["dog", "rain", "sneezing", "rooster"]
+        np.savez(tmp_path / name, category=names, vectors=np.float32(random.normal(size=(4, 1, 64))))
+    shutil.copy(tmp_path / "first.npz", tmp_path / "moved.npz")
+    words = ("dataset.classes=[dog,rain,sneezing,rooster]", "partition.sites=2", "targets=file")
+    words = (*words, "adapters.clip_width=null")
+    run_in("run", *words, f"targets.path={tmp_path / 'first.npz'}", "rounds=1")
+    with refused(CheckpointError, "dog"):
+        run_in("run", *words, f"targets.path={tmp_path / 'other.npz'}", "rounds=2")
+    assert run_in("run", *words, f"targets.path={tmp_path / 'moved.npz'}", "rounds=2").results["rounds"] == 2
 
 
 # A real kill

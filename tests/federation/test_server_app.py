@@ -1,9 +1,17 @@
-"""The server's process ends when the SuperLink does."""
+"""The server's process ends when the SuperLink does; a run that is finished needs no nodes."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
+from flwr.server import Server, SimpleClientManager
+
+from fed_a2v.config import compose_settings
+from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.server_app import server_fn
+
+from .helpers import SMALL
 
 CHILD = """
 import threading, time
@@ -32,3 +40,14 @@ def test_a_server_that_has_lost_its_superlink_ends_though_threads_still_wait():
         finally:
             if child.is_running():
                 child.kill()
+
+
+def test_a_run_that_is_finished_asks_no_node(tmp_path):
+    words = [*SMALL, "rounds=1", "wandb.mode=disabled"]
+    run_in_process(compose_settings(words), tmp_path)
+    results = (tmp_path / "results.json").read_bytes()
+    config = {"overrides": " ".join([*words, "federation.start_timeout=1"]), "output-dir": str(tmp_path)}
+    parts = server_fn(SimpleNamespace(run_config=config, run_id=1))
+    assert parts.config.num_rounds == 0
+    Server(client_manager=SimpleClientManager(), strategy=parts.strategy).fit(0, timeout=None)
+    assert (tmp_path / "results.json").read_bytes() == results

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import setup_globals
+from omegaconf import OmegaConf
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config import ConfigError, compose_settings, conf_dir
 from fed_a2v.explain import explain_composition
+from fed_a2v.runs.lock import FolderInUseError
 from fed_a2v.runs.sweep import job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, SweepJob
@@ -33,6 +36,31 @@ def swept(folder, *words, code=0, run=fed_a2v):
     assert done.returncode == code, done.stderr
     with (folder / "summary.csv").open(newline="") as file:
         return done, list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_the_default_folders_of_runs_that_start_in_one_second_differ(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    OmegaConf.register_new_resolver("now", lambda form: "12-00-00", replace=True, use_cache=True)
+    try:
+        configs = [OmegaConf.load(conf_dir() / "config.yaml") for _ in range(2)]
+        chosen = [OmegaConf.select(config, key) for config in configs for _ in range(2)]
+    finally:
+        setup_globals()  # Hydra's own clock
+    assert len(set(chosen)) == 2
+    assert chosen[0] == chosen[1], "the same run asks twice"
+    assert all(Path(folder).is_dir() for folder in chosen)
+
+
+def test_a_job_in_whose_folder_another_process_works_leaves_nothing_there(tmp_path):
+    settings = compose_settings([*FAST, "report=false"])
+
+    def run(settings, folder):
+        raise FolderInUseError("another")
+
+    with pytest.raises(FolderInUseError):
+        run_job(settings, tmp_path, run)
+    assert not (tmp_path / FAILURE).exists()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from fed_a2v.storage.files import (
     append_jsonl,
+    free_folder,
     plain,
     read_jsonl,
     replacing,
@@ -152,3 +154,11 @@ def test_a_disk_with_too_little_room_is_an_error_that_names_it_and_both_sizes(tm
     with refused(OSError, "a library", "5678.9 MB", tmp_path, "123.4 MB") as caught:
         require_space(tmp_path, 5_678_900_000, "a library")
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_free_folder_is_nobody_elses(tmp_path):
+    wanted = tmp_path / "runs" / "12-00-00"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(free_folder, [wanted] * 20))
+    assert set(made) == {wanted, *(wanted.with_name(f"12-00-00-{number}") for number in range(2, 21))}
+    assert all(folder.is_dir() for folder in made)
