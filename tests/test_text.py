@@ -18,8 +18,8 @@ from fed_a2v.doctor import Finding
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.map_plot import map_figure
 from fed_a2v.runs.progress import LiveView
-from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.sweep import run_job
+from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, SweepJob, TextTable
 from fed_a2v.text import csv_cell, markdown_cell, one_line, printable, say
 from tests.command import fed_a2v
