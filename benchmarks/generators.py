@@ -60,6 +60,10 @@ METHODS: dict[str, list[str] | None] = {
     "gmm": ["generator=gmm"],
     "vae": ["generator=vae"],
     "vae, untrained": UNTRAINED,
+    "gaussian, variance of a class": ["generator=gaussian", "share.variance=class"],
+    "gaussian, no variance": ["generator=gaussian", "share.variance=none"],
+    "vae, variance of a class": ["generator=vae", "share.variance=class"],
+    "vae, no variance": ["generator=vae", "share.variance=none"],
     "vae, closed form": ["generator=vae_closed_form"],
     "gan": ["generator=gan"],
     "flow": ["generator=flow"],
@@ -96,6 +100,15 @@ TABLES = {
     ),
     "yamnet 50x1 one mean": Table(
         "yamnet", "50 sites x 1", "1 + variance", ("prototypes", "noise", "gaussian", "vae", "vae, closed form")
+    ),
+    "variance": Table(
+        "yamnet",
+        "50 sites x 1",
+        "8",
+        (
+            *("prototypes", "gaussian", "gaussian, variance of a class", "gaussian, no variance"),
+            *("vae", "vae, variance of a class", "vae, no variance"),
+        ),
     ),
     "yamnet 5x10": Table(
         "yamnet",

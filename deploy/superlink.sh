@@ -33,6 +33,14 @@ done
 
 # Else Flower installs the app's dependencies anew for every run, in an environment of its own.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
-exec flower-superlink --host "$host" --port "$port" --disable-runtime-dependency-installation \
+export FLWR_TELEMETRY_ENABLED=${FLWR_TELEMETRY_ENABLED:-0}
+# Whoever reaches the port is given no task of the server's without the secret.
+. "$(dirname "$0")/superexec.sh"
+own=$host
+case "$host" in 0.0.0.0) own=127.0.0.1 ;; ::) own=::1 ;; esac
+case "$own" in *:*) own="[$own]" ;; esac
+start_superexec "$own:$port" --root-certificates "$certificates/ca.crt"
+
+exec flower-superlink --isolation process --superexec-auth-secret-file "$secret" --host "$host" --port "$port" --disable-runtime-dependency-installation \
   --ssl-ca-certfile "$certificates/ca.crt" --ssl-certfile "$certificates/server.pem" \
   --ssl-keyfile "$certificates/server.key" --enable-supernode-auth --database "$database"

@@ -2,8 +2,9 @@
 # Starts a site's SuperNode. It opens connections to the SuperLink only; nobody connects to it.
 #
 #   deploy/supernode.sh --superlink HOST:PORT --ca ca.crt --key KEY --config site.toml [--port PORT]
+#     [--trusted-entities FILE]
 #
-#   --superlink   the server, by a name that its certificate has
+#   --superlink   the server, by a name that its certificate has; an IPv6 address in brackets
 #   --ca          the authority's certificate, from the server's operator
 #   --key         the site's private key, made once with
 #                   ssh-keygen -t ecdsa -b 384 -N "" -f KEY
@@ -12,13 +13,17 @@
 #                   site = "north"
 #                   dataset = "esc50"
 #                   data-dir = "/data/sounds"
+#                   cache-dir = "/var/lib/fed-a2v/cache"
 #   --port        of the SuperNode's own processes on 127.0.0.1; default 9094; another for each SuperNode of a machine
+#   --trusted-entities
+#                 YAML file of public keys, as Flower reads it: only apps that one of them has signed on the Flower Hub
+#                 are run. What run.sh sends is signed by nobody, and refused then
 #
 # Stop it with Ctrl-C or SIGTERM.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
-superlink="" ca="" key="" config="" port=9094
+superlink="" ca="" key="" config="" port=9094 trusted=""
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case "$1" in
@@ -27,13 +32,14 @@ while [ $# -gt 0 ]; do
     --key) key=$2 ;;
     --config) config=$2 ;;
     --port) port=$2 ;;
+    --trusted-entities) trusted=$2 ;;
     *) usage ;;
   esac
   shift 2
 done
 [ -n "$superlink" ] && [ -n "$ca" ] && [ -n "$key" ] && [ -n "$config" ] || usage
 command -v flower-supernode >/dev/null || { echo "supernode.sh: no flower-supernode on PATH; activate the environment that fed_a2v is installed in" >&2; exit 1; }
-for file in "$ca" "$key" "$config"; do
+for file in "$ca" "$key" "$config" ${trusted:+"$trusted"}; do
   [ -r "$file" ] || { echo "supernode.sh: cannot read $file" >&2; exit 1; }
 done
 case "$config" in
@@ -49,10 +55,15 @@ from fed_a2v.settings import ConfigError
 
 try:
     with open(sys.argv[1], "rb") as file:
-        read_node_config(tomllib.load(file))
+        read_node_config(tomllib.load(file)).check_deployed()
 except (ConfigError, tomllib.TOMLDecodeError) as error:
     sys.exit(f"supernode.sh: {sys.argv[1]}: {error}")
 PYTHON
 
-exec flower-supernode --superlink "$superlink" --root-certificates "$ca" --auth-supernode-private-key "$key" \
-  --port "$port" --node-config "$config"
+export FLWR_TELEMETRY_ENABLED=${FLWR_TELEMETRY_ENABLED:-0}
+# Any user of this machine reaches the port; without the secret none is given a task of this site.
+. "$(dirname "$0")/superexec.sh"
+start_superexec "127.0.0.1:$port" --insecure
+
+exec flower-supernode --isolation process --superexec-auth-secret-file "$secret" --superlink "$superlink" --root-certificates "$ca" --auth-supernode-private-key "$key" \
+  --port "$port" --node-config "$config" ${trusted:+--trusted-entities "$trusted"}

@@ -44,18 +44,19 @@ def own_code() -> frozenset[str]:
     return frozenset(target for file in files for _, target in named_code(read_yaml(file)))
 
 
-def refuse_code(settings: Any, whose: str, remedy: str) -> None:
+def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str] = ()) -> None:
     """Check that settings name no code but this program's own.
 
     Args:
         settings: nested dictionaries.
         whose: the settings' owner, at the start of the message.
         remedy: what to do where the code is trusted.
+        allowed: import paths that are trusted.
 
     Raises:
         ForeignCodeError: names every import path, and `remedy`.
     """
-    foreign = [f"{key}={target}" for key, target in named_code(settings) if target not in own_code()]
+    foreign = [f"{key}={target}" for key, target in named_code(settings) if target not in own_code() | {*allowed}]
     if foreign:
         raise ForeignCodeError(f"{whose} would run code that is not this program's: {', '.join(foreign)}; {remedy}")
 

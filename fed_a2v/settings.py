@@ -6,6 +6,7 @@ them; they travel to the sites as JSON.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -327,7 +328,9 @@ class ShareSettings(Section):
     )
     prototypes: Count = Field(description="group means per class at most")
     min_clips: Count = Field(description="clips behind each mean at least")
-    variance: bool = Field(description="send the variance within each group")
+    variance: Literal["groups", "class", "none"] = Field(
+        description="within groups: send each group's own, one for all groups of a class, or none"
+    )
     dtype: Literal["float16", "float32"] = Field(description="type of the arrays on the wire")
 
 
@@ -349,6 +352,11 @@ class AggregationSettings(Section):
         description="share of the clips, in all and of a class, that one site may count for; 1: no limit. The log and "
         "`aggregation/capped_sites`, `bank/capped_sites` say where it cuts"
     )
+    max_scale: Annotated[float, Field(gt=1.0)] | None = Field(
+        description="a reply is refused whose adapters are so many times as large as those it was sent, or whose "
+        "prototypes, deviations or mean outputs are so many times off the median site's (of three at least); null: "
+        "no limit"
+    )
     min_replies: Count = Field(description="good replies that a round needs")
     if_too_few: Literal["skip", "repeat"] = Field(
         description="too few good replies: skip the round, keeping the old adapters, or ask the sites again"
@@ -357,6 +365,11 @@ class AggregationSettings(Section):
         description="rounds in a row that may be skipped, or times that one is repeated; then the run ends"
     )
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
+
+    @property
+    def scale_limit(self) -> float:
+        """`max_scale`, infinite where there is none."""
+        return math.inf if self.max_scale is None else self.max_scale
 
 
 class BankSettings(Section):
@@ -445,6 +458,10 @@ class FederationSettings(Section):
     min_nodes: Count = Field(description="nodes to wait for before the start")
     sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
     evaluate_before: bool = Field(description="also evaluate the average before the server step")
+    bind_names: bool = Field(
+        description="deployed, partition=own: the name of a site belongs to the node that gave it first, which Flower "
+        "knows by its registered key; false where nodes have no keys, and another number each time they connect"
+    )
 
     @property
     def site_seconds(self) -> float:

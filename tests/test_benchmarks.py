@@ -72,7 +72,8 @@ def made_up_rows(generators, table, accuracies):
 def test_every_run_of_the_standard_has_valid_settings_of_its_own(generators):
     tables = generators.standard()
     cases = list(dict.fromkeys(generators.cases(tables.values(), PAIRS)))
-    assert len(cases) == 12 * sum(len(table.methods) for table in tables.values())
+    # Two tables of one federation have runs in common.
+    assert len(cases) == 12 * len({(table[:3], method) for table in tables.values() for method in table.methods})
     for case in cases[: len(cases) // 12]:
         settings = compose_settings(generators.overrides(case))
         assert (settings.dataset.test_fold, settings.seed) == (case.fold, case.seed)

@@ -5,6 +5,7 @@ Shapes: B clips, S audio tokens of width Da; T prompt tokens of width D.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,18 @@ class PromptAdapter(nn.Module):
         out: Tensor = self.output(self.output_norm(mixed)) * self.scale + self.centre
         return out
 
+    @torch.no_grad()
+    def reach(self) -> float:
+        """No output, flattened, is farther than this from the centre, whatever the input.
+
+        A layer norm gives vectors of length sqrt(width) at most, and a matrix lengthens none by more than its largest
+        singular value.
+        """
+        norm, output = self.output_norm, self.output
+        longest = math.sqrt(len(norm.weight)) * norm.weight.abs().max() + norm.bias.norm()
+        token = torch.linalg.matrix_norm(output.weight, 2) * longest + output.bias.norm()
+        return float(token * self.scale) * math.sqrt(len(self.token_embedding))
+
 
 class BilinearAdapter(nn.Module):
     """Audio to a prompt by one matrix that is solved for, not trained; for classes that nobody has recorded.
@@ -117,6 +130,10 @@ class BilinearAdapter(nn.Module):
         rows = F.normalize((audio.mean(dim=1) - self.mean) / self.std, dim=1)
         out: Tensor = F.normalize(rows @ self.weight, dim=1) * self.length
         return out.view(-1, *self.centre.shape) + self.centre
+
+    def reach(self) -> float:
+        """See `PromptAdapter`: every output has this distance from the centre, but for rounding."""
+        return float(self.length)
 
     @torch.no_grad()
     def take(self, weight: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -185,6 +202,11 @@ class Adapters(nn.Module):
     def clip_weights(self) -> list[Tensor]:
         """The weights of the CLIP side, which are the first of `weights()`."""
         return [parameter.detach() for parameter in self.clip.parameters()]
+
+    def reach(self) -> dict[str, float]:
+        """The largest distance of an output from the prompts' centre, by `clip` and, where there is one, `t5`."""
+        sides = {"clip": self.clip, "t5": self.t5}
+        return {kind: side.reach() for kind, side in sides.items() if side is not None}
 
     def load_weights(self, weights: Sequence[Tensor]) -> None:
         """Take over `weights`, given in the order of `weights()`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Prompts, PromptSet, prompt_centre
+
+# The terms of the adapters' loss.
+TERMS = ("mse", "cosine", "contrastive")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,22 @@ class AdapterLoss:
             kind: self._weighted(self._terms(prompts, getattr(outputs, kind), labels, None))
             for kind, prompts in self.parts.items()
         }
+
+    def highest(self, reach: Mapping[str, float]) -> dict[str, float]:
+        """The largest loss that a row can have by `clip` and `t5`, whatever its class.
+
+        Args:
+            reach: the largest distance of an output from the prompts' centre, by the same.
+        """
+        weights, found = self.weights, {}
+        for kind, prompts in self.parts.items():
+            classes, size = prompts.centred.shape
+            longest = float(prompts.centred.norm(dim=1).max())
+            mse = (reach[kind] + longest) ** 2 / size / float(prompts.variance)
+            # Between the cosines -1 and 1; a cross-entropy is at most the spread of the logits and ln C.
+            contrastive = 2 / weights.temperature + math.log(classes)
+            found[kind] = weights.mse * mse + weights.cosine * 2 + weights.contrastive * contrastive
+        return found
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = self.weights

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
+
+# Of the clips within a group, as a site tells it: that of each group, one for a class, or none.
+Variance = Literal["groups", "class", "none"]
 
 
 def share_class(
@@ -17,7 +21,7 @@ def share_class(
     kind: Literal["prototypes", "mean", "samples"],
     prototypes: int = 8,
     min_clips: int = 3,
-    variance: bool = True,
+    variance: Variance = "groups",
 ) -> ClassPrompts | None:
     """What a site says about one class.
 
@@ -27,22 +31,41 @@ def share_class(
         kind: `prototypes`: means of groups of similar clips; `mean`: one mean; `samples`: every clip itself.
         prototypes: groups at most.
         min_clips: clips behind each mean at least; with too few for two groups there is one mean.
-        variance: also give the variance within each group, else zeros.
+        variance: within groups: `groups` gives each its own, `class` all groups of the class the mean over its clips,
+            `none` zeros. Three clips' mean and variance tell whether a given clip is one of them.
 
     Returns:
         The prompts without adapter outputs, or None where there are fewer than `min_clips` clips.
     """
+    groups = clip_groups(embeddings, kind, prototypes, min_clips)
+    return share_groups(name, embeddings, groups, variance) if groups else None
+
+
+def clip_groups(
+    embeddings: Tensor, kind: Literal["prototypes", "mean", "samples"], prototypes: int = 8, min_clips: int = 3
+) -> list[Tensor]:
+    """The rows of `embeddings` that are averaged together, a group a mean; none where there are too few.
+
+    The arguments are those of `share_class`.
+    """
     if kind == "samples":
-        groups = list(torch.arange(len(embeddings)).split(1))
-    elif len(embeddings) < min_clips:
-        return None
-    else:
-        number = 1 if kind == "mean" else max(1, min(prototypes, len(embeddings) // min_clips))
-        groups = similar_groups(embeddings.flatten(1), number)
+        return list(torch.arange(len(embeddings)).split(1))
+    if len(embeddings) < min_clips:
+        return []
+    number = 1 if kind == "mean" else max(1, min(prototypes, len(embeddings) // min_clips))
+    return similar_groups(embeddings.flatten(1), number)
+
+
+def share_groups(
+    name: str, embeddings: Tensor, groups: Sequence[Tensor], variance: Variance = "groups"
+) -> ClassPrompts:
+    """What a site says about one class whose clips are in these `groups`, one at least; see `share_class`."""
     means = torch.stack([embeddings[group].mean(dim=0) for group in groups])
     spread = torch.stack([embeddings[group].var(dim=0, correction=0) for group in groups])
     counts = torch.tensor([len(group) for group in groups])
-    audio = AudioPrototypes(means, counts, spread if variance else torch.zeros_like(spread))
+    if variance == "class":
+        spread = (counts[:, None, None] * spread).sum(dim=0, keepdim=True).div(counts.sum()).expand_as(spread)
+    audio = AudioPrototypes(means, counts, torch.zeros_like(spread) if variance == "none" else spread.contiguous())
     return ClassPrompts(name, len(embeddings), audio)
 
 

@@ -41,10 +41,11 @@ logger = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """n clips: embeddings (n, S, Da) float32, and labels (n,) int64, positions in a list of class names."""
+    """n clips: embeddings (n, S, Da) float32, labels (n,) int64, positions in a list of class names, and their keys."""
 
     embeddings: Tensor
     labels: Tensor
+    keys: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,7 +158,9 @@ def site_clips(
 
     def labelled(split: Split) -> LabelledClips:
         rows = torch.from_numpy(part.rows(split))
-        return LabelledClips(clips.embeddings[rows], clips.labels[rows])
+        return LabelledClips(
+            clips.embeddings[rows], clips.labels[rows], tuple(clips.keys[row] for row in rows.tolist())
+        )
 
     return SiteData(
         site_name(site),

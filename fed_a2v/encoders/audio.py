@@ -14,6 +14,8 @@ from fed_a2v.settings import EncoderSettings
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder
+
 FloatArray = NDArray[np.float32]
 
 
@@ -141,8 +143,32 @@ def load_encoder(settings: EncoderSettings) -> AudioEncoder:
     if settings.target is not None:
         made: AudioEncoder = make_object("encoder", settings.target, settings.arguments, ["encode"], ENCODER_NEEDS)
         return made
+    return _pretrained(settings.name)(settings)
+
+
+def known_shape(settings: EncoderSettings) -> tuple[int, int] | None:
+    """(S, Da) of an encoder, if this machine knows it: nothing is fetched, no weights are read, no user's code is run.
+
+    Of a pretrained model the configuration is enough. None where it is not on this machine, or for `encoder=custom`.
+    """
+    if settings.name == LogMelEncoder.name:
+        return LogMelEncoder.tokens, LogMelEncoder.width
+    if settings.target is not None:
+        return None
+    from fed_a2v.encoders.pretrained import ModelError, Pretrained
+
+    assert settings.model is not None
+    assert settings.tokens is not None
+    try:
+        config = Pretrained(settings.model, settings.revision, "", "encoder").read("AutoConfig", local_files_only=True)
+        return _pretrained(settings.name).shape(config, settings.tokens)
+    except (ModelError, AttributeError):  # of another kind of model
+        return None
+
+
+def _pretrained(name: str) -> type[ASTEncoder | ClapEncoder]:
     # Here, so that whoever takes log-mel needs neither torch's time nor transformers.
     from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder
 
     models: dict[str, type[ASTEncoder | ClapEncoder]] = {ASTEncoder.name: ASTEncoder, ClapEncoder.name: ClapEncoder}
-    return models[settings.name](settings)
+    return models[name]

@@ -77,6 +77,8 @@ class PretrainedEncoder(ABC):
         self.device = pick_device(str(settings.device))
         self.batch_size = settings.batch_size if self.device.type == "cuda" else 1
         self.dtype = getattr(torch, str(settings.precision))
+        assert settings.tokens is not None
+        self.tokens, self.width = self.shape(self.config, settings.tokens)
         self._warned = False
 
     @cached_property
@@ -84,6 +86,11 @@ class PretrainedEncoder(ABC):
         """The model's content or commit, and the settings that the embeddings depend on."""
         settings = self.settings
         return f"{self.name}-{self.version} {self.source.identity()} {settings.tokens} {settings.precision}"
+
+    @classmethod
+    @abstractmethod
+    def shape(cls, config: Any, tokens: str | int) -> tuple[int, int]:
+        """(S, Da) by the model's configuration and `encoder.tokens`."""
 
     @property
     @abstractmethod
@@ -146,12 +153,20 @@ class ASTEncoder(PretrainedEncoder):
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__(settings)
-        config = self.config
-        self.bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-        self.times = (config.max_length - config.patch_size) // config.time_stride + 1
-        self.width = int(config.hidden_size)
-        sizes = {"cls": 1, "mean": 1, "full": 2 + self.bands * self.times}
-        self.tokens = settings.tokens if isinstance(settings.tokens, int) else sizes[str(settings.tokens)]
+        self.bands, self.times = self.grid(self.config)
+
+    @staticmethod
+    def grid(config: Any) -> tuple[int, int]:
+        """Patches in frequency and in time."""
+        bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        return bands, (config.max_length - config.patch_size) // config.time_stride + 1
+
+    @classmethod
+    def shape(cls, config: Any, tokens: str | int) -> tuple[int, int]:
+        """See `PretrainedEncoder`."""
+        bands, times = cls.grid(config)
+        sizes = {"cls": 1, "mean": 1, "full": 2 + bands * times}
+        return tokens if isinstance(tokens, int) else sizes[tokens], int(config.hidden_size)
 
     @property
     def window(self) -> int:
@@ -198,14 +213,21 @@ class ClapEncoder(PretrainedEncoder):
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__(settings)
-        audio = self.config.audio_config
-        self.width = int(audio.projection_dim)
-        # The last stage's grid, its strips of frequency laid end to end in time.
+        self.times = self.length(self.config)
+
+    @staticmethod
+    def length(config: Any) -> int:
+        """Tokens in time: the last stage's grid, its strips of frequency laid end to end."""
+        audio = config.audio_config
         strips = audio.spec_size // audio.num_mel_bins
         stride = int(np.broadcast_to(audio.patch_stride, 2)[1])
-        self.times = int(strips * (audio.spec_size // stride // 2 ** (len(audio.depths) - 1)))
-        sizes = {"cls": 1, "mean": 1, "full": self.times}
-        self.tokens = settings.tokens if isinstance(settings.tokens, int) else sizes[str(settings.tokens)]
+        return int(strips * (audio.spec_size // stride // 2 ** (len(audio.depths) - 1)))
+
+    @classmethod
+    def shape(cls, config: Any, tokens: str | int) -> tuple[int, int]:
+        """See `PretrainedEncoder`."""
+        sizes = {"cls": 1, "mean": 1, "full": cls.length(config)}
+        return tokens if isinstance(tokens, int) else sizes[tokens], int(config.audio_config.projection_dim)
 
     @property
     def window(self) -> int:

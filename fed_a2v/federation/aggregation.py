@@ -61,6 +61,12 @@ def _believed(replies: Sequence[SiteReply], settings: AggregationSettings) -> li
     return capped([reply.num_examples for reply in replies], settings.max_site_share)
 
 
+def root_mean_square(weights: Sequence[Tensor]) -> float:
+    """Of all weights together; 0 where there are none."""
+    size = sum(weight.numel() for weight in weights)
+    return math.hypot(*(float(torch.linalg.vector_norm(weight)) for weight in weights)) / math.sqrt(max(1, size))
+
+
 def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> Sequence[Tensor]:
     """A site's weights, pulled back towards those it was sent until their distance is `limit` at most.
 

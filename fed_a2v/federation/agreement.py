@@ -27,6 +27,10 @@ PROJECTIONS = 8
 TOLERANCE = 0.05
 
 
+class OtherPromptsError(TargetsError):
+    """A site's class prompts are not the server's; the message names classes that the server has named itself."""
+
+
 def fingerprint(prompts: PromptSet) -> str:
     """Eight projections of each class prompt, as JSON: about 80 characters a class, twice that with T5."""
     sides = {"clip": prompts.clip, "t5": prompts.t5}
@@ -47,7 +51,7 @@ def check_same_prompts(prompts: PromptSet, servers: str) -> None:
         servers: what `fingerprint` gave on the server.
 
     Raises:
-        TargetsError: names the classes that differ, and what to do.
+        OtherPromptsError: names the classes that differ, and what to do.
     """
     given = json.loads(servers)
     for kind, side in (("clip", prompts.clip), ("t5", prompts.t5)):
@@ -56,7 +60,7 @@ def check_same_prompts(prompts: PromptSet, servers: str) -> None:
         mine, theirs = _projected(kind, side), torch.tensor(given[kind], dtype=torch.float64)
         distance = (mine - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12)
         if differing := [name for name, far in zip(prompts.names, distance > TOLERANCE, strict=True) if far]:
-            raise TargetsError(
+            raise OtherPromptsError(
                 f"this site's {kind.upper()} prompts of {listed(differing)} differ from the server's by "
                 f"{float(distance.max()):.0%}: give this node the server's file (targets=FILE in its node "
                 "configuration, written by `fed-a2v targets`), or the same text models, templates and captions"

@@ -71,6 +71,7 @@ class Answers:
         results: Iterable[FitResult],
         failures: Sequence[FitResult | BaseException],
         expected: Callable[[str], Expected],
+        off_scale: Callable[[list[SiteReply]], Mapping[str, str]] | None = None,
     ) -> list[SiteReply]:
         """The good replies, by site name; the row says of every site how it answered.
 
@@ -78,6 +79,7 @@ class Answers:
             results: with a reply. The arrays of those that are read are taken out: a good reply keeps them.
             failures: what Flower could not get, or a site could not do.
             expected: of a site's reply.
+            off_scale: which sites' replies are not of the others' scale, and why; None: nobody asks.
         """
         start = time.perf_counter()
         self._count_failures(failures)
@@ -91,6 +93,10 @@ class Answers:
             except BadReplyError as error:
                 refused.add(site)
                 reject(self.row, f"the reply of node {node.cid}", error)
+        for site, reason in (off_scale(list(replies.values())) if off_scale else {}).items():
+            del replies[site]
+            refused.add(site)
+            reject(self.row, f"the reply of {site}", reason)
         self._record(replies, refused)
         self.row["seconds/replies"] = self.row.get("seconds/replies", 0.0) + time.perf_counter() - start
         return list(replies.values())
@@ -103,6 +109,9 @@ class Answers:
         models: Collection[str],
         confusion: bool,
         t5: Collection[str] = (),
+        unseen: bool = False,
+        registered: Mapping[str, Mapping[str, int]] | None = None,
+        highest: Mapping[str, float] | None = None,
     ) -> dict[str, dict[str, Scores]]:
         """The good scores of each site, by its name and by model, in the order of the names.
 
@@ -113,6 +122,8 @@ class Answers:
             models: that they were asked to score.
             confusion: whether they were asked which classes were predicted.
             t5: the models of which they were sent a T5 side.
+            unseen, highest: see `decode_scores`.
+            registered: by site, the test clips of each class that it has said it has.
         """
         self._count_failures(failures)
         scores: dict[str, dict[str, Scores]] = {}
@@ -122,7 +133,17 @@ class Answers:
                 if site in scores:
                     raise BadReplyError(SECOND_REPLY)
                 scores[site] = decode_scores(
-                    result.metrics, result.num_examples, site, round_number, self.classes, models, confusion, t5
+                    result.metrics,
+                    result.num_examples,
+                    site,
+                    round_number,
+                    self.classes,
+                    models,
+                    confusion,
+                    t5,
+                    unseen,
+                    (registered or {}).get(site),
+                    highest,
                 )
             except BadReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)

@@ -1,12 +1,16 @@
-"""What kind of embeddings a site has, and which kind most clips have: adapters serve only one."""
+"""What kind of embeddings the sites have: adapters serve only one."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fed_a2v.core.shares import capped
+from fed_a2v.data.index import parts
+from fed_a2v.encoders.audio import known_shape
+from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.wire import SiteReply
+from fed_a2v.settings import Settings
 
 
 class AudioKind(NamedTuple):
@@ -31,17 +35,41 @@ def audio_kind(reply: SiteReply) -> AudioKind | None:
     return None
 
 
-def kind_of_most_clips(replies: Sequence[SiteReply], max_site_share: float) -> AudioKind | None:
-    """The kind that most of the sites' clips have; None if no site shares anything.
+def agreed_kind(replies: Sequence[SiteReply], settings: Settings) -> AudioKind | None:
+    """The kind that the adapters are to serve; None if no site shares anything.
+
+    Of the shape that the server's own encoder gives, where it knows that without fetching or loading a model: no site
+    is asked. Of what is left open the sites decide, each with one vote, whatever number of clips it claims.
 
     Args:
-        replies: of all sites.
-        max_site_share: of all clips, that a single site may count for.
+        replies: of the introduction.
+        settings: of the experiment.
+
+    Raises:
+        FederationError: no site is of the encoder's kind, or no kind is that of more than half of the sites.
     """
-    clips: dict[AudioKind, float] = {}
-    believed = capped([reply.num_examples for reply in replies], max_site_share)
-    for reply, count in zip(replies, believed, strict=True):
-        kind = audio_kind(reply)
-        if kind is not None:
-            clips[kind] = clips.get(kind, 0) + count
-    return max(sorted(clips), key=lambda kind: clips[kind], default=None)
+    kinds = Counter(kind for kind in map(audio_kind, replies) if kind is not None)
+    if not kinds:
+        return None
+    told = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
+    encodes = any(part.name != "embeddings" for part in parts(settings.dataset))
+    shape = known_shape(settings.encoder) if encodes else None
+    root = {"always": True, "never": False}.get(settings.dataset.square_root)
+    votes = Counter(
+        {kind: number for kind, number in kinds.items() if kind[:2] == (shape or kind[:2]) and root in (None, kind[2])}
+    )
+    if not votes:
+        wanted = f"encoder={settings.encoder.name}" + (f" gives {shape[0]} x {shape[1]}" if shape else "")
+        raise FederationError(
+            f"the sites' embeddings (tokens x width) are {told}, but {wanted} and dataset.square_root="
+            f"{settings.dataset.square_root}; run with the sites' own encoder, or with dataset=embeddings where they "
+            "hold files of embeddings"
+        )
+    (most, number), *_ = votes.most_common(1)
+    if 2 * number <= votes.total():
+        raise FederationError(
+            f"the sites' embeddings (tokens x width) are {told}: no kind is that of more than half of the sites; give "
+            "all the same encoder or file of embeddings, set dataset.square_root to always or never, or leave out "
+            "those that differ"
+        )
+    return most

@@ -19,18 +19,21 @@ class A2VClient(NumPyClient):
     Args:
         node_config: what only this node knows; see `NodeConfig`. It is checked when the first message comes, so that
             the server hears what is wrong with it, too.
+        deployed: the node is on a machine of its own. To it the server is a stranger: no message names a file there
+            or code to run, and no error tells what is in a file. Otherwise the server's settings are this machine's.
     """
 
-    def __init__(self, node_config: dict[str, Scalar]) -> None:
+    def __init__(self, node_config: dict[str, Scalar], deployed: bool = False) -> None:
         super().__init__()
         self.node_config = node_config
+        self.deployed = deployed
 
     def node(self) -> Node:
         """What does the work."""
         # In a deployment every message starts a process: one that asks for a name need not wait for torch.
         from fed_a2v.federation.node import Node
 
-        return Node(self.node_config)
+        return Node(self.node_config, self.deployed)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """The node's name, for federations in which every node is a site of its own."""

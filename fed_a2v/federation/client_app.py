@@ -7,11 +7,12 @@ from flwr.client import Client
 from flwr.clientapp import ClientApp
 
 from fed_a2v.federation.client import A2VClient
+from fed_a2v.federation.process import is_simulated_node
 
 
 def client_fn(context: Context) -> Client:
     """The client of one node."""
-    return A2VClient(dict(context.node_config)).to_client()
+    return A2VClient(dict(context.node_config), deployed=not is_simulated_node()).to_client()
 
 
 app = ClientApp(client_fn=client_fn)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
+
+from fed_a2v.federation.process import serves_one_message
 
 Result = TypeVar("Result")
 
@@ -19,7 +19,7 @@ class DeadlineError(TimeoutError):
     """A site's work took longer than it may."""
 
 
-def within(seconds: float, what: str, work: Callable[[], Result]) -> Result:
+def within(seconds: float, what: str, work: Callable[[], Result], key: str = "federation.site_timeout") -> Result:
     """Do some work, but wait for it no longer than so many seconds.
 
     A thread cannot be killed: work that takes longer goes on in a thread that nobody waits for, and that ends with
@@ -31,6 +31,7 @@ def within(seconds: float, what: str, work: Callable[[], Result]) -> Result:
         seconds: to wait at most.
         what: the work, in words, for the error.
         work: what is to be done.
+        key: the setting that holds `seconds`, for the error.
 
     Returns:
         What `work` returns.
@@ -49,7 +50,7 @@ def within(seconds: float, what: str, work: Callable[[], Result]) -> Result:
             errors.append(error)
 
     worker = threading.Thread(target=run, name=what, daemon=True)
-    alone = _process_of_one_message()
+    alone = serves_one_message()
     if alone:
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
     try:
@@ -60,14 +61,8 @@ def within(seconds: float, what: str, work: Callable[[], Result]) -> Result:
             faulthandler.cancel_dump_traceback_later()
     if worker.is_alive():
         raise DeadlineError(
-            f"{what} took longer than federation.site_timeout={seconds:g} s: is a disk slow, the encoder stuck, or the "
-            "cache still empty?"
+            f"{what} took longer than {key}={seconds:g} s: is a disk slow, the encoder stuck, or the cache still empty?"
         )
     if errors:
         raise errors[0]
     return outcome[0]
-
-
-def _process_of_one_message() -> bool:
-    """Whether this process was started by a SuperNode for one message."""
-    return Path(sys.argv[0]).name == "flwr-clientapp"

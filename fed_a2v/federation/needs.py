@@ -54,7 +54,7 @@ def needs(settings: Settings, step: ServerStep, audio_shape: tuple[int, int]) ->
     before = item * sum(weight.numel() for weight in step.adapters.clip_weights())
     outputs = item * own * _output(step) if settings.needs_outputs else 0
     groups = settings.share.prototypes if settings.needs_prototypes and settings.share.kind != "mean" else 1
-    rows = own * groups * (1 + settings.share.variance)
+    rows = own * (groups + {"groups": groups, "class": 1, "none": 0}[settings.share.variance])
     prototypes = item * rows * audio_shape[0] * audio_shape[1]
     up = (adapters if settings.needs_weights else 0) + outputs
     trained = 4 * sum(weight.numel() for weight in step.adapters.weights())

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable
-from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from flwr.common import Config, NDArrays, Scalar
-from pydantic import ValidationError
 
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
-from fed_a2v.federation.agreement import check_same_prompts
-from fed_a2v.federation.consent import check_consent
-from fed_a2v.federation.deadline import within
-from fed_a2v.federation.node_config import read_node_config
+from fed_a2v.encoders.pretrained import ModelError
+from fed_a2v.encoders.text import TargetsError
+from fed_a2v.federation.agreement import OtherPromptsError, check_same_prompts
+from fed_a2v.federation.consent import ConsentError, settings_here
+from fed_a2v.federation.deadline import DeadlineError, within
+from fed_a2v.federation.ledger import Ledger
+from fed_a2v.federation.memory import limit_memory
+from fed_a2v.federation.node_config import NodeConfigError, read_node_config
+from fed_a2v.federation.order import Order, OrderError, read_order
 from fed_a2v.federation.site import Site
-from fed_a2v.federation.wire import VALIDATION, decode_weights, encode_scores, pack_reply, split_arrays
-from fed_a2v.settings import DatasetSettings, Settings, targets_in_file
+from fed_a2v.federation.wire import (
+    VALIDATION,
+    BadReplyError,
+    Scores,
+    decode_weights,
+    encode_scores,
+    pack_reply,
+    split_arrays,
+)
+from fed_a2v.settings import ConfigError
+
+log = logging.getLogger("fed_a2v")
 
 Reply = TypeVar("Reply")
+
+# Errors that go to the server as they are: made of its own message, of keys, and of the node's limits.
+TOLD = (BadReplyError, ConsentError, DeadlineError, NodeConfigError, OrderError, OtherPromptsError)
+# Of others, which may quote a file, the server learns what they are about.
+ABOUT = {
+    DataError: "its data cannot be used",
+    ModelError: "its models cannot be used",
+    TargetsError: "its class prompts cannot be used",
+    ConfigError: "its configuration and the run's do not go together",
+    MemoryError: "its memory does not suffice",
+    OSError: "a file cannot be read or written",
+}
+
+
+class SiteError(RuntimeError):
+    """A site cannot do what it was asked; of the reason, the server learns no more than what it is about."""
 
 
 class Node:
@@ -32,25 +62,31 @@ class Node:
 
     Args:
         node_config: see `A2VClient`.
+        deployed: see `A2VClient`.
 
     Raises:
-        ConfigError: a key or a value in it is wrong.
+        NodeConfigError: a key or a value in it is wrong, or one is missing that a deployed node needs.
     """
 
-    def __init__(self, node_config: dict[str, Scalar]) -> None:
+    def __init__(self, node_config: dict[str, Scalar], deployed: bool = False) -> None:
         self.node_config = read_node_config(node_config)
+        self.deployed = deployed
+        if deployed:
+            self.node_config.check_deployed()
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Introduce the site, or train the adapters in `parameters` on its clips.
 
         Raises:
-            DeadlineError: it takes longer than `federation.site_timeout`.
-            DataError: the site has no usable clips.
-            TargetsError: its class prompts are missing, or are not the server's.
-            ConsentError: the run asks for averages of fewer clips than its owner allows.
+            OrderError: the message is not what it should be.
+            BadReplyError: the arrays in it are not.
+            ConsentError: the run asks for more than the site's owner allows.
+            DeadlineError: it takes longer than `federation.site_timeout`, or than the owner allows.
+            SiteError: deployed: it cannot be done; the cause is in the node's own log. Elsewhere the cause itself is
+                raised: `DataError`, `TargetsError`, ...
         """
-        task = "introduction" if config["task"] == "introduce" else "training"
-        return self._in_time(config, task, lambda: self._fit(parameters, config))
+        order = read_order(config, "introduce", "train")
+        return self._in_time(order, lambda: self._fit(parameters, order))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
         """Score the models in `parameters` on the site's test clips, the last also on those for validation.
@@ -60,84 +96,84 @@ class Node:
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
         the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
         """
-        return self._in_time(config, "evaluation", lambda: self._evaluate(parameters, config))
+        order = read_order(config, "evaluate")
+        return self._in_time(order, lambda: self._evaluate(parameters, order))
 
-    def _fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        site = self._site(config)
-        round_number = int(config["round"])
-        if config["task"] == "introduce":
-            reply = site.introduce(round_number)
+    def _fit(self, parameters: NDArrays, order: Order) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        site = self._site(order)
+        if order.task == "introduce":
+            reply = site.introduce(order.round)
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _arrays_of(adapters)))
-            reply = site.train(round_number, adapters, str(config["held"]))
+            reply = site.train(order.round, adapters, order.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
 
-    def _evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        site = self._site(config)
-        asked = json.loads(str(config["models"]))
-        names = [name for name in asked if name != VALIDATION]
+    def _evaluate(self, parameters: NDArrays, order: Order) -> tuple[float, int, dict[str, Scalar]]:
+        site = self._site(order)
+        names = [name for name in order.models if name != VALIDATION]
         adapters = site.new_adapters()
         size = _arrays_of(adapters)
         arrays = split_arrays(parameters, 2 * size)
         earlier, last = arrays[:-size], arrays[-size:]
         # Of the adapters before the server step the CLIP side has come; the rest are the last model's.
         models = {names[0]: earlier + last[len(earlier) :], names[-1]: last}
-        calibration, confusion = float(config.get("calibration", 0.0)), bool(config.get("confusion", False))
-        scores = {}
+        scores: dict[str, Scores] = {}
         for name, model in models.items():
             _load(adapters, model)
             is_last = name == names[-1]
-            scores[name] = site.evaluate(adapters, calibration, confusion and is_last, t5=is_last)
-        if VALIDATION in asked:
+            scores[name] = site.evaluate(adapters, order.calibration, order.confusion and is_last, t5=is_last)
+        if VALIDATION in order.models:
             scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
-        metrics = encode_scores(site.name, int(config["round"]), scores)
+        metrics = encode_scores(site.name, order.round, scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
 
-    def _site(self, config: Config) -> Site:
-        settings, own = _settings(str(config["settings"])), self.node_config
-        check_consent(settings.share, own.min_clips or 0)
-        if own.device:
-            settings = settings.model_copy(update={"device": own.device})
-        if own.dataset:
-            settings = settings.model_copy(update={"dataset": _of_kind(settings.dataset, own.dataset)})
-        if own.targets:
-            settings = settings.model_copy(update={"targets": targets_in_file(own.targets)})
+    def _site(self, order: Order) -> Site:
+        own = self.node_config
+        settings = settings_here(order.settings, own, self.deployed)
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
-            json.loads(str(config["classes"])),
-            int(config["number"]),
+            order.classes,
+            order.number,
             own.data_dir or None,
-            own.cache_dir or None,
-            self._site_name(config),
+            name=self._site_name(order),
+            least=own.min_clips or 0,
         )
-        check_same_prompts(site.prompts, str(config["prompts"]))
+        check_same_prompts(site.prompts, order.prompts)
+        if own.ledger:
+            Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(order.task))
         return site
 
-    def _site_name(self, config: Config) -> str:
+    def _site_name(self, order: Order) -> str:
         """What the server calls the site; where every node is a site of its own, what its operator calls it."""
-        own = self.node_config.name if _settings(str(config["settings"])).partition.kind == "own" else None
-        return str(config["site"]) if own is None else f"site-{own}"
+        own = self.node_config.name if order.settings.partition.kind == "own" else None
+        return order.site if own is None else f"site-{own}"
 
-    def _in_time(self, config: Config, task: str, work: Callable[[], Reply]) -> Reply:
-        seconds = _settings(str(config["settings"])).federation.site_seconds
-        return within(seconds, f"the {task} of {self._site_name(config)}", work)
+    def _in_time(self, order: Order, work: Callable[[], Reply]) -> Reply:
+        """The work's result, if it comes in time; its errors as the server may learn them."""
+        seconds = order.settings.federation.site_seconds
+        key, own = "federation.site_timeout", self.node_config
+        if own.max_seconds is not None and own.max_seconds < seconds:
+            key, seconds = "max-seconds", own.max_seconds
+        try:
+            with limit_memory(own.max_memory):
+                return within(seconds, f"the task {order.task} of {self._site_name(order)}", work, key)
+        except TOLD:
+            raise
+        except Exception as error:
+            if not self.deployed:
+                raise
+            raise SiteError(_about(error)) from error
 
 
-@lru_cache(maxsize=4)
-def _settings(text: str) -> Settings:
-    return Settings.model_validate_json(text)
-
-
-def _of_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:
-    """The settings for another kind of data set, which this node has."""
-    try:
-        return DatasetSettings.model_validate(dataset.model_dump() | {"name": kind})
-    except ValidationError as error:
-        raise DataError(f"dataset={kind} in this node's configuration: {error.errors()[0]['msg']}") from error
+def _about(error: Exception) -> str:
+    """What an error is about, in a line without any of its text."""
+    kinds = ABOUT | ({RuntimeError: ABOUT[MemoryError]} if "memory" in str(error) else {})
+    about = next((words for kind, words in kinds.items() if isinstance(error, kind)), "it cannot do this")
+    return f"{about} ({type(error).__name__}); the log of this site's SuperNode says why"
 
 
 def _arrays_of(adapters: Adapters) -> int:

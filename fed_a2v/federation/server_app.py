@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from flwr.serverapp import ServerApp
 from rich.console import Console
 
 from fed_a2v.config import compose_settings
+from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.run import Run
 
 
@@ -24,7 +24,7 @@ def server_fn(context: Context) -> ServerAppComponents:
 
     Without `output-dir` the run goes to outputs/flwr/RUN_ID under the folder in which the SuperLink was started.
     """
-    if Path(sys.argv[0]).name == "flwr-serverapp":
+    if is_deployed_server():
         _end_with_parent()
     settings = compose_settings(str(context.run_config["overrides"]))
     output = str(context.run_config["output-dir"])

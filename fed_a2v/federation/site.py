@@ -7,9 +7,9 @@ caches that can be rebuilt.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.core.prompts import ClassPrompts, PooledMoments
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
+from fed_a2v.core.sharing import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips
+from fed_a2v.federation.consent import of_enough_clips
 from fed_a2v.federation.task import (
     adapter_loss,
     more_steps,
@@ -47,8 +48,8 @@ class Site:
         classes: names of all classes, in the server's order.
         number: of the site in the experiment's partition; ignored where every node has its own folder.
         data_dir: folder of the site's own data, where it differs from the settings'.
-        local_cache: folder of the site's embedding cache, where it differs from the settings'.
         name: of the site, where it is not the partition's.
+        least: clips of a class, by its owner's word; of classes with fewer nothing is used.
     """
 
     def __init__(
@@ -57,14 +58,15 @@ class Site:
         classes: Sequence[str],
         number: int = 0,
         data_dir: str | None = None,
-        local_cache: str | None = None,
         name: str | None = None,
+        least: int = 0,
     ) -> None:
         self.settings = settings
         self.classes = tuple(classes)
         self.device = torch.device(settings.device)
-        folder = Path(local_cache) if local_cache else cache_dir(settings)
-        self.data: SiteData = site_clips(settings, number, data_dir, folder, self.classes)
+        folder = cache_dir(settings)
+        data = site_clips(settings, number, data_dir, folder, self.classes)
+        self.data: SiteData = of_enough_clips(data, least) if least else data
         self.name = name or self.data.name
         self.prompts = prompt_set(settings, self.classes, folder)
         self.unseen = unseen_mask(settings, self.classes)
@@ -180,20 +182,36 @@ class Site:
         return new_adapters(self.settings, self.prompts, self.data.train.embeddings.shape[-1])
 
     def _prototypes(self) -> list[ClassPrompts]:
-        share = self.settings.share
-        kind = share.kind if self.settings.needs_prototypes else "mean"
-        shared = [
-            share_class(
-                self.classes[label],
-                self.data.train.embeddings[self.data.train.labels == label],
-                kind,
-                share.prototypes,
-                share.min_clips,
-                share.variance,
-            )
-            for label in self.data.train.labels.unique().tolist()
+        train, variance = self.data.train, self.settings.share.variance
+        return [
+            share_groups(self.classes[label], train.embeddings[train.labels == label], groups, variance)
+            for label, groups in self._groups.items()
+            if groups
         ]
-        return [prompt for prompt in shared if prompt is not None]
+
+    @cached_property
+    def _groups(self) -> dict[int, list[Tensor]]:
+        """By label, the rows of the class's training clips that are averaged together."""
+        share, train = self.settings.share, self.data.train
+        kind = share.kind if self.settings.needs_prototypes else "mean"
+        return {
+            label: clip_groups(train.embeddings[train.labels == label], kind, share.prototypes, share.min_clips)
+            for label in train.labels.unique().tolist()
+        }
+
+    def averaged(self, task: Task | Literal["evaluate"]) -> Iterator[frozenset[str]]:
+        """The keys of the clips behind each average, and each sum, that the answer to a task is made of."""
+        if task == "evaluate":
+            for clips in (self.data.test, self.data.validation):
+                yield from (_keys(clips, clips.labels == label) for label in clips.labels.unique())
+            return
+        train = self.data.train
+        for label, groups in self._groups.items():
+            rows = (train.labels == label).nonzero().flatten()
+            yield _keys(train, rows)
+            yield from (_keys(train, rows[group]) for group in groups)
+        if not any(self._groups.values()):  # then all its clips are averaged over
+            yield frozenset(train.keys)
 
     def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
         clip, t5 = outputs.get(self.classes.index(prompt.name), (None, None))
@@ -224,3 +242,9 @@ class Site:
             test_clips=self._counts(self.data.test.labels),
             moments=moments,
         )
+
+
+def _keys(clips: LabelledClips, rows: Tensor) -> frozenset[str]:
+    """The keys of the clips in these rows, given by number or by a mask."""
+    numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+    return frozenset(clips.keys[row] for row in numbers.tolist())

@@ -18,17 +18,20 @@ from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
 
 from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.server_step import ServerStep, SiteUpdate
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.aggregation import aggregate, cut_shares
+from fed_a2v.federation.aggregation import aggregate, cut_shares, root_mean_square
 from fed_a2v.federation.agreement import fingerprint
 from fed_a2v.federation.answers import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
-from fed_a2v.federation.audio_kind import audio_kind, kind_of_most_clips
+from fed_a2v.federation.audio_kind import agreed_kind, audio_kind
 from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.participants import Nodes, active_sites, sampled_sites
+from fed_a2v.federation.process import is_deployed_server
+from fed_a2v.federation.scale import off_scale
 from fed_a2v.federation.task import site_steps
 from fed_a2v.federation.wire import (
     VALIDATION,
@@ -107,7 +110,7 @@ class FedA2V(Strategy):
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
-        self._nodes = Nodes(settings)
+        self._nodes = Nodes(settings, bound=settings.federation.bind_names and is_deployed_server())
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
@@ -124,6 +127,8 @@ class FedA2V(Strategy):
         # What the introduction cost, put into the row of the first round.
         self._introduction: dict[str, Any] = {}
         self._before: NDArrays = []
+        # How far from the prompts' centre an output of the scored models can be: it limits what sites may call losses.
+        self._reach: dict[str, float] = {}
         self._clock = 0.0
         if state is not None:
             self._restore(state)
@@ -177,7 +182,7 @@ class FedA2V(Strategy):
             replies = [replace(reply, weights=[]) for reply in replies]
             return_free_memory()
         row["seconds/aggregation"] = time.perf_counter() - start
-        self._before = self._clip_side()
+        self._note_before()
         row |= _mean_losses(replies)
         # Replaced by the server step where it takes any.
         row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
@@ -201,6 +206,8 @@ class FedA2V(Strategy):
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "evaluate")
         after = self._weights()
+        reach = self._step().adapters.reach()
+        self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
         arrays = self._before + after if "before" in self._models else after
         packed = _joined(arrays)
         wanted: dict[str, Scalar] = {
@@ -208,7 +215,8 @@ class FedA2V(Strategy):
             "calibration": self._step().calibration,
             "confusion": self._is_last(round_number),
         }
-        sites = self._nodes.assign(client_manager, range(self.settings.partition.sites))
+        # Who has not said its name when the round began is not waited for once more.
+        sites = self._nodes.assign(client_manager, range(self.settings.partition.sites), ask=False)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **wanted)))
@@ -232,6 +240,9 @@ class FedA2V(Strategy):
             self._models,
             self._is_last(round_number),
             () if self.prompts.t5 is None else ("after",),
+            bool(self._step().settings.unseen),
+            self._test_clips,
+            self._step().loss.highest(self._reach),
         )
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
@@ -291,22 +302,25 @@ class FedA2V(Strategy):
         return told
 
     def _agreeing(self, replies: list[SiteReply], row: dict[str, Any]) -> list[SiteReply]:
-        """The sites whose embeddings have the shape and scale of most clips; the rest is turned away."""
-        most = kind_of_most_clips(replies, self.settings.aggregation.max_site_share)
-        if most is None:
+        """The sites whose embeddings are of the kind that the adapters are to serve; the rest is turned away."""
+        agreed = agreed_kind(replies, self.settings)
+        if agreed is None:
             if replies:
                 few = f"no site has share.min_clips={self.settings.share.min_clips} clips, of one class or in all"
                 row["rejections"].append(few)
             return []
-        self.audio_shape, self.square_root = (most.tokens, most.width), most.square_root
+        self.audio_shape, self.square_root = (agreed.tokens, agreed.width), agreed.square_root
         agreeing = []
         for reply in replies:
             kind = audio_kind(reply)
-            if kind in (most, None):
+            if kind in (agreed, None):
                 agreeing.append(reply)
             else:
-                reject(row, reply.site, f"its embeddings are {kind}, most are {most}")
-        return agreeing
+                reject(row, reply.site, f"its embeddings are {kind}, the federation's {agreed}")
+        off = self._off_scale(agreeing)
+        for site, reason in off.items():
+            reject(row, site, reason)
+        return [reply for reply in agreeing if reply.site not in off]
 
     # Classes that no site shares
 
@@ -359,7 +373,7 @@ class FedA2V(Strategy):
     def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
         """The messages that ask the sites of a round to train the global adapters."""
         arrays = self._weights()
-        self._before = self._clip_side()
+        self._note_before()
         parameters = _joined(arrays)
         held = self._step().bank.fingerprints
         sites = self._nodes.assign(manager, sampled_sites(self.settings, round_number))
@@ -387,8 +401,12 @@ class FedA2V(Strategy):
         weights = encode_weights(adapters.weights(), self.settings.share.dtype)
         return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
 
+    def _note_before(self) -> None:
+        """Keep what an evaluation of the adapters before the server step needs."""
+        self._before = self._clip_side()
+        self._reach = self._step().adapters.reach()
+
     def _clip_side(self) -> NDArrays:
-        """The weights that an evaluation before the server step needs."""
         return encode_weights(self._step().adapters.clip_weights(), self.settings.share.dtype)
 
     # What they answer
@@ -403,26 +421,40 @@ class FedA2V(Strategy):
     ) -> list[SiteReply]:
         """The replies that pass every check, by site name."""
         answers = Answers(self.classes, self._nodes.assigned, row)
-        replies = answers.replies(results, failures, lambda site: self._expected(site, round_number, task))
+        replies = answers.replies(
+            results,
+            failures,
+            lambda site: self._expected(site, round_number, task),
+            self._off_scale if task == "train" else None,  # else the kinds of embeddings are sorted out first
+        )
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
         return replies
 
+    def _off_scale(self, replies: Sequence[SiteReply]) -> dict[str, str]:
+        """The sites whose reply is not of the others' scale, each with the reason."""
+        return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
+
     def _expected(self, site: str, round_number: int, task: Task) -> Expected:
-        step = self.step
-        prompts = self.prompts
+        step, settings = self.step, self.settings
+        prompts, share = self.prompts, settings.share
+        weights = step.adapters.weights() if step is not None and settings.needs_weights else []
+        kind = share.kind if settings.needs_prototypes else "mean"
         return Expected(
             site=site,
             round_number=round_number,
             task=task,
-            weight_shapes=[tuple(weight.shape) for weight in step.adapters.weights()]
-            if step is not None and self.settings.needs_weights
-            else [],
+            weight_shapes=[tuple(weight.shape) for weight in weights],
+            max_weight_rms=settings.aggregation.scale_limit * root_mean_square(weights),
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
             prototypes=task == "introduce" or self.settings.needs_prototypes,
+            groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
+            min_clips=1 if kind == "samples" else share.min_clips,
+            variances=share.variance,
+            losses=() if settings.adapters.closed_form else ("loss", *TERMS),
             outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
@@ -527,6 +559,7 @@ class FedA2V(Strategy):
             "square_root": self.square_root,
             "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
             "unshared": list(self._unshared),
+            "names": self._nodes.state_dict(),
             "step": self._step().state_dict(),
         }
 
@@ -536,6 +569,7 @@ class FedA2V(Strategy):
         self.square_root = state["square_root"]
         self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
         self._unshared = tuple(state["unshared"])
+        self._nodes.load_state_dict(state.get("names", {}))
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(state["step"])
 

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Prompts, PromptSet
+from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
 from tests.core.conftest import World, draws
 from tests.refusals import refused
@@ -39,6 +39,31 @@ def test_each_part_is_what_its_formula_says():
     assert parts["cosine"] == pytest.approx(float(1 - F.cosine_similarity(got, wanted[labels]).mean()))
     logits = F.cosine_similarity(got.unsqueeze(1), wanted.unsqueeze(0), dim=-1) / 0.5
     assert parts["contrastive"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("closed_form", [False, True])
+@pytest.mark.parametrize("enlarged", [1.0, 30.0])
+def test_no_input_and_no_class_has_a_loss_beyond_the_highest(closed_form, enlarged):
+    prompts = World().prompts(t5=None if closed_form else (3, 10))
+    adapters = Adapters(48, prompts, 8, closed_form)
+    adapters.load_weights([enlarged * torch.randn_like(weight) for weight in adapters.weights()])
+    loss = AdapterLoss(prompts, AdapterLossWeights(mse=0.5, cosine=2.0, contrastive=3.0))
+    highest = loss.highest(adapters.reach())
+    outputs = adapters(torch.randn(500, 2, 48) * torch.logspace(-3, 6, 500)[:, None, None])
+    assert highest.keys() == loss.parts.keys()
+    for row in range(500):
+        one = Prompts(outputs.clip[row : row + 1], None if outputs.t5 is None else outputs.t5[row : row + 1])
+        for kind, value in loss.sides(one, torch.tensor([row % 10])).items():
+            assert 0 <= value <= highest[kind]
+
+
+def test_the_highest_loss_is_reached_by_the_worst_output():
+    prompts = PromptSet(("a", "b"), torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]), None)
+    loss = AdapterLoss(prompts, AdapterLossWeights(temperature=2.0))
+    worst = loss.sides(Prompts(torch.tensor([[[-3.0, 0.0]]]), None), torch.tensor([0]))["clip"]
+    # (3 + 1)^2 / 2 over a variance of 1/2; 1 - -1; ln(1 + e) for the logits -1/2 and 1/2, within 1 + ln 2.
+    assert float(worst) == pytest.approx(16 + 2 + math.log(1 + math.e))
+    assert loss.highest({"clip": 3.0})["clip"] == pytest.approx(16 + 2 + 1 + math.log(2))
 
 
 def test_an_output_at_the_centre_of_crowded_prompts_is_not_rewarded():

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.core.names import clean_name
+from fed_a2v.core.names import clean_name, plain_name
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize("name", ["Crying_Baby", "crying-baby", " crying  baby ", "crying_-baby"])
@@ -13,3 +14,44 @@ def test_spelling_does_not_make_another_class(name):
 @given(st.text())
 def test_cleaning_twice_changes_nothing(name):
     assert clean_name(clean_name(name)) == clean_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (" north ", "north"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("\uff4eorth 2", "north 2"),
+        ("\u5317\u306e\u30e9\u30dc", "\u5317\u306e\u30e9\u30dc"),
+        ("\u0441\u0435\u0432\u0435\u0440", "\u0441\u0435\u0432\u0435\u0440"),
+    ],
+)
+def test_one_name_has_one_spelling(text, name):
+    assert plain_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "name"),
+        ("  ", "name"),
+        ("n\u043erth", "Cyrillic and Latin"),
+        ("\u0391lpha", "Greek and Latin"),
+        ("north\u200b", "U+200B"),
+        ("north\x1b[31m", "U+001B"),
+        ("nor\nth", "U+000A"),
+        ("\u202ehtron", "U+202E"),
+    ],
+)
+def test_a_name_that_deceives_the_eye_is_refused(text, named):
+    with refused(ValueError, named):
+        plain_name(text)
+
+
+@given(st.text())
+def test_a_plain_name_is_plain(text):
+    try:
+        name = plain_name(text)
+    except ValueError:
+        return
+    assert plain_name(name) == name

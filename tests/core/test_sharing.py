@@ -65,17 +65,27 @@ def test_prototypes_are_group_means_with_their_count_and_population_variance():
         torch.testing.assert_close(shared.audio.variances[k], embeddings[group].var(0, correction=0))
 
 
-def test_prototypes_restore_mean_and_variance_of_all_clips():
+@pytest.mark.parametrize("variance", ["groups", "class"])
+def test_prototypes_restore_mean_and_variance_of_all_clips(variance):
     embeddings = clips(26)
-    means, counts, variances = vars(share_class("dog", embeddings, "prototypes").audio).values()
+    means, counts, variances = vars(share_class("dog", embeddings, "prototypes", variance=variance).audio).values()
     weight = (counts / counts.sum())[:, None, None]
     mean = (weight * means).sum(0)
     torch.testing.assert_close(mean, embeddings.mean(0))
     torch.testing.assert_close((weight * (variances + (means - mean) ** 2)).sum(0), embeddings.var(0, correction=0))
 
 
+def test_one_variance_for_a_class_is_the_mean_within_its_groups():
+    groups = share_class("dog", clips(26), "prototypes").audio
+    one = share_class("dog", clips(26), "prototypes", variance="class").audio
+    assert torch.equal(one.means, groups.means)
+    assert (one.variances == one.variances[:1]).all()
+    weight = (groups.counts / groups.counts.sum())[:, None, None]
+    torch.testing.assert_close(one.variances[0], (weight * groups.variances).sum(0))
+
+
 def test_the_variance_stays_at_home_where_it_is_not_wanted():
-    shared = share_class("dog", clips(24), "prototypes", variance=False)
+    shared = share_class("dog", clips(24), "prototypes", variance="none")
     assert not shared.audio.variances.any()
     assert shared.audio.variances.shape == (8, 2, 6)
 

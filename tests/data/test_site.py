@@ -191,8 +191,8 @@ def test_the_sites_share_the_data_without_overlap(esc50):
 
 def test_the_fingerprint_follows_the_training_clips():
     def data(value, label, classes=("cat", "dog"), tested=0.0):
-        train = LabelledClips(torch.full((1, 1, 2), value), torch.tensor([label]))
-        test = LabelledClips(torch.full((1, 1, 2), tested), torch.tensor([0]))
+        train = LabelledClips(torch.full((1, 1, 2), value), torch.tensor([label]), ("a",))
+        test = LabelledClips(torch.full((1, 1, 2), tested), torch.tensor([0]), ("b",))
         return SiteData("site-000", classes, train, test, test, square_root=False, skipped=0).fingerprint
 
     assert len({data(0.0, 0), data(1.0, 0), data(0.0, 1), data(0.0, 0, ("owl", "dog"))}) == 4

@@ -35,30 +35,30 @@ def go_wrong(kind):
 class FaultyNode(Node):
     """A node that looks for its fault before it works."""
 
-    def _fault(self, config):
+    def _fault(self, order):
         """The file of this task's fault, and its kind."""
-        file = Path(self.node_config.data_dir).with_name("faults") / f"{config['task']}-{config['round']}"
+        file = Path(self.node_config.data_dir).with_name("faults") / f"{order.task}-{order.round}"
         if not file.is_file():
             return file, None
         file.with_name(f"{file.name}.reached").touch()
         return file, file.read_text()
 
-    def _in_time(self, config, task, work):
-        file, kind = self._fault(config)
+    def _in_time(self, order, work):
+        file, kind = self._fault(order)
         while kind == "wait" and file.is_file():  # before the site's time begins: it may take as long as it likes
             time.sleep(0.1)
-        return super()._in_time(config, task, work)
+        return super()._in_time(order, work)
 
-    def _site(self, config):
-        go_wrong(self._fault(config)[1])
-        return super()._site(config)
+    def _site(self, order):
+        go_wrong(self._fault(order)[1])
+        return super()._site(order)
 
 
 class FaultyClient(A2VClient):
     """A client whose node goes wrong on demand."""
 
     def node(self):
-        return FaultyNode(self.node_config)
+        return FaultyNode(self.node_config, self.deployed)
 
 
-app = ClientApp(client_fn=lambda context: FaultyClient(dict(context.node_config)).to_client())
+app = ClientApp(client_fn=lambda context: FaultyClient(dict(context.node_config), deployed=True).to_client())

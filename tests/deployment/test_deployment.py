@@ -199,7 +199,8 @@ def test_a_site_that_is_cut_off_costs_its_own_work_and_comes_back_by_itself(even
 def test_sites_that_raise_or_run_out_of_memory_cost_their_own_work_and_go_on(eventful):
     third = eventful.rows[2]
     assert third["sites"] == {"site-east": "replied", "site-north": "failed", "site-south": "failed"}
-    assert len(reasons_with(third, "RuntimeError", "the microphone is on fire")) == 1
+    assert len(reasons_with(third, "RuntimeError")) == 1
+    assert not reasons_with(third, "microphone"), "what an error says may be what is in a file"
     assert len(reasons_with(third, "memory")) == 1
     # Every site has scored its own classes after that.
     assert set(third["per_class"]) == set(CLASSES.split(","))

@@ -15,7 +15,7 @@ from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.data.audio import fit_clip, read_clip
 from fed_a2v.data.embed import Embedder, embed_clips
 from fed_a2v.data.synth import synthesise
-from fed_a2v.encoders.audio import load_encoder
+from fed_a2v.encoders.audio import known_shape, load_encoder
 from fed_a2v.encoders.audio_models import pool, real_part
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.settings import EncoderSettings
@@ -41,6 +41,20 @@ def make_encoder(model_folder):
         return load_encoder(EncoderSettings.model_validate(changed))
 
     return make
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("tokens", ["cls", "mean", 3, "full"])
+def test_the_shape_is_known_by_the_models_configuration_alone(make_encoder, model_folder, tmp_path, name, tokens):
+    encoder = make_encoder(name, tokens)
+    shutil.copy(model_folder(MAKERS[name], seed=0) / "config.json", tmp_path)
+    changed = settings_of(name) | {"model": str(tmp_path), "tokens": tokens}
+    assert known_shape(EncoderSettings.model_validate(changed)) == (encoder.tokens, encoder.width)
+
+
+def test_the_shape_of_a_model_that_is_not_on_this_machine_is_not_known(tmp_path):
+    assert known_shape(EncoderSettings.model_validate(settings_of("ast") | {"model": str(tmp_path / "none")})) is None
+    assert known_shape(EncoderSettings.model_validate(settings_of("ast") | {"model": "nobody/has-this"})) is None
 
 
 @functools.cache

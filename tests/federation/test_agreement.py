@@ -81,10 +81,10 @@ def test_a_site_with_other_prompts_never_enters_the_average(tmp_path, caplog):
     federation = Federation("adapters.clip_width=768", node_configs=configs).start()
     row = federation.round()
     assert row["failures"] > 0
-    assert all("TargetsError" in reason and "CLIP" in reason for reason in row["failure_reasons"])
+    assert all("OtherPromptsError" in reason and "CLIP" in reason for reason in row["failure_reasons"])
     assert SITES[2] not in federation.strategy.step.bank.entries
     assert row["replies"] == 4
-    assert "TargetsError" in caplog.text
+    assert "OtherPromptsError" in caplog.text
 
     honest = Federation("adapters.clip_width=768", node_configs=[{}] * 5)
     honest.nodes[2].tamper = lambda task, site, work: (_ for _ in ()).throw(RuntimeError("silent"))

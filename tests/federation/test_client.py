@@ -213,7 +213,7 @@ def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
 @pytest.mark.parametrize("task", ["introduce", "evaluate"])
 def test_a_site_that_hangs_answers_with_an_error_in_time(message, weights, monkeypatch, task):
     stuck = threading.Event()
-    monkeypatch.setattr(node_module, "Site", lambda *words: stuck.wait())
+    monkeypatch.setattr(node_module, "Site", lambda *words, **more: stuck.wait())
     asked = message(task)
     settings = json.loads(asked["settings"])
     settings["federation"]["site_timeout"] = 0.2

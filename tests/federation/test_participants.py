@@ -1,6 +1,7 @@
 """Who takes part: sites are drawn, dealt to nodes and waited for, and a node may be a site of its own."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from flwr.server import SimpleClientManager
 
 from fed_a2v.config import compose_settings
 from fed_a2v.federation import participants
+from fed_a2v.federation import strategy as strategy_module
 from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.participants import active_sites, sampled_sites
 from tests.refusals import refused
@@ -248,3 +250,63 @@ def test_a_late_node_may_join_in_a_later_round(own_files):
     federation.manager.register(Node("000009", None, own_files[1]))
     assert federation.round(2)["replies"] == 2
     assert "site-field" in federation.strategy.step.bank.entries
+
+
+# Names
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """The strategy takes itself for one that a SuperLink has started, which knows its nodes by their keys."""
+    monkeypatch.setattr(strategy_module, "is_deployed_server", lambda: True)
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_name_belongs_to_the_node_that_gave_it_first_even_while_it_is_away(own_files, resumed, caplog):
+    federation = Federation(*OWN, node_configs=own_files).start()
+    federation.round(1)
+    impostor = Node("000009", None, {**own_files[1], "site": "FIELD"})
+    if resumed:
+        federation = Federation(*OWN, node_configs=own_files[:1], state=federation.states[-1])
+        federation.start()
+    else:
+        federation.manager.unregister(federation.nodes[1])
+    federation.manager.register(impostor)
+    row = federation.round(1 if resumed else 2)
+    assert row["sites"] == {"site-lab": "replied"}
+    assert "federation.bind_names" in caplog.text
+
+
+@pytest.mark.usefixtures("deployed")
+def test_where_nodes_have_no_keys_a_name_is_free_while_its_node_is_away(own_files):
+    federation = Federation(*OWN, "federation.bind_names=false", node_configs=own_files).start()
+    federation.manager.unregister(federation.nodes[1])
+    federation.manager.register(Node("000009", None, own_files[1]))
+    assert federation.round(1)["sites"] == {"site-field": "replied", "site-lab": "replied"}
+
+
+@pytest.mark.parametrize("name", ["l\u0430b", "lab\u200b", "l\uff41b", " lab", "lab\u202e", "LAB"])
+def test_a_name_that_looks_like_another_one_is_left_out(own_files, name, monkeypatch):
+    """Even from a node whose own program lets it through."""
+    federation = Federation(*OWN, node_configs=own_files[:1]).start()
+    twin = Node("000009", None, own_files[1])
+    twin.get_properties = lambda *words: SimpleNamespace(properties={"site": name})
+    federation.manager.register(twin)
+    assert set(federation.round(1)["sites"]) == {"site-lab"}
+
+
+def test_a_silent_node_is_asked_once_a_round_for_a_short_time_and_ever_more_rarely(own_files):
+    federation = Federation(*OWN, "federation.round_timeout=10000", node_configs=own_files[:1]).start()
+    silent, asked = Node("000009", None, own_files[1]), []
+
+    def hangs(ins, timeout, group_id):
+        asked.append((federation.strategy._row["round"], timeout))
+        raise TimeoutError
+
+    silent.get_properties = hangs
+    federation.manager.register(silent)
+    for number in range(1, 10):
+        federation.round(number)
+    assert [round_number for round_number, _ in asked] == [1, 2, 4, 8]
+    assert {timeout for _, timeout in asked} == {participants.NAME_TIMEOUT}

@@ -105,7 +105,7 @@ def test_sites_that_read_the_targets_from_a_file_get_the_same_run(flux, model_fo
 
 def test_a_site_keeps_the_prompts_in_its_own_cache(sd, tmp_path):
     settings = compose_settings([*SHORT, *sd[3:], *synthesised(4), f"cache_dir={tmp_path / 'servers'}"])
-    Site(settings, CLASSES, 0, local_cache=str(tmp_path / "own"))
+    Site(settings.model_copy(update={"cache_dir": str(tmp_path / "own")}), CLASSES, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
     assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["embeddings", "encoders", "targets"]
 

@@ -112,7 +112,9 @@ def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
     assert (reply.num_examples, reply.moments) == (8, None)
 
 
-@pytest.mark.parametrize("overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=false",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=none",), ("share.variance=class",)]
+)
 def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
     site = make_site(*overrides)
     mark = site.introduce(0).fingerprint

@@ -166,6 +166,42 @@ def test_scores_that_are_refused_are_missed_as_well():
     assert row["not_evaluated"] == [BAD]
 
 
+def set_score(**entries):
+    def change(arrays, manifest):
+        for scores in manifest["models"].values():
+            next(iter(scores.values())).update(entries)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"loss": 1e6}, {"loss": -5.0}, {"right_among": 1}],
+    ids=["a loss that cannot be", "a loss below zero", "a count that nobody asked for"],
+)
+def test_scores_that_cannot_be_are_refused(entries):
+    row = Federation(tamper=lie(set_score(**entries), task="evaluate")).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+    assert row["rejected"] == 1
+
+
+def test_as_many_test_clips_as_it_has_said_of_every_class_are_what_a_site_may_score():
+    def more(arrays, manifest):
+        for scores in manifest["models"].values():
+            for score in scores.values():
+                score.update(clips=score["clips"] + 7)
+
+    def tamper(task, site, work):
+        reply = work()
+        if (task, site) == ("evaluate", BAD):
+            reply = rewrite(reply, more)
+            reply.num_examples += 14  # of two classes
+        return reply
+
+    row = Federation(tamper=tamper).start().round()
+    assert coverage_of(row) == (24, 30, 4, 5)
+
+
 def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
     broken = ["introduce", "train", "evaluate"]
 
@@ -251,12 +287,13 @@ def test_a_site_with_other_embeddings_stays_out_of_the_standardisation():
     assert torch.equal(moments[0], honest.strategy.step.adapters.audio_mean)
 
 
-def test_the_kind_of_embeddings_that_most_clips_have_wins_whoever_comes_first():
+def test_the_shape_of_embeddings_is_that_of_the_servers_encoder_whatever_most_sites_send():
     def tamper(task, site, work):
         return rewrite(work(), narrower) if task == "introduce" and site != "site-004" else work()
 
     federation = Federation(tamper=tamper).start()
-    assert federation.strategy.audio_shape == (1, 100)
+    assert federation.strategy.audio_shape == (1, 512)
+    assert list(federation.strategy.step.bank.entries) == ["site-004"]
 
 
 def test_a_site_that_misses_the_introduction_joins_in_the_first_round():
@@ -379,14 +416,12 @@ def test_parameters_that_flower_hands_over_are_not_needed():
 @pytest.mark.parametrize(("mode", "moved"), [("avg", True), ("median", False), ("trimmed", False), ("krum", False)])
 def test_a_site_that_sends_garbage_moves_the_mean_but_no_robust_rule(mode, moved):
     def garbage(arrays, manifest):
-        arrays[: manifest["weights"]] = [np.full_like(array, 5.0) for array in arrays[: manifest["weights"]]]
-
-    def tamper(task, site, work):
-        reply = work()
-        return rewrite(reply, garbage) if (task, site) == ("train", BAD) else reply
+        for position in range(manifest["weights"]):
+            arrays[position] = arrays[position].copy()
+            arrays[position].flat[0] = 10.0
 
     largest = []
-    for node in (None, tamper):
+    for node in (None, lie(garbage)):
         overrides = (f"aggregation.mode={mode}", "aggregation.trimmed_share=0.2", "finetune.enabled=false")
         federation = Federation(*overrides, tamper=node).start()
         federation.train(1)
@@ -394,6 +429,17 @@ def test_a_site_that_sends_garbage_moves_the_mean_but_no_robust_rule(mode, moved
         largest.append(max(float(weight.abs().max()) for weight in federation.weights))
     honest, attacked = largest
     assert (attacked > honest + 0.5) == moved
+
+
+@pytest.mark.parametrize(("setting", "rejected"), [("10", 1), ("null", 0)])
+def test_adapters_ten_times_as_large_as_those_sent_are_refused(setting, rejected):
+    def larger(arrays, manifest):
+        arrays[: manifest["weights"]] = [array * np.float32(30) for array in arrays[: manifest["weights"]]]
+
+    federation = Federation(f"aggregation.max_scale={setting}", tamper=lie(larger)).start()
+    federation.train(1)
+    assert federation.strategy._row["rejected"] == rejected
+    assert ("aggregation.max_scale" in " ".join(federation.strategy._row["rejections"])) == bool(rejected)
 
 
 def test_distillation_runs_in_a_federation_and_trains_the_global_adapters():

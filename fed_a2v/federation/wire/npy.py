@@ -22,6 +22,8 @@ _ALIGNMENT = 64  # bytes; npy headers keep to it, so that arrays can be used whe
 _BYTES = np.dtype("uint8")
 _SENT = FLOATS | {COUNTS}
 _MAX_HEADER = 1024  # characters; numpy writes about 70
+# Arrays of bytes in a message: the weights, and all else. They are counted before any is read.
+_MAX_PARTS = 2
 
 
 def join_arrays(arrays: Iterable[Array]) -> Array:
@@ -68,6 +70,8 @@ def read_arrays(parameters: Parameters, most: int) -> list[Array]:
         raise BadReplyError("the reply has no list of arrays")
     if parameters.tensor_type != "numpy.ndarray":
         raise BadReplyError(f"arrays are {show(parameters.tensor_type)}, expected 'numpy.ndarray'")
+    if len(parameters.tensors) > _MAX_PARTS:
+        raise BadReplyError(f"the reply has {len(parameters.tensors)} parts, the limit is {_MAX_PARTS}")
     return split_arrays((_whole(tensor, number) for number, tensor in enumerate(parameters.tensors)), most)
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PooledMoments
+from fed_a2v.core.sharing import Variance
 from fed_a2v.federation.wire.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.wire.errors import BadReplyError, only_bad_reply, show
 from fed_a2v.federation.wire.manifest import (
@@ -69,7 +70,7 @@ class SiteReply:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the server expects of a reply, and its limits.
+    """What the server expects of a reply, and its limits: what was asked for, and no more.
 
     Attributes:
         site: the site that was asked.
@@ -82,15 +83,17 @@ class Expected:
         t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
         square_root: whether the embeddings must be square roots; None: not known yet.
         prototypes: whether classes come with prototypes; else none may.
+        groups: prototypes of a class at most; 0: each prototype is a single clip.
+        min_clips: clips behind each prototype, each class and the moments of all clips, at least.
+        variances: those that prototypes may come with: of each group, or one for all groups of a class, or none.
+        losses: names of the parts of the training loss; a reply that has trained names all of them, any other none.
         outputs: whether classes come with mean outputs of the adapters once these are trained; else none may.
         held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
         held_classes: classes of the site whose prototypes the bank holds; only these may come without, and
             only under the same fingerprint.
         max_magnitude: limit on the magnitude of every weight, embedding and output; its square is the limit
             for variances. Frozen encoders give 1e-3 to 1e2; the limit stops what would overflow later.
-        max_weight_rms: limit on the root mean square of all weights together; trained adapters have about
-            0.01 to 1.
-        max_prototypes: prototypes per class at most.
+        max_weight_rms: limit on the root mean square of all weights together.
         max_count: clips per class, and in all, at most.
     """
 
@@ -104,12 +107,15 @@ class Expected:
     t5_shape: tuple[int, int] | None
     square_root: bool | None = None
     prototypes: bool = True
+    groups: int = 8
+    min_clips: int = 1
+    variances: Variance = "groups"
+    losses: Collection[str] = ()
     outputs: bool = True
     held_fingerprint: str = ""
     held_classes: Collection[str] = ()
     max_magnitude: float = 1e6
-    max_weight_rms: float = 100.0
-    max_prototypes: int = 4096
+    max_weight_rms: float = math.inf
     max_count: int = MAX_COUNT
 
     @property
@@ -117,15 +123,20 @@ class Expected:
         """Arrays that a reply may have: the weights, and five for each class."""
         return len(self.weight_shapes) + 5 * len(self.classes)
 
+    def prototypes_of(self, clips: int) -> int:
+        """Prototypes that a class of so many clips may have."""
+        return max(1, min(self.groups, clips // self.min_clips)) if self.groups else clips
+
 
 _Index = Annotated[int, Field(ge=0)]
-_Loss = Annotated[float, Field(ge=-MAX_LOSS, le=MAX_LOSS)]
+# Rounding may bring what cannot be negative just below zero.
+_Loss = Annotated[float, Field(ge=-1e-3, le=MAX_LOSS)]
 _LossName = Annotated[str, Field(pattern=r"^[\w ./-]{1,64}$")]
 _Fingerprint = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 
 
 class _PrototypeEntry(Strict):
-    """Where the prototypes of a class stand in the list of arrays; variances None: all zero."""
+    """Where the prototypes of a class stand in the list of arrays; variances None: all zero, (1, S, Da): all alike."""
 
     means: _Index
     counts: _Index
@@ -188,7 +199,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
         return _PrototypeEntry(
             means=add(pack(audio.means, dtype)),
             counts=add(audio.counts.detach().to("cpu", torch.int64, copy=True).contiguous().numpy()),
-            variances=add(pack(audio.variances, dtype, keep_positive=True)) if audio.variances.any() else None,
+            variances=add(pack(_unlike(audio.variances), dtype, keep_positive=True)) if audio.variances.any() else None,
         )
 
     def moments(pooled: PooledMoments | None) -> _MomentsEntry | None:
@@ -265,6 +276,7 @@ def decode_reply(
         raise BadReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
     _check_indices(manifest, len(arrays))
     _check_classes(manifest, num_examples, expected)
+    _check_losses(manifest, expected)
     _check_test_clips(manifest.test_clips, expected)
     return SiteReply(
         site=manifest.site,
@@ -318,10 +330,14 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
         seen.add(entry.name)
         if entry.count > expected.max_count:
             raise BadReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
+        if entry.count < expected.min_clips:
+            raise BadReplyError(f"class {name} has {entry.count} clips, share.min_clips is {expected.min_clips}")
         if expected.prototypes and entry.prototypes is None and not (unchanged and entry.name in held):
             raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
         if not expected.prototypes and entry.prototypes is not None:
             raise BadReplyError(f"class {name} has prototypes, and nobody asked for any")
+        if entry.prototypes is not None and entry.prototypes.variances is not None and expected.variances == "none":
+            raise BadReplyError(f"class {name} has variances, and nobody asked for any")
         for kind, index, wanted in (
             ("clip", entry.clip, outputs),
             ("t5", entry.t5, outputs and expected.t5_shape is not None),
@@ -336,6 +352,15 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
             raise BadReplyError(f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}")
         if manifest.moments.count > num_examples:
             raise BadReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
+        if manifest.moments.count < expected.min_clips:
+            raise BadReplyError(f"moments of {manifest.moments.count} clips, share.min_clips is {expected.min_clips}")
+
+
+def _check_losses(manifest: _ReplyManifest, expected: Expected) -> None:
+    """The losses are those that training gives: others would be columns that a site invents."""
+    wanted = set(expected.losses) if manifest.task == "train" else set()
+    if manifest.losses.keys() != wanted:
+        raise BadReplyError(f"losses are {show(sorted(manifest.losses))}, expected {show(sorted(wanted))}")
 
 
 def _check_test_clips(clips: Mapping[str, int], expected: Expected) -> None:
@@ -356,7 +381,9 @@ def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], ex
     norm = math.hypot(*(float(torch.linalg.vector_norm(piece.float())) for piece in pieces))
     if norm > expected.max_weight_rms * math.sqrt(size):
         rms = norm / math.sqrt(size)
-        raise BadReplyError(f"weights have root mean square {rms:.3g}, the limit is {expected.max_weight_rms:g}")
+        raise BadReplyError(
+            f"weights have root mean square {rms:.3g}, aggregation.max_scale allows {expected.max_weight_rms:.3g}"
+        )
     return weights
 
 
@@ -385,14 +412,17 @@ def _read_prototypes(
 ) -> AudioPrototypes:
     where, name = entry.prototypes, show(entry.name)
     assert where is not None
-    counts = arrays[where.counts]
-    if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= expected.max_prototypes:
+    counts, most = arrays[where.counts], expected.prototypes_of(entry.count)
+    if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= most:
         raise BadReplyError(
             f"prototype counts of {name} are {show(str(counts.dtype))} {show(counts.shape)}, "
-            f"expected int64 (K,) with K up to {expected.max_prototypes}"
+            f"expected int64 (K,) with K up to {most} for {entry.count} clips"
         )
-    if counts.min() < 1 or counts.max() > expected.max_count:
-        raise BadReplyError(f"a prototype of {name} has {counts.min()} clips or {counts.max()}")
+    lowest, highest = (expected.min_clips, expected.max_count) if expected.groups else (1, 1)
+    if counts.min() < lowest or counts.max() > highest:
+        raise BadReplyError(
+            f"prototypes of {name} have {counts.min()} to {counts.max()} clips, expected {lowest} to {highest}"
+        )
     if counts.sum() > entry.count:
         raise BadReplyError(f"prototypes of {name} cover {counts.sum()} clips of {entry.count}")
     means = arrays[where.means]
@@ -403,12 +433,19 @@ def _read_prototypes(
     if where.variances is None:
         variances = torch.zeros(shape)
     else:
-        variances = read_floats(arrays[where.variances], shape, f"variances of {name}", limit**2, lowest=0.0)
+        given = arrays[where.variances]
+        rows = 1 if expected.variances == "class" or given.shape[:1] == (1,) else len(counts)
+        variances = read_floats(given, (rows, *shape[1:]), f"variances of {name}", limit**2, lowest=0.0)
     return AudioPrototypes(
         means=read_floats(means, shape, f"prototypes of {name}", limit),
         counts=torch.from_numpy(counts.astype(np.int64)),
-        variances=variances,
+        variances=variances.expand(shape).contiguous(),
     )
+
+
+def _unlike(variances: Tensor) -> Tensor:
+    """(K, S, Da) variances, or (1, S, Da) where all are alike: once is enough."""
+    return variances[:1] if bool((variances == variances[:1]).all()) else variances
 
 
 def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Expected) -> PooledMoments:

@@ -25,6 +25,7 @@ from fed_a2v.federation.wire.manifest import (
 # The model after the server step, scored on the clips for validation.
 VALIDATION = "validation"
 _COSINE_TOLERANCE = 1.001  # a float32 cosine may exceed 1 by rounding
+_LOSS_TOLERANCE = 1e-3  # and so a loss may be below zero
 
 
 class SideScores(Strict):
@@ -212,6 +213,9 @@ def decode_scores(
     models: Collection[str] = ("before", "after"),
     confusion: bool = False,
     t5: Collection[str] = (),
+    unseen: bool = False,
+    registered: Mapping[str, int] | None = None,
+    highest: Mapping[str, float] | None = None,
 ) -> dict[str, Scores]:
     """Check the scores of a site and return them by model.
 
@@ -222,8 +226,11 @@ def decode_scores(
         round_number: the round it was asked in.
         classes: the known class names.
         models: the models it was asked to score, no more and no fewer.
-        confusion: whether it was asked which classes were predicted.
+        confusion: whether it was asked which classes were predicted; by the model after the server step.
         t5: the models of which it was sent a T5 side: these, and no others, must have it scored.
+        unseen: whether there are classes that no site trains on, for which alone two of the counts are.
+        registered: its test clips of each class, as it has said in its replies; None: it has not.
+        highest: what the loss of a clip can be, for each side of the adapters; None: `MAX_LOSS`.
 
     Raises:
         BadReplyError: anything is wrong with them. No other exception escapes, whatever the input.
@@ -238,17 +245,31 @@ def decode_scores(
     known = frozenset(classes)
     for model, by_class in manifest.models.items():
         for name, score in by_class.items():
-            _check_score(name, score, known)
+            _check_score(name, score, known, highest or {"clip": MAX_LOSS, "t5": MAX_LOSS})
+            if (score.predicted and not (confusion and model == "after")) or (
+                (score.right_among or score.right_calibrated) and not unseen
+            ):
+                raise BadReplyError(f"{show(name)}: {model} has counts that nobody asked for")
             if (score.t5 is not None) != (model in t5):
                 raise BadReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
             raise BadReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
+        if registered is not None and model != VALIDATION:
+            _check_registered(model, result, registered)
     return scores
 
 
-def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
+def _check_registered(model: str, scores: Scores, registered: Mapping[str, int]) -> None:
+    clips = {name: score.clips for name, score in scores.classes.items()}
+    for name in sorted(clips.keys() | registered.keys()):
+        said, had = clips.get(name, 0), registered.get(name, 0)
+        if said != had:
+            raise BadReplyError(f"{model}: scored {said} clips of {show(name)}, the site had said that it has {had}")
+
+
+def _check_score(name: str, score: ClassScores, known: frozenset[str], highest: Mapping[str, float]) -> None:
     if name not in known:
         raise BadReplyError(f"unknown class {show(name)}")
     if score.clips > MAX_COUNT:
@@ -270,15 +291,15 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str]) -> None:
                 f"{show(name)}: {show(sum(score.predicted.values()))} predictions, {show(score.predicted.get(name))}"
                 f" of them right, for {score.clips} clips, {score.right_at_1} right"
             )
-    _check_sums(show(name), score, score.clips)
+    _check_sums(show(name), score, score.clips, sum(highest.values()) / len(highest))
     if score.t5 is not None:
         if score.t5.right_at_1 > score.clips:
             raise BadReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
-        _check_sums(f"{show(name)}, T5", score.t5, score.clips)
+        _check_sums(f"{show(name)}, T5", score.t5, score.clips, highest["t5"])
 
 
-def _check_sums(what: str, score: ClassScores | SideScores, clips: int) -> None:
+def _check_sums(what: str, score: ClassScores | SideScores, clips: int, highest: float) -> None:
     if abs(score.cosine) > clips * _COSINE_TOLERANCE:
         raise BadReplyError(f"{what}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
-    if abs(score.loss) > clips * MAX_LOSS:
-        raise BadReplyError(f"{what}: losses of {clips} clips sum to {score.loss:.6g}")
+    if not -clips * _LOSS_TOLERANCE <= score.loss <= clips * (1.01 * highest + _LOSS_TOLERANCE):
+        raise BadReplyError(f"{what}: losses of {clips} clips cannot sum to {score.loss:.6g}")

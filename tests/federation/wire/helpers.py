@@ -45,7 +45,7 @@ def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
         prompts=said,
         fingerprint="abc123",
         square_root=True,
-        losses={"mse": 0.25, "contrastive": 1.5},
+        losses={"mse": 0.25, "contrastive": 1.5} if task == "train" else {},
         seconds=1.25,
         test_clips={"dog": 3, "siren": 1},
     )
@@ -69,6 +69,8 @@ def make_expected(task="train", **changes):
         clip_shape=(1, 6),
         t5_shape=(3, 7),
         square_root=True,
+        losses=("contrastive", "mse"),
+        max_weight_rms=100.0,
     )
     return replace(expected, **changes)
 

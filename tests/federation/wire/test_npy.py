@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fed_a2v.federation import wire
-from fed_a2v.federation.wire import BadReplyError
+from fed_a2v.federation.wire import BadReplyError, join_arrays, read_arrays
+from fed_a2v.federation.wire import npy as npy_module
 from tests.refusals import refused
 
 from .hostile import assert_presentable
@@ -110,7 +111,7 @@ def test_declared_sizes_are_not_believed():
     bomb = npy(header=header("(2000000000,)"))
     tracemalloc.start()
     with refused(BadReplyError, "array 0", 8000000000, 12):
-        wire.read_arrays(received(npy(joined(bomb)), *[bomb] * 4), 100)
+        wire.read_arrays(received(npy(joined(bomb)), bomb), 100)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2**20
@@ -124,7 +125,7 @@ def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
         wire.read_arrays(received(many), 5)
     assert len(looked_at) <= 1 + 5
     with refused(BadReplyError, "arrays", 2):
-        wire.read_arrays(received(*[npy(joined(npy()))] * 3), 2)
+        wire.read_arrays(received(*[npy(joined(npy(), npy()))] * 2), 2)
 
 
 def test_what_lies_between_two_arrays_is_nothing():
@@ -146,7 +147,7 @@ ARRAYS = arrays_of.arrays(
 )
 
 
-@given(parts=st.lists(st.lists(ARRAYS, max_size=5), max_size=3))
+@given(parts=st.lists(st.lists(ARRAYS, max_size=5), max_size=2))
 def test_arrays_are_read_as_they_were_joined(parts):
     parameters = ndarrays_to_parameters([wire.join_arrays(part) for part in parts])
     sent = [array for part in parts for array in part]
@@ -182,3 +183,10 @@ def test_bytes_with_random_changes_raise_nothing_else(data):
         wire.read_arrays(received(tensor), 2)
     except BadReplyError as error:
         assert_presentable(error)
+
+
+def test_parts_are_counted_before_any_is_read(monkeypatch):
+    (part,) = ndarrays_to_parameters([join_arrays([])]).tensors
+    monkeypatch.setattr(npy_module, "_whole", None)
+    with refused(BadReplyError, 100_000, 2):
+        read_arrays(Parameters([part] * 100_000, "numpy.ndarray"), 5)

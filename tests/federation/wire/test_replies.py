@@ -12,7 +12,7 @@ from flwr.common import ndarrays_to_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.core.prompts import PromptBank
+from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts, PromptBank
 from fed_a2v.federation import wire
 from fed_a2v.federation.wire import BadReplyError
 from tests.refusals import refused
@@ -72,6 +72,20 @@ def test_zero_variances_do_not_travel():
     assert len(without) == len(with_variance) - 2
     got = decode(without, manifest, examples)
     assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.prompts)
+
+
+def test_one_variance_for_all_groups_of_a_class_travels_once():
+    reply = make_reply()
+    for prompt in reply.prompts:
+        prompt.audio.variances[:] = prompt.audio.variances[:1]
+    arrays, manifest, examples = sent(reply)
+    assert sum(array.nbytes for array in sent(make_reply())[0]) - sum(array.nbytes for array in arrays) > 0
+    for said in ("class", "groups"):
+        got = decode(arrays, manifest, examples, make_expected(variances=said))
+        for prompt, meant in zip(got.prompts, reply.prompts, strict=True):
+            torch.testing.assert_close(prompt.audio.variances, meant.audio.variances, atol=2e-3, rtol=2e-3)
+    with refused(BadReplyError, "variances of 'dog'"):
+        decode(*sent(), make_expected(variances="class"))
 
 
 def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
@@ -169,6 +183,9 @@ HOSTILE = {
     "fingerprint too long": (change("fingerprint", to="a" * 129), ("fingerprint",), "string_pattern_mismatch"),
     "loss is a string": (change("losses", "mse", to="0"), ("losses.mse",), "float_type"),
     "loss is huge": (change("losses", "mse", to=1e300), ("losses.mse",), "less_than_equal"),
+    "a loss below zero": (change("losses", "mse", to=-1.0), ("losses.mse",), "greater_than_equal"),
+    "a loss that nobody knows": (change("losses", "x", to=1.0), ("'x'", "'contrastive'")),
+    "a loss too few": (drop("losses", "mse"), ("'contrastive'", "'mse'")),
     "loss has a long name": (change("losses", "m" * 65, to=1.0), ("losses.'mmm",), "string_pattern_mismatch"),
     "time runs backwards": (change("seconds", to=-1), ("seconds",), "greater_than_equal"),
     "test clips of an unknown class": (change("test_clips", "../../x", to=1), ("'../../x'",)),
@@ -190,7 +207,7 @@ HOSTILE = {
     "clips 4.0": (change(*DOG, "count", to=4.0), ("classes.0.count",), "int_type"),
     "too many clips": (change(*DOG, "count", to=10**9 + 1), ("'dog'", 10**9 + 1, 10**9)),
     "more clips than examples": (change(*DOG, "count", to=1000), ("num_examples", 1009, 23)),
-    "prototypes cover more than the class": (change(*DOG, "count", to=1), ("'dog'", 13)),
+    "prototypes cover more than the class": (change(*DOG, "count", to=2), ("'dog'", 13)),
     "index out of range": (change(*DOG, "clip", to=13), ("array 13",)),
     "negative index": (change(*DOG, "clip", to=-1), ("classes.0.clip",), "greater_than_equal"),
     "huge index": (change(*DOG, "clip", to=10**30), ("array 10000", 13)),
@@ -233,7 +250,10 @@ HOSTILE = {
     "counts of bool": (swap(4, lambda a: a > 0), ("'dog'", "counts", "'bool'")),
     "counts as a matrix": (swap(4, lambda a: a[None]), ("'dog'", "counts", (1, 2))),
     "no counts": (swap(4, lambda a: a[:0]), ("'dog'", "counts", (0,))),
-    "very many counts": (swap(4, lambda a: np.ones(5000, dtype=np.int64)), ("'dog'", "counts", (5000,), 4096)),
+    "200 prototypes where 8 are asked": (
+        swap(4, lambda a: np.ones(200, dtype=np.int64)),
+        ("'dog'", "counts", (200,), 8),
+    ),
     "a count of zero": (poke(4, 0), ("'dog'", 0)),
     "a negative count": (poke(4, -5), ("'dog'", -5)),
     "counts that overflow": (
@@ -243,7 +263,7 @@ HOSTILE = {
     "negative variances": (poke(5, -1e-3), ("'dog'", "variances", -0.001)),
     "NaN variances": (poke(5, math.nan), ("'dog'", "variances", "nan")),
     "huge variances": (poke(5, 1e13), ("'dog'", "variances", "1e+13", "1e+12")),
-    "variances of another shape": (swap(5, lambda a: a[:1]), ("'dog'", "variances", (1, 2, 5))),
+    "variances of another shape": (swap(5, lambda a: a[..., :4]), ("'dog'", "variances", (2, 2, 4))),
     "clip output of another shape": (swap(6, lambda a: a[0]), ("'dog'", "clip", (6,))),
     "clip output to be broadcast": (swap(6, lambda a: a[:, :1]), ("'dog'", "clip", (1, 1))),
     "NaN clip output": (poke(6, math.nan), ("'dog'", "clip", "nan")),
@@ -364,6 +384,52 @@ def test_mutated_moments_are_refused_cleanly_or_are_sound(data):
             assert got.moments.mean.isfinite().all()
             assert 1 <= got.moments.count <= examples
             assert 0 <= got.moments.variance <= 1e12
+
+
+def grouped(counts, clips):
+    """A reply with one class, whose prototypes have so many clips each."""
+    means = torch.ones(len(counts), 2, 5)
+    audio = AudioPrototypes(means, torch.tensor(counts), torch.zeros_like(means))
+    reply = make_reply(task="introduce", names=())
+    return replace(reply, num_examples=clips, prompts=[ClassPrompts("dog", clips, audio)])
+
+
+@pytest.mark.parametrize(
+    ("limits", "fine", "too_much"),
+    [
+        ({"groups": 1}, ([24], 24), ([12, 12], 24)),
+        ({"groups": 8, "min_clips": 3}, ([3] * 8, 24), ([3] * 9, 27)),
+        ({"groups": 8, "min_clips": 3}, ([3, 3], 8), ([3, 3, 2], 8)),
+        ({"groups": 8, "min_clips": 3}, ([4, 3], 7), ([5, 2], 7)),
+        ({"groups": 8, "min_clips": 3}, ([3], 3), ([2], 2)),
+        ({"groups": 0}, ([1] * 24, 24), ([2] * 12, 24)),
+    ],
+    ids=["mean", "more groups", "more groups than clips", "a small group", "a small class", "samples"],
+)
+def test_a_class_has_as_many_prototypes_as_were_asked_each_of_clips_enough(limits, fine, too_much):
+    expected = make_expected("introduce", **limits)
+    (said,) = decode(*sent(grouped(*fine)), expected).prompts
+    assert said.audio.counts.tolist() == fine[0]
+    with refused(BadReplyError, "'dog'"):
+        decode(*sent(grouped(*too_much)), expected)
+
+
+def test_moments_of_fewer_clips_than_were_asked_are_refused():
+    assert decode(*sent(make_moments_reply()), make_expected("introduce", min_clips=6)).moments.count == 6
+    with refused(BadReplyError, "moments", 6, 7):
+        decode(*sent(make_moments_reply()), make_expected("introduce", min_clips=7))
+
+
+def test_variances_that_nobody_asked_for_are_refused():
+    with refused(BadReplyError, "'dog'", "variances"):
+        decode(*sent(), make_expected(variances="none"))
+    assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).prompts) == 2
+
+
+def test_an_introduction_has_no_losses():
+    reply = replace(make_reply(task="introduce"), losses={"mse": 0.25, "contrastive": 1.5})
+    with refused(BadReplyError, "'mse'"):
+        decode(*sent(reply), make_expected("introduce"))
 
 
 def test_a_t5_output_without_a_t5_adapter_is_refused():

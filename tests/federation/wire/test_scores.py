@@ -128,7 +128,10 @@ HOSTILE_SCORES = {
         ("models.before.dog.loss",),
         "finite_number",
     ),
-    "loss absurd": (change(*DOG_SCORE, "loss", to=-1e30), ("'dog'", "losses", "-1e+30")),
+    "loss absurd": (change(*DOG_SCORE, "loss", to=1e30), ("'dog'", "losses", "1e+30")),
+    "loss below zero": (change(*DOG_SCORE, "loss", to=-0.1), ("'dog'", "losses", "-0.1")),
+    "predictions that nobody asked for": (change(*DOG_SCORE, "predicted", to={"dog": 4}), ("'dog'", "after")),
+    "counts of unseen classes where there are none": (change(*DOG_SCORE, "right_among", to=4), ("'dog'", "after")),
     "clips and examples differ": (change(*DOG_SCORE, "clips", to=5), ("num_examples", 11, 10)),
     "a class twice": (text(lambda t: t.replace('"dog"', '"rain"')), ("'rain'",)),
 }
@@ -205,3 +208,46 @@ def test_figures_of_unseen_classes_are_checked_and_add_up(name):
     one, other = (Scores({"dog": score().model_copy(update={name: number})}) for number in (1, 2))
     assert getattr(Scores.merge([one, other]).classes["dog"], name) == 3
     assert Scores.merge([one]).of({"cat"}).classes == {}
+
+
+def decoded(scores, clips, **expected):
+    metrics = wire.encode_scores("site-0", 3, scores)
+    return wire.decode_scores(metrics, clips, "site-0", 3, CLASSES, list(scores), **expected)
+
+
+@pytest.mark.parametrize(
+    ("registered", "named"),
+    [
+        ({"dog": 4, "rain": 6, "siren": 1}, ("'siren'", 0, 1)),
+        ({"dog": 4}, ("'rain'", 6, 0)),
+        ({"dog": 5, "rain": 5}, ("'dog'", 4, 5)),
+        ({}, ("'dog'", 4, 0)),
+    ],
+    ids=["a class less", "a class more", "other clips", "none"],
+)
+def test_a_site_is_held_to_the_test_clips_that_it_has_said_it_has(registered, named):
+    assert decoded(sent_scores(), 10, registered={"dog": 4, "rain": 6}) == sent_scores()
+    assert decoded(sent_scores(), 10, registered=None) == sent_scores()
+    with refused(BadReplyError, *named):
+        decoded(sent_scores(), 10, registered=registered)
+
+
+def test_losses_are_no_more_than_the_loss_can_be():
+    scores = {"after": Scores({"dog": with_t5(1, 0.5, 8.0)})}  # of 4 clips: 0.5 of both sides, 2 of T5's
+    assert decoded(scores, 4, t5=("after",), highest={"clip": 0.5, "t5": 2.0}) == scores
+    with refused(BadReplyError, "'dog', T5", "losses", 8):
+        decoded(scores, 4, t5=("after",), highest={"clip": 5.0, "t5": 1.5})
+    with refused(BadReplyError, "'dog'", "losses", 2):
+        decoded(scores, 4, t5=("after",), highest={"clip": -1.5, "t5": 2.0})
+
+
+def test_predictions_are_those_of_the_model_after_the_server_step():
+    predicted = Scores({"dog": score().model_copy(update={"predicted": {"dog": 4}})})
+    assert decoded({"after": predicted}, 4, confusion=True)["after"] == predicted
+    with refused(BadReplyError, "'dog'", "before"):
+        decoded({"before": predicted, "after": predicted}, 4, confusion=True)
+
+
+def test_counts_of_unseen_classes_are_taken_where_there_are_some():
+    among = {"after": Scores({"dog": score().model_copy(update={"right_among": 1, "right_calibrated": 2})})}
+    assert decoded(among, 4, unseen=True) == among

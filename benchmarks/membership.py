@@ -1,0 +1,169 @@
+"""Was this clip among a site's? What the uploads tell somebody who has the clip, and knows sounds in general.
+
+    FED_A2V_DATA=FOLDER python benchmarks/membership.py [--write]
+
+ESC-50, YAMNet and log-mel embeddings. Of each class two folds are the site's clips and a third are strangers', in four
+turns; the attack ranks all of them, and its AUC is the chance that a clip of the site's ranks above a stranger's: 0.5
+knows nothing, 1 is certain. Three attacks, the best of which counts:
+
+* *room*: a clip x that is one of n has (x - mean)^2 <= (n - 1) variance in every dimension, a stranger hardly ever
+  (the share of dimensions in which it holds); no knowledge of other sounds is needed;
+* *likeness*: the cosine of x and the mean, both less the mean of the fourth fold's clips of the class, whitened by the
+  covariance within classes (after Sankararaman et al. 2009, "Genomic privacy and limits of individual detection in a
+  pool"); the nearest of several means counts;
+* *distance*: how much nearer x is to the mean than to the fourth fold's, in the same metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from common import data, machine, write_block
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from fed_a2v.config import compose_settings
+from fed_a2v.core.prompts import AudioPrototypes
+from fed_a2v.core.sharing import Variance, share_class
+from fed_a2v.data.index import index_clips
+from fed_a2v.data.site import load_clips
+from fed_a2v.settings import cache_dir
+
+KINDS = ("yamnet", "logmel")
+FOLDS = (1, 2, 3, 4)
+# Of the covariance that is its diagonal.
+SHRINKAGE = 0.01
+
+
+class Upload(NamedTuple):
+    """What a site sends of a class."""
+
+    kind: Literal["prototypes", "mean"]
+    prototypes: int
+    min_clips: int
+    variance: Variance
+
+
+UPLOADS = {
+    "`share=prototypes` (groups of three), variance of each group": Upload("prototypes", 8, 3, "groups"),
+    "the same, one variance a class": Upload("prototypes", 8, 3, "class"),
+    "the same, no variance": Upload("prototypes", 8, 3, "none"),
+    "groups of eight, no variance": Upload("prototypes", 8, 8, "none"),
+    "`share=mean`, variance": Upload("mean", 1, 3, "class"),
+    "`share=mean share.variance=none` (the careful set-up)": Upload("mean", 1, 8, "none"),
+}
+
+
+class Clips(NamedTuple):
+    """Embeddings (N, D) float64, with class and fold of each."""
+
+    rows: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+
+    def of(self, label: int, *folds: int) -> NDArray[np.float64]:
+        """The clips of a class in some folds."""
+        return self.rows[(self.labels == label) & np.isin(self.folds, folds)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    given = parser.parse_args()
+    lines = ["| what is sent of a class of 16 clips | " + " | ".join(KINDS) + " |", "|---" * (1 + len(KINDS)) + "|"]
+    found = {kind: attacked(clips(kind)) for kind in KINDS}
+    for name in UPLOADS:
+        cells = [max(found[kind][name].items(), key=lambda each: each[1]) for kind in KINDS]
+        lines.append(f"| {name} | " + " | ".join(f"{auc:.3f} ({attack})" for attack, auc in cells) + " |")
+    text = "\n".join(lines) + f"\n\nAUC of the best attack, in brackets, over four pairs of folds. {machine()}."
+    print(text)
+    if given.write:
+        write_block("membership", text)
+
+
+def clips(kind: str) -> Clips:
+    """The real clips."""
+    settings = compose_settings(["experiment=esc50_50x1", *data(kind)])
+    found = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    folds = {record.key: record.fold for record in index_clips(settings.dataset).records}
+    rows = found.embeddings.flatten(1).double().numpy()
+    return Clips(rows, found.labels.numpy(), np.array([folds[key] for key in found.keys]))
+
+
+def attacked(found: Clips) -> dict[str, dict[str, float]]:
+    """The AUC of each attack on each upload."""
+    classes = range(int(found.labels.max()) + 1)
+    whitening = whitened(
+        np.concatenate([found.of(label, *FOLDS) - found.of(label, *FOLDS).mean(0) for label in classes])
+    )
+    ranks: dict[str, dict[str, tuple[list[float], list[bool]]]] = {name: {} for name in UPLOADS}
+    for turn in range(len(FOLDS)):
+        first, second, third, strangers = np.roll(FOLDS, -turn).tolist()
+        for label in classes:
+            own, others, known = found.of(label, first, second), found.of(label, strangers), found.of(label, third)
+            for name, upload in UPLOADS.items():
+                said = share_class("", torch.from_numpy(own[:, None]).float(), *upload)
+                assert said is not None
+                assert said.audio is not None
+                rows = np.concatenate([own, others])
+                for attack, scores in attacks(rows, said.audio, known.mean(0), whitening).items():
+                    ranked, members = ranks[name].setdefault(attack, ([], []))
+                    ranked += scores.tolist()
+                    members += [True] * len(own) + [False] * len(others)
+    return {
+        name: {attack: float(roc_auc_score(members, ranked)) for attack, (ranked, members) in each.items()}
+        for name, each in ranks.items()
+    }
+
+
+def whitened(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(D, D): rows times this have a covariance of about one, if these residuals are theirs."""
+    covariance = residuals.T @ residuals / len(residuals)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(covariance.diagonal() + 1e-6)
+    values, vectors = np.linalg.eigh(shrunk)
+    return np.asarray(vectors / np.sqrt(values))
+
+
+def attacks(
+    rows: NDArray[np.float64], said: AudioPrototypes, known: NDArray[np.float64], whitening: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of each row by attack; a member's should be the larger."""
+    means, counts = flat(said.means), said.counts.numpy()
+    found = {}
+    if said.variances.any():
+        found["room"] = room(rows, means, counts, flat(said.variances))
+    candidates, centres = (rows - known) @ whitening, (means - known) @ whitening
+    lengths = np.linalg.norm(candidates, axis=1)[:, None] * np.linalg.norm(centres, axis=1)
+    found["likeness"] = (candidates @ centres.T / lengths).max(1)
+    apart = np.square(candidates[:, None] - centres).sum(2)
+    found["distance"] = (np.square(candidates).sum(1)[:, None] - apart).max(1)
+    return found
+
+
+def room(
+    rows: NDArray[np.float64], means: NDArray[np.float64], counts: NDArray[np.int64], variances: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The share of dimensions in which a row may be one of those behind a mean; of the mean for which it is largest.
+
+    Where groups tell one variance for all, a member of a group of n has (x - mean)^2 n / (n - 1) at most of the sum of
+    squares within all of them.
+    """
+    alike = len(means) > 1 and bool((variances == variances[0]).all())
+    squares = variances * counts.sum() if alike else variances * counts[:, None]
+    asked = np.square(rows[:, None] - means) * (counts / (counts - 1))[:, None]
+    # What single precision makes of a difference is no contradiction.
+    fits = asked <= squares * 1.001 + 1e-7
+    return np.asarray(fits.mean(2).max(1))
+
+
+def flat(tensor: Tensor) -> NDArray[np.float64]:
+    """(K, S, Da) as (K, D)."""
+    return np.asarray(tensor.flatten(1).double().numpy())
+
+
+if __name__ == "__main__":
+    main()
