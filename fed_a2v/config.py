@@ -171,17 +171,24 @@ _SHARED_BY_SETS = ("test_fold", "split_seed", "max_clips_per_class", "cache_dtyp
 
 
 def _complete_dataset(dataset: Any) -> Any:
-    """Read a file of aliases, and give each data set of a mix the defaults of its own file in `conf/dataset/`."""
+    """Read a file of aliases, make places absolute, and complete the data sets of a mix from `conf/dataset/`."""
     if not isinstance(dataset, dict):
         return dataset
     dataset = dict(dataset)
     if isinstance(dataset.get("aliases"), str):
         dataset["aliases"] = _read_aliases(Path(dataset["aliases"]).expanduser())
+    if dataset.get("name") != "custom":  # to a class of one's own it may be anything
+        dataset |= {key: _absolute(dataset[key]) for key in ("root", "path") if dataset.get(key)}
     sets = dataset.get("sets")
     if isinstance(sets, list):
         shared = {key: dataset[key] for key in _SHARED_BY_SETS if dataset.get(key) is not None}
         dataset["sets"] = [_complete_set(part, shared) for part in sets]
     return dataset
+
+
+def _absolute(place: Any) -> Any:
+    """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
+    return str(Path(place).absolute()) if isinstance(place, str) and not place.startswith("~") else place
 
 
 def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
@@ -193,7 +200,7 @@ def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
         raise ConfigError(f"dataset.sets: {part} needs a name, one of {', '.join(choices)}")
     defaults = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(defaults, dict)
-    return defaults | shared | part
+    return _complete_dataset(defaults | shared | part)
 
 
 def _read_aliases(path: Path) -> dict[str, str]:

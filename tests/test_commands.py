@@ -18,6 +18,7 @@ from fed_a2v.commands.subjects import _split, _told_apart, class_list
 from fed_a2v.commands.train import _samples
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.load import RunError, find_class
+from fed_a2v.runs.lock import hold
 from fed_a2v.settings import Settings
 from tests.command import fed_a2v
 from tests.refusals import refused
@@ -225,3 +226,16 @@ def test_a_sweep_over_no_option_or_one_that_cannot_run_is_refused(capsys):
 def test_the_value_of_an_option_of_hydras_is_no_override(tmp_path):
     shown = fed_a2v("train", "seed=7", "--cfg", "job", "--package", "seed", cwd=tmp_path)
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "7")
+
+
+def test_the_words_of_a_run_that_is_going_on_stay_those_of_the_first(tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    with hold(folder):
+        done = fed_a2v("train", "experiment=quick", "seed=2", f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert str(folder) in line
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [".lock", "overrides.yaml"]
+    assert (folder / ".hydra" / "overrides.yaml").read_text() == "- seed=1\n"

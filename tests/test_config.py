@@ -545,3 +545,18 @@ def test_a_cache_folder_of_the_user_that_is_no_absolute_path_does_not_count(monk
     assert cache_dir(compose_settings()) == tmp_path / ".cache" / "fed_a2v"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert cache_dir(compose_settings()) == tmp_path / "mine" / "fed_a2v"
+
+
+def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = {
+        "dataset.root=my/sounds": str(tmp_path / "my" / "sounds"),
+        "dataset.root=/my": "/my",
+        "dataset.root=~/a": "~/a",
+    }
+    for typed, place in mine.items():
+        assert compose_settings(["dataset=folder", f"dataset.root={typed}"]).dataset.root == place
+    mix = compose_settings(["dataset=mixed", "dataset.sets=[{name: esc50, root: a}, {name: embeddings, path: b.npz}]"])
+    assert [part.place for part in mix.dataset.sets] == [str(tmp_path / "a"), str(tmp_path / "b.npz")]
+    own = compose_settings(["dataset=custom", "dataset._target_=my.DataSet", "dataset.root=anything"])
+    assert own.dataset.root == "anything"
