@@ -549,11 +549,7 @@ def test_a_cache_folder_of_the_user_that_is_no_absolute_path_does_not_count(monk
 
 def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mine = {
-        "dataset.root=my/sounds": str(tmp_path / "my" / "sounds"),
-        "dataset.root=/my": "/my",
-        "dataset.root=~/a": "~/a",
-    }
+    mine = {"my/sounds": str(tmp_path / "my" / "sounds"), "/my": "/my", "~/a": "~/a"}
     for typed, place in mine.items():
         assert compose_settings(["dataset=folder", f"dataset.root={typed}"]).dataset.root == place
     mix = compose_settings(["dataset=mixed", "dataset.sets=[{name: esc50, root: a}, {name: embeddings, path: b.npz}]"])
