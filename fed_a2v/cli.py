@@ -9,8 +9,8 @@ from importlib import import_module
 from rich.console import Console
 
 from fed_a2v import __version__
-from fed_a2v.commands import COMMANDS
-from fed_a2v.errors import MENDABLE
+from fed_a2v.commands import COMMANDS, TAKE_OVERRIDES
+from fed_a2v.errors import MENDABLE, interrupted
 from fed_a2v.text import say
 
 
@@ -28,8 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(console, f"fed-a2v: no command {words[0]!r}; choose from {', '.join(COMMANDS)}")
         sys.exit(2)
     try:
+        if words[0] in TAKE_OVERRIDES:
+            from fed_a2v.config import as_overrides
+
+            words = [words[0], *as_overrides(words[1:])]
         import_module(f"fed_a2v.commands.{words[0]}").run(words[1:])
-    except MENDABLE as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupted(error):
+            say(console, "fed-a2v: stopped")
+            sys.exit(130)
+        if not isinstance(error, MENDABLE):
+            raise
         say(console, f"fed-a2v: {error}", style="red")
         sys.exit(2)
 

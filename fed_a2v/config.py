@@ -5,6 +5,7 @@ The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr r
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from fed_a2v.conf_tree import conf_dir, dotted_keys, options
 from fed_a2v.explain import explain_composition, explain_validation
 from fed_a2v.settings import ConfigError, Settings
+from fed_a2v.storage.foreign import ForeignFileError, read_names
 
 __all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
 
@@ -39,7 +40,39 @@ def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConfigError(f"overrides {overrides!r}: {error}") from error
-    return settings_from(_composed(tuple(words)))
+    return settings_from(_composed(tuple(as_overrides(words))))
+
+
+# What has a ~ in it, between brackets, braces, commas and colons: Hydra takes it in quotes only.
+_HOME = re.compile(r"((?:^|[\[{,:])\s*)((?=[^\[\]{},:]*~)[^\[\]{},:\s](?:[^\[\]{},:]*[^\[\]{},:\s])?)")
+_OUTPUT = re.compile(r"(\+*hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2")
+SEARCH, FILE = "hydra.searchpath", "file://"
+_CONFIG_DIR = re.compile(r"(?:--config-dir|-cd)(?:=(.*))?", re.DOTALL)
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """What a user types as Hydra's overrides: with `~` for the home folder in them, and `--config-dir FOLDER`.
+
+    Raises:
+        ConfigError: `--config-dir` names no folder.
+    """
+    found: list[str] = []
+    folders: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if match := _CONFIG_DIR.fullmatch(word):
+            given = next(remaining, "") if match[1] is None else match[1]
+            folder = Path(given).expanduser().absolute()
+            if not given or not folder.is_dir():
+                raise ConfigError(f"--config-dir={given}: no such folder; name one with experiment/ or a group in it")
+            folders.append(f"'{FILE}{folder}'")
+        elif match := _OUTPUT.fullmatch(word):  # Hydra makes this folder itself, and knows no ~
+            found.append(f"{match[1]}='{Path(match[3]).expanduser()}'")
+        else:
+            key, sign, value = word.partition("=")
+            plain = not sign or key.startswith("-") or "'" in value or '"' in value
+            found.append(word if plain else f"{key}=" + _HOME.sub(r"\1'\2'", value))
+    return [*found, f"{SEARCH}=[{','.join(folders)}]"] if folders else found
 
 
 @lru_cache(maxsize=256)
@@ -59,15 +92,19 @@ def sources(overrides: Sequence[str]) -> dict[str, str]:
         ConfigError: an override names no known option.
     """
     found: dict[str, str] = {}
+    overrides = as_overrides(overrides)
     with _hydra(overrides):
         loader = GlobalHydra.instance().config_loader()
         files = loader.compute_defaults_list("config", list(overrides), RunMode.RUN).defaults
+        own = re.findall(rf"'{FILE}([^']*)'", " ".join(word for word in overrides if word.startswith(SEARCH)))
         for file in files:
-            path = conf_dir() / f"{file.config_path}.yaml"
+            places = [Path(folder) / f"{file.config_path}.yaml" for folder in (conf_dir(), *own)]
+            path = next((place for place in places if place.is_file()), places[0])
             if path.is_file() and not str(file.package).startswith("hydra"):
                 content = {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
                 prefix = f"{file.package}." if file.package else ""
-                found |= dict.fromkeys(dotted_keys(content, prefix), f"conf/{file.config_path}.yaml")
+                name = f"conf/{file.config_path}.yaml" if path == places[0] else str(path)
+                found |= dict.fromkeys(dotted_keys(content, prefix), name)
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key = override.get_key_element().lstrip("+~")
             if not options(key):  # an option shows by its file
@@ -134,17 +171,24 @@ _SHARED_BY_SETS = ("test_fold", "split_seed", "max_clips_per_class", "cache_dtyp
 
 
 def _complete_dataset(dataset: Any) -> Any:
-    """Read a file of aliases, and give each data set of a mix the defaults of its own file in `conf/dataset/`."""
+    """Read a file of aliases, make places absolute, and complete the data sets of a mix from `conf/dataset/`."""
     if not isinstance(dataset, dict):
         return dataset
     dataset = dict(dataset)
     if isinstance(dataset.get("aliases"), str):
         dataset["aliases"] = _read_aliases(Path(dataset["aliases"]).expanduser())
+    if dataset.get("name") != "custom":  # to a class of one's own it may be anything
+        dataset |= {key: _absolute(dataset[key]) for key in ("root", "path") if dataset.get(key)}
     sets = dataset.get("sets")
     if isinstance(sets, list):
         shared = {key: dataset[key] for key in _SHARED_BY_SETS if dataset.get(key) is not None}
         dataset["sets"] = [_complete_set(part, shared) for part in sets]
     return dataset
+
+
+def _absolute(place: Any) -> Any:
+    """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
+    return str(Path(place).absolute()) if isinstance(place, str) and not place.startswith("~") else place
 
 
 def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
@@ -156,14 +200,12 @@ def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
         raise ConfigError(f"dataset.sets: {part} needs a name, one of {', '.join(choices)}")
     defaults = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(defaults, dict)
-    return defaults | shared | part
+    return _complete_dataset(defaults | shared | part)
 
 
 def _read_aliases(path: Path) -> dict[str, str]:
     try:
-        table = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"dataset.aliases: {path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"dataset.aliases: {path} needs lines of the form `name in a data set: common name`")
-    return {str(name): str(common) for name, common in table.items()}
+        return read_names(path)
+    except (OSError, ForeignFileError) as error:
+        reason = str(error) if isinstance(error, ForeignFileError) else f"{path} cannot be read: {error.strerror}"
+        raise ConfigError(f"dataset.aliases: {reason}, `name in a data set: common name`") from error

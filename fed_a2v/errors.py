@@ -11,5 +11,12 @@ class UserError(Exception):
     """
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or what a library made of it on its way: torch's files end in one of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 # Beside our own errors, the operating system's: a full disk, a folder that cannot be written.
 MENDABLE = (UserError, OSError)

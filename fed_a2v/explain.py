@@ -68,6 +68,8 @@ def _describe(key: str, entry: Any) -> tuple[str, str]:
         allowed = re.findall(r"'([^']*)'", str(entry["ctx"]["expected"]))
         near = nearest(str(entry["input"]), allowed, cutoff=0.6)
         message += f"; did you mean {near}?" if near else ""
+    if kind == "string_type" and isinstance(entry["input"], bool | int | float):
+        message += "; a word that YAML takes for a number or a truth value stands in quotes"
     return f"{key} = {entry['input']!r}: ", message
 
 

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 # Sounds that are read and embedded at once.
 BATCH = 16
 
-Sound = str | Path | NDArray[Any]
+Sound = str | Path | NDArray[Any] | Tensor
+# Of a waveform; more are samples.
+MOST_CHANNELS = 64
 
 
 class RunError(UserError, ValueError):
@@ -285,31 +287,26 @@ class LoadedRun:
         wanted, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
         if isinstance(sound, str | Path):
             return read_clip(Path(sound).expanduser(), wanted, seconds)
-        if rate is None:
-            raise RunError("a waveform needs its rate in Hz, e.g. run.prompts(waveform, rate=44_100)")
-        waveform = np.asarray(sound, dtype=np.float32)
-        if waveform.ndim not in (1, 2) or waveform.size == 0 or not np.isfinite(waveform).all():
-            raise BadClipError(
-                f"a waveform has shape {waveform.shape}, finite: {bool(np.isfinite(waveform).all())}; finite numbers "
-                "of shape (samples,) or (samples, channels) are needed"
-            )
-        return fit_clip(waveform if waveform.ndim == 1 else waveform.mean(axis=1), rate, wanted, seconds)
+        if rate is None or rate <= 0:
+            raise RunError(f"a waveform needs its rate in Hz, not {rate}: run.prompts(waveform, rate=44_100)")
+        return fit_clip(mono(np.asarray(sound)), rate, wanted, seconds)
 
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
         """Audio embeddings of sounds, as the adapters take them.
 
         Args:
-            sounds: a WAV, FLAC or OGG file, or a waveform, (samples,) or (samples, channels); or several of them.
+            sounds: a WAV, FLAC or OGG file, or a waveform of numpy or torch, (samples,), (samples, channels) or
+                (channels, samples), integers at full scale or fractions of it; or several of them.
             rate: of waveforms, in Hz.
 
         Returns:
             (B, S, Da).
 
         Raises:
-            BadClipError: a sound cannot be read, is empty, or holds NaN or infinite samples.
+            BadClipError: a sound cannot be read, is empty, holds NaN or infinite samples, or is no waveform.
             RunError: a waveform comes without `rate`, or the run's encoder is not known.
         """
-        each = [sounds] if isinstance(sounds, str | Path | np.ndarray) else list(sounds)
+        each = [sounds] if isinstance(sounds, str | Path | np.ndarray | Tensor) else list(sounds)
         embedded = []
         for start in range(0, len(each), BATCH):
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
@@ -365,6 +362,40 @@ class LoadedRun:
         changed = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
         run_in_process(Settings.model_validate(self.config | changed), self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
+
+
+def mono(waveform: NDArray[Any]) -> FloatArray:
+    """A waveform as (samples,) float32 between -1 and 1: the mean of its channels, which are the shorter axis.
+
+    Args:
+        waveform: (samples,), (samples, channels) as soundfile gives it, or (channels, samples) as librosa and
+            torchaudio do. Integers count from the full scale of their type, as in a WAV file.
+
+    Raises:
+        BadClipError: it has another shape, no samples, as many channels as samples, numbers of another type, or NaN or
+            infinite ones.
+    """
+    shape, kind = waveform.shape, waveform.dtype
+    if waveform.ndim not in (1, 2) or not waveform.size or (waveform.ndim == 2 and not _is_sound(shape)):
+        raise BadClipError(
+            f"a waveform has shape {shape}; (samples,), (samples, channels) or (channels, samples) with 1 to "
+            f"{MOST_CHANNELS} channels, fewer than samples, is needed"
+        )
+    if kind.kind in "iu" and kind.itemsize <= 4:
+        scale = 2.0 ** (8 * kind.itemsize - 1)
+        waveform = (waveform.astype(np.float64) - (scale if kind.kind == "u" else 0.0)) / scale
+    elif kind.kind != "f":
+        raise BadClipError(f"a waveform has numbers of type {kind}; floats, or integers of 8 to 32 bits, are needed")
+    with np.errstate(over="ignore"):
+        waveform = waveform.astype(np.float32)
+    if not np.isfinite(waveform).all():
+        raise BadClipError(f"a waveform of shape {shape} holds NaN or infinite samples")
+    return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
+
+
+def _is_sound(shape: tuple[int, ...]) -> bool:
+    """Whether the shorter axis of two can be that of the channels."""
+    return min(shape) <= MOST_CHANNELS and shape[0] != shape[1]
 
 
 def find_class(name: str, classes: Sequence[str]) -> str:

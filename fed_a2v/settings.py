@@ -694,4 +694,6 @@ def cache_dir(settings: Settings) -> Path:
         return Path(settings.cache_dir).expanduser()
     if folder := os.environ.get("FED_A2V_CACHE"):
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fed_a2v"
+    # By its specification one that is empty or relative does not count.
+    users = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (users if users.is_absolute() else Path("~/.cache").expanduser()) / "fed_a2v"

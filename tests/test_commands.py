@@ -6,14 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
-from fed_a2v.config import compose_settings
+from fed_a2v.commands.subjects import _split, _told_apart, class_list
+from fed_a2v.commands.train import _samples
+from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.load import RunError, find_class
+from fed_a2v.runs.lock import hold
 from fed_a2v.settings import Settings
+from tests.command import fed_a2v
+from tests.refusals import refused
 
 FOLDER = str(Path(sys.executable).parent)
 
@@ -96,3 +104,138 @@ def test_bash_completes_groups_options_and_keys(completed):
     assert completed("fed-a2v train generator=gaussian generator.shr") == ["generator.shrinkage="]
     assert "experiment=quick" in completed("fed-a2v train experiment=")
     assert completed("fed-a2v config aggregation.mo") == ["aggregation.mode="]
+
+
+# Ctrl-C, and what is typed for `generate` and sweeps
+
+
+@pytest.mark.parametrize("when", ["composing", "saving"])
+def test_ctrl_c_ends_a_command_in_one_line(when, monkeypatch, tmp_path, capsys):
+    def interrupt(*given):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if when == "saving":
+                raise RuntimeError("unexpected position")  # as torch ends a file that was not written
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fed_a2v.commands.config.sources", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["config"])
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "stopped" in line
+
+
+def test_ctrl_c_while_a_run_saves_ends_it_in_one_line_that_says_how_to_go_on(monkeypatch, tmp_path):
+    class Interrupted:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    save = torch.save
+    monkeypatch.setattr("torch.save", lambda content, file: save(content, Interrupted(file)))
+    small = ("experiment=quick", "report=false", "adapters.hidden_width=16", "generator=none", "wandb.mode=disabled")
+    done = fed_a2v("train", *small, "--quiet", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / "run") in line
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+CLASSES = ("rain, heavy", "rain", "a=b", "dog", "tick-tock")
+
+
+@pytest.fixture
+def run():
+    """A run, as far as words about classes need one."""
+    return SimpleNamespace(classes=CLASSES, class_name=lambda name: find_class(name, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("typed", "classes"),
+    [
+        ("dog,rain", ("dog", "rain")),
+        ("Rain, heavy,dog", ("rain, heavy", "dog")),
+        ("rain,rain, heavy", ("rain", "rain, heavy")),
+        ("dog, tick tock,,dog", ("dog", "tick-tock")),
+    ],
+)
+def test_commas_stand_between_classes_and_within_them(run, typed, classes):
+    assert class_list(run, typed) == classes
+
+
+def test_a_class_that_is_none_is_named(run):
+    with refused(RunError, "heavy"):
+        class_list(run, "rain,heavy,dog")
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("dog=x.wav", ("dog", "x.wav")),
+        ("a=b=x.wav", ("a=b", "x.wav")),
+        ("A=B=y=z.wav", ("A=B", "y=z.wav")),
+        ("dog=y=z.wav", ("dog", "y=z.wav")),
+        ("x.wav", ("", "x.wav")),
+        ("there=1.wav", ("", "there=1.wav")),
+        ("cat=x.wav", ("cat", "x.wav")),
+    ],
+)
+def test_the_equals_sign_stands_behind_the_class_and_within_names(typed, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there=1.wav").touch()
+    assert _split(typed, CLASSES) == (found[0], Path(found[1]))
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    paths = [Path(path) for path in ("a/dog/1.wav", "a/rain/1.wav", "b/rain/1.wav", "a/rain/2.wav")]
+    assert _told_apart(paths) == ["dog/1.wav", "a/rain/1.wav", "b/rain/1.wav", "2.wav"]
+    same = _told_apart([Path("x.wav"), Path("x.wav").absolute()])
+    assert same == ["x.wav", "x.wav"]
+
+
+@pytest.mark.parametrize(
+    ("word", "samples"),
+    [
+        ("generator=glob(ga*)", ["generator=gan", "generator=gaussian"]),
+        ("generator=glob([vae*,gmm],exclude=*_t5)", ["generator=gmm", "generator=vae_per_class"]),
+        ("experiment=glob(esc50*)", ["experiment=esc50_50x1", "experiment=esc50_5x10"]),
+        ("generator=gan,vae", ["generator=gan", "generator=vae"]),
+    ],
+)
+def test_a_sweep_is_looked_at_by_its_first_value_and_its_last(word, samples):
+    assert _samples([word, "seed=1"]) == [[sample, "seed=1"] for sample in samples]
+
+
+def test_a_sweep_over_no_option_or_one_that_cannot_run_is_refused(capsys):
+    with refused(ConfigError, "generator=glob(x*)", "gaussian"):
+        _samples(["generator=glob(x*)"])
+    with pytest.raises(SystemExit):
+        main(["train", "-m", "generator=glob(*)"])
+    said = capsys.readouterr().err
+    assert "generator=custom" in said
+    assert "exclude" in said
+
+
+def test_the_value_of_an_option_of_hydras_is_no_override(tmp_path):
+    shown = fed_a2v("train", "seed=7", "--cfg", "job", "--package", "seed", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "7")
+
+
+def test_the_words_of_a_run_that_is_going_on_stay_those_of_the_first(tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    with hold(folder):
+        done = fed_a2v("train", "experiment=quick", "seed=2", f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert str(folder) in line
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [".lock", "overrides.yaml"]
+    assert (folder / ".hydra" / "overrides.yaml").read_text() == "- seed=1\n"

@@ -12,11 +12,14 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fed_a2v.config import ConfigError, compose_settings, conf_dir, sources, to_yaml
+from fed_a2v.cli import main
+from fed_a2v.config import ConfigError, as_overrides, compose_settings, conf_dir, sources, to_yaml
+from fed_a2v.data.aliases import ClassNames
 from fed_a2v.settings import Settings, cache_dir
 from tests.refusals import refused
 
@@ -507,3 +510,109 @@ def test_the_later_of_two_overrides_is_the_source():
 def test_banks_scenarios_and_unseen_classes_are_checked(overrides, named):
     with refused(ConfigError, *named):
         compose_settings(overrides)
+
+
+# What users type
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("dataset.root=~/sounds", "~/sounds"),
+        ("dataset.root=~", "~"),
+        ("dataset.root='~/my sounds'", "~/my sounds"),
+        ("dataset.root=/a~b/~c", "/a~b/~c"),
+    ],
+)
+def test_the_home_folder_needs_no_quotes(typed, value):
+    assert OverridesParser.create().parse_override(as_overrides([typed])[0]).value() == value
+
+
+def test_the_home_folder_needs_no_quotes_in_lists_and_mixes_either():
+    (word,) = as_overrides(["dataset.sets=[{name: folder, root: ~/one},{name: esc50, root: ~/two/b c }]"])
+    sets = OverridesParser.create().parse_override(word).value()
+    assert [part["root"] for part in sets] == ["~/one", "~/two/b c"]
+    (word,) = as_overrides(["dataset.root=~/one,~/two"])
+    assert list(OverridesParser.create().parse_override(word).sweep_string_iterator()) == ["'~/one'", "'~/two'"]
+    assert compose_settings(["dataset=folder", "dataset.root=~/sounds"]).dataset.root == "~/sounds"
+
+
+@pytest.mark.parametrize("word", ["~dataset", "--out=~/x", "seed=1", "-m", "+wandb.group=a"])
+def test_other_words_stay_as_they_are(word):
+    assert as_overrides([word]) == [word]
+
+
+@pytest.mark.parametrize("typed", ["hydra.run.dir=~/run", "hydra.run.dir='~/run'", 'hydra.sweep.dir="~/run"'])
+def test_hydra_does_not_make_a_folder_called_tilde(typed, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (word,) = as_overrides([typed])
+    assert OverridesParser.create().parse_override(word).value() == str(tmp_path / "run")
+
+
+@pytest.fixture
+def own_conf(tmp_path):
+    """A folder of one's own with an experiment in it."""
+    folder = tmp_path / "my conf"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - quick\nrounds: 7\n")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["--config-dir={}", "--config-dir {}", "-cd {}"])
+def test_an_experiment_in_a_folder_of_ones_own_is_found(own_conf, form, capsys):
+    words = form.split(" ")
+    words[-1] = words[-1].format(own_conf)
+    assert compose_settings([*words, "experiment=mine"]).rounds == 7
+    main(["config", *words, "experiment=mine"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rounds:")]
+    assert line.split("# ")[1] == str(own_conf / "experiment" / "mine.yaml")
+
+
+@pytest.mark.parametrize("words", [["--config-dir"], ["--config-dir", "/nothing"], ["--config-dir="]])
+def test_a_folder_of_ones_own_that_is_not_there_is_refused(words):
+    with refused(ConfigError, "--config-dir", *words[1:]):
+        compose_settings(words)
+
+
+def test_words_that_yaml_takes_for_something_else_are_names_of_classes(tmp_path):
+    file = tmp_path / "aliases.yaml"
+    file.write_text("no: negative\noff: switched off\n010: ten\n1e3: 2024-01-01\n'yes': ~\n")
+    aliases = compose_settings([f"dataset.aliases={file}"]).dataset.aliases
+    assert aliases == {"no": "negative", "off": "switched off", "010": "ten", "1e3": "2024-01-01", "yes": "~"}
+    assert ClassNames(aliases).common("No") == "negative"
+    with refused(ConfigError, "dataset.classes.1", "True", "quotes"):
+        compose_settings(["dataset.classes=[dog,true]"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "dog", "- dog", "dog: [a]", "dog:", "a: b\na: c", "a: b: c", "? [a]\n: b", "\x00"]
+)
+def test_a_file_of_aliases_that_is_none_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "aliases.yaml"
+    file.write_text(text)
+    with refused(ConfigError, "dataset.aliases", file):
+        compose_settings([f"dataset.aliases={file}"])
+
+
+@pytest.mark.parametrize("value", ["", "relative/folder", None])
+def test_a_cache_folder_of_the_user_that_is_no_absolute_path_does_not_count(monkeypatch, tmp_path, value):
+    monkeypatch.delenv("FED_A2V_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert cache_dir(compose_settings()) == tmp_path / ".cache" / "fed_a2v"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert cache_dir(compose_settings()) == tmp_path / "mine" / "fed_a2v"
+
+
+def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = {"my/sounds": str(tmp_path / "my" / "sounds"), "/my": "/my", "~/a": "~/a"}
+    for typed, place in mine.items():
+        assert compose_settings(["dataset=folder", f"dataset.root={typed}"]).dataset.root == place
+    mix = compose_settings(["dataset=mixed", "dataset.sets=[{name: esc50, root: a}, {name: embeddings, path: b.npz}]"])
+    assert [part.place for part in mix.dataset.sets] == [str(tmp_path / "a"), str(tmp_path / "b.npz")]
+    own = compose_settings(["dataset=custom", "dataset._target_=my.DataSet", "dataset.root=anything"])
+    assert own.dataset.root == "anything"

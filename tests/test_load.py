@@ -21,7 +21,7 @@ from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.data.synth import RATE, synthesise
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.task import prompt_set
-from fed_a2v.load import RunError
+from fed_a2v.load import RunError, mono
 from fed_a2v.plugins import ForeignCodeError
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, save_state
 from fed_a2v.runs.folder import RunFolder
@@ -411,3 +411,60 @@ def test_the_page_is_true(own, other, wav, monkeypatch):
     failed, tried = doctest.testfile(str(PAGE), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert tried > 10
     assert failed == 0
+
+
+# Waveforms as others give them
+
+TONE = np.sin(np.linspace(0, 90, 1000)).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_channels_may_come_first_or_last(channels, kind):
+    stereo = np.stack([TONE * (k + 1) / channels for k in range(channels)])
+    expected = stereo.mean(axis=0)
+    np.testing.assert_allclose(mono(np.asarray(kind(stereo))), expected, atol=1e-6)
+    np.testing.assert_allclose(mono(np.asarray(kind(stereo.T.copy()))), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("type_", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float16, np.float64])
+def test_integers_count_from_full_scale(type_):
+    kind, half = np.dtype(type_), 2.0 ** (8 * np.dtype(type_).itemsize - 1)
+    scale, zero = {"i": (half, 0.0), "u": (half, half), "f": (1.0, 0.0)}[kind.kind]
+    given = np.round(0.5 * TONE.astype(np.float64) * scale + zero) if kind.kind != "f" else 0.5 * TONE
+    found = mono(given.astype(type_))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, 0.5 * TONE, atol=1 / half if kind.kind != "f" else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "named"),
+    [
+        (np.zeros(0), "(0,)"),
+        (np.zeros((2, 0)), "(2, 0)"),
+        (np.float32(1), "()"),
+        (np.zeros((2, 2, 100)), "(2, 2, 100)"),
+        (np.zeros((100, 100)), "(100, 100)"),
+        (np.zeros((100, 2000)), "(100, 2000)"),
+        (np.array([1.0, np.nan]), "NaN"),
+        (np.array([1e300, 0.0]), "infinite"),
+        (np.zeros(10, np.int64), "int64"),
+        (np.zeros(10, bool), "bool"),
+        (np.zeros(10, complex), "complex"),
+        (np.array(["a"]), "U1"),
+        (np.array([None, TONE], dtype=object), "object"),
+    ],
+)
+def test_what_is_no_waveform_is_refused(waveform, named):
+    with refused(BadClipError, named):
+        mono(np.asarray(waveform))
+
+
+def test_a_run_takes_tensors_and_refuses_a_rate_that_is_none(run):
+    stereo = np.stack([TONE, 0.5 * TONE])
+    expected = run.embed(stereo.mean(axis=0), rate=16_000)
+    assert run.embed(torch.from_numpy(stereo), rate=16_000).shape == expected.shape
+    torch.testing.assert_close(run.embed(torch.from_numpy(stereo), rate=16_000), expected, atol=1e-4, rtol=1e-4)
+    for rate in (None, 0, -1):
+        with refused(RunError, rate):
+            run.embed(TONE, rate=rate)

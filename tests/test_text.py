@@ -1,9 +1,11 @@
 """Text that others have written on its way out: terminals, logs, tables, CSV files, pictures."""
 
+import ast
 import csv
 import io
 import logging
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import fed_a2v as fed_a2v_package
 from fed_a2v.commands import doctor as doctor_command
 from fed_a2v.config import ConfigError, compose_settings
 from fed_a2v.core.projection import EmbeddingMap
@@ -67,6 +70,24 @@ def test_no_text_at_all_leaves_more_than_visible_letters(text):
 
 def test_only_the_first_line_begins_at_the_left():
     assert printable("one\ntwo\r\n  three\n\nfour") == "one\n  two\n  three\n\n  four"
+
+
+def put_together(call):
+    """Whether a call prints a text that it makes of others."""
+    shown = [given for given in call.args if not ast.unparse(given).endswith(".rich()")]  # a table, in its own way
+    return any(isinstance(node, ast.JoinedStr | ast.BinOp) for given in shown for node in ast.walk(given))
+
+
+def test_nothing_else_in_the_package_prints_text_that_it_puts_together():
+    calls = {
+        (file.name, node.lineno): node
+        for file in Path(fed_a2v_package.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "print"
+    }
+    assert {name for name, _ in calls} >= {"text.py", "train.py"}
+    assert put_together(ast.parse('console.print(f"Report: {path}")').body[0].value)
+    assert not [place for place, call in calls.items() if put_together(call)]
 
 
 def test_the_console_shows_names_as_they_are(terminal):

@@ -2,3 +2,5 @@
 
 # Each is a module, imported when it is asked for: what one needs, the others do not wait for.
 COMMANDS = ("train", "compare", "config", "report", "embed", "generate", "synth", "targets", "doctor", "completion")
+# Those whose words are settings.
+TAKE_OVERRIDES = ("train", "compare", "config", "embed", "targets", "doctor")

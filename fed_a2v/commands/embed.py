@@ -58,8 +58,9 @@ def run(words: list[str]) -> None:
         f"{len(embedded) - embedded.new} known before, {embedded.skipped} skipped",
     )
     if given.out:
-        write_embeddings(embedded, given.out)
-        say(console, f"Wrote {given.out}: dataset=embeddings dataset.path={given.out}")
+        out = given.out.expanduser()
+        write_embeddings(embedded, out)
+        say(console, f"Wrote {out}: dataset=embeddings dataset.path={out}")
     else:
         say(console, f"Cache: {cache_dir(settings)}")
 

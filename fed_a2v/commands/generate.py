@@ -145,12 +145,12 @@ def _merged(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[str, An
 
 
 def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], seed: int) -> Subjects:
-    from fed_a2v.commands.subjects import from_files, synthetic, test_clips
+    from fed_a2v.commands.subjects import class_list, from_files, synthetic, test_clips
     from fed_a2v.images.subjects import joined, of_classes
 
     names = loaded.classes
     if given.classes is not None:
-        names = tuple(dict.fromkeys(loaded.class_name(name) for name in given.classes.split(",") if name))
+        names = class_list(loaded, given.classes)
     parts = []
     if audio:
         parts.append(from_files(loaded, audio))

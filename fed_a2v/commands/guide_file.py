@@ -34,7 +34,7 @@ def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:
         return rest, None
     if len(files) > 1 or not files[0]:
         raise ConfigError("--config takes one file in the guide's format: --config my_experiment.json")
-    return rest, GuideFile(Path(files[0]))
+    return rest, GuideFile(Path(files[0]).expanduser())
 
 
 def compose_with(guide: GuideFile | None, overrides: Sequence[str]) -> Settings:

@@ -25,17 +25,16 @@ def from_files(run: LoadedRun, words: Sequence[str]) -> Subjects:
 
     Raises:
         BadClipError: a file cannot be used.
-        RunError: a word names no class of the run, or two files have the same name.
+        RunError: a word names no class of the run, or a file is named twice.
     """
+    given = [_split(word, run.classes) for word in words]
+    names = _told_apart([path for _, path in given])
+    if twice := [path for (_, path), name in zip(given, names, strict=True) if names.count(name) > 1]:
+        raise RunError(f"the sound file {twice[0]} is named twice; name it once")
     subjects: list[Subject] = []
-    for word in words:
-        name, path = _split(word)
-        waveform = run.waveform(path)
-        category = run.class_name(name) if name else _class_of_folder(path, run.classes)
-        subjects.append(Subject(path.name, category, waveform, run.encoder.sample_rate))
-    names = [subject.name for subject in subjects]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise RunError(f"two sound files are called {min(twice)}; give them different names")
+    for (category, path), name in zip(given, names, strict=True):
+        known = run.class_name(category) if category else _class_of_folder(path, run.classes)
+        subjects.append(Subject(name, known, run.waveform(path), run.encoder.sample_rate))
     heard = [subject.waveform for subject in subjects if subject.waveform is not None]
     return Subjects(subjects, run.embed(heard, run.encoder.sample_rate))
 
@@ -76,12 +75,46 @@ def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArra
     return open_source(part, settings.seed).waveform(key, rate, part.clip_seconds), rate
 
 
-def _split(word: str) -> tuple[str, Path]:
-    """CLASS=FILE as (class, file); a file whose own name has a = in it is a file."""
-    name, sign, rest = word.partition("=")
-    if sign and not Path(word).expanduser().is_file():
-        return name, Path(rest).expanduser()
-    return "", Path(word).expanduser()
+def class_list(run: LoadedRun, text: str) -> tuple[str, ...]:
+    """The classes in A,B,...: a comma between them, or within the name of one.
+
+    Raises:
+        RunError: a name is no class of the run.
+    """
+    pieces = text.split(",")
+    known = {clean_name(name) for name in run.classes}
+    found: list[str] = []
+    while pieces:
+        # As many pieces as make a class; of one that is none the error names the nearest.
+        joined = (",".join(pieces[:count]) for count in range(len(pieces), 0, -1))
+        name = next((name for name in joined if clean_name(name) in known), pieces[0])
+        pieces = pieces[name.count(",") + 1 :]
+        if name.strip():
+            found.append(run.class_name(name))
+    return tuple(dict.fromkeys(found))
+
+
+def _split(word: str, classes: Sequence[str]) -> tuple[str, Path]:
+    """CLASS=FILE as (class, file), wherever else a = is; a file whose own name has one in it is a file."""
+    if "=" not in word or Path(word).expanduser().is_file():
+        return "", Path(word).expanduser()
+    parts = word.split("=")
+    pairs = [("=".join(parts[:count]), "=".join(parts[count:])) for count in range(1, len(parts))]
+    known = {clean_name(name) for name in classes}
+    name, rest = next((pair for pair in reversed(pairs) if clean_name(pair[0]) in known), pairs[0])
+    return name, Path(rest).expanduser()
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, behind as many of its folders as tell it from the others."""
+    others = {path.absolute() for path in paths}
+
+    def name(path: Path) -> str:
+        parts = path.absolute().parts
+        tails = (parts[-depth:] for depth in range(1, len(parts) + 1))
+        return next("/".join(tail) for tail in tails if sum(other.parts[-len(tail) :] == tail for other in others) == 1)
+
+    return [name(path) for path in paths]
 
 
 def _class_of_folder(path: Path, classes: Sequence[str]) -> str | None:

@@ -30,6 +30,7 @@ def run(words: list[str]) -> None:
 
     if "=" in str(given.file):
         raise ConfigError(f"fed-a2v targets needs the name of a file first, not {given.file}")
+    given.file = given.file.expanduser()
     settings = compose_settings(given.overrides)
     targets = write_targets(settings, class_names(settings.dataset), given.file)
     shapes = [f"CLIP {targets.clip.shape[1]} x {targets.clip.shape[2]}"]

@@ -12,13 +12,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
+from fed_a2v.conf_tree import options
 from fed_a2v.config import ConfigError, conf_dir, settings_from
-from fed_a2v.errors import MENDABLE
+from fed_a2v.errors import MENDABLE, interrupted
 from fed_a2v.settings import Settings
 from fed_a2v.text import say
 
@@ -35,6 +37,10 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
 """
 
 
+# Hydra's options with a value of their own.
+VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-i", "--info")
+
+
 def run(words: list[str]) -> None:
     """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
     from fed_a2v.runs.progress import OUTPUT_VARIABLE
@@ -44,7 +50,7 @@ def run(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False, soft_wrap=True)
     elif not {"-sc", "--shell-completion"} & set(words):
-        overrides = [word for word in words if not word.startswith("-")]
+        overrides = _overrides(words)
         sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words)
         try:
             samples = [compose_with(guide, sample) for sample in (_samples(overrides) if sweep else [overrides])]
@@ -53,11 +59,16 @@ def run(words: list[str]) -> None:
 
             for sample in samples:
                 check_buildable(sample)
+        except ConfigError as error:
+            if any("=glob(" in word for word in overrides):
+                raise ConfigError(f"{error}; glob(*,exclude=[OPTION]) leaves options out") from error
+            raise
         finally:
             if guide:
                 show_guide(guide, Console(stderr=True))
-        # At the end: argparse takes no overrides before and after an option such as -m.
-        words = [*words, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
+        # Together: argparse takes no overrides before and after an option such as -m.
+        given = [*overrides, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
+        words = [*given, *(word for word in words if word not in overrides)]
     if wanted:
         os.environ[OUTPUT_VARIABLE] = wanted
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
@@ -102,10 +113,10 @@ def _job(config: DictConfig) -> float | None:
     try:
         settings = settings_from(config)
         results = run_job(settings, folder, run) if sweep else run(settings, folder)
-    except KeyboardInterrupt:
-        say(Console(stderr=True), f"Stopped. Going on: hydra.run.dir={folder}")
-        sys.exit(130)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupted(error):
+            say(Console(stderr=True), f"Stopped. Going on: hydra.run.dir={folder}")
+            sys.exit(130)
         if not sweep and not isinstance(error, MENDABLE):
             raise
         # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
@@ -130,6 +141,23 @@ def _job(config: DictConfig) -> float | None:
     chosen_by = results.get("accuracy_validation")
     accuracy = results["accuracy"] if chosen_by is None else chosen_by
     return None if accuracy is None else float(accuracy)
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """The words that are neither an option of Hydra's nor the value of one."""
+    pairs = zip(("", *words), words, strict=False)
+    return [word for before, word in pairs if not word.startswith("-") and before not in VALUED]
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a sweep over one key; those of `glob(*)` are options of a group."""
+    wanted, group = override.value(), override.get_key_element()
+    if not isinstance(wanted, Glob):
+        return list(override.sweep_string_iterator())
+    there = options(group)
+    if not (found := wanted.filter(there)):
+        raise ConfigError(f"{override.input_line}: no option of {group} fits; it has {', '.join(there) or 'none'}")
+    return list(found)
 
 
 def _take_output(words: Sequence[str]) -> tuple[list[str], str]:
@@ -172,7 +200,7 @@ def _samples(overrides: Sequence[str]) -> list[list[str]]:
     for override in parsed:
         lines = [str(override.input_line)]
         if override.is_sweep_override():
-            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            lines = [f"{override.get_key_element()}={value}" for value in _values(override)]
         for sample, line in zip(chosen, (lines[0], lines[-1]), strict=True):
             sample.append(line)
     return chosen

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from fed_a2v.core.names import clean_name
+from fed_a2v.storage.foreign import read_names
 
 
 class ClassNames:
@@ -37,6 +36,5 @@ class ClassNames:
 
 @lru_cache(maxsize=1)
 def _built_in() -> dict[str, str]:
-    table = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("aliases.yaml")))
-    assert isinstance(table, dict)
-    return {clean_name(str(name)): str(common) for name, common in table.items()}
+    table = read_names(Path(__file__).with_name("aliases.yaml"))
+    return {clean_name(name): common for name, common in table.items()}

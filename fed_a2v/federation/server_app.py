@@ -28,7 +28,7 @@ def server_fn(context: Context) -> ServerAppComponents:
         _end_with_parent()
     settings = compose_settings(str(context.run_config["overrides"]))
     output = str(context.run_config["output-dir"])
-    folder = Path(output) if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
+    folder = Path(output).expanduser() if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
     run = Run(settings, folder, Console(stderr=True, force_terminal=False))
     config = ServerConfig(num_rounds=run.rounds_left, round_timeout=settings.federation.round_timeout)
     # A finished run asks nobody for anything.

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fed_a2v.errors import MENDABLE
-from fed_a2v.runs.lock import FolderInUseError
+from fed_a2v.runs.lock import FolderInUseError, hold
 from fed_a2v.runs.progress import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
@@ -88,6 +88,20 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
 
 class SummaryCallback(Callback):
     """At the end of a sweep: a table and a picture of its jobs, and exit code 1 where one failed."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before it notes down the words of a run: not in the folder of one that is going on."""
+        del kwargs
+        folder = Path(config.hydra.run.dir)
+        try:
+            if folder.is_dir():
+                with hold(folder):
+                    pass
+        except FolderInUseError as error:
+            say(Console(stderr=True), f"fed-a2v: {error}", style="red")
+            sys.exit(2)
+        except OSError:  # the run itself says so
+            pass
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs are done."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fed_a2v.errors import interrupted
 from fed_a2v.storage.foreign import LARGEST_JSON, ForeignFileError, check_values, parse_json, read_bytes
 
 
@@ -39,6 +40,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if interrupted(error):  # torch.save ends in an error of its own
+            raise KeyboardInterrupt from error
         # torch.save reports a full disk as a RuntimeError of its own, with the OSError behind it.
         reason = error if isinstance(error, OSError) else error.__context__
         if isinstance(error, OSError | RuntimeError) and isinstance(reason, OSError):

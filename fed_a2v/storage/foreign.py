@@ -124,6 +124,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
+def read_names(path: Path) -> dict[str, str]:
+    """The lines `name: other name` of a YAML file, as they are written: `no`, `010` and `true` are words like others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ForeignFileError: the file is damaged, has anything but such lines, names one twice, or is too large.
+    """
+    try:
+        node = yaml.compose(read_bytes(path, LARGEST_YAML), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ForeignFileError):
+            raise
+        raise ForeignFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ForeignFileError(f"{path} needs lines of the form `name: other name`")
+    names: dict[str, str] = {}
+    for key, value in node.value:
+        line = f"{path}, line {key.start_mark.line + 1}"
+        if not all(isinstance(each, yaml.ScalarNode) and each.value for each in (key, value)):
+            raise ForeignFileError(f"{line}: needs the form `name: other name`")
+        if key.value in names:
+            raise ForeignFileError(f"{line}: {key.value!r} is there twice; keep one")
+        names[key.value] = value.value
+    return names
+
+
 def check_archive(path: Path, most: int | None = None) -> None:
     """Check a zip archive by its directory: entries that are not compressed, or `most` bytes in all when unpacked.
 
