@@ -1,7 +1,7 @@
 """What `fed-a2v doctor` looks at: the machine, the program and an experiment's settings, each finding with its remedy.
 
 Nothing is trained, downloaded or changed. A finding is `fine`, a `warning` (a run works, but not as well as it could),
-or an `error` (a run would fail).
+or an `error` (a run would fail). Of the data, a run's own checks are made; of the sounds, some are decoded.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ EXTRAS = {
 SUPERLINK_PORTS = (9091, 9092, 9093)
 LOCAL_SUPERLINK_PORT = 39091
 LITTLE_DISK, LITTLE_MEMORY = 2e9, 2e9
+# Findings about single clips: the first ones.
+MOST_CLIPS = 5
 
 
 @dataclass(frozen=True)
@@ -180,15 +182,38 @@ def _cache(settings: Settings) -> Iterator[Finding]:
 
 
 def _data(settings: Settings) -> Iterator[Finding]:
-    from fed_a2v.data.site import class_names
+    """Train's own checks, and how a few clips of every class sound."""
+    from fed_a2v.data.check import check_data, unusable
+    from fed_a2v.data.clips import SPLITS
+    from fed_a2v.data.embed import REMEDY
 
-    if settings.partition.kind == "own":
+    dataset = settings.dataset
+    if settings.partition.kind == "own" and dataset.place is None:
         yield Finding("data", "fine", "each site brings its own (partition=own)")
         return
-    with _as_error("data", "correct dataset.root or dataset.path") as failed:
-        classes = class_names(settings.dataset)
-        yield Finding("data", "fine", f"{settings.dataset.name}: {len(classes)} classes, readable")
+    with _as_error("data", "correct dataset.root or dataset.path, or the key that is named") as failed:
+        index, remarks = check_data(settings)
+        counts = ", ".join(f"{number} for {split}" for split in SPLITS if (number := index.splits.count(split)))
+        yield Finding("data", "fine", f"{dataset.name}: {len(index.classes)} classes, {len(index)} clips, {counts}")
+        for remark in remarks:
+            yield Finding("data", "warning", remark, "mend the data, or go on without what is named")
+        bad = list(unusable(settings, index, _sample_rate(settings)))
+        for reason in bad[:MOST_CLIPS]:
+            yield Finding("clips", "warning" if dataset.skip_bad else "error", reason, REMEDY)
+        found = f"{len(bad)} problems, the first of which are named" if bad else "can be used"
+        yield Finding("clips", "fine", f"some of every class were decoded: {found}")
     yield from failed
+
+
+def _sample_rate(settings: Settings) -> int:
+    """The encoder's, or one that will do where there is none: that is a finding of its own."""
+    from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
+
+    try:
+        with _offline():
+            return load_encoder(settings.encoder).sample_rate
+    except Exception:
+        return LogMelEncoder.sample_rate
 
 
 def _encoder(settings: Settings) -> Iterator[Finding]:
@@ -208,24 +233,31 @@ def _encoder(settings: Settings) -> Iterator[Finding]:
     yield from failed
 
 
+def _audio_shape(settings: Settings) -> tuple[int, int]:
+    """Tokens and width of a clip's embedding, as the encoder or the file of embeddings has them."""
+    from fed_a2v.data.embeddings import read_shape
+    from fed_a2v.encoders.audio import load_encoder
+
+    if settings.dataset.name == "embeddings":
+        return read_shape(str(settings.dataset.path))
+    encoder = load_encoder(settings.encoder)
+    return encoder.tokens, encoder.width
+
+
 def _needs(settings: Settings) -> Iterator[Finding]:
     """What a round costs, as far as it can be told without the sites."""
     import psutil
 
     from fed_a2v.data.site import class_names
-    from fed_a2v.encoders.audio import load_encoder
     from fed_a2v.federation.build import make_step
     from fed_a2v.federation.needs import needs
     from fed_a2v.federation.task import prompt_set
 
-    if settings.dataset.name == "embeddings":
-        yield Finding("needs", "fine", "the first round's row in metrics.jsonl tells bytes and seconds")
-        return
     with _as_error("needs", "see the errors above") as failed, _offline():
-        encoder = load_encoder(settings.encoder)
+        shape = _audio_shape(settings)
         prompts = prompt_set(settings, class_names(settings.dataset))
-        step = make_step(settings, prompts, (encoder.tokens, encoder.width))
-        found = needs(settings, step, (encoder.tokens, encoder.width))
+        step = make_step(settings, prompts, shape)
+        found = needs(settings, step, shape)
         yield Finding(
             "network",
             "fine",

@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fed_a2v.core.names import composed
 from fed_a2v.errors import UserError
 
 
@@ -29,6 +30,24 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Device = Annotated[str, AfterValidator(_device)]
+
+
+def _name(value: object) -> object:
+    """A class's name as text; YAML and the command line read some as other values."""
+    if isinstance(value, bool | float) or value is None:
+        typed = "null" if value is None else str(value).lower()
+        raise ValueError(f"{typed} is read as a value and not as a name; quote it: 'dataset.classes=[\"{typed}\",dog]'")
+    return composed(str(value)) if isinstance(value, int | str) else value
+
+
+def _place(value: str) -> str:
+    if not value.strip():  # which would be the working directory
+        raise ValueError("empty; name a folder or file, or set it to null")
+    return value
+
+
+ClassName = Annotated[str, BeforeValidator(_name)]
+Place = Annotated[str, AfterValidator(_place)]
 
 
 class ConfigError(UserError, ValueError):
@@ -53,13 +72,13 @@ class DatasetSettings(Section):
     sets: list[DatasetSettings] = Field(
         description="mixed: the data sets, each with a name, a root or path, and what differs from its own defaults"
     )
-    aliases: dict[str, str] | None = Field(
+    aliases: dict[ClassName, ClassName] | None = Field(
         description="further names of classes, {name in a data set: common name}, or a YAML file of them"
     )
-    root: str | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder, custom)")
-    path: str | None = Field(description="file of precomputed embeddings (embeddings)")
-    classes: list[str] | None = Field(description="keep these classes only; null keeps all")
-    unseen: Annotated[int, Field(ge=0)] | list[str] = Field(
+    root: Place | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder, custom)")
+    path: Place | None = Field(description="file of precomputed embeddings (embeddings)")
+    classes: list[ClassName] | None = Field(description="keep these classes only; null keeps all")
+    unseen: Annotated[int, Field(ge=0)] | list[ClassName] = Field(
         description="classes that no site trains on, by name, or how many of them to draw"
     )
     unseen_seed: Annotated[int, Field(ge=0)] = Field(description="of the drawing")
@@ -74,8 +93,10 @@ class DatasetSettings(Section):
     split_seed: Annotated[int, Field(ge=0)] = Field(
         description="of the dealing to folds where there are no official ones, and of what max_clips_per_class keeps"
     )
-    clip_seconds: Positive = Field(description="clips are cropped or padded to this length")
-    clips_per_class: Count = Field(description="clips per class to make (synth)")
+    clip_seconds: Annotated[float, Field(ge=0.01, le=600.0)] = Field(
+        description="clips are cropped or padded to this length, in seconds"
+    )
+    clips_per_class: Annotated[int, Field(ge=1, le=100_000)] = Field(description="clips per class to make (synth)")
     max_clips_per_class: Count | None = Field(
         description="clips per class to use at most, drawn evenly from all folds; null: all"
     )

@@ -246,6 +246,66 @@ def test_sites_with_their_own_data_need_no_folder_at_the_server_once_the_classes
         compose_settings("partition=own dataset=esc50")
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("[0,1,10]", ["0", "1", "10"]),
+        ("[-3,dog]", ["-3", "dog"]),
+        ('["true","1.50","null"]', ["true", "1.50", "null"]),
+        ('["cafe\u0301","caf\u00e9"]', ["caf\u00e9", "caf\u00e9"]),
+    ],
+)
+@pytest.mark.parametrize("key", ["classes", "unseen"])
+def test_names_of_classes_are_text_however_they_are_written(key, given, names):
+    made = compose_settings([f"dataset.{key}={given}"])
+    assert getattr(made.dataset, key) == names
+
+
+def test_aliases_in_a_file_are_names_however_they_are_written(tmp_path):
+    (tmp_path / "aliases.yaml").write_text("0: dog\ncafe\u0301: bar\n")
+    made = compose_settings([f"dataset.aliases={tmp_path / 'aliases.yaml'}"])
+    assert made.dataset.aliases == {"0": "dog", "caf\u00e9": "bar"}
+
+
+@pytest.mark.parametrize(("value", "quoted"), [("true", '["true",dog]'), ("1.5", '["1.5",dog]'), ("null", '["null"')])
+def test_a_name_that_reads_as_another_value_is_refused_with_how_to_quote_it(value, quoted):
+    with refused(ConfigError, "dataset.classes.1", quoted):
+        compose_settings([f"dataset.classes=[dog,{value}]"])
+    with refused(ConfigError, "dataset.unseen.0", value):
+        compose_settings([f"dataset.unseen=[{value}]"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset=folder", "dataset.root="],
+        ["dataset=esc50", "dataset.root=' '"],
+        ["dataset=embeddings", "dataset.path=''"],
+        ["dataset=custom", "dataset._target_=my.DataSet", "dataset.root="],
+        ["dataset=mixed", "dataset.sets=[{name: folder, root: ''}]"],
+    ],
+)
+def test_an_empty_place_is_not_the_working_directory(overrides):
+    key = "dataset.sets.0.root" if "dataset=mixed" in overrides else overrides[-1].partition("=")[0]
+    with refused(ConfigError, key, "empty"):
+        compose_settings(overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "limit"),
+    [
+        ("dataset.clip_seconds=100000", "600"),
+        ("dataset.clip_seconds=5000", "600"),
+        ("dataset.clip_seconds=0.0001", "0.01"),
+        ("dataset.clips_per_class=1000000000", "100000"),
+    ],
+)
+def test_clips_that_fill_all_memory_or_hold_nothing_are_refused(override, limit):
+    key, _, value = override.partition("=")
+    with refused(ConfigError, key, value, limit):
+        compose_settings([override])
+
+
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ConfigError) as caught:
         compose_settings("rounds=0 seed=-1")

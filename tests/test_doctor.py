@@ -2,9 +2,12 @@
 
 import socket
 import tomllib
+from contextlib import chdir
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from fed_a2v import doctor
 from fed_a2v.cli import main
@@ -66,6 +69,107 @@ def test_what_would_stop_a_run_is_an_error_that_names_it(overrides, subject, nam
     errors = [finding for finding in examine([*SMALL, *overrides]) if finding.level == "error"]
     assert any(finding.subject == subject and named in finding.what and finding.remedy for finding in errors)
     assert exit_code(errors) == 2
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Four classes of six clips each."""
+    for place, name in enumerate(("clock", "dog", "rain", "siren")):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        for number in range(6):
+            noise = np.random.default_rng((place, number)).normal(0, 0.1, 1_600)
+            soundfile.write(tmp_path / "sounds" / name / f"{number}.wav", noise, 16_000)
+    return tmp_path / "sounds"
+
+
+def of(sounds, *overrides):
+    """Words for these recordings."""
+    words = [*SMALL, "dataset=folder", f"dataset.root={sounds}", "dataset.clip_seconds=0.1", "partition.sites=4"]
+    return [*words, *overrides]
+
+
+def subjects(findings):
+    return {(finding.subject, finding.level) for finding in findings}
+
+
+def test_good_recordings_are_counted_and_listened_to(sounds):
+    findings = examine(of(sounds))
+    (data,) = (finding for finding in findings if finding.subject == "data")
+    assert "4 classes, 24 clips, 20 for train, 4 for test" in data.what
+    assert ("clips", "fine") in subjects(findings)
+    assert exit_code(findings) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["dataset.classes=[dog,doggo]"], "'doggo'"),
+        (["partition.sites=9"], "partition.sites=9"),
+        (["partition=iid", "partition.min_clips=30"], "30 training clips"),
+        (["dataset.test_fold=8"], "dataset.test_fold"),
+        (["dataset.validation_folds=[2]", "dataset.train_folds=[2]"], "dataset.validation_folds"),
+        (["partition=iid", "partition.sites=8", "share.min_clips=5"], "share.min_clips=5"),
+    ],
+)
+def test_what_train_refuses_of_readable_data_is_an_error(sounds, overrides, named):
+    words = of(sounds, *overrides)
+    with pytest.raises(SystemExit) as end, chdir(sounds.parent):
+        main(["train", "rounds=1", *words])
+    assert end.value.code == 2
+    errors = [finding for finding in examine(words) if finding.level == "error"]
+    assert any(named in finding.what and finding.remedy for finding in errors)
+
+
+def test_clips_that_cannot_be_decoded_are_errors_and_with_skip_bad_warnings(sounds):
+    for name in ("dog", "rain"):
+        for number in range(6):
+            (sounds / name / f"{number}.wav").write_bytes(b"no sound")
+    words = of(sounds)
+    errors = [finding for finding in examine(words) if finding.level == "error"]
+    assert len(errors) == doctor.MOST_CLIPS
+    assert all(finding.subject == "clips" and finding.remedy for finding in errors)
+    assert str(sounds / "dog" / "0.wav") in errors[0].what
+    assert ("clips", "error") not in subjects(examine([*words, "dataset.skip_bad=true"]))
+
+
+def test_a_table_without_its_sounds_is_an_error(tmp_path):
+    (tmp_path / "meta").mkdir()
+    rows = [f"{fold}-{name}-{number}.wav,{fold},{name}" for name in "ab" for fold in range(1, 6) for number in range(4)]
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(["filename,fold,category", *rows]))
+    words = [*SMALL, "dataset=esc50", f"dataset.root={tmp_path}", "partition.sites=2"]
+    (error,) = (finding for finding in examine(words) if finding.level == "error")
+    assert (error.subject, "40 of 40" in error.what) == ("clips", True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_no_numbers_are_an_error(tmp_path, bad):
+    values = np.ones((20, 4))
+    values[7] = bad
+    np.savez(tmp_path / "x.npz", embeddings=values, category=np.array(["a", "b"] * 10), fold=np.arange(20) % 5 + 1)
+    words = [*SMALL, "dataset=embeddings", f"dataset.path={tmp_path / 'x.npz'}", "partition.sites=2"]
+    (error,) = (finding for finding in examine(words) if finding.level == "error")
+    assert (error.subject, "row-00007" in error.what) == ("clips", True)
+
+
+def test_what_a_round_costs_is_told_of_embeddings_too(tmp_path):
+    np.savez(
+        tmp_path / "x.npz",
+        embeddings=np.random.default_rng(0).normal(size=(20, 2, 24)),
+        category=np.array(["a", "b"] * 10),
+        fold=np.arange(20) % 5 + 1,
+    )
+    words = ["dataset=embeddings", f"dataset.path={tmp_path / 'x.npz'}", "partition.sites=2"]
+    assert ("network", "fine") in subjects(examine([*SMALL, *words]))
+    (wrong,) = found("needs", *words, "generator=vae", "generator.latent_dim=wide")
+    assert (wrong.level, "generator.latent_dim" in wrong.what) == ("error", True)
+
+
+def test_what_train_warns_of_is_a_warning(sounds):
+    (sounds / "empty").mkdir()
+    (sounds / "dog" / "film.mp4").touch()
+    told = [finding.what for finding in found("data", *of(sounds)) if finding.level == "warning"]
+    assert any("empty" in what for what in told)
+    assert any("dog/film.mp4" in what for what in told)
 
 
 def test_flowers_dependency_installation_is_a_warning_with_the_remedy(monkeypatch):

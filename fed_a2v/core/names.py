@@ -11,9 +11,14 @@ from collections.abc import Iterable
 LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): a Mac's files have their accents apart from the letters."""
+    return unicodedata.normalize("NFC", name)
+
+
 def clean_name(name: str) -> str:
-    """A class name as words: lower case, with spaces for underscores and hyphens."""
-    return " ".join(re.sub("[_-]", " ", name.casefold()).split())
+    """A class name as words: lower case, composed, with spaces for underscores and hyphens."""
+    return " ".join(re.sub("[_-]", " ", composed(composed(name).casefold())).split())
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

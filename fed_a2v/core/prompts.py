@@ -6,6 +6,7 @@ Classes are keyed by name and sites by name, never by index: two sites may numbe
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,14 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.shares import capped
+
+# Sites that a class's median needs, so that a single one cannot be it.
+ENOUGH_SITES = 3
+# A site's mean of a class is contradicted where another class's median is so many times nearer to it.
+NEARER = 2.0
+# A site is contradicted as a whole where so many of its classes should be nearest to their own median, by what is usual
+# of sites, and hardly any is: at most one of so many.
+EXPECTED_RIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -186,12 +195,14 @@ class PromptBank:
         max_site_share: of the clips, in all and of a class, that one site may count for; see `clips`.
         half_precision: keep tensors as float16, in half the memory, where all their values fit. What came in float16
             over the wire loses nothing.
+        contradicted: sites and classes that are left out of all that is made of the bank; see `contradict`.
     """
 
     entries: dict[str, dict[str, _Entry]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     half_precision: bool = False
     max_site_share: float = 1.0
+    contradicted: frozenset[tuple[str, str]] = frozenset()
 
     def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
@@ -244,14 +255,16 @@ class PromptBank:
             share: see `held_out_number`; rows are counted over all sites so far, those forgotten since among them.
             most: prototypes of a class that are held out at most; 0: no limit.
         """
-        entries = [(name, self.entries[site][name]) for site in sorted(self.entries) for name in self.entries[site]]
+        entries = [
+            (site, name, self.entries[site][name]) for site in sorted(self.entries) for name in self.entries[site]
+        ]
         rows, held = Counter[str](), Counter[str]()
-        for name, entry in entries:
+        for _, name, entry in entries:
             if entry.held_out is not None:
                 rows[name] += len(entry.held_out)
                 held[name] += sum(entry.held_out)
-        for name, entry in entries:
-            if entry.held_out is None and entry.prompts.audio is not None:
+        for site, name, entry in entries:
+            if entry.held_out is None and entry.prompts.audio is not None and (site, name) not in self.contradicted:
                 own = len(entry.prompts.audio.counts)
                 rows[name] += own
                 wanted = held_out_number(rows[name], share)
@@ -259,10 +272,50 @@ class PromptBank:
                 places = _spaced(own, missing)
                 entry.held_out = [place in places for place in range(own)]
                 held[name] += missing
-        for name, entry in entries:
+        for _, name, entry in entries:
             if held[name] == rows[name] and entry.held_out and entry.prompts.audio is not None:
                 held[name] -= sum(entry.held_out)
                 entry.held_out = [False] * len(entry.held_out)
+
+    def contradict(self) -> None:
+        """Find the sites whose prototypes of a class are rather those of another class, by what the other sites say.
+
+        Of each class that three sites have, the coordinate-wise median of the sites' means stands for it: one site
+        cannot move it far (Yin et al. 2018). Left out is a site's class whose mean has another class's median at less
+        than half the distance of its own; and a whole site that has hardly any class nearest to its own median, where
+        the median site has most. Honest sites of real sounds have hardly any such class, and none is left out whole.
+        """
+        places, means = self._class_means()
+        of_class: dict[str, list[int]] = {}
+        for place, (_, name) in enumerate(places):
+            of_class.setdefault(name, []).append(place)
+        of_class = {name: rows for name, rows in of_class.items() if len(rows) >= ENOUGH_SITES}
+        self.contradicted = frozenset()
+        if len(of_class) < 2:
+            return
+        medians = torch.stack([means[rows].median(dim=0).values for rows in of_class.values()])
+        judged = torch.tensor([row for rows in of_class.values() for row in rows])
+        own = torch.arange(len(of_class)).repeat_interleave(torch.tensor([len(rows) for rows in of_class.values()]))
+        distances = torch.cdist(means[judged], medians)
+        to_own = distances.gather(1, own[:, None]).flatten()
+        to_others = distances.scatter(1, own[:, None], torch.inf).min(dim=1).values
+        found = {places[int(row)] for row in judged[NEARER * to_others < to_own]}
+        right: dict[str, list[bool]] = {}
+        for row, is_right in zip(judged.tolist(), (to_own <= to_others).tolist(), strict=True):
+            right.setdefault(places[row][0], []).append(is_right)
+        usual = float(torch.tensor([sum(each) / len(each) for each in right.values()]).median())
+        wrong = {
+            site
+            for site, each in right.items()
+            if usual * len(each) >= EXPECTED_RIGHT and EXPECTED_RIGHT * sum(each) <= usual * len(each)
+        }
+        self.contradicted = frozenset(found | {place for place in places if place[0] in wrong})
+
+    def _class_means(self) -> tuple[list[tuple[str, str]], Tensor]:
+        """(P, S * Da) mean of each site's clips of a class, in double precision, and whose and of what they are."""
+        said = [(site, prompt.name, prompt.audio) for site, prompt in self if prompt.audio is not None]
+        means = [(audio.counts.double() / audio.counts.sum()) @ audio.means.flatten(1).double() for *_, audio in said]
+        return [(site, name) for site, name, _ in said], torch.stack(means) if means else torch.empty(0, 0)
 
     def forget_prototypes(self) -> None:
         """Drop all prototypes. Names, counts, mean outputs and fingerprints stay, so sites do not send them again."""
@@ -336,7 +389,7 @@ class PromptBank:
             (name, site, entry)
             for site, classes in self.entries.items()
             for name, entry in classes.items()
-            if entry.prompts.audio is not None
+            if entry.prompts.audio is not None and (site, name) not in self.contradicted
         ]
         prototypes = []
         for name, site, entry in sorted(found, key=lambda item: item[:2]):
@@ -349,46 +402,65 @@ class PromptBank:
 
     def rows(self) -> PrototypeRows | None:
         """All prototypes as rows, ordered by class, then site; None while the bank is empty."""
-        return self._rows(torch.ones_like)
+        return self._rows(lambda held_out: [torch.arange(len(mask)) for mask in held_out])
 
     def training_rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeRows | None:
         """`rows` without those that `hold_out` keeps out of training; `names` has every class of either.
 
+        Where three sites have a class, none has more than `max_site_share` of its rows, however many it sends: those of
+        the others come several times, with a part of their clips each time.
+
         Args:
-            per_class: rows of a class at most, drawn by `random` where there are more; 0: all.
+            per_class: rows of a class at most, drawn by `random` where there are more; 0: all. Rows that come several
+                times to keep to the share are at most as many again.
             random: source of the draws.
         """
 
-        def drawn(held_out: Tensor) -> Tensor:
-            kept = ~held_out
-            places = torch.nonzero(kept).flatten()
-            if 0 < per_class < len(places):
-                kept[places[torch.randperm(len(places), generator=random)[per_class:]]] = False
-            return kept
+        def drawn(held_out: Sequence[Tensor]) -> list[Tensor]:
+            kept = [torch.nonzero(~mask).flatten() for mask in held_out]
+            numbers = [len(places) for places in kept if len(places)]
+            shares = capped(numbers, self.max_site_share) if len(numbers) >= ENOUGH_SITES else numbers
+            if shares == numbers:
+                return _some(kept, per_class, random)
+            wanted = [min(len(each), max(shares)) for each in kept]
+            if 0 < per_class < sum(numbers):
+                part = per_class / sum(shares)
+                kept = [
+                    _some([each], math.ceil(part * number), random)[0]
+                    for each, number in zip(kept, wanted, strict=True)
+                ]
+            unit = max(map(len, kept)) / max(shares)  # what stands for one row, where nobody's are left out
+            return [
+                each.repeat(math.ceil(unit * number / max(1, len(each))))
+                for each, number in zip(kept, wanted, strict=True)
+            ]
 
         return self._rows(drawn)
 
     def held_out_rows(self) -> PrototypeRows | None:
         """The rows that `hold_out` keeps out of training; `names` has every class of `training_rows`."""
-        return self._rows(torch.clone)
+        return self._rows(lambda held_out: [torch.nonzero(mask).flatten() for mask in held_out])
 
-    def _rows(self, which: Callable[[Tensor], Tensor]) -> PrototypeRows | None:
-        """The rows that `which` selects by the mask of a class's held out ones."""
+    def _rows(self, which: Callable[[Sequence[Tensor]], list[Tensor]]) -> PrototypeRows | None:
+        """The rows whose places `which` names, site by site, by the masks of a class's held out ones.
+
+        What it names several times shares the clips behind it.
+        """
         found = self._prototypes()
         if not found:
             return None
         by_class = [list(of_class) for _, of_class in groupby(found, key=lambda each: each.name)]
         names = tuple(of_class[0].name for of_class in by_class)
-        kept: list[Tensor] = []
-        for of_class in by_class:
-            mask = which(torch.cat([each.held_out for each in of_class]))
-            kept += mask.split([len(each.held_out) for each in of_class])
+        kept = [places for of_class in by_class for places in which([each.held_out for each in of_class])]
+        times = [places.bincount(minlength=1)[places] for places in kept]
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in by_class]))
         return PrototypeRows(
-            embeddings=torch.cat([each.audio.means[mask] for each, mask in zip(found, kept, strict=True)]).float(),
-            labels=labels.repeat_interleave(torch.tensor([int(mask.sum()) for mask in kept])),
-            counts=torch.cat([each.counts[mask] for each, mask in zip(found, kept, strict=True)]),
-            variances=torch.cat([each.audio.variances[mask] for each, mask in zip(found, kept, strict=True)]).float(),
+            embeddings=torch.cat([each.audio.means[rows] for each, rows in zip(found, kept, strict=True)]).float(),
+            labels=labels.repeat_interleave(torch.tensor([len(rows) for rows in kept])),
+            counts=torch.cat(
+                [each.counts[rows] / number for each, rows, number in zip(found, kept, times, strict=True)]
+            ),
+            variances=torch.cat([each.audio.variances[rows] for each, rows in zip(found, kept, strict=True)]).float(),
             names=names,
         )
 
@@ -407,7 +479,7 @@ class PromptBank:
         weights: dict[str, float] = {}
         for site, prompt in self:
             output = getattr(prompt, kind)
-            if output is not None:
+            if output is not None and (site, prompt.name) not in self.contradicted:
                 count = clips[site, prompt.name]
                 sums[prompt.name] = sums.get(prompt.name, 0) + output.float() * count
                 weights[prompt.name] = weights.get(prompt.name, 0) + count
@@ -429,14 +501,16 @@ class PromptBank:
             }
             for site, classes in self.entries.items()
         }
-        return {"sites": sites, "fingerprints": dict(self.fingerprints)}
+        contradicted = [list(place) for place in sorted(self.contradicted)]
+        return {"sites": sites, "fingerprints": dict(self.fingerprints), "contradicted": contradicted}
 
     @classmethod
     def from_state_dict(
         cls, state: dict[str, Any], half_precision: bool = False, max_site_share: float = 1.0
     ) -> PromptBank:
         """The bank that `state_dict` described."""
-        bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share)
+        contradicted = frozenset((site, name) for site, name in state.get("contradicted", []))
+        bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share, contradicted)
         for site, classes in state["sites"].items():
             bank.entries[site] = {
                 name: _Entry(
@@ -465,6 +539,16 @@ def _decided(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[b
     before = entry.prompts.audio
     same = same or (before is not None and torch.equal(before.means.float(), audio.means.float()))
     return entry.held_out if same else None
+
+
+def _some(places: Sequence[Tensor], most: int, random: torch.Generator | None) -> list[Tensor]:
+    """Of the places in all parts together `most`, drawn by `random`; 0: all."""
+    sizes = [len(part) for part in places]
+    if not 0 < most < sum(sizes):
+        return list(places)
+    kept = torch.ones(sum(sizes), dtype=torch.bool)
+    kept[torch.randperm(len(kept), generator=random)[most:]] = False
+    return [part[mask] for part, mask in zip(places, kept.split(sizes), strict=True)]
 
 
 def _halved(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -160,7 +161,7 @@ class ServerStep:
         fresh = self._fresh_rows(round_number)
         if (fresh is None and not self.remembered) or not (self.settings.finetune or self.settings.distil):
             return row
-        row["bank/capped_sites"] = self._tell_capped()
+        row |= {"bank/capped_sites": self._tell_capped(), "bank/contradicted": len(self.bank.contradicted)}
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
         device = self.conditions.device
         if self.generator is not None:
@@ -310,13 +311,29 @@ class ServerStep:
         log.info("Calibration of recorded against unrecorded classes: %.3f", self.calibration)
 
     def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
-        """Put the replies into the bank, drop what is too old, and decide what of the new stays out of training."""
+        """Put the replies into the bank, drop what is too old or contradicted, decide what of the new is held out."""
+        news = False
         for update in updates:
             self.bank.update(update.site, update.prompts, update.fingerprint, round_number)
+            news = news or any(prompt.audio is not None for prompt in update.prompts)
         for site in self.bank.expire(round_number, self.settings.max_age):
             log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
+            news = True
+        if news:
+            self._contradict()
         share, limit = self.settings.holdout, self.settings.rows_per_class
         self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
+
+    def _contradict(self) -> None:
+        """Leave out what other sites contradict; say so whenever it is something else than before."""
+        before = self.bank.contradicted
+        self.bank.contradict()
+        if self.bank.contradicted and self.bank.contradicted != before:
+            classes = Counter(site for site, _ in self.bank.contradicted)
+            log.warning(
+                "Left out of the server step, for by the other sites' averages they are of another class: those of %s",
+                listed([f"{site} ({number} classes)" for site, number in sorted(classes.items())]),
+            )
 
     def _tell_capped(self) -> int:
         """Sites that count for less than they say; they are named in the log whenever they are others than before."""
@@ -430,7 +447,14 @@ class ServerStep:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
         teachers = [
-            Teacher(update.weights, {class_of[said.name]: clips[update.site, said.name] for said in update.prompts})
+            Teacher(
+                update.weights,
+                {
+                    class_of[said.name]: clips[update.site, said.name]
+                    for said in update.prompts
+                    if (update.site, said.name) not in self.bank.contradicted
+                },
+            )
             for update in updates
         ]
         random = torch_generator(self.settings.seed, "distil", round_number)

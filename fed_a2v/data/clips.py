@@ -331,6 +331,29 @@ def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: Datase
         )
 
 
+def check_splits(index: ClipIndex, dataset: DatasetSettings) -> None:
+    """Check that there is a clip for the test, and for validation where folds are kept for it.
+
+    Classes that cannot be learned, or about which the test says nothing, are named in the log.
+
+    Raises:
+        DataError: names the split, and the folds that have clips.
+    """
+    folds = sorted({record.fold for record in index.records})
+    for split in SPLITS[1:]:
+        if split not in index.splits and (split == "test" or dataset.validates):
+            raise DataError(
+                f"no clip for the {split}: {_named(dataset)}, and the clips of these classes are in the folds {folds}; "
+                f"name one of these in dataset.{split}_folds=[N]"
+            )
+    splits = np.array(index.splits)
+    for split, unlike in ((SPLITS[0], "cannot be learned"), (SPLITS[2], "are not tested")):
+        there = set(index.labels[splits == split].tolist())
+        unseen = unseen_classes(dataset, index.classes) if split == "train" else ()
+        if lacking := [n for label, n in enumerate(index.classes) if label not in there and n not in unseen]:
+            logger.warning("No clip for %s, so that they %s: %s", split, unlike, listed(lacking, 10))
+
+
 def _named(dataset: DatasetSettings) -> str:
     """The folds that the settings name."""
     return ", ".join(f"dataset.{key} is {folds}" for key, folds in dataset.named_folds.items() if folds) or (

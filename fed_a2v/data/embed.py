@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
+from fed_a2v.data.audio import check_waveform
 from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
 from fed_a2v.data.contents import KnownContents
 from fed_a2v.data.errors import BadClipError, DataError
@@ -25,6 +26,7 @@ from fed_a2v.storage.cache import cache_key
 logger = logging.getLogger("fed_a2v")
 
 BATCH = 16
+BATCH_SECONDS = 16 * 60.0
 SHARD = 64
 REMEDY = "mend or remove it, or set dataset.skip_bad=true"
 
@@ -52,6 +54,12 @@ class ShardDone:
     contents: tuple[str | None, ...]
     stamps: tuple[tuple[str, str, str], ...]
     bad: tuple[str, ...]
+
+
+class _Clip(NamedTuple):
+    key: str
+    content: str
+    waveform: FloatArray
 
 
 class ShardPool(Protocol):
@@ -105,46 +113,72 @@ class Embedder:
 
         Raises:
             BadClipError: a clip cannot be used, and `skip_bad` is off.
+            DataError: the encoder gives embeddings of another shape than it says.
         """
         contents: dict[str, str] = {}
         stamps: list[tuple[str, str, str]] = []
         bad: list[str] = []
-        new: list[str] = []
-        waveforms: list[FloatArray] = []
-        parts: list[FloatArray] = []
+        seen: set[str] = set()
+        new: dict[str, FloatArray] = {}
+        batch: list[_Clip] = []
         for key, known in zip(shard.keys, shard.contents, strict=True):
             try:
                 stamp = self.source.stamp(key)
                 content = contents[key] = known or self.source.content(key)
                 if known is None and stamp is not None:
                     stamps.append((key, stamp, content))
-                if clip_id(content) in self._stored or content in new:
+                if clip_id(content) in self._stored or content in seen:
                     continue
-                waveforms.append(self.source.waveform(key, self.encoder.sample_rate, self.seconds))
-                new.append(content)
+                batch.append(_Clip(key, content, waveform_of(self.source, key, self.encoder.sample_rate, self.seconds)))
+                seen.add(content)
             except BadClipError as error:
-                if not self.skip_bad:
-                    raise BadClipError(f"{error}; {REMEDY}") from error
-                bad.append(str(error))
-            if len(waveforms) == BATCH:
-                parts.append(self._encode(waveforms))
-                waveforms = []
-        if waveforms:
-            parts.append(self._encode(waveforms))
-        if parts:
-            self.store.write(new, np.concatenate(parts))
+                self._refuse(str(error), bad)
+            if len(batch) == self.batch:
+                new |= self._encode(batch, bad)
+                batch = []
+        if batch:
+            new |= self._encode(batch, bad)
+        if new:
+            self.store.write(list(new), np.stack(list(new.values())))
             self._stored |= {clip_id(content) for content in new}
         return ShardDone(tuple(contents.get(key) for key in shard.keys), tuple(stamps), tuple(bad))
 
-    def _encode(self, waveforms: Sequence[FloatArray]) -> FloatArray:
-        embeddings = self.encoder.encode(np.stack(waveforms))
-        expected = (len(waveforms), self.encoder.tokens, self.encoder.width)
-        if embeddings.shape != expected or not np.isfinite(embeddings).all():
+    @property
+    def batch(self) -> int:
+        """Clips at once: fewer of long ones, so that all fit into memory."""
+        return max(1, min(BATCH, int(BATCH_SECONDS / self.seconds)))
+
+    def _refuse(self, reason: str, bad: list[str]) -> None:
+        if not self.skip_bad:
+            raise BadClipError(f"{reason}; {REMEDY}")
+        bad.append(reason)
+
+    def _encode(self, clips: Sequence[_Clip], bad: list[str]) -> dict[str, FloatArray]:
+        """The embeddings of the clips by their contents, without those that are no numbers."""
+        embeddings = self.encoder.encode(np.stack([clip.waveform for clip in clips]))
+        expected = (len(clips), self.encoder.tokens, self.encoder.width)
+        if embeddings.shape != expected:
             raise DataError(
-                f"the encoder {self.encoder.name} gave embeddings of shape {embeddings.shape}, finite: "
-                f"{bool(np.isfinite(embeddings).all())}; finite numbers of shape {expected} are needed"
+                f"the encoder {self.encoder.name} gave embeddings of shape {embeddings.shape}; {expected} is needed"
             )
-        return embeddings
+        new = {}
+        for clip, embedding in zip(clips, embeddings, strict=True):
+            if np.isfinite(embedding).all():
+                new[clip.content] = embedding
+            else:
+                wanted = f"finite ones of shape {(1, *expected[1:])} are needed"
+                self._refuse(f"the encoder {self.encoder.name} gives NaN or infinity for {clip.key}; {wanted}", bad)
+        return new
+
+
+def waveform_of(source: ClipSource, key: str, sample_rate: int, seconds: float) -> FloatArray:
+    """A clip as (round(seconds * sample_rate),) float32, whatever a data set of the user's own gives.
+
+    Raises:
+        BadClipError: the clip cannot be read, or is no such waveform.
+    """
+    waveform = source.waveform(key, sample_rate, seconds)
+    return check_waveform(waveform, round(seconds * sample_rate), f"the waveform of {key}")
 
 
 def embed_clips(

@@ -76,10 +76,7 @@ def read_embeddings(
         BadClipError: a row has NaN or infinite numbers, and `skip_bad` is off.
         DataError: the array is missing or has another shape.
     """
-    try:
-        embeddings = as_floats(read_arrays(path, ("embeddings",))["embeddings"], f"embeddings of {path}", (2, 3))
-    except ArrayFileError as error:
-        raise DataError(f"dataset.path: {error}") from error
+    embeddings = _embeddings(path)
     if len(embeddings) != len(records):
         raise DataError(f"{path}: {len(embeddings)} rows in embeddings, {len(records)} in fold")
     embeddings = embeddings[rows] if embeddings.ndim == 3 else embeddings[rows, None]
@@ -91,6 +88,23 @@ def read_embeddings(
             raise BadClipError(f"{reason}; dataset.skip_bad=true skips such rows")
         logger.warning("%s; skipped, with %d more such rows", reason, int((~good).sum()) - 1)
     return embeddings[good], np.flatnonzero(good).astype(np.int64)
+
+
+def read_shape(path: str | Path) -> tuple[int, int]:
+    """S tokens of width D: the shape of an embedding.
+
+    Raises:
+        DataError: see `read_embeddings`.
+    """
+    shape = _embeddings(path).shape
+    return (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
+
+
+def _embeddings(path: str | Path) -> FloatArray:
+    try:
+        return as_floats(read_arrays(path, ("embeddings",))["embeddings"], f"embeddings of {path}", (2, 3))
+    except ArrayFileError as error:
+        raise DataError(f"dataset.path: {error}") from error
 
 
 def _sources(arrays: dict[str, Array], count: int, path: str | Path) -> list[str]:

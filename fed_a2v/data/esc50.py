@@ -1,7 +1,7 @@
 """ESC-50 (Piczak, 2015, "ESC: Dataset for Environmental Sound Classification") in its official layout.
 
     ROOT/meta/esc50.csv     filename, fold, category, optionally src_file, and further columns that are not read
-    ROOT/audio/FILENAME     WAV, FLAC or OGG of any rate, mono or stereo
+    ROOT/audio/FILENAME     any kind of sound file that libsndfile reads, of any rate, mono or stereo
 
 Any collection of clips in this layout can be read, e.g. a site's own recordings. The folds are never divided; four
 recordings of the official set lie in two folds each, and then count as one with their test clip.

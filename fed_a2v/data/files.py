@@ -6,10 +6,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fed_a2v.data.audio import read_clip
+from fed_a2v.core.names import composed
+from fed_a2v.data.audio import OTHER_SUFFIXES, SUFFIXES, read_clip
 from fed_a2v.data.clips import FloatArray, Record
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.folds import FOLDS, deal_folds
@@ -17,7 +18,10 @@ from fed_a2v.data.folds import FOLDS, deal_folds
 logger = logging.getLogger("fed_a2v")
 
 YOUNG = 2.0
-SUFFIXES = (".wav", ".flac", ".ogg")
+# Beside whatever begins with a dot: what macOS, Windows, Linux and network storage leave in folders.
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot")
+)
 
 
 class SoundFiles:
@@ -72,47 +76,101 @@ class DealtFiles(SoundFiles):
         super().__init__(root)
         self.split_seed = split_seed
 
-    def dealt(self, keys: Sequence[str], categories: Sequence[str], sources: Sequence[str]) -> list[Record]:
-        """The N clips with these keys, classes and sources, dealt to five folds; those of one source to the same."""
-        folds = deal_folds(categories, sources, FOLDS, self.split_seed)
-        return [Record(*values) for values in zip(keys, categories, folds, sources, strict=True)]
+    def dealt(
+        self, clips: Iterable[tuple[str, str, str]], official: Sequence[int] | None = None, folds: int = FOLDS
+    ) -> list[Record]:
+        """Clips as records; those of one source are in one fold.
+
+        Args:
+            clips: N keys, classes and sources.
+            official: N folds, 0 for a clip that is dealt to one; default: all are dealt.
+            folds: to how many they are dealt.
+        """
+        records = [Record(key, composed(category), 0, source) for key, category, source in clips]
+        given = official or [0] * len(records)
+        free = [record for record, fold in zip(records, given, strict=True) if not fold]
+        dealt = iter(
+            deal_folds([clip.category for clip in free], [clip.source for clip in free], folds, self.split_seed)
+        )
+        return [record._replace(fold=fold or next(dealt)) for record, fold in zip(records, given, strict=True)]
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders in `root`, links to folders included, hidden ones not; sorted by name.
+    """The folders in `root`, links to folders included, those of the system not; sorted by name.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or it cannot be read, or the name of one in it is not UTF-8.
     """
-    try:
-        with os.scandir(root) as entries:
-            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise DataError(
-            f"{root} cannot be read: {error.strerror}; dataset.root is the folder of the data set"
-        ) from error
+    return [root / entry.name for entry in _entries(root) if entry.is_dir()]
 
 
-def sound_files(folder: Path) -> Iterator[str]:
-    """Paths below `folder` of all sound files in it, sorted within each subfolder; none is opened.
+def tree(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """`folder` and every folder below it, each with the names of its files; all in the order of their names.
 
-    Links to folders are followed; each folder is visited once, so that links in a circle end.
+    What is hidden, and what systems and programs leave in folders, is passed over. Links to folders are followed;
+    each folder is visited once, so that links in a circle end.
 
     Raises:
-        DataError: a name is not UTF-8.
+        DataError: a folder cannot be read, or the name of one, or of a sound, is not UTF-8.
     """
     visited: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        stat = Path(place).stat()
+
+    def visit(place: Path) -> Iterator[tuple[Path, list[str]]]:
+        entries = _entries(place)
+        stat = place.stat()
         if (stat.st_dev, stat.st_ino) in visited:
-            folders.clear()
-            continue
+            return
         visited.add((stat.st_dev, stat.st_ino))
-        folders.sort()
-        below = "" if Path(place) == folder else Path(place).relative_to(folder).as_posix() + "/"
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield _checked(below + name, folder)
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        yield place, [entry.name for entry in entries if not entry.is_dir()]
+        for name in folders:
+            yield from visit(place / name)
+
+    return visit(folder)
+
+
+def sound_files(folder: Path, silent: list[str] | None = None) -> Iterator[str]:
+    """Paths below `folder` of all sound files in it, in the order of `tree`; none is opened.
+
+    Args:
+        folder: where to look.
+        silent: gets the paths of what sounds elsewhere and cannot be read here, such as videos, without what lies
+            beside a sound file of the same name.
+
+    Raises:
+        DataError: see `tree`.
+    """
+    for place, names in tree(folder):
+        below = "" if place == folder else place.relative_to(folder).as_posix() + "/"
+        sounds = [name for name in names if name.lower().endswith(SUFFIXES)]
+        yield from (below + name for name in sounds)
+        if silent is not None:
+            stems = {stem(name) for name in sounds}
+            others = (name for name in names if name.lower().endswith(OTHER_SUFFIXES))
+            silent.extend(below + name for name in others if stem(name) not in stems)
+
+
+def stem(key: str) -> str:
+    """The name of a key's file without its suffix."""
+    return key.rpartition("/")[2].rpartition(".")[0]
+
+
+def advice(silent: Sequence[str]) -> str:
+    """What can be done about videos and sounds of other kinds: how to make sound files of them; "" without any."""
+    if not silent:
+        return ""
+    kinds = sorted({Path(name).suffix.lower() for name in silent})
+    name = silent[0].rpartition("/")[2]
+    return (
+        f"no sound can be read from the {len(silent)} files of the kind {' or '.join(kinds)}, e.g. {silent[0]}; make "
+        f"a sound file of each: ffmpeg -i '{name}' '{stem(name)}.wav'"
+    )
+
+
+def warn_of_silent(silent: Sequence[str], folder: Path) -> None:
+    """One warning for all files that cannot be read as sounds."""
+    if silent:
+        logger.warning("Left out of %s: %s", folder, advice(silent))
 
 
 def warn_of_missing(missing: int, total: int, example: str, table: Path) -> None:
@@ -123,9 +181,28 @@ def warn_of_missing(missing: int, total: int, example: str, table: Path) -> None
         )
 
 
-def _checked(name: str, folder: Path) -> str:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What people put into a folder, by name: nothing hidden, nothing of the system's, nothing that locks or waits."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not _of_the_system(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read: {error.strerror}; dataset.root is the folder of the data set"
+        ) from error
+    for entry in entries:
+        if not _is_utf8(entry.name) and (entry.is_dir() or entry.name.lower().endswith(SUFFIXES)):
+            raise DataError(f"{folder} holds {entry.name!r}, whose name is not UTF-8; rename it, e.g. with convmv")
+    return entries
+
+
+def _of_the_system(name: str) -> bool:
+    return name.startswith((".", "~$")) or name.endswith((".lock", "~")) or name in SYSTEM_FOLDERS
+
+
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{folder} has a file whose name is not UTF-8: {name!r}; rename it") from error
-    return name
+    except UnicodeEncodeError:
+        return False
+    return True

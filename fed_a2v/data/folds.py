@@ -10,12 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from fed_a2v.core.names import composed
+
 FOLDS = 5
 
 
 def drawn(seed: int, name: str) -> bytes:
     """Eight random bytes that depend on the seed and the name alone: sorting by them shuffles."""
-    return hashlib.blake2b(name.encode(), digest_size=8, key=str(seed).encode()[:64]).digest()
+    return hashlib.blake2b(composed(name).encode(), digest_size=8, key=str(seed).encode()[:64]).digest()
 
 
 def deal_folds(categories: Sequence[str], sources: Sequence[str], folds: int, seed: int) -> list[int]:

@@ -5,10 +5,14 @@ No sound is decoded here; 200,000 clips are a matter of seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from fed_a2v.core.names import clean_name, composed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.clips import (
     ClipIndex,
@@ -17,6 +21,7 @@ from fed_a2v.data.clips import (
     build_index,
     check_classes,
     check_complete,
+    check_splits,
     check_trainable,
     classes_of,
     folds_of,
@@ -32,6 +37,8 @@ from fed_a2v.data.vegas import VegasFolder
 from fed_a2v.data.vggsound import VggSoundFolder
 from fed_a2v.plugins import make_object
 from fed_a2v.settings import DatasetSettings
+
+logger = logging.getLogger("fed_a2v")
 
 # What `ClipSource` asks of a class.
 SOURCE_NEEDS = ("watched", "records", "stamp", "content", "waveform")
@@ -85,7 +92,27 @@ def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
     Raises:
         DataError: the data set cannot be read.
     """
-    return _listed(dataset.model_dump_json(), stamp(dataset))
+    return _listed(dataset.model_dump_json(), stamp(dataset))[0]
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """The warnings that the block would log, in a list instead of the log; only this thread's, and this package's."""
+    heard: list[str] = []
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        if record.levelno >= logging.WARNING:
+            heard.append(record.getMessage())
+        return False
+
+    logger.filters.insert(0, keep)  # the innermost block hears first
+    try:
+        yield heard
+    finally:
+        logger.removeFilter(keep)
 
 
 def folds(dataset: DatasetSettings) -> list[int]:
@@ -121,17 +148,23 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
         DataError: the data set cannot be read, a class or fold of the settings has no clip, none is left for
             training, or a clip is listed twice.
     """
+    for part in parts(dataset):
+        for remark in _listed(part.model_dump_json(), stamp(part))[1]:
+            logger.warning("%s", remark)
     names = class_names(dataset) if classes is None else tuple(classes)
-    if dataset.name != "mixed":
-        records = list_clips(dataset)
-        if classes is None:
-            check_complete(records, dataset)
-        return build_index(records, dataset, names)
     everything = [record for part in parts(dataset) for record in list_clips(part)]
+    if dataset.name != "mixed":
+        if classes is None:
+            check_complete(everything, dataset)
+        index = build_index(everything, dataset, names)
+    else:
+        if classes is None:
+            check_classes(everything, dataset)
+        indexes = [_part_index(part, names) for part in parts(dataset)]
+        index = without_leaks(merged(indexes, [part.name for part in dataset.sets]))
+        check_trainable(index, everything, dataset)
     if classes is None:
-        check_classes(everything, dataset)
-    index = without_leaks(merged([_part_index(part, names) for part in parts(dataset)], [p.name for p in dataset.sets]))
-    check_trainable(index, everything, dataset)
+        check_splits(index, dataset)
     return index
 
 
@@ -152,6 +185,8 @@ def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
     """
     if data_dir is None:
         return dataset
+    if not data_dir.strip():  # which would be the working directory
+        raise DataError("data-dir is empty; name the folder or file of this machine's data")
     place = Path(data_dir).expanduser()
     if dataset.name == "mixed":
         kind = layout(place)
@@ -182,11 +217,34 @@ def layout(place: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _listed(dataset_json: str, stamp: tuple[int, ...]) -> tuple[Record, ...]:  # noqa: ARG001 - a part of the key
+def _listed(dataset_json: str, stamp: tuple[int, ...]) -> tuple[tuple[Record, ...], tuple[str, ...]]:  # noqa: ARG001
+    """The clips, and what there was to warn of; `stamp` is a part of the memory's key."""
     dataset = DatasetSettings.model_validate_json(dataset_json)
-    if dataset.name == "embeddings":
-        return tuple(read_records(str(dataset.path)))
-    return tuple(open_source(dataset, seed=0).records())  # the list does not depend on the seed
+    with overheard() as remarks:
+        if dataset.name == "embeddings":
+            records = read_records(str(dataset.path))
+        else:
+            records = open_source(dataset, seed=0).records()  # the list does not depend on the seed
+    names: dict[str, str] = {}
+    return tuple(_as_record(record, dataset, names) for record in records), tuple(remarks)
+
+
+def _as_record(record: Record, dataset: DatasetSettings, names: dict[str, str]) -> Record:
+    """The record with its class's name composed; `names` are those met so far.
+
+    Raises:
+        DataError: a class of the user's own lists something else.
+    """
+    match record:
+        case (str(), str(category), int(fold), str()) if fold >= 1:
+            if category not in names:
+                names[category] = composed(category) if clean_name(category) else ""
+            if names[category]:
+                return record if names[category] == category else Record(*record)._replace(category=names[category])
+    raise DataError(
+        f"dataset={dataset.target or dataset.name} lists {record!r}: each clip is a Record of key, category (with a "
+        "word), fold (from 1) and source, texts but for the fold"
+    )
 
 
 def _part_index(part: DatasetSettings, names: Sequence[str]) -> ClipIndex:

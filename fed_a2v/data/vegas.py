@@ -1,6 +1,6 @@
 """VEGAS (Zhou et al., 2018, "Visual to Sound: Generating Natural Sound for Videos in the Wild").
 
-    ROOT/CLASS/audios/video_00001.wav     WAV, FLAC or OGG of any rate, mono or stereo
+    ROOT/CLASS/audios/video_00001.wav     any kind of sound file that libsndfile reads, of any rate, mono or stereo
     ROOT/CLASS/video_info.csv             YTID,start_second,end_second: a line a video, in the videos' order
 
 Images and videos beside them are not read. VEGAS has no official split: the clips are dealt to five folds, those
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import DealtFiles, sound_files, subfolders, warn_of_missing
+from fed_a2v.data.files import DealtFiles, advice, sound_files, subfolders, warn_of_missing, warn_of_silent
 
 logger = logging.getLogger("fed_a2v")
 
@@ -39,14 +39,16 @@ class VegasFolder(DealtFiles):
         Raises:
             DataError: no class has a sound file, or a csv cannot be read.
         """
-        keys: list[str] = []
-        categories: list[str] = []
-        sources: list[str] = []
+        clips: list[tuple[str, str, str]] = []
+        silent: list[str] = []
         without_row: set[str] = set()
+        first: dict[str, str] = {}  # of the files with one name, which may be one sound in two formats
         listed, missing, example = 0, 0, ""
         folders = [folder for folder in subfolders(self.root) if (folder / "audios").is_dir()]
         for folder in folders:
-            names = list(sound_files(folder / "audios"))
+            mute: list[str] = []
+            names = list(sound_files(folder / "audios", mute))
+            silent += (f"{folder.name}/audios/{name}" for name in mute)
             if not names:
                 logger.warning("%s has no sound file: the class %s is left out", folder / "audios", folder.name)
             videos = _videos(_table(folder))
@@ -63,14 +65,14 @@ class VegasFolder(DealtFiles):
                 known = row is not None and row < len(videos) and videos[row]
                 if not known:
                     without_row.add(folder.name)
-                keys.append(key)
-                categories.append(folder.name)
-                sources.append(f"youtube:{known}" if known else key)
-        if not keys:
+                one = f"youtube:{known}" if known else first.setdefault(key.rpartition(".")[0], key)
+                clips.append((key, folder.name, one))
+        if not clips:
             raise DataError(
                 f"{self.root} has no sound file in CLASS/audios/; "
-                "dataset.root is the folder that holds baby_cry/, dog/, ... of VEGAS"
+                + (advice(silent) or "dataset.root is the folder that holds baby_cry/, dog/, ... of VEGAS")
             )
+        warn_of_silent(silent, self.root)
         warn_of_missing(missing, listed, example, self.root / "*" / "video_info.csv")
         if without_row:
             logger.warning(
@@ -78,7 +80,7 @@ class VegasFolder(DealtFiles):
                 "test; restore the file",
                 ", ".join(sorted(without_row)),
             )
-        return self.dealt(keys, categories, sources)
+        return self.dealt(clips)
 
 
 def _table(folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """VGGSound (Chen et al., 2020, "VGGSound: A Large-Scale Audio-Visual Dataset", arXiv:2004.14368).
 
     ROOT/vggsound.csv             YouTube id, start second, label, train or test: without a header
-    ROOT/ID_000030.wav            the clip that starts at second 30: WAV, FLAC or OGG, here or in any subfolder
+    ROOT/ID_000030.wav            the clip that starts at second 30, of any kind that libsndfile reads; here or in any
+                                  subfolder
 
 The official test clips are fold 5; those of training are dealt to the folds 1 to 4, so that some can be kept for
 validation. Videos disappear from YouTube: clips without a file are left out, with one warning for all.
@@ -16,8 +17,8 @@ from typing import NamedTuple
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import DealtFiles, sound_files, subfolders, warn_of_missing
-from fed_a2v.data.folds import FOLDS, deal_folds
+from fed_a2v.data.files import DealtFiles, advice, sound_files, stem, subfolders, warn_of_missing, warn_of_silent
+from fed_a2v.data.folds import FOLDS
 
 
 class _Row(NamedTuple):
@@ -50,32 +51,26 @@ class VggSoundFolder(DealtFiles):
             DataError: the csv is missing or malformed, or none of its clips has a file; names the line.
         """
         rows = self._rows()
-        files = self._files()
+        silent: list[str] = []
+        files = self._files(silent)
         present = [row for row in rows if row.stem in files]
         if not present:
             raise DataError(
                 f"none of the {len(rows)} clips in {self.table} has a sound file, e.g. {rows[0].stem}.wav; "
-                "put the clips into dataset.root or a subfolder of it"
+                + (advice(silent) or "put the clips into dataset.root or a subfolder of it")
             )
         absent = next((row.stem for row in rows if row.stem not in files), "")
         warn_of_missing(len(rows) - len(present), len(rows), f"{absent}.wav", self.table)
-        train = [row for row in present if row.split == "train"]
-        dealt = iter(deal_folds([row.label for row in train], [row.video for row in train], FOLDS - 1, self.split_seed))
-        return [
-            Record(
-                files[row.stem],
-                row.label,
-                next(dealt) if row.split == "train" else FOLDS,
-                f"youtube:{row.video}",
-            )
-            for row in present
-        ]
+        absent_stems = {row.stem for row in rows} - files.keys()
+        warn_of_silent([key for key in silent if stem(key) in absent_stems], self.root)
+        clips = ((files[row.stem], row.label, f"youtube:{row.video}") for row in present)
+        return self.dealt(clips, [0 if row.split == "train" else FOLDS for row in present], FOLDS - 1)
 
-    def _files(self) -> dict[str, str]:
-        """Keys by file name without suffix."""
+    def _files(self, silent: list[str]) -> dict[str, str]:
+        """Keys by file name without suffix; what cannot be read is added to `silent`."""
         found: dict[str, str] = {}
-        for key in sound_files(self.root):
-            found.setdefault(key.rpartition("/")[2].rpartition(".")[0], key)
+        for key in sound_files(self.root, silent):
+            found.setdefault(stem(key), key)
         return found
 
     def _rows(self) -> list[_Row]:

@@ -18,8 +18,8 @@ from fed_a2v.core.names import nearest
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
+from fed_a2v.data.check import check_data
 from fed_a2v.data.clips import unseen_classes
-from fed_a2v.data.partition import check_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.explain import explain_validation
 from fed_a2v.federation.task import new_adapters, seeded_adapters, torch_device, training_loss
@@ -92,16 +92,17 @@ def model_bytes(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, 
 
 
 def check_buildable(settings: Settings) -> None:
-    """Check, before any sound is decoded, the device, the sites and their classes, and the generator's arguments.
+    """Check, before any sound is decoded, the device, the generator's arguments, and the clips of every site.
 
     Raises:
         ConfigError: there is no such device, or the generator's class refuses an argument.
-        DataError: the data set cannot be read, or has too few classes for the sites.
+        DataError: see `check_data`.
     """
     torch_device(settings.device)
     classes = class_names(settings.dataset)
-    check_classes(len(classes) - len(unseen_classes(settings.dataset, classes)), settings.partition)
     make_generator(settings, (1, 512), 768, classes)
+    if settings.partition.kind != "own":
+        check_data(settings)
 
 
 def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:

@@ -55,7 +55,7 @@ def read_arrays(
                 raise ArrayFileError(
                     f"{path} has no {' and no '.join(missing)}; it has {', '.join(sorted(file)) or 'nothing'}"
                 )
-            return {name: np.asarray(file[name]) for name in (*required, *optional) if name in file}
+            return {name: _array(file, name, path) for name in (*required, *optional) if name in file}
     except ArrayFileError:
         raise
     # What numpy, zipfile and zlib raise on bytes that are not what they claim to be.
@@ -66,6 +66,18 @@ def read_arrays(
         raise ArrayFileError(f"{path} is not a readable .npz of plain arrays: {error}") from error
 
 
+def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
+    try:
+        return np.asarray(file[name])
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ArrayFileError(
+            f"{path}: {name} holds Python objects, as pandas and ragged lists make them, and none is unpickled; save "
+            f"{name}.astype(str) for names, {name}.astype(int) for whole numbers, numpy.stack({name}) for vectors"
+        ) from error
+
+
 def as_names(values: Array, what: str) -> list[str]:
     """The texts of a one-dimensional text array.
 
@@ -73,7 +85,9 @@ def as_names(values: Array, what: str) -> list[str]:
         ArrayFileError: `values`, called `what` in the message, has another type or shape, or an empty name.
     """
     if values.ndim != 1 or values.dtype.kind != "U":
-        raise ArrayFileError(f"{what} is {values.dtype} of shape {values.shape}; one text a row (numpy '<U') is needed")
+        raise ArrayFileError(
+            f"{what} is {values.dtype} of shape {values.shape}; one text a row is needed: save its .astype(str)"
+        )
     names = [str(value) for value in values]
     if not all(name.strip() for name in names):
         raise ArrayFileError(f"{what} has an empty name in row {[bool(n.strip()) for n in names].index(False)}")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -351,3 +353,113 @@ def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
     other = of_class(bank.training_rows(30, torch.Generator().manual_seed(2)), "dog")[:, 0, 0]
     assert not torch.equal(other, values)
     assert_same_bits(vars(bank.training_rows(1000, torch.Generator())), vars(everything))
+
+
+# Sites that the others contradict, and sites that send very much
+
+
+def at(name, value, count=6):
+    """Prototypes of a class that lie at a place."""
+    means = torch.full((2, 1, 4), float(value))
+    return ClassPrompts(name, count, AudioPrototypes(means, torch.full((2,), 3), torch.zeros_like(means)))
+
+
+def honest_sites(number=3, classes=2, off=0.1):
+    """Sites that agree, but for a little, about classes that lie 10 apart."""
+    return {
+        f"s{site}": [at(f"class {label}", 10 * label + off * site, count=6) for label in range(classes)]
+        for site in range(number)
+    }
+
+
+def test_labels_that_one_site_has_swapped_are_left_out_of_all_that_is_made_of_the_bank():
+    honest, swapped = honest_sites(), [at("class 0", 10), at("class 1", 0)]
+    bank, without = bank_of(**honest, x=swapped), bank_of(**honest)
+    bank.contradict()
+    assert bank.contradicted == {("x", "class 0"), ("x", "class 1")}
+    assert_same_bits(vars(bank.rows()), vars(without.rows()))
+    assert [moment.tolist() for moment in bank.moments()] == [moment.tolist() for moment in without.moments()]
+    bank.hold_out(0.5)
+    without.hold_out(0.5)
+    assert_same_bits(vars(bank.held_out_rows()), vars(without.held_out_rows()))
+    assert_same_bits(vars(bank.training_rows()), vars(without.training_rows()))
+
+
+def test_mean_outputs_of_a_contradicted_class_do_not_count():
+    said = {site: [replace(prompt, clip=torch.ones(1, 8)) for prompt in of] for site, of in honest_sites().items()}
+    bank = bank_of(**said, x=[replace(at("class 0", 10), clip=torch.full((1, 8), 99.0)), at("class 1", 10)])
+    bank.contradict()
+    assert bank.contradicted == {("x", "class 0")}
+    assert bank.mean_outputs("clip", ["class 0"])[0].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("value", "contradicted"),
+    [(0.0, False), (4.0, False), (6.0, False), (6.5, False), (7.0, True), (10.0, True), (1e3, False)],
+)
+def test_a_class_is_contradicted_where_anothers_median_is_twice_as_near(value, contradicted):
+    """The medians lie at 0 and 10: the distances are value and 10 - value."""
+    bank = bank_of(**honest_sites(5, off=0.0), x=[at("class 0", value)])
+    bank.contradict()
+    assert bank.contradicted == ({("x", "class 0")} if contradicted else set())
+
+
+def test_two_sites_that_disagree_are_both_believed():
+    bank = bank_of(a=[at("class 0", 0), at("class 1", 10)], b=[at("class 0", 10), at("class 1", 0)])
+    bank.contradict()
+    assert bank.contradicted == frozenset()
+    assert len(bank.rows()) == 8
+
+
+@pytest.mark.parametrize(("classes", "all_left_out"), [(8, True), (7, False)])
+def test_a_site_that_has_none_of_many_classes_near_their_medians_is_left_out_whole(classes, all_left_out):
+    # Between two medians, a little nearer to the wrong one: of no class alone could it be said.
+    swapped = [at(f"class {label}", 10 * label + (5.5 if label < classes - 1 else -5.5)) for label in range(classes)]
+    bank = bank_of(**honest_sites(4, classes), x=[*swapped, at("only here", 500)])
+    bank.contradict()
+    assert bank.contradicted == (
+        {("x", prompt.name) for prompt in [*swapped, at("only here", 0)]} if all_left_out else set()
+    )
+
+
+def test_what_is_contradicted_survives_a_file():
+    bank = bank_of(**honest_sites(), x=[at("class 0", 10), at("class 1", 0)])
+    bank.contradict()
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert back.contradicted == bank.contradicted
+    assert_same_bits(vars(back.rows()), vars(bank.rows()))
+
+
+def flooded(many, share=0.5, others=2):
+    bank = PromptBank(max_site_share=share)
+    for number in range(others):
+        bank.update(f"site-{number}", [says("dog", number, groups=1, count=3)], "mark", 1)
+    means = torch.full((many, 1, 4), 100.0)
+    audio = AudioPrototypes(means, torch.ones(many, dtype=torch.int64), torch.zeros_like(means))
+    bank.update("x", [ClassPrompts("dog", many, audio)], "mark", 1)
+    return bank
+
+
+@pytest.mark.parametrize("per_class", [0, 30, 128], ids=["all", "thirty", "more than there are"])
+@pytest.mark.parametrize("many", [6, 100, 5000])
+def test_no_site_has_more_than_its_share_of_the_rows_of_a_class_that_three_have(many, per_class):
+    rows = flooded(many).training_rows(per_class, torch.Generator().manual_seed(0))
+    values = rows.embeddings[:, 0, 0]
+    assert {0.0, 1.0, 100.0} == set(values.tolist())
+    assert float((values == 100).float().mean()) <= 0.5
+    assert per_class == 0 or len(rows) <= 2 * per_class
+
+
+def test_rows_that_come_several_times_share_the_clips_behind_them():
+    bank = flooded(100)
+    rows, everything = bank.training_rows(), bank.rows()
+    for value in (0, 1, 100):
+        counts = (float(each.counts[each.embeddings[:, 0, 0] == value].sum()) for each in (rows, everything))
+        assert next(counts) == pytest.approx(next(counts))
+
+
+@pytest.mark.parametrize(
+    "bank", [flooded(2), flooded(100, others=1), flooded(100, share=1.0)], ids=["within", "two sites", "no limit"]
+)
+def test_rows_within_the_share_come_once_and_as_they_are(bank):
+    assert_same_bits(vars(bank.training_rows()), vars(bank.rows()))

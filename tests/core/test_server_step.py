@@ -810,3 +810,27 @@ def test_rows_of_two_sources_are_joined_by_name():
     assert joined.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
     assert torch.equal(joined.embeddings[2], other.embeddings[0])
     assert torch.equal(joined.counts[joined.labels == 4], other.counts[other.labels == 4])
+
+
+# Sites that the others contradict
+
+
+def swapped(update):
+    """What a site says, under the names of the classes next to them."""
+    names = [said.name for said in update.prompts]
+    said = [replace(said, name=name) for said, name in zip(update.prompts, names[1:] + names[:1], strict=True)]
+    return update._replace(site="x", prompts=said)
+
+
+def test_swapped_labels_change_nothing_and_are_counted_and_named_once(caplog):
+    world = World()
+    sites = [world.updates(sites=1)[0]._replace(site=f"site {number}") for number in range(3)]
+    honest, attacked = step_of(world, "gaussian"), step_of(world, "gaussian")
+    assert honest.run(1, sites)["bank/contradicted"] == 0
+    with caplog.at_level(logging.WARNING, "fed_a2v"):
+        rows = [attacked.run(number, [*sites, swapped(sites[0])]) for number in (1, 2)]
+    assert [row["bank/contradicted"] for row in rows] == [10, 10]
+    (line,) = [record.getMessage() for record in caplog.records if "x (10 classes)" in record.getMessage()]
+    assert "site 0" not in line
+    honest.run(2, sites)
+    assert same(weights_of(honest), weights_of(attacked))

@@ -1,10 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.data.audio import fit_clip, read_clip
+from fed_a2v.data.audio import _CONTAINERS, OTHER_SUFFIXES, SUFFIXES, check_waveform, fit_clip, read_clip
 from fed_a2v.data.errors import BadClipError
 from tests.refusals import refused
 
@@ -22,6 +24,102 @@ def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, rate):
     assert clip.shape == (16_000,)
     assert clip.dtype == np.float32
     assert np.corrcoef(clip[1000:-1000], tone(16_000, 1.0)[1000:-1000])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind_of_file_that_is_listed_is_read(tmp_path, suffix):
+    container = next(name for name, suffixes in _CONTAINERS.items() if suffix in suffixes)
+    path, subtype = tmp_path / f"clip{suffix}", "OPUS" if suffix == ".opus" else None
+    soundfile.write(path, tone(16_000, 1.0), 16_000, format=container, subtype=subtype)
+    clip = read_clip(path, 16_000, 1.0)
+    assert np.corrcoef(clip[1000:-1000], tone(16_000, 1.0)[1000:-1000])[0, 1] > 0.99
+
+
+def test_the_kinds_of_files_are_those_of_libsndfile_and_no_video():
+    assert {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf", ".au", ".w64"} <= set(SUFFIXES)
+    assert not {".mat", ".raw", *OTHER_SUFFIXES} & set(SUFFIXES)
+
+
+def without_length(path):
+    """Make a FLAC one that was written to a pipe: its header has 0 for the number of samples."""
+    raw = bytearray(path.read_bytes())
+    raw[21] &= 0xF0
+    raw[22:26] = bytes(4)
+    path.write_bytes(raw)
+
+
+def test_streams_without_a_length_give_what_files_with_one_do(tmp_path):
+    for suffix in ("flac", "wav", "au"):
+        soundfile.write(tmp_path / f"whole.{suffix}", tone(16_000, 0.5), 16_000)
+    shutil.copy(tmp_path / "whole.flac", tmp_path / "stream.flac")
+    without_length(tmp_path / "stream.flac")
+    wav = bytearray((tmp_path / "whole.wav").read_bytes())
+    at = wav.index(b"data") + 4
+    wav[4:8], wav[at : at + 4] = b"\xff" * 4, b"\xff" * 4  # as ffmpeg writes it
+    (tmp_path / "stream.wav").write_bytes(wav)
+    au = bytearray((tmp_path / "whole.au").read_bytes())
+    au[8:12] = b"\xff" * 4
+    (tmp_path / "stream.au").write_bytes(au)
+    for suffix in ("flac", "wav", "au"):
+        for seconds in (0.25, 0.5, 0.75):
+            whole, stream = (read_clip(tmp_path / f"{name}.{suffix}", 16_000, seconds) for name in ("whole", "stream"))
+            assert whole[: round(min(seconds, 0.5) * 16_000)].any()
+            assert np.array_equal(stream, whole)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff", "au", "caf", "w64", "rf64", "iff", "mp3"])
+def test_a_file_cut_short_is_named_and_not_filled_with_silence(tmp_path, suffix):
+    path = tmp_path / f"clip.{suffix}"
+    format = {"iff": "SVX", "caf": "CAF"}.get(suffix)
+    soundfile.write(path, tone(16_000, 2.0), 16_000, format=format)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) * 3 // 4])
+    with refused(BadClipError, path):
+        read_clip(path, 16_000, 2.0)
+    if suffix not in ("caf",):  # what lies before the cut is as good as ever
+        assert read_clip(path, 16_000, 1.0)[-100:].any()
+
+
+def test_a_header_that_promises_more_than_there_is_says_both_lengths(tmp_path):
+    soundfile.write(tmp_path / "clip.flac", tone(16_000, 1.0), 16_000)
+    raw = bytearray((tmp_path / "clip.flac").read_bytes())
+    raw[22:26] = (32_000).to_bytes(4, "big")
+    (tmp_path / "clip.flac").write_bytes(raw)
+    with refused(BadClipError, tmp_path / "clip.flac", "2.00 s", "1.00 s"):
+        read_clip(tmp_path / "clip.flac", 16_000, 5.0)
+
+
+@pytest.mark.parametrize("scale", [1e25, 32_768.0, -1e9])
+def test_samples_out_of_all_scale_are_an_error(tmp_path, scale):
+    sound = tone(16_000, 0.5)
+    soundfile.write(tmp_path / "clip.wav", sound * scale, 16_000, subtype="FLOAT")
+    with refused(BadClipError, tmp_path / "clip.wav", f"{abs(scale) / 2:.3g}"[:3]):
+        read_clip(tmp_path / "clip.wav", 16_000, 0.5)
+    soundfile.write(tmp_path / "loud.wav", sound * 8, 16_000, subtype="FLOAT")  # clipped recordings are sounds
+    assert np.abs(read_clip(tmp_path / "loud.wav", 16_000, 0.5)).max() == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "named"),
+    [
+        (np.zeros(99, np.float32), "(99,)"),
+        (np.zeros((1, 100), np.float32), "(1, 100)"),
+        (np.zeros(100, np.int16), "int16"),
+        (None, "object"),
+        ([[1.0], [1.0, 2.0]], "dog.wav"),
+        (np.full(100, np.nan), "NaN"),
+        (np.full(100, 32_767.0), "3.28e+04"),
+    ],
+)
+def test_a_waveform_of_another_shape_or_kind_is_named(waveform, named):
+    with refused(BadClipError, "dog.wav", named):
+        check_waveform(waveform, 100, "dog.wav")
+
+
+def test_double_precision_is_a_waveform():
+    checked = check_waveform(np.linspace(-1, 1, 100), 100, "dog.wav")
+    assert checked.dtype == np.float32
+    assert np.allclose(checked, np.linspace(-1, 1, 100))
 
 
 def test_stereo_is_mixed_to_mono(tmp_path):

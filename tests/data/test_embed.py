@@ -193,6 +193,62 @@ def test_an_encoder_that_gives_nan_is_stopped(embed, esc50_folder):
         embed(esc50_folder(ROWS[:1]), CountingEncoder(value=np.nan))
 
 
+class OneBadClip(CountingEncoder):
+    """Gives infinity for the clip whose content is `bad`, as an encoder does that overflows."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def encode(self, waveforms):
+        embeddings = super().encode(waveforms)
+        embeddings[[np.array_equal(waveform, self.bad) for waveform in waveforms], 0, 1] = np.inf
+        return embeddings
+
+
+def test_the_clip_that_an_encoder_cannot_bear_is_named_or_left_out(embed, esc50_folder, caplog):
+    root = esc50_folder(ROWS)
+    encoder = OneBadClip(Esc50Folder(root).waveform("3.wav", 16_000, 0.2))
+    with refused(BadClipError, "counting", "3.wav", "dataset.skip_bad=true"):
+        embed(root, encoder)
+    embeddings, good = embed(root, encoder, skip_bad=True)
+    assert good.tolist() == [row for row in range(len(ROWS)) if row != 3]
+    assert np.isfinite(embeddings).all()
+    assert "3.wav" in caplog.text
+
+
+class OwnClips:
+    """A data set whose clip number 2 is a sample short."""
+
+    def watched(self):
+        return []
+
+    def stamp(self, key):
+        return None
+
+    def content(self, key):
+        return key
+
+    def waveform(self, key, sample_rate, seconds):
+        return np.full(round(sample_rate * seconds) - (key == "2"), int(key) / 10)
+
+
+def test_a_waveform_of_a_wrong_length_is_named_or_left_out(tmp_path):
+    keys = [str(number) for number in range(5)]
+    embedder = Embedder(OwnClips(), CountingEncoder(), 0.1, False, tmp_path / "cache", "float32")
+    with refused(BadClipError, "the waveform of 2", "(1599,)", "(1600,)"):
+        embed_clips(embedder, keys)
+    embedder.skip_bad = True
+    embeddings, good = embed_clips(embedder, keys)
+    assert good.tolist() == [0, 1, 3, 4]
+    assert np.allclose(embeddings[:, 0, 0], [0.0, 0.1, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.5, BATCH), (60.0, BATCH), (240.0, 4), (600.0, 1)])
+def test_no_more_than_sixteen_minutes_are_decoded_at_once(tmp_path, seconds, most):
+    assert Embedder(OwnClips(), CountingEncoder(), seconds, False, tmp_path / "cache", "float32").batch == most
+
+
 def test_a_cache_that_cannot_be_written_is_an_error_with_the_remedy(embed, esc50_folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with refused(DataError, tmp_path / "cache", "cache_dir"):

@@ -147,3 +147,26 @@ def test_real_embeddings_are_read(real_data):
     assert embeddings.shape == (1600, 1, 1024)
     assert len(good) == 1600
     assert len({record.category for record in records}) == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("category", np.array(["a", "b", "c"], dtype=object), ".astype(str)"),
+        ("filename", np.array(["a", "b", None], dtype=object), ".astype(str)"),
+        ("fold", np.array([1, 2, 3], dtype=object), ".astype(int)"),
+        ("category", np.array([b"a", b"b", b"c"]), ".astype(str)"),
+        ("category", np.array([0, 1, 2]), ".astype(str)"),
+    ],
+)
+def test_arrays_of_objects_and_of_other_kinds_are_named_with_how_to_save_them(save, name, value, remedy):
+    with refused(DataError, save(**{name: value}), name, remedy):
+        read_records(save(**{name: value}))
+
+
+def test_a_ragged_list_of_embeddings_is_named_with_how_to_save_it(save):
+    ragged = np.array([np.ones(4), np.ones(4), np.ones(3)], dtype=object)
+    path = save(embeddings=ragged)
+    records = read_records(path)
+    with refused(DataError, path, "embeddings", "numpy.stack(embeddings)"):
+        read_embeddings(path, records, ALL, skip_bad=False)

@@ -2,14 +2,16 @@ import csv
 import json
 import re
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 
 from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError, PartitionError
-from fed_a2v.data.index import class_names, index_clips, layout
+from fed_a2v.data.index import class_names, index_clips, layout, located
 from fed_a2v.data.site import load_clips, site_clips
 from fed_a2v.settings import Settings, cache_dir
 from tests.refusals import refused
@@ -103,6 +105,79 @@ def test_each_data_set_has_its_own_folds_unless_one_is_named_for_all(mixed):
 def test_the_settings_of_a_mix_travel_as_they_are(mixed):
     settings = mixed("dataset.aliases={hail: dog}")
     assert Settings.model_validate_json(settings.model_dump_json(by_alias=True)) == settings
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_with_accents_is_one_class_in_every_kind_of_data_set(tmp_path, write_sound, make_settings, form):
+    accent, named = unicodedata.normalize(form, "café"), "caf\u00e9"
+    esc50, vggsound, folder, file = (tmp_path / name for name in ("esc50", "vggsound", "folder", "x.npz"))
+    rows = [(f"{name}{fold}.wav", fold, name) for name in (accent, "dog") for fold in (1, 5)]
+    (esc50 / "meta").mkdir(parents=True)
+    write_table(esc50 / "meta" / "esc50.csv", [("filename", "fold", "category"), *rows])
+    vggsound.mkdir()
+    table = [(f"{name[0]}{number}", 0, name, "train") for name in (accent, "dog") for number in range(4)]
+    write_table(vggsound / "vggsound.csv", table)
+    for video, *_ in table:
+        write_sound(vggsound / f"{video}_000000.wav")
+    for name in (accent, "dog"):
+        for number in range(5):
+            write_sound(folder / name / f"{number}.wav")
+    np.savez(file, embeddings=np.ones((4, 2)), category=np.array([accent, "dog"] * 2), fold=np.array([1, 1, 2, 2]))
+    for words in (
+        ("dataset=esc50", f"dataset.root={esc50}"),
+        ("dataset=vggsound", f"dataset.root={vggsound}", "dataset.test_fold=4"),
+        ("dataset=folder", f"dataset.root={folder}"),
+        ("dataset=embeddings", f"dataset.path={file}"),
+    ):
+        for other in ("NFC", "NFD"):
+            chosen = make_settings(*words, f"dataset.classes=[dog,'{unicodedata.normalize(other, 'café')}']").dataset
+            index = index_clips(chosen)
+            assert index.classes == ("dog", named)
+            assert set(index.labels.tolist()) == {0, 1}
+        assert class_names(make_settings(*words).dataset) == (named, "dog")
+
+
+def test_two_spellings_of_one_class_in_a_folder_are_one_class(tmp_path, write_sound, make_settings):
+    for form in ("NFC", "NFD"):
+        for number in range(5):
+            write_sound(tmp_path / unicodedata.normalize(form, "café") / f"{form}{number}.wav")
+    index = index_clips(make_settings("dataset=folder", f"dataset.root={tmp_path}").dataset)
+    assert index.classes == ("caf\u00e9",)
+    assert len(index) == 10
+
+
+class Wrong:
+    """A data set of one's own that lists what it is given."""
+
+    def __init__(self, listed):
+        self.listed = listed
+
+    def watched(self):
+        return []
+
+    def records(self):
+        return [Record("a", "dog", 1), self.listed if isinstance(self.listed, str) else tuple(self.listed)]
+
+    def stamp(self, key): ...
+
+    def content(self, key): ...
+
+    def waveform(self, key, sample_rate, seconds): ...
+
+
+@pytest.mark.parametrize("listed", ["'b'", "[b, dog]", "[b, dog, '2', '']", "[b, dog, 0, '']", "[b, '_', 2, '']"])
+def test_what_a_class_of_ones_own_lists_is_checked(make_settings, listed):
+    target = f"{__name__}.Wrong"
+    words = ("dataset=custom", f"dataset._target_={target}", f"+dataset.arguments.listed={listed}")
+    with refused(DataError, target, "fold"):
+        index_clips(make_settings(*words).dataset)
+
+
+def test_a_node_whose_data_dir_is_empty_does_not_read_the_working_directory(make_settings):
+    for words in (("dataset=folder", "dataset.root=/x"), ("dataset=mixed", "dataset.sets=[{name: folder, root: /x}]")):
+        for empty in ("", " "):
+            with refused(DataError, "data-dir"):
+                located(make_settings(*words).dataset, empty)
 
 
 def test_the_mix_is_embedded_set_by_set_with_keys_of_their_own(mixed, make_settings, places):

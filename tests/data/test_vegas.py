@@ -112,3 +112,22 @@ def test_any_table_gives_records_or_our_error(tmp_path, write_sound, content):
     else:
         assert len(records) == 2
         assert all(record.source for record in records)
+
+
+def test_videos_in_the_place_of_sounds_are_told(vegas, caplog):
+    root = vegas(dog=["a", "b"])
+    (root / "dog" / "audios" / "video_00002.wav").rename(root / "dog" / "audios" / "video_00002.mp4")
+    assert len(VegasFolder(root).records()) == 1
+    assert "dog/audios/video_00002.mp4" in caplog.text
+    (root / "dog" / "audios" / "video_00001.wav").unlink()
+    with refused(DataError, "dog/audios/video_00002.mp4", "ffmpeg"):
+        VegasFolder(root).records()
+
+
+def test_a_clip_without_a_row_in_two_formats_is_one_recording(vegas):
+    root = vegas(dog=[], drum=["x"])
+    for suffix in ("mp3", "wav"):
+        (root / "dog" / "audios" / f"bark.{suffix}").touch()
+    records = [record for record in VegasFolder(root).records() if record.category == "dog"]
+    assert len(records) == 2
+    assert len({(record.source, record.fold) for record in records}) == 1

@@ -141,3 +141,26 @@ def test_any_label_that_a_csv_can_hold_comes_back(tmp_path, write_sound, labels)
         assert repr(wordless.strip()) in str(error)
     else:
         assert found == [label.strip() for label in labels]
+
+
+def test_videos_instead_of_sounds_are_named(vggsound, caplog):
+    root = vggsound(ROWS, files=[])
+    (root / "video").mkdir()
+    for video, start, *_ in ROWS:
+        (root / "video" / f"{video}_{start:06d}.mp4").touch()
+    with refused(DataError, ".mp4", "ffmpeg", f"video/{ROWS[0][0]}_000001.mp4"):
+        VggSoundFolder(root).records()
+    vggsound(ROWS, files=ROWS[:2])
+    assert len(VggSoundFolder(root).records()) == 2
+    assert f"the 1 files of the kind .mp4, e.g. video/{ROWS[2][0]}_000185.mp4" in caplog.text
+
+
+def test_clips_in_other_containers_and_hidden_ones(vggsound):
+    root = vggsound(ROWS, files=ROWS[:1])
+    (root / "clips" / f"{ROWS[1][0]}_000030.opus").touch()
+    (root / ".trash").mkdir()
+    (root / ".trash" / f"{ROWS[2][0]}_000185.wav").touch()
+    assert [record.key for record in VggSoundFolder(root).records()] == [
+        f"clips/{ROWS[0][0]}_000001.wav",
+        f"clips/{ROWS[1][0]}_000030.opus",
+    ]
