@@ -254,6 +254,8 @@ class FedA2V(Strategy):
         row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
             row |= self._figures(round_number, scores, coverage)
+        else:
+            log.warning("No site scored a clip of the test: the round has no accuracy")
         self.listener.evaluated(round_number, scores, self._step(), coverage)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
