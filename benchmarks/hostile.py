@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[..., SiteReply]] = {
 ALIKE = {
     "weights 1000 times too large": "weights not finite",
     **dict.fromkeys(
-        ("prototypes 1000 times too large", "prototypes of zeros", "variances of 1e12", "another shape and 1e9 clips"),
+        ("prototypes 1000 times too large", "prototypes of zeros", "variances of 1e12"),
         "200 prototypes a class",
     ),
 }
