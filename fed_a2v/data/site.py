@@ -218,7 +218,7 @@ def _load(
         unseen=unseen_classes(dataset, index.classes),
         sets=index.sets[good],
         contents=tuple(
-            hashlib.sha256(content.encode() or row.tobytes()).hexdigest()[:16]
+            hashlib.sha256(content.encode(errors="surrogateescape") or row.tobytes()).hexdigest()[:16]
             for content, row in zip(contents, embeddings, strict=True)
         ),
     )

@@ -308,6 +308,8 @@ class Run(RoundListener, AbstractContextManager["Run"]):
             if resume != "auto":
                 raise FileNotFoundError(f"resume={resume}: no saved state in {path / 'checkpoints'}")
             self._check_nothing_is_lost()
+            if rows:
+                log.warning("No saved state in %s: its %d rounds are done anew", path / "checkpoints", len(rows))
             return None
         if state["round"] > len(rows):
             earlier = None if path.is_file() else load_state(path, len(rows))

@@ -718,6 +718,17 @@ def test_a_row_that_no_state_brings_back_is_named_and_the_run_refused(run_in, so
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_rounds_without_a_saved_state_are_done_anew_and_that_is_said(run_in, three_rounds, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_state", lambda *given, **options: None)
+        patch.setattr(Run, "_finish", lambda run: run._exit.close())
+        run_in("run", "rounds=2")
+    resumed = run_in("run", "rounds=3")
+    (warning,) = [line for line in resumed.log.splitlines() if "WARNING" in line and "checkpoints" in line]
+    assert "2 rounds" in warning
+    assert_same_run(resumed, three_rounds)
+
+
 def test_a_finished_run_is_not_touched_though_its_data_states_and_rows_are_gone(run_in, tmp_path, some_embeddings):
     data = shutil.copy(some_embeddings(), tmp_path / "data.npz")
     words = ("rounds=1", "dataset=embeddings", "partition.sites=2", f"dataset.path={data}")

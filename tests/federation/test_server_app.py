@@ -1,5 +1,6 @@
 """The server's process ends when the SuperLink does; a run that is finished needs no nodes."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from flwr.server import Server, SimpleClientManager
 from fed_a2v.config import compose_settings
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.server_app import server_fn
+from fed_a2v.runs.lock import LOCK, FolderInUseError, hold
+from tests.refusals import refused
 
 from .helpers import SMALL
 
@@ -40,6 +43,13 @@ def test_a_server_that_has_lost_its_superlink_ends_though_threads_still_wait():
         finally:
             if child.is_running():
                 child.kill()
+
+
+def test_a_server_leaves_the_folder_of_a_run_that_is_going_on_alone(tmp_path):
+    config = {"overrides": " ".join(SMALL), "output-dir": str(tmp_path)}
+    with hold(tmp_path), refused(FolderInUseError, tmp_path, os.getpid()):
+        server_fn(SimpleNamespace(run_config=config, run_id=1))
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 def test_a_run_that_is_finished_asks_no_node(tmp_path):
