@@ -389,7 +389,7 @@ def mono(waveform: NDArray[Any]) -> FloatArray:
     with np.errstate(over="ignore"):
         waveform = waveform.astype(np.float32)
     if not np.isfinite(waveform).all():
-        raise BadClipError(f"a waveform of shape {shape} holds NaN or infinite samples")
+        raise BadClipError(f"a waveform has shape {shape}, finite: False; finite numbers are needed")
     return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
 
 
