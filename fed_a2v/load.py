@@ -295,7 +295,7 @@ class LoadedRun:
         """Audio embeddings of sounds, as the adapters take them.
 
         Args:
-            sounds: a WAV, FLAC or OGG file, or a waveform of numpy or torch, (samples,), (samples, channels) or
+            sounds: a sound file, or a waveform of numpy or torch, (samples,), (samples, channels) or
                 (channels, samples), integers at full scale or fractions of it; or several of them.
             rate: of waveforms, in Hz.
 

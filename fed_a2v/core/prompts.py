@@ -296,7 +296,8 @@ class PromptBank:
         medians = torch.stack([means[rows].median(dim=0).values for rows in of_class.values()])
         judged = torch.tensor([row for rows in of_class.values() for row in rows])
         own = torch.arange(len(of_class)).repeat_interleave(torch.tensor([len(rows) for rows in of_class.values()]))
-        distances = torch.cdist(means[judged], medians)
+        # Not by a matrix product, whose rounding would decide between medians that are near each other.
+        distances = torch.cdist(means[judged], medians, compute_mode="donot_use_mm_for_euclid_dist")
         to_own = distances.gather(1, own[:, None]).flatten()
         to_others = distances.scatter(1, own[:, None], torch.inf).min(dim=1).values
         found = {places[int(row)] for row in judged[NEARER * to_others < to_own]}
@@ -312,9 +313,9 @@ class PromptBank:
         self.contradicted = frozenset(found | {place for place in places if place[0] in wrong})
 
     def _class_means(self) -> tuple[list[tuple[str, str]], Tensor]:
-        """(P, S * Da) mean of each site's clips of a class, in double precision, and whose and of what they are."""
+        """(P, Da) mean of each site's clips of a class over their tokens, and whose and of what they are."""
         said = [(site, prompt.name, prompt.audio) for site, prompt in self if prompt.audio is not None]
-        means = [(audio.counts.double() / audio.counts.sum()) @ audio.means.flatten(1).double() for *_, audio in said]
+        means = [(audio.counts / audio.counts.sum()) @ audio.means.float().mean(dim=1) for *_, audio in said]
         return [(site, name) for site, name, _ in said], torch.stack(means) if means else torch.empty(0, 0)
 
     def forget_prototypes(self) -> None:

@@ -331,7 +331,7 @@ def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: Datase
         )
 
 
-def check_splits(index: ClipIndex, dataset: DatasetSettings) -> None:
+def check_splits(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:
     """Check that there is a clip for the test, and for validation where folds are kept for it.
 
     Classes that cannot be learned, or about which the test says nothing, are named in the log.
@@ -339,12 +339,16 @@ def check_splits(index: ClipIndex, dataset: DatasetSettings) -> None:
     Raises:
         DataError: names the split, and the folds that have clips.
     """
-    folds = sorted({record.fold for record in index.records})
+    ours = ClassNames(dataset.aliases).labels({record.category for record in records}, index.classes)
+    folds = sorted({record.fold for record in records if record.category in ours})
     for split in SPLITS[1:]:
         if split not in index.splits and (split == "test" or dataset.validates):
+            remedy = f"name one of these in dataset.{split}_folds=[N]"
+            if len(folds) == 1:
+                remedy = "more clips are needed, or clips of other recordings"
             raise DataError(
                 f"no clip for the {split}: {_named(dataset)}, and the clips of these classes are in the folds {folds}; "
-                f"name one of these in dataset.{split}_folds=[N]"
+                f"{remedy}"
             )
     splits = np.array(index.splits)
     for split, unlike in ((SPLITS[0], "cannot be learned"), (SPLITS[2], "are not tested")):

@@ -23,6 +23,9 @@ from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read
 
 logger = logging.getLogger("fed_a2v")
 
+# A row whose values are so many times those of the middle one is damage: all others would vanish beside it.
+OUT_OF_SCALE = 1e4
+
 
 def read_records(path: str | Path) -> list[Record]:
     """The clips that the file lists; the embeddings stay unread.
@@ -67,23 +70,30 @@ def read_embeddings(
         path: the file.
         records: all that `read_records` gave.
         rows: (N,) the rows wanted.
-        skip_bad: leave out rows with NaN or infinite numbers.
+        skip_bad: leave out rows with NaN, infinite or absurdly large numbers.
 
     Returns:
         Embeddings (M, S, D) float32, and the M positions in `rows` that they belong to.
 
     Raises:
-        BadClipError: a row has NaN or infinite numbers, and `skip_bad` is off.
+        BadClipError: a row has NaN, infinite or absurdly large numbers, and `skip_bad` is off.
         DataError: the array is missing or has another shape.
     """
     embeddings = _embeddings(path)
     if len(embeddings) != len(records):
         raise DataError(f"{path}: {len(embeddings)} rows in embeddings, {len(records)} in fold")
     embeddings = embeddings[rows] if embeddings.ndim == 3 else embeddings[rows, None]
-    good = np.isfinite(embeddings).all(axis=(1, 2))
+    largest = np.maximum(embeddings.max(axis=(1, 2)), -embeddings.min(axis=(1, 2)))
+    numbers = np.isfinite(largest)
+    usual = float(np.median(largest[numbers])) if numbers.any() else 0.0
+    good = numbers & ((largest <= OUT_OF_SCALE * usual) | (usual == 0))
     if not good.all():
-        bad = int(rows[np.flatnonzero(~good)[0]])
-        reason = f"{path}: row {bad} ({records[bad].key}) of embeddings holds NaN or infinite numbers"
+        place = int(np.flatnonzero(~good)[0])
+        found = f"values of up to {largest[place]:.3g}, where {usual:.3g} is usual"
+        reason = (
+            f"{path}: row {rows[place]} ({records[rows[place]].key}) of embeddings holds "
+            f"{found if numbers[place] else 'NaN or infinite numbers'}"
+        )
         if not skip_bad:
             raise BadClipError(f"{reason}; dataset.skip_bad=true skips such rows")
         logger.warning("%s; skipped, with %d more such rows", reason, int((~good).sum()) - 1)

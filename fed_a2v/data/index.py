@@ -164,7 +164,7 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
         index = without_leaks(merged(indexes, [part.name for part in dataset.sets]))
         check_trainable(index, everything, dataset)
     if classes is None:
-        check_splits(index, dataset)
+        check_splits(index, everything, dataset)
     return index
 
 

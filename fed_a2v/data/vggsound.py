@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import DealtFiles, advice, sound_files, stem, subfolders, warn_of_missing, warn_of_silent
+from fed_a2v.data.files import DealtFiles, advice, sound_files, stem, tree, warn_of_missing, warn_of_silent
 from fed_a2v.data.folds import FOLDS
 
 
@@ -42,7 +42,7 @@ class VggSoundFolder(DealtFiles):
 
     def watched(self) -> list[Path]:
         """The files and folders that change when the list of clips does."""
-        return [self.table, self.root, *subfolders(self.root)]
+        return [self.table, *(place for place, _ in tree(self.root))]
 
     def records(self) -> list[Record]:
         """The rows of the csv that have a file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -253,6 +254,8 @@ class FedA2V(Strategy):
         row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
             row |= self._figures(round_number, scores, coverage)
+        else:
+            log.warning("No site scored a clip of the test: the round has no accuracy")
         self.listener.evaluated(round_number, scores, self._step(), coverage)
         self.listener.round_done(row, self.state_dict(round_number))
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
@@ -421,10 +424,11 @@ class FedA2V(Strategy):
     ) -> list[SiteReply]:
         """The replies that pass every check, by site name."""
         answers = Answers(self.classes, self._nodes.assigned, row)
+        largest = self._largest_weights()
         replies = answers.replies(
             results,
             failures,
-            lambda site: self._expected(site, round_number, task),
+            lambda site: self._expected(site, round_number, task, largest),
             self._off_scale if task == "train" else None,  # else the kinds of embeddings are sorted out first
         )
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
@@ -434,7 +438,12 @@ class FedA2V(Strategy):
         """The sites whose reply is not of the others' scale, each with the reason."""
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 
-    def _expected(self, site: str, round_number: int, task: Task) -> Expected:
+    def _largest_weights(self) -> float:
+        """What the root mean square of a site's adapters may be, by that of those it was sent."""
+        sent = root_mean_square([] if self.step is None else self.step.adapters.weights())
+        return self.settings.aggregation.scale_limit * sent if sent else math.inf
+
+    def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> Expected:
         step, settings = self.step, self.settings
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
@@ -444,7 +453,7 @@ class FedA2V(Strategy):
             round_number=round_number,
             task=task,
             weight_shapes=[tuple(weight.shape) for weight in weights],
-            max_weight_rms=settings.aggregation.scale_limit * root_mean_square(weights),
+            max_weight_rms=largest,
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),

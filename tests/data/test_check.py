@@ -1,5 +1,7 @@
 """Train's checks before a sound is decoded, and what `fed-a2v doctor` adds to them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -81,8 +83,13 @@ def test_without_a_clip_for_the_test_there_is_no_run(settings, recordings):
     for name in CLASSES:
         for number in range(1, 10):
             (recordings / name / f"{number}.wav").unlink()  # one clip a class is in the middle fold
-    with refused(DataError, "test", "[3]", "dataset.test_folds"):
+    with refused(DataError, "test", "[3]", "more clips"):
         check_data(settings())
+    for name in CLASSES:
+        shutil.copy(recordings / name / "0.wav", recordings / name / "1.wav")
+        shutil.copy(recordings / name / "0.wav", recordings / name / "2.wav")
+    with refused(DataError, "test", "[1, 3, 5]", "dataset.test_folds"):
+        check_data(settings("dataset.train_folds=[1]", "dataset.test_folds=[2]"))
 
 
 def test_without_a_clip_for_validation_nothing_can_be_chosen_by_it(settings, recordings):

@@ -52,7 +52,7 @@ def test_constant_columns_pass(save):
     assert read_embeddings(path, read_records(path), ALL, skip_bad=False)[0].shape == (3, 1, 4)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e25, 2e4])
 def test_a_row_that_is_no_number_is_named_or_skipped(save, value, caplog):
     values = np.ones((3, 4))
     values[1, 2] = value

@@ -438,6 +438,15 @@ def test_more_nodes_than_sites_change_nothing(finished_run, run_in):
     assert [without_seconds(row) for row in run.rows] == [without_seconds(row) for row in finished_run("rounds=1").rows]
 
 
+def test_sites_without_a_clip_for_the_test_give_a_round_that_says_so(run_in, tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez(file, embeddings=np.random.default_rng(0).normal(size=(12, 4)), category=["a", "b"] * 6, fold=[1] * 12)
+    run = run_in("run", "dataset=embeddings", f"dataset.path={file}", "partition=own", "partition.sites=1", "rounds=1")
+    assert run.results["accuracy"] is None
+    assert run.rows[0]["test_clips_total"] == 0
+    assert "no accuracy" in (run.folder / "run.log").read_text()
+
+
 # Real data
 
 
