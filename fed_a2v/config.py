@@ -188,7 +188,8 @@ def _complete_dataset(dataset: Any) -> Any:
 
 def _absolute(place: Any) -> Any:
     """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
-    return str(Path(place).absolute()) if isinstance(place, str) and not place.startswith("~") else place
+    kept = not isinstance(place, str) or not place.strip() or place.startswith("~")
+    return place if kept else str(Path(place).absolute())
 
 
 def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
