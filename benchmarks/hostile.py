@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from common import PROMPTS, data, machine, write_block
-from flwr.common import Config
 from rich.console import Console
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client import A2VClient
 from fed_a2v.federation.engine import run_in_process
 from fed_a2v.federation.node import Node
+from fed_a2v.federation.order import Order
 from fed_a2v.federation.site import Site
 from fed_a2v.federation.wire import Scores, SiteReply
 
@@ -251,12 +251,12 @@ class GarbageNode(Node):
         self.classes: tuple[str, ...] = ()
         self.first: dict[str, list[Tensor]] = {}
 
-    def _site(self, config: Config) -> Site:
-        site = super()._site(config)
-        if config["site"] not in self.hostile:
+    def _site(self, order: Order) -> Site:
+        site = super()._site(order)
+        if order.site not in self.hostile:
             return site
         self.classes = site.classes
-        if self.kind == "swapped classes" and config["task"] != "evaluate":
+        if self.kind == "swapped classes" and order.task != "evaluate":
             train = site.data.train
             site.data = replace(site.data, train=replace(train, labels=(train.labels + 1) % len(site.classes)))
         if self.kind == "invented scores":

@@ -341,13 +341,15 @@ class PromptBank:
         """Clips by site and class, as far as the bank believes in them.
 
         No site counts for more than `max_site_share` of all clips, nor of those of a class that others have, too:
-        whatever a site claims, it cannot own the result.
+        whatever a site claims, it cannot own the result. What is contradicted is not among them.
         """
-        total = {site: sum(entry.prompts.count for entry in classes.values()) for site, classes in self.entries.items()}
-        total = {site: clips for site, clips in sorted(total.items()) if clips}
+        said = [(site, prompt) for site, prompt in self if (site, prompt.name) not in self.contradicted]
+        total: dict[str, int] = {}
+        for site, prompt in said:
+            total[site] = total.get(site, 0) + prompt.count
         belief = dict(zip(total, capped(list(total.values()), self.max_site_share), strict=True))
         of_class: dict[str, dict[str, float]] = {}
-        for site, prompt in self:
+        for site, prompt in said:
             of_class.setdefault(prompt.name, {})[site] = prompt.count * belief[site] / total[site]
         return {
             (site, name): count
@@ -360,7 +362,7 @@ class PromptBank:
         believed = self.clips()
         cut: dict[str, list[str]] = {}
         for site, prompt in self:
-            if believed[site, prompt.name] < prompt.count * (1 - 1e-9):  # more than rounding
+            if believed.get((site, prompt.name), math.inf) < prompt.count * (1 - 1e-9):  # more than rounding
                 cut.setdefault(site, []).append(prompt.name)
         return cut
 

@@ -373,8 +373,9 @@ def honest_sites(number=3, classes=2, off=0.1):
 
 
 def test_labels_that_one_site_has_swapped_are_left_out_of_all_that_is_made_of_the_bank():
-    honest, swapped = honest_sites(), [at("class 0", 10), at("class 1", 0)]
+    honest, swapped = honest_sites(), [at("class 0", 10, count=10**9), at("class 1", 0, count=10**9)]
     bank, without = bank_of(**honest, x=swapped), bank_of(**honest)
+    bank.max_site_share = without.max_site_share = 0.4
     bank.contradict()
     assert bank.contradicted == {("x", "class 0"), ("x", "class 1")}
     assert_same_bits(vars(bank.rows()), vars(without.rows()))
