@@ -188,7 +188,9 @@ def _complete_dataset(dataset: Any) -> Any:
 
 def _absolute(place: Any) -> Any:
     """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
-    return str(Path(place).absolute()) if isinstance(place, str) and not place.startswith("~") else place
+    if not isinstance(place, str) or place.startswith("~") or not place.strip():  # nothing is no place
+        return place
+    return str(Path(place).absolute())
 
 
 def _complete_set(part: Any, shared: dict[str, Any]) -> Any:

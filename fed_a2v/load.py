@@ -29,7 +29,7 @@ from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.data.audio import FloatArray, fit_clip, read_clip
+from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
@@ -389,7 +389,8 @@ def mono(waveform: NDArray[Any]) -> FloatArray:
     with np.errstate(over="ignore"):
         waveform = waveform.astype(np.float32)
     if not np.isfinite(waveform).all():
-        raise BadClipError(f"a waveform of shape {shape} holds NaN or infinite samples")
+        raise BadClipError(f"a waveform of shape {shape} holds NaN or infinite samples (finite: False)")
+    check_samples(waveform, f"a waveform of shape {shape}")
     return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
 
 

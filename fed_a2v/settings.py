@@ -36,7 +36,9 @@ def _name(value: object) -> object:
     """A class's name as text; YAML and the command line read some as other values."""
     if isinstance(value, bool | float) or value is None:
         typed = "null" if value is None else str(value).lower()
-        raise ValueError(f"{typed} is read as a value and not as a name; quote it: 'dataset.classes=[\"{typed}\",dog]'")
+        raise ValueError(
+            f"{typed} is read as a value and not as a name; in quotes it is one: 'dataset.classes=[\"{typed}\"]'"
+        )
     return composed(str(value)) if isinstance(value, int | str) else value
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ def run(words: list[str]) -> None:
         try:
             samples = [compose_with(guide, sample) for sample in (_samples(overrides) if sweep else [overrides])]
             # Imported once the words are right: it needs torch, which takes seconds.
+            from fed_a2v.data.errors import PartitionError
             from fed_a2v.federation.build import check_buildable
 
             for sample in samples:
-                check_buildable(sample)
+                # Of a sweep it is one job that has too few clips: it fails alone, the others run.
+                with suppress(*([PartitionError] if sweep else [])):
+                    check_buildable(sample)
         except ConfigError as error:
             if any("=glob(" in word for word in overrides):
                 raise ConfigError(f"{error}; glob(*,exclude=[OPTION]) leaves options out") from error

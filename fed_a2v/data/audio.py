@@ -79,7 +79,7 @@ def read_clip(path: Path, sample_rate: int, seconds: float) -> FloatArray:
         raise BadClipError(
             f"{path} is cut short: its header promises {promised / rate:.2f} s, {len(samples) / rate:.2f} s are there"
         )
-    _check_samples(samples, str(path))
+    check_samples(samples, str(path))
     return fit_clip(samples.mean(axis=1), rate, sample_rate, seconds)
 
 
@@ -99,7 +99,7 @@ def check_waveform(waveform: object, samples: int, what: str) -> FloatArray:
             f"{what} is {array.dtype} of shape {array.shape}; float32 of shape ({samples},), seconds times the sample "
             "rate, is needed"
         )
-    _check_samples(array, what)
+    check_samples(array, what)
     return array.astype(np.float32, copy=False)
 
 
@@ -112,7 +112,12 @@ def _promised(file: soundfile.SoundFile) -> int:
     return int(file.frames) * promised // there if there < promised < _UNTIL_IT_ENDS else int(file.frames)
 
 
-def _check_samples(samples: NDArray[Any], what: str) -> None:
+def check_samples(samples: NDArray[Any], what: str) -> None:
+    """Check that samples, called `what` in the message, can be those of a sound.
+
+    Raises:
+        BadClipError: some are NaN, infinite, or far beyond full scale.
+    """
     if not np.isfinite(samples).all():
         raise BadClipError(f"{what} holds NaN or infinite samples")
     if (peak := np.abs(samples).max(initial=0)) > LOUDEST:

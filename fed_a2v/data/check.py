@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fed_a2v.core.names import listed
-from fed_a2v.data.clips import ClipIndex, EmbeddedClips, IntArray, unseen_classes
+from fed_a2v.data.clips import ClipIndex, EmbeddedClips, IntArray, check_splits, unseen_classes
 from fed_a2v.data.embed import waveform_of
 from fed_a2v.data.embeddings import read_embeddings
 from fed_a2v.data.errors import BadClipError, DataError
@@ -31,6 +31,8 @@ def check_data(settings: Settings) -> tuple[ClipIndex, list[str]]:
     dataset, own = settings.dataset, settings.partition.kind == "own"
     with overheard() as remarks:
         index = index_clips(dataset, class_names(dataset) if own else None)
+        if not own:  # other sites have clips of their own
+            check_splits(index, [record for part in parts(dataset) for record in list_clips(part)], dataset)
         # Labels are all that a partition looks at.
         clips = EmbeddedClips(
             embeddings=torch.empty(len(index), 0, 0),

@@ -334,8 +334,6 @@ def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: Datase
 def check_splits(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:
     """Check that there is a clip for the test, and for validation where folds are kept for it.
 
-    Classes that cannot be learned, or about which the test says nothing, are named in the log.
-
     Raises:
         DataError: names the split, and the folds that have clips.
     """
@@ -350,11 +348,16 @@ def check_splits(index: ClipIndex, records: Sequence[Record], dataset: DatasetSe
                 f"no clip for the {split}: {_named(dataset)}, and the clips of these classes are in the folds {folds}; "
                 f"{remedy}"
             )
+
+
+def tell_lacking(index: ClipIndex, dataset: DatasetSettings) -> None:
+    """Name in the log the classes that cannot be learned, and those about which the test says nothing."""
     splits = np.array(index.splits)
     for split, unlike in ((SPLITS[0], "cannot be learned"), (SPLITS[2], "are not tested")):
         there = set(index.labels[splits == split].tolist())
         unseen = unseen_classes(dataset, index.classes) if split == "train" else ()
-        if lacking := [n for label, n in enumerate(index.classes) if label not in there and n not in unseen]:
+        lacking = [name for label, name in enumerate(index.classes) if label not in there and name not in unseen]
+        if lacking and there:
             logger.warning("No clip for %s, so that they %s: %s", split, unlike, listed(lacking, 10))
 
 

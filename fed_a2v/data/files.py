@@ -57,7 +57,9 @@ class SoundFiles:
             with self.path(key).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BadClipError(f"{self.path(key)} cannot be read: {error.strerror}") from error
+            raise BadClipError(
+                f"{self.path(key)} cannot be read: {error.strerror}{_instead(self.path(key))}"
+            ) from error
 
     def waveform(self, key: str, sample_rate: int, seconds: float) -> FloatArray:
         """The clip, mono, resampled, cropped or padded."""
@@ -165,6 +167,15 @@ def advice(silent: Sequence[str]) -> str:
         f"no sound can be read from the {len(silent)} files of the kind {' or '.join(kinds)}, e.g. {silent[0]}; make "
         f"a sound file of each: ffmpeg -i '{name}' '{stem(name)}.wav'"
     )
+
+
+def _instead(path: Path) -> str:
+    """Which other files have the name of one that is missing."""
+    try:
+        others = sorted(other.name for other in path.parent.iterdir() if other != path and other.stem == path.stem)
+    except OSError:
+        return ""
+    return f"; there is {', '.join(others)}" if others else ""
 
 
 def warn_of_silent(silent: Sequence[str], folder: Path) -> None:

@@ -21,12 +21,12 @@ from fed_a2v.data.clips import (
     build_index,
     check_classes,
     check_complete,
-    check_splits,
     check_trainable,
     classes_of,
     folds_of,
     merged,
     select_clips,
+    tell_lacking,
     without_leaks,
 )
 from fed_a2v.data.embeddings import read_records
@@ -164,7 +164,7 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
         index = without_leaks(merged(indexes, [part.name for part in dataset.sets]))
         check_trainable(index, everything, dataset)
     if classes is None:
-        check_splits(index, everything, dataset)
+        tell_lacking(index, dataset)
     return index
 
 

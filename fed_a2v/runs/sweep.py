@@ -27,7 +27,7 @@ from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.settings import Settings
 from fed_a2v.storage.files import free_folder, write_text
-from fed_a2v.text import printable, say
+from fed_a2v.text import one_line, say
 
 log = logging.getLogger("fed_a2v")
 
@@ -82,7 +82,8 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     except FolderInUseError:  # the folder is another's: so is what is left in it
         raise
     except Exception as error:
-        write_text(folder / FAILURE, printable(f"{_reason(error)}\n\n{traceback.format_exc()}"))
+        lines = [_reason(error), "", *traceback.format_exc().split("\n")]
+        write_text(folder / FAILURE, "\n".join(map(one_line, lines)))
         raise
 
 

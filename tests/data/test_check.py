@@ -8,6 +8,7 @@ import soundfile
 
 from fed_a2v.data.check import check_data, unusable
 from fed_a2v.data.errors import DataError, PartitionError
+from fed_a2v.data.index import index_clips
 from fed_a2v.federation.build import check_buildable
 from tests.refusals import refused
 
@@ -85,6 +86,7 @@ def test_without_a_clip_for_the_test_there_is_no_run(settings, recordings):
             (recordings / name / f"{number}.wav").unlink()  # one clip a class is in the middle fold
     with refused(DataError, "test", "[3]", "more clips"):
         check_data(settings())
+    assert len(index_clips(settings().dataset)) == 3  # to be embedded, they are good
     for name in CLASSES:
         shutil.copy(recordings / name / "0.wav", recordings / name / "1.wav")
         shutil.copy(recordings / name / "0.wav", recordings / name / "2.wav")

@@ -92,3 +92,11 @@ def test_real_folders_are_read(real_data, name, clips, rate):
     assert soundfile.info(folder.root / "audio" / records[0].key).samplerate == rate
     for record in records[:: clips // 10]:
         assert folder.waveform(record.key, 16_000, 5.0).shape == (80_000,)
+
+
+@pytest.mark.parametrize("there", ["a.mp4", "a.flac"])
+def test_a_file_that_is_there_in_another_format_is_named(esc50_folder, there):
+    root = esc50_folder([("a.wav", 1, "dog")])
+    (root / "audio" / "a.wav").rename(root / "audio" / there)
+    with refused(BadClipError, root / "audio" / "a.wav", f"there is {there}"):
+        Esc50Folder(root).content("a.wav")
