@@ -115,6 +115,7 @@ def test_a_round_done_again_draws_its_pictures_again(illustrated, tmp_path):
     """What a stopped round left is replaced."""
     copy = shutil.copytree(illustrated, tmp_path / "flux")
     (copy / "checkpoints/state_round_000002.pt").unlink()
+    (copy / "results.json").unlink()
     before = (copy / "images/round_2/global/0000-dog.png").read_bytes()
     (copy / "images/round_2/global/0000-dog.png").write_bytes(b"half")
     (copy / "images/.round_2.abc.tmp").mkdir()
