@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fed_a2v.core.shares import capped
 
-# Sites that a class's median needs, so that a single one cannot be it.
+# Sites that a median needs, so that a single one cannot be it.
 ENOUGH_SITES = 3
 # A site's mean of a class is contradicted where another class's median is so many times nearer to it.
 NEARER = 2.0

@@ -148,11 +148,12 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
         DataError: the data set cannot be read, a class or fold of the settings has no clip, none is left for
             training, or a clip is listed twice.
     """
-    for part in parts(dataset):
-        for remark in _listed(part.model_dump_json(), stamp(part))[1]:
-            logger.warning("%s", remark)
+    # Listed once: to find out whether a list in memory still holds, every folder of sounds is looked into.
+    lists = [_listed(part.model_dump_json(), stamp(part)) for part in parts(dataset)]
+    for remark in (remark for _, remarks in lists for remark in remarks):
+        logger.warning("%s", remark)
     names = class_names(dataset) if classes is None else tuple(classes)
-    everything = [record for part in parts(dataset) for record in list_clips(part)]
+    everything = [record for records, _ in lists for record in records]
     if dataset.name != "mixed":
         if classes is None:
             check_complete(everything, dataset)

@@ -34,7 +34,7 @@ from fed_a2v.data.partition import SiteClips, partition, site_name
 from fed_a2v.data.workers import make_embedder
 from fed_a2v.settings import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 
-__all__ = ["LabelledClips", "SiteData", "class_names", "load_clips", "site_clips"]
+__all__ = ["LabelledClips", "SiteData", "class_names", "labelled_rows", "load_clips", "site_clips"]
 
 logger = logging.getLogger("fed_a2v")
 
@@ -80,6 +80,11 @@ class SiteData:
         digest = hashlib.sha256(repr((tuple(self.train.embeddings.shape), names)).encode())
         digest.update(self.train.embeddings.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def labelled_rows(clips: EmbeddedClips | LabelledClips, rows: Tensor) -> LabelledClips:
+    """The clips in these rows, (n,) int64."""
+    return LabelledClips(clips.embeddings[rows], clips.labels[rows], tuple(clips.keys[row] for row in rows.tolist()))
 
 
 def load_clips(
@@ -157,10 +162,7 @@ def site_clips(
         part = parts[site]
 
     def labelled(split: Split) -> LabelledClips:
-        rows = torch.from_numpy(part.rows(split))
-        return LabelledClips(
-            clips.embeddings[rows], clips.labels[rows], tuple(clips.keys[row] for row in rows.tolist())
-        )
+        return labelled_rows(clips, torch.from_numpy(part.rows(split)))
 
     return SiteData(
         site_name(site),
@@ -201,10 +203,12 @@ def _load(
     if skipped := len(index) - len(good):
         logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index))
     contents = [content for *_, contents in embedded for content in contents]
-    copies = _copies(index.take(good), embeddings, contents)
+    rows = [hashlib.sha256(row.tobytes()).hexdigest() for row in embeddings]
+    copies = _copies(index.take(good), rows, contents)
     if copies:
         kept = np.array([row for row in range(len(good)) if row not in copies], dtype=np.int64)
-        embeddings, good, contents = embeddings[kept], good[kept], [contents[row] for row in kept]
+        embeddings, good = embeddings[kept], good[kept]
+        rows, contents = [rows[row] for row in kept], [contents[row] for row in kept]
     values = torch.from_numpy(embeddings)
     square_root = _takes_square_root(index.take(good), embeddings, dataset)
     return EmbeddedClips(
@@ -218,8 +222,8 @@ def _load(
         unseen=unseen_classes(dataset, index.classes),
         sets=index.sets[good],
         contents=tuple(
-            hashlib.sha256(content.encode(errors="surrogateescape") or row.tobytes()).hexdigest()[:16]
-            for content, row in zip(contents, embeddings, strict=True)
+            (hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest() if content else row)[:16]
+            for content, row in zip(contents, rows, strict=True)
         ),
     )
 
@@ -238,8 +242,10 @@ def _embed(
     return embed_contents(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
 
 
-def _copies(index: ClipIndex, embeddings: FloatArray, contents: Sequence[str]) -> set[int]:
+def _copies(index: ClipIndex, rows: Sequence[str], contents: Sequence[str]) -> set[int]:
     """Clips for training that are copies of clips for the test: with the same content, or the same embedding.
+
+    Both are known by their hashes; `rows` are those of the embeddings.
 
     The log names them. The first finds copies that data sets of a mix crop to other lengths, the second those in
     files of embeddings, and of one sound in two formats.
@@ -247,7 +253,6 @@ def _copies(index: ClipIndex, embeddings: FloatArray, contents: Sequence[str]) -
     Raises:
         DataError: nothing else is there to train on.
     """
-    rows = [hashlib.sha256(row.tobytes()).digest() for row in embeddings]
     copies = leaking(rows, index.splits) | leaking(contents, index.splits)
     if not copies:
         return set()

@@ -64,7 +64,7 @@ def _believed(replies: Sequence[SiteReply], settings: AggregationSettings) -> li
 def root_mean_square(weights: Sequence[Tensor]) -> float:
     """Of all weights together; 0 where there are none."""
     size = sum(weight.numel() for weight in weights)
-    return math.hypot(*(float(torch.linalg.vector_norm(weight)) for weight in weights)) / math.sqrt(max(1, size))
+    return _length(weights) / math.sqrt(max(1, size))
 
 
 def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> Sequence[Tensor]:
@@ -76,10 +76,15 @@ def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> 
     if math.isinf(limit):
         return weights
     updates = [weight.float() - start for weight, start in zip(weights, sent, strict=True)]
-    norm = math.hypot(*(float(torch.linalg.vector_norm(update)) for update in updates))
+    norm = _length(updates)
     if norm <= limit:
         return weights
     return [start + update * (limit / norm) for start, update in zip(sent, updates, strict=True)]
+
+
+def _length(weights: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all weights together."""
+    return math.hypot(*(float(torch.linalg.vector_norm(weight)) for weight in weights))
 
 
 def _mean(sites: Iterator[Sequence[Tensor]], factors: Sequence[float]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.site import LabelledClips, SiteData
+from fed_a2v.data.site import LabelledClips, SiteData, labelled_rows
 from fed_a2v.federation.node_config import NodeConfig, NodeConfigError
 from fed_a2v.plugins import ForeignCodeError, refuse_code
 from fed_a2v.settings import (
@@ -112,13 +112,11 @@ def of_enough_clips(data: SiteData, least: int) -> SiteData:
 def _enough(clips: LabelledClips, least: int) -> LabelledClips:
     if not len(clips):
         return clips
-    rows = (clips.labels.bincount()[clips.labels] >= least).nonzero().flatten()
-    return LabelledClips(clips.embeddings[rows], clips.labels[rows], tuple(clips.keys[row] for row in rows.tolist()))
+    return labelled_rows(clips, (clips.labels.bincount()[clips.labels] >= least).nonzero().flatten())
 
 
 def _without_places(settings: Settings, own: NodeConfig) -> Settings:
     """The settings without the places that the server has named, which would mean files of this machine."""
-    own.check_deployed()
     dataset = settings.dataset
     if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
         raise NodeConfigError(
@@ -168,7 +166,8 @@ def _texts(value: Any, key: str = "") -> list[tuple[str, str]]:
     if isinstance(value, str):
         return [(key, value)]
     if isinstance(value, Mapping):
-        return [text for name, part in value.items() for text in [(key, str(name)), *_texts(part, f"{key}.{name}")]]
+        places = ((name, f"{key}.{name}" if key else str(name)) for name in value)
+        return [text for name, place in places for text in [(place, str(name)), *_texts(value[name], place)]]
     if isinstance(value, list | tuple):
         return [text for place, part in enumerate(value) for text in _texts(part, f"{key}[{place}]")]
     return []

@@ -142,7 +142,7 @@ class Nodes:
                 why = "is another node's" + (
                     "; if that node is gone for good, federation.bind_names=false frees it" if self.bound else ""
                 )
-            elif not SITE_NAME.fullmatch(name) or not _is_plain(name):
+            elif not SITE_NAME.fullmatch(name) or not _is_plain(name.removeprefix("site-")):
                 why = "is not 1 to 64 letters of one alphabet, digits, spaces or ._-"
             else:
                 self._names[cid] = name
@@ -186,6 +186,6 @@ class Nodes:
 
 def _is_plain(name: str) -> bool:
     try:
-        return plain_name(name.removeprefix("site-")) == name.removeprefix("site-")
+        return plain_name(name) == name
     except ValueError:
         return False

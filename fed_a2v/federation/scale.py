@@ -11,11 +11,8 @@ from statistics import median
 
 from torch import Tensor
 
-from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank
+from fed_a2v.core.prompts import ENOUGH_SITES, ClassPrompts, PooledMoments, PromptBank
 from fed_a2v.federation.wire import SiteReply
-
-# Sites that a median needs, so that a single one cannot be it.
-ENOUGH = 3
 
 
 def sizes(prompts: Iterable[ClassPrompts], moments: PooledMoments | None = None) -> dict[str, float]:
@@ -87,4 +84,4 @@ def _means(rows: Tensor, power: int = 1) -> Tensor:
 def _median(of_sites: Mapping[str, Mapping[str, float]], what: str) -> float:
     """The median over the sites that have said it; 0 where they are too few."""
     values = [size[what] for size in of_sites.values() if what in size]
-    return median(values) if len(values) >= ENOUGH else 0.0
+    return median(values) if len(values) >= ENOUGH_SITES else 0.0

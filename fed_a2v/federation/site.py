@@ -203,11 +203,11 @@ class Site:
         """The keys of the clips behind each average, and each sum, that the answer to a task is made of."""
         if task == "evaluate":
             for clips in (self.data.test, self.data.validation):
-                yield from (_keys(clips, clips.labels == label) for label in clips.labels.unique())
+                yield from (_keys(clips, _rows(clips, label)) for label in clips.labels.unique().tolist())
             return
         train = self.data.train
         for label, groups in self._groups.items():
-            rows = (train.labels == label).nonzero().flatten()
+            rows = _rows(train, label)
             yield _keys(train, rows)
             yield from (_keys(train, rows[group]) for group in groups)
         if not any(self._groups.values()):  # then all its clips are averaged over
@@ -244,7 +244,10 @@ class Site:
         )
 
 
+def _rows(clips: LabelledClips, label: int) -> Tensor:
+    """The rows of the clips of one class."""
+    return (clips.labels == label).nonzero().flatten()
+
+
 def _keys(clips: LabelledClips, rows: Tensor) -> frozenset[str]:
-    """The keys of the clips in these rows, given by number or by a mask."""
-    numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
-    return frozenset(clips.keys[row] for row in numbers.tolist())
+    return frozenset(clips.keys[row] for row in rows.tolist())

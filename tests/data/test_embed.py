@@ -7,6 +7,7 @@ from fed_a2v.data.embed import BATCH, SHARD, Embedder, embed_clips
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.esc50 import Esc50Folder
 from tests.refusals import refused
+from tests.sources import KeyedClips
 
 
 class CountingEncoder:
@@ -217,17 +218,8 @@ def test_the_clip_that_an_encoder_cannot_bear_is_named_or_left_out(embed, esc50_
     assert "3.wav" in caplog.text
 
 
-class OwnClips:
+class OwnClips(KeyedClips):
     """A data set whose clip number 2 is a sample short."""
-
-    def watched(self):
-        return []
-
-    def stamp(self, key):
-        return None
-
-    def content(self, key):
-        return key
 
     def waveform(self, key, sample_rate, seconds):
         return np.full(round(sample_rate * seconds) - (key == "2"), int(key) / 10)

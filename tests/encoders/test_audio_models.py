@@ -21,6 +21,7 @@ from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.settings import EncoderSettings
 from tests.models import tiny_ast, tiny_clap, tiny_t5
 from tests.refusals import refused
+from tests.sources import KeyedClips
 
 MAKERS = {"ast": tiny_ast, "clap": tiny_clap}
 
@@ -106,16 +107,7 @@ def test_clips_are_read_at_the_rate_of_the_encoder(make_encoder, tmp_path):
     """What the cache's code asks the data set for is what the model was trained with."""
     asked = []
 
-    class Source:
-        def watched(self):
-            return []
-
-        def stamp(self, key):
-            return None
-
-        def content(self, key):
-            return key
-
+    class Source(KeyedClips):
         def waveform(self, key, sample_rate, seconds):
             asked.append((sample_rate, seconds))
             return np.ones(round(sample_rate * seconds), np.float32)
