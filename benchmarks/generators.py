@@ -48,7 +48,7 @@ FEDERATIONS = {
     "incremental 5 x 10": ["experiment=class_incremental"],
 }
 # What a site sends of each class.
-SHARES = {"8": [], "1 + variance": ["share=mean"]}
+SHARES = {"8": ["share.variance=groups"], "1 + variance": ["share=mean"]}
 FORGOTTEN = "bank.keep=generator"
 UNTRAINED = ["generator=vae", "generator.learning_rate=1e-12"]
 METHODS: dict[str, list[str] | None] = {

@@ -31,7 +31,7 @@ case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 
 # `make install` puts everything there.
 [ ! -d "$repository/.venv/bin" ] || PATH="$repository/.venv/bin:$PATH"
-for program in flower-superlink flower-supernode flwr fed-a2v openssl ssh-keygen ps; do
+for program in flower-superlink flower-supernode flwr fed-a2v openssl ssh-keygen; do
   command -v "$program" >/dev/null || { echo "local.sh: no $program on PATH; \`make install\` installs fed_a2v" >&2; exit 1; }
 done
 
@@ -47,30 +47,34 @@ mkdir "$work/tmp"
 export TMPDIR=$work/tmp
 export FLWR_HOME=$work/operator FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-# Each is stopped before its children are looked up, so that it starts no others meanwhile.
-descendants() {
-  local child
-  kill -STOP "$1" 2>/dev/null || return 0
-  for child in $(ps -e -o pid=,ppid= | awk -v parent="$1" '$2 == parent { print $1 }'); do
-    echo "$child"
-    descendants "$child"
-  done
+# Starts a command in the background, in a process group of its own: a terminal's Ctrl-C reaches this script alone, and
+# what the command starts can be stopped with it, whichever of them has ended meanwhile.
+groups=()
+background() {
+  set -m
+  "$@" &
+  set +m
+  groups+=("$!")
 }
 
-# All that was started here and still runs, by number: first a request, after 10 s without asking.
+# Sends a signal to all that was started here; fails if nothing of it runs any more.
+to_all() {
+  local group sent=1
+  for group in "${groups[@]}"; do
+    kill "$1" -- "-$group" 2>/dev/null && sent=0
+  done
+  return $sent
+}
+
+# First a request, after 10 s without asking.
 stop() {
   trap '' INT TERM
-  local pid all=()
-  for pid in $(jobs -pr); do
-    mapfile -t -O "${#all[@]}" all < <(echo "$pid"; descendants "$pid")
-  done
-  [ ${#all[@]} = 0 ] || kill -TERM "${all[@]}" 2>/dev/null || true
-  [ ${#all[@]} = 0 ] || kill -CONT "${all[@]}" 2>/dev/null || true
+  to_all -TERM || true
   for _ in $(seq 100); do
-    [ ${#all[@]} -gt 0 ] && kill -0 "${all[@]}" 2>/dev/null || break
+    to_all -0 || break
     sleep 0.1
   done
-  [ ${#all[@]} = 0 ] || kill -KILL "${all[@]}" 2>/dev/null || true
+  to_all -KILL || true
   wait 2>/dev/null || true
   rm -rf "$work"
 }
@@ -119,7 +123,7 @@ for site in "${sites[@]}"; do
     "$site" "$work/$site/sounds" "$work/$site/cache" >"$work/$site/site.toml"
 done
 # What `fed-a2v synth` does, for all sites at once: three processes of their own would take as long to start as to write.
-python - "$work" "north=$north" "east=$east" "south=$south" <<'PYTHON' &
+background python - "$work" "north=$north" "east=$east" "south=$south" <<'PYTHON'
 import multiprocessing, sys
 from pathlib import Path
 
@@ -136,9 +140,15 @@ writing=$!
 mkdir "$work/server"
 # In a folder of its own, as on a machine of its own.
 start_superlink() {
-  (cd "$work/server" && FLWR_HOME=$work/server exec "$repository/deploy/superlink.sh" --port "$port" \
-    --certificates "$work/certificates" --database "$work/server/state.db") >"$work/server/log" 2>&1 &
+  background in_folder "$work/server" env FLWR_HOME="$work/server" "$repository/deploy/superlink.sh" --port "$port" \
+    --certificates "$work/certificates" --database "$work/server/state.db" </dev/null >"$work/server/log" 2>&1
   server=$!
+}
+
+in_folder() {
+  cd "$1"
+  shift
+  exec "$@"
 }
 
 superlink_answers() {
@@ -165,23 +175,23 @@ said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
 
 "$repository/deploy/connect.sh" local-test "127.0.0.1:$port" "$work/certificates/ca.crt" >/dev/null
 # The run waits for its sites; what it needs to start takes as long as theirs.
-"$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
+background "$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
   "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
-  federation.start_timeout="$limit" wandb.mode=disabled "$@" &
+  federation.start_timeout="$limit" wandb.mode=disabled "$@" </dev/null
 run=$!
 finished "the sounds are not written" "$writing" || { echo "local.sh: the sounds could not be written" >&2; exit 1; }
 nodes=()
 start_supernode() {
   local site=${sites[$1]}
-  (cd "$work/$site" && FLWR_HOME=$work/$site/flwr exec "$repository/deploy/supernode.sh" --superlink "127.0.0.1:$port" \
-    --ca "$work/certificates/ca.crt" --key "$work/$site/key" --config "$work/$site/site.toml" --port "$(free_port)") \
-    >"$work/$site/log" 2>&1 &
+  background in_folder "$work/$site" env FLWR_HOME="$work/$site/flwr" "$repository/deploy/supernode.sh" \
+    --superlink "127.0.0.1:$port" --ca "$work/certificates/ca.crt" --key "$work/$site/key" \
+    --config "$work/$site/site.toml" --port "$(free_port)" </dev/null >"$work/$site/log" 2>&1
   nodes[$1]=$!
 }
 
 for index in 0 1 2; do
   site=${sites[$index]}
-  flwr supernode register "$work/$site/key.pub" local-test --name "$site" >"$work/$site/registered" 2>&1 &
+  background flwr supernode register "$work/$site/key.pub" local-test --name "$site" </dev/null >"$work/$site/registered" 2>&1
   finished "$site is not registered" $! "$work/$site/registered" \
     || broken "$site could not be registered" "$work/$site/registered"
   start_supernode "$index"

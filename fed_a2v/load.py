@@ -12,7 +12,7 @@ run = run.continue_training(rounds=5)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -340,18 +341,27 @@ class LoadedRun:
 
     # Going on
 
-    def continue_training(self, rounds: int = 0) -> LoadedRun:
+    def continue_training(self, rounds: int = 0, changes: Mapping[str, Any] | None = None) -> LoadedRun:
         """Go on in the run's folder, all sites in this process; a run that was stopped is first brought to its end.
+
+        The folder decides nothing outside itself: embeddings go to the cache of this user, and nothing to W&B, unless
+        `changes` says otherwise. The data are read from where the run has them.
 
         Args:
             rounds: how many beyond those that the run was set to.
+            changes: settings that differ from the run's, under their dotted keys, e.g.
+                `{"dataset.root": "~/ESC-50", "wandb.mode": "online"}`; default none.
 
         Returns:
             The run as it is then.
 
         Raises:
             RunError: this is an older checkpoint: a newer one is in the folder.
+            ConfigError: there is no such setting, or a value of it that is not allowed.
+            ForeignCodeError: a change names code that is not this program's, and `trust_code` was not set.
+            CheckpointError: a change would make another experiment of the run.
         """
+        from fed_a2v.config import settings_from
         from fed_a2v.federation.engine import run_in_process
 
         newest = load_state(self.folder.path)
@@ -359,8 +369,15 @@ class LoadedRun:
             raise RunError(
                 f"this is round {self.round} of a run that has gone on; load the folder itself, {self.folder.path}"
             )
-        changed = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
-        run_in_process(Settings.model_validate(self.config | changed), self.folder.path)
+        going_on = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
+        of_this_user = {"cache_dir": None, "wandb.mode": "disabled"}
+        tree = OmegaConf.create(self.config)
+        for key, value in (going_on | of_this_user | dict(changes or {})).items():
+            OmegaConf.update(tree, key, value)
+        settings = settings_from(tree)
+        if not self.trust_code:
+            refuse_code(settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True")
+        run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
 
 

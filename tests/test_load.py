@@ -372,6 +372,36 @@ def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
         assert torch.equal(one, two)
 
 
+def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monkeypatch):
+    """What a stranger's configuration says of caches and W&B is not followed; what the user says is."""
+    state = load_state(own)
+    state["config"]["cache_dir"] = str(tmp_path / "strangers")
+    state["config"]["wandb"]["mode"] = "offline"
+    save_state(own, state)
+    monkeypatch.setenv("FED_A2V_CACHE", str(tmp_path / "users"))
+    continued = load_run(own).continue_training(rounds=1)
+    assert (continued.settings.cache_dir, continued.settings.wandb.mode) == (None, "disabled")
+    assert not (tmp_path / "strangers").exists()
+    assert not (own / "wandb").exists()
+    continued = continued.continue_training(1, {"cache_dir": str(tmp_path / "mine"), "report": False})
+    assert (continued.round, continued.settings.cache_dir) == (4, str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"adapters.no_such": 1}, ConfigError, ["adapters.no_such"]),
+        ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
+        ({"generator": {"name": "custom", "_target_": "os.system"}}, ForeignCodeError, ["os.system", "trust_code=True"]),
+        ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
+    ],
+)
+def test_going_on_with_what_cannot_be_is_refused(own, changes, error, words):
+    with refused(error, *words):
+        load_run(own).continue_training(1, changes)
+    assert load_run(own).round == 2
+
+
 def test_the_frame_has_the_settings_that_differ_and_the_results(folder, other):
     table = compare_runs([folder, load_run(other)])
     assert list(table.index) == ["mine", "gaussian"]
