@@ -26,7 +26,7 @@ from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, train_steps
-from fed_a2v.federation.task import torch_device
+from fed_a2v.federation.factory import torch_device
 
 EPOCHS, STEPS = 60, 60
 GENERATORS: dict[str, Callable[[], Generator]] = {

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from common import machine, write_block
 
-from fed_a2v.data.store import EmbeddingStore
+from fed_a2v.data.cache.embedding_store import EmbeddingStore
 
 ROWS, WIDTH, HIDDEN, BATCH, REPEATS = 100_000, 512, 512, 256, 7
 

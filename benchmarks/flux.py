@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v import load_run
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet, prompt_centre
 from fed_a2v.core.metrics import Retrieval, retrieval
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.data.site import load_clips
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import adapter_loss
-from fed_a2v.settings import Settings
+from fed_a2v.federation.factory import adapter_loss
+from fed_a2v.federation.simulation import run_in_process
 
 SITES = 10
 SHARES = {"1": "share=mean", "8": "share=prototypes"}

@@ -25,15 +25,15 @@ from common import PROMPTS, data, machine, write_block
 from rich.console import Console
 from torch import Tensor
 
-from fed_a2v.config import compose_settings
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.node import Node
-from fed_a2v.federation.order import Order
-from fed_a2v.federation.site import Site
-from fed_a2v.federation.wire import Scores, SiteReply
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.client.local_training import Site
+from fed_a2v.federation.client.message_handler import Node
+from fed_a2v.federation.protocol import Scores, SiteReply
+from fed_a2v.federation.protocol.instruction import Order
+from fed_a2v.federation.simulation import run_in_process
 
 MODES = ("avg", "median", "trimmed", "krum")
 # By their number; every fifth site, so that they are spread over the classes.

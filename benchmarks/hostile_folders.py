@@ -30,8 +30,8 @@ import torch
 from common import machine, write_block
 from rich.console import Console
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.runs import checkpoint
 
 # Folders that one watched process is given.

@@ -30,11 +30,11 @@ from flwr.server import SimpleClientManager
 from hostile_folders import CANARY, LARGEST_GROWTH, SECRET, code, odd_value, places
 from rich.console import Console
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import InProcessClient
-from fed_a2v.federation.node import TOLD, SiteError
-from fed_a2v.federation.run import Run
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.client.message_handler import TOLD, SiteError
+from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.simulation import InProcessClient
 
 LEAST = 4
 # Longer than any message here takes; one that takes longer is a fault.

@@ -30,11 +30,11 @@ from flwr.server import SimpleClientManager
 from flwr.server.server import evaluate_clients
 from rich.console import Console
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import InProcessClient
-from fed_a2v.federation.run import Run
-from fed_a2v.federation.wire import join_arrays, read_arrays
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.protocol import join_arrays, read_arrays
+from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.simulation import InProcessClient
 from fed_a2v.runs.checkpoint import load_state
 
 A_ROUND = 200

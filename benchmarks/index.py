@@ -57,7 +57,7 @@ def make(root: Path, clips: int) -> None:
 
 def index(root: Path) -> dict[str, float]:
     """Index the folder as a run does, and deal the clips to sites."""
-    from fed_a2v.config import compose_settings
+    from fed_a2v.config.compose import compose_settings
     from fed_a2v.data.index import index_clips
 
     settings = compose_settings(["dataset=vggsound", f"dataset.root={root}"])

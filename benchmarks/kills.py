@@ -27,7 +27,7 @@ import torch
 from common import machine, write_block
 
 from fed_a2v import cli
-from fed_a2v.federation import engine  # noqa: F401 - imported once, here, and not in every process
+from fed_a2v.federation import simulation as engine  # noqa: F401 - imported once, here, and not in every process
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.files import read_jsonl

@@ -24,19 +24,19 @@ import torch
 from common import machine, write_block
 from quality import data, prepared
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.generators.moments import ClassMoments, ledoit_wolf_shrinkage
+from fed_a2v.core.generators.parts.moments import ClassMoments, ledoit_wolf_shrinkage
 from fed_a2v.core.likelihood import NOISE, column_scale, gaussian_log_density
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prompts import PromptBank, PrototypeRows
+from fed_a2v.core.prototype_bank import PromptBank, PrototypeRows
+from fed_a2v.core.prototypes import share_class
 from fed_a2v.core.quality import Rows
-from fed_a2v.core.sharing import share_class
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
-from fed_a2v.federation.build import make_generator
+from fed_a2v.federation.server.step_factory import make_generator
 from fed_a2v.runs.intervals import paired_interval
-from fed_a2v.settings import cache_dir
 
 FOLDS = (1, 2, 3, 4)
 DRAWS_PER_CLASS = 200

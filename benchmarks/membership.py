@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from fed_a2v.config import compose_settings
-from fed_a2v.core.prompts import AudioPrototypes
-from fed_a2v.core.sharing import Variance, share_class
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import cache_dir
+from fed_a2v.core.prototype_bank import AudioPrototypes
+from fed_a2v.core.prototypes import Variance, share_class
 from fed_a2v.data.index import index_clips
 from fed_a2v.data.site import load_clips
-from fed_a2v.settings import cache_dir
 
 KINDS = ("yamnet", "logmel")
 FOLDS = (1, 2, 3, 4)

@@ -22,14 +22,14 @@ from common import machine, write_block
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 
-from fed_a2v.config import compose_settings
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
-from fed_a2v.federation.build import make_step
-from fed_a2v.federation.engine import InProcessClient
-from fed_a2v.federation.strategy import FedA2V
-from fed_a2v.federation.task import prompt_set
-from fed_a2v.federation.wire import SiteReply, pack_reply, read_arrays
-from fed_a2v.settings import Settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
+from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.protocol import SiteReply, pack_reply, read_arrays
+from fed_a2v.federation.server.step_factory import make_step
+from fed_a2v.federation.server.strategy import FedA2V
+from fed_a2v.federation.simulation import InProcessClient
 
 SITES, CLASSES, OWN, WIDTH = 50, 50, 10, 512
 NAMES = tuple(f"class {number:02d}" for number in range(CLASSES))

@@ -21,7 +21,7 @@ from vae_speed import CLASSES, ROWS, data
 from fed_a2v.core.generators import grouped
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator
 
 SIZES = ((32, 8), (64, 16), (256, 32))

@@ -24,15 +24,15 @@ from pathlib import Path
 import torch
 from common import machine, write_block
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prompts import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prototype_bank import ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prototypes import share_class
 from fed_a2v.core.quality import Rows, assess
-from fed_a2v.core.sharing import share_class
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
-from fed_a2v.federation.build import make_generator
-from fed_a2v.settings import Settings, cache_dir
+from fed_a2v.federation.server.step_factory import make_generator
 
 # Beside the generators, what shows that a gate is worth passing: noise that knows no class, and a VAE without training.
 GENERATORS = {

@@ -19,8 +19,8 @@ from common import machine, write_block
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.report.page import write_report
 
 CLASSES, SITES, ROUNDS, CLIPS = 50, 50, 20, 20

@@ -29,14 +29,14 @@ from common import machine, write_block
 from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
-from fed_a2v.config import compose_settings
-from fed_a2v.core.prompts import AudioPrototypes, ClassPrompts
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.federation import strategy
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.strategy import FedA2V
-from fed_a2v.federation.wire import ClassScores, Scores, SiteReply, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.protocol import ClassScores, Scores, SiteReply, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.server import strategy
+from fed_a2v.federation.server.strategy import FedA2V
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.storage.files import read_jsonl
 
 CLASSES, PROTOTYPES, CLIPS, WIDTH = 10, 8, 24, 512

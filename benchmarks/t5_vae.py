@@ -18,7 +18,7 @@ import torch
 from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 CLASSES, ROWS, EPOCHS, TOKENS = 50, 8, 10, 17
 

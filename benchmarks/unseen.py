@@ -22,17 +22,17 @@ from common import PROMPTS, data, machine, spread, write_block
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.prompts import PromptBank, PrototypeRows
-from fed_a2v.core.sharing import share_class
+from fed_a2v.core.prototype_bank import PromptBank, PrototypeRows
+from fed_a2v.core.prototypes import share_class
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.core.zero_shot import BilinearMap, Scorer, choose_calibration, unseen_accuracy, without
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
-from fed_a2v.settings import cache_dir
 
 UNSEEN = 10
 

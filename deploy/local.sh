@@ -127,7 +127,7 @@ background python - "$work" "north=$north" "east=$east" "south=$south" <<'PYTHON
 import multiprocessing, sys
 from pathlib import Path
 
-from fed_a2v.data.synth import write_wavs
+from fed_a2v.data.datasets.synth import write_wavs
 
 work, *sites = sys.argv[1:]
 folders = [(Path(work, name, "sounds"), 16, 0, classes.split(",")) for name, classes in (s.split("=") for s in sites)]

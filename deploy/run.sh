@@ -27,7 +27,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 python - "$output" "$@" >"$scratch/run.toml" <<'PYTHON'
 import json, shlex, sys
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 
 output, *overrides = sys.argv[1:]
 try:

@@ -7,8 +7,8 @@ import csv
 from pathlib import Path
 
 from fed_a2v.data.clips import Record
+from fed_a2v.data.datasets.sound_files import DealtFiles
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.files import DealtFiles
 
 
 class TableOfSounds(DealtFiles):

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fed_a2v.text import PlainLines
+from fed_a2v.storage.plain_text import PlainLines
 
 if TYPE_CHECKING:
     from fed_a2v.load import compare_runs, load_run

@@ -11,7 +11,7 @@ from rich.console import Console
 from fed_a2v import __version__
 from fed_a2v.commands import COMMANDS, TAKE_OVERRIDES
 from fed_a2v.errors import MENDABLE, interrupted
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         if words[0] in TAKE_OVERRIDES:
-            from fed_a2v.config import as_overrides
+            from fed_a2v.config.compose import as_overrides
 
             words = [words[0], *as_overrides(words[1:])]
         import_module(f"fed_a2v.commands.{words[0]}").run(words[1:])

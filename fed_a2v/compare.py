@@ -16,23 +16,30 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import train_epochs
 from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import more_steps, prompt_set, seeded_adapters, site_optimiser, site_steps, training_loss
+from fed_a2v.federation.factory import (
+    more_steps,
+    prompt_set,
+    seeded_adapters,
+    site_optimiser,
+    site_steps,
+    training_loss,
+)
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
 from fed_a2v.runs.rounds import gains
 from fed_a2v.runs.table import comparison_table
-from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")

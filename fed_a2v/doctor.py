@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.settings import Settings, cache_dir
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings, cache_dir
 
 Level = Literal["fine", "warning", "error"]
 
@@ -183,9 +183,9 @@ def _cache(settings: Settings) -> Iterator[Finding]:
 
 def _data(settings: Settings) -> Iterator[Finding]:
     """Train's own checks, and how a few clips of every class sound."""
+    from fed_a2v.data.cache.embed import REMEDY
     from fed_a2v.data.check import check_data, unusable
     from fed_a2v.data.clips import SPLITS
-    from fed_a2v.data.embed import REMEDY
 
     dataset = settings.dataset
     if settings.partition.kind == "own" and dataset.place is None:
@@ -235,7 +235,7 @@ def _encoder(settings: Settings) -> Iterator[Finding]:
 
 def _audio_shape(settings: Settings) -> tuple[int, int]:
     """Tokens and width of a clip's embedding, as the encoder or the file of embeddings has them."""
-    from fed_a2v.data.embeddings import read_shape
+    from fed_a2v.data.datasets.embeddings_file import read_shape
     from fed_a2v.encoders.audio import load_encoder
 
     if settings.dataset.name == "embeddings":
@@ -249,9 +249,9 @@ def _needs(settings: Settings) -> Iterator[Finding]:
     import psutil
 
     from fed_a2v.data.site import class_names
-    from fed_a2v.federation.build import make_step
-    from fed_a2v.federation.needs import needs
-    from fed_a2v.federation.task import prompt_set
+    from fed_a2v.federation.factory import prompt_set
+    from fed_a2v.federation.server.resources import needs
+    from fed_a2v.federation.server.step_factory import make_step
 
     with _as_error("needs", "see the errors above") as failed, _offline():
         shape = _audio_shape(settings)

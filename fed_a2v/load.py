@@ -25,6 +25,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import Tensor
 
+from fed_a2v.config.plugins import refuse_code
+from fed_a2v.config.schema import ConfigError, Settings
 from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
@@ -36,11 +38,9 @@ from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import UserError
-from fed_a2v.federation.build import make_step, model_bytes
-from fed_a2v.plugins import refuse_code
+from fed_a2v.federation.server.step_factory import make_step, model_bytes
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state, tensor_bytes
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.settings import ConfigError, Settings
 
 if TYPE_CHECKING:
     import pandas
@@ -361,8 +361,8 @@ class LoadedRun:
             ForeignCodeError: a change names code that is not this program's, and `trust_code` was not set.
             CheckpointError: a change would make another experiment of the run.
         """
-        from fed_a2v.config import settings_from
-        from fed_a2v.federation.engine import run_in_process
+        from fed_a2v.config.compose import settings_from
+        from fed_a2v.federation.simulation import run_in_process
 
         newest = load_state(self.folder.path)
         if newest is None or newest["round"] != self.round:
@@ -376,7 +376,9 @@ class LoadedRun:
             OmegaConf.update(tree, key, value)
         settings = settings_from(tree)
         if not self.trust_code:
-            refuse_code(settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True")
+            refuse_code(
+                settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True"
+            )
         run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
 

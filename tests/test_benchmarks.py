@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.runs.intervals import paired_interval
 from tests.flower import REPOSITORY
 

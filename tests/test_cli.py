@@ -17,7 +17,7 @@ from fed_a2v import __version__
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.compare import YARDSTICKS
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from tests import command
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")

@@ -16,10 +16,10 @@ from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.subjects import _split, _told_apart, class_list
 from fed_a2v.commands.train import _samples
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.load import RunError, find_class
 from fed_a2v.runs.lock import hold
-from fed_a2v.settings import Settings
 from tests.command import fed_a2v
 from tests.refusals import refused
 

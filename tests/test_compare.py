@@ -9,18 +9,18 @@ import torch
 
 from fed_a2v import compare as compare_module
 from fed_a2v.compare import YARDSTICKS, compare, cross_validate, pooled_rows
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.zero_shot import BilinearMap
 from fed_a2v.data.site import load_clips
-from fed_a2v.federation import site as site_module
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.client import local_training as site_module
+from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.report.collect import collect
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import crossed_table, paired_interval
-from fed_a2v.settings import Settings, cache_dir
 from fed_a2v.storage.files import read_jsonl
 from tests.refusals import refused
 

@@ -11,12 +11,12 @@ import soundfile
 
 from fed_a2v import doctor
 from fed_a2v.cli import main
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.data.site import class_names
 from fed_a2v.doctor import Finding, examine, exit_code
-from fed_a2v.federation.build import make_step
-from fed_a2v.federation.needs import needs
-from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.server.resources import needs
+from fed_a2v.federation.server.step_factory import make_step
 
 SMALL = ("adapters.hidden_width=16", "generator=none")
 
@@ -228,7 +228,7 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
     ],
 )
 def test_the_bytes_that_are_told_are_those_that_travel(tmp_path, overrides):
-    from fed_a2v.federation.engine import run_in_process
+    from fed_a2v.federation.simulation import run_in_process
     from fed_a2v.storage.files import read_jsonl
 
     settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false", *overrides])

@@ -14,19 +14,19 @@ import torch
 import fed_a2v.load
 from fed_a2v import compare_runs, load_run
 from fed_a2v.cli import main
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.plugins import ForeignCodeError
+from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.adapters import prompt_centre
+from fed_a2v.data.datasets.synth import RATE, synthesise
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.data.synth import RATE, synthesise
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.task import prompt_set
+from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import RunError, mono
-from fed_a2v.plugins import ForeignCodeError
 from fed_a2v.runs.checkpoint import CheckpointError, load_state, save_state
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.settings import cache_dir
-from fed_a2v.storage.foreign import ForeignFileError
+from fed_a2v.storage.untrusted import ForeignFileError
 from tests.refusals import refused
 
 FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
@@ -392,7 +392,11 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
     [
         ({"adapters.no_such": 1}, ConfigError, ["adapters.no_such"]),
         ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
-        ({"generator": {"name": "custom", "_target_": "os.system"}}, ForeignCodeError, ["os.system", "trust_code=True"]),
+        (
+            {"generator": {"name": "custom", "_target_": "os.system"}},
+            ForeignCodeError,
+            ["os.system", "trust_code=True"],
+        ),
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
     ],
 )

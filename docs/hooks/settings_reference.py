@@ -1,6 +1,6 @@
 """The page of all settings, made from the typed settings and the files in `conf/` whenever the site is built.
 
-Types, ranges and meanings are those of `fed_a2v/settings.py`; values are those of `conf/`; a generator's own keys are
+Types, ranges and meanings are those of `fed_a2v/config/schema.py`; values are those of `conf/`; a generator's own keys are
 the arguments of its class, with the meanings that its docstring gives.
 """
 
@@ -20,8 +20,8 @@ from hydra.utils import get_class
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fed_a2v.config import conf_dir
-from fed_a2v.settings import GeneratorSettings, Settings
+from fed_a2v.config.compose import conf_dir
+from fed_a2v.config.schema import GeneratorSettings, Settings
 
 MARKER = "<!-- all settings -->"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
@@ -29,7 +29,7 @@ SIMPLE = (int, float, str, bool)
 # Shapes that the program measures and hands over by itself.
 MEASURED = ("input_dim", "visual_dim", "sequence_length", "t5_dim")
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
-# Read by `federation/build.py`, not by a generator's class: how many networks there are.
+# Read by `federation/server/step_factory.py`, not by a generator's class: how many networks there are.
 GROUPING = {
     "granularity": (
         Literal["unified", "per_class", "per_group"],

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.config import ConfigError
-from fed_a2v.text import say
+from fed_a2v.config.compose import ConfigError
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v compare [KEY=VALUE ...]    the same experiment beside plain FedAvg, prototypes only and pooled training

@@ -10,8 +10,8 @@ import yaml
 from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
-from fed_a2v.config import sources
-from fed_a2v.text import say
+from fed_a2v.config.compose import sources
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v config [KEY=VALUE ...]     show all settings as YAML, with the file or override that each comes from

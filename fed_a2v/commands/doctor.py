@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.text import one_line
+from fed_a2v.storage.plain_text import one_line
 
 USAGE = """\
 fed-a2v doctor [KEY=VALUE ...]     look at this machine and at an experiment's settings; says what to mend

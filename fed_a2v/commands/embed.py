@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
-    from fed_a2v.data.embed import Progress
+    from fed_a2v.data.cache.embed import Progress
 
 USAGE = """\
 fed-a2v embed [KEY=VALUE ...]      embed a data set's clips beforehand, with several processes; --out makes a file
@@ -37,10 +37,10 @@ def run(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="also write a file for dataset=embeddings")
     given = parser.parse_args(words)
 
-    from fed_a2v.config import ConfigError, compose_settings
-    from fed_a2v.data.export import embed_dataset, write_embeddings
+    from fed_a2v.config.compose import ConfigError, compose_settings
+    from fed_a2v.config.schema import cache_dir
+    from fed_a2v.data.cache.export import embed_dataset, write_embeddings
     from fed_a2v.runs.logs import on_console
-    from fed_a2v.settings import cache_dir
 
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers={given.workers}: at least 1 is needed")

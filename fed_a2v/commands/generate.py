@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fed_a2v.config import ConfigError, checked_settings, compose_settings
-from fed_a2v.text import say
+from fed_a2v.config.compose import ConfigError, checked_settings, compose_settings
+from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
+    from fed_a2v.config.schema import ImageSettings
     from fed_a2v.images.subjects import Subjects
     from fed_a2v.load import LoadedRun
-    from fed_a2v.settings import ImageSettings
 
 USAGE = """\
 fed-a2v generate RUN [AUDIO ...]   pictures of sounds, beside those of the true text prompt, on a page to look at

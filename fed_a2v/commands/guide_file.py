@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.guide import GuideFile
-from fed_a2v.settings import Settings
-from fed_a2v.text import say
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.legacy_json import GuideFile
+from fed_a2v.config.schema import Settings
+from fed_a2v.storage.plain_text import say
 
 
 def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v report RUN ... [--out FILE]   what runs did, side by side, as one HTML file that needs no network

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import EmbeddedClips
@@ -15,7 +16,6 @@ from fed_a2v.data.site import load_clips
 from fed_a2v.images.gallery import Subject
 from fed_a2v.images.subjects import Subjects
 from fed_a2v.load import LoadedRun, RunError
-from fed_a2v.settings import cache_dir
 
 
 def from_files(run: LoadedRun, words: Sequence[str]) -> Subjects:

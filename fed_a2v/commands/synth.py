@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v synth FOLDER               write the built-in sounds as WAV files, to listen to
@@ -23,7 +23,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--classes", help="names, separated by commas; default: all ten")
     given = parser.parse_args(words)
 
-    from fed_a2v.data.synth import TARGETS, write_wavs
+    from fed_a2v.data.datasets.synth import TARGETS, write_wavs
 
     classes = given.classes.split(",") if given.classes else list(TARGETS)
     write_wavs(given.folder, given.clips_per_class, given.seed, classes)

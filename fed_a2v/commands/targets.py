@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts into a file that targets=file reads, for all sites
@@ -24,7 +24,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args(words)
 
-    from fed_a2v.config import ConfigError, compose_settings
+    from fed_a2v.config.compose import ConfigError, compose_settings
     from fed_a2v.data.site import class_names
     from fed_a2v.encoders.targets_file import write_targets
 

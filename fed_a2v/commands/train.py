@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
-from fed_a2v.conf_tree import options
-from fed_a2v.config import ConfigError, conf_dir, settings_from
+from fed_a2v.config.compose import ConfigError, conf_dir, settings_from
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.tree import options
 from fed_a2v.errors import MENDABLE, interrupted
-from fed_a2v.settings import Settings
-from fed_a2v.text import say
+from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a sweep over comma-separated values
@@ -44,7 +44,7 @@ VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--co
 
 def run(words: list[str]) -> None:
     """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
-    from fed_a2v.runs.progress import OUTPUT_VARIABLE
+    from fed_a2v.callbacks.progress import OUTPUT_VARIABLE
 
     words, guide = take_guide(words)
     words, wanted = _take_output(words)
@@ -57,7 +57,7 @@ def run(words: list[str]) -> None:
             samples = [compose_with(guide, sample) for sample in (_samples(overrides) if sweep else [overrides])]
             # Imported once the words are right: it needs torch, which takes seconds.
             from fed_a2v.data.errors import PartitionError
-            from fed_a2v.federation.build import check_buildable
+            from fed_a2v.federation.server.step_factory import check_buildable
 
             for sample in samples:
                 # Of a sweep it is one job that has too few clips: it fails alone, the others run.
@@ -95,8 +95,8 @@ def run(words: list[str]) -> None:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; its value, for sweepers, is the final accuracy, on validation clips if any."""
-    from fed_a2v.federation.engine import run_in_process
-    from fed_a2v.runs.progress import result_line, wanted_output
+    from fed_a2v.callbacks.progress import result_line, wanted_output
+    from fed_a2v.federation.simulation import run_in_process
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.sweep import run_job
     from fed_a2v.runs.table import rounds_table

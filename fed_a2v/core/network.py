@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.generators.moments import SHRINKAGE, ClassMoments
+from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.likelihood import NOISE, column_scale
 from fed_a2v.core.quality import QUANTILE, GeneratorQuality, Interval, Rows, assess
 

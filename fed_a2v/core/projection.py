@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fed_a2v.core.prompts import PromptBank
+from fed_a2v.core.prototype_bank import PromptBank
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 

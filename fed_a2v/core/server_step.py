@@ -27,7 +27,7 @@ from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prompts import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
+from fed_a2v.core.prototype_bank import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.quality import (
     FEWEST_JUDGED,
     Gate,

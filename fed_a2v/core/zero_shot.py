@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Adapters, BilinearAdapter
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.seeding import torch_generator
 
 # Standardised rows are brought to this length, as if each of some thousand columns had deviation 1.

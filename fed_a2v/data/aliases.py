@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fed_a2v.core.names import clean_name
-from fed_a2v.storage.foreign import read_names
+from fed_a2v.storage.untrusted import read_names
 
 
 class ClassNames:

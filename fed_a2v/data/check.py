@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.names import listed
+from fed_a2v.data.cache.embed import waveform_of
 from fed_a2v.data.clips import ClipIndex, EmbeddedClips, IntArray, check_splits, unseen_classes
-from fed_a2v.data.embed import waveform_of
-from fed_a2v.data.embeddings import read_embeddings
+from fed_a2v.data.datasets.embeddings_file import read_embeddings
+from fed_a2v.data.datasets.sound_files import SoundFiles
 from fed_a2v.data.errors import BadClipError, DataError
-from fed_a2v.data.files import SoundFiles
 from fed_a2v.data.index import class_names, index_clips, list_clips, open_source, overheard, parts
 from fed_a2v.data.partition import SiteClips, partition
-from fed_a2v.settings import Settings
 
 
 def check_data(settings: Settings) -> tuple[ClipIndex, list[str]]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from fed_a2v.config.plugins import make_object
+from fed_a2v.config.schema import DatasetSettings
 from fed_a2v.core.names import clean_name, composed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.clips import (
@@ -29,14 +31,12 @@ from fed_a2v.data.clips import (
     tell_lacking,
     without_leaks,
 )
-from fed_a2v.data.embeddings import read_records
+from fed_a2v.data.datasets.class_folders import ClassFolders
+from fed_a2v.data.datasets.embeddings_file import read_records
+from fed_a2v.data.datasets.esc50 import Esc50Folder
+from fed_a2v.data.datasets.vegas import VegasFolder
+from fed_a2v.data.datasets.vggsound import VggSoundFolder
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.esc50 import Esc50Folder
-from fed_a2v.data.folder import ClassFolders
-from fed_a2v.data.vegas import VegasFolder
-from fed_a2v.data.vggsound import VggSoundFolder
-from fed_a2v.plugins import make_object
-from fed_a2v.settings import DatasetSettings
 
 logger = logging.getLogger("fed_a2v")
 
@@ -63,7 +63,7 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
     match dataset.name:
         case "synth":
             # Imported here: a site with sounds of its own needs no scipy for each message.
-            from fed_a2v.data.synth import SynthClips
+            from fed_a2v.data.datasets.synth import SynthClips
 
             return SynthClips(seed, dataset.clips_per_class)
         case "esc50":

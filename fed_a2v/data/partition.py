@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fed_a2v.config.schema import PartitionSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.clips import SPLITS, EmbeddedClips, IntArray, Split
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.flwr_partition import pathological, shards
-from fed_a2v.settings import PartitionSettings
 
 logger = logging.getLogger("fed_a2v")
 

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fed_a2v.config.schema import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 from fed_a2v.core.names import listed
 from fed_a2v.data.aliases import ClassNames
+from fed_a2v.data.cache.embed import embed_contents
+from fed_a2v.data.cache.workers import make_embedder
 from fed_a2v.data.clips import (
     SPLITS,
     ClipIndex,
@@ -26,13 +29,10 @@ from fed_a2v.data.clips import (
     square_roots,
     unseen_classes,
 )
-from fed_a2v.data.embed import embed_contents
-from fed_a2v.data.embeddings import read_embeddings
+from fed_a2v.data.datasets.embeddings_file import read_embeddings
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, list_clips, located, parts, stamp
 from fed_a2v.data.partition import SiteClips, partition, site_name
-from fed_a2v.data.workers import make_embedder
-from fed_a2v.settings import DatasetSettings, EncoderSettings, PartitionSettings, Settings
 
 __all__ = ["LabelledClips", "SiteData", "class_names", "labelled_rows", "load_clips", "site_clips"]
 

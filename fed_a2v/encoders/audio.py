@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fed_a2v.plugins import make_object
-from fed_a2v.settings import EncoderSettings
+from fed_a2v.config.plugins import make_object
+from fed_a2v.config.schema import EncoderSettings
 
 if TYPE_CHECKING:
     from scipy import sparse

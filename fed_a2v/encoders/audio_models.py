@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fed_a2v.config.schema import EncoderSettings
 from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
-from fed_a2v.settings import EncoderSettings
 
 logger = logging.getLogger("fed_a2v")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fed_a2v.config.schema import Settings
 from fed_a2v.encoders.text import Targets, targets_for
-from fed_a2v.settings import Settings
 from fed_a2v.storage.files import replacing
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fed_a2v.config.schema import Settings, TargetSettings, cache_dir
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.captions import CaptionsError, read_captions
 from fed_a2v.errors import UserError
-from fed_a2v.settings import Settings, TargetSettings, cache_dir
-from fed_a2v.storage.cache import Arrays, cache_key, cached
+from fed_a2v.storage.array_cache import Arrays, cache_key, cached
 from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read_arrays
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fed_a2v.config.schema import TextModelSettings
 from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
-from fed_a2v.settings import TextModelSettings
 
 FloatArray = NDArray[np.float32]
 

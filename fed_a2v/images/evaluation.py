@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fed_a2v.config.schema import ImageSettings
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.pretrained import INSTALL, ModelError, Pretrained, pick_device
 from fed_a2v.images.gallery import GalleryError, read_gallery
-from fed_a2v.settings import ImageSettings
 from fed_a2v.storage.files import write_json
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from fed_a2v.config.schema import ImageSettings, TargetSettings
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device, quiet
-from fed_a2v.settings import ImageSettings, TargetSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

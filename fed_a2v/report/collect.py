@@ -9,10 +9,10 @@ from typing import Any
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
+from fed_a2v.runs.embedding_map import load_map
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, pair_name
-from fed_a2v.runs.maps import load_map
-from fed_a2v.storage.foreign import inside, read_json
+from fed_a2v.storage.untrusted import inside, read_json
 
 Row = dict[str, Any]
 

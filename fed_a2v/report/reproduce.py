@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from fed_a2v.conf_tree import conf_dir, dotted_items
-from fed_a2v.config import ConfigError, compose_settings
-from fed_a2v.settings import Settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.tree import conf_dir, dotted_items
 
 # The key that says which option of a group was chosen.
 NAMES = {"partition": "kind", "share": "kind"}

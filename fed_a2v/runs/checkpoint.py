@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fed_a2v.conf_tree import dotted_items
+from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.storage.files import plain, replacing
-from fed_a2v.storage.foreign import check_archive, inside
+from fed_a2v.storage.untrusted import check_archive, inside
 
 logger = logging.getLogger("fed_a2v")
 

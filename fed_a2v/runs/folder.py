@@ -24,8 +24,8 @@ from fed_a2v.storage.files import (
     write_json,
     write_text,
 )
-from fed_a2v.storage.foreign import inside, read_json, read_yaml
 from fed_a2v.storage.npz import ArrayFileError, as_floats, as_names, read_arrays
+from fed_a2v.storage.untrusted import inside, read_json, read_yaml
 
 GUIDE_METRICS = (
     "server/generator_loss",
@@ -50,7 +50,7 @@ class RunFolder:
     the last round come `evaluation.json` (figures by class, and which class was taken for which), `map.npz` (real and
     synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
 
-    The folder may be a stranger's: what is read is data (`fed_a2v.storage.foreign`), and where one of these files is a
+    The folder may be a stranger's: what is read is data (`fed_a2v.storage.untrusted`), and where one of these files is a
     link that leads out of the folder, asking for it raises ForeignFileError.
     """
 

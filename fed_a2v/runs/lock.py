@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fed_a2v.errors import UserError
-from fed_a2v.storage.foreign import inside
+from fed_a2v.storage.untrusted import inside
 
 logger = logging.getLogger("fed_a2v")
 

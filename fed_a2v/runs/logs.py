@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from fed_a2v.text import PlainLines
+from fed_a2v.storage.plain_text import PlainLines
 
 # Loggers whose lines are for `run.log` alone.
 CLASS_LINES = "fed_a2v.classes"  # what the guide reports for each class and epoch: hundreds of lines a round

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import SweepJob
 from fed_a2v.storage.files import replacing
-from fed_a2v.text import one_line
+from fed_a2v.storage.plain_text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

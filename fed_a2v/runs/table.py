@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.storage.files import write_text
-from fed_a2v.text import csv_cell, markdown_cell, one_line
+from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fed_a2v.errors import interrupted
-from fed_a2v.storage.foreign import LARGEST_JSON, ForeignFileError, check_values, parse_json, read_bytes
+from fed_a2v.storage.untrusted import LARGEST_JSON, ForeignFileError, check_values, parse_json, read_bytes
 
 
 @contextlib.contextmanager

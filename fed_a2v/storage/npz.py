@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed_a2v.errors import UserError
-from fed_a2v.storage.foreign import check_archive
+from fed_a2v.storage.untrusted import check_archive
 
 Array = NDArray[Any]
 

@@ -7,9 +7,9 @@ import torch
 
 from fed_a2v.core.adapters import Adapters, PromptSet
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototypes import fingerprint, share_class
 from fed_a2v.core.server_step import SiteUpdate
-from fed_a2v.core.sharing import fingerprint, share_class
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 
 from fed_a2v.core.distillation import Teacher, distil, lessons
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.prompts import PromptBank
+from fed_a2v.core.prototype_bank import PromptBank
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings, train_steps
 from tests.core.conftest import draws

@@ -5,8 +5,8 @@ import torch
 
 from fed_a2v.core.generators.flow import FlowGenerator
 from fed_a2v.core.generators.gaussian import GaussianGenerator
-from fed_a2v.core.generators.moments import ClassMoments
 from fed_a2v.core.generators.noise import NoiseGenerator
+from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.network import examine
 from fed_a2v.core.quality import Rows

@@ -56,8 +56,8 @@ def test_a_whole_round_does_not_wait_for_torchs_compiler(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
 run_in_process(compose_settings(["experiment=quick", "rounds=1", "generator.training_epochs=2"]), Path(sys.argv[1]))
 assert "torch._dynamo" not in sys.modules
 """

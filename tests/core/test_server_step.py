@@ -14,9 +14,9 @@ from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.prompts import ClassPrompts
+from fed_a2v.core.prototype_bank import ClassPrompts
+from fed_a2v.core.prototypes import fingerprint, pooled_moments, share_class
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings, SiteUpdate
-from fed_a2v.core.sharing import fingerprint, pooled_moments, share_class
 from fed_a2v.core.training import AdamWSettings
 from tests.core.conftest import (
     StubGenerator,

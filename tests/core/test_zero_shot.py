@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Adapters, PromptSet
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.zero_shot import (
     ROW_LENGTH,
     BilinearMap,

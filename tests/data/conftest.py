@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.data.clips import EmbeddedClips
 
 

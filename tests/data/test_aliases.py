@@ -1,6 +1,6 @@
 import pytest
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.data.aliases import ClassNames
 from tests.refusals import refused
 

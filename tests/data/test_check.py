@@ -9,7 +9,7 @@ import soundfile
 from fed_a2v.data.check import check_data, unusable
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import index_clips
-from fed_a2v.federation.build import check_buildable
+from fed_a2v.federation.server.step_factory import check_buildable
 from tests.refusals import refused
 
 CLASSES = ("bell", "dog", "drum")

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.flwr_partition import pathological, shards
 from fed_a2v.data.partition import partition
+from tests.data.test_partition import asked, classes_at, even, random_clips, rows_of
 from tests.refusals import refused
-
-from .test_partition import asked, classes_at, even, random_clips, rows_of
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.data.clips import Record
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, layout, located
 from fed_a2v.data.site import load_clips, site_clips
-from fed_a2v.settings import Settings, cache_dir
 from tests.refusals import refused
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fed_a2v.config.schema import PartitionSettings
 from fed_a2v.data.clips import SPLITS
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.partition import SiteClips, check_disjoint, describe, partition
-from fed_a2v.settings import PartitionSettings
 from tests.refusals import refused
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fed_a2v.config.schema import cache_dir
+from fed_a2v.data.datasets.synth import TARGETS
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.site import LabelledClips, SiteData, _load, class_names, load_clips, site_clips
-from fed_a2v.data.synth import TARGETS
 from fed_a2v.encoders.audio import LogMelEncoder
-from fed_a2v.settings import cache_dir
 from tests.refusals import refused
 
 ROWS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fed_a2v.data.synth import write_wavs
+from fed_a2v.data.datasets.synth import write_wavs
 from fed_a2v.storage.files import read_jsonl
 from tests.flower import REPOSITORY, Program, SuperLink, copy_of_app, own_port, wait_until
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from flwr.clientapp import ClientApp
 
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.node import Node
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.client.message_handler import Node
 
 FOREVER = 100_000
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
-from fed_a2v.federation import server_app
+from fed_a2v.federation.server import server_app
 
 PATIENCE = 600
 

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.simulation import run_in_process
+from tests.deployment.conftest import CLASSES, DEPLOY, OVERRIDES, SITES, Site, processes_in, rows_of, supernode
+from tests.deployment.network import CableError, cable_to, forwarder
 from tests.federation.helpers import Finished, assert_same_run
 from tests.flower import BIN, Program, own_port, wait_until
-
-from .conftest import CLASSES, DEPLOY, OVERRIDES, SITES, Site, processes_in, rows_of, supernode
-from .network import CableError, cable_to, forwarder
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(1500)]
 

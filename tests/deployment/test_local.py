@@ -13,10 +13,9 @@ import psutil
 import pytest
 import yaml
 
+from tests.deployment.conftest import DEPLOY, processes_in, rows_of
 from tests.docs.blocks import REPOSITORY, Workplace, blocks_of
 from tests.flower import BIN, end_tree, wait_until
-
-from .conftest import DEPLOY, processes_in, rows_of
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(1200)]
 

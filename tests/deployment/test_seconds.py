@@ -5,9 +5,8 @@ import time
 
 import pytest
 
+from tests.deployment.conftest import OVERRIDES, rows_of
 from tests.flower import wait_until
-
-from .conftest import OVERRIDES, rows_of
 
 pytestmark = [pytest.mark.long, pytest.mark.flower, pytest.mark.timeout(1500)]
 

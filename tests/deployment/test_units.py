@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fed_a2v.data.synth import write_wavs
+from fed_a2v.data.datasets.synth import write_wavs
+from tests.deployment.conftest import DEPLOY, Program
 from tests.flower import BIN, SuperLink, copy_of_app, own_port, wait_until
-
-from .conftest import DEPLOY, Program
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(900)]
 

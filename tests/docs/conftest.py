@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from .blocks import REPOSITORY
+from tests.docs.blocks import REPOSITORY
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import tomllib
 
 import yaml
 
-from .blocks import REPOSITORY
+from tests.docs.blocks import REPOSITORY
 
 
 def test_the_citation_has_the_required_fields_and_the_projects_own_values():

@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fed_a2v.commands import COMMANDS
-from fed_a2v.config import ConfigError, compose_settings, conf_dir
-from fed_a2v.settings import Settings
-
-from ..test_config import NEEDS
-from . import fork_server
-from .blocks import FENCE, PAGES, REPOSITORY, Workplace, blocks_of, name_of
+from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir
+from fed_a2v.config.schema import Settings
+from tests.config.test_compose import NEEDS
+from tests.docs import fork_server
+from tests.docs.blocks import FENCE, PAGES, REPOSITORY, Workplace, blocks_of, name_of
 
 RUNNABLE = ("bash", "python")
 QUICK_PAGES = [page for page in PAGES if any(not block.slow for block in blocks_of(page, *RUNNABLE))]

@@ -8,16 +8,15 @@ import pytest
 import soundfile
 import torch
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder
-from fed_a2v.federation.build import make_generator
+from fed_a2v.federation.server.step_factory import make_generator
+from tests.docs.blocks import REPOSITORY
 from tests.refusals import refused
-
-from .blocks import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -81,7 +80,7 @@ def test_the_linear_generator_comes_back_from_its_checkpoint(linear, rows):
         (["linear_generator.Nothing"], ("generator._target_=linear_generator.Nothing",)),
         (["no_such_module.Generator"], ("generator._target_=no_such_module.Generator", "PYTHONPATH")),
         (["torch.nn.Linear"], ("generator._target_=torch.nn.Linear", "fed_a2v.core.generators.base.Generator")),
-        (["fed_a2v.core.prompts.PromptBank"], ("generator._target_=fed_a2v.core.prompts.PromptBank",)),
+        (["fed_a2v.core.prototype_bank.PromptBank"], ("generator._target_=fed_a2v.core.prototype_bank.PromptBank",)),
     ],
 )
 def test_a_wrong_class_or_argument_is_named(words, named):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from fed_a2v.config import compose_settings, conf_dir
-
-from ..test_config import NEEDS
+from fed_a2v.config.compose import compose_settings, conf_dir
+from tests.config.test_compose import NEEDS
 
 
 @pytest.fixture(scope="module")

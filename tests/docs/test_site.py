@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from .blocks import REPOSITORY
+from tests.docs.blocks import REPOSITORY
 
 
 class Page(HTMLParser):

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.encoders.audio import LogMelEncoder, load_encoder, mel_filters
 from tests.refusals import refused
 

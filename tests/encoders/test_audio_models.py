@@ -11,14 +11,14 @@ import pytest
 import soundfile
 import torch
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import EncoderSettings
 from fed_a2v.data.audio import fit_clip, read_clip
-from fed_a2v.data.embed import Embedder, embed_clips
-from fed_a2v.data.synth import synthesise
+from fed_a2v.data.cache.embed import Embedder, embed_clips
+from fed_a2v.data.datasets.synth import synthesise
 from fed_a2v.encoders.audio import known_shape, load_encoder
 from fed_a2v.encoders.audio_models import pool, real_part
 from fed_a2v.encoders.pretrained import ModelError
-from fed_a2v.settings import EncoderSettings
 from tests.models import tiny_ast, tiny_clap, tiny_t5
 from tests.refusals import refused
 from tests.sources import KeyedClips

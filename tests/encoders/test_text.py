@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.encoders.text import Targets, TargetsError, load_targets
 from tests.refusals import refused
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fed_a2v.cli import main
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.encoders import text_models
 from fed_a2v.encoders.captions import CaptionsError, read_captions
 from fed_a2v.encoders.pretrained import ModelError

@@ -1,9 +1,8 @@
 import pytest
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
-
-from .helpers import FAST, Federation, Finished
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
+from tests.federation.helpers import FAST, Federation, Finished
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,17 @@ from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameter
 from flwr.server import SimpleClientManager
 from flwr.server.server import evaluate_clients, fit_clients
 
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.data.partition import site_name
 from fed_a2v.data.site import class_names
-from fed_a2v.federation.build import make_step
-from fed_a2v.federation.client import A2VClient
-from fed_a2v.federation.engine import InProcessClient
-from fed_a2v.federation.strategy import FedA2V, RoundListener
-from fed_a2v.federation.task import prompt_set
-from fed_a2v.federation.wire import join_arrays, read_arrays
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.protocol import join_arrays, read_arrays
+from fed_a2v.federation.server.step_factory import make_step
+from fed_a2v.federation.server.strategy import FedA2V, RoundListener
+from fed_a2v.federation.simulation import InProcessClient
 from fed_a2v.runs.checkpoint import load_state
-from fed_a2v.settings import Settings
 from fed_a2v.storage.files import read_jsonl
 
 QUICK = "experiment=quick"

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
+from tests.federation.helpers import FAST, Finished, assert_same_run, without_seconds
 from tests.flower import BIN, SuperLink, copy_of_app
-
-from .helpers import FAST, Finished, assert_same_run, without_seconds
 
 pytestmark = [pytest.mark.deployment, pytest.mark.flower, pytest.mark.timeout(900)]
 

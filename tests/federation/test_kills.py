@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from fed_a2v import cli
-from fed_a2v.federation.run import Run
+from fed_a2v.federation.server.trainer import Run
 from fed_a2v.storage.files import read_jsonl
-
-from .helpers import FAST, Finished, assert_same_run
+from tests.federation.helpers import FAST, Finished, assert_same_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MB = 2**20

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from fed_a2v import load_run
 from fed_a2v.commands.targets import run as targets_command
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
-from fed_a2v.federation.site import Site
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.client.local_training import Site
+from fed_a2v.federation.simulation import run_in_process
 from tests.models import tiny_ast, tiny_clap, tiny_clip_text, tiny_t5
 
 CLASSES = ["clock_tick", "dog", "helicopter", "rain"]

@@ -1,7 +1,7 @@
 import pytest
 
-from fed_a2v.config import compose_settings
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
 from tests.pipelines import tiny_clip, tiny_flux, tiny_stable_diffusion
 
 # A run of a second or two with few classes; the T5 side of FLUX is wide.

@@ -5,14 +5,13 @@ import pytest
 from PIL import Image
 
 from fed_a2v.cli import main
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.seeding import seed_for
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.gallery import read_gallery
 from fed_a2v.load import load_run
+from tests.images.conftest import FAST
 from tests.models import tiny_ast, tiny_clap
-
-from .conftest import FAST
 
 BUILT_IN = [word for word in FAST if word.startswith("dataset.")]
 

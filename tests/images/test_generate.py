@@ -8,12 +8,11 @@ import pytest
 import soundfile
 
 from fed_a2v.cli import main
-from fed_a2v.config import compose_settings
-from fed_a2v.data.synth import RATE, synthesise, write_wavs
-from fed_a2v.federation.engine import run_in_process
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.data.datasets.synth import RATE, synthesise, write_wavs
+from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.gallery import read_gallery
-
-from .conftest import FAST
+from tests.images.conftest import FAST
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import torch
 
 from fed_a2v.cli import main
 from fed_a2v.images.pipelines import load_image_model
-
-from .test_pipelines import pixels, prompts
+from tests.images.test_pipelines import pixels, prompts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.adapters import Prompts
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images.pipelines import check_available, load_image_model

@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from fed_a2v.config import compose_settings, to_yaml
+from fed_a2v.config.compose import compose_settings, to_yaml
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.report.page import write_report
+from fed_a2v.runs.embedding_map import save_map
 from fed_a2v.runs.environment import environment
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.runs.maps import save_map
 from fed_a2v.storage.files import write_json
 
 CLASSES = ("dog", "rain", "sea waves", "chainsaw")

@@ -5,8 +5,7 @@ from itertools import pairwise
 import pytest
 
 from fed_a2v.report.page import write_report
-
-from .conftest import written_run
+from tests.report.conftest import written_run
 
 pytestmark = pytest.mark.browser
 

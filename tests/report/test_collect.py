@@ -6,8 +6,7 @@ import pytest
 from fed_a2v.report.collect import ReportError, collect
 from fed_a2v.runs.folder import RunFolder
 from tests.refusals import refused
-
-from .conftest import CLASSES, written_run
+from tests.report.conftest import CLASSES, written_run
 
 
 def test_a_run_is_read_whole(run_folder):

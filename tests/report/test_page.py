@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_a2v.commands import report as command
-from fed_a2v.config import compose_settings
+from fed_a2v.config.compose import compose_settings
 from fed_a2v.core import projection
 from fed_a2v.report import figures, page
 from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
@@ -22,9 +22,8 @@ from fed_a2v.report.looks import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.report.page import render, write_report
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.runs.folder import RunFolder
-
-from .conftest import drawn_map, written_run
-from .test_browser import contrast
+from tests.report.conftest import drawn_map, written_run
+from tests.report.test_browser import contrast
 
 
 class Outline(HTMLParser):

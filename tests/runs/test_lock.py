@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fed_a2v.runs.lock import LOCK, FolderInUseError, hold
-from fed_a2v.storage.foreign import ForeignFileError
+from fed_a2v.storage.untrusted import ForeignFileError
 from tests.refusals import refused
 
 HOLDER = """

@@ -10,8 +10,8 @@ import pytest
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
-from fed_a2v.config import ConfigError, compose_settings, conf_dir
-from fed_a2v.explain import explain_composition
+from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir
+from fed_a2v.config.messages import explain_composition
 from fed_a2v.runs.lock import FolderInUseError
 from fed_a2v.runs.sweep import job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
@@ -129,7 +129,7 @@ def job(tmp_path):
     runs = []
 
     def run(*overrides, fails=None):
-        from fed_a2v.config import to_yaml
+        from fed_a2v.config.compose import to_yaml
 
         def train(settings, folder):
             runs.append(settings)

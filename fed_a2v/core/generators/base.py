@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 # A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
 # enough to their class's prompt, other classes do not.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
-from fed_a2v.core.generators.reduced import CalibratedGenerator
+from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 TIME_DIM = 32
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
-from fed_a2v.core.generators.reduced import CalibratedGenerator
+from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import Adam
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.

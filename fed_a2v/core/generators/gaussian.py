@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
-from fed_a2v.core.generators.buffers import take_shapes
-from fed_a2v.core.generators.moments import SHRINKAGE, ClassMoments
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.generators.parts.buffers import take_shapes
+from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 
 class GaussianGenerator(Generator):

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses
-from fed_a2v.core.generators.buffers import take_shapes
-from fed_a2v.core.generators.moments import ClassMoments
-from fed_a2v.core.generators.reduced import CalibratedGenerator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.generators.parts.buffers import take_shapes
+from fed_a2v.core.generators.parts.moments import ClassMoments
+from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 Covariance = Literal["spherical", "diag", "tied", "full"]
 Matrix = NDArray[np.float64]

@@ -23,12 +23,12 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
-from fed_a2v.core.generators.moments import ROWS_PER_CLASS, ClassMoments
+from fed_a2v.core.generators.parts.moments import ROWS_PER_CLASS, ClassMoments
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, Lesson
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.names import listed
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 from fed_a2v.core.seeding import seed_for, torch_generator
 
 log = logging.getLogger("fed_a2v")

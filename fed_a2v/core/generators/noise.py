@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 
 class NoiseGenerator(Generator):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows, at_least_one
-from fed_a2v.core.generators.buffers import take_shapes
-from fed_a2v.core.generators.calibration import Calibration
-from fed_a2v.core.generators.class_prior import ClassPrior
-from fed_a2v.core.generators.factors import FactorModel, widened
-from fed_a2v.core.generators.moments import ClassMoments
+from fed_a2v.core.generators.parts.buffers import take_shapes
+from fed_a2v.core.generators.parts.calibration import Calibration
+from fed_a2v.core.generators.parts.class_prior import ClassPrior
+from fed_a2v.core.generators.parts.factors import FactorModel, widened
+from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.likelihood import (
     DRAWS,
     NOISE,
@@ -26,7 +26,7 @@ from fed_a2v.core.likelihood import (
 )
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 # Degrees of freedom of the closed-form decoder's noise: columns of embeddings have heavier tails than a Gaussian.
 FREEDOM = 8

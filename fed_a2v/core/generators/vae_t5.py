@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows, at_least_one
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prompts import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeRows
 
 KEYS = ("clip", "t5")
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.generators.multimodal import MultimodalVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
-from fed_a2v.federation.build import make_generator
+from fed_a2v.federation.server.step_factory import make_generator
 from tests.core.conftest import assert_same_bits, draws, through_a_file
 from tests.refusals import refused
 

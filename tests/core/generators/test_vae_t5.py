@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from fed_a2v.config import ConfigError, compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.generators.vae_t5 import VAEWithT5Generator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
-from fed_a2v.federation.build import make_generator
+from fed_a2v.federation.server.step_factory import make_generator
 from tests.core.conftest import assert_same_bits, draws, through_a_file
 from tests.core.test_server_step import OwnLoss
 from tests.refusals import refused

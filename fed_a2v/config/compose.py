@@ -1,0 +1,213 @@
+"""From Hydra's configuration to `Settings`: composing, checking, and saying what is wrong.
+
+The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr run`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from fed_a2v.config.messages import explain_composition, explain_validation
+from fed_a2v.config.schema import ConfigError, Settings
+from fed_a2v.config.tree import conf_dir, dotted_keys, options
+from fed_a2v.storage.untrusted import ForeignFileError, read_names
+
+__all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
+
+
+def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
+    """Compose `conf/` with Hydra overrides, as words or as one shell-quoted string.
+
+    Raises:
+        ConfigError: an override names no known key, or a value is not allowed.
+    """
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides {overrides!r}: {error}") from error
+    return settings_from(_composed(tuple(as_overrides(words))))
+
+
+# What has a ~ in it, between brackets, braces, commas and colons: Hydra takes it in quotes only.
+_HOME = re.compile(r"((?:^|[\[{,:])\s*)((?=[^\[\]{},:]*~)[^\[\]{},:\s](?:[^\[\]{},:]*[^\[\]{},:\s])?)")
+_OUTPUT = re.compile(r"(\+*hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2")
+SEARCH, FILE = "hydra.searchpath", "file://"
+_CONFIG_DIR = re.compile(r"(?:--config-dir|-cd)(?:=(.*))?", re.DOTALL)
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """What a user types as Hydra's overrides: with `~` for the home folder in them, and `--config-dir FOLDER`.
+
+    Raises:
+        ConfigError: `--config-dir` names no folder.
+    """
+    found: list[str] = []
+    folders: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if match := _CONFIG_DIR.fullmatch(word):
+            given = next(remaining, "") if match[1] is None else match[1]
+            folder = Path(given).expanduser().absolute()
+            if not given or not folder.is_dir():
+                raise ConfigError(f"--config-dir={given}: no such folder; name one with experiment/ or a group in it")
+            folders.append(f"'{FILE}{folder}'")
+        elif match := _OUTPUT.fullmatch(word):  # Hydra makes this folder itself, and knows no ~
+            found.append(f"{match[1]}='{Path(match[3]).expanduser()}'")
+        else:
+            key, sign, value = word.partition("=")
+            plain = not sign or key.startswith("-") or "'" in value or '"' in value
+            found.append(word if plain else f"{key}=" + _HOME.sub(r"\1'\2'", value))
+    return [*found, f"{SEARCH}=[{','.join(folders)}]"] if folders else found
+
+
+@lru_cache(maxsize=256)
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    """The tree before its interpolations are resolved; nobody changes it, so the same words get the same tree."""
+    with _hydra(words):
+        return compose(config_name="config", overrides=list(words))
+
+
+def sources(overrides: Sequence[str]) -> dict[str, str]:
+    """Where the value of each key comes from: a file in `conf/`, or an override.
+
+    Returns:
+        The file or override by dotted key; an override of a whole section stands under the section's key.
+
+    Raises:
+        ConfigError: an override names no known option.
+    """
+    found: dict[str, str] = {}
+    overrides = as_overrides(overrides)
+    with _hydra(overrides):
+        loader = GlobalHydra.instance().config_loader()
+        files = loader.compute_defaults_list("config", list(overrides), RunMode.RUN).defaults
+        own = re.findall(rf"'{FILE}([^']*)'", " ".join(word for word in overrides if word.startswith(SEARCH)))
+        for file in files:
+            places = [Path(folder) / f"{file.config_path}.yaml" for folder in (conf_dir(), *own)]
+            path = next((place for place in places if place.is_file()), places[0])
+            if path.is_file() and not str(file.package).startswith("hydra"):
+                content = {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
+                prefix = f"{file.package}." if file.package else ""
+                name = f"conf/{file.config_path}.yaml" if path == places[0] else str(path)
+                found |= dict.fromkeys(dotted_keys(content, prefix), name)
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key = override.get_key_element().lstrip("+~")
+            if not options(key):  # an option shows by its file
+                found = {known: source for known, source in found.items() if not known.startswith(f"{key}.")}
+                found[key] = str(override.input_line)
+    return found
+
+
+@contextmanager
+def _hydra(words: Sequence[str]) -> Iterator[None]:
+    """Hydra on `conf/`; its complaints about the overrides `words` become ours."""
+    # Inside a Hydra job another search path may be registered: set it aside and put it back.
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="fed_a2v"):
+            yield
+    except (HydraException, ValueError) as error:  # Hydra refuses GROUP=null with a plain ValueError
+        raise ConfigError(explain_composition(error, words)) from error
+    finally:
+        GlobalHydra.instance().hydra = previous
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def settings_from(config: DictConfig) -> Settings:
+    """Type and check a composed Hydra tree.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    try:
+        tree = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(tree, dict)
+    named = {str(key): value for key, value in tree.items()}
+    return checked_settings(named | {"dataset": _complete_dataset(named.get("dataset"))})
+
+
+def checked_settings(tree: Mapping[str, Any]) -> Settings:
+    """Typed settings of nested plain values.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error)) from error
+
+
+def to_yaml(settings: Settings) -> str:
+    """The resolved settings as YAML, in the order of their definition."""
+    return OmegaConf.to_yaml(OmegaConf.create(settings.model_dump(mode="json", by_alias=True)))
+
+
+# Of a mix, what each of its data sets takes over where it says nothing itself.
+_SHARED_BY_SETS = ("test_fold", "split_seed", "max_clips_per_class", "cache_dtype", "skip_bad")
+
+
+def _complete_dataset(dataset: Any) -> Any:
+    """Read a file of aliases, make places absolute, and complete the data sets of a mix from `conf/dataset/`."""
+    if not isinstance(dataset, dict):
+        return dataset
+    dataset = dict(dataset)
+    if isinstance(dataset.get("aliases"), str):
+        dataset["aliases"] = _read_aliases(Path(dataset["aliases"]).expanduser())
+    if dataset.get("name") != "custom":  # to a class of one's own it may be anything
+        dataset |= {key: _absolute(dataset[key]) for key in ("root", "path") if dataset.get(key)}
+    sets = dataset.get("sets")
+    if isinstance(sets, list):
+        shared = {key: dataset[key] for key in _SHARED_BY_SETS if dataset.get(key) is not None}
+        dataset["sets"] = [_complete_set(part, shared) for part in sets]
+    return dataset
+
+
+def _absolute(place: Any) -> Any:
+    """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
+    if not isinstance(place, str) or place.startswith("~") or not place.strip():  # nothing is no place
+        return place
+    return str(Path(place).absolute())
+
+
+def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
+    if not isinstance(part, dict):
+        return part
+    file = conf_dir() / "dataset" / f"{part.get('name')}.yaml"
+    if not file.is_file():
+        choices = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "mixed")
+        raise ConfigError(f"dataset.sets: {part} needs a name, one of {', '.join(choices)}")
+    defaults = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(defaults, dict)
+    return _complete_dataset(defaults | shared | part)
+
+
+def _read_aliases(path: Path) -> dict[str, str]:
+    try:
+        return read_names(path)
+    except (OSError, ForeignFileError) as error:
+        reason = str(error) if isinstance(error, ForeignFileError) else f"{path} cannot be read: {error.strerror}"
+        raise ConfigError(f"dataset.aliases: {reason}, `name in a data set: common name`") from error

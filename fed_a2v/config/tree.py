@@ -1,0 +1,77 @@
+"""What the folder `conf/` offers: its groups, their options, and every key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+# Folders of `conf/` that are no section of the settings.
+NO_SECTIONS = ("experiment", "hydra")
+
+
+def conf_dir() -> Path:
+    """Folder of the Hydra configs: inside the package in a wheel, beside it in a checkout or app bundle."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}")
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, sorted; none where there is no such group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def sections() -> list[str]:
+    """The groups that are sections of the settings, sorted."""
+    return sorted({path.parent.name for path in conf_dir().glob("*/*.yaml")} - set(NO_SECTIONS))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of config.yaml and of all options of all groups, sections included, sorted."""
+    keys = set(dotted_keys(_load("config")))
+    for group in sections():
+        keys |= {group, *(f"{group}.{key}" for option in options(group) for key in option_keys(group, option))}
+    return sorted(keys)
+
+
+def option_keys(group: str, option: str) -> list[str]:
+    """Every dotted key of one option, without the group's name; those of the options that it extends included."""
+    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+    assert isinstance(content, dict)
+    own = dotted_keys({str(key): value for key, value in content.items() if key != "defaults"})
+    bases = [base for base in content.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return list(dict.fromkeys([key for base in bases for key in option_keys(group, base)] + list(own)))
+
+
+def options_with(key: str) -> list[str]:
+    """The options, as GROUP=OPTION, that have a dotted key which starts with their group's name."""
+    group, _, rest = key.partition(".")
+    return [f"{group}={option}" for option in options(group) if rest in option_keys(group, option)]
+
+
+def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted key; an empty section is a value."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted_items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a nested mapping, sections included."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, f"{prefix}{name}.")
+
+
+def _load(name: str) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key not in ("defaults", "hydra")}

@@ -1,0 +1,1 @@
+"""Embeddings on disk: computed once, found by the content of the clips."""

@@ -1,0 +1,281 @@
+"""From clips to embeddings, through the cache.
+
+The clips are embedded in shards, by this process or by several; a shard that is done is kept, come what may. What
+they sound like decides whether there is an embedding already, not where they lie or in which order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
+
+from fed_a2v.data.audio import check_waveform
+from fed_a2v.data.cache.content_hashes import KnownContents
+from fed_a2v.data.cache.embedding_store import EmbeddingStore, clip_id
+from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
+from fed_a2v.data.errors import BadClipError, DataError
+from fed_a2v.encoders.audio import AudioEncoder
+from fed_a2v.storage.array_cache import cache_key
+
+logger = logging.getLogger("fed_a2v")
+
+BATCH = 16
+BATCH_SECONDS = 16 * 60.0
+SHARD = 64
+REMEDY = "mend or remove it, or set dataset.skip_bad=true"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some clips to be embedded, and their contents as far as they are known."""
+
+    keys: tuple[str, ...]
+    contents: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What became of a shard.
+
+    Attributes:
+        contents: of its clips; None of one that cannot be opened.
+        stamps: (key, stamp, content) of clips whose content was looked up.
+        bad: what is wrong with the clips that were left out.
+    """
+
+    contents: tuple[str | None, ...]
+    stamps: tuple[tuple[str, str, str], ...]
+    bad: tuple[str, ...]
+
+
+class _Clip(NamedTuple):
+    key: str
+    content: str
+    waveform: FloatArray
+
+
+class ShardPool(Protocol):
+    """Who embeds shards: an `Embedder` in this process, or several in others."""
+
+    def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
+        """Embed and store shards, and say what became of each, in their order."""
+        ...
+
+
+@dataclass
+class Embedder:
+    """Embeds the clips of one data set with one encoder.
+
+    Attributes:
+        source: the data set.
+        encoder: the frozen encoder.
+        seconds: clips are cropped or padded to this length.
+        skip_bad: leave out clips that cannot be used, instead of stopping.
+        cache: folder of the cache.
+        dtype: of the stored embeddings, "float32" or "float16".
+    """
+
+    source: ClipSource
+    encoder: AudioEncoder
+    seconds: float
+    skip_bad: bool
+    cache: Path
+    dtype: str
+    store: EmbeddingStore = field(init=False)
+    _stored: set[bytes] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        encoder = self.encoder
+        key = cache_key(
+            encoder.fingerprint, encoder.sample_rate, encoder.tokens, encoder.width, float(self.seconds), self.dtype
+        )
+        self.store = EmbeddingStore(self.cache / "embeddings" / key, self.dtype)
+
+    def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
+        """Embed shards in this process."""
+        self.start()
+        return map(self.work, shards)
+
+    def start(self) -> None:
+        """Look up once which clips have an embedding already."""
+        self._stored = self.store.known()
+
+    def work(self, shard: Shard) -> ShardDone:
+        """Embed the clips of a shard that have no embedding yet, and store them.
+
+        Raises:
+            BadClipError: a clip cannot be used, and `skip_bad` is off.
+            DataError: the encoder gives embeddings of another shape than it says.
+        """
+        contents: dict[str, str] = {}
+        stamps: list[tuple[str, str, str]] = []
+        bad: list[str] = []
+        seen: set[str] = set()
+        new: dict[str, FloatArray] = {}
+        batch: list[_Clip] = []
+        for key, known in zip(shard.keys, shard.contents, strict=True):
+            try:
+                stamp = self.source.stamp(key)
+                content = contents[key] = known or self.source.content(key)
+                if known is None and stamp is not None:
+                    stamps.append((key, stamp, content))
+                if clip_id(content) in self._stored or content in seen:
+                    continue
+                batch.append(_Clip(key, content, waveform_of(self.source, key, self.encoder.sample_rate, self.seconds)))
+                seen.add(content)
+            except BadClipError as error:
+                self._refuse(str(error), bad)
+            if len(batch) == self.batch:
+                new |= self._encode(batch, bad)
+                batch = []
+        if batch:
+            new |= self._encode(batch, bad)
+        if new:
+            self.store.write(list(new), np.stack(list(new.values())))
+            self._stored |= {clip_id(content) for content in new}
+        return ShardDone(tuple(contents.get(key) for key in shard.keys), tuple(stamps), tuple(bad))
+
+    @property
+    def batch(self) -> int:
+        """Clips at once: fewer of long ones, so that all fit into memory."""
+        return max(1, min(BATCH, int(BATCH_SECONDS / self.seconds)))
+
+    def _refuse(self, reason: str, bad: list[str]) -> None:
+        if not self.skip_bad:
+            raise BadClipError(f"{reason}; {REMEDY}")
+        bad.append(reason)
+
+    def _encode(self, clips: Sequence[_Clip], bad: list[str]) -> dict[str, FloatArray]:
+        """The embeddings of the clips by their contents, without those that are no numbers."""
+        embeddings = self.encoder.encode(np.stack([clip.waveform for clip in clips]))
+        expected = (len(clips), self.encoder.tokens, self.encoder.width)
+        if embeddings.shape != expected:
+            raise DataError(
+                f"the encoder {self.encoder.name} gave embeddings of shape {embeddings.shape}; {expected} is needed"
+            )
+        new = {}
+        for clip, embedding in zip(clips, embeddings, strict=True):
+            if np.isfinite(embedding).all():
+                new[clip.content] = embedding
+            else:
+                wanted = f"finite ones of shape {(1, *expected[1:])} are needed"
+                self._refuse(f"the encoder {self.encoder.name} gives NaN or infinity for {clip.key}; {wanted}", bad)
+        return new
+
+
+def waveform_of(source: ClipSource, key: str, sample_rate: int, seconds: float) -> FloatArray:
+    """A clip as (round(seconds * sample_rate),) float32, whatever a data set of the user's own gives.
+
+    Raises:
+        BadClipError: the clip cannot be read, or is no such waveform.
+    """
+    waveform = source.waveform(key, sample_rate, seconds)
+    return check_waveform(waveform, round(seconds * sample_rate), f"the waveform of {key}")
+
+
+def embed_clips(
+    embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
+) -> tuple[FloatArray, IntArray]:
+    """Embed N clips, as `embed_contents` does, without saying what they contain."""
+    embeddings, rows, _ = embed_contents(embedder, keys, pool, progress)
+    return embeddings, rows
+
+
+def embed_contents(
+    embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
+) -> tuple[FloatArray, IntArray, list[str]]:
+    """Embed N clips, or take what is cached: then neither the sounds nor the encoder's model are touched.
+
+    Of several processes that want the same embeddings one computes, the others wait. Without bad clips the array
+    is the cache's file itself, memory-mapped, if all clips were embedded together and the type is float32.
+
+    Args:
+        embedder: what to do with a clip that has no embedding yet.
+        keys: of the clips.
+        pool: who does it; this process by default.
+        progress: is told how many of how many clips are done.
+
+    Returns:
+        Embeddings (M, S, Da) float32 of the good clips, their M positions in `keys`, and what identifies their sound.
+
+    Raises:
+        BadClipError: a clip cannot be used, and `skip_bad` is off.
+        DataError: no clip can be used, or the cache cannot be written.
+    """
+    known = KnownContents(embedder.source, embedder.cache)
+    contents = [known.get(key) for key in keys]
+    if _missing(embedder, contents):
+        lock = _lock(embedder.store.folder)
+        try:
+            contents = _embed_missing(embedder, keys, contents, known, pool or embedder, progress)
+        finally:
+            lock.release()
+    embeddings, rows = _read(embedder, contents)
+    if len(rows) == 0 and len(keys):
+        raise DataError(f"none of the {len(keys)} clips can be read")
+    return embeddings.astype(np.float32, copy=False), rows, [contents[row] or "" for row in rows]
+
+
+def _missing(embedder: Embedder, contents: Sequence[str | None]) -> list[int]:
+    """Positions of the clips of unknown content, and of those without an embedding."""
+    stored = embedder.store.known()
+    return [row for row, content in enumerate(contents) if content is None or clip_id(content) not in stored]
+
+
+def _embed_missing(
+    embedder: Embedder,
+    keys: Sequence[str],
+    contents: Sequence[str | None],
+    known: KnownContents,
+    pool: ShardPool,
+    progress: Progress | None,
+) -> list[str | None]:
+    """Embed what has no embedding; returns the contents, None of clips that cannot be opened."""
+    embedder.store.clean()
+    missing = _missing(embedder, contents)
+    if missing:
+        logger.info("Embedding %d clips with %s", len(missing), embedder.encoder.name)
+    parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
+    shards = [Shard(tuple(keys[row] for row in part), tuple(contents[row] for row in part)) for part in parts]
+    found, done = list(contents), 0
+    for part, result in zip(parts, pool.map(shards), strict=True):
+        for row, content in zip(part, result.contents, strict=True):
+            found[row] = content
+        known.add(result.stamps)
+        for reason in result.bad:
+            logger.warning("Skipped a clip: %s", reason)
+        done += len(part)
+        if progress is not None:
+            progress(done, len(missing))
+    embedder.store.merge([content for content in found if content is not None])
+    return found
+
+
+def _read(embedder: Embedder, contents: Sequence[str | None]) -> tuple[FloatArray, IntArray]:
+    opened = np.array([row for row, content in enumerate(contents) if content is not None], dtype=np.int64)
+    embeddings, rows = embedder.store.read([content for content in contents if content is not None])
+    return embeddings, opened[rows]
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            logger.info("Waiting for another process that embeds clips")
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be used: {error}; set cache_dir to one that can be written"
+        ) from error
+    return lock

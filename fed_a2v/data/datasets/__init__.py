@@ -1,0 +1,1 @@
+"""One file per data set: how its files become clips."""

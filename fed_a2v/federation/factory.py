@@ -1,0 +1,95 @@
+"""What the server and every site must have alike: the class prompts, the adapters, and how they are trained.
+
+Pooled training takes them from here, too, or it would be the bound of another model. A site loads this for every
+message, so it comes without what only the server needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fed_a2v.config.schema import ConfigError, Settings
+from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.seeding import seed_for
+from fed_a2v.core.training import AdamWSettings, epoch_steps
+from fed_a2v.data.clips import unseen_classes
+from fed_a2v.encoders.text import targets_for
+
+
+def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> PromptSet:
+    """The class prompts in the shapes that the adapters need, on the settings' device; see `targets_for`."""
+    targets = targets_for(settings, classes, cache)
+    device = torch_device(settings.device)
+    return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
+
+
+def torch_device(name: str) -> torch.device:
+    """The device, set to give the same bits each time.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has none.
+    """
+    try:
+        device = torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; device=cpu runs everywhere") from error
+    if device.type == "cuda":
+        # Sums that many threads add to come out of a GPU in another order each time, unless it is asked.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_deterministic_debug_mode("warn")
+    return device
+
+
+def new_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+    """The adapters that the settings describe, on their device; their weights are to be seeded or loaded."""
+    shape = settings.adapters
+    adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
+    return adapters.to(torch_device(settings.device))
+
+
+def seeded_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+    """`new_adapters`, with the weights that the seed gives; torch's own draws go on undisturbed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(settings.seed, "adapters"))
+        return new_adapters(settings, prompts, audio_width)
+
+
+def training_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:
+    """What adapters are trained with: `adapter_loss`, in which no recorded class is pushed off an unrecorded one."""
+    return adapter_loss(settings, prompts, unseen_mask(settings, prompts.names))
+
+
+def site_optimiser(settings: Settings) -> AdamWSettings:
+    """The optimiser of training on clips."""
+    return AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
+
+
+def more_steps(settings: Settings, round_number: int) -> int:
+    """Optimiser steps that training on clips takes in a round beside those of its epochs."""
+    return settings.finetune.steps_of(round_number) if settings.site.server_steps else 0
+
+
+def site_steps(settings: Settings, round_number: int, clips: int) -> int:
+    """All optimiser steps that a site takes in a round, with so many training clips."""
+    if settings.adapters.closed_form:
+        return 0
+    return epoch_steps(clips, settings.site.epochs, settings.site.batch_size) + more_steps(settings, round_number)
+
+
+def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:
+    """The adapter loss that the settings describe, for training where `unseen` masks the unrecorded classes."""
+    loss = settings.loss
+    weights = AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature)
+    return AdapterLoss(prompts, weights, unseen)
+
+
+def unseen_mask(settings: Settings, classes: Sequence[str]) -> Tensor:
+    """(C,) mask of the classes that no site trains on, on the settings' device."""
+    unseen = unseen_classes(settings.dataset, classes)
+    return torch.tensor([name in unseen for name in classes], device=settings.device)

@@ -1,0 +1,136 @@
+"""The manifest of a message: JSON in its metrics, read with exactly the keys and types that it should have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from flwr.common import Scalar
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fed_a2v.federation.protocol.errors import BadReplyError, only_bad_reply, show
+
+# Limits of what a site may say.
+MAX_COUNT = 10**9  # clips
+MAX_LOSS = 1e12  # per clip
+
+_SCHEMA_VERSION = 2
+_KEY = "manifest"  # in the metrics
+_BASE, _ENTRY = 16384, 512  # characters at most, in all and for each entry; 150 are usual
+
+
+class Strict(BaseModel):
+    """No conversions (True is not 1, "1" is not 1), no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Manifest(Strict):
+    """What every manifest says: in which format it is, which site it comes from, and the round it answers."""
+
+    schema_version: int = _SCHEMA_VERSION
+    site: str
+    round_number: int
+
+
+class _Sender(Strict):
+    """The one field that is read before it is known what the rest should be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    site: str
+
+
+_Kind = TypeVar("_Kind", bound=Strict)
+
+
+def write_manifest(manifest: Manifest) -> dict[str, Scalar]:
+    """The metrics that carry a manifest."""
+    return {_KEY: manifest.model_dump_json()}
+
+
+def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int) -> _Kind:
+    """The manifest in `metrics`: JSON of this schema version with exactly the keys and types of `kind`.
+
+    Its length is limited by the number of `entries` it may have: a long one with a fault in every entry would
+    take seconds to refuse.
+
+    Raises:
+        BadReplyError: there is none, or it is not of that kind.
+    """
+    tree = _parsed(_text(metrics, entries))
+    version = tree.get("schema_version")
+    if type(version) is not int or version != _SCHEMA_VERSION:
+        raise BadReplyError(f"manifest has schema_version {show(version)}, this program has {_SCHEMA_VERSION}")
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(_step, first["loc"][:4]))
+        raise BadReplyError(f"manifest {where}: {first['msg']}") from error
+
+
+@only_bad_reply()
+def claimed_site(metrics: Mapping[str, Scalar], classes: Collection[str]) -> str:
+    """The site that a reply or its scores name as their sender; nothing else is checked yet.
+
+    Raises:
+        BadReplyError: no sender can be read.
+    """
+    return read_manifest(metrics, _Sender, 2 * len(classes)).site
+
+
+def check_origin(manifest: Manifest, site: str, round_number: int) -> None:
+    """Check that a manifest comes from the site that was asked, and answers the round it was asked in.
+
+    Raises:
+        BadReplyError: it does not.
+    """
+    if manifest.site != site:
+        raise BadReplyError(f"reply of site {show(manifest.site)}, asked was {show(site)}")
+    if manifest.round_number != round_number:
+        raise BadReplyError(f"reply to round {show(manifest.round_number)}, asked was round {round_number}")
+
+
+def _text(metrics: Mapping[str, Scalar], entries: int) -> str:
+    text = metrics.get(_KEY) if isinstance(metrics, Mapping) else None
+    if type(text) is not str:
+        raise BadReplyError(f"no manifest: metrics[{_KEY!r}] must be a string")
+    limit = _BASE + _ENTRY * entries
+    if len(text) > limit:
+        raise BadReplyError(f"manifest of {len(text)} characters, the limit is {limit}")
+    return text
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise BadReplyError("manifest is nested too deep") from error
+    except BadReplyError:
+        raise
+    except ValueError as error:
+        raise BadReplyError("manifest is not valid JSON") from error
+    if not isinstance(tree, dict):
+        raise BadReplyError("manifest is not a JSON object")
+    return tree
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise BadReplyError(f"manifest has the key {show(name)} twice")
+    return unique
+
+
+def _refuse_constant(token: str) -> NoReturn:
+    raise BadReplyError(f"manifest contains {token}")
+
+
+def _step(name: object) -> str:
+    """A key or an index on the way to a fault, as it stands if it is short and plain."""
+    text = str(name)
+    return text if len(text) <= 40 and text.replace("_", "").isalnum() else show(text)

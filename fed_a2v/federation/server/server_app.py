@@ -1,0 +1,56 @@
+"""Flower's entry point for the server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
+from flwr.serverapp import ServerApp
+from rich.console import Console
+
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.process import is_deployed_server
+from fed_a2v.federation.server.trainer import Run
+
+
+def server_fn(context: Context) -> ServerAppComponents:
+    """Compose the settings from `--run-config "overrides='...' output-dir='...'"`, and start or resume the run.
+
+    Without `output-dir` the run goes to outputs/flwr/RUN_ID under the folder in which the SuperLink was started.
+    """
+    if is_deployed_server():
+        _end_with_parent()
+    settings = compose_settings(str(context.run_config["overrides"]))
+    output = str(context.run_config["output-dir"])
+    folder = Path(output).expanduser() if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
+    run = Run(settings, folder, Console(stderr=True, force_terminal=False))
+    config = ServerConfig(num_rounds=run.rounds_left, round_timeout=settings.federation.round_timeout)
+    # A finished run asks nobody for anything.
+    strategy = run.strategy if run.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
+    return ServerAppComponents(strategy=strategy, config=config)
+
+
+def _end_with_parent(grace: float = 10.0) -> None:
+    """End this process some seconds after the SuperLink's process that started it is gone.
+
+    Flower asks it to end, too, but waits for the threads that wait for the sites: they try to reach the lost SuperLink
+    for ever. The state of the last finished round is on disk; the run goes on from it when it is started again.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch of the SuperLink", daemon=True).start()
+
+
+app = ServerApp(server_fn=server_fn)

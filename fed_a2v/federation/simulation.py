@@ -1,0 +1,94 @@
+"""A federation in one process: Flower's own server and client classes, no network and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.client import Client
+from flwr.common import (
+    DisconnectRes,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    ReconnectIns,
+)
+from flwr.server import Server, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from rich.console import Console
+
+from fed_a2v.callbacks.progress import Output
+from fed_a2v.config.schema import Settings
+from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.memory import return_free_memory
+from fed_a2v.federation.server.trainer import Run
+
+
+class InProcessClient(ClientProxy):
+    """Hands messages to a client in the same process, packed and unpacked as on the wire."""
+
+    def __init__(self, cid: str, client: Client) -> None:
+        super().__init__(cid)
+        self.client = client
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        """See `ClientProxy`."""
+        return self.client.get_properties(ins)
+
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
+        """See `ClientProxy`."""
+        return self.client.get_parameters(ins)
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        """See `ClientProxy`."""
+        reply = self.client.fit(ins)
+        return_free_memory()
+        return reply
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        """See `ClientProxy`."""
+        return self.client.evaluate(ins)
+
+    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        """See `ClientProxy`."""
+        return DisconnectRes(reason="")
+
+
+def run_in_process(
+    settings: Settings,
+    folder: Path,
+    console: Console | None = None,
+    make_client: Callable[[], A2VClient] = lambda: A2VClient({}),
+    output: Output = "full",
+    title: str = "",
+    announce: bool = True,
+) -> dict[str, Any]:
+    """Run or resume an experiment, sites one after the other, and return its results.
+
+    Args:
+        settings: of the experiment.
+        folder: of the run.
+        console: where people read; default standard error.
+        make_client: makes each site's client; another than the default plays sites that misbehave.
+        output: what is shown meanwhile.
+        title: of the run, where there are several.
+        announce: the console is told at the end where results and report are.
+
+    Returns:
+        What `results.json` holds.
+    """
+    with Run(settings, folder, console, output, title, announce) as run:
+        if run.rounds_left:
+            manager = SimpleClientManager()
+            for number in range(max(settings.partition.sites, settings.federation.min_nodes)):
+                manager.register(InProcessClient(f"{number:06d}", make_client().to_client()))
+            server = Server(client_manager=manager, strategy=run.strategy)
+            server.set_max_workers(1)
+            server.fit(run.rounds_left, settings.federation.round_timeout)
+    return run.results

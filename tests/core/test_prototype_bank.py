@@ -1,0 +1,466 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PromptBank, PrototypeRows
+from tests.core.conftest import assert_same_bits, through_a_file
+
+
+def audio(value, groups=2, count=3):
+    means = torch.full((groups, 1, 4), float(value))
+    return AudioPrototypes(means, torch.full((groups,), count), torch.full_like(means, 0.5))
+
+
+def says(name, value, count=6, clip=None, **more):
+    return ClassPrompts(name, count, audio(value, **more), None if clip is None else torch.full((1, 8), float(clip)))
+
+
+def bank_of(**sites):
+    bank = PromptBank()
+    for site, prompts in sites.items():
+        bank.update(site, prompts, f"data of {site}", 1)
+    return bank
+
+
+def of_class(rows, name):
+    return rows.embeddings[rows.labels == rows.names.index(name)]
+
+
+def test_two_sites_that_order_their_classes_differently_do_not_clash():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)], b=[says("cat", 20), says("cow", 30), says("dog", 10)])
+    rows = bank.rows()
+    assert rows.names == ("cat", "cow", "dog")
+    assert of_class(rows, "dog").unique().tolist() == [1, 10]
+    assert of_class(rows, "cat").unique().tolist() == [2, 20]
+    assert of_class(rows, "cow").unique().tolist() == [30]
+
+
+def test_rows_come_in_the_same_order_whoever_answers_first():
+    sites = {"b": [says("dog", 10), says("cat", 20)], "a": [says("cat", 2), says("dog", 1)]}
+    one, other = bank_of(**sites).rows(), bank_of(**dict(reversed(sites.items()))).rows()
+    assert_same_bits(vars(one), vars(other))
+    assert one.embeddings[:, 0, 0].tolist() == [2, 2, 20, 20, 1, 1, 10, 10]
+
+
+def test_rows_are_float32_whatever_came_over_the_wire():
+    prompts = AudioPrototypes(torch.ones(2, 1, 4).half(), torch.tensor([3, 4]), torch.ones(2, 1, 4).half())
+    rows = bank_of(a=[ClassPrompts("dog", 7, prompts)]).rows()
+    assert {rows.embeddings.dtype, rows.counts.dtype, rows.variances.dtype} == {torch.float32}
+    assert rows.labels.dtype == torch.int64
+    assert rows.counts.tolist() == [3, 4]
+
+
+def test_an_empty_bank_has_no_rows():
+    assert PromptBank().rows() is None
+    assert bank_of(a=[]).rows() is None
+
+
+def test_a_site_that_is_silent_still_counts():
+    bank = bank_of(a=[says("dog", 1)], b=[says("cat", 2)])
+    bank.update("a", [says("dog", 3)], "new", 9)
+    assert bank.rows().names == ("cat", "dog")
+
+
+def test_a_reply_replaces_all_that_the_site_said_before():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)])
+    bank.update("a", [says("cow", 3)], "new", 2)
+    assert bank.rows().names == ("cow",)
+
+
+def test_a_site_that_resends_without_audio_keeps_its_prototypes():
+    bank = bank_of(a=[says("dog", 1), says("cat", 2)])
+    bank.update("a", [ClassPrompts("dog", 6, clip=torch.ones(1, 8))], "data of a", 2)
+    assert of_class(bank.rows(), "dog").unique().tolist() == [1]
+    assert bank.mean_outputs("clip", ["dog"])[0].tolist() == [[1.0] * 8]
+
+
+@pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
+def test_a_class_that_comes_without_audio_has_none_where_the_bank_does_not_hold_it(name, data):
+    bank = bank_of(a=[says("dog", 1)])
+    bank.update("a", [ClassPrompts(name, 6)], data, 2)
+    assert bank.rows() is None
+    assert bank.counts() == {name: 6}
+
+
+def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
+    bank = bank_of(a=[says("dog", 1)], b=[says("cat", 2)])
+    bank.update("b", [says("cat", 2)], "data of b", 3)
+    assert bank.expire(4, 3) == []
+    assert bank.expire(5, 3) == ["a"]
+    assert bank.rows().names == ("cat",)
+    assert set(bank.fingerprints) == {"b"}
+
+
+def test_a_site_that_shares_no_class_has_no_age():
+    bank = bank_of(a=[], b=[says("cat", 2)])
+    assert bank.expire(1, 3) == [], "it has just been heard"
+
+
+def test_nobody_is_dropped_where_the_maximum_age_is_zero():
+    bank = bank_of(a=[says("dog", 1)])
+    assert bank.expire(10_000, 0) == []
+    assert len(bank.rows()) == 2
+
+
+def test_counts_are_summed_over_the_sites_by_name():
+    bank = bank_of(a=[says("dog", 1, count=5), says("cat", 2, count=1)], b=[says("dog", 3, count=7)])
+    assert list(bank.counts().items()) == [("cat", 1), ("dog", 12)]
+
+
+def test_mean_outputs_weigh_every_clip_alike_and_skip_who_sent_none():
+    bank = bank_of(a=[says("dog", 1, count=30, clip=1)], b=[says("dog", 1, count=10, clip=5), says("cat", 1)])
+    dog, cat, cow = bank.mean_outputs("clip", ["dog", "cat", "cow"])
+    assert dog.unique().tolist() == [2.0]
+    assert cat is None
+    assert cow is None
+
+
+def test_the_bank_comes_back_from_a_file_bit_for_bit():
+    bank = bank_of(
+        a=[says("dog", 1, clip=2), says("cat", 2)], b=[ClassPrompts("dog", 3, audio(4), t5=torch.ones(3, 2))]
+    )
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert_same_bits(back.state_dict(), bank.state_dict())
+    assert_same_bits(vars(back.rows()), vars(bank.rows()))
+    bank.hold_out(0.5)
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert values(back.held_out_rows()) == values(bank.held_out_rows()) != []
+    back.update("a", [ClassPrompts("dog", 6)], "data of a", 2)
+    assert back.expire(4, 2) == ["b"]
+
+
+# Splitting
+
+
+def rows_with(counts):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    embeddings = torch.arange(float(len(labels))).view(-1, 1, 1)
+    names = tuple(f"{k}" for k in range(len(counts)))
+    return PrototypeRows(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.just(0.0) | st.floats(0.01, 0.9))
+def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts, share):
+    rows = rows_with(counts)
+    kept, held = rows.split(share)
+    both = torch.cat([kept.embeddings, held.embeddings]).flatten().sort().values
+    assert torch.equal(both, rows.embeddings.flatten())
+    assert kept.labels.unique().tolist() == list(range(len(counts)))
+    assert kept.names == held.names == rows.names
+    for part in (kept, held):
+        assert torch.equal(part.labels, rows.labels[part.embeddings.flatten().long()])
+
+
+def test_a_share_is_held_out_and_one_row_at_least_from_three_up():
+    _, held = rows_with([8, 1, 2, 3, 16]).split(0.125)
+    assert held.labels.tolist() == [0, 3, 4, 4]
+    assert held.embeddings.flatten().tolist() == [4, 12, 18, 26], "the middle ones"
+
+
+def test_nothing_is_held_out_for_a_share_of_zero():
+    kept, held = rows_with([8, 2]).split(0.0)
+    assert len(held) == 0
+    assert len(kept) == 10
+
+
+def test_the_same_rows_are_held_out_every_time():
+    rows = rows_with([8, 9, 24])
+    assert_same_bits(vars(rows.split(0.25)[1]), vars(rows.split(0.25)[1]))
+
+
+# Holding out
+
+
+def numbered(name, first, groups, count=3):
+    """A class whose prototypes are the numbers from `first` on."""
+    means = torch.arange(float(first), first + groups).view(-1, 1, 1).repeat(1, 1, 4)
+    return ClassPrompts(
+        name, groups * count, AudioPrototypes(means, torch.full((groups,), count), torch.zeros_like(means))
+    )
+
+
+def values(rows):
+    return [] if rows is None else rows.embeddings[:, 0, 0].tolist()
+
+
+def test_every_site_gives_the_middle_one_of_its_eight_prototypes():
+    bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)], b=[numbered("dog", 10, 8)])
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [54, 4, 14]
+    assert len(bank.training_rows()) == 21
+    assert bank.held_out_rows().names == bank.training_rows().names == ("cat", "dog")
+    assert sorted(values(bank.training_rows()) + values(bank.held_out_rows())) == sorted(values(bank.rows()))
+
+
+@pytest.mark.parametrize(
+    ("groups", "held"), [([1, 1], []), ([3], [1]), ([2], []), ([1, 1, 1], [20]), ([2, 2], [11]), ([5, 3], [2])]
+)
+def test_a_class_gives_one_from_three_prototypes_over_all_sites_up(groups, held):
+    bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, number)] for k, number in enumerate(groups)})
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == held
+
+
+def test_nothing_is_held_out_before_that_is_decided_nor_for_a_share_of_zero():
+    bank = bank_of(a=[numbered("dog", 0, 8)])
+    assert values(bank.held_out_rows()) == []
+    bank.hold_out(0.0)
+    bank.hold_out(0.5)
+    assert values(bank.held_out_rows()) == [], "what was decided stays"
+    assert len(bank.training_rows()) == 8
+
+
+def test_what_is_held_out_does_not_depend_on_who_answers_first():
+    sites = {"c": [numbered("dog", 20, 3)], "a": [numbered("dog", 0, 1)], "b": [numbered("dog", 10, 4)]}
+    one, other = bank_of(**sites), bank_of(**dict(reversed(sites.items())))
+    for bank in (one, other):
+        bank.hold_out(0.25)
+    assert values(one.held_out_rows()) == values(other.held_out_rows()) == [12, 21]
+
+
+def test_at_most_so_many_are_held_out():
+    bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, 8)] for k in range(9)})
+    bank.hold_out(0.125, most=2)
+    assert values(bank.held_out_rows()) == [4, 14]
+
+
+def test_a_site_that_has_changed_another_class_keeps_what_was_decided():
+    bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)])
+    bank.hold_out(0.125)
+    bank.update("a", [numbered("dog", 0, 8), numbered("cat", 70, 16)], "new", 2)
+    bank.hold_out(0.5)
+    assert values(bank.held_out_rows()) == [71, 73, 75, 77, 79, 81, 83, 85, 4]
+
+
+def test_a_class_of_which_only_held_out_prototypes_are_left_goes_over_to_training():
+    bank = bank_of(a=[numbered("dog", 0, 1)], b=[numbered("dog", 10, 1)])
+    bank.update("c", [numbered("dog", 20, 1)], "data of c", 5)
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [20]
+    bank.expire(6, 2)
+    bank.hold_out(0.125)
+    assert (values(bank.held_out_rows()), values(bank.training_rows())) == ([], [20])
+    bank.update("d", [numbered("dog", 30, 2)], "data of d", 6)
+    bank.hold_out(0.125)
+    assert values(bank.held_out_rows()) == [31], "never one that was trained on"
+
+
+SENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["dog", "cat"]), st.integers(1, 5))
+
+
+@given(st.lists(st.lists(SENT, max_size=3), min_size=1, max_size=5), st.sampled_from([0.125, 0.34, 0.8]))
+def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
+    bank, trained_on, first = PromptBank(), set(), 0
+    for number, sent in enumerate(rounds):
+        for site, name, groups in sent:
+            bank.update(site, [numbered(name, first, groups)], f"{first}", number)
+            first += 10
+        bank.expire(number, 1)
+        bank.hold_out(share)
+        bank = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+        trained_on |= set(values(bank.training_rows()))
+        assert trained_on.isdisjoint(values(bank.held_out_rows()))
+        if bank.rows() is not None:
+            assert set(bank.training_rows().labels.tolist()) == set(range(len(bank.rows().names)))
+
+
+# Nobody owns a class
+
+
+def liar_and_honest(claim, share):
+    """Four honest sites say 1.0, one that claims `claim` clips says 0.0, all of one class."""
+    bank = PromptBank(max_site_share=share)
+    for number in range(4):
+        bank.update(f"site-{number}", [says("dog", 1.0, clip=1.0)], "mark", 1)
+    bank.update("liar", [says("dog", 0.0, count=claim, clip=0.0)], "mark", 1)
+    return bank
+
+
+@given(claim=st.integers(1000, 10**9), share=st.floats(0.2, 0.9))
+def test_a_site_that_claims_many_clips_counts_for_no_more_than_its_share(claim, share):
+    bank = liar_and_honest(claim, share)
+    clips = bank.clips()
+    assert clips["liar", "dog"] <= share * sum(clips.values()) * (1 + 1e-9)
+    assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) >= (1 - share) * (1 - 1e-5)
+    rows = bank.rows()
+    of_liar = rows.embeddings[:, 0, 0] == 0
+    # It claims more clips than stand behind its prototypes: these count as they came, scaled down likewise.
+    assert rows.counts[of_liar].sum() <= share / (1 - share) * rows.counts[~of_liar].sum() * (1 + 1e-5)
+
+
+def test_without_a_cap_clips_are_what_the_sites_say():
+    bank = liar_and_honest(10**9, 1.0)
+    assert bank.clips()["liar", "dog"] == 10**9
+    assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) < 1e-6
+
+
+def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
+    bank = PromptBank(max_site_share=0.5)
+    bank.update("a", [says("cat", 1.0, count=10)], "mark", 1)
+    bank.update("b", [says("cow", 1.0, count=10)], "mark", 1)
+    bank.update("liar", [says("dog", 1.0, count=10**9)], "mark", 1)
+    assert bank.clips() == {("a", "cat"): 10, ("b", "cow"): 10, ("liar", "dog"): 20}
+
+
+def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
+    bank = PromptBank(max_site_share=0.5)
+    bank.update("even", [says("cat", 1.0, count=10), says("cow", 1.0, count=10)], "mark", 1)
+    bank.update("odd", [says("cat", 1.0, count=10), says("dog", 1.0, count=10)], "mark", 1)
+    assert bank.capped() == {}
+    bank.update("odd", [says("cat", 1.0, count=12), says("dog", 1.0, count=8)], "mark", 1)
+    assert bank.capped() == {"odd": ["cat"]}
+    bank.update("large", [says("sea", 1.0, count=200), says("dog", 1.0, count=8)], "mark", 1)
+    assert bank.capped() == {"large": ["dog", "sea"], "odd": ["cat", "dog"]}
+    assert PromptBank.from_state_dict(bank.state_dict()).capped() == {}, "without a cap"
+
+
+def test_moments_are_those_of_the_clips_behind_the_prototypes():
+    random = torch.Generator().manual_seed(0)
+    groups = [torch.randn(size, 1, 4, generator=random).double() + size for size in (3, 5, 9, 4)]
+    bank = PromptBank()
+    for number, pair in enumerate((groups[:2], groups[2:])):
+        audio = AudioPrototypes(
+            torch.stack([group.mean(dim=0) for group in pair]),
+            torch.tensor([len(group) for group in pair]),
+            torch.stack([group.var(dim=0, correction=0) for group in pair]),
+        )
+        bank.update(f"site-{number}", [ClassPrompts("dog", sum(map(len, pair)), audio)], "mark", 1)
+    clips = torch.cat(groups)[:, 0]
+    mean, variance = bank.moments()
+    torch.testing.assert_close(mean, clips.mean(dim=0))
+    torch.testing.assert_close(variance, clips.var(dim=0, correction=0))
+    assert PromptBank().moments() is None
+
+
+# Very many sites
+
+
+def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
+    bank = PromptBank()
+    for number in range(20):
+        bank.update(f"site-{number:02d}", [says("dog", number, groups=3), says("cat", -number, groups=1)], "mark", 1)
+    everything = bank.rows()
+    drawn = bank.training_rows(30, torch.Generator().manual_seed(1))
+    assert len(of_class(drawn, "dog")) == 30
+    assert torch.equal(of_class(drawn, "cat"), of_class(everything, "cat")), "no more than 30: all of them"
+    values = of_class(drawn, "dog")[:, 0, 0]
+    assert values.unique().numel() > 10
+    assert torch.equal(values, values.sort().values), "sites stay in order"
+    assert_same_bits(vars(bank.training_rows(30, torch.Generator().manual_seed(1))), vars(drawn))
+    other = of_class(bank.training_rows(30, torch.Generator().manual_seed(2)), "dog")[:, 0, 0]
+    assert not torch.equal(other, values)
+    assert_same_bits(vars(bank.training_rows(1000, torch.Generator())), vars(everything))
+
+
+# Sites that the others contradict, and sites that send very much
+
+
+def at(name, value, count=6):
+    """Prototypes of a class that lie at a place."""
+    means = torch.full((2, 1, 4), float(value))
+    return ClassPrompts(name, count, AudioPrototypes(means, torch.full((2,), 3), torch.zeros_like(means)))
+
+
+def honest_sites(number=3, classes=2, off=0.1):
+    """Sites that agree, but for a little, about classes that lie 10 apart."""
+    return {
+        f"s{site}": [at(f"class {label}", 10 * label + off * site, count=6) for label in range(classes)]
+        for site in range(number)
+    }
+
+
+def test_labels_that_one_site_has_swapped_are_left_out_of_all_that_is_made_of_the_bank():
+    honest, swapped = honest_sites(), [at("class 0", 10, count=10**9), at("class 1", 0, count=10**9)]
+    bank, without = bank_of(**honest, x=swapped), bank_of(**honest)
+    bank.max_site_share = without.max_site_share = 0.4
+    bank.contradict()
+    assert bank.contradicted == {("x", "class 0"), ("x", "class 1")}
+    assert_same_bits(vars(bank.rows()), vars(without.rows()))
+    assert [moment.tolist() for moment in bank.moments()] == [moment.tolist() for moment in without.moments()]
+    bank.hold_out(0.5)
+    without.hold_out(0.5)
+    assert_same_bits(vars(bank.held_out_rows()), vars(without.held_out_rows()))
+    assert_same_bits(vars(bank.training_rows()), vars(without.training_rows()))
+
+
+def test_mean_outputs_of_a_contradicted_class_do_not_count():
+    said = {site: [replace(prompt, clip=torch.ones(1, 8)) for prompt in of] for site, of in honest_sites().items()}
+    bank = bank_of(**said, x=[replace(at("class 0", 10), clip=torch.full((1, 8), 99.0)), at("class 1", 10)])
+    bank.contradict()
+    assert bank.contradicted == {("x", "class 0")}
+    assert bank.mean_outputs("clip", ["class 0"])[0].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("value", "contradicted"),
+    [(0.0, False), (4.0, False), (6.0, False), (6.5, False), (7.0, True), (10.0, True), (1e3, False)],
+)
+def test_a_class_is_contradicted_where_anothers_median_is_twice_as_near(value, contradicted):
+    """The medians lie at 0 and 10: the distances are value and 10 - value."""
+    bank = bank_of(**honest_sites(5, off=0.0), x=[at("class 0", value)])
+    bank.contradict()
+    assert bank.contradicted == ({("x", "class 0")} if contradicted else set())
+
+
+def test_two_sites_that_disagree_are_both_believed():
+    bank = bank_of(a=[at("class 0", 0), at("class 1", 10)], b=[at("class 0", 10), at("class 1", 0)])
+    bank.contradict()
+    assert bank.contradicted == frozenset()
+    assert len(bank.rows()) == 8
+
+
+@pytest.mark.parametrize(("classes", "all_left_out"), [(8, True), (7, False)])
+def test_a_site_that_has_none_of_many_classes_near_their_medians_is_left_out_whole(classes, all_left_out):
+    # Between two medians, a little nearer to the wrong one: of no class alone could it be said.
+    swapped = [at(f"class {label}", 10 * label + (5.5 if label < classes - 1 else -5.5)) for label in range(classes)]
+    bank = bank_of(**honest_sites(4, classes), x=[*swapped, at("only here", 500)])
+    bank.contradict()
+    assert bank.contradicted == (
+        {("x", prompt.name) for prompt in [*swapped, at("only here", 0)]} if all_left_out else set()
+    )
+
+
+def test_what_is_contradicted_survives_a_file():
+    bank = bank_of(**honest_sites(), x=[at("class 0", 10), at("class 1", 0)])
+    bank.contradict()
+    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    assert back.contradicted == bank.contradicted
+    assert_same_bits(vars(back.rows()), vars(bank.rows()))
+
+
+def flooded(many, share=0.5, others=2):
+    bank = PromptBank(max_site_share=share)
+    for number in range(others):
+        bank.update(f"site-{number}", [says("dog", number, groups=1, count=3)], "mark", 1)
+    means = torch.full((many, 1, 4), 100.0)
+    audio = AudioPrototypes(means, torch.ones(many, dtype=torch.int64), torch.zeros_like(means))
+    bank.update("x", [ClassPrompts("dog", many, audio)], "mark", 1)
+    return bank
+
+
+@pytest.mark.parametrize("per_class", [0, 30, 128], ids=["all", "thirty", "more than there are"])
+@pytest.mark.parametrize("many", [6, 100, 5000])
+def test_no_site_has_more_than_its_share_of_the_rows_of_a_class_that_three_have(many, per_class):
+    rows = flooded(many).training_rows(per_class, torch.Generator().manual_seed(0))
+    values = rows.embeddings[:, 0, 0]
+    assert {0.0, 1.0, 100.0} == set(values.tolist())
+    assert float((values == 100).float().mean()) <= 0.5
+    assert per_class == 0 or len(rows) <= 2 * per_class
+
+
+def test_rows_that_come_several_times_share_the_clips_behind_them():
+    bank = flooded(100)
+    rows, everything = bank.training_rows(), bank.rows()
+    for value in (0, 1, 100):
+        counts = (float(each.counts[each.embeddings[:, 0, 0] == value].sum()) for each in (rows, everything))
+        assert next(counts) == pytest.approx(next(counts))
+
+
+@pytest.mark.parametrize(
+    "bank", [flooded(2), flooded(100, others=1), flooded(100, share=1.0)], ids=["within", "two sites", "no limit"]
+)
+def test_rows_within_the_share_come_once_and_as_they_are(bank):
+    assert_same_bits(vars(bank.training_rows()), vars(bank.rows()))

@@ -1,0 +1,89 @@
+"""What the scores of some sites say of all: hand-computed."""
+
+import pytest
+
+from fed_a2v.core.prototype_bank import PromptBank
+from fed_a2v.federation.protocol import ClassScores, Scores, SideScores
+from fed_a2v.federation.server.evaluation import Coverage, class_figures, round_figures, t5_is_far_behind
+
+TOLD = {"a": {"dog": 10, "rain": 6}, "b": {"dog": 4}, "c": {"siren": 12}}
+
+
+def scores(t5=None, **clips):
+    """Scores of so many clips of each class, half of them right; `t5` is (right, cosine, loss)."""
+    side = t5 and SideScores(right_at_1=t5[0], cosine=t5[1], loss=t5[2])
+    each = {
+        name: ClassScores(clips=n, right_at_1=n // 2, right_at_5=n, cosine=0.6 * n, loss=2.0 * n, t5=side)
+        for name, n in clips.items()
+    }
+    return Scores(each)
+
+
+def test_sites_that_have_failed_are_counted_with_the_test_clips_that_they_said_they_have():
+    coverage = Coverage(["a"], {"a", "b", "c"}, TOLD)
+    assert coverage.figures == {
+        "test_clips_total": 32,
+        "sites_evaluated": 1,
+        "sites_total": 3,
+        "not_evaluated": ["b", "c"],
+    }
+    figures = round_figures({"after": scores(dog=10, rain=6)}, coverage, 3)
+    assert figures["per_class"] == {"dog": 0.5, "rain": 0.5, "siren": None}
+
+
+@pytest.mark.parametrize(
+    ("coverage", "sites"),
+    [
+        (Coverage(["a"], {"a", "b", "c", "d"}, TOLD), 4),  # d has never said how many it has
+        (Coverage(["a", "b", "c"], {"a", "b", "c"}, TOLD, nameless=2), 5),
+    ],
+)
+def test_of_sites_never_heard_from_the_number_of_clips_is_not_guessed(coverage, sites):
+    assert coverage.figures["test_clips_total"] is None
+    assert coverage.figures["sites_total"] == sites
+    figures = class_figures({"after": scores(dog=10)}, PromptBank(), 1, coverage)["classes"]
+    assert {name: each["test_clips_total"] for name, each in figures.items()} == dict.fromkeys(("dog", "rain", "siren"))
+
+
+def test_a_class_whose_sites_have_failed_is_listed_with_the_clips_that_were_not_scored():
+    coverage = Coverage(["b"], {"a", "b", "c"}, TOLD)
+    figures = class_figures({"after": scores(dog=4)}, PromptBank(), 1, coverage)["classes"]
+    assert {name: (each["test_clips"], each["test_clips_total"]) for name, each in figures.items()} == {
+        "dog": (4, 14),
+        "rain": (0, 6),
+        "siren": (0, 12),
+    }
+    assert (figures["dog"]["accuracy"], figures["siren"]["accuracy"]) == (0.5, None)
+
+
+def test_t5_has_figures_where_it_is_scored_and_only_there():
+    coverage = Coverage(["a"], {"a"}, {"a": {"dog": 8, "rain": 8}})
+    row = round_figures({"after": scores((4, 2.0, 24.0), dog=8, rain=8)}, coverage, 50)
+    assert {name: value for name, value in row.items() if name.startswith("t5/")} == {
+        "t5/accuracy": 0.5,
+        "t5/cosine": 0.25,
+        "t5/loss": 3.0,
+        "t5/far_behind": True,  # 0.25 is less than half of 0.6
+    }
+    by_class = class_figures({"after": scores((4, 2.0, 24.0), dog=8)}, PromptBank(), 1, coverage)["classes"]
+    assert (by_class["dog"]["t5/accuracy"], by_class["dog"]["t5/cosine"]) == (0.5, 0.25)
+    assert (by_class["rain"]["t5/accuracy"], by_class["rain"]["t5/cosine"]) == (None, None)
+    plain = round_figures({"after": scores(dog=8)}, coverage, 50)
+    assert not [name for name in plain if name.startswith("t5/")]
+    assert "t5/accuracy" not in class_figures({"after": scores(dog=8)}, PromptBank(), 1, coverage)["classes"]["dog"]
+
+
+@pytest.mark.parametrize(
+    ("right", "cosine", "clip_right", "behind"),
+    [
+        (50, 30.0, 50, False),  # 0.30 of a cosine of 0.60
+        (50, 29.0, 50, True),
+        (16, 60.0, 50, True),  # among ten classes 0.16 of 100 clips is within two standard errors of chance
+        (17, 60.0, 50, False),
+        (10, 0.0, 16, False),  # CLIP has learned nothing either
+    ],
+)
+def test_t5_is_far_behind_where_it_is_at_chance_or_at_less_than_half_of_clips_cosine(right, cosine, clip_right, behind):
+    side = SideScores(right_at_1=right, cosine=cosine, loss=0.0)
+    of_dogs = ClassScores(clips=100, right_at_1=clip_right, right_at_5=100, cosine=60.0, loss=0.0, t5=side)
+    assert t5_is_far_behind(Scores({"dog": of_dogs}), candidates=10) == behind
