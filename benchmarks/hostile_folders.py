@@ -32,7 +32,7 @@ from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.simulation import run_in_process
-from fed_a2v.runs import checkpoint
+from fed_a2v.storage.torch_files import content_digest
 
 # Folders that one watched process is given.
 BATCH = 50
@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:
 
 def _digest(value: Any) -> str:
     try:
-        return checkpoint._digest(value)
+        return content_digest(value)
     except Exception:  # what cannot be hashed here will not be loaded there
         return "unknown"
 

@@ -39,8 +39,9 @@ from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import UserError
 from fed_a2v.federation.server.step_factory import make_step, model_bytes
-from fed_a2v.runs.checkpoint import CheckpointError, load_state, read_state, tensor_bytes
+from fed_a2v.runs.checkpoint import load_state, read_state
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -194,12 +195,12 @@ class LoadedRun:
         self.classes = self.targets.names
         try:
             self.round = int(state["round"])
-            self._state = state["strategy"]
-            tokens, width = self._state["audio_shape"]
+            self._components = state["components"]
+            tokens, width = self._components["strategy"]["audio_shape"]
             if not trust_code:
                 self._check_size((tokens, width))
             self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (tokens, width))
-            self.step.load_state_dict(self._state["step"])
+            self.step.load_state_dict(self._components)
         except UserError:
             raise
         except Exception as error:  # whatever a state that was put together by others makes of torch
@@ -209,7 +210,7 @@ class LoadedRun:
 
     def _check_size(self, audio_shape: tuple[int, int]) -> None:
         """A few digits of text can ask for more memory than there is; a state holds what its settings ask for."""
-        asked, held = model_bytes(self.settings, self.targets, audio_shape), tensor_bytes(self._state)
+        asked, held = model_bytes(self.settings, self.targets, audio_shape), tensor_bytes(self._components)
         if asked > held:
             raise CheckpointError(
                 f"the settings of {self.folder.path} describe {asked / 1e6:.1f} MB of adapters and generator, and its "
@@ -313,9 +314,9 @@ class LoadedRun:
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
             embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
         if not embedded:
-            return torch.empty(0, *self._state["audio_shape"], device=self.device)
+            return torch.empty(0, *self._components["strategy"]["audio_shape"], device=self.device)
         embeddings = torch.cat(embedded).to(self.device)
-        return square_roots(embeddings) if self._state["square_root"] else embeddings
+        return square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor) -> Prompts:

@@ -24,8 +24,9 @@ from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import RunError, mono
-from fed_a2v.runs.checkpoint import CheckpointError, load_state, save_state
+from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.storage.torch_files import CheckpointError
 from fed_a2v.storage.untrusted import ForeignFileError
 from tests.refusals import refused
 
@@ -215,7 +216,7 @@ def test_settings_cannot_ask_for_more_memory_than_the_state_fills(own, section, 
 
 def test_a_tensor_that_repeats_a_number_without_end_is_refused(own):
     content = torch.load(own / "checkpoints" / "state_round_000002.pt", weights_only=True)
-    content["strategy"]["step"]["adapters"] = {"audio_mean": torch.zeros(1).expand(10**12)}
+    content["components"]["adapters"] = {"audio_mean": torch.zeros(1).expand(10**12)}
     torch.save(content, own / "checkpoints" / "state_round_000002.pt")
     assert load_run(own).round == 1
 
@@ -225,8 +226,8 @@ def test_a_tensor_that_repeats_a_number_without_end_is_refused(own):
     [
         lambda state: state.pop("strategy"),
         lambda state: state["strategy"].update(audio_shape="wide"),
-        lambda state: state["strategy"]["step"].pop("bank"),
-        lambda state: state["strategy"]["step"].update(adapters={"x": torch.zeros(2)}),
+        lambda state: state["components"].pop("bank"),
+        lambda state: state["components"].update(adapters={"x": torch.zeros(2)}),
         lambda state: state.update(round="one"),
     ],
     ids=["no strategy", "no shape", "no bank", "other weights", "no round"],
@@ -320,7 +321,7 @@ def test_a_sound_with_values_that_no_training_clip_had_gives_numbers(folder, wav
     run = load_run(folder)
     plain = run.embed(wav)
     assert plain.min() < 0
-    run._state["square_root"] = True  # as if no training clip had a negative value
+    run._components["strategy"]["square_root"] = True  # as if no training clip had a negative value
     torch.testing.assert_close(run.embed(wav), plain.sign() * plain.abs().sqrt())
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.storage.plain_text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger("fed_a2v")
 
 MARKERS = "osD^v<>pPX*h"
 # More classes than this are told apart by the names in the picture alone.
@@ -56,3 +60,17 @@ def _drawn(found: EmbeddingMap) -> Figure:
     panel.set_ylabel(f"axis 2{shares[1]}")
     panel.set_title("Embeddings: filled real, hollow synthetic", fontsize="medium")
     return figure
+
+
+def map_pixels(found: EmbeddingMap, level: int = logging.WARNING) -> NDArray[np.uint8] | None:
+    """The picture as (H, W, 3); None without matplotlib, which is logged at `level`."""
+    try:
+        figure = map_figure(found)
+    except ImportError:
+        log.log(level, "No picture of the embeddings without matplotlib: pip install 'fed-a2v[plots]'")
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,105 +1,43 @@
-"""Pictures while a run goes on: what the global adapters, and each site's, make of the classes."""
+"""Draws pictures while a run goes on."""
 
 from __future__ import annotations
 
-import shutil
-from functools import cached_property
-from pathlib import Path
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.images.gallery import Column, Subject, draw_gallery, read_gallery, safe_name
-from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model, warn_of_anchors
-from fed_a2v.images.subjects import of_classes
 
-GLOBAL = "global"
+if TYPE_CHECKING:
+    from fed_a2v.images.training import TrainingPictures
+
+log = logging.getLogger("fed_a2v")
 
 
-class TrainingPictures:
-    """Draws pictures into a run's folder every so many rounds: `images/round_N/`.
+class TrainingImages(Callback):
+    """Draws `images/round_N/` every `generate_global_images_frequency` and `generate_nodes_images_frequency` rounds."""
 
-    The global adapters are given what the bank has of each class. Of a site its mean adapter outputs are drawn, which
-    the sites send for that.
-
-    Args:
-        settings: of the experiment; one of the two frequencies is not 0.
-        run: the run's folder.
-
-    Raises:
-        ModelError: the image model is not there. Its weights are loaded when they are first needed.
-    """
-
-    def __init__(self, settings: Settings, run: Path) -> None:
-        self.settings = settings
-        self.run = run
-        check_available(settings.images)
-        warn_of_anchors(settings.targets)
-
-    @cached_property
-    def model(self) -> ImageModel:
-        """The image model."""
-        return load_image_model(self.settings.images)
-
-    def due(self, round_number: int) -> bool:
-        """Whether pictures are to be drawn in a round."""
-        settings = self.settings
-        return any(
-            _is_due(frequency, round_number)
-            for frequency in (settings.generate_global_images_frequency, settings.generate_nodes_images_frequency)
-        )
-
-    @torch.no_grad()
-    def draw(self, round_number: int, step: ServerStep) -> dict[str, Path]:
-        """Draw the pictures of a round.
-
-        Returns:
-            The files by "images/COLUMN/CLASS".
+    def on_run_start(self, run: RunContext) -> None:
+        """Check that the image model is there; its weights are loaded when they are first needed.
 
         Raises:
-            ModelError: the model does not take the adapters' prompts.
-            OSError: the folder cannot be written.
+            ModelError: it is not.
         """
-        names = step.prompts.names
-        columns: list[Column] = []
-        if _is_due(self.settings.generate_global_images_frequency, round_number):
-            known = of_classes(step, names)
-            rows = [names.index(subject.name) for subject in known.subjects]
-            if rows:
-                columns.append(Column(GLOBAL, "Global adapters", rows, step.adapters(known.embeddings)))
-        if _is_due(self.settings.generate_nodes_images_frequency, round_number):
-            columns += _columns_of_sites(round_number, step)
-        folder = self.run / "images" / f"round_{round_number}"
-        for old in (folder, *folder.parent.glob(".*.tmp")):  # of a round that was stopped, and is done again
-            shutil.rmtree(old, ignore_errors=True)
-        facts = {"run": self.run.name, "round": round_number, "classes": names}
-        draw_gallery(folder, self.model, [Subject(name, name) for name in names], columns, facts)
-        return {
-            f"images/{column}/{subject['name']}": folder / file
-            for subject in read_gallery(folder)["subjects"]
-            for column, file in subject["pictures"].items()
-        }
+        self.run = run
+        self.pictures: TrainingPictures | None = None
+        settings = run.settings
+        if settings.generate_global_images_frequency or settings.generate_nodes_images_frequency:
+            from fed_a2v.images.training import TrainingPictures  # seconds, which other runs need not wait
 
+            self.pictures = TrainingPictures(settings, run.folder)
 
-def _columns_of_sites(round_number: int, step: ServerStep) -> list[Column]:
-    """The mean adapter outputs that each site has sent in this round."""
-    names = step.prompts.names
-    columns = []
-    for site, classes in sorted(step.bank.entries.items()):
-        sent = [
-            entry.prompts
-            for entry in classes.values()
-            if entry.last_heard == round_number and entry.prompts.clip is not None
-        ]
-        if sent:
-            t5 = [prompt.t5.float() for prompt in sent if prompt.t5 is not None]
-            clip = [prompt.clip.float() for prompt in sent if prompt.clip is not None]
-            prompts = Prompts(torch.stack(clip), torch.stack(t5) if t5 else None)
-            columns.append(Column(safe_name(site), site, [names.index(prompt.name) for prompt in sent], prompts))
-    return columns
-
-
-def _is_due(frequency: int, round_number: int) -> bool:
-    return frequency > 0 and round_number % frequency == 0
+    def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
+        """Draw the pictures that are due; a failure, e.g. too little memory, is logged and tried again when due."""
+        if self.pictures is None or not self.pictures.due(round_number):
+            return
+        self.run.announce_phase(round_number, "pictures")
+        try:
+            self.pictures.draw(round_number, step)
+        except (ValueError, RuntimeError, OSError) as error:
+            log.warning("No pictures of round %d: %s", round_number, error)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,18 +18,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.runs.logs import ConsoleHandler
+from fed_a2v.runs.output import Output
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_words, scored_on
 from fed_a2v.runs.table import seconds
 from fed_a2v.storage.files import plain
 
 logger = logging.getLogger("fed_a2v")
-
-# full: live in a terminal, lines elsewhere; quiet: nothing; json: the rows on standard output.
-Output = Literal["full", "quiet", "json"]
-
-# Set by `fed-a2v train --quiet` and `--json`; the processes of a parallel sweep inherit it.
-OUTPUT_VARIABLE = "FED_A2V_OUTPUT"
 
 TAIL = 5  # log lines in the live view
 PHASES = ("sites", "server", "evaluate")  # of a round, in their order
@@ -38,10 +33,25 @@ SPARKS, PLAIN_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 MOST_SPARKS = 40  # rounds in the sparkline
 
 
-def wanted_output() -> Output:
-    """What the user wants to see."""
-    wanted = os.environ.get(OUTPUT_VARIABLE)
-    return "quiet" if wanted == "quiet" else "json" if wanted == "json" else "full"
+class Progress(Callback):
+    """Shows the rounds to a person: the view that fits the console and what is wanted."""
+
+    def on_run_start(self, run: RunContext) -> None:
+        """Start showing."""
+        self.view = progress_view(run.settings.rounds, run.console, run.rounds_done, run.output, run.title)
+        self.view.__enter__()
+
+    def on_phase(self, round_number: int, phase: str) -> None:
+        """Show the phase."""
+        self.view.phase(round_number, phase)
+
+    def on_round_end(self, metrics: Mapping[str, Any]) -> None:
+        """Show the round."""
+        self.view.round_done(metrics)
+
+    def on_run_end(self, results: Mapping[str, Any] | None) -> None:
+        """Stop showing."""
+        self.view.__exit__(None, None, None)
 
 
 class ProgressView(Protocol):

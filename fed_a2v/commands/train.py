@@ -44,7 +44,7 @@ VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--co
 
 def run(words: list[str]) -> None:
     """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
-    from fed_a2v.callbacks.progress import OUTPUT_VARIABLE
+    from fed_a2v.runs.output import OUTPUT_VARIABLE
 
     words, guide = take_guide(words)
     words, wanted = _take_output(words)
@@ -95,8 +95,9 @@ def run(words: list[str]) -> None:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; its value, for sweepers, is the final accuracy, on validation clips if any."""
-    from fed_a2v.callbacks.progress import result_line, wanted_output
+    from fed_a2v.callbacks.progress import result_line
     from fed_a2v.federation.simulation import run_in_process
+    from fed_a2v.runs.output import wanted_output
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.sweep import run_job
     from fed_a2v.runs.table import rounds_table

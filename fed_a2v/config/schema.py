@@ -565,6 +565,19 @@ class TrackingSettings(Section):
     tensorboard: bool = Field(description="event files in the run's folder; needs fed-a2v[tensorboard]")
 
 
+class CallbackSettings(BaseModel):
+    """A callback; further keys are arguments of its class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    target: str = Field(alias="_target_", description="import path of a subclass of fed_a2v.callbacks.base.Callback")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the class, as the configuration gives them."""
+        return dict(self.model_extra or {})
+
+
 class Settings(Section):
     """One experiment."""
 
@@ -605,6 +618,9 @@ class Settings(Section):
     images: ImageSettings
     wandb: WandbSettings
     tracking: TrackingSettings
+    callbacks: dict[str, CallbackSettings | None] = Field(
+        description="side effects of the run by name, called in this order; null leaves one out"
+    )
 
     @property
     def needs_weights(self) -> bool:

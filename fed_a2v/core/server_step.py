@@ -364,31 +364,34 @@ class ServerStep:
             self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next round depends on."""
+        """By component, all that the next round depends on."""
         return {
             "adapters": self.adapters.state_dict(),
             "generator": None if self.generator is None else self.generator.checkpoint(),
             "bank": self.bank.state_dict(),
-            "finetuned_rounds": self.finetuned_rounds,
-            "remembered": list(self.remembered),
-            "calibration": self.calibration,
-            "calibrated_on": list(self._calibrated_on),
-            "said_nothing_held_out": self._said_nothing_held_out,
+            "server_step": {
+                "finetuned_rounds": self.finetuned_rounds,
+                "remembered": list(self.remembered),
+                "calibration": self.calibration,
+                "calibrated_on": list(self._calibrated_on),
+                "said_nothing_held_out": self._said_nothing_held_out,
+            },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, components: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self.adapters.load_state_dict(state["adapters"])
+        self.adapters.load_state_dict(components["adapters"])
         if self.generator is not None:
-            self.generator.load_checkpoint(state["generator"])
+            self.generator.load_checkpoint(components["generator"])
         self.bank = PromptBank.from_state_dict(
-            state["bank"], self.settings.half_precision_bank, self.settings.max_site_share
+            components["bank"], self.settings.half_precision_bank, self.settings.max_site_share
         )
-        self.finetuned_rounds = state["finetuned_rounds"]
-        self.remembered = tuple(state["remembered"])
-        self.calibration = state["calibration"]
-        self._calibrated_on = tuple(state["calibrated_on"])
-        self._said_nothing_held_out = state["said_nothing_held_out"]
+        own = components["server_step"]
+        self.finetuned_rounds = own["finetuned_rounds"]
+        self.remembered = tuple(own["remembered"])
+        self.calibration = own["calibration"]
+        self._calibrated_on = tuple(own["calibrated_on"])
+        self._said_nothing_held_out = own["said_nothing_held_out"]
 
     def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
         assert self.generator is not None

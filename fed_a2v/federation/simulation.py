@@ -23,11 +23,11 @@ from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from rich.console import Console
 
-from fed_a2v.callbacks.progress import Output
 from fed_a2v.config.schema import Settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.memory import return_free_memory
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
+from fed_a2v.runs.output import Output
 
 
 class InProcessClient(ClientProxy):
@@ -83,12 +83,12 @@ def run_in_process(
     Returns:
         What `results.json` holds.
     """
-    with Run(settings, folder, console, output, title, announce) as run:
-        if run.rounds_left:
+    with Trainer(settings, folder, console, output, title, announce) as trainer:
+        if trainer.rounds_left:
             manager = SimpleClientManager()
             for number in range(max(settings.partition.sites, settings.federation.min_nodes)):
                 manager.register(InProcessClient(f"{number:06d}", make_client().to_client()))
-            server = Server(client_manager=manager, strategy=run.strategy)
+            server = Server(client_manager=manager, strategy=trainer.strategy)
             server.set_max_workers(1)
-            server.fit(run.rounds_left, settings.federation.round_timeout)
-    return run.results
+            server.fit(trainer.rounds_left, settings.federation.round_timeout)
+    return trainer.results

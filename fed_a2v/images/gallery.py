@@ -158,6 +158,15 @@ def read_gallery(folder: Path) -> dict[str, Any]:
     return gallery
 
 
+def pictures_in(folder: Path) -> dict[str, Path]:
+    """The pictures of a gallery by "images/COLUMN/SUBJECT"."""
+    return {
+        f"images/{column}/{subject['name']}": folder / file
+        for subject in read_gallery(folder)["subjects"]
+        for column, file in subject["pictures"].items()
+    }
+
+
 def write_sheet(folder: Path) -> None:
     """Make `index.html` of what the folder holds."""
     evaluation = folder / "evaluation.json"

@@ -50,8 +50,8 @@ class RunFolder:
     the last round come `evaluation.json` (figures by class, and which class was taken for which), `map.npz` (real and
     synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
 
-    The folder may be a stranger's: what is read is data (`fed_a2v.storage.untrusted`), and where one of these files is a
-    link that leads out of the folder, asking for it raises ForeignFileError.
+    The folder may be a stranger's: what is read is data (`fed_a2v.storage.untrusted`), and where one of these files is
+    a link that leads out of the folder, asking for it raises ForeignFileError.
     """
 
     path: Path
@@ -95,6 +95,10 @@ class RunFolder:
     def report(self) -> Path:
         """`report.html`."""
         return self._file("report.html")
+
+    def pictures(self, round_number: int) -> Path:
+        """The folder of the pictures that were drawn after a round, where any were."""
+        return self.path / "images" / f"round_{round_number}"
 
     def _file(self, name: str) -> Path:
         return inside(self.path / name, self.path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fed_a2v.core.names import listed
-from fed_a2v.runs.checkpoint import CheckpointError
+from fed_a2v.storage.torch_files import CheckpointError
 
 logger = logging.getLogger("fed_a2v")
 

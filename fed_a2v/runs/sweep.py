@@ -20,10 +20,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fed_a2v.callbacks.progress import wanted_output
 from fed_a2v.config.schema import Settings
 from fed_a2v.errors import MENDABLE
 from fed_a2v.runs.lock import FolderInUseError, hold
+from fed_a2v.runs.output import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.storage.files import free_folder, write_text

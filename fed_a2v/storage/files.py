@@ -204,6 +204,12 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; hand over plain values")
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
+    """The entries that are finite numbers; only they make curves."""
+    plain_values = {key: plain(value) for key, value in values.items()}
+    return {key: value for key, value in plain_values.items() if isinstance(value, int | float)}
+
+
 def _unwritable(path: Path, error: OSError) -> OSError:
     reason = error.strerror or str(error)
     message = (

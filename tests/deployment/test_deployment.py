@@ -248,4 +248,4 @@ def test_a_run_whose_superlink_is_killed_goes_on_to_the_very_end_of_an_undisturb
     undisturbed = run_in_process(settings, tmp_path / "undisturbed", make_client=lambda: next(nodes))
     killed = Finished(folder, json.loads((folder / "results.json").read_text()))
     assert_same_run(killed, Finished(tmp_path / "undisturbed", undisturbed))
-    assert set(killed.state["names"].values()) == {f"site-{name}" for name in deployment.sites}
+    assert set(killed.state["nodes"].values()) == {f"site-{name}" for name in deployment.sites}

@@ -63,7 +63,8 @@ class Finished:
 
     @property
     def state(self):
-        return load_state(self.folder)["strategy"]
+        """The saved state by component."""
+        return load_state(self.folder)["components"]
 
 
 def without_seconds(row):
@@ -95,7 +96,9 @@ def assert_same_run(left, right):
     Which number Flower has given to which site's node, a deployed run alone keeps.
     """
     assert [without_seconds(row) for row in left.rows] == [without_seconds(row) for row in right.rows]
-    assert_same(*({key: part for key, part in run.state.items() if key != "names"} for run in (left, right)))
+    assert_same(
+        *({key: part for key, part in run.state.items() if key not in ("nodes", "callbacks")} for run in (left, right))
+    )
 
 
 class Node(InProcessClient):
@@ -124,21 +127,18 @@ class Node(InProcessClient):
 class Federation(RoundListener):
     """A strategy and its nodes, driven hook by hook as Flower's server does it."""
 
-    def __init__(self, *overrides, nodes=5, tamper=None, node_configs=None, state=None):
+    def __init__(self, *overrides, nodes=5, tamper=None, node_configs=None, state=None, after=0):
         self.settings = compose_settings([*SMALL, *overrides])
         torch.set_num_threads(self.settings.threads)
         classes = class_names(self.settings.dataset)
         prompts = prompt_set(self.settings, classes)
         self.rows, self.states = [], []
         self.strategy = FedA2V(
-            self.settings,
-            classes,
-            prompts,
-            lambda shape: make_step(self.settings, prompts, shape),
-            self,
-            state,
-            max_workers=1,
+            self.settings, prompts, lambda shape: make_step(self.settings, prompts, shape), self, max_workers=1
         )
+        if state is not None:
+            self.strategy.load_state_dict(state)
+            self.strategy.start_round = after
         self.manager = SimpleClientManager()
         self.nodes = [
             Node(f"{number:06d}", tamper, config)
@@ -147,9 +147,9 @@ class Federation(RoundListener):
         for node in self.nodes:
             self.manager.register(node)
 
-    def round_done(self, row, state):
+    def round_done(self, row):
         self.rows.append(row)
-        self.states.append(copy.deepcopy(state))  # the strategy goes on with its tensors
+        self.states.append(copy.deepcopy(self.strategy.state_dict()))  # the strategy goes on with its tensors
 
     def start(self):
         self.parameters = self.strategy.initialize_parameters(self.manager)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fed_a2v import cli
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.storage.files import read_jsonl
 from tests.federation.helpers import FAST, Finished, assert_same_run
 
@@ -88,21 +88,21 @@ def test_a_disk_without_room_for_the_states_is_refused_before_training(disk, cap
     assert not read_jsonl(disk.folder / "run" / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("moment", ["generator_due", "round_done"])
+@pytest.mark.parametrize("moment", ["server_step_done", "round_done"])
 def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_room_lets_it_go_on(
     disk, finished_run, monkeypatch, capsys, moment
 ):
     disk.mount(64 * MB)
     with monkeypatch.context() as patch:
-        honest = getattr(Run, moment)
+        honest = getattr(Trainer, moment)
 
         def fill_first(run, *given):
-            number = given[0] if moment == "generator_due" else given[0]["round"]
+            number = given[0] if moment == "server_step_done" else given[0]["round"]
             if number == 2:
                 disk.fill()
             honest(run, *given)
 
-        patch.setattr(Run, moment, fill_first)
+        patch.setattr(Trainer, moment, fill_first)
         assert train(disk.folder / "run", "rounds=3", "generator.checkpoint_frequency=1") == 2
     output = capsys.readouterr().err
     assert "No space left on device; free space or choose another folder" in output.strip().splitlines()[-1]
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_room_lets_it_go
     disk.make_room()
     assert train(disk.folder / "run", "rounds=3", "generator.checkpoint_frequency=1") == 0
     resumed = Finished(disk.folder / "run", {})
-    assert "Going on behind round 1 of 3" in resumed.log
+    assert "Resuming after round 1 of 3" in resumed.log
     assert_same_run(resumed, finished_run("rounds=3"))
 
 

@@ -51,7 +51,7 @@ def at_the_end(run, split="test"):
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     prompts = prompt_set(settings, class_names(settings.dataset))
     adapters = Adapters(clips.embeddings.shape[-1], prompts, settings.adapters.hidden_width)
-    adapters.load_state_dict(run.state["step"]["adapters"])
+    adapters.load_state_dict(run.state["adapters"])
     test = torch.from_numpy(clips.rows(split))
     return prompts, adapters, clips.embeddings[test], clips.labels[test]
 
@@ -144,14 +144,14 @@ def test_validation_comes_every_so_many_rounds_with_the_three_metrics(finished_r
 def test_flux_trains_the_t5_adapter_at_the_sites_and_on_the_server(finished_run):
     flux = ("adapters=flux", "adapters.t5_width=32", "adapters.t5_tokens=3")
     run, plain = finished_run(*flux, "rounds=1"), finished_run(*flux, "rounds=1", "finetune.enabled=false")
-    t5 = {name for name in run.state["step"]["adapters"] if name.startswith("t5.")}
-    tuned, averaged = (one.state["step"]["adapters"] for one in (run, plain))
+    t5 = {name for name in run.state["adapters"] if name.startswith("t5.")}
+    tuned, averaged = (one.state["adapters"] for one in (run, plain))
     assert t5
     assert all(not torch.equal(tuned[name], averaged[name]) for name in t5)
     assert tuned["t5.output.weight"].shape == (32, 64)
     assert run.results["accuracy"] > plain.results["accuracy"]
     told = finished_run(*flux, "rounds=1", "finetune.from_nodes_adapters=true")
-    outputs = next(iter(told.state["step"]["bank"]["sites"]["site-000"].values()))
+    outputs = next(iter(told.state["bank"]["sites"]["site-000"].values()))
     assert outputs["t5"].shape == (3, 32)
 
 
@@ -211,7 +211,7 @@ def test_a_t5_side_that_is_left_behind_is_told_at_the_end_with_a_remedy_that_wor
 
 def test_stable_diffusion_has_a_prompt_of_several_tokens(finished_run):
     run = finished_run("adapters=sd", "adapters.clip_tokens=5", "rounds=1")
-    assert run.state["step"]["adapters"]["clip.queries"].shape == (5, 64)
+    assert run.state["adapters"]["clip.queries"].shape == (5, 64)
     assert run.results["accuracy"] > 0.2
 
 
@@ -220,7 +220,7 @@ def test_stable_diffusion_has_a_prompt_of_several_tokens(finished_run):
 )
 def test_a_site_shares_as_many_rows_of_a_class_as_the_settings_say(finished_run, kind, rows_of_a_class):
     run = finished_run(f"share={kind}", "rounds=1") if kind != "prototypes" else finished_run()
-    for classes in run.state["step"]["bank"]["sites"].values():
+    for classes in run.state["bank"]["sites"].values():
         for entry in classes.values():
             assert entry["audio"]["means"].shape[0] == rows_of_a_class
             assert entry["audio"]["counts"].sum() == 9
@@ -267,7 +267,7 @@ def test_embeddings_from_a_file_take_the_place_of_sounds(run_in, embeddings_file
     run = run_in("file", "dataset=embeddings", f"dataset.path={embeddings_file}", "partition.sites=3", "rounds=2")
     assert run.results["accuracy"] > 0.9
     assert run.results["test_clips"] == 24
-    assert run.state["step"]["adapters"]["audio_mean"].shape == (40,)
+    assert run.state["adapters"]["audio_mean"].shape == (40,)
 
 
 def test_half_precision_halves_what_crosses_the_wire(finished_run):
@@ -299,10 +299,10 @@ def test_two_hundred_sites_with_one_clip_of_each_of_six_classes_are_averaged_ove
     words = thin(thin_file, "partition.sites=200", "share.dtype=float32", "site.learning_rate=0.02")
     run = run_in("thin", *words)
     assert run.rows[0]["replies"] == 200
-    assert run.state["step"]["bank"]["sites"] == {f"site-{number:03d}": {} for number in range(200)}
+    assert run.state["bank"]["sites"] == {f"site-{number:03d}": {} for number in range(200)}
     data = np.load(thin_file)
     trained = data["embeddings"][data["fold"] == 1]
-    adapters = run.state["step"]["adapters"]
+    adapters = run.state["adapters"]
     np.testing.assert_allclose(adapters["audio_mean"], trained.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(adapters["audio_std"], trained.var(axis=0).mean() ** 0.5, rtol=1e-4)
     assert run.results["accuracy"] > 0.5, "chance is 0.05"
@@ -317,7 +317,7 @@ def test_without_any_prototype_every_run_is_that_of_fedavg(finished_run, name):
     few = ("rounds=1", "share.min_clips=10")  # every class has nine clips at its one site
     run, plain = finished_run(*few, f"generator={name}"), finished_run(*few, "finetune.enabled=false")
     assert run.results["accuracy"] == run.results["accuracy_before"] == plain.results["accuracy"]
-    assert_same(run.state["step"]["adapters"], plain.state["step"]["adapters"])
+    assert_same(run.state["adapters"], plain.state["adapters"])
     assert not list(run.folder.glob("checkpoints/*generator*")), "there was nothing to train it on"
     assert (plain.results["classes_lost"], run.results["classes_lost"]) == (0, 10), "FedAvg loses nothing"
 
@@ -325,7 +325,7 @@ def test_without_any_prototype_every_run_is_that_of_fedavg(finished_run, name):
 def test_distillation_without_any_prototype_is_fedavg_too(finished_run):
     run = finished_run("rounds=1", "share.min_clips=10", "aggregation.mode=kd")
     plain = finished_run("rounds=1", "share.min_clips=10", "finetune.enabled=false")
-    assert_same(run.state["step"]["adapters"], plain.state["step"]["adapters"])
+    assert_same(run.state["adapters"], plain.state["adapters"])
 
 
 @pytest.mark.parametrize("words", [("aggregation.mode=none",), ("adapters=bilinear", "generator=none")])

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.process import is_deployed_server
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
 
 
 def server_fn(context: Context) -> ServerAppComponents:
@@ -29,10 +29,10 @@ def server_fn(context: Context) -> ServerAppComponents:
     settings = compose_settings(str(context.run_config["overrides"]))
     output = str(context.run_config["output-dir"])
     folder = Path(output).expanduser() if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
-    run = Run(settings, folder, Console(stderr=True, force_terminal=False))
-    config = ServerConfig(num_rounds=run.rounds_left, round_timeout=settings.federation.round_timeout)
+    trainer = Trainer(settings, folder, Console(stderr=True, force_terminal=False))
+    config = ServerConfig(num_rounds=trainer.rounds_left, round_timeout=settings.federation.round_timeout)
     # A finished run asks nobody for anything.
-    strategy = run.strategy if run.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
+    strategy = trainer.strategy if trainer.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
     return ServerAppComponents(strategy=strategy, config=config)
 
 

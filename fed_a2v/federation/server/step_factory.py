@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -25,6 +26,7 @@ from fed_a2v.data.check import check_data
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.federation.factory import new_adapters, seeded_adapters, torch_device, training_loss
+from fed_a2v.runs.generator_files import load_generator_family
 
 # Rows that go through the adapters at once where memory is to be saved.
 FRUGAL_CHUNK = 16
@@ -42,6 +44,27 @@ def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, in
         None if generator is None else generator.to(device),
         training_loss(settings, prompts),
         _step_settings(settings, unseen_classes(settings.dataset, prompts.names)),
+    )
+
+
+def load_generator(step: ServerStep, settings: Settings, folder: Path) -> None:
+    """Start with the generator that `generator.load_checkpoint` asks for; nothing to do where it does not.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged, or of another kind or other dimensions.
+    """
+    if step.generator is None or not settings.generator.load_checkpoint:
+        return
+    step.generator.load_checkpoints(
+        load_generator_family(
+            settings.generator.checkpoint_path,
+            step.generator.kind,
+            step.generator.dimensions,
+            step.generator.keys,
+            folder=folder,
+            own=settings.resume == "never",
+        )
     )
 
 

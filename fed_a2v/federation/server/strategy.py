@@ -43,7 +43,13 @@ from fed_a2v.federation.protocol import (
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
 from fed_a2v.federation.server.embedding_spec import agreed_kind, audio_kind
-from fed_a2v.federation.server.evaluation import Coverage, remembered_figures, round_figures, unseen_figures
+from fed_a2v.federation.server.evaluation import (
+    Coverage,
+    class_figures,
+    remembered_figures,
+    round_figures,
+    unseen_figures,
+)
 from fed_a2v.federation.server.reply_intake import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
 from fed_a2v.federation.server.sampling import Nodes, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
@@ -55,19 +61,19 @@ StepFactory = Callable[[tuple[int, int]], ServerStep]
 
 
 class RoundListener:
-    """What wants to know how the run goes. The default listens to nothing."""
+    """What the strategy reports to; every method does nothing by default."""
 
     def phase(self, round_number: int, name: str) -> None:
         """A phase of a round begins."""
 
-    def generator_due(self, round_number: int, step: ServerStep) -> None:
-        """The generator of a round is trained."""
+    def server_step_done(self, round_number: int, step: ServerStep) -> None:
+        """The generator and the global adapters of a round are trained."""
 
-    def evaluated(self, round_number: int, scores: Mapping[str, Scores], step: ServerStep, coverage: Coverage) -> None:
-        """The sites have scored the models of a round ("before" and "after" the server step)."""
+    def evaluated(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
+        """The sites have scored the adapters; `evaluation` is what `class_figures` returns."""
 
-    def round_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
-        """A round is over: its row of metrics, and all that the next round depends on."""
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """A round is over; `row` are its metrics."""
 
 
 class FedA2V(Strategy):
@@ -81,33 +87,32 @@ class FedA2V(Strategy):
 
     Args:
         settings: of the experiment.
-        classes: names of all classes.
-        prompts: the class prompts.
+        prompts: the prompts of all classes.
         make_step: builds the server step for embeddings of shape (S, Da).
         listener: told of phases and finished rounds.
-        state: of an earlier run, as handed to `RoundListener.round_done`; rounds go on behind it.
         max_workers: sites that work at the same time during the introduction; None: Flower's default.
     """
 
     def __init__(
         self,
         settings: Settings,
-        classes: Sequence[str],
         prompts: PromptSet,
         make_step: StepFactory,
         listener: RoundListener | None = None,
-        state: dict[str, Any] | None = None,
         max_workers: int | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.classes = tuple(classes)
+        self.classes = prompts.names
         self.prompts = prompts
         self._prompts_fingerprint = fingerprint(prompts)
+        # Callbacks are the server's own; a site would refuse to run a user's class.
+        self._settings_json = settings.model_copy(update={"callbacks": {}}).model_dump_json(by_alias=True)
         self.make_step = make_step
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
         self.step: ServerStep | None = None
+        # The last round of an earlier start; Flower counts from 1 again.
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
@@ -131,8 +136,6 @@ class FedA2V(Strategy):
         # How far from the prompts' centre an output of the scored models can be: it limits what sites may call losses.
         self._reach: dict[str, float] = {}
         self._clock = 0.0
-        if state is not None:
-            self._restore(state)
 
     # Flower's hooks, in the order in which it calls them
 
@@ -191,7 +194,7 @@ class FedA2V(Strategy):
         updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
         self._note_shared(round_number)
-        self.listener.generator_due(round_number, step)
+        self.listener.server_step_done(round_number, step)
         return _joined(self._weights()), {}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
@@ -256,8 +259,9 @@ class FedA2V(Strategy):
             row |= self._figures(round_number, scores, coverage)
         else:
             log.warning("No site scored a clip of the test: the round has no accuracy")
-        self.listener.evaluated(round_number, scores, self._step(), coverage)
-        self.listener.round_done(row, self.state_dict(round_number))
+        evaluation = class_figures(scores, self._step().bank, round_number, coverage, lost)
+        self.listener.evaluated(round_number, self._step(), evaluation)
+        self.listener.round_done(row)
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
     # The introduction
@@ -392,7 +396,7 @@ class FedA2V(Strategy):
             "round": round_number,
             "number": number,
             "site": site,
-            "settings": self.settings.model_dump_json(by_alias=True),
+            "settings": self._settings_json,
             "classes": json.dumps(self.classes),
             "prompts": self._prompts_fingerprint,
             **more,
@@ -560,27 +564,29 @@ class FedA2V(Strategy):
 
     # State
 
-    def state_dict(self, round_number: int) -> dict[str, Any]:
-        """All that the rounds behind `round_number` depend on."""
+    def state_dict(self) -> dict[str, Any]:
+        """By component, all that the next round depends on."""
         return {
-            "round": round_number,
-            "audio_shape": list(self.audio_shape or ()),
-            "square_root": self.square_root,
-            "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
-            "unshared": list(self._unshared),
-            "names": self._nodes.state_dict(),
-            "step": self._step().state_dict(),
+            "strategy": {
+                "audio_shape": list(self.audio_shape or ()),
+                "square_root": self.square_root,
+                "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
+                "unshared": list(self._unshared),
+            },
+            "nodes": self._nodes.state_dict(),
+            **self._step().state_dict(),
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.start_round = state["round"]
-        self.audio_shape = (state["audio_shape"][0], state["audio_shape"][1])
-        self.square_root = state["square_root"]
-        self._test_clips = {site: dict(clips) for site, clips in state.get("test_clips", {}).items()}
-        self._unshared = tuple(state["unshared"])
-        self._nodes.load_state_dict(state.get("names", {}))
+    def load_state_dict(self, components: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; makes the server step."""
+        own = components["strategy"]
+        self.audio_shape = (own["audio_shape"][0], own["audio_shape"][1])
+        self.square_root = own["square_root"]
+        self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
+        self._unshared = tuple(own["unshared"])
+        self._nodes.load_state_dict(components["nodes"])
         self.step = self.make_step(self.audio_shape)
-        self.step.load_state_dict(state["step"])
+        self.step.load_state_dict(components)
 
     def _step(self) -> ServerStep:
         if self.step is None:

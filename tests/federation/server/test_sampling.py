@@ -269,7 +269,7 @@ def test_a_name_belongs_to_the_node_that_gave_it_first_even_while_it_is_away(own
     federation.round(1)
     impostor = Node("000009", None, {**own_files[1], "site": "FIELD"})
     if resumed:
-        federation = Federation(*OWN, node_configs=own_files[:1], state=federation.states[-1])
+        federation = Federation(*OWN, node_configs=own_files[:1], state=federation.states[-1], after=1)
         federation.start()
     else:
         federation.manager.unregister(federation.nodes[1])

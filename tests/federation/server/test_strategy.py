@@ -38,7 +38,6 @@ def test_too_few_good_replies_keep_the_old_adapters_and_the_round_is_evaluated_a
     assert row["skipped"]
     assert row["accuracy"] == row["accuracy_before"]
     assert row["test_clips"] == 30
-    assert federation.states[-1]["round"] == 1
 
 
 def test_just_enough_good_replies_are_enough():
@@ -226,7 +225,9 @@ def test_a_round_in_which_no_site_is_evaluated_says_so():
 def test_what_the_sites_have_to_be_tested_on_survives_a_file():
     federation = Federation().start()
     federation.round(1)
-    resumed = Federation(state=federation.states[0], tamper=failing("site-000", tasks=("train", "evaluate"))).start()
+    resumed = Federation(
+        state=federation.states[0], after=1, tamper=failing("site-000", tasks=("train", "evaluate"))
+    ).start()
     assert coverage_of(resumed.round(1)) == (24, 30, 4, 5)
 
 
@@ -387,7 +388,7 @@ def test_a_strategy_with_an_earlier_state_goes_on_behind_it_without_an_introduct
     whole = Federation().start()
     for number in (1, 2, 3):
         whole.round(number)
-    resumed = Federation(state=whole.states[1]).start()
+    resumed = Federation(state=whole.states[1], after=2).start()
     assert not [m for node in resumed.nodes for m in node.messages], "nobody is asked to introduce itself"
     row = resumed.round(1)
     assert row["round"] == 3
@@ -520,7 +521,7 @@ def test_the_calibration_is_chosen_once_and_survives_a_file():
     assert "seconds/calibration" in federation.rows[0]
     federation.round(2)
     assert "seconds/calibration" not in federation.rows[1]
-    resumed = Federation("dataset.unseen=2", state=federation.states[0])
+    resumed = Federation("dataset.unseen=2", state=federation.states[0], after=1)
     assert resumed.strategy.step.calibration == chosen
 
 

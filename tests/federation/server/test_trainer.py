@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 
+from fed_a2v.callbacks import checkpoint as checkpoint_callback
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.server import strategy as strategy_module
-from fed_a2v.federation.server import trainer as run_module
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server import trainer as trainer_module
+from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import CheckpointError, read_state
@@ -87,7 +88,7 @@ def test_it_records_who_is_taken_for_whom_and_what_sites_have(validated):
 
 def test_it_records_a_map_of_prototypes_and_samples(validated):
     found = load_map(validated.folder / "map.npz")
-    bank = validated.state["step"]["bank"]["sites"]
+    bank = validated.state["bank"]["sites"]
     prototypes = sum(len(entry["audio"]["counts"]) for classes in bank.values() for entry in classes.values())
     assert (~found.synthetic).sum() == prototypes
     assert found.synthetic.sum() == 20 * len(found.classes)
@@ -277,7 +278,7 @@ def test_the_guides_snippet_reads_the_generators_checkpoint(validated):
     checkpoint = torch.load(validated.folder / "checkpoints" / "vae_generator_round_2.pt")
     assert checkpoint["round"] == 2
     assert checkpoint["generator_type"] == "vae"
-    assert_same(dict(checkpoint["generator_state"]), dict(validated.state["step"]["generator"]["generator_state"]))
+    assert_same(dict(checkpoint["generator_state"]), dict(validated.state["generator"]["generator_state"]))
 
 
 def test_the_generator_is_saved_every_so_many_rounds_and_after_the_last(run_in):
@@ -355,7 +356,7 @@ def test_a_run_stopped_in_its_first_round_starts_from_the_same_generator_again(r
     whole = run_in("whole", *from_first)
     shutil.rmtree(whole.folder / "checkpoints")  # else it would be the newest run beside the next one
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "evaluated", die)
+        patch.setattr(Trainer, "evaluated", die)
         with pytest.raises(KilledError):
             run_in("stopped", *from_first)
     assert (tmp_path / "stopped" / "checkpoints" / "vae_generator_round_1.pt").exists()
@@ -437,7 +438,7 @@ def three_rounds(finished_run):
 def test_one_round_and_then_two_more_equal_three_at_once(run_in, three_rounds):
     assert run_in("run", "rounds=1").results["rounds"] == 1
     resumed = run_in("run", "rounds=3")
-    assert "Going on behind round 1 of 3" in resumed.log
+    assert "Resuming after round 1 of 3" in resumed.log
     assert_same_run(resumed, three_rounds)
     assert without_seconds(resumed.results) == without_seconds(three_rounds.results)
 
@@ -460,17 +461,17 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("moment", ["generator_due", "before the state", "after the state"])
+@pytest.mark.parametrize("moment", ["server_step_done", "before the state", "after the state"])
 def test_a_run_that_ends_anywhere_in_a_round_goes_on_to_the_same_end(run_in, three_rounds, monkeypatch, moment):
     with monkeypatch.context() as patch:
-        if moment == "generator_due":
-            name, module = "generator_due", Run
+        if moment == "server_step_done":
+            name, module = "server_step_done", Trainer
         else:
-            name, module = "save_state", run_module
+            name, module = "save_state", checkpoint_callback
         honest = getattr(module, name)
 
         def die(*given, **options):
-            round_number = given[1] if moment == "generator_due" else given[1]["round"]
+            round_number = given[1] if moment == "server_step_done" else given[1]["round"]
             if moment == "after the state" or round_number < 2:
                 honest(*given, **options)
             if round_number == 2:
@@ -536,22 +537,22 @@ def test_a_damaged_state_sends_the_run_back_to_the_one_before(run_in, three_roun
     newest = run.folder / "checkpoints" / "state_round_000002.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = run_in("run", "rounds=3")
-    assert "Going on behind round 1" in resumed.log
+    assert "Resuming after round 1" in resumed.log
     assert_same_run(resumed, three_rounds)
 
 
 def test_a_run_may_go_on_from_any_saved_state(run_in, three_rounds):
     saved = three_rounds.folder / "checkpoints" / "state_round_000002.pt"
     resumed = run_in("second", "rounds=3", f"resume={saved}")
-    assert "Going on behind round 2 of 3" in resumed.log
+    assert "Resuming after round 2 of 3" in resumed.log
     assert_same_run(resumed, three_rounds)
 
 
 def test_settings_that_a_run_goes_on_without_are_named(run_in):
     run_in("run", "rounds=1")
     resumed = run_in("run", "rounds=2", "checkpoint.keep=3")
-    assert "Going on with another checkpoint.keep: 2 -> 3" in resumed.log
-    assert "Going on with another rounds: 1 -> 2" in resumed.log
+    assert "Resuming with another checkpoint.keep: 2 -> 3" in resumed.log
+    assert "Resuming with another rounds: 1 -> 2" in resumed.log
 
 
 def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_rounds):
@@ -586,7 +587,7 @@ def test_a_run_that_saves_seldom_repeats_what_was_not_saved(run_in, three_rounds
             if round_number == 3:
                 raise KilledError
 
-        patch.setattr(Run, "generator_due", die)
+        patch.setattr(Trainer, "server_step_done", die)
         with pytest.raises(KilledError):
             run_in("run", "rounds=3", "checkpoint.frequency=2")
     assert_same_run(run_in("run", "rounds=3"), three_rounds)
@@ -603,7 +604,9 @@ def test_a_disk_without_room_for_the_states_stops_the_run_before_it_trains(run_i
 
 def test_the_room_that_a_state_needs_is_reckoned_closely_before_training(run_in, monkeypatch):
     reckoned = []
-    monkeypatch.setattr(run_module, "require_space", lambda folder, needed, what: reckoned.append((what, needed / 4)))
+    monkeypatch.setattr(
+        trainer_module, "require_space", lambda folder, needed, what: reckoned.append((what, needed / 4))
+    )
     run = run_in("run", "rounds=2")
     size = (run.folder / "checkpoints" / "state_round_000002.pt").stat().st_size
     ((what, of_each),) = reckoned
@@ -615,7 +618,7 @@ def test_a_run_that_fails_leaves_no_results(run_in, tmp_path, monkeypatch):
     def fail(*given, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("fed_a2v.federation.server.trainer.save_state", fail)
+    monkeypatch.setattr("fed_a2v.callbacks.checkpoint.save_state", fail)
     with refused(OSError, "disk full"):
         run_in("run", "rounds=1")
     assert not (tmp_path / "run" / "results.json").exists()
@@ -673,7 +676,7 @@ def test_a_folder_in_which_a_run_is_going_on_is_left_alone(run_in, tmp_path):
 
 def test_a_run_that_fails_lets_its_folder_go(run_in, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "round_done", lambda *given: 1 / 0)
+        patch.setattr(Trainer, "round_done", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_in("run", "rounds=1")
     assert run_in("run", "rounds=1").results["rounds"] == 1
@@ -701,7 +704,7 @@ def test_a_row_that_is_lost_sends_the_run_back_to_the_state_before_it(run_in, th
     rewritten(run.folder, change)
     resumed = run_in("run", "rounds=3")
     assert f"{run.folder / 'metrics.jsonl'}" in resumed.log
-    assert "Going on behind round 1 of 3" in resumed.log
+    assert "Resuming after round 1 of 3" in resumed.log
     assert_same_run(resumed, three_rounds)
 
 
@@ -719,8 +722,8 @@ def test_a_row_that_no_state_brings_back_is_named_and_the_run_refused(run_in, so
 
 def test_rounds_without_a_saved_state_are_done_anew_and_that_is_said(run_in, three_rounds, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "save_state", lambda *given, **options: None)
-        patch.setattr(Run, "_finish", lambda run: run._exit.close())
+        patch.setattr(checkpoint_callback, "save_state", lambda *given, **options: None)
+        patch.setattr(Trainer, "_finish", lambda run: run._exit.close())
         run_in("run", "rounds=2")
     resumed = run_in("run", "rounds=3")
     (warning,) = [line for line in resumed.log.splitlines() if "WARNING" in line and "checkpoints" in line]
@@ -796,17 +799,17 @@ STUCK_IN_ROUND_3 = """
 import sys, time
 from pathlib import Path
 from fed_a2v.cli import main
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
 
-honest = Run.round_done
+honest = Trainer.round_done
 
-def round_done(run, row, state):
+def round_done(run, row):
     while row["round"] == 3:
         Path("stuck").touch()
         time.sleep(1)
-    honest(run, row, state)
+    honest(run, row)
 
-Run.round_done = round_done
+Trainer.round_done = round_done
 main(sys.argv[1:])
 """
 

@@ -10,10 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
-from fed_a2v.callbacks.tracking import Tracker
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.wandb_file import logged_rounds
+from tests.callbacks.helpers import Tracked
 from tests.flower import REPOSITORY, wait_until
 from tests.refusals import refused
 from tests.wandb_files import rows_at_wandb
@@ -76,7 +76,7 @@ def fake_wandb(monkeypatch):
 
 
 def test_a_run_leaves_config_partition_rows_and_results(tmp_path, disabled):
-    with Tracker(tmp_path, disabled, {"0": [1, 2]}) as tracker:
+    with Tracked(tmp_path, disabled, {"0": [1, 2]}) as tracker:
         tracker.log_round(ROW)
         assert tracker.folder.rows()[0]["accuracy"] == 0.85  # on disk before the run ends
         tracker.finish({"accuracy": 0.85})
@@ -86,7 +86,7 @@ def test_a_run_leaves_config_partition_rows_and_results(tmp_path, disabled):
 
 
 def test_each_round_is_one_call_with_its_finite_numbers_and_the_rounds_step(tmp_path, offline, fake_wandb):
-    with Tracker(tmp_path, offline) as tracker:
+    with Tracked(tmp_path, offline) as tracker:
         tracker.log_round(ROW)
         tracker.log_round(dict.fromkeys(GUIDE_METRICS, 0.5) | {"round": 2})
         tracker.finish({"accuracy": 0.9})
@@ -103,11 +103,11 @@ def test_each_round_is_one_call_with_its_finite_numbers_and_the_rounds_step(tmp_
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_id_and_its_earlier_rows(tmp_path, offline, fake_wandb):
-    with Tracker(tmp_path, offline) as tracker:
+    with Tracked(tmp_path, offline) as tracker:
         assert tracker.wandb_id == "run-id"
         for number in (1, 2):
             tracker.log_round({"round": number})
-    with Tracker(tmp_path, offline, after_round=1, wandb_id=tracker.wandb_id) as tracker:
+    with Tracked(tmp_path, offline, after_round=1, wandb_id=tracker.wandb_id) as tracker:
         assert [row["round"] for row in tracker.folder.rows()] == [1]
     assert fake_wandb.arguments["id"] == "run-id"
     assert fake_wandb.arguments["resume"] == "allow"
@@ -117,12 +117,12 @@ def test_a_resumed_run_goes_on_with_its_wandb_id_and_its_earlier_rows(tmp_path, 
 def test_online_what_the_server_lacks_is_logged_when_a_run_is_resumed(tmp_path, fake_wandb, starting_step, lacking):
     """W&B says where it is; a step behind that it would drop. The fourth round may have got there before the kill."""
     online = compose_settings("wandb.mode=online")
-    with Tracker(tmp_path, online) as tracker:
+    with Tracked(tmp_path, online) as tracker:
         for number in (1, 2, 3):
             tracker.log_round({"round": number})
     fake_wandb.starting_step = starting_step
     fake_wandb.calls.clear()
-    with Tracker(tmp_path, online, after_round=3, wandb_id="run-id") as tracker:
+    with Tracked(tmp_path, online, after_round=3, wandb_id="run-id") as tracker:
         for number in (4, 5):
             tracker.log_round({"round": number})
     logged = [call[1]["round"] for call in fake_wandb.calls if call[0] == "log"]
@@ -131,7 +131,7 @@ def test_online_what_the_server_lacks_is_logged_when_a_run_is_resumed(tmp_path, 
 
 def part_of_a_run(folder, after, last, wandb_id=None, mode="offline"):
     """The rounds behind `after`, with 300 figures each; returns the id at W&B."""
-    with Tracker(folder, compose_settings(f"wandb.mode={mode}"), after_round=after, wandb_id=wandb_id) as tracker:
+    with Tracked(folder, compose_settings(f"wandb.mode={mode}"), after_round=after, wandb_id=wandb_id) as tracker:
         for number in range(after + 1, last + 1):
             tracker.log_round({"round": number, **{f"figure/{key}": number + key / 1000 for key in range(300)}})
         return tracker.wandb_id
@@ -142,14 +142,14 @@ def killed_run(folder, last):
     code = f"""
 import os
 from pathlib import Path
-from tests.runs import test_tracking
+from tests.callbacks import test_trackers
 
 def killed(tracker, *given):
     print(tracker.wandb_id, flush=True)
     os.kill(os.getpid(), 9)
 
-test_tracking.Tracker.__exit__ = killed
-test_tracking.part_of_a_run(Path({str(folder)!r}), 0, {last})
+test_trackers.Tracked.__exit__ = killed
+test_trackers.part_of_a_run(Path({str(folder)!r}), 0, {last})
 """
     # W&B's process is to be its own, and to end with it.
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
@@ -223,7 +223,7 @@ def test_the_rounds_in_wandbs_files_are_read_up_to_where_they_were_cut(tmp_path)
 
 
 def test_an_exception_leaves_no_results_and_marks_the_wandb_run_as_failed(tmp_path, offline, fake_wandb):
-    with pytest.raises(ZeroDivisionError), Tracker(tmp_path, offline):
+    with pytest.raises(ZeroDivisionError), Tracked(tmp_path, offline):
         _ = 1 / 0
     assert fake_wandb.calls == [("finish", 1)]
     assert not (tmp_path / "results.json").exists()
@@ -232,7 +232,7 @@ def test_an_exception_leaves_no_results_and_marks_the_wandb_run_as_failed(tmp_pa
 @pytest.mark.parametrize("failing", [["init"], ["log"], ["finish"], ["log", "finish"]])
 def test_wandb_failing_is_one_warning_and_never_the_end_of_a_run(tmp_path, offline, fake_wandb, caplog, failing):
     fake_wandb.failing = failing
-    with caplog.at_level(logging.WARNING, "fed_a2v"), Tracker(tmp_path, offline) as tracker:
+    with caplog.at_level(logging.WARNING, "fed_a2v"), Tracked(tmp_path, offline) as tracker:
         for number in (1, 2, 3):
             tracker.log_round({"round": number})
         tracker.finish({"accuracy": 0.5})
@@ -247,20 +247,18 @@ def test_wandb_failing_is_one_warning_and_never_the_end_of_a_run(tmp_path, offli
 def test_wandb_is_not_imported_where_it_is_disabled(tmp_path):
     code = f"""
 import sys
-import time
 from pathlib import Path
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.callbacks.tracking import Tracker
-from fed_a2v.runs.wandb_file import logged_rounds
-with Tracker(Path({str(tmp_path)!r}), compose_settings("wandb.mode=disabled")) as tracker:
+from tests.callbacks.helpers import Tracked
+with Tracked(Path({str(tmp_path)!r}), compose_settings("wandb.mode=disabled")) as tracker:
     tracker.log_round({{"round": 1}})
 assert "wandb" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_wandb_offline_writes_inside_the_run_folder_quietly_and_finishes(tmp_path, offline, capfd, caplog):
-    with Tracker(tmp_path / "run", offline) as tracker:
+    with Tracked(tmp_path / "run", offline) as tracker:
         tracker.log_round(ROW)
         tracker.finish({"accuracy": 0.85})
     (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
@@ -301,7 +299,7 @@ def last_round(tmp_path):
 
 def test_figures_by_class_and_the_map_are_media_at_wandb(tmp_path, offline, fake_wandb, last_round, monkeypatch):
     monkeypatch.setattr(fake_wandb, "log", lambda media, step=None: fake_wandb.calls.append(media))
-    with Tracker(tmp_path, offline) as tracker:
+    with Tracked(tmp_path, offline) as tracker:
         last_round(tmp_path)
         tracker.finish({"accuracy": 0.85})
     media = fake_wandb.calls[0]
@@ -316,7 +314,7 @@ def test_a_missing_matplotlib_is_a_warning_to_those_who_watch_wandb(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(fake_wandb, "log", lambda media, step=None: fake_wandb.calls.append(media))
-    with Tracker(tmp_path, compose_settings(f"wandb.mode={mode}")) as tracker:
+    with Tracked(tmp_path, compose_settings(f"wandb.mode={mode}")) as tracker:
         last_round(tmp_path)
         tracker.finish({"accuracy": 0.85})
     assert list(fake_wandb.calls[0]) == ["classes"]
@@ -329,10 +327,10 @@ def test_tensorboard_holds_the_numbers_of_every_round_and_the_map(tmp_path, last
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     chosen = compose_settings("wandb.mode=disabled tracking.tensorboard=true")
-    with Tracker(tmp_path, chosen) as tracker:
+    with Tracked(tmp_path, chosen) as tracker:
         for number in (1, 2, 3):
             tracker.log_round(ROW | {"round": number, "accuracy": number / 10})
-    with Tracker(tmp_path, chosen, after_round=2) as tracker:  # the third round is repeated
+    with Tracked(tmp_path, chosen, after_round=2) as tracker:  # the third round is repeated
         tracker.log_round(ROW | {"round": 3, "accuracy": 0.9})
         last_round(tmp_path)
         tracker.finish({"accuracy": 0.9, "rounds": 3})
@@ -363,12 +361,12 @@ def test_tensorboard_has_every_round_once_after_a_kill(tmp_path, before):
         compose_settings(f"wandb.mode=disabled tracking.tensorboard={given}") for given in ("true", "false")
     )
     if before == "an older run":
-        with Tracker(tmp_path, with_it) as tracker:
+        with Tracked(tmp_path, with_it) as tracker:
             tracker.log_round(ROW | {"round": 1, "accuracy": 0.7})
-    with Tracker(tmp_path, without if before == "untracked" else with_it) as tracker:
+    with Tracked(tmp_path, without if before == "untracked" else with_it) as tracker:
         for number in (1, 2, 3):
             tracker.log_round(ROW | {"round": number, "accuracy": number / 10})
-    with Tracker(tmp_path, with_it, after_round=2) as tracker:
+    with Tracked(tmp_path, with_it, after_round=2) as tracker:
         for number in (3, 4):
             tracker.log_round(ROW | {"round": number, "accuracy": number / 10})
     assert events_in(tmp_path) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
@@ -377,5 +375,5 @@ def test_tensorboard_has_every_round_once_after_a_kill(tmp_path, before):
 def test_tensorboard_that_is_missing_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     chosen = compose_settings("wandb.mode=disabled tracking.tensorboard=true")
-    with refused(ConfigError, "tracking.tensorboard=true", "fed-a2v[tensorboard]"), Tracker(tmp_path, chosen):
+    with refused(ConfigError, "tracking.tensorboard=true", "fed-a2v[tensorboard]"), Tracked(tmp_path, chosen):
         pass

@@ -1,0 +1,155 @@
+"""The interface of a callback, and the list of callbacks that a trainer calls.
+
+A callback is a side effect of a run: a file, a tracker, a picture. It sees the run and never changes it, so a run
+computes the same with or without it. `fed_a2v.callbacks.build` makes the list from the section `callbacks` of the
+configuration; the hooks follow those of pfl-research and of Lightning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from fed_a2v.config.schema import Settings
+from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.errors import UserError
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.output import Output
+
+log = logging.getLogger("fed_a2v")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a callback may use of a run.
+
+    Attributes:
+        settings: of the experiment; a callback reads its own section.
+        folder: of the run.
+        prompts: the class prompts.
+        rounds_done: rounds of an earlier start, where the run is resumed; 0 in a new one.
+        partition: which site has which clips; None where every site brings its own.
+        state: makes the whole state of the run, as it is saved.
+        announce_phase: shows that a round has come to a phase of the callback, such as "pictures".
+        console: where people read.
+        output: what is shown meanwhile.
+        title: of the run, where there are several; else "".
+        last_log: for lines that say where results and report are; not shown where the command says so itself.
+    """
+
+    settings: Settings
+    folder: RunFolder
+    prompts: PromptSet
+    rounds_done: int
+    partition: Mapping[str, Any] | None
+    state: Callable[[], dict[str, Any]]
+    announce_phase: Callable[[int, str], None]
+    console: Console
+    output: Output
+    title: str
+    last_log: logging.Logger
+
+
+class Callback:
+    """A side effect of a run; every hook does nothing by default.
+
+    An error in a hook is logged and ends the callback, not the run, unless the callback is `essential`. An error in
+    `on_run_start` that a user can mend, such as a package that is missing, ends the run before its first round.
+
+    Attributes:
+        essential: whether the run ends with an error of the callback. True where a run is lost without it.
+    """
+
+    essential = False
+
+    def on_run_start(self, run: RunContext) -> None:
+        """The run starts or is resumed. Rows of an earlier start are in the folder once `metrics_file` has started."""
+
+    def on_phase(self, round_number: int, phase: str) -> None:
+        """A phase of a round begins: "registration" (round 0), "sites", "server" or "evaluate"."""
+
+    def on_server_step_end(self, round_number: int, step: ServerStep) -> None:
+        """The generator and the global adapters of a round are trained."""
+
+    def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
+        """The sites have scored the adapters; `evaluation` has the figures by class, see `class_figures`."""
+
+    def on_round_end(self, metrics: Mapping[str, Any]) -> None:
+        """A round is over; `metrics` become its row of `metrics.jsonl`."""
+
+    def on_run_end(self, results: Mapping[str, Any] | None) -> None:
+        """The run ends: `results` of a finished one, None of one that an error or an interrupt ends."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; called before `on_run_start` of a resumed run."""
+
+
+class CallbackList:
+    """Calls callbacks in their order, and keeps the run from their errors.
+
+    Args:
+        callbacks: by name, as in the configuration.
+    """
+
+    def __init__(self, callbacks: Mapping[str, Callback]) -> None:
+        self.callbacks = dict(callbacks)
+        self._started: list[str] = []
+        self._failed: set[str] = set()
+
+    def start(self, run: RunContext) -> None:
+        """Call `on_run_start` of each. Where it raises what the user can mend, those that have started are ended."""
+        try:
+            for name in self.callbacks:
+                self._started.append(name)
+                self._call(name, "on_run_start", run)
+        except BaseException:
+            self.end(None)
+            raise
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of each callback that has not failed."""
+        for name in self._started:
+            if name not in self._failed:
+                self._call(name, hook, *arguments)
+
+    def end(self, results: Mapping[str, Any] | None) -> None:
+        """Call `on_run_end` once of each callback that was started, those that have failed included."""
+        while self._started:
+            self._call(self._started.pop(0), "on_run_end", results)
+
+    def _call(self, name: str, hook: str, *arguments: Any) -> None:
+        callback = self.callbacks[name]
+        try:
+            getattr(callback, hook)(*arguments)
+        except Exception as error:  # a user's class may raise anything
+            if callback.essential or (hook == "on_run_start" and isinstance(error, UserError)):
+                raise
+            if name not in self._failed:
+                log.warning(
+                    "The callback %s failed in %s (%s: %s); the run continues without it",
+                    name,
+                    hook,
+                    type(error).__name__,
+                    error,
+                )
+            self._failed.add(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The callbacks' states by name, of those that have any."""
+        states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Give each callback its state; states of callbacks that are no longer configured are ignored."""
+        for name, state in states.items():
+            if name in self.callbacks:
+                self.callbacks[name].load_state_dict(state)

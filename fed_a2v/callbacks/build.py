@@ -1,0 +1,26 @@
+"""Makes a run's callbacks from the section `callbacks` of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fed_a2v.callbacks.base import Callback, CallbackList
+from fed_a2v.config.plugins import load_class, make_object
+from fed_a2v.config.schema import CallbackSettings, ConfigError
+
+
+def build_callbacks(settings: Mapping[str, CallbackSettings | None]) -> CallbackList:
+    """The callbacks in the order of the settings; those set to null are left out.
+
+    Raises:
+        ConfigError: an import path is wrong, no `Callback` is there, or it refuses its arguments.
+    """
+    return CallbackList({name: _make(name, chosen) for name, chosen in settings.items() if chosen is not None})
+
+
+def _make(name: str, chosen: CallbackSettings) -> Callback:
+    section = f"callbacks.{name}"
+    if not issubclass(load_class(section, chosen.target), Callback):
+        raise ConfigError(f"{section}._target_={chosen.target} is no subclass of fed_a2v.callbacks.base.Callback")
+    made: Callback = make_object(section, chosen.target, chosen.arguments, ())
+    return made

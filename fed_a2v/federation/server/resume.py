@@ -1,0 +1,136 @@
+"""Where a run begins: anew, after the last finished round of an earlier start, or at its end.
+
+Called by the trainer before it touches the run's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fed_a2v.config.schema import Settings
+from fed_a2v.core.adapters import PromptSet
+from fed_a2v.encoders.text import TargetsError
+from fed_a2v.federation.protocol.prompt_check import check_same_prompts, fingerprint
+from fed_a2v.runs.checkpoint import check_same_experiment, load_state, read_state
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.same_data import check_same_data
+from fed_a2v.storage.files import append_jsonl, write_bytes
+from fed_a2v.storage.torch_files import CheckpointError
+from fed_a2v.storage.untrusted import read_json
+
+log = logging.getLogger("fed_a2v")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run to resume: its folder, which may be another than that of the new run, and its state.
+
+    Attributes:
+        folder: of the earlier start.
+        state: `{"round", "config", "components"}`.
+    """
+
+    folder: RunFolder
+    state: Mapping[str, Any]
+
+
+def finished_results(settings: Settings, folder: RunFolder) -> dict[str, Any]:
+    """The results of this very run where it is finished, {} where it is not.
+
+    Nothing of a finished run is written again, and its data need not be there any more.
+    """
+    here = settings.resume == "auto" or (settings.resume != "never" and _resumed_path(settings) == folder.path)
+    if not here or not folder.results.is_file():
+        return {}
+    saved, now = folder.read_config(), settings.model_dump(mode="json", by_alias=True)
+    try:
+        check_same_experiment(saved, now | {"rounds": saved.get("rounds")})
+    except CheckpointError:  # raised again, with the states, when it is to be resumed
+        return {}
+    return folder.read_results() if saved.get("rounds") == now["rounds"] else {}
+
+
+def find_saved_run(settings: Settings, folder: RunFolder) -> SavedRun | None:
+    """The run to resume; None where a new one starts.
+
+    Raises:
+        FileNotFoundError: `resume` names a run that has no saved state.
+        CheckpointError: the state is damaged or of other settings, or a finished run would be overwritten.
+    """
+    if settings.resume == "never":
+        return None
+    path = folder.path if settings.resume == "auto" else _resumed_path(settings)
+    source = RunFolder(path.parents[1] if path.is_file() else path)
+    rows, trouble = source.whole_rows()
+    state = read_state(path) if path.is_file() else load_state(path)
+    if state is None:
+        if settings.resume != "auto":
+            raise FileNotFoundError(f"resume={settings.resume}: no saved state in {path / 'checkpoints'}")
+        if folder.results.is_file():
+            raise CheckpointError(
+                f"{folder.path} holds a finished run without a saved state to resume from: start again in another "
+                "folder, or over it with resume=never"
+            )
+        if rows:
+            log.warning("No saved state in %s: its %d rounds are repeated", path / "checkpoints", len(rows))
+        return None
+    if state["round"] > len(rows):
+        earlier = None if path.is_file() else load_state(path, len(rows))
+        if earlier is None:
+            raise CheckpointError(
+                f"{trouble}, and the state to resume from is that of round {state['round']}: restore the file, "
+                "or start again with resume=never or in another folder"
+            )
+        log.warning("%s: resuming after round %d", trouble, earlier["round"])
+        state = earlier
+    for difference in check_same_experiment(state["config"], settings.model_dump(mode="json", by_alias=True)):
+        log.info("Resuming with another %s", difference)
+    if source.path != folder.path:  # there it is a run of its own at W&B, with all rounds
+        state["components"]["callbacks"] = {}
+    return SavedRun(source, state)
+
+
+def take_over(saved: SavedRun, folder: RunFolder) -> None:
+    """Copy the rows of a run in another folder, and what it says of its last round."""
+    if saved.folder.path == folder.path:
+        return
+    folder.metrics.unlink(missing_ok=True)
+    for row in saved.folder.whole_rows()[0]:
+        append_jsonl(folder.metrics, row)
+    for old, new in ((saved.folder.evaluation, folder.evaluation), (saved.folder.map, folder.map)):
+        if old.is_file():
+            write_bytes(new, old.read_bytes())
+
+
+def check_unchanged(
+    saved: SavedRun, prompts: PromptSet, partition: Mapping[str, Any] | None, accept_new_data: bool
+) -> None:
+    """Check that clips and prompts are those of the earlier start, wherever they lie now.
+
+    Raises:
+        CheckpointError: they are not; names what differs.
+    """
+    if partition is not None:
+        check_same_data(read_json(saved.folder.partition), partition, accept_new_data)
+    if not saved.folder.targets.is_file():
+        return
+    earlier = saved.folder.read_targets()
+    if earlier.names != prompts.names:
+        if accept_new_data:
+            return
+        raise CheckpointError(
+            f"the run to resume has the classes {', '.join(earlier.names)}, now they are {', '.join(prompts.names)}: "
+            "restore the data, or start again with resume=never or in another folder"
+        )
+    try:
+        check_same_prompts(prompts, fingerprint(earlier))
+    except TargetsError as error:
+        raise CheckpointError(f"the prompts are not those of the run to resume: {error}") from error
+
+
+def _resumed_path(settings: Settings) -> Path:
+    return Path(settings.resume).expanduser().absolute()

@@ -1,0 +1,97 @@
+"""Pictures while a run goes on: what the global adapters, and each site's, make of the classes."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property
+
+import torch
+
+from fed_a2v.config.schema import Settings
+from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.server_step import ServerStep
+from fed_a2v.images.gallery import Column, Subject, draw_gallery, safe_name
+from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model, warn_of_anchors
+from fed_a2v.images.subjects import of_classes
+from fed_a2v.runs.folder import RunFolder
+
+GLOBAL = "global"
+
+
+class TrainingPictures:
+    """Draws pictures into a run's folder every so many rounds: `images/round_N/`.
+
+    The global adapters are given what the bank has of each class. Of a site its mean adapter outputs are drawn, which
+    the sites send for that.
+
+    Args:
+        settings: of the experiment; one of the two frequencies is not 0.
+        folder: of the run.
+
+    Raises:
+        ModelError: the image model is not there. Its weights are loaded when they are first needed.
+    """
+
+    def __init__(self, settings: Settings, run: RunFolder) -> None:
+        self.settings = settings
+        self.run = run
+        check_available(settings.images)
+        warn_of_anchors(settings.targets)
+
+    @cached_property
+    def model(self) -> ImageModel:
+        """The image model."""
+        return load_image_model(self.settings.images)
+
+    def due(self, round_number: int) -> bool:
+        """Whether pictures are to be drawn in a round."""
+        settings = self.settings
+        return any(
+            _is_due(frequency, round_number)
+            for frequency in (settings.generate_global_images_frequency, settings.generate_nodes_images_frequency)
+        )
+
+    @torch.no_grad()
+    def draw(self, round_number: int, step: ServerStep) -> None:
+        """Draw the pictures of a round; see `pictures_in`.
+
+        Raises:
+            ModelError: the model does not take the adapters' prompts.
+            OSError: the folder cannot be written.
+        """
+        names = step.prompts.names
+        columns: list[Column] = []
+        if _is_due(self.settings.generate_global_images_frequency, round_number):
+            known = of_classes(step, names)
+            rows = [names.index(subject.name) for subject in known.subjects]
+            if rows:
+                columns.append(Column(GLOBAL, "Global adapters", rows, step.adapters(known.embeddings)))
+        if _is_due(self.settings.generate_nodes_images_frequency, round_number):
+            columns += _columns_of_sites(round_number, step)
+        folder = self.run.pictures(round_number)
+        for old in (folder, *folder.parent.glob(".*.tmp")):  # of a round that was stopped and is repeated
+            shutil.rmtree(old, ignore_errors=True)
+        facts = {"run": self.run.path.name, "round": round_number, "classes": names}
+        draw_gallery(folder, self.model, [Subject(name, name) for name in names], columns, facts)
+
+
+def _columns_of_sites(round_number: int, step: ServerStep) -> list[Column]:
+    """The mean adapter outputs that each site has sent in this round."""
+    names = step.prompts.names
+    columns = []
+    for site, classes in sorted(step.bank.entries.items()):
+        sent = [
+            entry.prompts
+            for entry in classes.values()
+            if entry.last_heard == round_number and entry.prompts.clip is not None
+        ]
+        if sent:
+            t5 = [prompt.t5.float() for prompt in sent if prompt.t5 is not None]
+            clip = [prompt.clip.float() for prompt in sent if prompt.clip is not None]
+            prompts = Prompts(torch.stack(clip), torch.stack(t5) if t5 else None)
+            columns.append(Column(safe_name(site), site, [names.index(prompt.name) for prompt in sent], prompts))
+    return columns
+
+
+def _is_due(frequency: int, round_number: int) -> bool:
+    return frequency > 0 and round_number % frequency == 0
