@@ -376,7 +376,9 @@ class LoadedRun:
             OmegaConf.update(tree, key, value)
         settings = settings_from(tree)
         if not self.trust_code:
-            refuse_code(settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True")
+            refuse_code(
+                settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True"
+            )
         run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
 

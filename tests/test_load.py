@@ -392,7 +392,7 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
     [
         ({"adapters.no_such": 1}, ConfigError, ["adapters.no_such"]),
         ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
-        ({"generator": {"name": "custom", "_target_": "os.system"}}, ForeignCodeError, ["os.system", "trust_code=True"]),
+        ({"generator._target_": "os.system"}, ForeignCodeError, ["os.system", "trust_code=True"]),
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
     ],
 )
