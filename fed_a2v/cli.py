@@ -8,10 +8,10 @@ from importlib import import_module
 
 from rich.console import Console
 
-from fed_a2v import __version__
 from fed_a2v.commands import COMMANDS, TAKE_OVERRIDES
 from fed_a2v.errors import MENDABLE, interrupted
 from fed_a2v.storage.plain_text import say
+from fed_a2v.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The page of all settings, made from the typed settings and the files in `conf/` whenever the site is built.
 
-Types, ranges and meanings are those of `fed_a2v/config/schema.py`; values are those of `conf/`; a generator's own keys are
-the arguments of its class, with the meanings that its docstring gives.
+Types, ranges and meanings are those of `fed_a2v/config/schema.py`; values are those of `conf/`; a generator's own keys
+are the arguments of its class, with the meanings that its docstring gives.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def reference() -> str:
         if model is GeneratorSettings:
             for option, keys in generator_keys().items():
                 parts += [f"### `{section}={option}`", table(keys)]
+    parts += ["## `callbacks`", Settings.model_fields["callbacks"].description or "", table(callback_keys())]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -83,7 +84,19 @@ def sections() -> dict[str, type[BaseModel]]:
 def run_keys() -> list[Key]:
     """The keys that stand in no section."""
     fields = Settings.model_fields.items()
-    return [_key(name, field, main_file().get(name)) for name, field in fields if not _is_section(field)]
+    return [
+        _key(name, field, main_file().get(name))
+        for name, field in fields
+        if not _is_section(field) and name != "callbacks"
+    ]
+
+
+def callback_keys() -> list[Key]:
+    """The callbacks that run by default; the meaning is the first paragraph of the class's docstring."""
+    chosen = {name: value["_target_"] for name, value in section_values("callbacks").items()}
+    return [
+        Key(f"callbacks.{name}._target_", "text", target, summary(get_class(target))) for name, target in chosen.items()
+    ]
 
 
 def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
@@ -100,8 +113,8 @@ def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
     return keys
 
 
-def summary(model: type[BaseModel]) -> str:
-    """The first paragraph of a section's docstring, in one line."""
+def summary(model: type) -> str:
+    """The first paragraph of a class's docstring, in one line."""
     return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
 
 

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from fed_a2v.core.names import composed
 from fed_a2v.errors import UserError
@@ -48,6 +48,11 @@ def _place(value: str) -> str:
     return value
 
 
+# Of a setting that says where, how fast or how visibly a run works, and not what it computes. A resumed run may change
+# it. What lies at the places of data and prompts is compared by itself.
+NO_RESULT: dict[str, JsonValue] = {"affects_result": False}
+
+
 ClassName = Annotated[str, BeforeValidator(_name)]
 Place = Annotated[str, AfterValidator(_place)]
 
@@ -77,8 +82,10 @@ class DatasetSettings(Section):
     aliases: dict[ClassName, ClassName] | None = Field(
         description="further names of classes, {name in a data set: common name}, or a YAML file of them"
     )
-    root: Place | None = Field(description="folder of the data set (esc50, vegas, vggsound, folder, custom)")
-    path: Place | None = Field(description="file of precomputed embeddings (embeddings)")
+    root: Place | None = Field(
+        json_schema_extra=NO_RESULT, description="folder of the data set (esc50, vegas, vggsound, folder, custom)"
+    )
+    path: Place | None = Field(json_schema_extra=NO_RESULT, description="file of precomputed embeddings (embeddings)")
     classes: list[ClassName] | None = Field(description="keep these classes only; null keeps all")
     unseen: Annotated[int, Field(ge=0)] | list[ClassName] = Field(
         description="classes that no site trains on, by name, or how many of them to draw"
@@ -258,11 +265,13 @@ class TargetSettings(Section):
     name: Literal["anchors", "file", "clip", "t5"] = Field(
         description="made from class names alone, read from a file, or by text models: CLIP, or CLIP and T5"
     )
-    path: str | None = Field(description="file of prompt embeddings (file)")
+    path: str | None = Field(json_schema_extra=NO_RESULT, description="file of prompt embeddings (file)")
     clip: TextModelSettings | None = Field(description="CLIP's text model (clip, t5)")
     t5: TextModelSettings | None = Field(description="T5's encoder (t5)")
     templates: list[str] | None = Field(description="prompts of a class, {} is its name; averaged (clip, t5)")
-    captions: str | None = Field(description="CSV file with category and caption; replaces the templates (clip, t5)")
+    captions: str | None = Field(
+        json_schema_extra=NO_RESULT, description="CSV file with category and caption; replaces the templates (clip, t5)"
+    )
     device: str | None = Field(description="of the text models: auto, cpu, cuda, ... (clip, t5)")
 
     @model_validator(mode="after")
@@ -385,7 +394,8 @@ class AggregationSettings(Section):
         description="too few good replies: skip the round, keeping the old adapters, or ask the sites again"
     )
     patience: Annotated[int, Field(ge=0)] = Field(
-        description="rounds in a row that may be skipped, or times that one is repeated; then the run ends"
+        json_schema_extra=NO_RESULT,
+        description="rounds in a row that may be skipped, or times that one is repeated; then the run ends",
     )
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
 
@@ -436,13 +446,14 @@ class GeneratorSettings(BaseModel):
         description="share of each class's prototypes kept out of training, for validation and roll-back: one at least "
         "of three or more, decided when they come"
     )
-    save_checkpoint: bool = Field(description="write the generator to a file of its own")
+    save_checkpoint: bool = Field(json_schema_extra=NO_RESULT, description="write the generator to a file of its own")
     load_checkpoint: bool = Field(description="start with the generator that is found at checkpoint_path")
     checkpoint_path: str = Field(
+        json_schema_extra=NO_RESULT,
         description="where load_checkpoint looks: a file, its name without the round, or a folder; what is saved lies "
-        "in the run's own checkpoints/ under the same name, with the round"
+        "in the run's own checkpoints/ under the same name, with the round",
     )
-    checkpoint_frequency: Count = Field(description="rounds from one file to the next")
+    checkpoint_frequency: Count = Field(json_schema_extra=NO_RESULT, description="rounds from one file to the next")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -473,11 +484,14 @@ class FinetuneSettings(Section):
 class FederationSettings(Section):
     """How rounds run."""
 
-    round_timeout: Positive = Field(description="seconds a round may wait for its sites")
+    round_timeout: Positive = Field(json_schema_extra=NO_RESULT, description="seconds a round may wait for its sites")
     site_timeout: Positive | None = Field(
-        description="seconds a site may work on one message; null: nine tenths of round_timeout"
+        json_schema_extra=NO_RESULT,
+        description="seconds a site may work on one message; null: nine tenths of round_timeout",
     )
-    start_timeout: Positive = Field(description="seconds to wait for nodes, at the start or where all are gone")
+    start_timeout: Positive = Field(
+        json_schema_extra=NO_RESULT, description="seconds to wait for nodes, at the start or where all are gone"
+    )
     min_nodes: Count = Field(description="nodes to wait for before the start")
     sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites drawn a round")
     evaluate_before: bool = Field(description="also evaluate the average before the server step")
@@ -583,23 +597,33 @@ class Settings(Section):
 
     rounds: Count = Field(description="rounds of the federation")
     seed: Annotated[int, Field(ge=0)] = Field(description="of everything that is drawn")
-    resume: str = Field(description="auto, never, the folder of a run, or one of its saved states")
-    accept_new_data: bool = Field(
-        description="go on with a run although classes or clips of its data came, went or changed; false: refuse"
+    resume: str = Field(
+        json_schema_extra=NO_RESULT, description="auto, never, the folder of a run, or one of its saved states"
     )
-    device: Device = Field(description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ...")
-    threads: Count = Field(description="of torch; the same number gives the same bits")
-    cache_dir: str | None = Field(description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder")
+    accept_new_data: bool = Field(
+        json_schema_extra=NO_RESULT,
+        description="go on with a run although classes or clips of its data came, went or changed; false: refuse",
+    )
+    device: Device = Field(
+        json_schema_extra=NO_RESULT, description="of torch, at the sites and on the server: cpu, cuda, cuda:1 ..."
+    )
+    threads: Count = Field(json_schema_extra=NO_RESULT, description="of torch; the same number gives the same bits")
+    cache_dir: str | None = Field(
+        json_schema_extra=NO_RESULT, description="of embeddings; null: $FED_A2V_CACHE, else the user's cache folder"
+    )
     optimize_memory_usage: bool = Field(
         description="half-precision bank, small batches, and the generator on the CPU while it waits"
     )
     generate_global_images_frequency: Annotated[int, Field(ge=0)] = Field(
-        description="rounds from one set of the global adapters' pictures to the next; 0: none"
+        json_schema_extra=NO_RESULT,
+        description="rounds from one set of the global adapters' pictures to the next; 0: none",
     )
     generate_nodes_images_frequency: Annotated[int, Field(ge=0)] = Field(
-        description="rounds from one set of the sites' pictures to the next; 0: none"
+        json_schema_extra=NO_RESULT, description="rounds from one set of the sites' pictures to the next; 0: none"
     )
-    report: bool = Field(description="write `report.html` into the run's folder at its end")
+    report: bool = Field(
+        json_schema_extra=NO_RESULT, description="write `report.html` into the run's folder at its end"
+    )
     dataset: DatasetSettings
     partition: PartitionSettings
     encoder: EncoderSettings
@@ -614,12 +638,13 @@ class Settings(Section):
     generator: GeneratorSettings
     finetune: FinetuneSettings
     federation: FederationSettings
-    checkpoint: CheckpointSettings
-    images: ImageSettings
-    wandb: WandbSettings
-    tracking: TrackingSettings
+    checkpoint: CheckpointSettings = Field(json_schema_extra=NO_RESULT)
+    images: ImageSettings = Field(json_schema_extra=NO_RESULT)
+    wandb: WandbSettings = Field(json_schema_extra=NO_RESULT)
+    tracking: TrackingSettings = Field(json_schema_extra=NO_RESULT)
     callbacks: dict[str, CallbackSettings | None] = Field(
-        description="side effects of the run by name, called in this order; null leaves one out"
+        json_schema_extra=NO_RESULT,
+        description="side effects of the run by name, called in this order; null leaves one out",
     )
 
     @property
@@ -715,3 +740,17 @@ def cache_dir(settings: Settings) -> Path:
     # By its specification one that is empty or relative does not count.
     users = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (users if users.is_absolute() else Path("~/.cache").expanduser()) / "fed_a2v"
+
+
+def affects_result(key: str) -> bool:
+    """Whether a setting, by its dotted key, changes what a run computes; so does every key that is not known."""
+    model: Any = Settings
+    for name in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        field = fields.get(name)
+        if field is None:
+            return True
+        if field.json_schema_extra == NO_RESULT:
+            return False
+        model = field.annotation
+    return True

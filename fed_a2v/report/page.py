@@ -23,7 +23,6 @@ import plotly.io
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from fed_a2v import __version__
 from fed_a2v.errors import UserError
 from fed_a2v.report import figures
 from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
@@ -35,6 +34,7 @@ from fed_a2v.runs.intervals import crossed_table
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on
 from fed_a2v.runs.table import TextTable, accuracy_cell
 from fed_a2v.storage.files import write_text
+from fed_a2v.version import __version__
 
 # Reasons that are listed under "What went wrong".
 MOST_REASONS = 30

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.schema import Settings, affects_result
 from fed_a2v.config.tree import conf_dir, dotted_items
 
 # The key that says which option of a group was chosen.
@@ -18,8 +18,6 @@ NAMES = {"partition": "kind", "share": "kind"}
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|inf|nan|[-+.\d].*)$)[\w./@-]+", re.IGNORECASE)
 # Without these, some options make no valid settings.
 PLACES = ("dataset.root", "dataset.path", "targets.path")
-# Where it ran, not what it computed.
-IRRELEVANT = ("resume", "report", "cache_dir")
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
@@ -40,13 +38,13 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
         changed = [
             f"{key if key in base else '+' + key}={_word(value)}"
             for key, value in leaves.items()
-            if base.get(key, ...) != value and key not in IRRELEVANT
+            if base.get(key, ...) != value and _matters(key)
         ]
         words = [*groups, *changed]
         found = dict(dotted_items(_composed(compose_settings(words))))
     except (ConfigError, ValueError, OSError):
         return None
-    same = {key: value for key, value in leaves.items() if key not in IRRELEVANT}
+    same = {key: value for key, value in leaves.items() if _matters(key)}
     return words if {key: found.get(key) for key in same} == same else None
 
 
@@ -84,3 +82,8 @@ def _word(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)
+
+
+def _matters(key: str) -> bool:
+    """Whether a key belongs into the command; processor and threads decide the last bits."""
+    return affects_result(key) or key in ("device", "threads")

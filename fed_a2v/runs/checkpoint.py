@@ -8,11 +8,12 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fed_a2v.config.schema import affects_result
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.storage.files import plain, replacing
 from fed_a2v.storage.torch_files import CheckpointError, DamagedError, load_torch, numbered_files, save_torch
@@ -20,34 +21,7 @@ from fed_a2v.storage.untrusted import inside
 
 logger = logging.getLogger("fed_a2v")
 
-# Settings that a resumed run may change: they say where and how loudly it runs, not what it computes. What lies at the
-# places of data and prompts is compared by itself.
-HARMLESS = (
-    "resume",
-    "accept_new_data",
-    "checkpoint",
-    "device",
-    "threads",
-    "cache_dir",
-    "report",
-    "wandb",
-    "tracking",
-    "callbacks",
-    "aggregation.patience",
-    "images",
-    "generate_global_images_frequency",
-    "generate_nodes_images_frequency",
-    "federation.round_timeout",
-    "federation.site_timeout",
-    "federation.start_timeout",
-    "generator.save_checkpoint",
-    "generator.checkpoint_path",
-    "generator.checkpoint_frequency",
-    "dataset.root",
-    "dataset.path",
-    "targets.path",
-    "targets.captions",
-)
+# Of a data set.
 PLACES = ("root", "path")
 
 
@@ -137,7 +111,7 @@ def drop_states_after(folder: Path, round_number: int) -> None:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Hash of the settings that change results: equal for experiments of which one may go on as the other."""
-    relevant = {key: plain(value) for key, value in _items(config).items() if not _harmless(key) and key != "rounds"}
+    relevant = {key: plain(value) for key, value in _items(config).items() if affects_result(key) and key != "rounds"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -158,7 +132,7 @@ class Difference:
 def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Check that a run may go on under the settings `new`; both are nested dictionaries.
 
-    `rounds` may grow, and what changes no result (`resume`, `device`, `wandb`, ...: `HARMLESS`) may change.
+    `rounds` may grow, and settings that change no result (`affects_result`) may change.
 
     Returns:
         The harmless differences, by dotted key.
@@ -173,7 +147,7 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
         was, now = plain(before.get(key, absent)), plain(after.get(key, absent))
         grows = key == "rounds" and isinstance(was, int) and isinstance(now, int) and now > was
         if was != now:
-            differences.append(Difference(key, was, now, grows or _harmless(key)))
+            differences.append(Difference(key, was, now, grows or not affects_result(key)))
     if harmful := [difference for difference in differences if not difference.harmless]:
         raise CheckpointError(
             "the run to resume was started with other settings:\n"
@@ -193,5 +167,11 @@ def _items(config: Mapping[str, Any]) -> dict[str, Any]:
     return items
 
 
-def _harmless(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+def same_results(one: Mapping[str, Any], other: Mapping[str, Any], but: Sequence[str] = ()) -> bool:
+    """Whether two nested settings compute the same, leaving aside the sections or keys `but`."""
+    before, after = _items(one), _items(other)
+    return all(
+        before.get(key) == after.get(key)
+        for key in before.keys() | after.keys()
+        if affects_result(key) and not any(key == name or key.startswith(f"{name}.") for name in but)
+    )

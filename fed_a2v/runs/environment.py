@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fed_a2v import __version__
+from fed_a2v.version import __version__
 
 PACKAGES = ("torch", "flwr", "numpy", "scikit-learn", "hydra-core", "transformers", "diffusers")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fed_a2v.core.adapters import PromptSet
-from fed_a2v.runs.checkpoint import drop_states_after
+from fed_a2v.runs.checkpoint import drop_states_after, same_results
 from fed_a2v.storage.files import (
     append_jsonl,
     parse_row,
@@ -36,9 +36,9 @@ GUIDE_METRICS = (
 )
 
 
-# The folder, beside an experiment's, of the same run without the server step; and what may differ between the two.
+# The folder, beside an experiment's, of the same run without the server step; and the sections that only the step uses.
 WITHOUT_STEP = "FedAvg"
-MAY_DIFFER = ("finetune", "generator", "wandb", "tracking", "report", "resume", "accept_new_data")
+OF_THE_STEP = ("finetune", "generator")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class RunFolder:
         mine, its = self.read_config(), beside.read_config()
         if mine.get("aggregation", {}).get("mode") == "kd":  # that is a server step; without it the mean is plain
             mine = mine | {"aggregation": mine["aggregation"] | {"mode": "avg"}, "finetune": {"enabled": True}}
-        same = all(mine.get(key) == its.get(key) for key in mine.keys() | its.keys() if key not in MAY_DIFFER)
+        same = same_results(mine, its, but=OF_THE_STEP)
         return beside.rows() if same and not has_server_step(its) and has_server_step(mine) else []
 
     def write_targets(self, prompts: PromptSet) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fed_a2v.config.schema import Settings
 from fed_a2v.errors import MENDABLE
+from fed_a2v.runs.checkpoint import same_results
 from fed_a2v.runs.lock import FolderInUseError, hold
 from fed_a2v.runs.output import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
@@ -31,8 +32,6 @@ from fed_a2v.storage.plain_text import one_line, say
 
 log = logging.getLogger("fed_a2v")
 
-# Sections in which two runs may differ and yet have the same numbers.
-NO_MATTER = ("wandb", "tracking", "report", "resume", "accept_new_data")
 # Longer names of folders are cut.
 LONGEST_NAME = 60
 
@@ -134,8 +133,7 @@ def _same_settings(folder: Path, settings: Settings) -> bool:
     saved = _read(folder / "config.yaml", yaml.safe_load)
     if saved is None:
         return not (folder / "config.yaml").exists()
-    asked = settings.model_dump(mode="json", by_alias=True)
-    return all(saved.get(key) == asked.get(key) for key in saved.keys() | asked.keys() if key not in NO_MATTER)
+    return same_results(saved, settings.model_dump(mode="json", by_alias=True))
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def test_import_paths_are_found_at_any_depth():
 def test_what_conf_names_is_this_programs_own(option):
     settings = compose_settings([f"generator={option}", *(["adapters=flux"] if option == "vae_t5" else [])])
     refuse_code(settings.model_dump(by_alias=True), "the run", "trust it")
-    assert all(target.startswith("fed_a2v.core.") for target in own_code())
+    assert all(target.startswith(("fed_a2v.core.", "fed_a2v.callbacks.")) for target in own_code())
     assert conf_dir().is_dir()
 
 
@@ -48,7 +48,7 @@ def test_other_code_is_refused_by_key_and_path(target):
 
 def test_a_class_is_checked_before_it_is_called():
     CALLED.clear()
-    target = "tests.test_plugins.Records"
+    target = "tests.config.test_plugins.Records"
     with refused(ConfigError, "encoder._target_", target, "waveform"):
         make_object("encoder", target, {}, ["encode", "waveform"])
     with refused(ConfigError, "encoder.inner._target_=os.system"):

@@ -16,6 +16,7 @@ def keys(settings_reference):
             for name, model in settings_reference.sections().items()
             for key in settings_reference.section_keys(name, model)
         ),
+        *settings_reference.callback_keys(),
     ]
     return {key.name: key for key in listed}
 

@@ -21,6 +21,7 @@ from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
 from fed_a2v.report.looks import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.report.page import render, write_report
 from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.runs.checkpoint import same_results
 from fed_a2v.runs.folder import RunFolder
 from tests.report.conftest import drawn_map, written_run
 from tests.report.test_browser import contrast
@@ -354,9 +355,10 @@ def test_long_names_are_cut_on_axes_only():
 )
 def test_the_overrides_compose_to_the_same_settings(overrides):
     wanted = compose_settings(overrides)
-    words = overrides_of(wanted.model_dump(mode="json", by_alias=True))
-    irrelevant = {"cache_dir": None, "report": True, "resume": "auto"}
-    assert compose_settings(words) == wanted.model_copy(update=irrelevant)
+    config = wanted.model_dump(mode="json", by_alias=True)
+    again = compose_settings(overrides_of(config))
+    assert same_results(again.model_dump(mode="json", by_alias=True), config)
+    assert (again.dataset, again.device, again.threads) == (wanted.dataset, wanted.device, wanted.threads)
 
 
 def test_settings_of_another_version_give_no_command():

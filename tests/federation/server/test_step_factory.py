@@ -168,7 +168,9 @@ def test_what_can_be_built_passes_the_check(overrides):
 
 
 def test_a_users_own_loss_takes_the_place_of_the_vaes():
-    settings = compose_settings("generator.loss._target_=tests.federation.test_build.OwnLoss +generator.loss.weight=3")
+    settings = compose_settings(
+        "generator.loss._target_=tests.federation.server.test_step_factory.OwnLoss +generator.loss.weight=3"
+    )
     generator = make_generator(settings, SHAPE, 768)
     assert isinstance(generator.loss, OwnLoss)
     assert generator.loss.weight == 3
