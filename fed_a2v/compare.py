@@ -205,7 +205,7 @@ def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) 
     """The settings of a yardstick; None for pooled training."""
     if extra is None:
         return None
-    if "finetune.enabled=false" in extra and settings.aggregation.mode in ("kd", "none"):
+    if "finetune.enabled=false" in extra and (settings.aggregation.distils or not settings.aggregation.averages):
         extra = [*extra, "aggregation.mode=avg"]  # what these do, or leave undone, is no plain averaging
     return compose_settings([*overrides, *extra])
 
@@ -214,7 +214,7 @@ def _label(settings: Settings) -> str:
     """What an experiment that is no yardstick is called."""
     if settings.finetune.enabled:
         return settings.generator.name
-    if settings.aggregation.mode == "kd":
+    if settings.aggregation.distils:
         return "kd"
     return "FedAvg, as many steps" if settings.site.server_steps else "FedAvg"
 

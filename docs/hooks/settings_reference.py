@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from fed_a2v.config.compose import conf_dir
 from fed_a2v.config.schema import GeneratorSettings, Settings
+from fed_a2v.config.tree import option_values
 
 MARKER = "<!-- all settings -->"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
@@ -107,7 +108,7 @@ def section_keys(section: str, model: type[BaseModel]) -> list[Key]:
         keys.append(_key(f"{section}.{name}", field, values.get(name)))
         if inner := _inner_section(field):
             # Where the default option has none, the values are those of the first option that has one.
-            given = [values, *map(_read, option_files(section))]
+            given = [values, *(option_values(section, path.stem) for path in option_files(section))]
             chosen = next((each[name] for each in given if each.get(name)), {})
             keys += [_key(f"{section}.{name}.{key}", part, chosen.get(key)) for key, part in inner.model_fields.items()]
     return keys
@@ -186,9 +187,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def option_files(section: str) -> list[Path]:
-    """The files of a group, the option that is chosen by default first."""
+    """The files of a group's options, the one that is chosen by default first."""
     chosen = default_options().get(section)
-    return sorted((conf_dir() / section).glob("*.yaml"), key=lambda path: (path.stem != chosen, path.stem))
+    return sorted((conf_dir() / section).glob("[!_]*.yaml"), key=lambda path: (path.stem != chosen, path.stem))
 
 
 def default_options() -> dict[str, str]:
@@ -200,9 +201,8 @@ def default_options() -> dict[str, str]:
 
 def section_values(section: str) -> dict[str, Any]:
     """The values of a section: those of its default option, or those in `config.yaml` where it has no options."""
-    files = option_files(section)
-    values = _read(files[0]) if files else {}
-    return {**values, **main_file().get(section, {})}
+    chosen = default_options().get(section)
+    return {**(option_values(section, chosen) if chosen else {}), **main_file().get(section, {})}
 
 
 def option_list(section: str) -> str:
@@ -224,7 +224,7 @@ def generator_keys() -> dict[str, list[Key]]:
     common = {field.alias or name for name, field in GeneratorSettings.model_fields.items()}
     found = {}
     for path in option_files("generator"):
-        values = _read(path)
+        values = option_values("generator", path.stem)
         own = {name: value for name, value in values.items() if name not in common}
         if own:
             found[path.stem] = list(class_keys("generator", own, values["_target_"]))

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from fed_a2v.config.messages import explain_composition, explain_validation
 from fed_a2v.config.schema import ConfigError, Settings
-from fed_a2v.config.tree import conf_dir, dotted_keys, options
+from fed_a2v.config.tree import conf_dir, dotted_keys, option_values, options
 from fed_a2v.storage.untrusted import ForeignFileError, read_names
 
 __all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
@@ -196,13 +196,10 @@ def _absolute(place: Any) -> Any:
 def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
     if not isinstance(part, dict):
         return part
-    file = conf_dir() / "dataset" / f"{part.get('name')}.yaml"
-    if not file.is_file():
-        choices = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "mixed")
+    choices = [option for option in options("dataset") if option != "mixed"]
+    if part.get("name") not in choices:
         raise ConfigError(f"dataset.sets: {part} needs a name, one of {', '.join(choices)}")
-    defaults = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(defaults, dict)
-    return _complete_dataset(defaults | shared | part)
+    return _complete_dataset(option_values("dataset", part["name"]) | shared | part)
 
 
 def _read_aliases(path: Path) -> dict[str, str]:

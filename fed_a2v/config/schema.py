@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from fed_a2v.core.names import composed
+from fed_a2v.config.tree import options
+from fed_a2v.core.names import composed, nearest
 from fed_a2v.errors import UserError
 
 
@@ -366,13 +367,28 @@ class ShareSettings(Section):
     dtype: Literal["float16", "float32"] = Field(description="type of the arrays on the wire")
 
 
+def _aggregation_mode(name: str) -> str:
+    if name not in options("aggregation"):
+        near = nearest(name, options("aggregation"))
+        raise ValueError(f"choose {', '.join(options('aggregation'))}" + (f"; did you mean {near}?" if near else ""))
+    return name
+
+
+# A rule is an option of `conf/aggregation/`, and a file in `federation/server/aggregation/`.
+AggregationMode = Annotated[str, AfterValidator(_aggregation_mode)]
+
+
 class AggregationSettings(Section):
     """How the server combines the sites' adapters."""
 
-    mode: Literal["avg", "weighted", "median", "trimmed", "krum", "kd", "none"] = Field(
-        description="mean, mean by clips as far as `max_site_share` lets it, median, trimmed mean, Multi-Krum, "
-        "distillation, or no averaging"
+    model_config = ConfigDict(populate_by_name=True)
+
+    mode: AggregationMode = Field(
+        description="avg: mean; weighted: mean by clips as far as `max_site_share` lets it; median; trimmed: trimmed "
+        "mean; krum: Multi-Krum; kd: distillation; none: no averaging; custom: a rule of your own"
     )
+    target: str | None = Field(alias="_target_", description="custom: import path of a subclass of `AggregationRule`")
+    arguments: dict[str, Any] = Field(description="custom: arguments of the rule, as `settings.arguments`")
     trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         description="trimmed: share of the sites left out at either end, weight by weight"
     )
@@ -398,6 +414,22 @@ class AggregationSettings(Section):
         description="rounds in a row that may be skipped, or times that one is repeated; then the run ends",
     )
     max_age: Annotated[int, Field(ge=0)] = Field(description="rounds that a silent site's prompts stay; 0: always")
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> AggregationSettings:
+        if (self.mode == "custom") != (self.target is not None):
+            raise ValueError("aggregation=custom and aggregation._target_=MODULE.CLASS, its import path, go together")
+        return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the sites' adapters become the global ones, by whatever rule."""
+        return self.mode != "none"
+
+    @property
+    def distils(self) -> bool:
+        """Whether the server step distils the sites' adapters."""
+        return self.mode == "kd"
 
     @property
     def scale_limit(self) -> float:
@@ -650,7 +682,7 @@ class Settings(Section):
     @property
     def needs_weights(self) -> bool:
         """Whether anything is done with the sites' adapters: they are averaged, or distilled."""
-        return self.aggregation.mode != "none" and not self.adapters.closed_form
+        return self.aggregation.averages and not self.adapters.closed_form
 
     @property
     def needs_prototypes(self) -> bool:
@@ -658,7 +690,7 @@ class Settings(Section):
 
         The server step trains on them, and pictures of the global adapters are made of them.
         """
-        return self.finetune.enabled or self.aggregation.mode == "kd" or self.generate_global_images_frequency > 0
+        return self.finetune.enabled or self.aggregation.distils or self.generate_global_images_frequency > 0
 
     @property
     def needs_outputs(self) -> bool:
@@ -672,7 +704,7 @@ class Settings(Section):
             raise ValueError("generator=custom needs generator._target_=MODULE.CLASS, the import path of its class")
         if self.bank.keep == "generator" and self.generator.target is None:
             raise ValueError("bank.keep=generator needs a generator; generator=none has nothing to remember with")
-        if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.mode == "kd"):
+        if self.adapters.closed_form and (not self.finetune.enabled or self.aggregation.distils):
             raise ValueError("adapters.closed_form is solved in the server step: finetune.enabled=true and no kd")
         if self.adapters.t5_tokens and self.targets.name == "clip":
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 # Folders of `conf/` that are no section of the settings.
 NO_SECTIONS = ("experiment", "hydra")
@@ -22,8 +22,8 @@ def conf_dir() -> Path:
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, sorted; none where there is no such group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """The options of a group, sorted, without `_base`, which they share; none where there is no such group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 
 def sections() -> list[str]:
@@ -41,11 +41,17 @@ def known_keys() -> list[str]:
 
 def option_keys(group: str, option: str) -> list[str]:
     """Every dotted key of one option, without the group's name; those of the options that it extends included."""
-    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
-    assert isinstance(content, dict)
-    own = dotted_keys({str(key): value for key, value in content.items() if key != "defaults"})
-    bases = [base for base in content.get("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return list(dict.fromkeys([key for base in bases for key in option_keys(group, base)] + list(own)))
+    return list(dict.fromkeys(dotted_keys(option_values(group, option))))
+
+
+def option_values(group: str, option: str) -> dict[str, Any]:
+    """The values of one option, those of the options that it extends included."""
+    content = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
+    assert isinstance(content, DictConfig)
+    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    values = OmegaConf.to_container(OmegaConf.merge(*(option_values(group, base) for base in bases), content))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def options_with(key: str) -> list[str]:

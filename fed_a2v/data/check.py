@@ -63,9 +63,9 @@ def _unshared(settings: Settings, index: ClipIndex, sites: list[SiteClips]) -> l
         )
     taught = counts.any(axis=0)
     few = [index.classes[label] for label in np.flatnonzero(taught & (counts.max(axis=0) < least))]
-    if not few or not (settings.finetune.enabled or settings.aggregation.mode == "kd"):
+    if not few or not (settings.finetune.enabled or settings.aggregation.distils):
         return []
-    if len(few) == taught.sum() and (settings.adapters.closed_form or settings.aggregation.mode == "none"):
+    if len(few) == taught.sum() and (settings.adapters.closed_form or not settings.aggregation.averages):
         key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
         raise DataError(
             f"{key}: only the server step teaches the adapters, and no site has share.min_clips={least} training clips "

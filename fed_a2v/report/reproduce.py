@@ -13,7 +13,7 @@ from fed_a2v.config.schema import Settings, affects_result
 from fed_a2v.config.tree import conf_dir, dotted_items
 
 # The key that says which option of a group was chosen.
-NAMES = {"partition": "kind", "share": "kind"}
+NAMES = {"partition": "kind", "share": "kind", "aggregation": "mode"}
 # Strings that Hydra reads as they stand, and not as a number or a word of its own.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|inf|nan|[-+.\d].*)$)[\w./@-]+", re.IGNORECASE)
 # Without these, some options make no valid settings.

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from fed_a2v.cli import main
 from fed_a2v.config.compose import ConfigError, as_overrides, compose_settings, conf_dir, sources, to_yaml
 from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.config.tree import options
 from fed_a2v.data.aliases import ClassNames
 from tests.refusals import refused
 
@@ -37,6 +38,7 @@ NEEDS = {
     "images=sd": ["adapters=sd"],
     "images=flux": ["adapters=flux"],
     "generator=custom": ["generator._target_=my.Generator"],
+    "aggregation=custom": ["aggregation._target_=my.Rule"],
     "experiment=flux": ["dataset.root=/data/ESC-50"],
     "experiment=sd": ["dataset.root=/data/ESC-50"],
     "experiment=vegas_10x1": ["dataset.root=/data/VEGAS"],
@@ -44,7 +46,7 @@ NEEDS = {
     "experiment=class_incremental": ["dataset.root=/data/ESC-50"],
     "experiment=esc50_50x1": ["dataset.root=/data/ESC-50"],
 }
-OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(conf_dir().glob("*/*.yaml"))]
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(conf_dir().glob("*/[!_]*.yaml"))]
 
 
 def composed(option, *more):
@@ -63,7 +65,7 @@ def defaults():
 def test_every_option_of_every_group_composes_and_is_the_one_asked_for(option):
     group, name = option.split("=")
     section = getattr(composed(option), group)
-    assert (section.kind if group in ("partition", "share") else section.name) == name
+    assert getattr(section, {"partition": "kind", "share": "kind", "aggregation": "mode"}.get(group, "name")) == name
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("experiment")])
@@ -179,11 +181,10 @@ def test_an_unknown_option_is_refused_and_the_nearest_is_named(override, nearest
 
 
 def test_a_wrong_option_lists_all_that_there_are():
-    with refused(ConfigError, "dataset=radio", *(path.stem for path in (conf_dir() / "dataset").glob("*.yaml"))):
+    with refused(ConfigError, "dataset=radio", *(path.stem for path in (conf_dir() / "dataset").glob("[!_]*.yaml"))):
         compose_settings("dataset=radio")
 
 
-MODES = ("'avg'", "'weighted'", "'median'", "'trimmed'", "'krum'", "'kd'", "'none'")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ MODES = ("'avg'", "'weighted'", "'median'", "'trimmed'", "'krum'", "'kd'", "'non
         ("rounds=null", ("rounds", "None"), "int_type"),
         ("finetune.enabled=perhaps", ("finetune.enabled", "'perhaps'"), "bool_parsing"),
         ("dataset.train_folds=3", ("dataset.train_folds", "3"), "list_type"),
-        ("aggregation.mode=mean", ("aggregation.mode", "'mean'", *MODES), "literal_error"),
+        ("aggregation.mode=mean", ("aggregation.mode", "'mean'", *options("aggregation")), "value_error"),
         ("wandb.mode=of", ("wandb.mode", "'of'", "'offline'", "'online'", "'disabled'"), "literal_error"),
         ("rounds=0", ("rounds", "0", "1"), "greater_than_equal"),
         ("seed=-1", ("seed", "-1", "0"), "greater_than_equal"),
@@ -485,8 +486,9 @@ def test_every_key_has_the_file_or_the_override_that_it_comes_from():
     assert found["rounds"] == "rounds=3"
     assert found["generator.shrinkage"] == "generator.shrinkage=0.5"
     assert found["generator.training_epochs"] == "conf/experiment/quick.yaml"
-    assert found["generator.holdout"] == "conf/generator/gaussian.yaml"
-    assert found["partition.sites"] == "conf/partition/classes.yaml"
+    assert found["generator.name"] == "conf/generator/gaussian.yaml"
+    assert found["generator.holdout"] == "conf/generator/_base.yaml"
+    assert found["partition.sites"] == "conf/partition/_base.yaml"
     assert found["loss.mse"] == "conf/config.yaml"
 
 

@@ -141,7 +141,7 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         validation_frequency=generator.validation_frequency,
         unseen=unseen,
         keep_prototypes=settings.bank.keep == "prototypes",
-        distil=settings.aggregation.mode == "kd",
+        distil=settings.aggregation.distils,
         finetune=finetune.enabled,
         first_steps=finetune.first_steps,
         steps=finetune.steps,

@@ -106,8 +106,7 @@ class FedA2V(Strategy):
         self.classes = prompts.names
         self.prompts = prompts
         self._prompts_fingerprint = fingerprint(prompts)
-        # Callbacks are the server's own; a site would refuse to run a user's class.
-        self._settings_json = settings.model_copy(update={"callbacks": {}}).model_dump_json(by_alias=True)
+        self._settings_json = _for_sites(settings).model_dump_json(by_alias=True)
         self.make_step = make_step
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
@@ -182,7 +181,7 @@ class FedA2V(Strategy):
             if weights is not None:
                 step.adapters.load_weights(weights)
         self._tell_cut(replies, row)
-        if self.settings.aggregation.mode != "kd":  # else the bytes that came would stay for the rest of the round
+        if not self.settings.aggregation.distils:  # else the bytes that came would stay for the rest of the round
             replies = [replace(reply, weights=[]) for reply in replies]
             return_free_memory()
         row["seconds/aggregation"] = time.perf_counter() - start
@@ -352,7 +351,7 @@ class FedA2V(Strategy):
         )
         if step.bank.counts():
             return
-        if settings.adapters.closed_form or settings.aggregation.mode == "none":
+        if settings.adapters.closed_form or not settings.aggregation.averages:
             key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
             raise FederationError(
                 f"{key}: only the server step teaches the adapters, and no site has share.min_clips="
@@ -363,7 +362,7 @@ class FedA2V(Strategy):
     @property
     def _serves(self) -> bool:
         """Whether there is a server step, for which classes can be lost."""
-        return self.settings.finetune.enabled or self.settings.aggregation.mode == "kd"
+        return self.settings.finetune.enabled or self.settings.aggregation.distils
 
     @property
     def _everyone_heard(self) -> int:
@@ -592,6 +591,14 @@ class FedA2V(Strategy):
         if self.step is None:
             raise FederationError("no site has introduced itself yet")
         return self.step
+
+
+def _for_sites(settings: Settings) -> Settings:
+    """The settings without what only the server runs: a site refuses to import a user's classes."""
+    aggregation = settings.aggregation
+    if aggregation.target is not None:
+        aggregation = aggregation.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
+    return settings.model_copy(update={"callbacks": {}, "aggregation": aggregation})
 
 
 def _joined(arrays: NDArrays) -> Parameters:

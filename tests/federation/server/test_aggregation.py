@@ -8,9 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.tree import options
 from fed_a2v.federation.protocol import SiteReply
 from fed_a2v.federation.server.aggregation import aggregate, clipped, cut_shares
+from fed_a2v.federation.server.aggregation.base import AggregationRule, make_rule
+from tests.federation.helpers import Federation
+from tests.refusals import refused
 
 
 def aggregate_adapters(replies, mode, sent=None, max_site_share=1.0, **options):
@@ -186,3 +190,53 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     combined = aggregate_adapters(halves, "avg")[0]
     assert combined.dtype == torch.float32
     torch.testing.assert_close(combined, torch.stack([r.weights[0].float() for r in halves]).mean(dim=0))
+
+
+# Rules of one's own
+
+
+class Largest(AggregationRule):
+    """The weights of the site with the most clips."""
+
+    def combine(self, sites, clips):
+        sites = list(sites)
+        return [self.settings.arguments["factor"] * weight for weight in sites[clips.index(max(clips))]]
+
+
+class NoRule:
+    pass
+
+
+def custom(target, *more):
+    return compose_settings(["aggregation=custom", f"aggregation._target_={__name__}.{target}", *more])
+
+
+def test_a_rule_of_ones_own_is_found_by_its_import_path(replies):
+    settings = custom("Largest", "+aggregation.arguments.factor=2").aggregation
+    combined = aggregate(replies, [], settings)
+    for weight, expected in zip(combined, replies[2].weights, strict=True):
+        assert torch.equal(weight, 2 * expected)
+
+
+def test_a_run_with_a_rule_of_ones_own_tells_the_sites_nothing_of_it():
+    words = ["aggregation=custom", f"aggregation._target_={__name__}.Largest", "+aggregation.arguments.factor=1"]
+    federation = Federation(*words).start()
+    row = federation.round(1)
+    assert (row["replies"], row["rejected"]) == (5, 0)
+    assert all(__name__ not in message["settings"] for node in federation.nodes for message in node.messages)
+
+
+def test_what_is_no_rule_is_refused():
+    with refused(ConfigError, "aggregation._target_", "NoRule", "AggregationRule"):
+        aggregate([reply("a", 1, [1.0])], [torch.zeros(1)], custom("NoRule").aggregation)
+    with refused(ConfigError, "aggregation._target_"):
+        compose_settings(["aggregation=custom"])
+    with refused(ConfigError, "aggregation.mode", "medain", "median"):
+        compose_settings(["aggregation.mode=medain"])
+
+
+def test_every_option_is_a_rule():
+    for mode in options("aggregation"):
+        if mode != "custom":
+            assert isinstance(make_rule(compose_settings([f"aggregation.mode={mode}"]).aggregation), AggregationRule)
+            assert compose_settings([f"aggregation={mode}"]).aggregation.mode == mode

@@ -1,0 +1,74 @@
+"""The interface of an aggregation rule, and where a rule is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fed_a2v.config.plugins import load_class
+from fed_a2v.config.schema import AggregationSettings, ConfigError
+
+
+class AggregationRule(ABC):
+    """Combines the adapters of a round's sites.
+
+    Args:
+        settings: the section `aggregation`; `settings.arguments` has the keys of a rule of one's own.
+    """
+
+    def __init__(self, settings: AggregationSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+        """The combined weights.
+
+        Args:
+            sites: each site's weights, at least one site, in a fixed order because sums of floats depend on it. A
+                site's weights are unpacked when it is their turn: a rule that keeps none needs memory for one site.
+            clips: each site's number of training clips, in the same order.
+
+        Returns:
+            float32 tensors in the shapes of a site's; None keeps the global adapters as they are.
+        """
+
+
+def make_rule(settings: AggregationSettings) -> AggregationRule:
+    """The rule that `aggregation.mode` names: the class `Rule` of the file of that name, or one's own.
+
+    Raises:
+        ConfigError: the class of a rule of one's own is not found, or is no `AggregationRule`.
+    """
+    if settings.target is None:
+        rule = importlib.import_module(f"fed_a2v.federation.server.aggregation.{settings.mode}").Rule
+    else:
+        rule = load_class("aggregation", settings.target)
+        if not issubclass(rule, AggregationRule):
+            raise ConfigError(
+                f"aggregation._target_={settings.target} is no aggregation rule; derive it from "
+                f"{AggregationRule.__module__}.{AggregationRule.__name__}"
+            )
+    made: AggregationRule = rule(settings)
+    return made
+
+
+def weighted_mean(sites: Iterable[Sequence[Tensor]], factors: Sequence[float]) -> list[Tensor]:
+    """The mean of the sites' weights, weighted by `factors`, as a running sum."""
+    sums: list[Tensor] = []
+    for weights, factor in zip(sites, factors, strict=True):
+        if sums:
+            for total, weight in zip(sums, weights, strict=True):
+                total.add_(weight, alpha=factor)
+        else:
+            sums = [weight.float() * factor for weight in weights]
+    return [total / sum(factors) for total in sums]
+
+
+def norm(weights: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all weights together."""
+    return math.hypot(*(float(torch.linalg.vector_norm(weight)) for weight in weights))

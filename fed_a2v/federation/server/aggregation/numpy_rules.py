@@ -1,0 +1,20 @@
+"""To and from the arrays that Flower's own aggregation rules take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from flwr.common import NDArrays
+from torch import Tensor
+
+
+def as_flower(sites: Iterable[Sequence[Tensor]]) -> list[tuple[NDArrays, int]]:
+    """Each site's weights with a count of 1."""
+    return [([weight.cpu().float().numpy() for weight in weights], 1) for weights in sites]
+
+
+def as_tensors(arrays: NDArrays) -> list[Tensor]:
+    """Combined weights as float32 tensors of their own."""
+    return [torch.from_numpy(np.array(array, dtype=np.float32)) for array in arrays]
