@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
 # What a table says of the class prompts that its accuracies are about.
 PROMPTS = {
-    "anchors": "Class prompts: random vectors made from the classes' names (`targets=anchors`), which know no meaning.",
+    "random": "Class prompts: random vectors made from the classes' names (`targets=random`), which know no meaning.",
     "CLIP": "Class prompts: CLIP ViT-B/32's text vectors of the 31 classes that have one (`targets=file`).",
 }
 

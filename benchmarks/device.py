@@ -17,7 +17,7 @@ from common import machine, write_block
 from torch import Tensor
 from vae_speed import CLASSES, data
 
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.flow import FlowGenerator
 from fed_a2v.core.generators.gan import GANGenerator
@@ -96,7 +96,7 @@ def steps(clip: tuple[int, int], t5: tuple[int, int] | None) -> Callable[[str], 
         def targets(shape: tuple[int, int]) -> Tensor:
             return torch.randn(CLASSES, *shape, device=device)
 
-        prompts = PromptSet(rows.names, targets(clip), None if t5 is None else targets(t5))
+        prompts = ClassPrompts(rows.names, targets(clip), None if t5 is None else targets(t5))
         adapters = Adapters(512, prompts).to(device)
         loss = AdapterLoss(prompts, AdapterLossWeights())
         rows = rows.to(torch.device(device))

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from fed_a2v import load_run
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet, prompt_centre
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts, prompt_centre
 from fed_a2v.core.metrics import Retrieval, retrieval
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, train_steps
@@ -159,15 +159,15 @@ class WideHead(nn.Module):
     It begins at the centre of the class prompts and in their scale, as our adapters do.
     """
 
-    def __init__(self, audio_width: int, prompts: PromptSet) -> None:
+    def __init__(self, audio_width: int, prompts: ClassPrompts) -> None:
         super().__init__()
         assert prompts.t5 is not None
         self.clip = WideSide(audio_width, prompts.clip, width=1536, blocks=2)
         self.t5 = WideSide(audio_width, prompts.t5, width=4096, blocks=13)
 
-    def forward(self, audio: Tensor) -> Prompts:
+    def forward(self, audio: Tensor) -> AdapterOutput:
         """(B, 1, Da) audio embeddings to prompts."""
-        return Prompts(self.clip(audio), self.t5(audio))
+        return AdapterOutput(self.clip(audio), self.t5(audio))
 
 
 class WideSide(nn.Module):
@@ -192,7 +192,7 @@ class WideSide(nn.Module):
         return out
 
 
-def train_in_one_place(head: nn.Module, settings: Settings, prompts: PromptSet, steps: int) -> None:
+def train_in_one_place(head: nn.Module, settings: Settings, prompts: ClassPrompts, steps: int) -> None:
     """Train on all sites' clips together; the wide head with a third of the learning rate."""
     audio, labels = clips(settings, "train")
     if isinstance(head, Adapters):
@@ -205,7 +205,7 @@ def train_in_one_place(head: nn.Module, settings: Settings, prompts: PromptSet, 
 
 
 @torch.no_grad()
-def retrievals(head: nn.Module, settings: Settings, prompts: PromptSet) -> tuple[Retrieval, Retrieval]:
+def retrievals(head: nn.Module, settings: Settings, prompts: ClassPrompts) -> tuple[Retrieval, Retrieval]:
     """What the test clips' CLIP and T5 outputs find."""
     audio, labels = clips(settings, "test")
     parts = [head(rows) for rows in audio.split(100)]
@@ -214,7 +214,7 @@ def retrievals(head: nn.Module, settings: Settings, prompts: PromptSet) -> tuple
     return clip, retrieval(torch.cat([part.t5 for part in parts]), labels, prompts.t5)
 
 
-def line(name: str, head: nn.Module, up: str, down: str, settings: Settings, prompts: PromptSet) -> str:
+def line(name: str, head: nn.Module, up: str, down: str, settings: Settings, prompts: ClassPrompts) -> str:
     """A row of the table: the head on the test clips."""
     clip, t5 = retrievals(head, settings, prompts)
     return (

@@ -255,7 +255,7 @@ def run(case: Case, *more: str) -> Row:
         "site_steps": sum(row["site/optimiser_steps"] for row in rows),
         "server_steps": sum(row["server/optimiser_steps"] for row in rows),
         "seconds": time.perf_counter() - start,
-        "bytes_up": sum(row.get("bytes_up", 0) + row.get("bytes_introduction", 0) for row in rows),
+        "bytes_up": sum(row.get("bytes_up", 0) + row.get("bytes_registration", 0) for row in rows),
         "by_round": json.dumps([round(row["accuracy"], 4) for row in rows]),
     }
 
@@ -339,7 +339,7 @@ def block(one: Table, rows: list[Row], wanted: Sequence[tuple[int, int]]) -> str
         megabytes = f"{mean(runs[method], 'bytes_up') / 1e6:.0f}" if METHODS[method] is not None else "-"
         cells += [taken, megabytes]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    prompts = PROMPTS["CLIP" if one.data == "clip" else "anchors"]
+    prompts = PROMPTS["CLIP" if one.data == "clip" else "random"]
     return "\n\n".join(
         part
         for part in (

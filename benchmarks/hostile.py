@@ -3,7 +3,7 @@
     FED_A2V_DATA=FOLDER python benchmarks/hostile.py [--seeds 0,1] [--processes 2] [--kinds NAME,...] [--write]
 
 ESC-50, YAMNet (without FED_A2V_DATA the built-in sounds), 50 sites (Dirichlet 1.0), of which 10, or one, send garbage
-of one kind from the introduction on. Three rounds, adapters 128 wide, a Gaussian generator. One of 50 is not asked of a
+of one kind from the registration on. Three rounds, adapters 128 wide, a Gaussian generator. One of 50 is not asked of a
 plain mean, and given as the mean of three modes, for single runs differ by a point if nothing but an order does.
 """
 
@@ -26,13 +26,13 @@ from rich.console import Console
 from torch import Tensor
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.local_training import Site
 from fed_a2v.federation.client.message_handler import Node
-from fed_a2v.federation.protocol import Scores, SiteReply
-from fed_a2v.federation.protocol.instruction import Order
+from fed_a2v.federation.protocol import Scores, TrainReply
+from fed_a2v.federation.protocol.instruction import Instruction
 from fed_a2v.federation.simulation import run_in_process
 
 MODES = ("avg", "median", "trimmed", "krum")
@@ -40,22 +40,22 @@ MODES = ("avg", "median", "trimmed", "krum")
 HOSTILE = {number: frozenset(site_name(5 * place) for place in range(number)) for number in (10, 1)}
 
 
-def weights(change: Callable[[Tensor], Tensor]) -> Callable[..., SiteReply]:
+def weights(change: Callable[[Tensor], Tensor]) -> Callable[..., TrainReply]:
     """Spoil the adapters' weights."""
     return lambda reply, _: replace(reply, weights=[change(weight) for weight in reply.weights])
 
 
-def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable[..., SiteReply]:
+def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable[..., TrainReply]:
     """Spoil what is said of each class."""
 
-    def spoil(reply: SiteReply, _: GarbageNode) -> SiteReply:
+    def spoil(reply: TrainReply, _: GarbageNode) -> TrainReply:
         said = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.prompts]
         return claiming(replace(reply, prompts=said))
 
     return spoil
 
 
-def claiming(reply: SiteReply, clips: int = 0) -> SiteReply:
+def claiming(reply: TrainReply, clips: int = 0) -> TrainReply:
     """The reply with numbers of clips that fit what it holds, or of `clips` for each prototype."""
     said = []
     for prompt in reply.prompts:
@@ -65,7 +65,7 @@ def claiming(reply: SiteReply, clips: int = 0) -> SiteReply:
     return replace(reply, prompts=said, num_examples=examples)
 
 
-def scaled(factor: float, variance: float = 1.0) -> Callable[..., SiteReply]:
+def scaled(factor: float, variance: float = 1.0) -> Callable[..., TrainReply]:
     """Prototypes and variances times numbers."""
     return prototypes(lambda a: replace(a, means=factor * a.means, variances=variance * a.variances))
 
@@ -76,18 +76,18 @@ def many(audio: AudioPrototypes) -> AudioPrototypes:
     return AudioPrototypes(means, torch.ones(200, dtype=torch.int64), torch.zeros_like(means))
 
 
-def faked(reply: SiteReply, node: GarbageNode) -> SiteReply:
+def faked(reply: TrainReply, node: GarbageNode) -> TrainReply:
     """Of every class eight prototypes, which are the site's own of other classes, and a million clips behind each."""
     own = torch.cat([prompt.audio.means for prompt in reply.prompts])
     said = []
     for place, name in enumerate(node.classes):
         means = own[(torch.arange(8) + 3 * place) % len(own)]
-        said.append(ClassPrompts(name, 8, AudioPrototypes(means, torch.ones(8).long(), torch.zeros_like(means))))
+        said.append(ClassStatistics(name, 8, AudioPrototypes(means, torch.ones(8).long(), torch.zeros_like(means))))
     return claiming(replace(reply, prompts=said), 10**6)
 
 
-def other_shape(reply: SiteReply, _: GarbageNode) -> SiteReply:
-    """The introduction of a site whose embeddings are one number each, and of very many clips."""
+def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
+    """The registration of a site whose embeddings are one number each, and of very many clips."""
     if reply.task == "train":
         return reply
     one = [replace(p, audio=replace(p.audio, means=p.audio.means[..., :1], variances=p.audio.variances[..., :1]))
@@ -95,7 +95,7 @@ def other_shape(reply: SiteReply, _: GarbageNode) -> SiteReply:
     return claiming(replace(reply, prompts=one), 10**9)
 
 
-def old(reply: SiteReply, node: GarbageNode) -> SiteReply:
+def old(reply: TrainReply, node: GarbageNode) -> TrainReply:
     """The weights of the site's first round, again and again."""
     first = node.first.setdefault(reply.site, reply.weights) if reply.weights else []
     return replace(reply, weights=first)
@@ -106,7 +106,7 @@ def noise(weight: Tensor) -> Tensor:
     return 5 * weight.square().mean().sqrt() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
 
 
-def honest(reply: SiteReply, _: GarbageNode) -> SiteReply:
+def honest(reply: TrainReply, _: GarbageNode) -> TrainReply:
     """As it is."""
     return reply
 
@@ -117,7 +117,7 @@ def lies(scores: Scores) -> Scores:
     return Scores({name: score.model_copy(update=absurd) for name, score in scores.classes.items()})
 
 
-KINDS: dict[str, Callable[..., SiteReply]] = {
+KINDS: dict[str, Callable[..., TrainReply]] = {
     "none": honest,
     "weights not finite": weights(lambda weight: torch.full_like(weight, torch.nan)),
     "weights 1000 times too large": weights(lambda weight: 1000 * weight),
@@ -186,7 +186,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     text = "\n".join(lines) + (
         f"\n\nAccuracy after round 3 without garbage, and the points (hundredths) that are lost to it; {len(seeds)} "
-        f"seeds. {PROMPTS['anchors']} {machine()}."
+        f"seeds. {PROMPTS['random']} {machine()}."
     )
     print(text.rsplit("\n", 1)[-1])
     if given.write:
@@ -251,7 +251,7 @@ class GarbageNode(Node):
         self.classes: tuple[str, ...] = ()
         self.first: dict[str, list[Tensor]] = {}
 
-    def _site(self, order: Order) -> Site:
+    def _site(self, order: Instruction) -> Site:
         site = super()._site(order)
         if order.site not in self.hostile:
             return site
@@ -262,12 +262,12 @@ class GarbageNode(Node):
         if self.kind == "invented scores":
             evaluate = site.evaluate
             site.evaluate = lambda *args, **words: lies(evaluate(*args, **words))  # type: ignore[method-assign]
-        introduce, train_site = site.introduce, site.train
-        site.introduce = lambda *args: self._spoilt(introduce(*args))  # type: ignore[method-assign]
+        register, train_site = site.register, site.train
+        site.register = lambda *args: self._spoilt(register(*args))  # type: ignore[method-assign]
         site.train = lambda *args: self._spoilt(train_site(*args))  # type: ignore[method-assign]
         return site
 
-    def _spoilt(self, reply: SiteReply) -> SiteReply:
+    def _spoilt(self, reply: TrainReply) -> TrainReply:
         # The server never holds what the site would send: so it comes, and is spoilt, again in every round.
         return KINDS[self.kind](replace(reply, fingerprint=reply.fingerprint[:-1] + "!"), self)
 

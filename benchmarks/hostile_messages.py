@@ -138,7 +138,7 @@ def limits(draft: Draft) -> bool:
             settings["threads"] = draft.dice.choice([3, 64])
         case 3:
             settings["adapters"]["hidden_width"] = 10**8
-            return draft.task != "introduce"
+            return draft.task != "register"
         case _:
             settings["adapters"]["clip_width"] = 10**9
             return True
@@ -177,7 +177,7 @@ def texts(draft: Draft) -> bool:
 
 def arrays(draft: Draft) -> bool:
     """Other bytes than the adapters' weights."""
-    if draft.task == "introduce":
+    if draft.task == "register":
         draft.message["held"] = "x" * 10**6
         return True
     whole = draft.arrays[0]

@@ -170,7 +170,7 @@ KINDS: dict[str, Callable[[Draft], Any]] = {
     "a later round": lambda d: set_in(d, "round_number", d.manifest["round_number"] + d.dice.randint(1, 5)),
     "an older schema": lambda d: set_in(d, "schema_version", 0),
     "a newer schema": lambda d: set_in(d, "schema_version", d.dice.randint(2, 9) * 100),
-    "another task": lambda d: set_in(d, "task", d.dice.choice(["introduce", "evaluate", "exec"])),
+    "another task": lambda d: set_in(d, "task", d.dice.choice(["register", "evaluate", "exec"])),
     "square roots where others have none": lambda d: set_in(d, "square_root", not d.manifest["square_root"]),
     "an unknown key": lambda d: set_in(d, f"key {d.dice.random()}", 1),
     "a missing key": lambda d: d.manifest.pop(d.dice.choice(sorted(d.manifest))),

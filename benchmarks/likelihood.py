@@ -30,8 +30,8 @@ from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import ClassMoments, ledoit_wolf_shrinkage
 from fed_a2v.core.likelihood import NOISE, column_scale, gaussian_log_density
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prototype_bank import PromptBank, PrototypeRows
-from fed_a2v.core.prototypes import share_class
+from fed_a2v.core.prototype_bank import PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototypes import summarise_class
 from fed_a2v.core.quality import Rows
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
@@ -121,7 +121,7 @@ def measured(clips: EmbeddedClips, kind: str) -> dict[str, Found]:
     return closed | found
 
 
-def trained(arm: Arm, rows: PrototypeRows, conditions: torch.Tensor) -> tuple[Generator, float]:
+def trained(arm: Arm, rows: PrototypeBatch, conditions: torch.Tensor) -> tuple[Generator, float]:
     """A VAE after its training on `rows`, and how long that took."""
     settings = compose_settings([f"generator={arm.option}"])
     generator = make_generator(settings, (rows.embeddings.shape[1], rows.embeddings.shape[2]), conditions.shape[1])
@@ -131,7 +131,7 @@ def trained(arm: Arm, rows: PrototypeRows, conditions: torch.Tensor) -> tuple[Ge
     return generator, time.perf_counter() - start
 
 
-def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeRows) -> PrototypeRows:
+def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeBatch) -> PrototypeBatch:
     """Draws from the class means and the shared covariance, as a site would send clips."""
     offsets, share, scale = within(moments, seen)
     random = torch.Generator().manual_seed(2)
@@ -140,10 +140,10 @@ def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeRows) -> PrototypeRo
         pooled = torch.randn(DRAWS_PER_CLASS, len(offsets), generator=random) @ offsets / len(offsets) ** 0.5
         alone = torch.randn(pooled.shape, generator=random) * offsets.square().mean().sqrt()
         draws = moments.mean[label] + scale * ((1 - share) ** 0.5 * pooled + share**0.5 * alone)
-        prompt = share_class(name, moments.cut(draws).unsqueeze(1), "samples")
+        prompt = summarise_class(name, moments.cut(draws).unsqueeze(1), "samples")
         assert prompt is not None
         prompts.append(prompt)
-    bank = PromptBank()
+    bank = PrototypeBank()
     bank.update("draws", prompts, "", 1)
     made = bank.rows()
     assert made is not None

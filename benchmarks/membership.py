@@ -29,7 +29,7 @@ from torch import Tensor
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.prototype_bank import AudioPrototypes
-from fed_a2v.core.prototypes import Variance, share_class
+from fed_a2v.core.prototypes import Variance, summarise_class
 from fed_a2v.data.index import index_clips
 from fed_a2v.data.site import load_clips
 
@@ -106,7 +106,7 @@ def attacked(found: Clips) -> dict[str, dict[str, float]]:
         for label in classes:
             own, others, known = found.of(label, first, second), found.of(label, strangers), found.of(label, third)
             for name, upload in UPLOADS.items():
-                said = share_class("", torch.from_numpy(own[:, None]).float(), *upload)
+                said = summarise_class("", torch.from_numpy(own[:, None]).float(), *upload)
                 assert said is not None
                 assert said.audio is not None
                 rows = np.concatenate([own, others])

@@ -24,9 +24,9 @@ from flwr.server import SimpleClientManager
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.factory import prompt_set
-from fed_a2v.federation.protocol import SiteReply, pack_reply, read_arrays
+from fed_a2v.federation.protocol import TrainReply, pack_reply, read_arrays
 from fed_a2v.federation.server.step_factory import make_step
 from fed_a2v.federation.server.strategy import FedA2V
 from fed_a2v.federation.simulation import InProcessClient
@@ -114,7 +114,7 @@ class Actor(InProcessClient):
                 weights[-1] = weights[-1] + 0.01 * torch.randn(weights[-1].shape, generator=random)
         own = [NAMES[(int(config["number"]) + 5 * step) % CLASSES] for step in range(OWN)]
         prompts = [self.prompts(name, config["task"] == "train", random) for name in sorted(own)]
-        reply = SiteReply(
+        reply = TrainReply(
             str(config["site"]),
             int(config["round"]),
             config["task"],
@@ -127,18 +127,20 @@ class Actor(InProcessClient):
         arrays, metrics = pack_reply(reply, self.settings.share.dtype)
         return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), reply.num_examples, metrics)
 
-    def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
+    def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
         """What the site says about one class."""
         if trained and not self.settings.needs_outputs:
-            return ClassPrompts(name, 24)
+            return ClassStatistics(name, 24)
         if not trained:
             centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
             means = centre + 0.3 * torch.randn(8, 1, WIDTH, generator=random)
             audio = AudioPrototypes(means, torch.full((8,), 3), torch.full_like(means, 0.2))
-            return ClassPrompts(name, 24, audio)
+            return ClassStatistics(name, 24, audio)
         adapters = self.settings.adapters
         clip = torch.randn(adapters.clip_tokens, adapters.clip_width or 768, generator=random)
-        return ClassPrompts(name, 24, None, clip, torch.randn(adapters.t5_tokens, adapters.t5_width, generator=random))
+        return ClassStatistics(
+            name, 24, None, clip, torch.randn(adapters.t5_tokens, adapters.t5_width, generator=random)
+        )
 
 
 class Watch:

@@ -21,7 +21,7 @@ from vae_speed import CLASSES, ROWS, data
 from fed_a2v.core.generators import grouped
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
 
 SIZES = ((32, 8), (64, 16), (256, 32))
@@ -107,7 +107,7 @@ def one_after_another(
         random = torch_generator(seed, "group", name)
         torch.manual_seed(seed_for(random.initial_seed(), "weights", name))
         own = rows.take(rows.labels == label)
-        own = PrototypeRows(own.embeddings, torch.zeros_like(own.labels), own.counts, own.variances, (name,))
+        own = PrototypeBatch(own.embeddings, torch.zeros_like(own.labels), own.counts, own.variances, (name,))
         generator = make()
         fit, training = Stopwatch(generator.fit), Stopwatch(generator._train)
         with patch.object(generator, "_train", training):

@@ -27,8 +27,8 @@ from common import machine, write_block
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import ClassPrompts, PromptBank, PrototypeRows
-from fed_a2v.core.prototypes import share_class
+from fed_a2v.core.prototype_bank import ClassStatistics, PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototypes import summarise_class
 from fed_a2v.core.quality import Rows, assess
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
@@ -103,9 +103,9 @@ def measure(clips: EmbeddedClips, kind: str, name: str) -> str:
     return f"{gates(figures)} | {figures['precision']:.2f} / {figures['recall']:.2f} | {seconds:.1f}"
 
 
-def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[PrototypeRows, torch.Tensor, Generator]:
+def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[PrototypeBatch, torch.Tensor, Generator]:
     """What the bank of a federation has in its first round, the classes' conditions, and an untrained generator."""
-    bank = PromptBank()
+    bank = PrototypeBank()
     bank.update("pooled", shared(clips, torch.from_numpy(clips.rows("train")), kind), "", 1)
     rows = bank.rows()
     assert rows is not None
@@ -119,7 +119,7 @@ def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[Proto
 Draw = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
-def assessed(clips: EmbeddedClips, rows: PrototypeRows, conditions: torch.Tensor, draw: Draw) -> dict[str, float]:
+def assessed(clips: EmbeddedClips, rows: PrototypeBatch, conditions: torch.Tensor, draw: Draw) -> dict[str, float]:
     """The gates of what `draw` makes for the classes' conditions, against the clips of the test fold."""
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     order = [rows.names.index(clips.classes[label]) for label in range(len(clips.classes))]
@@ -169,12 +169,12 @@ def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int]) -> Itera
         yield done, *both
 
 
-def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassPrompts]:
+def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassStatistics]:
     """What one site with all clips would send."""
     prompts = []
     for label, name in enumerate(clips.classes):
         rows = train[clips.labels[train] == label]
-        prompt = share_class(name, clips.embeddings[rows], "samples" if kind == "samples" else "prototypes")
+        prompt = summarise_class(name, clips.embeddings[rows], "samples" if kind == "samples" else "prototypes")
         assert prompt is not None
         prompts.append(prompt)
     return prompts

@@ -30,10 +30,10 @@ from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.protocol import ClassScores, Scores, SiteReply, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.protocol import ClassScores, Scores, TrainReply, encode_scores, pack_reply, split_arrays
 from fed_a2v.federation.server import strategy
 from fed_a2v.federation.server.strategy import FedA2V
 from fed_a2v.federation.simulation import run_in_process
@@ -114,7 +114,7 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, Watch() as watch:
         run_in_process(settings, Path(folder), Console(file=nowhere), lambda: Player(next(players)))
         rows = read_jsonl(Path(folder) / "metrics.jsonl")
-    stays = rows[0]["bytes_introduction"] / sites
+    stays = rows[0]["bytes_registration"] / sites
     return {
         "sites": sites,
         "peak": watch.peak,
@@ -145,14 +145,14 @@ class Player(A2VClient):
         self.number = number
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Noise on the weights that came; prototypes when asked for an introduction."""
+        """Noise on the weights that came; prototypes when asked for an registration."""
         random = torch.Generator().manual_seed(self.number)
         trained = config["task"] == "train"
         weights = [torch.from_numpy(array).float() for array in split_arrays(parameters, 1000)[:-2]] if trained else []
-        reply = SiteReply(
+        reply = TrainReply(
             site=str(config["site"]),
             round_number=int(config["round"]),
-            task="train" if trained else "introduce",
+            task="train" if trained else "register",
             num_examples=CLIPS * CLASSES,
             weights=[weight + 1e-3 * torch.randn(weight.shape, generator=random) for weight in weights],
             prompts=[said(name, trained, random) for name in NAMES],
@@ -170,14 +170,14 @@ class Player(A2VClient):
         return 0.0, 1, encode_scores(str(config["site"]), int(config["round"]), dict.fromkeys(models, scores))
 
 
-def said(name: str, trained: bool, random: torch.Generator) -> ClassPrompts:
+def said(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
     """What a site says about one class."""
     if trained:
-        return ClassPrompts(name, CLIPS)
+        return ClassStatistics(name, CLIPS)
     centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))
     means = centre + 0.3 * torch.randn(PROTOTYPES, 1, WIDTH, generator=random)
     counts = torch.full((PROTOTYPES,), CLIPS // PROTOTYPES)
-    return ClassPrompts(name, CLIPS, AudioPrototypes(means, counts, torch.full_like(means, 0.05)))
+    return ClassStatistics(name, CLIPS, AudioPrototypes(means, counts, torch.full_like(means, 0.05)))
 
 
 class Watch:

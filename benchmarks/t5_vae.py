@@ -18,7 +18,7 @@ import torch
 from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 CLASSES, ROWS, EPOCHS, TOKENS = 50, 8, 10, 17
 
@@ -60,7 +60,7 @@ def main() -> None:
         write_block("t5 vae", text)
 
 
-def data() -> tuple[PrototypeRows, torch.Tensor]:
+def data() -> tuple[PrototypeBatch, torch.Tensor]:
     """Prototypes of 50 classes, and their T5 prompts (50, 17, 4096)."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(CLASSES).repeat_interleave(ROWS)
@@ -68,7 +68,7 @@ def data() -> tuple[PrototypeRows, torch.Tensor]:
     embeddings = centres[labels] + 0.5 * torch.randn(len(labels), TOKENS, 512, generator=random)
     names = tuple(f"class {number:02d}" for number in range(CLASSES))
     counts = torch.full((len(labels),), 3.0)
-    rows = PrototypeRows(embeddings, labels, counts, torch.full_like(embeddings, 0.25), names)
+    rows = PrototypeBatch(embeddings, labels, counts, torch.full_like(embeddings, 0.25), names)
     return rows, torch.randn(CLASSES, TOKENS, 4096, generator=random)
 
 

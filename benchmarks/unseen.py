@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import cache_dir
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.prototype_bank import PromptBank, PrototypeRows
-from fed_a2v.core.prototypes import share_class
+from fed_a2v.core.prototype_bank import PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototypes import summarise_class
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.core.zero_shot import BilinearMap, Scorer, choose_calibration, unseen_accuracy, without
 from fed_a2v.data.clips import EmbeddedClips
@@ -48,7 +48,7 @@ def main() -> None:
     settings = compose_settings([*overrides, f"dataset.classes=[{','.join(names)}]"])
     clips = load_clips(settings.dataset, settings.encoder, 0, cache_dir(settings))
     assert list(clips.classes) == names
-    methods: dict[str, tuple[str, Callable[[PrototypeRows, Tensor], Scorer]]] = {
+    methods: dict[str, tuple[str, Callable[[PrototypeBatch, Tensor], Scorer]]] = {
         "MLP adapter, 500 steps": ("prototypes", partial(mlp, steps=500)),
         "MLP adapter, 60 steps": ("prototypes", partial(mlp, steps=60)),
         "bilinear form, every clip": ("samples", BilinearMap.fit),
@@ -82,12 +82,12 @@ def text_vectors() -> tuple[list[str], Tensor]:
     return [names[place] for place in order], vectors[order]
 
 
-def prototypes(clips: EmbeddedClips, share: str) -> PrototypeRows:
+def prototypes(clips: EmbeddedClips, share: str) -> PrototypeBatch:
     """What one site with all training clips would send."""
     rows = torch.from_numpy(clips.rows("train"))
     audio, labels = clips.embeddings[rows], clips.labels[rows]
-    shared = [share_class(name, audio[labels == label], share) for label, name in enumerate(clips.classes)]
-    bank = PromptBank()
+    shared = [summarise_class(name, audio[labels == label], share) for label, name in enumerate(clips.classes)]
+    bank = PrototypeBank()
     bank.update("all", [prompt for prompt in shared if prompt is not None], "", 1)
     found = bank.rows()
     assert found is not None
@@ -106,7 +106,7 @@ def outcome(
     vectors: Tensor,
     split: int,
     share: str,
-    fit: Callable[[PrototypeRows, Tensor], Scorer],
+    fit: Callable[[PrototypeBatch, Tensor], Scorer],
 ) -> dict[str, float]:
     absent = unseen_classes(len(clips.classes), split)
     seen = without(prototypes(clips, share), absent)
@@ -129,9 +129,9 @@ def measured(
     }
 
 
-def mlp(rows: PrototypeRows, vectors: Tensor, steps: int) -> Scorer:
+def mlp(rows: PrototypeBatch, vectors: Tensor, steps: int) -> Scorer:
     """The compact adapter, trained on prototypes with the default loss."""
-    prompts = PromptSet(rows.names, vectors.unsqueeze(1), None)
+    prompts = ClassPrompts(rows.names, vectors.unsqueeze(1), None)
     torch.manual_seed(0)
     adapters = Adapters(rows.embeddings.shape[-1], prompts)
     adapters.set_standardisation(rows.embeddings.mean(dim=(0, 1)), rows.embeddings.std(dim=(0, 1)))
@@ -158,7 +158,7 @@ def with_synthetic(clips: EmbeddedClips, vectors: Tensor, split: int) -> dict[st
     imagined = vae.sample_classes(vectors[absent], 8, random).flatten(0, 1)
     names = tuple(name for name, gone in zip(known.names, absent.tolist(), strict=True) if gone)
     labels = torch.arange(len(names)).repeat_interleave(8)
-    rows = PrototypeRows(imagined, labels, torch.ones(len(labels)), torch.zeros_like(imagined), names)
+    rows = PrototypeBatch(imagined, labels, torch.ones(len(labels)), torch.zeros_like(imagined), names)
     scorer = mlp(seen.joined(rows), vectors, steps=500)
     return measured(clips, vectors, absent, scorer, 0.0)
 

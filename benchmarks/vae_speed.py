@@ -17,7 +17,7 @@ from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss, loss_value
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 CLASSES, ROWS = 50, 8
 
@@ -55,14 +55,14 @@ def main() -> None:
         write_block("vae speed", text)
 
 
-def data() -> tuple[PrototypeRows, torch.Tensor]:
+def data() -> tuple[PrototypeBatch, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(CLASSES).repeat_interleave(ROWS)
     centres = torch.randn(CLASSES, 1, 512, generator=random)
     embeddings = centres[labels] + 0.5 * torch.randn(len(labels), 1, 512, generator=random)
     names = tuple(f"class {number:02d}" for number in range(CLASSES))
     counts = torch.full((len(labels),), 3.0)
-    rows = PrototypeRows(embeddings, labels, counts, torch.full_like(embeddings, 0.25), names)
+    rows = PrototypeBatch(embeddings, labels, counts, torch.full_like(embeddings, 0.25), names)
     return rows, torch.randn(CLASSES, 768, generator=random)
 
 
@@ -71,7 +71,7 @@ def make() -> ConditionedVAEGenerator:
     return ConditionedVAEGenerator(batch_size=512)  # all rows of all classes in one step
 
 
-def literal_loop(rows: PrototypeRows, conditions: torch.Tensor, epochs: int) -> float:
+def literal_loop(rows: PrototypeBatch, conditions: torch.Tensor, epochs: int) -> float:
     """The guide's loop: for each epoch, for each class, one step on the class's rows."""
     generator = make()
     generator.train()
@@ -89,12 +89,12 @@ def literal_loop(rows: PrototypeRows, conditions: torch.Tensor, epochs: int) -> 
     return time.perf_counter() - start
 
 
-def trained(rows: PrototypeRows, conditions: torch.Tensor, epochs: int) -> float:
+def trained(rows: PrototypeBatch, conditions: torch.Tensor, epochs: int) -> float:
     """The epochs themselves: `fit` less one without epochs."""
     return fitted(rows, conditions, epochs) - fitted(rows, conditions, 0)
 
 
-def fitted(rows: PrototypeRows, conditions: torch.Tensor, epochs: int) -> float:
+def fitted(rows: PrototypeBatch, conditions: torch.Tensor, epochs: int) -> float:
     generator = make()
     random = torch.Generator().manual_seed(0)
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 
 class LinearGenerator(Generator):
@@ -33,7 +33,7 @@ class LinearGenerator(Generator):
         self.register_buffer("spread", torch.ones(sequence_length * input_dim))
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """Solve for the weights: N prototypes `rows` of C classes, with (C, V) `conditions`."""
         inputs = with_one(conditions)[rows.labels]

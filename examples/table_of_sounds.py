@@ -7,14 +7,14 @@ import csv
 from pathlib import Path
 
 from fed_a2v.data.clips import Record
-from fed_a2v.data.datasets.sound_files import DealtFiles
+from fed_a2v.data.datasets.sound_files import FoldedFiles
 from fed_a2v.data.errors import DataError
 
 
-class TableOfSounds(DealtFiles):
+class TableOfSounds(FoldedFiles):
     """ROOT/sounds.csv with the columns file, label and recording; files are named below ROOT.
 
-    `DealtFiles` identifies and reads the files, and deals the clips to folds. What is left to say is which there are.
+    `FoldedFiles` identifies and reads the files, and deals the clips to folds. What is left to say is which there are.
 
     Args:
         root: folder of the data set; the program hands over `dataset.root`.

@@ -1,4 +1,4 @@
-"""An experiment beside its yardsticks: plain FedAvg, prototypes only, and pooled training.
+"""An experiment beside its baselines: plain FedAvg, prototypes only, and pooled training.
 
 A generator looks good beside plain averaging, for any fine-tuning on the server does. What it adds shows only
 beside fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps. Plain
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import train_epochs
 from fed_a2v.core.zero_shot import solve_adapter
@@ -44,8 +44,8 @@ from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")
 
-# Overrides that make the yardstick; None is pooled training, which is no federation.
-YARDSTICKS: dict[str, list[str] | None] = {
+# Overrides that make the baseline; None is pooled training, which is no federation.
+BASELINES: dict[str, list[str] | None] = {
     "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
     "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
     "prototypes": ["generator=none"],
@@ -58,22 +58,22 @@ YARDSTICKS: dict[str, list[str] | None] = {
 def compare(
     overrides: Sequence[str],
     folder: Path,
-    yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
+    baselines: Sequence[str] = ("FedAvg", "prototypes"),
     console: Console | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run an experiment and the `yardsticks`, and write `comparison.md`, `comparison.json` and `report.html`.
+    """Run an experiment and the `baselines`, and write `comparison.md`, `comparison.json` and `report.html`.
 
     Args:
         overrides: of the experiment.
         folder: a subfolder is made for each run.
-        yardsticks: names from `YARDSTICKS`.
+        baselines: names from `BASELINES`.
         console: where progress is shown.
 
     Returns:
         The rows of each run by label, the experiment last.
     """
     settings = compose_settings(overrides)
-    arms = {name: _arm(overrides, settings, YARDSTICKS[name]) for name in yardsticks}
+    arms = {name: _arm(overrides, settings, BASELINES[name]) for name in baselines}
     label = next((name for name, arm in arms.items() if arm == settings), _label(settings))
     mine = _run(settings, folder / label, console)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -98,7 +98,7 @@ def compare(
 def cross_validate(
     overrides: Sequence[str],
     folder: Path,
-    yardsticks: Sequence[str] = ("FedAvg", "prototypes"),
+    baselines: Sequence[str] = ("FedAvg", "prototypes"),
     folds: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     console: Console | None = None,
@@ -108,7 +108,7 @@ def cross_validate(
     Args:
         overrides: of the experiment.
         folder: gets a folder of `compare` for each fold and seed.
-        yardsticks: names from `YARDSTICKS`.
+        baselines: names from `BASELINES`.
         folds: each tests once, while all others train; `[]`: all folds of the data; None: the experiment's own.
         seeds: None: the experiment's own.
         console: where progress is shown.
@@ -129,7 +129,7 @@ def cross_validate(
     for fold, seed in pairs:
         chosen = [] if fold is None else [f"dataset.test_fold={fold}"]
         words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one page of all, at the end
-        for label, rows in compare(words, folder / pair_name(fold, seed), yardsticks, console).items():
+        for label, rows in compare(words, folder / pair_name(fold, seed), baselines, console).items():
             runs.setdefault(label, []).append(rows)
     shared = 1 / (len(there) - 1) if len(tested) > 1 else 0.0
     summary = summarise(pairs, runs, shared)
@@ -193,16 +193,16 @@ def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     return [round(row.get("site/optimiser_steps", 0) + row.get("server/optimiser_steps", 0)) for row in rows]
 
 
-def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: PromptSet) -> None:
+def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassPrompts) -> None:
     """Give closed-form adapters the solution on single clips."""
     present, places = labels.unique(return_inverse=True)
     names = tuple(prompts.names[label] for label in present.tolist())
     ones, zeros = torch.ones(len(labels), device=audio.device), torch.zeros_like(audio)
-    solve_adapter(adapters, PrototypeRows(audio, places, ones, zeros, names), prompts.clip[present])
+    solve_adapter(adapters, PrototypeBatch(audio, places, ones, zeros, names), prompts.clip[present])
 
 
 def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) -> Settings | None:
-    """The settings of a yardstick; None for pooled training."""
+    """The settings of a baseline; None for pooled training."""
     if extra is None:
         return None
     if "finetune.enabled=false" in extra and (settings.aggregation.distils or not settings.aggregation.averages):
@@ -211,7 +211,7 @@ def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) 
 
 
 def _label(settings: Settings) -> str:
-    """What an experiment that is no yardstick is called."""
+    """What an experiment that is no baseline is called."""
     if settings.finetune.enabled:
         return settings.generator.name
     if settings.aggregation.distils:

@@ -250,14 +250,14 @@ def _needs(settings: Settings) -> Iterator[Finding]:
 
     from fed_a2v.data.site import class_names
     from fed_a2v.federation.factory import prompt_set
-    from fed_a2v.federation.server.resources import needs
+    from fed_a2v.federation.server.resources import resource_estimate
     from fed_a2v.federation.server.step_factory import make_step
 
     with _as_error("needs", "see the errors above") as failed, _offline():
         shape = _audio_shape(settings)
         prompts = prompt_set(settings, class_names(settings.dataset))
         step = make_step(settings, prompts, shape)
-        found = needs(settings, step, shape)
+        found = resource_estimate(settings, step, shape)
         yield Finding(
             "network",
             "fine",

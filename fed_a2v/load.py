@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fed_a2v.config.plugins import refuse_code
 from fed_a2v.config.schema import ConfigError, Settings
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
 from fed_a2v.core.seeding import torch_generator
@@ -69,7 +69,7 @@ def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False)
 
     Raises:
         FileNotFoundError: there is no run.
-        ForeignCodeError: the run names code that is not this program's; the message names it.
+        UntrustedCodeError: the run names code that is not this program's; the message names it.
         CheckpointError: the state is damaged, the file is no state of a run, or another version's.
 
     Examples:
@@ -189,7 +189,7 @@ class LoadedRun:
             )
         self.device = torch.device(device)
         targets = folder.read_targets()
-        self.targets = PromptSet(
+        self.targets = ClassPrompts(
             targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device)
         )
         self.classes = self.targets.names
@@ -319,16 +319,16 @@ class LoadedRun:
         return square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings
 
     @torch.no_grad()
-    def adapt(self, embeddings: Tensor) -> Prompts:
+    def adapt(self, embeddings: Tensor) -> AdapterOutput:
         """Prompt embeddings, ready for an image model, of (B, S, Da) audio embeddings.
 
         Returns:
             clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt); the classes' common centre is in them.
         """
-        prompts: Prompts = self.adapters(embeddings.to(self.device))
+        prompts: AdapterOutput = self.adapters(embeddings.to(self.device))
         return prompts
 
-    def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Prompts:
+    def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> AdapterOutput:
         """Prompt embeddings of sounds: `embed`, then `adapt`."""
         return self.adapt(self.embed(sounds, rate))
 
@@ -359,7 +359,7 @@ class LoadedRun:
         Raises:
             RunError: this is an older checkpoint: a newer one is in the folder.
             ConfigError: there is no such setting, or a value of it that is not allowed.
-            ForeignCodeError: a change names code that is not this program's, and `trust_code` was not set.
+            UntrustedCodeError: a change names code that is not this program's, and `trust_code` was not set.
             CheckpointError: a change would make another experiment of the run.
         """
         from fed_a2v.config.compose import settings_from

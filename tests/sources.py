@@ -7,7 +7,7 @@ class KeyedClips:
     def watched(self):
         return []
 
-    def stamp(self, key):
+    def mtime_key(self, key):
         return None
 
     def content(self, key):

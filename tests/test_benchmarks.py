@@ -150,11 +150,11 @@ def test_a_table_says_on_top_what_its_intervals_establish(generators):
     assert f'"vae" less "vae, untrained": {trained}' in text
 
 
-@pytest.mark.parametrize(("name", "prompts"), [("yamnet 5x10", "targets=anchors"), ("clip", "CLIP ViT-B/32")])
+@pytest.mark.parametrize(("name", "prompts"), [("yamnet 5x10", "targets=random"), ("clip", "CLIP ViT-B/32")])
 def test_a_table_says_which_prompts_it_is_about(generators, name, prompts):
     table = generators.TABLES[name]
     text = generators.block(table, made_up_rows(generators, table, lambda *_: 0.5), PAIRS)
-    assert [words for words in ("targets=anchors", "CLIP ViT-B/32") if words in text] == [prompts]
+    assert [words for words in ("targets=random", "CLIP ViT-B/32") if words in text] == [prompts]
 
 
 def test_only_folds_and_seeds_with_all_their_runs_count(generators):

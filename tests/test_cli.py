@@ -16,7 +16,7 @@ import pytest
 from fed_a2v import __version__
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
-from fed_a2v.compare import YARDSTICKS
+from fed_a2v.compare import BASELINES
 from fed_a2v.config.compose import compose_settings
 from tests import command
 
@@ -323,7 +323,7 @@ def test_compare_refuses_what_are_no_folds_or_seeds(refused, words):
 def test_an_unknown_yardstick_is_refused(refused):
     said = refused("compare", "--with", "FedAvg,magic")
     assert said.startswith("fed-a2v: ")
-    assert all(name in said for name in ("--with=magic", *YARDSTICKS))
+    assert all(name in said for name in ("--with=magic", *BASELINES))
 
 
 def test_compare_refuses_a_wrong_key_like_train(refused):

@@ -1,4 +1,4 @@
-"""An experiment beside its yardsticks."""
+"""An experiment beside its baselines."""
 
 import json
 import shutil
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fed_a2v import compare as compare_module
-from fed_a2v.compare import YARDSTICKS, compare, cross_validate, pooled_rows
+from fed_a2v.compare import BASELINES, compare, cross_validate, pooled_rows
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.zero_shot import BilinearMap
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.client import local_training as site_module
@@ -51,8 +51,8 @@ def test_every_run_differs_from_the_experiment_in_the_yardstick_alone(compared):
     settings = {
         name: dict(compose_settings([*OVERRIDES, "generator=gaussian", *extra]).model_dump(by_alias=True))
         for name, extra in (
-            ("FedAvg", YARDSTICKS["FedAvg"]),
-            ("prototypes", YARDSTICKS["prototypes"]),
+            ("FedAvg", BASELINES["FedAvg"]),
+            ("prototypes", BASELINES["prototypes"]),
             ("gaussian", []),
         )
     }
@@ -192,7 +192,7 @@ def test_pooled_training_of_a_closed_form_solves_for_it_on_every_clip():
 def as_rows(clips, train):
     """Single clips, as if each were a prototype of its own."""
     audio = clips.embeddings[train]
-    return PrototypeRows(audio, clips.labels[train], torch.ones(len(train)), torch.zeros_like(audio), clips.classes)
+    return PrototypeBatch(audio, clips.labels[train], torch.ones(len(train)), torch.zeros_like(audio), clips.classes)
 
 
 # Steps
@@ -212,7 +212,7 @@ def test_every_arm_says_how_many_steps_it_takes_and_takes_them(tmp_path, monkeyp
     taken = []
     step = training.AdamW.step
     monkeypatch.setattr(training.AdamW, "step", lambda self: (taken.append(1), step(self))[1])
-    arms = [name for name in YARDSTICKS if name != "gaussian"]
+    arms = [name for name in BASELINES if name != "gaussian"]
     rows = compare([*OVERRIDES, "generator=gaussian", "report=false"], tmp_path, arms)
     told = {
         name: [(row["site/optimiser_steps"], row["server/optimiser_steps"]) for row in run]
@@ -282,12 +282,12 @@ def test_the_report_of_a_cross_validation_has_the_experiments_runs_and_the_table
     found = collect([folder])
     labels = [f"fold-{pair['fold']}_seed-{pair['seed']}/gaussian" for pair in summary["pairs"]]
     assert [run.label for run in found.runs] == labels
-    assert found.yardsticks == {}, "those of one fold are none of another"
+    assert found.baselines == {}, "those of one fold are none of another"
     page = (folder / "report.html").read_text()
     shown = crossed_table(summary).rows
     assert [row[0] for row in shown] == ["prototypes", "pooled", "gaussian"]
     assert all(cell in page for row in shown for cell in row)
-    assert set(collect([folder / "fold-1_seed-0"]).yardsticks) == {"pooled"}
+    assert set(collect([folder / "fold-1_seed-0"]).baselines) == {"pooled"}
 
 
 def test_seeds_alone_leave_the_folds_of_the_experiment(tmp_path):

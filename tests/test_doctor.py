@@ -15,7 +15,7 @@ from fed_a2v.config.compose import compose_settings
 from fed_a2v.data.site import class_names
 from fed_a2v.doctor import Finding, examine, exit_code
 from fed_a2v.federation.factory import prompt_set
-from fed_a2v.federation.server.resources import needs
+from fed_a2v.federation.server.resources import resource_estimate
 from fed_a2v.federation.server.step_factory import make_step
 
 SMALL = ("adapters.hidden_width=16", "generator=none")
@@ -233,10 +233,10 @@ def test_the_bytes_that_are_told_are_those_that_travel(tmp_path, overrides):
 
     settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false", *overrides])
     prompts = prompt_set(settings, class_names(settings.dataset))
-    told = needs(settings, make_step(settings, prompts, (1, 512)), (1, 512))
+    told = resource_estimate(settings, make_step(settings, prompts, (1, 512)), (1, 512))
     run_in_process(settings, tmp_path)
     (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     sites = settings.partition.sites
     assert row["bytes_up"] / sites == pytest.approx(told.up, rel=0.05)
     assert row["bytes_down"] / sites == pytest.approx(told.down, rel=0.05)
-    assert row["bytes_introduction"] / sites <= told.prototypes * 1.05
+    assert row["bytes_registration"] / sites <= told.prototypes * 1.05

@@ -15,7 +15,7 @@ import fed_a2v.load
 from fed_a2v import compare_runs, load_run
 from fed_a2v.cli import main
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.plugins import ForeignCodeError
+from fed_a2v.config.plugins import UntrustedCodeError
 from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.adapters import prompt_centre
 from fed_a2v.data.datasets.synth import RATE, synthesise
@@ -27,7 +27,7 @@ from fed_a2v.load import RunError, mono
 from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.torch_files import CheckpointError
-from fed_a2v.storage.untrusted import ForeignFileError
+from fed_a2v.storage.untrusted import UntrustedFileError
 from tests.refusals import refused
 
 FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
@@ -167,7 +167,7 @@ def test_code_that_a_run_names_is_not_run_unless_it_is_trusted(own, capsys):
     target = f"{OwnLoss.__module__}.{OwnLoss.__qualname__}"
     changed(own, lambda state: state["config"]["generator"].update(loss={"_target_": target}))
     before = OwnLoss.made
-    with refused(ForeignCodeError, own, f"generator.loss._target_={target}", "trust_code=True"):
+    with refused(UntrustedCodeError, own, f"generator.loss._target_={target}", "trust_code=True"):
         load_run(own)
     with pytest.raises(SystemExit) as ended:
         main(["generate", str(own), "--synthetic", "1"])
@@ -191,7 +191,7 @@ def test_code_is_found_wherever_a_run_hides_it(own, extra):
         for section, values in extra.items():
             state["config"][section] |= values
 
-    with refused(ForeignCodeError, own):
+    with refused(UntrustedCodeError, own):
         load_run(changed(own, hide))
 
 
@@ -203,7 +203,7 @@ def test_code_is_found_under_the_other_name_of_its_key(own, section):
         del state["config"][section]["_target_"]
         state["config"][section] |= {"target": "subprocess.Popen", "name": "custom"}
 
-    with refused(ForeignCodeError, own, f"{section}._target_=subprocess.Popen"):
+    with refused(UntrustedCodeError, own, f"{section}._target_=subprocess.Popen"):
         load_run(changed(own, rename))
 
 
@@ -249,7 +249,7 @@ def test_links_out_of_the_folder_are_not_followed(own, folder):
         path = own / name
         kept = path.rename(path.with_name(f"kept {name}"))
         path.symlink_to(folder / name)
-        with refused(ForeignFileError, path, folder):
+        with refused(UntrustedFileError, path, folder):
             use()
         path.unlink()
         kept.rename(path)
@@ -395,7 +395,7 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
         ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
         (
             {"generator": {"name": "custom", "_target_": "os.system"}},
-            ForeignCodeError,
+            UntrustedCodeError,
             ["os.system", "trust_code=True"],
         ),
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.errors import UserError
 from fed_a2v.runs.folder import RunFolder
@@ -44,7 +44,7 @@ class RunContext:
 
     settings: Settings
     folder: RunFolder
-    prompts: PromptSet
+    prompts: ClassPrompts
     rounds_done: int
     partition: Mapping[str, Any] | None
     state: Callable[[], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""`fed-a2v compare`: an experiment beside its yardsticks."""
+"""`fed-a2v compare`: an experiment beside its baselines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ALL = "all"
 
 
 def run(words: list[str]) -> None:
-    """Run the experiment and its yardsticks, and show both tables; or, on several folds and seeds, one of all."""
-    parser = argparse.ArgumentParser("fed-a2v compare", description="An experiment beside its yardsticks.")
+    """Run the experiment and its baselines, and show both tables; or, on several folds and seeds, one of all."""
+    parser = argparse.ArgumentParser("fed-a2v compare", description="An experiment beside its baselines.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
-    parser.add_argument("--with", dest="yardsticks", default="FedAvg,prototypes,pooled", help="default: %(default)s")
+    parser.add_argument("--with", dest="baselines", default="FedAvg,prototypes,pooled", help="default: %(default)s")
     parser.add_argument(
         "--folds", nargs="?", const=ALL, metavar="1,2,...", help="each tests once; default: all there are"
     )
@@ -34,7 +34,7 @@ def run(words: list[str]) -> None:
     if given.folds and "=" in given.folds:  # that was no list of folds, but the first override
         given.overrides, given.folds = [given.folds, *given.overrides], ALL
 
-    from fed_a2v.compare import YARDSTICKS, compare, cross_validate
+    from fed_a2v.compare import BASELINES, compare, cross_validate
     from fed_a2v.runs.folder import RunFolder
     from fed_a2v.runs.intervals import crossed_table
     from fed_a2v.runs.rounds import closing_lines
@@ -42,16 +42,16 @@ def run(words: list[str]) -> None:
     from fed_a2v.storage.files import free_folder
 
     # A comma also stands in names such as "FedAvg, as many steps".
-    yardsticks = [name.strip() for name in re.split(r",(?! as many)", given.yardsticks) if name.strip()]
-    if unknown := [name for name in yardsticks if name not in YARDSTICKS]:
-        raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(YARDSTICKS)}")
+    baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
     default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
     if folds is None and seeds is None:
-        rows = compare(given.overrides, folder, yardsticks)
+        rows = compare(given.overrides, folder, baselines)
         label = list(rows)[-1]
         console.print(rounds_table(rows[label], f"{label}, round by round").rich())
         for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
@@ -63,7 +63,7 @@ def run(words: list[str]) -> None:
         last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
         say(console, f"Final accuracy: {last}", wrap=True)
     else:
-        found = cross_validate(given.overrides, folder, yardsticks, folds, seeds)
+        found = cross_validate(given.overrides, folder, baselines, folds, seeds)
         console.print(crossed_table(found, "Accuracy after the last round; steps at a site + on the server").rich())
         say(console, found["says"], found["covers"], wrap=True)
     say(console, f"Results: {folder}")

@@ -73,7 +73,7 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     from rich.progress import Progress
 
     from fed_a2v.images.gallery import SOUND, Column, draw_gallery, text_column
-    from fed_a2v.images.pipelines import load_image_model, warn_of_anchors
+    from fed_a2v.images.pipelines import load_image_model, warn_of_random_prompts
     from fed_a2v.load import load_run
     from fed_a2v.storage.files import free_folder
 
@@ -83,7 +83,7 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     model = load_image_model(settings)
     out = given.out and given.out.expanduser()
     out = out or free_folder(loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    warn_of_anchors(loaded.settings.targets)
+    warn_of_random_prompts(loaded.settings.targets)
     columns = [
         Column(SOUND, "From sound", range(len(chosen.subjects)), loaded.adapt(chosen.embeddings)),
         text_column(chosen.subjects, loaded.targets),

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from fed_a2v.config.messages import explain_composition, explain_validation
 from fed_a2v.config.schema import ConfigError, Settings
 from fed_a2v.config.tree import conf_dir, dotted_keys, option_values, options
-from fed_a2v.storage.untrusted import ForeignFileError, read_names
+from fed_a2v.storage.untrusted import UntrustedFileError, read_names
 
 __all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]
 
@@ -205,6 +205,6 @@ def _complete_set(part: Any, shared: dict[str, Any]) -> Any:
 def _read_aliases(path: Path) -> dict[str, str]:
     try:
         return read_names(path)
-    except (OSError, ForeignFileError) as error:
-        reason = str(error) if isinstance(error, ForeignFileError) else f"{path} cannot be read: {error.strerror}"
+    except (OSError, UntrustedFileError) as error:
+        reason = str(error) if isinstance(error, UntrustedFileError) else f"{path} cannot be read: {error.strerror}"
         raise ConfigError(f"dataset.aliases: {reason}, `name in a data set: common name`") from error

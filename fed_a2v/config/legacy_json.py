@@ -34,7 +34,7 @@ SLIP = 0.8
 
 
 @dataclass(frozen=True)
-class Became:
+class MappingRule:
     """What a key becomes: overrides by our key, and what is to be said about it."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Became:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedKey:
     """One key of the file.
 
     Attributes:
@@ -53,10 +53,10 @@ class Reading:
 
     key: str
     value: Any
-    became: Became
+    became: MappingRule
 
 
-Rule = Callable[[Any, Tree], Became]
+Rule = Callable[[Any, Tree], MappingRule]
 
 
 class GuideFile:
@@ -151,130 +151,130 @@ def _refuse(constant: str) -> None:
 
 def to(*keys: str) -> Rule:
     """The value goes to our `keys` as it is."""
-    return lambda value, _: Became(dict.fromkeys(keys, value))
+    return lambda value, _: MappingRule(dict.fromkeys(keys, value))
 
 
 def nothing(reason: str) -> Rule:
     """The key has no meaning here."""
-    return lambda _, __: Became(note=f"no meaning here: {reason}")
+    return lambda _, __: MappingRule(note=f"no meaning here: {reason}")
 
 
-def _use_generator(value: Any, tree: Tree) -> Became:
+def _use_generator(value: Any, tree: Tree) -> MappingRule:
     if value is False:
-        return Became({"generator": "none"})
+        return MappingRule({"generator": "none"})
     if value is not True:
         raise ConfigError(f"feda2v.use_generator = {value!r}: give true or false")
     if "generator_type" in tree["feda2v"]:
-        return Became(note="feda2v.generator_type says which")
-    return Became({"generator": "vae"})
+        return MappingRule(note="feda2v.generator_type says which")
+    return MappingRule({"generator": "vae"})
 
 
-def _generator_type(value: Any, tree: Tree) -> Became:
+def _generator_type(value: Any, tree: Tree) -> MappingRule:
     if tree["feda2v"].get("use_generator") is False:
-        return Became(note="feda2v.use_generator is false")
-    return Became({"generator": value})
+        return MappingRule(note="feda2v.use_generator is false")
+    return MappingRule({"generator": value})
 
 
-def _checkpoint_folder(value: Any, tree: Tree) -> Became:
+def _checkpoint_folder(value: Any, tree: Tree) -> MappingRule:
     if "generator_checkpoint_path" in tree["feda2v"]:
-        return Became(note="feda2v.generator_checkpoint_path says it")
+        return MappingRule(note="feda2v.generator_checkpoint_path says it")
     name = tree["feda2v"].get("generator_checkpoint_base_name", "generator")
-    return Became({"generator.checkpoint_path": f"{value}/{name}.pt"})
+    return MappingRule({"generator.checkpoint_path": f"{value}/{name}.pt"})
 
 
-def _samples(value: Any, _: Tree) -> Became:
+def _samples(value: Any, _: Tree) -> MappingRule:
     if value == "auto":
-        return Became(note="the default of the generator stays")
-    return Became({"generator.synthetic_samples_per_class": value})
+        return MappingRule(note="the default of the generator stays")
+    return MappingRule({"generator.synthetic_samples_per_class": value})
 
 
-def _granularity(value: Any, _: Tree) -> Became:
+def _granularity(value: Any, _: Tree) -> MappingRule:
     # Other generators than the VAE have one network for all classes, as `unified` says.
     return (
-        Became(note="one generator for all classes, as here")
+        MappingRule(note="one generator for all classes, as here")
         if value == "unified"
-        else Became({"generator.granularity": value})
+        else MappingRule({"generator.granularity": value})
     )
 
 
-def _groups(value: Any, _: Tree) -> Became:
-    return Became(note="no groups, as here") if value is None else Became({"generator.groups": value})
+def _groups(value: Any, _: Tree) -> MappingRule:
+    return MappingRule(note="no groups, as here") if value is None else MappingRule({"generator.groups": value})
 
 
-def _aggregation(value: Any, _: Tree) -> Became:
-    return Became({"aggregation.mode": "weighted" if value == "weighted_avg" else value})
+def _aggregation(value: Any, _: Tree) -> MappingRule:
+    return MappingRule({"aggregation.mode": "weighted" if value == "weighted_avg" else value})
 
 
-def _seed(value: Any, _: Tree) -> Became:
-    return Became(note="any seed: the default stays") if value == -1 else Became({"seed": value})
+def _seed(value: Any, _: Tree) -> MappingRule:
+    return MappingRule(note="any seed: the default stays") if value == -1 else MappingRule({"seed": value})
 
 
-def _device(value: Any, tree: Tree) -> Became:
+def _device(value: Any, tree: Tree) -> MappingRule:
     number = tree["experiment"].get("device_id")
-    return Became({"device": f"{value}:{number}" if value == "cuda" and number is not None else value})
+    return MappingRule({"device": f"{value}:{number}" if value == "cuda" and number is not None else value})
 
 
-def _runs(value: Any, _: Tree) -> Became:
-    return Became(note="one run, as here" if value == 1 else "no meaning here: repeat with -m seed=0,1,2")
+def _runs(value: Any, _: Tree) -> MappingRule:
+    return MappingRule(note="one run, as here" if value == 1 else "no meaning here: repeat with -m seed=0,1,2")
 
 
-def _sites(value: Any, tree: Tree) -> Became:
+def _sites(value: Any, tree: Tree) -> MappingRule:
     nodes = tree["nodes"]
     if nodes and len(nodes) != value:
-        return Became(note=f"the section nodes has {len(nodes)}, and is followed")
-    return Became({"partition.sites": value})
+        return MappingRule(note=f"the section nodes has {len(nodes)}, and is followed")
+    return MappingRule({"partition.sites": value})
 
 
-def _image_model(value: Any, _: Tree) -> Became:
-    return Became({"adapters": value})
+def _image_model(value: Any, _: Tree) -> MappingRule:
+    return MappingRule({"adapters": value})
 
 
 def _pictures(key: str) -> Rule:
     """Pictures every so many rounds, by the image model that the file names."""
 
-    def rule(value: Any, tree: Tree) -> Became:
+    def rule(value: Any, tree: Tree) -> MappingRule:
         nodes = [node for node in tree["nodes"].values() if "diffusion_type" in node]
         named = [
             section["diffusion_type"]
             for section in (tree["feda2v"], tree["federation"], *nodes)
             if "diffusion_type" in section
         ]
-        return Became({key: value, "images": named[0]} if value and named else {key: value})
+        return MappingRule({key: value, "images": named[0]} if value and named else {key: value})
 
     return rule
 
 
-def _audio_model(value: Any, _: Tree) -> Became:
+def _audio_model(value: Any, _: Tree) -> MappingRule:
     name = next((name for name in ("ast", "clap") if name in str(value).lower()), None)
     if name is None:
-        return Became(note="no meaning here: encoders are encoder=ast, clap and logmel, or one of your own")
-    return Became({"encoder": name, "encoder.model": value, "encoder.revision": None})
+        return MappingRule(note="no meaning here: encoders are encoder=ast, clap and logmel, or one of your own")
+    return MappingRule({"encoder": name, "encoder.model": value, "encoder.revision": None})
 
 
-def _learning_rate(value: Any, tree: Tree) -> Became:
+def _learning_rate(value: Any, tree: Tree) -> MappingRule:
     if "adapters_learning_rate" in tree["feda2v"]:
-        return Became(note="feda2v.adapters_learning_rate says it")
-    return Became({"site.learning_rate": value})
+        return MappingRule(note="feda2v.adapters_learning_rate says it")
+    return MappingRule({"site.learning_rate": value})
 
 
-def _weight_decay(value: Any, tree: Tree) -> Became:
+def _weight_decay(value: Any, tree: Tree) -> MappingRule:
     if "adapters_weight_decay" in tree["feda2v"]:
-        return Became(note="feda2v.adapters_weight_decay says it")
-    return Became({"site.weight_decay": value})
+        return MappingRule(note="feda2v.adapters_weight_decay says it")
+    return MappingRule({"site.weight_decay": value})
 
 
-def _optimiser(value: Any, _: Tree) -> Became:
-    return Became(note="as here" if value == "AdamW" else "no meaning here: the optimiser is AdamW")
+def _optimiser(value: Any, _: Tree) -> MappingRule:
+    return MappingRule(note="as here" if value == "AdamW" else "no meaning here: the optimiser is AdamW")
 
 
-def _dataset(value: Any, tree: Tree) -> Became:
+def _dataset(value: Any, tree: Tree) -> MappingRule:
     if any("dataset" in node for node in tree["nodes"].values()):
-        return Became(note="the section nodes says it")
-    return Became({"dataset": str(value).lower()})
+        return MappingRule(note="the section nodes says it")
+    return MappingRule({"dataset": str(value).lower()})
 
 
-def _wandb_disabled(value: Any, _: Tree) -> Became:
-    return Became({"wandb.mode": "disabled"}) if value else Became(note="as here: wandb.mode")
+def _wandb_disabled(value: Any, _: Tree) -> MappingRule:
+    return MappingRule({"wandb.mode": "disabled"}) if value else MappingRule(note="as here: wandb.mode")
 
 
 EVERY_ROUND = "the test clips are evaluated every round"
@@ -288,7 +288,7 @@ RULES: dict[str, Rule] = {
     "experiment.goal": nothing("a run is named by its folder: hydra.run.dir=FOLDER"),
     "experiment.description": nothing("a description"),
     "experiment.device": _device,
-    "experiment.device_id": lambda _, __: Became(note="part of experiment.device"),
+    "experiment.device_id": lambda _, __: MappingRule(note="part of experiment.device"),
     "experiment.runs": _runs,
     "experiment.seed": _seed,
     "experiment.optimize_memory_usage": to("optimize_memory_usage"),
@@ -324,7 +324,7 @@ RULES: dict[str, Rule] = {
     "feda2v.generator_load_checkpoint": to("generator.load_checkpoint"),
     "feda2v.generator_checkpoint_path": to("generator.checkpoint_path"),
     "feda2v.generator_checkpoint_dir": _checkpoint_folder,
-    "feda2v.generator_checkpoint_base_name": lambda _, __: Became(note="part of feda2v.generator_checkpoint_dir"),
+    "feda2v.generator_checkpoint_base_name": lambda _, __: MappingRule(note="part of feda2v.generator_checkpoint_dir"),
     "feda2v.generator_checkpoint_frequency": to("generator.checkpoint_frequency"),
     "feda2v.generator_training_epochs": to("generator.training_epochs"),
     "feda2v.generator_augmentation": to("generator.augmentation"),
@@ -385,7 +385,7 @@ RULES: dict[str, Rule] = {
 GUIDE_SECTIONS = ("experiment", "federation", "training", "model", "dataset", "wandb", "nodes", "feda2v")
 
 
-def _readings(file: Mapping[str, Any], path: Path) -> Iterator[Reading]:
+def _readings(file: Mapping[str, Any], path: Path) -> Iterator[ParsedKey]:
     """What every key of the file became, in the file's order."""
     for name, section in file.items():
         if name.startswith("_comment"):
@@ -401,9 +401,9 @@ def _readings(file: Mapping[str, Any], path: Path) -> Iterator[Reading]:
         elif name in GUIDE_SECTIONS:
             for key, value in section.items():
                 if not key.startswith("_comment"):
-                    yield Reading(f"{name}.{key}", value, _rule(name, key, path)(value, tree))
+                    yield ParsedKey(f"{name}.{key}", value, _rule(name, key, path)(value, tree))
         elif not name.startswith("_comment"):
-            yield Reading(name, section, Became(note="no meaning here: no section of the guide's"))
+            yield ParsedKey(name, section, MappingRule(note="no meaning here: no section of the guide's"))
 
 
 def _rule(section: str, key: str, path: Path) -> Rule:
@@ -423,49 +423,49 @@ def _slip_of(word: str, known: Sequence[str]) -> str | None:
     return nearest(word, known, cutoff=SLIP)
 
 
-def _nodes(nodes: Mapping[str, Any], path: Path) -> Iterator[Reading]:
+def _nodes(nodes: Mapping[str, Any], path: Path) -> Iterator[ParsedKey]:
     """The sites, which the guide lists one by one and this program deals out."""
     for number, node in nodes.items():
         if not isinstance(node, Mapping):
             raise ConfigError(f"{path}: nodes.{number} = {node!r}: a node holds keys, {{...}}")
     if not nodes:
         return
-    yield Reading("nodes", f"{len(nodes)} nodes", Became({"partition.sites": len(nodes)}))
+    yield ParsedKey("nodes", f"{len(nodes)} nodes", MappingRule({"partition.sites": len(nodes)}))
     keys = dict.fromkeys(key for node in nodes.values() for key in node if not key.startswith("_comment"))
     for key in keys:
         values = [node.get(key) for node in nodes.values()]
-        yield Reading(f"nodes.*.{key}", values[0] if _alike(values) else "...", _node_key(key, values))
+        yield ParsedKey(f"nodes.*.{key}", values[0] if _alike(values) else "...", _node_key(key, values))
 
 
-def _node_key(key: str, values: Sequence[Any]) -> Became:
+def _node_key(key: str, values: Sequence[Any]) -> MappingRule:
     if key == "selected_classes":
         return _selected_classes(values)
     if key not in ("dataset", "diffusion_type", "train_folds", "val_folds", "test_folds"):
-        return Became(note="no meaning here: sites get their clips by dataset.* and partition.*")
+        return MappingRule(note="no meaning here: sites get their clips by dataset.* and partition.*")
     if not _alike(values):
         remedy = "; dataset=mixed with dataset.sets takes several" if key == "dataset" else ", and is one for all sites"
-        return Became(note=f"no meaning here: it differs between the nodes{remedy}")
+        return MappingRule(note=f"no meaning here: it differs between the nodes{remedy}")
     if key == "dataset":
-        return Became({"dataset": str(values[0]).lower()})
+        return MappingRule({"dataset": str(values[0]).lower()})
     if key == "diffusion_type":
-        return Became({"adapters": values[0]})
+        return MappingRule({"adapters": values[0]})
     if not isinstance(values[0], list) or not all(isinstance(fold, int) for fold in values[0]):
-        return Became({f"dataset.{key}": values[0]})
+        return MappingRule({f"dataset.{key}": values[0]})
     ours = {"train_folds": "train_folds", "val_folds": "validation_folds", "test_folds": "test_folds"}[key]
-    return Became({f"dataset.{ours}": [fold + 1 for fold in values[0]]}, "folds are counted from 1 here")
+    return MappingRule({f"dataset.{ours}": [fold + 1 for fold in values[0]]}, "folds are counted from 1 here")
 
 
-def _selected_classes(values: Sequence[Any]) -> Became:
+def _selected_classes(values: Sequence[Any]) -> MappingRule:
     if not all(isinstance(classes, list) for classes in values):
-        return Became(note="no meaning here: not every node has a list of classes")
+        return MappingRule(note="no meaning here: not every node has a list of classes")
     names = list(dict.fromkeys(name for classes in values for name in classes))
     disjoint = len(names) == sum(len(classes) for classes in values)
     if disjoint and len({len(classes) for classes in values}) == 1:
-        return Became(
+        return MappingRule(
             {"dataset.classes": names, "partition": "classes", "partition.classes_per_site": len(values[0])},
             "as many to each site; which ones, the seed decides",
         )
-    return Became({"dataset.classes": names}, "which site has which, partition=KIND decides")
+    return MappingRule({"dataset.classes": names}, "which site has which, partition=KIND decides")
 
 
 def _alike(values: Sequence[Any]) -> bool:
@@ -475,7 +475,7 @@ def _alike(values: Sequence[Any]) -> bool:
 # Overrides
 
 
-def _without(reading: Reading, stronger: Sequence[str]) -> Reading:
+def _without(reading: ParsedKey, stronger: Sequence[str]) -> ParsedKey:
     """The reading without the overrides that the user's own make void, and a word on each."""
     given = {word.lstrip("+~").partition("=")[0]: word for word in stronger}
     kept: dict[str, Any] = {}
@@ -489,7 +489,7 @@ def _without(reading: Reading, stronger: Sequence[str]) -> Reading:
             notes.append(f"{given[group]} has no {key}")
         else:
             kept[key] = value
-    return replace(reading, became=Became(kept, "; ".join(notes)))
+    return replace(reading, became=MappingRule(kept, "; ".join(notes)))
 
 
 def _option_keys(group: str, choice: str) -> list[str]:

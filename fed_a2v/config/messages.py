@@ -16,6 +16,9 @@ from fed_a2v.core.names import nearest
 # What pydantic adds to the path of a value that may have one of several types.
 UNION_BRANCH = re.compile(r"^(constrained-\w+|function-.*|literal\[.*|(list|dict|tuple)\[.*|int|float|str|bool)$")
 
+# Keys and options that have another name now.
+RENAMED = {"aggregation.patience": "aggregation.max_skipped_rounds", "targets=anchors": "targets=random"}
+
 # Hydra's options that come with an extra of this package.
 EXTRAS = {"joblib": "sweeps", "optuna": "sweeps"}
 HOW_TO_WRITE = "write KEY=VALUE, GROUP=OPTION or ~KEY, and text with blanks, commas or brackets as KEY=\"'a, b'\""
@@ -33,6 +36,8 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str:
         group, _, option = unknown[1].rpartition("/")
         choices = options(group) if group else []
         choices = choices or re.findall(r"^\t(\w+)$", str(error), flags=re.MULTILINE)
+        if now := RENAMED.get(f"{group}={option}"):
+            return f"{group}={option} is called {now} now"
         if group and choices:
             missing = f"; pip install 'fed-a2v[{EXTRAS[option]}]' brings it" if option in EXTRAS else ""
             return f"{group}={option}: no such option; choose from {_listed(option, choices)}{missing}"
@@ -58,6 +63,8 @@ def _describe(key: str, entry: Any) -> tuple[str, str]:
     """`key = value: ` and what is wrong with it."""
     message = str(entry["msg"]).removeprefix("Value error, ")
     kind = entry["type"]
+    if kind == "extra_forbidden" and key in RENAMED:
+        return "", f"{key} is called {RENAMED[key]} now"
     if kind == "extra_forbidden":
         return "", f"unknown key {key}{_did_you_mean(nearest(key, known_keys()))}"
     if kind == "value_error" and isinstance(entry["input"], dict):
@@ -74,6 +81,8 @@ def _describe(key: str, entry: Any) -> tuple[str, str]:
 
 
 def _unknown_key(key: str, words: Sequence[str]) -> str:
+    if key in RENAMED:
+        return f"{key} is called {RENAMED[key]} now"
     given = next((word for word in words if word.lstrip("+~").startswith(key)), key)
     if having := options_with(key):
         group = key.split(".")[0]

@@ -19,7 +19,7 @@ from fed_a2v.storage.untrusted import read_yaml
 TARGET = "_target_"
 
 
-class ForeignCodeError(UserError, ValueError):
+class UntrustedCodeError(UserError, ValueError):
     """Settings of others name code to run, and nobody has said that it is trusted."""
 
 
@@ -54,11 +54,11 @@ def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str]
         allowed: import paths that are trusted.
 
     Raises:
-        ForeignCodeError: names every import path, and `remedy`.
+        UntrustedCodeError: names every import path, and `remedy`.
     """
     foreign = [f"{key}={target}" for key, target in named_code(settings) if target not in own_code() | {*allowed}]
     if foreign:
-        raise ForeignCodeError(f"{whose} would run code that is not this program's: {', '.join(foreign)}; {remedy}")
+        raise UntrustedCodeError(f"{whose} would run code that is not this program's: {', '.join(foreign)}; {remedy}")
 
 
 def load_class(section: str, target: str) -> type[Any]:

@@ -263,7 +263,7 @@ class TextModelSettings(Section):
 class TargetSettings(Section):
     """The prompt embeddings that the adapters learn to produce."""
 
-    name: Literal["anchors", "file", "clip", "t5"] = Field(
+    name: Literal["random", "file", "clip", "t5"] = Field(
         description="made from class names alone, read from a file, or by text models: CLIP, or CLIP and T5"
     )
     path: str | None = Field(json_schema_extra=NO_RESULT, description="file of prompt embeddings (file)")
@@ -409,7 +409,7 @@ class AggregationSettings(Section):
     if_too_few: Literal["skip", "repeat"] = Field(
         description="too few good replies: skip the round, keeping the old adapters, or ask the sites again"
     )
-    patience: Annotated[int, Field(ge=0)] = Field(
+    max_skipped_rounds: Annotated[int, Field(ge=0)] = Field(
         json_schema_extra=NO_RESULT,
         description="rounds in a row that may be skipped, or times that one is repeated; then the run ends",
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class PromptSet(NamedTuple):
+class ClassPrompts(NamedTuple):
     """The class prompts that adapters learn to produce, and that retrieval chooses from.
 
     Attributes:
@@ -28,15 +28,15 @@ class PromptSet(NamedTuple):
     t5: Tensor | None
 
 
-class Prompts(NamedTuple):
+class AdapterOutput(NamedTuple):
     """Adapter outputs: clip (B, Tc, Dc) and, where there is a T5 adapter, t5 (B, T, Dt)."""
 
     clip: Tensor
     t5: Tensor | None
 
-    def take(self, index: Tensor) -> Prompts:
+    def take(self, index: Tensor) -> AdapterOutput:
         """The rows that `index` selects."""
-        return Prompts(self.clip[index], None if self.t5 is None else self.t5[index])
+        return AdapterOutput(self.clip[index], None if self.t5 is None else self.t5[index])
 
 
 def prompt_centre(prompts: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Adapters(nn.Module):
     audio_std: Tensor
 
     def __init__(
-        self, audio_width: int, prompts: PromptSet, hidden_width: int = 512, closed_form: bool = False
+        self, audio_width: int, prompts: ClassPrompts, hidden_width: int = 512, closed_form: bool = False
     ) -> None:
         super().__init__()
         if closed_form and prompts.t5 is not None:
@@ -176,11 +176,11 @@ class Adapters(nn.Module):
         self.register_buffer("audio_mean", torch.zeros(audio_width))
         self.register_buffer("audio_std", torch.ones(audio_width))
 
-    def forward(self, audio: Tensor, t5_audio: Tensor | None = None) -> Prompts:
+    def forward(self, audio: Tensor, t5_audio: Tensor | None = None) -> AdapterOutput:
         """(B, S, Da) audio embeddings to prompts; `t5_audio`, of the same shape, is for the T5 adapter alone."""
         audio = self.standardised(audio)
         t5_audio = audio if t5_audio is None else self.standardised(t5_audio)
-        return Prompts(self.clip(audio), None if self.t5 is None else self.t5(t5_audio))
+        return AdapterOutput(self.clip(audio), None if self.t5 is None else self.t5(t5_audio))
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
         """Take (Da,) `mean` off the inputs and divide all of them by one number, the root mean square of `std`.

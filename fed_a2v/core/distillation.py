@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.training import AdamWSettings, Mixture, train_steps
 
@@ -30,14 +30,14 @@ class Teacher(NamedTuple):
 
 
 @torch.no_grad()
-def lessons(
+def distillation_targets(
     adapters: Adapters,
     teachers: Sequence[Teacher],
     audio: Tensor,
     labels: Tensor,
     chunk_size: int = 0,
     t5_audio: Tensor | None = None,
-) -> tuple[Tensor, Prompts | None]:
+) -> tuple[Tensor, AdapterOutput | None]:
     """What the teachers make of audio embeddings of the classes that they own.
 
     Args:
@@ -72,12 +72,12 @@ def lessons(
                     total[part] += weight[:, None, None] * output
     taught = clips > 0
     means = {kind: total[taught] / clips[taught][:, None, None] for kind, total in sums.items()}
-    return taught, Prompts(means["clip"], means.get("t5")) if means else None
+    return taught, AdapterOutput(means["clip"], means.get("t5")) if means else None
 
 
 def distil(
     adapters: Adapters,
-    prompts: PromptSet,
+    prompts: ClassPrompts,
     teachers: Sequence[Teacher],
     audio: Tensor,
     labels: Tensor,
@@ -99,12 +99,12 @@ def distil(
         optimiser: its settings.
         random: source of the order of the rows.
         mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
-        t5_audio: see `lessons`.
+        t5_audio: see `distillation_targets`.
 
     Returns:
         Mean loss over the steps, under `loss`, and its parts `mse` and `cosine`; empty if no row has a teacher.
     """
-    taught, targets = lessons(adapters, teachers, audio, labels, optimiser.chunk_size, t5_audio)
+    taught, targets = distillation_targets(adapters, teachers, audio, labels, optimiser.chunk_size, t5_audio)
     if targets is None:
         return {}
     loss = AdapterLoss(prompts, DISTILLATION)

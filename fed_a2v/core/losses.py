@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Prompts, PromptSet, prompt_centre
+from fed_a2v.core.adapters import AdapterOutput, ClassPrompts, prompt_centre
 
 # The terms of the adapters' loss.
 TERMS = ("mse", "cosine", "contrastive")
@@ -43,7 +43,7 @@ class AdapterLoss:
             is recorded would be all that the adapters learned of them. Default: none.
     """
 
-    def __init__(self, prompts: PromptSet, weights: AdapterLossWeights, unseen: Tensor | None = None) -> None:
+    def __init__(self, prompts: ClassPrompts, weights: AdapterLossWeights, unseen: Tensor | None = None) -> None:
         self.weights = weights
         self.unseen = unseen if unseen is not None and unseen.any() else None
         self.parts = {
@@ -53,7 +53,7 @@ class AdapterLoss:
         }
 
     def __call__(
-        self, outputs: Prompts, labels: Tensor, targets: Prompts | None = None
+        self, outputs: AdapterOutput, labels: Tensor, targets: AdapterOutput | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its parts.
 
@@ -73,7 +73,7 @@ class AdapterLoss:
         means = {name: value / len(self.parts) for name, value in sums.items()}
         return self._weighted(means), {name: value.detach() for name, value in means.items()}
 
-    def sides(self, outputs: Prompts, labels: Tensor) -> dict[str, Tensor]:
+    def sides(self, outputs: AdapterOutput, labels: Tensor) -> dict[str, Tensor]:
         """The loss of a batch by `clip` and `t5`, towards the classes' prompts; `__call__` gives their mean.
 
         Args:

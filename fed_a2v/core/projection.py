@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import PromptBank
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 
@@ -56,7 +56,7 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         round_number: the samples are drawn anew for each.
     """
     sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
-    classes = sorted({*names, *step.remembered})
+    classes = sorted({*names, *step.replayed})
     if not classes:
         return None
     synthetic = _samples(step, classes, round_number)
@@ -94,7 +94,7 @@ def _principal_axes(base: Points) -> tuple[Points, Points, Points]:
     return mean, axes[:AXES], variances[:AXES] / max(variances.sum(), np.finfo(float).tiny)
 
 
-def _prototypes(bank: PromptBank, width: int) -> tuple[list[str], list[str], list[int], Points]:
+def _prototypes(bank: PrototypeBank, width: int) -> tuple[list[str], list[str], list[int], Points]:
     """Site, class, clips and (N, Da) embedding of the bank's prototypes, evenly thinned to `MOST_POINTS`."""
     found = [
         (site, prompt.name, int(count), mean)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.weight_cap import capped
+from fed_a2v.core.weight_cap import cap_client_weights
 
 # Sites that a median needs, so that a single one cannot be it.
 ENOUGH_SITES = 3
@@ -43,7 +43,7 @@ class AudioPrototypes:
 
 
 @dataclass(frozen=True)
-class ClassPrompts:
+class ClassStatistics:
     """What one site says about one class.
 
     Attributes:
@@ -75,17 +75,17 @@ class PooledMoments:
     variance: float
     count: int
 
-    def as_prompts(self, name: str) -> ClassPrompts:
+    def as_prompts(self, name: str) -> ClassStatistics:
         """The same as one prototype of a class of that name."""
         mean = self.mean[None]
         audio = AudioPrototypes(
             mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
         )
-        return ClassPrompts(name, self.count, audio)
+        return ClassStatistics(name, self.count, audio)
 
 
 @dataclass(frozen=True)
-class PrototypeRows:
+class PrototypeBatch:
     """The bank's prototypes as rows, in a fixed order, for training over all classes at once.
 
     Attributes:
@@ -105,15 +105,15 @@ class PrototypeRows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> PrototypeRows:
+    def take(self, index: Tensor) -> PrototypeBatch:
         """The rows that `index` (integers or a mask) selects; `names` and labels stay as they are."""
-        return PrototypeRows(
+        return PrototypeBatch(
             self.embeddings[index], self.labels[index], self.counts[index], self.variances[index], self.names
         )
 
-    def to(self, device: torch.device) -> PrototypeRows:
+    def to(self, device: torch.device) -> PrototypeBatch:
         """The same rows on another device."""
-        return PrototypeRows(
+        return PrototypeBatch(
             self.embeddings.to(device),
             self.labels.to(device),
             self.counts.to(device),
@@ -121,7 +121,7 @@ class PrototypeRows:
             self.names,
         )
 
-    def joined(self, other: PrototypeRows) -> PrototypeRows:
+    def joined(self, other: PrototypeBatch) -> PrototypeBatch:
         """These rows and another's, numbered anew and ordered by class."""
         names = tuple(sorted({*self.names, *other.names}))
         place = {name: label for label, name in enumerate(names)}
@@ -138,9 +138,9 @@ class PrototypeRows:
             )
         )
         embeddings, counts, variances = both
-        return PrototypeRows(embeddings, labels[order].to(embeddings.device), counts, variances, names)
+        return PrototypeBatch(embeddings, labels[order].to(embeddings.device), counts, variances, names)
 
-    def split(self, share: float) -> tuple[PrototypeRows, PrototypeRows]:
+    def split(self, share: float) -> tuple[PrototypeBatch, PrototypeBatch]:
         """Split off `held_out_number` of each class's rows, evenly spaced, as (kept, held out)."""
         held = torch.zeros(len(self), dtype=torch.bool)
         for label in range(len(self.names)):
@@ -171,7 +171,7 @@ def _spaced(rows: int, number: int) -> list[int]:
 class _Entry:
     """What a site said of a class. `held_out`: which of its prototypes stay out of training; None: not decided yet."""
 
-    prompts: ClassPrompts
+    prompts: ClassStatistics
     last_heard: int
     held_out: list[bool] | None = None
 
@@ -186,7 +186,7 @@ class _Prototypes(NamedTuple):
 
 
 @dataclass
-class PromptBank:
+class PrototypeBank:
     """All that the sites have said, by site and class. It outlives the round.
 
     A site that is silent for a while still counts; `expire` drops it after a maximum age.
@@ -204,7 +204,7 @@ class PromptBank:
     max_site_share: float = 1.0
     contradicted: frozenset[tuple[str, str]] = frozenset()
 
-    def update(self, site: str, prompts: Iterable[ClassPrompts], fingerprint: str, round_number: int) -> None:
+    def update(self, site: str, prompts: Iterable[ClassStatistics], fingerprint: str, round_number: int) -> None:
         """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
 
         A class may come without prototypes of which the bank holds none: where nothing is done with them.
@@ -222,7 +222,7 @@ class PromptBank:
             elif prompt.name in known:
                 audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
             clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
-            said = ClassPrompts(prompt.name, prompt.count, audio, clip, t5)
+            said = ClassStatistics(prompt.name, prompt.count, audio, clip, t5)
             entries[prompt.name] = _Entry(said, round_number, held_out)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
@@ -324,7 +324,7 @@ class PromptBank:
             for entry in classes.values():
                 entry.prompts = replace(entry.prompts, audio=None)
 
-    def __iter__(self) -> Iterator[tuple[str, ClassPrompts]]:
+    def __iter__(self) -> Iterator[tuple[str, ClassStatistics]]:
         """Every (site, prompts) pair, sites and classes in sorted order."""
         for site in sorted(self.entries):
             for name in sorted(self.entries[site]):
@@ -347,14 +347,14 @@ class PromptBank:
         total: dict[str, int] = {}
         for site, prompt in said:
             total[site] = total.get(site, 0) + prompt.count
-        belief = dict(zip(total, capped(list(total.values()), self.max_site_share), strict=True))
+        belief = dict(zip(total, cap_client_weights(list(total.values()), self.max_site_share), strict=True))
         of_class: dict[str, dict[str, float]] = {}
         for site, prompt in said:
             of_class.setdefault(prompt.name, {})[site] = prompt.count * belief[site] / total[site]
         return {
             (site, name): count
             for name, sites in of_class.items()
-            for site, count in zip(sites, capped(list(sites.values()), self.max_site_share), strict=True)
+            for site, count in zip(sites, cap_client_weights(list(sites.values()), self.max_site_share), strict=True)
         }
 
     def capped(self) -> dict[str, list[str]]:
@@ -403,11 +403,11 @@ class PromptBank:
             prototypes.append(_Prototypes(name, audio, counts, torch.tensor(held)))
         return prototypes
 
-    def rows(self) -> PrototypeRows | None:
+    def rows(self) -> PrototypeBatch | None:
         """All prototypes as rows, ordered by class, then site; None while the bank is empty."""
         return self._rows(lambda held_out: [torch.arange(len(mask)) for mask in held_out])
 
-    def training_rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeRows | None:
+    def training_rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeBatch | None:
         """`rows` without those that `hold_out` keeps out of training; `names` has every class of either.
 
         Where three sites have a class, none has more than `max_site_share` of its rows, however many it sends: those of
@@ -422,7 +422,7 @@ class PromptBank:
         def drawn(held_out: Sequence[Tensor]) -> list[Tensor]:
             kept = [torch.nonzero(~mask).flatten() for mask in held_out]
             numbers = [len(places) for places in kept if len(places)]
-            shares = capped(numbers, self.max_site_share) if len(numbers) >= ENOUGH_SITES else numbers
+            shares = cap_client_weights(numbers, self.max_site_share) if len(numbers) >= ENOUGH_SITES else numbers
             if shares == numbers:
                 return _some(kept, per_class, random)
             wanted = [min(len(each), max(shares)) for each in kept]
@@ -440,11 +440,11 @@ class PromptBank:
 
         return self._rows(drawn)
 
-    def held_out_rows(self) -> PrototypeRows | None:
+    def held_out_rows(self) -> PrototypeBatch | None:
         """The rows that `hold_out` keeps out of training; `names` has every class of `training_rows`."""
         return self._rows(lambda held_out: [torch.nonzero(mask).flatten() for mask in held_out])
 
-    def _rows(self, which: Callable[[Sequence[Tensor]], list[Tensor]]) -> PrototypeRows | None:
+    def _rows(self, which: Callable[[Sequence[Tensor]], list[Tensor]]) -> PrototypeBatch | None:
         """The rows whose places `which` names, site by site, by the masks of a class's held out ones.
 
         What it names several times shares the clips behind it.
@@ -457,7 +457,7 @@ class PromptBank:
         kept = [places for of_class in by_class for places in which([each.held_out for each in of_class])]
         times = [places.bincount(minlength=1)[places] for places in kept]
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in by_class]))
-        return PrototypeRows(
+        return PrototypeBatch(
             embeddings=torch.cat([each.audio.means[rows] for each, rows in zip(found, kept, strict=True)]).float(),
             labels=labels.repeat_interleave(torch.tensor([len(rows) for rows in kept])),
             counts=torch.cat(
@@ -510,14 +510,14 @@ class PromptBank:
     @classmethod
     def from_state_dict(
         cls, state: dict[str, Any], half_precision: bool = False, max_site_share: float = 1.0
-    ) -> PromptBank:
+    ) -> PrototypeBank:
         """The bank that `state_dict` described."""
         contradicted = frozenset((site, name) for site, name in state.get("contradicted", []))
         bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share, contradicted)
         for site, classes in state["sites"].items():
             bank.entries[site] = {
                 name: _Entry(
-                    ClassPrompts(
+                    ClassStatistics(
                         name,
                         entry["count"],
                         None if entry["audio"] is None else AudioPrototypes(**entry["audio"]),

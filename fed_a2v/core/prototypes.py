@@ -9,20 +9,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PooledMoments
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 
 # Of the clips within a group, as a site tells it: that of each group, one for a class, or none.
 Variance = Literal["groups", "class", "none"]
 
 
-def share_class(
+def summarise_class(
     name: str,
     embeddings: Tensor,
     kind: Literal["prototypes", "mean", "samples"],
     prototypes: int = 8,
     min_clips: int = 3,
     variance: Variance = "groups",
-) -> ClassPrompts | None:
+) -> ClassStatistics | None:
     """What a site says about one class.
 
     Args:
@@ -46,7 +46,7 @@ def clip_groups(
 ) -> list[Tensor]:
     """The rows of `embeddings` that are averaged together, a group a mean; none where there are too few.
 
-    The arguments are those of `share_class`.
+    The arguments are those of `summarise_class`.
     """
     if kind == "samples":
         return list(torch.arange(len(embeddings)).split(1))
@@ -58,15 +58,15 @@ def clip_groups(
 
 def share_groups(
     name: str, embeddings: Tensor, groups: Sequence[Tensor], variance: Variance = "groups"
-) -> ClassPrompts:
-    """What a site says about one class whose clips are in these `groups`, one at least; see `share_class`."""
+) -> ClassStatistics:
+    """What a site says about one class whose clips are in these `groups`, one at least; see `summarise_class`."""
     means = torch.stack([embeddings[group].mean(dim=0) for group in groups])
     spread = torch.stack([embeddings[group].var(dim=0, correction=0) for group in groups])
     counts = torch.tensor([len(group) for group in groups])
     if variance == "class":
         spread = (counts[:, None, None] * spread).sum(dim=0, keepdim=True).div(counts.sum()).expand_as(spread)
     audio = AudioPrototypes(means, counts, torch.zeros_like(spread) if variance == "none" else spread.contiguous())
-    return ClassPrompts(name, len(embeddings), audio)
+    return ClassStatistics(name, len(embeddings), audio)
 
 
 def pooled_moments(embeddings: Tensor, min_clips: int = 3) -> PooledMoments | None:
@@ -112,7 +112,7 @@ def similar_groups(rows: Tensor, number: int) -> list[Tensor]:
     return divide(torch.arange(len(rows)), number)
 
 
-def fingerprint(prompts: list[ClassPrompts]) -> str:
+def fingerprint(prompts: list[ClassStatistics]) -> str:
     """Hash of the prototypes, so that a site need send them only when its data has changed."""
     digest = hashlib.sha256()
     for prompt in prompts:

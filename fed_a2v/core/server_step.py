@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prototype_bank import ClassPrompts, PooledMoments, PromptBank, PrototypeRows
+from fed_a2v.core.prototype_bank import ClassStatistics, PooledMoments, PrototypeBank, PrototypeBatch
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
 from fed_a2v.core.validation import validate
@@ -37,7 +37,7 @@ log = logging.getLogger("fed_a2v")
 # A line per class and epoch: for the run's log file rather than for the terminal.
 class_log = logging.getLogger("fed_a2v.classes")
 # Samples of a class that stand in for its prototypes where these may not be kept.
-REMEMBERED_ROWS = 32
+REPLAYED_ROWS = 32
 # Groups of recorded classes that play unrecorded ones, one after the other.
 CALIBRATION_GROUPS = 4
 # At most so many epochs of a round are reported class by class.
@@ -74,11 +74,11 @@ class ServerStepSettings:
     generator_waits_on_cpu: bool = False
 
 
-class SiteUpdate(NamedTuple):
+class ClientUpdate(NamedTuple):
     """What one site has said in a round. Its adapters' weights are only needed for distillation."""
 
     site: str
-    prompts: list[ClassPrompts]
+    prompts: list[ClassStatistics]
     fingerprint: str
     weights: Sequence[Tensor] = ()
 
@@ -117,7 +117,7 @@ class ServerStep:
     def __init__(
         self,
         adapters: Adapters,
-        prompts: PromptSet,
+        prompts: ClassPrompts,
         generator: Generator | None,
         loss: AdapterLoss,
         settings: ServerStepSettings,
@@ -127,7 +127,7 @@ class ServerStep:
         self.generator = generator
         self.loss = loss
         self.settings = settings
-        self.bank = PromptBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
+        self.bank = PrototypeBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
@@ -138,7 +138,7 @@ class ServerStep:
         self._initial = copy.deepcopy(adapters.state_dict()) if settings.unseen else {}
         self._said_nothing_held_out = False
         # Classes whose prototypes are gone and that the generator remembers.
-        self.remembered: tuple[str, ...] = ()
+        self.replayed: tuple[str, ...] = ()
         self._told_capped: dict[str, list[str]] = {}
 
     @property
@@ -146,7 +146,7 @@ class ServerStep:
         """Whether the settings have any use for a generator."""
         return self.generator is not None and (self.settings.finetune or self.settings.distil)
 
-    def run(self, round_number: int, updates: Sequence[SiteUpdate]) -> dict[str, Any]:
+    def run(self, round_number: int, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
         """Do the server's part of a round.
 
         Args:
@@ -159,7 +159,7 @@ class ServerStep:
         row: dict[str, Any] = {}
         self.fill_bank(round_number, updates)
         fresh = self._fresh_rows(round_number)
-        if (fresh is None and not self.remembered) or not (self.settings.finetune or self.settings.distil):
+        if (fresh is None and not self.replayed) or not (self.settings.finetune or self.settings.distil):
             return row
         row |= {"bank/capped_sites": self._tell_capped(), "bank/contradicted": len(self.bank.contradicted)}
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
@@ -196,17 +196,19 @@ class ServerStep:
         row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
         return self._end_of_round(trained_on, held_out, row)
 
-    def _end_of_round(self, trained_on: PrototypeRows, held_out: PrototypeRows, row: dict[str, Any]) -> dict[str, Any]:
+    def _end_of_round(
+        self, trained_on: PrototypeBatch, held_out: PrototypeBatch, row: dict[str, Any]
+    ) -> dict[str, Any]:
         self.finetuned_rounds += 1
         if self.settings.unseen and self._calibrated_on != trained_on.names:
             with _timed(row, "calibration"):
                 self._calibrate(trained_on.joined(held_out))
         if not self.settings.keep_prototypes:
             self.bank.forget_prototypes()
-            self.remembered = trained_on.names
+            self.replayed = trained_on.names
         return row
 
-    def _fresh_rows(self, round_number: int) -> PrototypeRows | None:
+    def _fresh_rows(self, round_number: int) -> PrototypeBatch | None:
         """The bank's prototypes to train on; of a class that very many sites have, other ones each round.
 
         So the time of a round does not grow with the number of sites. A closed form takes all: it costs little.
@@ -214,7 +216,7 @@ class ServerStep:
         limit = 0 if self.adapters.closed_form else self.settings.rows_per_class
         return self.bank.training_rows(limit, torch_generator(self.settings.seed, "rows", round_number))
 
-    def _held_out_rows(self, trained_on: PrototypeRows) -> PrototypeRows:
+    def _held_out_rows(self, trained_on: PrototypeBatch) -> PrototypeBatch:
         """The bank's prototypes that no round trains on; never the generator's own samples.
 
         The sites' adapters have learned the clips behind them; what the server step trains has not.
@@ -228,7 +230,7 @@ class ServerStep:
         if self._said_nothing_held_out or self.settings.holdout == 0:
             return
         self._said_nothing_held_out = True
-        if self.remembered:
+        if self.replayed:
             log.info(
                 "No averages that were held out came in this round: the generator is not validated, and fine-tuning "
                 "not rolled back. So it is in every such round"
@@ -244,24 +246,24 @@ class ServerStep:
         """Whether validation is due. What is forgotten after its round can be compared in no other."""
         return not self.settings.keep_prototypes or round_number % self.settings.validation_frequency == 0
 
-    def _known_rows(self, round_number: int, fresh: PrototypeRows | None) -> PrototypeRows:
+    def _known_rows(self, round_number: int, fresh: PrototypeBatch | None) -> PrototypeBatch:
         """The prototypes to train on, and the generator's samples for the classes that only it remembers.
 
         Generative replay (Shin et al. 2017): samples stand in for rows that may not be kept.
         """
-        if not self.remembered:
+        if not self.replayed:
             assert fresh is not None
             return fresh
         assert self.generator is not None
         random = torch_generator(self.settings.seed, "remembered", round_number)
-        samples = self.generator.sample_classes(self.conditions_of(self.remembered), REMEMBERED_ROWS, random)
+        samples = self.generator.sample_classes(self.conditions_of(self.replayed), REPLAYED_ROWS, random)
         rows = samples.flatten(0, 1)
-        labels = torch.arange(len(self.remembered), device=rows.device).repeat_interleave(REMEMBERED_ROWS)
+        labels = torch.arange(len(self.replayed), device=rows.device).repeat_interleave(REPLAYED_ROWS)
         ones = torch.ones(len(rows), device=rows.device)
-        known = PrototypeRows(rows, labels, ones, torch.zeros_like(rows), self.remembered)
+        known = PrototypeBatch(rows, labels, ones, torch.zeros_like(rows), self.replayed)
         return known if fresh is None else fresh.to(rows.device).joined(known)
 
-    def _solve(self, rows: PrototypeRows) -> dict[str, Any]:
+    def _solve(self, rows: PrototypeBatch) -> dict[str, Any]:
         """Closed-form adapters: all prototypes at once, without steps."""
         if len(rows.names) < 2:
             log.warning("One class alone gives no bilinear form: the adapters stay as they were")
@@ -271,7 +273,7 @@ class ServerStep:
         loss = loss_on(self.adapters, rows.embeddings, labels[rows.labels], self.loss)
         return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
 
-    def _calibrate(self, rows: PrototypeRows) -> None:
+    def _calibrate(self, rows: PrototypeBatch) -> None:
         """Choose the calibration on recorded classes that play unrecorded ones.
 
         For each group of them CLIP adapters are trained without it, from the start, on prototypes alone.
@@ -282,8 +284,8 @@ class ServerStep:
             return
         shape, settings = self.prompts.clip.shape[1:], self.settings
 
-        def fit(known: PrototypeRows, vectors: Tensor) -> Scorer:
-            prompts = PromptSet(known.names, vectors.unflatten(1, shape), None)
+        def fit(known: PrototypeBatch, vectors: Tensor) -> Scorer:
+            prompts = ClassPrompts(known.names, vectors.unflatten(1, shape), None)
             adapters = copy.deepcopy(self.adapters)
             adapters.load_state_dict(self._initial)
             adapters.set_standardisation(self.adapters.audio_mean, self.adapters.audio_std)
@@ -310,7 +312,7 @@ class ServerStep:
         self.calibration = choose_calibration(fit, rows, vectors, CALIBRATION_GROUPS, settings.seed)
         log.info("Calibration of recorded against unrecorded classes: %.3f", self.calibration)
 
-    def fill_bank(self, round_number: int, updates: Iterable[SiteUpdate]) -> None:
+    def fill_bank(self, round_number: int, updates: Iterable[ClientUpdate]) -> None:
         """Put the replies into the bank, drop what is too old or contradicted, decide what of the new is held out."""
         news = False
         for update in updates:
@@ -371,7 +373,7 @@ class ServerStep:
             "bank": self.bank.state_dict(),
             "server_step": {
                 "finetuned_rounds": self.finetuned_rounds,
-                "remembered": list(self.remembered),
+                "replayed": list(self.replayed),
                 "calibration": self.calibration,
                 "calibrated_on": list(self._calibrated_on),
                 "said_nothing_held_out": self._said_nothing_held_out,
@@ -383,17 +385,17 @@ class ServerStep:
         self.adapters.load_state_dict(components["adapters"])
         if self.generator is not None:
             self.generator.load_checkpoint(components["generator"])
-        self.bank = PromptBank.from_state_dict(
+        self.bank = PrototypeBank.from_state_dict(
             components["bank"], self.settings.half_precision_bank, self.settings.max_site_share
         )
         own = components["server_step"]
         self.finetuned_rounds = own["finetuned_rounds"]
-        self.remembered = tuple(own["remembered"])
+        self.replayed = tuple(own["replayed"])
         self.calibration = own["calibration"]
         self._calibrated_on = tuple(own["calibrated_on"])
         self._said_nothing_held_out = own["said_nothing_held_out"]
 
-    def _train_generator(self, round_number: int, rows: PrototypeRows) -> dict[str, Any]:
+    def _train_generator(self, round_number: int, rows: PrototypeBatch) -> dict[str, Any]:
         assert self.generator is not None
         settings = self.settings
         epochs = self._training_epochs(rows)
@@ -414,7 +416,7 @@ class ServerStep:
         parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
         return {"server/generator_loss": average, **parts}
 
-    def _training_epochs(self, rows: PrototypeRows) -> int:
+    def _training_epochs(self, rows: PrototypeBatch) -> int:
         """As many epochs as are asked for, or more: what a network learns in depends on its steps, not on epochs."""
         assert self.generator is not None
         settings, steps = self.settings, self.generator.steps_per_epoch(rows)
@@ -429,7 +431,7 @@ class ServerStep:
         )
         return math.ceil(settings.min_steps / steps)
 
-    def _validate(self, round_number: int, rows: PrototypeRows, held_out: PrototypeRows) -> dict[str, Any]:
+    def _validate(self, round_number: int, rows: PrototypeBatch, held_out: PrototypeBatch) -> dict[str, Any]:
         assert self.generator is not None
         log.info("Validating generator at round %d", round_number)
         random = torch_generator(self.settings.seed, "validation", round_number)
@@ -445,7 +447,7 @@ class ServerStep:
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[SiteUpdate], material: _Material, steps: int
+        self, round_number: int, updates: Sequence[ClientUpdate], material: _Material, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -475,16 +477,16 @@ class ServerStep:
         )
         return {f"distil/{name}": value for name, value in losses.items()}
 
-    def _may_roll_back(self, fresh: PrototypeRows | None) -> bool:
+    def _may_roll_back(self, fresh: PrototypeBatch | None) -> bool:
         """Whether held-out rows may undo a fine-tuning.
 
         Not where classes are trained that only the generator remembers: of these nothing is held out, and what a round
         gains for them it may take from the classes that have just come, which the sites' adapters fit best before it.
         """
-        return self.settings.rollback and set(self.remembered) <= set(() if fresh is None else fresh.names)
+        return self.settings.rollback and set(self.replayed) <= set(() if fresh is None else fresh.names)
 
     def _finetune(
-        self, round_number: int, material: _Material, held_out: PrototypeRows, steps: int, may_roll_back: bool
+        self, round_number: int, material: _Material, held_out: PrototypeBatch, steps: int, may_roll_back: bool
     ) -> dict[str, Any]:
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
@@ -518,7 +520,7 @@ class ServerStep:
                 )
         return row
 
-    def _synthetic_rows(self, round_number: int, real: PrototypeRows) -> _Synthetic | None:
+    def _synthetic_rows(self, round_number: int, real: PrototypeBatch) -> _Synthetic | None:
         """Equally many synthetic embeddings of every class."""
         if self.generator is None or self.settings.synthetic_share == 0:
             return None
@@ -528,7 +530,7 @@ class ServerStep:
         labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
         return _Synthetic(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
 
-    def _material(self, real: PrototypeRows, synthetic: _Synthetic | None) -> _Material:
+    def _material(self, real: PrototypeBatch, synthetic: _Synthetic | None) -> _Material:
         """What the adapters are trained on: prototypes and synthetic rows, drawn by `finetune.synthetic_share`."""
         audio, labels, mixture, t5_audio = real.embeddings, real.labels, None, None
         if synthetic is not None and self.settings.synthetic_share == 1:
@@ -546,15 +548,15 @@ class ServerStep:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         return torch.tensor([class_of[name] for name in names])
 
-    def _held_out_loss(self, held_out: PrototypeRows) -> float | None:
+    def _held_out_loss(self, held_out: PrototypeBatch) -> float | None:
         if not len(held_out):
             return None
         labels = self._class_indices(held_out.names).to(held_out.labels.device)[held_out.labels]
         return loss_on(self.adapters, held_out.embeddings, labels, self.loss, self.settings.optimiser.chunk_size)
 
-    def _targets(self) -> Prompts:
+    def _targets(self) -> AdapterOutput:
         """The sites' mean adapter outputs; the class prompt stands in for a class that no site has sent."""
-        return Prompts(
+        return AdapterOutput(
             self._sites_outputs("clip", self.prompts.clip),
             None if self.prompts.t5 is None else self._sites_outputs("t5", self.prompts.t5),
         )

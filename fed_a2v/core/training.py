@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import Adapters, Prompts
+from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.optimisers import AdamW
 
@@ -96,7 +96,7 @@ def train_steps(
     steps: int,
     optimiser: AdamWSettings,
     random: torch.Generator,
-    targets: Prompts | None = None,
+    targets: AdapterOutput | None = None,
     one_target_a_row: bool = False,
     mixture: Mixture | None = None,
     t5_audio: Tensor | None = None,
@@ -182,12 +182,12 @@ def loss_on(adapters: Adapters, audio: Tensor, labels: Tensor, loss: AdapterLoss
 
 
 @torch.no_grad()
-def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int, Prompts]:
+def mean_outputs(adapters: Adapters, audio: Tensor, labels: Tensor) -> dict[int, AdapterOutput]:
     """Mean adapter output over the rows of each class: clip (Tc, Dc), t5 (T, Dt) or None."""
     means = {}
     for label in labels.unique().tolist():
         clip, t5 = adapters(audio[labels == label])
-        means[label] = Prompts(clip.mean(dim=0), None if t5 is None else t5.mean(dim=0))
+        means[label] = AdapterOutput(clip.mean(dim=0), None if t5 is None else t5.mean(dim=0))
     return means
 
 
@@ -196,7 +196,7 @@ def _train(
     inputs: tuple[Tensor, ...],
     labels: Tensor,
     loss: AdapterLoss,
-    targets: Prompts | None,
+    targets: AdapterOutput | None,
     target_rows: Tensor,
     settings: AdamWSettings,
     batches: Iterator[Tensor],

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.quality import (
     FEWEST_JUDGED,
     Gate,
@@ -116,8 +116,8 @@ def in_words(gate: Gate) -> str:
 @torch.no_grad()
 def validate(
     generator: Generator,
-    trained_on: PrototypeRows,
-    held_out: PrototypeRows,
+    trained_on: PrototypeBatch,
+    held_out: PrototypeBatch,
     conditions: Tensor,
     random: torch.Generator,
 ) -> Validation | None:

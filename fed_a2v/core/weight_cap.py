@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def capped(counts: Sequence[float], max_share: float) -> list[float]:
+def cap_client_weights(counts: Sequence[float], max_share: float) -> list[float]:
     """Counts of which none is more than `max_share` of their sum.
 
     Those that are too large are cut to one value, the largest that keeps to the share; the others stay. Where there

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Adapters, BilinearAdapter
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import torch_generator
 
 # Standardised rows are brought to this length, as if each of some thousand columns had deviation 1.
@@ -47,7 +47,7 @@ class BilinearMap:
 
     @classmethod
     def fit(
-        cls, rows: PrototypeRows, vectors: Tensor, row_penalty: float = 30.0, class_penalty: float = 1.0
+        cls, rows: PrototypeBatch, vectors: Tensor, row_penalty: float = 30.0, class_penalty: float = 1.0
     ) -> BilinearMap:
         """The closed form: W = (X'X + g N I)^-1 X'Y T (T'T + l I)^-1.
 
@@ -91,7 +91,7 @@ class BilinearMap:
         return F.normalize(x @ self.weight, dim=1) @ F.normalize(vectors - self.centre, dim=1).T
 
 
-def solve_adapter(adapters: Adapters, rows: PrototypeRows, prompts: Tensor) -> None:
+def solve_adapter(adapters: Adapters, rows: PrototypeBatch, prompts: Tensor) -> None:
     """Give closed-form `adapters` the bilinear map of the classes' prototypes.
 
     Args:
@@ -102,7 +102,7 @@ def solve_adapter(adapters: Adapters, rows: PrototypeRows, prompts: Tensor) -> N
     assert isinstance(adapters.clip, BilinearAdapter)
     audio = adapters.standardised(rows.embeddings).mean(dim=1, keepdim=True)
     variances = (rows.variances / adapters.audio_std.square()).mean(dim=1, keepdim=True)
-    standardised = PrototypeRows(audio, rows.labels, rows.counts, variances, rows.names)
+    standardised = PrototypeBatch(audio, rows.labels, rows.counts, variances, rows.names)
     found = BilinearMap.fit(standardised, prompts.flatten(1))
     adapters.clip.take(found.weight, found.mean, found.std)
 
@@ -154,7 +154,11 @@ def hits(scores: Tensor, labels: Tensor, unseen: Tensor, calibration: float = 0.
 
 
 def choose_calibration(
-    fit: Callable[[PrototypeRows, Tensor], Scorer], rows: PrototypeRows, vectors: Tensor, groups: int = 4, seed: int = 0
+    fit: Callable[[PrototypeBatch, Tensor], Scorer],
+    rows: PrototypeBatch,
+    vectors: Tensor,
+    groups: int = 4,
+    seed: int = 0,
 ) -> float:
     """The calibration that serves recorded classes best that play unrecorded ones.
 
@@ -195,12 +199,12 @@ def choose_calibration(
     return best
 
 
-def without(rows: PrototypeRows, absent: Tensor) -> PrototypeRows:
+def without(rows: PrototypeBatch, absent: Tensor) -> PrototypeBatch:
     """The rows of the classes that are not `absent`, (C,), numbered anew."""
     place = (~absent).cumsum(dim=0) - 1
     kept = rows.take(~absent[rows.labels])
     names = tuple(name for name, gone in zip(rows.names, absent.tolist(), strict=True) if not gone)
-    return PrototypeRows(kept.embeddings, place[kept.labels], kept.counts, kept.variances, names)
+    return PrototypeBatch(kept.embeddings, place[kept.labels], kept.counts, kept.variances, names)
 
 
 def _mean(hits: Tensor) -> float:

@@ -72,7 +72,7 @@ class ClipSource(Protocol):
         """
         ...
 
-    def stamp(self, key: str) -> str | None:
+    def mtime_key(self, key: str) -> str | None:
         """Changes whenever `content` does, and is quicker to look up; None where there is no such thing."""
         ...
 

@@ -106,10 +106,10 @@ def _need_flwr_datasets(kind: str) -> None:
 def _owners(partitioner: Partitioner, labels: IntArray) -> IntArray:
     from datasets import Dataset
 
-    owners = np.full(len(labels), -1, dtype=np.int64)
+    site_of_clip = np.full(len(labels), -1, dtype=np.int64)
     partitioner.dataset = Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes that no site has: the caller's warning names them
         for site in range(partitioner.num_partitions):
-            owners[partitioner.load_partition(site)["row"][:]] = site
-    return owners
+            site_of_clip[partitioner.load_partition(site)["row"][:]] = site
+    return site_of_clip

@@ -41,7 +41,7 @@ from fed_a2v.data.errors import DataError
 logger = logging.getLogger("fed_a2v")
 
 # What `ClipSource` asks of a class.
-SOURCE_NEEDS = ("watched", "records", "stamp", "content", "waveform")
+SOURCE_NEEDS = ("watched", "records", "mtime_key", "content", "waveform")
 
 
 def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
@@ -92,7 +92,7 @@ def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
     Raises:
         DataError: the data set cannot be read.
     """
-    return _listed(dataset.model_dump_json(), stamp(dataset))[0]
+    return _listed(dataset.model_dump_json(), mtime_key(dataset))[0]
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
             training, or a clip is listed twice.
     """
     # Listed once: to find out whether a list in memory still holds, every folder of sounds is looked into.
-    lists = [_listed(part.model_dump_json(), stamp(part)) for part in parts(dataset)]
+    lists = [_listed(part.model_dump_json(), mtime_key(part)) for part in parts(dataset)]
     for remark in (remark for _, remarks in lists for remark in remarks):
         logger.warning("%s", remark)
     names = class_names(dataset) if classes is None else tuple(classes)
@@ -169,7 +169,7 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
     return index
 
 
-def stamp(dataset: DatasetSettings) -> tuple[int, ...]:
+def mtime_key(dataset: DatasetSettings) -> tuple[int, ...]:
     """What changes when the data set's tables, files of embeddings or folders do; empty where there are none."""
     places = [place for part in parts(dataset) for place in _watched(part)]
     stats = [place.stat() for place in places if place.exists()]
@@ -218,8 +218,8 @@ def layout(place: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _listed(dataset_json: str, stamp: tuple[int, ...]) -> tuple[tuple[Record, ...], tuple[str, ...]]:  # noqa: ARG001
-    """The clips, and what there was to warn of; `stamp` is a part of the memory's key."""
+def _listed(dataset_json: str, mtime_key: tuple[int, ...]) -> tuple[tuple[Record, ...], tuple[str, ...]]:  # noqa: ARG001
+    """The clips, and what there was to warn of; `mtime_key` is a part of the memory's key."""
     dataset = DatasetSettings.model_validate_json(dataset_json)
     with overheard() as remarks:
         if dataset.name == "embeddings":

@@ -20,7 +20,7 @@ from fed_a2v.data.flwr_partition import pathological, shards
 logger = logging.getLogger("fed_a2v")
 
 # For each split, the site of every clip of the data set; -1: of no site.
-Owners = IntArray
+SiteOfClip = IntArray
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
     if settings.by_set and clips.sets is not None and settings.kind != "own":
         return _partition_by_set(clips, clips.sets, settings, seed)
     labels = clips.labels.numpy()
-    divide: dict[str, Callable[[], Owners]] = {
+    divide: dict[str, Callable[[], SiteOfClip]] = {
         "classes": lambda: _by_classes(clips, labels, settings, seed),
         "dirichlet": lambda: _dirichlet(clips, labels, settings, seed),
         "pathological": lambda: _pathological(clips, labels, settings, seed),
@@ -83,11 +83,11 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
         "own": lambda: np.zeros(len(clips), dtype=np.int64),
     }
     count = 1 if settings.kind == "own" else settings.sites
-    owners = divide[settings.kind]()
+    site_of_clip = divide[settings.kind]()
     sites = [
         SiteClips(
             site_name(site),
-            *(rows[owners[rows] == site] for rows in (clips.rows(split) for split in SPLITS)),
+            *(rows[site_of_clip[rows] == site] for rows in (clips.rows(split) for split in SPLITS)),
         )
         for site in range(count)
     ]
@@ -188,10 +188,10 @@ def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]
     return {"sites": described, "unassigned": unassigned}
 
 
-def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     seen = [label for label, name in enumerate(clips.classes) if name not in clips.unseen]
     dealt = [[seen[place] for place in places] for places in _deal_classes(len(seen), settings, seed)]
-    owners = np.full(len(clips), -1, dtype=np.int64)
+    site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for label in range(len(clips.classes)):
         sharing = [site for site, classes in enumerate(dealt) if label in classes]
         if label not in seen:
@@ -200,10 +200,10 @@ def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSetti
             continue
         for split in SPLITS:
             rows = _shuffled(clips, labels, split, label, seed)
-            owners[rows] = np.array(sharing)[np.arange(len(rows)) % len(sharing)]
+            site_of_clip[rows] = np.array(sharing)[np.arange(len(rows)) % len(sharing)]
     if idle := [clips.classes[label] for label in seen if not any(label in site for site in dealt)]:
         logger.warning("No site records %d of %d classes: %s", len(idle), len(seen), ", ".join(idle))
-    return owners
+    return site_of_clip
 
 
 def _deal_classes(count: int, settings: PartitionSettings, seed: int) -> list[list[int]]:
@@ -216,20 +216,20 @@ def _deal_classes(count: int, settings: PartitionSettings, seed: int) -> list[li
     return [[order[(site * each + position) % count] for position in range(each)] for site in range(settings.sites)]
 
 
-def _dirichlet(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+def _dirichlet(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     sites = settings.sites
     shares = np.stack([_proportions(settings.alpha, sites, seed, label) for label in range(len(clips.classes))])
     train = {label: _shuffled(clips, labels, "train", label, seed) for label in range(len(clips.classes))}
     counts = np.stack([_cut(len(rows), shares[label]) for label, rows in train.items()])
-    _feed_the_poor(counts, settings.min_clips)
-    owners = np.full(len(clips), -1, dtype=np.int64)
+    _enforce_min_samples(counts, settings.min_clips)
+    site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for label, rows in train.items():
-        owners[rows] = np.repeat(np.arange(sites), counts[label])
-    _follow_training(owners, clips, labels, counts, shares, seed)
-    return owners
+        site_of_clip[rows] = np.repeat(np.arange(sites), counts[label])
+    _follow_training(site_of_clip, clips, labels, counts, shares, seed)
+    return site_of_clip
 
 
-def _pathological(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+def _pathological(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     assert settings.classes_per_site is not None  # checked by the settings
     train = clips.rows("train")
     return _from_training(
@@ -237,7 +237,7 @@ def _pathological(clips: EmbeddedClips, labels: IntArray, settings: PartitionSet
     )
 
 
-def _shards(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> Owners:
+def _shards(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     train = clips.rows("train")
     return _from_training(
         clips, labels, shards(labels[train], settings.sites, settings.shards_per_site, seed), settings, seed
@@ -245,12 +245,12 @@ def _shards(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings,
 
 
 def _from_training(
-    clips: EmbeddedClips, labels: IntArray, dealt: Owners, settings: PartitionSettings, seed: int
-) -> Owners:
+    clips: EmbeddedClips, labels: IntArray, dealt: SiteOfClip, settings: PartitionSettings, seed: int
+) -> SiteOfClip:
     """The sites of all clips, where those of the training clips, `dealt`, are known."""
     train = clips.rows("train")
-    owners = np.full(len(clips), -1, dtype=np.int64)
-    owners[train] = dealt
+    site_of_clip = np.full(len(clips), -1, dtype=np.int64)
+    site_of_clip[train] = dealt
     counts = np.zeros((len(clips.classes), settings.sites), dtype=np.int64)
     np.add.at(counts, (labels[train[dealt >= 0]], dealt[dealt >= 0]), 1)
     taught = np.unique(labels[train])
@@ -258,12 +258,17 @@ def _from_training(
         logger.warning("No site records %d of %d classes: %s", len(idle), len(taught), ", ".join(idle))
     even = np.full(counts.shape, 1 / settings.sites)
     even[[label for label in taught if not counts[label].any()]] = 0
-    _follow_training(owners, clips, labels, counts, even, seed)
-    return owners
+    _follow_training(site_of_clip, clips, labels, counts, even, seed)
+    return site_of_clip
 
 
 def _follow_training(
-    owners: Owners, clips: EmbeddedClips, labels: IntArray, counts: IntArray, otherwise: NDArray[np.float64], seed: int
+    site_of_clip: SiteOfClip,
+    clips: EmbeddedClips,
+    labels: IntArray,
+    counts: IntArray,
+    otherwise: NDArray[np.float64],
+    seed: int,
 ) -> None:
     """Deal the clips for validation and test, in place, as those of training: nobody is tested on the unheard.
 
@@ -280,7 +285,7 @@ def _follow_training(
         for split in SPLITS[1:]:
             rows = _shuffled(clips, labels, split, label, seed)
             if shares.any():
-                owners[rows] = np.repeat(np.arange(len(shares)), _cut(len(rows), shares))
+                site_of_clip[rows] = np.repeat(np.arange(len(shares)), _cut(len(rows), shares))
 
 
 def _proportions(alpha: float, sites: int, seed: int, label: int) -> NDArray[np.float64]:
@@ -296,7 +301,7 @@ def _cut(total: int, shares: NDArray[np.float64]) -> IntArray:
     return counts
 
 
-def _feed_the_poor(counts: IntArray, least: int) -> None:
+def _enforce_min_samples(counts: IntArray, least: int) -> None:
     """Give each site with fewer than `least` clips some of the site that has most, from its largest class, in place.
 
     Raises:
@@ -316,12 +321,12 @@ def _feed_the_poor(counts: IntArray, least: int) -> None:
             counts[label, site] += 1
 
 
-def _iid(clips: EmbeddedClips, labels: IntArray, sites: int, seed: int) -> Owners:
-    owners = np.full(len(clips), -1, dtype=np.int64)
+def _iid(clips: EmbeddedClips, labels: IntArray, sites: int, seed: int) -> SiteOfClip:
+    site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for split in SPLITS:
         rows = np.concatenate([_shuffled(clips, labels, split, label, seed) for label in range(len(clips.classes))])
-        owners[rows] = np.arange(len(rows)) % sites
-    return owners
+        site_of_clip[rows] = np.arange(len(rows)) % sites
+    return site_of_clip
 
 
 def _shuffled(clips: EmbeddedClips, labels: IntArray, split: Split, label: int, seed: int) -> IntArray:

@@ -31,7 +31,7 @@ from fed_a2v.data.clips import (
 )
 from fed_a2v.data.datasets.embeddings_file import read_embeddings
 from fed_a2v.data.errors import DataError, PartitionError
-from fed_a2v.data.index import class_names, index_clips, list_clips, located, parts, stamp
+from fed_a2v.data.index import class_names, index_clips, list_clips, located, mtime_key, parts
 from fed_a2v.data.partition import SiteClips, partition, site_name
 
 __all__ = ["LabelledClips", "SiteData", "class_names", "labelled_rows", "load_clips", "site_clips"]
@@ -117,7 +117,7 @@ def load_clips(
         seed,
         cache_dir,
         None if classes is None else tuple(classes),
-        stamp(dataset),
+        mtime_key(dataset),
     )
 
 

@@ -89,7 +89,7 @@ class Pretrained:
             commit = self.read("AutoConfig")._commit_hash or commit
         return f"{self.model}@{commit} {self.subfolder}".strip()
 
-    def stamp(self) -> tuple[object, ...]:
+    def version_key(self) -> tuple[object, ...]:
         """As `identity`, for use on this machine alone: weights of several GB are not read for it."""
         if self.folder is None:
             return (self.identity(),)

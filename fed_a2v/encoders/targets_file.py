@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.encoders.text import Targets, targets_for
+from fed_a2v.core.adapters import ClassPrompts
+from fed_a2v.encoders.text import targets_for
 from fed_a2v.storage.files import replacing
 
 
-def write_targets(settings: Settings, classes: Sequence[str], path: str | Path) -> Targets:
+def write_targets(settings: Settings, classes: Sequence[str], path: str | Path) -> ClassPrompts:
     """Write the targets that `settings` describe into an `.npz` file that `targets=file targets.path=...` reads.
 
     The file has `category` (C,), `vectors` (C, Tc, Dc) and, where the adapters have a T5 side, `t5_vectors`

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +20,8 @@ from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fed_a2v.core.adapters import ClassPrompts
+
 logger = logging.getLogger("fed_a2v")
 
 CLIP_WIDTH = 768
@@ -34,32 +33,7 @@ class TargetsError(UserError, ValueError):
     """The targets do not fit: classes are missing, or the shapes are not those of the adapters."""
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Prompt embeddings of C classes.
-
-    Attributes:
-        names: the C classes, in the order asked for.
-        clip: (C, Tc, Dc) float32.
-        t5: (C, T, Dt) float32, or None where no T5 adapter is trained.
-    """
-
-    names: tuple[str, ...]
-    clip: Tensor
-    t5: Tensor | None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the names, shapes and bytes."""
-        digest = hashlib.sha256(repr(self.names).encode())
-        for tensor in (self.clip, self.t5):
-            if tensor is not None:
-                digest.update(repr(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-
-def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> Targets:
+def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> ClassPrompts:
     """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
 
     Args:
@@ -83,14 +57,14 @@ def load_targets(
     clip_shape: tuple[int, int | None],
     t5_shape: tuple[int, int] | None,
     cache: Path | None = None,
-) -> Targets:
+) -> ClassPrompts:
     """The targets of the classes `names`, which are compared after `clean_name`.
 
     Args:
-        settings: `anchors`, `file` with a path, or text models.
+        settings: `random`, `file` with a path, or text models.
         names: the C classes.
-        clip_shape: (Tc, Dc); Dc None takes the width of the file or model, or 768 for anchors. From CLIP's text model
-            Tc = 1 gives the pooled output, as FLUX takes it, and more the last hidden state (Stable Diffusion).
+        clip_shape: (Tc, Dc); Dc None takes the width of the file or model, or 768 for random prompts. From CLIP's text
+            model Tc = 1 gives the pooled output, as FLUX takes it, and more the last hidden state (Stable Diffusion).
         t5_shape: (T, Dt), or None without a T5 adapter.
         cache: folder in which what the text models gave is kept; None computes it anew.
 
@@ -100,17 +74,17 @@ def load_targets(
         OSError: the cache cannot be written.
     """
     _distinct(names, "the list of classes")
-    if settings.name == "anchors":
+    if settings.name == "random":
         tokens, width = clip_shape
-        clip = _anchors(names, "clip", (tokens, width or CLIP_WIDTH))
-        t5 = None if t5_shape is None else _anchors(names, "t5", t5_shape)
-        return Targets(tuple(names), clip, t5)
+        clip = _random_prompts(names, "clip", (tokens, width or CLIP_WIDTH))
+        t5 = None if t5_shape is None else _random_prompts(names, "t5", t5_shape)
+        return _prompts(names, clip, t5)
     if settings.name == "file":
         assert settings.path is not None  # checked by the settings
         return _from_file(settings.path, names, clip_shape, t5_shape)
     prompts = class_prompts(settings, names)
-    return Targets(
-        tuple(names),
+    return _prompts(
+        names,
         _by_model("clip", settings, prompts, clip_shape, cache),
         None if t5_shape is None else _by_model("t5", settings, prompts, t5_shape, cache),
     )
@@ -158,7 +132,7 @@ def _by_model(
             )
         return {"vectors": np.stack([model.embed(texts, tokens).mean(axis=0) for texts in prompts])}
 
-    key = cache_key("targets-1", model.stamp(), tokens, tuple(prompts))
+    key = cache_key("targets-1", model.version_key(), tokens, tuple(prompts))
     vectors = compute()["vectors"] if cache is None else cached(cache / "targets", key, compute)["vectors"]
     if width not in (None, vectors.shape[-1]):
         raise TargetsError(
@@ -168,12 +142,13 @@ def _by_model(
     return _tensor(vectors)
 
 
-def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
+def _random_prompts(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
     """Normal vectors drawn from each class's name alone, as (C, *shape): no meaning, but fixed and distinct.
 
     All share one component, so that the mean cosine between two classes is that of CLIP's text vectors. The
     elements have variance 1.
     """
+    # The word "anchors" only seeds the draw.
     shared = numpy_generator("anchors", kind).standard_normal(shape, dtype=np.float32)
     own = np.stack(
         [numpy_generator("anchors", kind, clean_name(name)).standard_normal(shape, dtype=np.float32) for name in names]
@@ -184,7 +159,7 @@ def _anchors(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
 
 def _from_file(
     path: str, names: Sequence[str], clip_shape: tuple[int, int | None], t5_shape: tuple[int, int] | None
-) -> Targets:
+) -> ClassPrompts:
     try:
         arrays = read_arrays(path, ("category", "vectors"), ("t5_vectors",))
         known = as_names(arrays["category"], f"category of {path}")
@@ -204,7 +179,7 @@ def _from_file(
         if tensor is not None and not tensor.isfinite().all():
             bad = int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])
             raise TargetsError(f"{path}: {kind} of {names[bad]!r} holds NaN or infinite numbers")
-    return Targets(tuple(names), clip, t5)
+    return _prompts(names, clip, t5)
 
 
 def _rows(path: str, known: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -256,6 +231,12 @@ def _distinct(names: Sequence[str], where: str) -> None:
         seen[cleaned] = name
     if not seen:
         raise TargetsError(f"{where} is empty")
+
+
+def _prompts(names: Sequence[str], clip: Tensor, t5: Tensor | None) -> ClassPrompts:
+    from fed_a2v.core.adapters import ClassPrompts  # imports torch, see `_tensor`
+
+    return ClassPrompts(tuple(names), clip, t5)
 
 
 def _tensor(array: Array) -> Tensor:

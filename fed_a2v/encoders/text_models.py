@@ -37,9 +37,9 @@ class TextModel:
         self.device = device
         self.source = Pretrained(settings.model, settings.revision, settings.subfolder, f"targets.{kind}")
 
-    def stamp(self) -> tuple[object, ...]:
+    def version_key(self) -> tuple[object, ...]:
         """All that the embeddings depend on, for a cache on this machine."""
-        return (self.kind, self.source.stamp(), self.settings.precision)
+        return (self.kind, self.source.version_key(), self.settings.precision)
 
     def embed(self, prompts: Sequence[str], tokens: int) -> FloatArray:
         """P prompts as (P, tokens, width) float32.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.config.schema import ConfigError, Settings
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.training import AdamWSettings, epoch_steps
@@ -22,11 +22,11 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import targets_for
 
 
-def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> PromptSet:
+def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> ClassPrompts:
     """The class prompts in the shapes that the adapters need, on the settings' device; see `targets_for`."""
     targets = targets_for(settings, classes, cache)
     device = torch_device(settings.device)
-    return PromptSet(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
+    return ClassPrompts(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
 
 
 def torch_device(name: str) -> torch.device:
@@ -46,21 +46,21 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def new_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+def new_adapters(settings: Settings, prompts: ClassPrompts, audio_width: int) -> Adapters:
     """The adapters that the settings describe, on their device; their weights are to be seeded or loaded."""
     shape = settings.adapters
     adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
     return adapters.to(torch_device(settings.device))
 
 
-def seeded_adapters(settings: Settings, prompts: PromptSet, audio_width: int) -> Adapters:
+def seeded_adapters(settings: Settings, prompts: ClassPrompts, audio_width: int) -> Adapters:
     """`new_adapters`, with the weights that the seed gives; torch's own draws go on undisturbed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, "adapters"))
         return new_adapters(settings, prompts, audio_width)
 
 
-def training_loss(settings: Settings, prompts: PromptSet) -> AdapterLoss:
+def training_loss(settings: Settings, prompts: ClassPrompts) -> AdapterLoss:
     """What adapters are trained with: `adapter_loss`, in which no recorded class is pushed off an unrecorded one."""
     return adapter_loss(settings, prompts, unseen_mask(settings, prompts.names))
 
@@ -82,7 +82,7 @@ def site_steps(settings: Settings, round_number: int, clips: int) -> int:
     return epoch_steps(clips, settings.site.epochs, settings.site.batch_size) + more_steps(settings, round_number)
 
 
-def adapter_loss(settings: Settings, prompts: PromptSet, unseen: Tensor | None = None) -> AdapterLoss:
+def adapter_loss(settings: Settings, prompts: ClassPrompts, unseen: Tensor | None = None) -> AdapterLoss:
     """The adapter loss that the settings describe, for training where `unseen` masks the unrecorded classes."""
     loss = settings.loss
     weights = AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature)

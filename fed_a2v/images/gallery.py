@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import soundfile
 import torch
 
-from fed_a2v.core.adapters import Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, ClassPrompts
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.audio import FloatArray
 from fed_a2v.errors import UserError
@@ -67,14 +67,14 @@ class Column(NamedTuple):
     name: str
     title: str
     rows: Sequence[int]
-    prompts: Prompts
+    prompts: AdapterOutput
 
 
-def text_column(subjects: Sequence[Subject], targets: PromptSet) -> Column:
+def text_column(subjects: Sequence[Subject], targets: ClassPrompts) -> Column:
     """The ablation: what the image model makes of the true class's own text prompt."""
     rows = [row for row, subject in enumerate(subjects) if subject.category is not None]
     places = torch.tensor([targets.names.index(str(subjects[row].category)) for row in rows], dtype=torch.int64)
-    prompts = Prompts(targets.clip, targets.t5).take(places.to(targets.clip.device))
+    prompts = AdapterOutput(targets.clip, targets.t5).take(places.to(targets.clip.device))
     return Column(TEXT, "True text prompt", rows, prompts)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.config.schema import ImageSettings, TargetSettings
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device, quiet
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ImageModel(ABC):
             return torch.float32 if self.device.type == "cpu" else self.half
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.settings.precision]
 
-    def draw(self, prompts: Prompts, seeds: Sequence[int]) -> list[Image]:
+    def draw(self, prompts: AdapterOutput, seeds: Sequence[int]) -> list[Image]:
         """Draw B pictures.
 
         Args:
@@ -120,7 +120,7 @@ class ImageModel(ABC):
     def _cast(self, prompts: Tensor) -> Tensor:
         return prompts.to(self.device, self.precision)
 
-    def _check_widths(self, prompts: Prompts) -> None:
+    def _check_widths(self, prompts: AdapterOutput) -> None:
         given = {"clip": prompts.clip.shape[-1], "t5": None if prompts.t5 is None else prompts.t5.shape[-1]}
         for side, width in self._widths().items():
             if given[side] != width:
@@ -230,11 +230,11 @@ def load_image_model(settings: ImageSettings) -> ImageModel:
     return IMAGE_MODELS[settings.name](settings)
 
 
-def warn_of_anchors(targets: TargetSettings) -> None:
-    """Say so where pictures can show nothing: anchors are no text embeddings of any image model."""
-    if targets.name == "anchors":
+def warn_of_random_prompts(targets: TargetSettings) -> None:
+    """Say so where pictures can show nothing: random prompts are no text embeddings of any image model."""
+    if targets.name == "random":
         logger.warning(
-            "The adapters were trained to give targets=anchors, random vectors: the pictures will show nothing; train "
+            "The adapters were trained to give targets=random, random vectors: the pictures will show nothing; train "
             "with targets=clip (adapters=sd) or targets=t5 (adapters=flux)"
         )
 

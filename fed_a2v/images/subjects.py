@@ -31,10 +31,10 @@ def of_classes(step: ServerStep, classes: Sequence[str]) -> Subjects:
             of_class = rows.labels == label
             weights = rows.counts[of_class] / rows.counts[of_class].sum()
             found[name] = (weights[:, None, None] * rows.embeddings[of_class]).sum(dim=0)
-    elif step.generator is not None and step.remembered:
+    elif step.generator is not None and step.replayed:
         random = torch.Generator().manual_seed(0)
-        samples = step.generator.sample_classes(step.conditions_of(step.remembered), 1, random)
-        found = dict(zip(step.remembered, samples[:, 0], strict=True))
+        samples = step.generator.sample_classes(step.conditions_of(step.replayed), 1, random)
+        found = dict(zip(step.replayed, samples[:, 0], strict=True))
     known = [name for name in classes if name in found]
     if not known:
         return Subjects([], torch.empty(0, 1, step.adapters.audio_width))

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.images.gallery import Column, Subject, draw_gallery, safe_name
-from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model, warn_of_anchors
+from fed_a2v.images.pipelines import ImageModel, check_available, load_image_model, warn_of_random_prompts
 from fed_a2v.images.subjects import of_classes
 from fed_a2v.runs.folder import RunFolder
 
@@ -36,7 +36,7 @@ class TrainingPictures:
         self.settings = settings
         self.run = run
         check_available(settings.images)
-        warn_of_anchors(settings.targets)
+        warn_of_random_prompts(settings.targets)
 
     @cached_property
     def model(self) -> ImageModel:
@@ -88,7 +88,7 @@ def _columns_of_sites(round_number: int, step: ServerStep) -> list[Column]:
         if sent:
             t5 = [prompt.t5.float() for prompt in sent if prompt.t5 is not None]
             clip = [prompt.clip.float() for prompt in sent if prompt.clip is not None]
-            prompts = Prompts(torch.stack(clip), torch.stack(t5) if t5 else None)
+            prompts = AdapterOutput(torch.stack(clip), torch.stack(t5) if t5 else None)
             columns.append(Column(safe_name(site), site, [names.index(prompt.name) for prompt in sent], prompts))
     return columns
 

@@ -69,12 +69,12 @@ class Collection:
 
     Attributes:
         runs: at least one.
-        yardsticks: rows by label of runs without a folder of their own here, such as pooled training.
+        baselines: rows by label of runs without a folder of their own here, such as pooled training.
         crossed: summaries of cross-validations (`fed_a2v.runs.intervals.summarise`), whose experiment's runs these are.
     """
 
     runs: list[RunRecord]
-    yardsticks: dict[str, list[Row]] = field(default_factory=dict)
+    baselines: dict[str, list[Row]] = field(default_factory=dict)
     crossed: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ def collect(folders: Sequence[Path]) -> Collection:
 
     Args:
         folders: of runs, of `fed-a2v compare`, or of a sweep; the last two stand for the runs in them. A run that lies
-            in the folder of a comparison brings the other runs' figures along as yardsticks. A cross-validation stands
+            in the folder of a comparison brings the other runs' figures along as baselines. A cross-validation stands
             for the runs of its experiment.
 
     Raises:
@@ -93,12 +93,12 @@ def collect(folders: Sequence[Path]) -> Collection:
     crossed = {folder: summary for folder in folders if (summary := _json(folder / "comparison.json").get(CROSSED))}
     found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder, crossed.get(folder))))
     runs = [_read(path, label) for path, label in zip(found, _labels(found), strict=True)]
-    yardsticks: dict[str, list[Row]] = {}
+    baselines: dict[str, list[Row]] = {}
     for parent in dict.fromkeys(path.parent for path in found if path.parent.parent not in crossed):
         comparison = _json(parent / "comparison.json")
         here = {path.name for path in found if path.parent == parent}
-        yardsticks |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
-    return Collection(runs, yardsticks, list(crossed.values()))
+        baselines |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
+    return Collection(runs, baselines, list(crossed.values()))
 
 
 def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
@@ -118,8 +118,8 @@ def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
     if not below:
         raise ReportError(f"{folder} holds no run: there is no metrics.jsonl in it, nor in a folder in it")
     # A comparison names its experiment last; here it leads.
-    *yardsticks, experiment = list(_json(folder / "comparison.json")) or [""]
-    order = [experiment, *yardsticks]
+    *baselines, experiment = list(_json(folder / "comparison.json")) or [""]
+    order = [experiment, *baselines]
     return sorted(below, key=lambda path: (_place(path.name, order), _number(path.name), path.name))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.report.collect import Collection, Row, RunRecord
-from fed_a2v.report.looks import LONGEST_LABEL, bar_look, clean, colour, dash, figure, label, symbol
+from fed_a2v.report.styles import LONGEST_LABEL, bar_style, clean, colour, dash, figure, label, symbol
 from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
 from fed_a2v.runs.table import TextTable
 
@@ -82,7 +82,7 @@ _T5_WORDS = " T5 is scored among the T5 prompts, and after the server step only:
 
 
 def accuracy_plot(found: Collection) -> Plot:
-    """Accuracy by round, before and after the server step, beside the yardsticks."""
+    """Accuracy by round, before and after the server step, beside the baselines."""
     views = []
     for key, title in ACCURACIES:
         traces: list[Any] = []
@@ -95,7 +95,7 @@ def accuracy_plot(found: Collection) -> Plot:
                 traces += _line(run.rows, "accuracy_before", name, index, faint=True, tested=True)
         if not traces:
             continue
-        for index, (name, rows) in enumerate(found.yardsticks.items()):
+        for index, (name, rows) in enumerate(found.baselines.items()):
             traces += _line(rows, key, name, len(found.runs) + index, plain=True)
         views.append(View(title, _by_round(traces, title, fraction=key in FRACTIONS)))
     columns = [*_columns(found.runs, "accuracy_before", "before"), *_columns(found.runs, "accuracy", "after")]
@@ -106,7 +106,7 @@ def accuracy_plot(found: Collection) -> Plot:
         for run in found.runs
         if not all(map(fully_evaluated, run.rows))
     ]
-    columns += [(name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in found.yardsticks.items()]
+    columns += [(name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in found.baselines.items()]
     return Plot(
         "accuracy",
         "Accuracy by round",
@@ -129,7 +129,7 @@ def gain_plot(found: Collection) -> Plot:
                 x=list(values),
                 y=list(values.values()),
                 name=label(run.label),
-                marker=bar_look(index, several=True),
+                marker=bar_style(index, several=True),
                 hovertemplate="round %{x}: %{y:+.3f}",
                 showlegend=len(found.runs) > 1,
             )
@@ -232,7 +232,7 @@ def _choice(
     """A plot with a view for each metric that any run has.
 
     Args:
-        beside: what stands behind a metric's name where it is a yardstick, and its words; only the first has markers.
+        beside: what stands behind a metric's name where it is a baseline, and its words; only the first has markers.
         more: metrics for the table alone.
     """
     views, columns = [], []
@@ -365,7 +365,7 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
         x=[_of(run, name, key) for name in order],
         name=label(run.label),
         orientation="h",
-        marker=bar_look(index, several),
+        marker=bar_style(index, several),
         customdata=notes,
         hovertemplate="%{customdata}<br>%{x:" + form + "}",
         showlegend=several,
@@ -647,7 +647,7 @@ def _bars(values: Mapping[int, Any], name: str, index: int, legend: bool, hover:
         x=list(values),
         y=list(values.values()),
         name=label(name),
-        marker=bar_look(index, legend),
+        marker=bar_style(index, legend),
         hovertemplate=hover,
         showlegend=legend,
     )

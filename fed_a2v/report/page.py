@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from fed_a2v.errors import UserError
 from fed_a2v.report import figures
 from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
-from fed_a2v.report.looks import clean
 from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.report.styles import clean
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import crossed_table
@@ -206,10 +206,10 @@ def _cards(found: Collection) -> list[Card]:
     if worth["gain_over_fedavg"] is not None:
         note = f"the same run without the server step, after round {last['round']}"
         cards.append(Card("Gain over FedAvg", _signed(worth["gain_over_fedavg"]), note))
-    for name, yardstick in found.yardsticks.items():
-        lead = gain_over(last, yardstick[-1])
+    for name, baseline in found.baselines.items():
+        lead = gain_over(last, baseline[-1])
         note = "" if lead is None else f"this run {lead:+.3f}"
-        cards.append(Card(clean(name), _three(yardstick[-1].get("accuracy")), note))
+        cards.append(Card(clean(name), _three(baseline[-1].get("accuracy")), note))
     if last.get("accuracy_at_5") is not None:
         cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"])))
     generator = run.config.get("generator", {}).get("name")
@@ -225,7 +225,7 @@ def _cards(found: Collection) -> list[Card]:
 
 
 def _summary(found: Collection) -> TextTable:
-    """The runs and yardsticks side by side; nothing for a single run, which has cards."""
+    """The runs and baselines side by side; nothing for a single run, which has cards."""
     if len(found.runs) == 1:
         return TextTable("", (), ())
     sides = (T5,) if any(T5 in run.last for run in found.runs) else ()
@@ -244,7 +244,7 @@ def _summary(found: Collection) -> TextTable:
         )
         for run in found.runs
     ]
-    for name, lines in found.yardsticks.items():
+    for name, lines in found.baselines.items():
         last = lines[-1]
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
         rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------", _steps(lines)))

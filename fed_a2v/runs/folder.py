@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.runs.checkpoint import drop_states_after, same_results
 from fed_a2v.storage.files import (
     append_jsonl,
@@ -51,7 +51,7 @@ class RunFolder:
     synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
 
     The folder may be a stranger's: what is read is data (`fed_a2v.storage.untrusted`), and where one of these files is
-    a link that leads out of the folder, asking for it raises ForeignFileError.
+    a link that leads out of the folder, asking for it raises UntrustedFileError.
     """
 
     path: Path
@@ -141,7 +141,7 @@ class RunFolder:
         The rounds of a folder that two runs have written, or a line that an accident tore, are no row.
 
         Raises:
-            ForeignFileError: the file is no regular file, or too large.
+            UntrustedFileError: the file is no regular file, or too large.
         """
         rows: list[dict[str, Any]] = []
         for number, line in read_lines(self.metrics):
@@ -173,7 +173,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: there is none.
-            ForeignFileError: it is damaged, or no mapping.
+            UntrustedFileError: it is damaged, or no mapping.
         """
         path = self._file("config.yaml")
         if not path.is_file():
@@ -194,7 +194,7 @@ class RunFolder:
         same = same_results(mine, its, but=OF_THE_STEP)
         return beside.rows() if same and not has_server_step(its) and has_server_step(mine) else []
 
-    def write_targets(self, prompts: PromptSet) -> None:
+    def write_targets(self, prompts: ClassPrompts) -> None:
         """Write `targets.npz`: with it the folder can be used where the data and the text models are not."""
         arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
         if prompts.t5 is not None:
@@ -202,7 +202,7 @@ class RunFolder:
         with replacing(self.targets) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
-    def read_targets(self) -> PromptSet:
+    def read_targets(self) -> ClassPrompts:
         """The class prompts of `targets.npz`, on the CPU.
 
         Raises:
@@ -221,7 +221,7 @@ class RunFolder:
                     f"{name} of {self.targets} has shape {tuple(vectors.shape)} for {len(names)} classes, finite: "
                     f"{bool(torch.isfinite(vectors).all())}; one prompt of finite numbers for each class is needed"
                 )
-        return PromptSet(names, tensors["vectors"], tensors.get("t5_vectors"))
+        return ClassPrompts(names, tensors["vectors"], tensors.get("t5_vectors"))
 
 
 def has_server_step(config: Mapping[str, Any]) -> bool:

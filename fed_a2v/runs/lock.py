@@ -36,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         FolderInUseError: another process, or another run in this one, holds it; names the folder and that process.
         OSError: the folder cannot be written; names it.
-        ForeignFileError: the lock is a link that leads out of the folder.
+        UntrustedFileError: the lock is a link that leads out of the folder.
     """
     file = inside(folder / LOCK, folder)
     lock = FileLock(file, timeout=0, thread_local=False)

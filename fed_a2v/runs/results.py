@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gains
@@ -20,7 +20,7 @@ OF_LAST_ROUND = (
 OF_T5 = ("t5/accuracy", "t5/cosine", "t5/loss")
 
 
-def final_results(folder: RunFolder, settings: Settings, prompts: PromptSet) -> dict[str, Any]:
+def final_results(folder: RunFolder, settings: Settings, prompts: ClassPrompts) -> dict[str, Any]:
     """What `results.json` holds.
 
     Args:
@@ -45,9 +45,9 @@ def final_results(folder: RunFolder, settings: Settings, prompts: PromptSet) -> 
         "sites": settings.partition.sites,
         "site_steps": _total(rows, "site/optimiser_steps"),
         "server_steps": _total(rows, "server/optimiser_steps"),
-        "bytes_up": _total(rows, "bytes_up") + _total(rows, "bytes_introduction"),
+        "bytes_up": _total(rows, "bytes_up") + _total(rows, "bytes_registration"),
         "bytes_down": _total(rows, "bytes_down"),
-        "seconds": sum(row["seconds"] + row.get("seconds_introduction", 0.0) for row in rows),
+        "seconds": sum(row["seconds"] + row.get("seconds_registration", 0.0) for row in rows),
         "rejected": _total(rows, "rejected"),
         "failures": _total(rows, "failures"),
     }

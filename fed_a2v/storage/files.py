@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fed_a2v.errors import interrupted
-from fed_a2v.storage.untrusted import LARGEST_JSON, ForeignFileError, check_values, parse_json, read_bytes
+from fed_a2v.storage.untrusted import LARGEST_JSON, UntrustedFileError, check_values, parse_json, read_bytes
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, [] where there is none; a last line that a kill cut short is left out.
 
     Raises:
-        ForeignFileError: another line is no JSON object, or the file is too large; the message names file and line.
+        UntrustedFileError: another line is no JSON object, or the file is too large; the message names file and line.
     """
     rows: list[dict[str, Any]] = []
     for number, line in read_lines(path):
@@ -157,7 +157,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
         # A whole line ends in a newline, so only a cut one can be without.
         elif line.endswith(b"\n"):
-            raise ForeignFileError(f"{path}, line {number}: not a JSON object: {line[:80].strip()!r}")
+            raise UntrustedFileError(f"{path}, line {number}: not a JSON object: {line[:80].strip()!r}")
     return rows
 
 
@@ -165,7 +165,7 @@ def read_lines(path: Path) -> list[tuple[int, bytes]]:
     """The lines of a JSON-lines file with their numbers, from 1; none where there is no file. Empty ones are left out.
 
     Raises:
-        ForeignFileError: the file is no regular file, or too large.
+        UntrustedFileError: the file is no regular file, or too large.
     """
     if not path.exists():
         return []
@@ -178,7 +178,7 @@ def parse_row(line: bytes, path: Path) -> dict[str, Any] | None:
     """The JSON object in a line of a JSON-lines file; None where it is none."""
     try:
         row = parse_json(line, path)
-    except ForeignFileError:
+    except UntrustedFileError:
         return None
     return row if isinstance(row, dict) else None
 

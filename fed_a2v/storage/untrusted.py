@@ -22,7 +22,7 @@ LARGEST_YAML = 1_000_000
 MOST_VALUES = 4_000_000
 
 
-class ForeignFileError(UserError, ValueError):
+class UntrustedFileError(UserError, ValueError):
     """A file of a folder is not what it must be to be read safely; the message names it."""
 
 
@@ -30,10 +30,10 @@ def inside(path: Path, folder: Path) -> Path:
     """`path`, if it lies in `folder` with all links followed; the folder itself may be a link.
 
     Raises:
-        ForeignFileError: a link leads out of the folder.
+        UntrustedFileError: a link leads out of the folder.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ForeignFileError(
+        raise UntrustedFileError(
             f"{path} leads out of {folder}, to {path.resolve()}: links out of a run's folder are not followed; put a "
             "copy of the file in its place if it belongs there"
         )
@@ -45,13 +45,15 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        ForeignFileError: it is something else, such as a pipe, or larger.
+        UntrustedFileError: it is something else, such as a pipe, or larger.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ForeignFileError(f"{path} is no file")
+        raise UntrustedFileError(f"{path} is no file")
     if found.st_size > most:
-        raise ForeignFileError(f"{path} has {found.st_size / 1e6:.1f} MB, more than the {most / 1e6:.0f} MB of any run")
+        raise UntrustedFileError(
+            f"{path} has {found.st_size / 1e6:.1f} MB, more than the {most / 1e6:.0f} MB of any run"
+        )
     with path.open("rb") as file:
         return file.read(most)
 
@@ -60,10 +62,10 @@ def check_values(text: bytes, what: object) -> None:
     """Check that a JSON text, called `what` in the message, holds no more values than any run's.
 
     Raises:
-        ForeignFileError: it may hold more.
+        UntrustedFileError: it may hold more.
     """
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_VALUES:
-        raise ForeignFileError(f"{what} has more than {MOST_VALUES:,} values")
+        raise UntrustedFileError(f"{what} has more than {MOST_VALUES:,} values")
 
 
 def parse_json(text: bytes, what: object) -> Any:
@@ -74,26 +76,26 @@ def parse_json(text: bytes, what: object) -> Any:
         what: its name in messages.
 
     Raises:
-        ForeignFileError: it is no JSON text, nested too deeply, or of too many values.
+        UntrustedFileError: it is no JSON text, nested too deeply, or of too many values.
     """
     check_values(text, what)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # of UnicodeDecodeError, too
-        raise ForeignFileError(f"{what} is damaged: {error}") from error
+        raise UntrustedFileError(f"{what} is damaged: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no such file.
 
     Raises:
-        ForeignFileError: the file is damaged, no object, or too large.
+        UntrustedFileError: the file is damaged, no object, or too large.
     """
     if not path.exists():
         return {}
     value = parse_json(read_bytes(path, LARGEST_JSON), path)
     if not isinstance(value, dict):
-        raise ForeignFileError(f"{path} is damaged: not a JSON object")
+        raise UntrustedFileError(f"{path} is damaged: not a JSON object")
     return value
 
 
@@ -111,16 +113,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ForeignFileError: the file is damaged, no mapping, or too large.
+        UntrustedFileError: the file is damaged, no mapping, or too large.
     """
     try:
         value = yaml.load(read_bytes(path, LARGEST_YAML), Loader=_PlainSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        if isinstance(error, ForeignFileError):
+        if isinstance(error, UntrustedFileError):
             raise
-        raise ForeignFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UntrustedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(value, dict):
-        raise ForeignFileError(f"{path} is damaged: not a mapping")
+        raise UntrustedFileError(f"{path} is damaged: not a mapping")
     return {str(key): item for key, item in value.items()}
 
 
@@ -129,23 +131,23 @@ def read_names(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ForeignFileError: the file is damaged, has anything but such lines, names one twice, or is too large.
+        UntrustedFileError: the file is damaged, has anything but such lines, names one twice, or is too large.
     """
     try:
         node = yaml.compose(read_bytes(path, LARGEST_YAML), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ForeignFileError):
+        if isinstance(error, UntrustedFileError):
             raise
-        raise ForeignFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UntrustedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(node, yaml.MappingNode):
-        raise ForeignFileError(f"{path} needs lines of the form `name: other name`")
+        raise UntrustedFileError(f"{path} needs lines of the form `name: other name`")
     names: dict[str, str] = {}
     for key, value in node.value:
         line = f"{path}, line {key.start_mark.line + 1}"
         if not all(isinstance(each, yaml.ScalarNode) and each.value for each in (key, value)):
-            raise ForeignFileError(f"{line}: needs the form `name: other name`")
+            raise UntrustedFileError(f"{line}: needs the form `name: other name`")
         if key.value in names:
-            raise ForeignFileError(f"{line}: {key.value!r} is there twice; keep one")
+            raise UntrustedFileError(f"{line}: {key.value!r} is there twice; keep one")
         names[key.value] = value.value
     return names
 
@@ -155,16 +157,16 @@ def check_archive(path: Path, most: int | None = None) -> None:
 
     Raises:
         OSError: there is no such file.
-        ForeignFileError: it is no regular file, or unpacks into more than it should.
+        UntrustedFileError: it is no regular file, or unpacks into more than it should.
         zipfile.BadZipFile: it is no archive.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ForeignFileError(f"{path} is no file")
+        raise UntrustedFileError(f"{path} is no file")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > (found.st_size if most is None else most):
-        raise ForeignFileError(
+        raise UntrustedFileError(
             f"{path} unpacks from {found.st_size / 1e6:.1f} MB into {unpacked / 1e6:.1f} MB, more than any run's does"
         )

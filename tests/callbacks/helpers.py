@@ -7,11 +7,11 @@ from rich.console import Console
 
 from fed_a2v.callbacks.base import RunContext
 from fed_a2v.callbacks.build import build_callbacks
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import logging
 
-PROMPTS = PromptSet(("dog", "rain"), torch.zeros(2, 1, 4), None)
+PROMPTS = ClassPrompts(("dog", "rain"), torch.zeros(2, 1, 4), None)
 # Those that need no state of a run.
 NAMES = ("metrics_file", "wandb", "tensorboard")
 

@@ -185,8 +185,6 @@ def test_a_wrong_option_lists_all_that_there_are():
         compose_settings("dataset=radio")
 
 
-
-
 @pytest.mark.parametrize(
     ("override", "named", "fault"),
     [
@@ -618,3 +616,16 @@ def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, mo
     assert [part.place for part in mix.dataset.sets] == [str(tmp_path / "a"), str(tmp_path / "b.npz")]
     own = compose_settings(["dataset=custom", "dataset._target_=my.DataSet", "dataset.root=anything"])
     assert own.dataset.root == "anything"
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("aggregation.patience=1", "aggregation.max_skipped_rounds"),
+        ("+aggregation.patience=1", "aggregation.max_skipped_rounds"),
+        ("targets=anchors", "targets=random"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(old, now):
+    with refused(ConfigError, old.lstrip("+").partition("=1")[0], now):
+        compose_settings([old])

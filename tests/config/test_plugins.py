@@ -3,7 +3,7 @@
 import pytest
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.plugins import ForeignCodeError, make_object, named_code, own_code, refuse_code
+from fed_a2v.config.plugins import UntrustedCodeError, make_object, named_code, own_code, refuse_code
 from fed_a2v.config.tree import conf_dir, options
 from tests.refusals import refused
 
@@ -42,7 +42,7 @@ def test_what_conf_names_is_this_programs_own(option):
 
 @pytest.mark.parametrize("target", ["os.system", "fed_a2v.storage.files.write_text", "fed_a2v.__main__.main", ""])
 def test_other_code_is_refused_by_key_and_path(target):
-    with refused(ForeignCodeError, "the run", f"loss.parts[0]._target_={target}", "trust it"):
+    with refused(UntrustedCodeError, "the run", f"loss.parts[0]._target_={target}", "trust it"):
         refuse_code({"loss": {"parts": [{"_target_": target}]}}, "the run", "trust it")
 
 

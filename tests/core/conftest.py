@@ -5,11 +5,11 @@ import io
 import pytest
 import torch
 
-from fed_a2v.core.adapters import Adapters, PromptSet
+from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import PrototypeRows
-from fed_a2v.core.prototypes import fingerprint, share_class
-from fed_a2v.core.server_step import SiteUpdate
+from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.prototypes import fingerprint, summarise_class
+from fed_a2v.core.server_step import ClientUpdate
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ class World:
         clips, labels = self.clips(groups * size, seed)
         clips = clips.view(-1, size, *self.shape)
         spread = clips.var(dim=1, correction=0)
-        return PrototypeRows(
+        return PrototypeBatch(
             embeddings=clips.mean(dim=1),
             labels=labels[::size].clone(),
             counts=torch.full((len(clips),), float(size)),
@@ -74,7 +74,7 @@ class World:
         random = draws(3)
         clip = self.conditions.unsqueeze(1).repeat(1, clip_tokens, 1)
         classes = len(self.names)
-        return PromptSet(self.names, clip, None if t5 is None else torch.randn(classes, *t5, generator=random))
+        return ClassPrompts(self.names, clip, None if t5 is None else torch.randn(classes, *t5, generator=random))
 
     def adapters(self, hidden=32, t5=None, kind=Adapters):
         """Small adapters, the same at every call."""
@@ -87,11 +87,11 @@ class World:
         replies = []
         for site in range(sites):
             said = [
-                share_class(self.names[label], clips[labels == label], **{"kind": "prototypes", **share})
+                summarise_class(self.names[label], clips[labels == label], **{"kind": "prototypes", **share})
                 for label in range(site, len(self.names), sites)
             ]
             said = [prompts for prompts in said if prompts is not None]
-            replies.append(SiteUpdate(f"site {site}", said, fingerprint(said)))
+            replies.append(ClientUpdate(f"site {site}", said, fingerprint(said)))
         return replies
 
     def nearest_class(self, rows):

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from fed_a2v.core.adapters import Adapters, PromptAdapter, PromptSet, prompt_centre
+from fed_a2v.core.adapters import Adapters, ClassPrompts, PromptAdapter, prompt_centre
 from tests.core.conftest import World, draws
 
 
 def class_prompts(classes, clip, t5=None):
     random = draws(0)
-    return PromptSet(
+    return ClassPrompts(
         tuple(f"class {k}" for k in range(classes)),
         torch.randn(classes, *clip, generator=random),
         None if t5 is None else torch.randn(classes, *t5, generator=random),

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fed_a2v.core.distillation import Teacher, distil, lessons
+from fed_a2v.core.distillation import Teacher, distil, distillation_targets
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.prototype_bank import PromptBank
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings, train_steps
 from tests.core.conftest import draws
@@ -38,7 +38,7 @@ def outputs_of(world, teacher, audio):
 
 def test_each_class_is_taught_by_its_owner(world, teachers):
     audio, labels = world.clips(2)
-    taught, targets = lessons(world.adapters(t5=T5), teachers, audio, labels)
+    taught, targets = distillation_targets(world.adapters(t5=T5), teachers, audio, labels)
     assert taught.all()
     for teacher in teachers:
         rows = torch.tensor([label in teacher.clips for label in labels.tolist()])
@@ -50,21 +50,21 @@ def test_each_class_is_taught_by_its_owner(world, teachers):
 def test_owners_of_one_class_weigh_as_many_clips_as_they_have(world, teachers):
     audio, labels = world.clips([3] + [0] * 9)
     both = [Teacher(teachers[0].weights, {0: 30}), Teacher(teachers[1].weights, {0: 10})]
-    _, targets = lessons(world.adapters(t5=T5), both, audio, labels)
+    _, targets = distillation_targets(world.adapters(t5=T5), both, audio, labels)
     one, other = (outputs_of(world, teacher, audio).clip for teacher in both)
     torch.testing.assert_close(targets.clip, 0.75 * one + 0.25 * other)
 
 
 def test_a_class_that_nobody_owns_this_round_is_left_out(world, teachers):
     audio, labels = world.clips(2)
-    taught, targets = lessons(world.adapters(t5=T5), teachers[:1], audio, labels)
+    taught, targets = distillation_targets(world.adapters(t5=T5), teachers[:1], audio, labels)
     assert taught.tolist() == [label < 5 for label in labels.tolist()]
     assert len(targets.clip) == 10
 
 
 def test_rows_in_chunks_are_taught_the_same(world, teachers):
     audio, labels = world.clips(5)
-    whole, parts = (lessons(world.adapters(t5=T5), teachers, audio, labels, size)[1] for size in (0, 7))
+    whole, parts = (distillation_targets(world.adapters(t5=T5), teachers, audio, labels, size)[1] for size in (0, 7))
     torch.testing.assert_close(whole.clip, parts.clip)
     torch.testing.assert_close(whole.t5, parts.t5)
 
@@ -75,7 +75,7 @@ def test_the_global_adapters_come_closer_to_every_teacher(world, teachers):
     adapters.load_weights([torch.stack(pair).mean(0) for pair in zip(*(t.weights for t in teachers), strict=True)])
 
     def distance():
-        _, targets = lessons(adapters, teachers, audio, labels)
+        _, targets = distillation_targets(adapters, teachers, audio, labels)
         with torch.no_grad():
             clip, t5 = adapters(audio)
         return (clip - targets.clip).square().mean().item(), (t5 - targets.t5).square().mean().item()
@@ -161,7 +161,7 @@ def test_a_half_precision_bank_takes_half_and_gives_back_the_same(world):
     updates = world.updates()
     rows = []
     for half in (False, True):
-        bank = PromptBank(half_precision=half)
+        bank = PrototypeBank(half_precision=half)
         for update in updates:
             bank.update(update.site, update.prompts, update.fingerprint, 1)
         rows.append(bank.rows())
@@ -175,7 +175,7 @@ def test_what_half_precision_cannot_hold_stays_as_it_is(world):
     site, prompts, fingerprint, _ = world.updates()[0]
     audio = prompts[0].audio
     large = replace(prompts[0], audio=replace(audio, means=1e6 * audio.means, variances=1e-9 + 0 * audio.variances))
-    bank = PromptBank(half_precision=True)
+    bank = PrototypeBank(half_precision=True)
     bank.update(site, [large], fingerprint, 1)
     ((_, kept),) = bank
     assert torch.equal(kept.audio.means, large.audio.means)

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss, loss_value
 from tests.core.conftest import World, draws
 from tests.refusals import refused
@@ -22,7 +22,7 @@ def adapter_loss(world, t5=None, **weights):
 def test_the_class_prompts_themselves_have_no_error():
     world = World()
     prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([2, 0, 9, 9])
-    total, parts = adapter_loss(world, t5=(3, 10))(Prompts(prompts.clip[labels], prompts.t5[labels]), labels)
+    total, parts = adapter_loss(world, t5=(3, 10))(AdapterOutput(prompts.clip[labels], prompts.t5[labels]), labels)
     assert parts["mse"] == pytest.approx(0, abs=1e-6)
     assert parts["cosine"] == pytest.approx(0, abs=1e-6)
     assert total == pytest.approx(float(parts["contrastive"]), abs=1e-5)
@@ -32,7 +32,7 @@ def test_each_part_is_what_its_formula_says():
     world = World()
     prompts, labels = world.prompts().clip, torch.tensor([4, 4, 1])
     outputs = prompts[labels] + torch.randn(3, 1, 24)
-    _, parts = adapter_loss(world, temperature=0.5)(Prompts(outputs, None), labels)
+    _, parts = adapter_loss(world, temperature=0.5)(AdapterOutput(outputs, None), labels)
     centre = prompts.mean(0)
     wanted, got = (prompts - centre).flatten(1), (outputs - centre).flatten(1)
     assert parts["mse"] == pytest.approx(float((got - wanted[labels]).square().mean() / wanted.square().mean()))
@@ -52,15 +52,15 @@ def test_no_input_and_no_class_has_a_loss_beyond_the_highest(closed_form, enlarg
     outputs = adapters(torch.randn(500, 2, 48) * torch.logspace(-3, 6, 500)[:, None, None])
     assert highest.keys() == loss.parts.keys()
     for row in range(500):
-        one = Prompts(outputs.clip[row : row + 1], None if outputs.t5 is None else outputs.t5[row : row + 1])
+        one = AdapterOutput(outputs.clip[row : row + 1], None if outputs.t5 is None else outputs.t5[row : row + 1])
         for kind, value in loss.sides(one, torch.tensor([row % 10])).items():
             assert 0 <= value <= highest[kind]
 
 
 def test_the_highest_loss_is_reached_by_the_worst_output():
-    prompts = PromptSet(("a", "b"), torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]), None)
+    prompts = ClassPrompts(("a", "b"), torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]), None)
     loss = AdapterLoss(prompts, AdapterLossWeights(temperature=2.0))
-    worst = loss.sides(Prompts(torch.tensor([[[-3.0, 0.0]]]), None), torch.tensor([0]))["clip"]
+    worst = loss.sides(AdapterOutput(torch.tensor([[[-3.0, 0.0]]]), None), torch.tensor([0]))["clip"]
     # (3 + 1)^2 / 2 over a variance of 1/2; 1 - -1; ln(1 + e) for the logits -1/2 and 1/2, within 1 + ln 2.
     assert float(worst) == pytest.approx(16 + 2 + math.log(1 + math.e))
     assert loss.highest({"clip": 3.0})["clip"] == pytest.approx(16 + 2 + 1 + math.log(2))
@@ -70,7 +70,7 @@ def test_an_output_at_the_centre_of_crowded_prompts_is_not_rewarded():
     world = World()
     labels = torch.arange(10)
     centre = world.prompts().clip.mean(0).expand(10, 1, 24)
-    _, parts = adapter_loss(world)(Prompts(centre + 0.01 * torch.randn(10, 1, 24), None), labels)
+    _, parts = adapter_loss(world)(AdapterOutput(centre + 0.01 * torch.randn(10, 1, 24), None), labels)
     assert parts["cosine"] > 0.5
 
 
@@ -80,18 +80,20 @@ def test_outputs_with_and_without_a_token_axis_cost_the_same():
     labels = torch.tensor([0, 3, 3, 7])
     outputs = torch.randn(4, 1, 24)
     loss = adapter_loss(world)
-    assert torch.equal(loss(Prompts(outputs, None), labels)[0], loss(Prompts(outputs[:, 0], None), labels)[0])
+    assert torch.equal(
+        loss(AdapterOutput(outputs, None), labels)[0], loss(AdapterOutput(outputs[:, 0], None), labels)[0]
+    )
 
 
 def test_targets_that_would_broadcast_over_the_tokens_are_refused():
     world = World()
     prompts = world.prompts(clip_tokens=5)
     loss = AdapterLoss(prompts, AdapterLossWeights())
-    outputs, labels = Prompts(torch.randn(4, 5, 24), None), torch.tensor([0, 3, 3, 7])
+    outputs, labels = AdapterOutput(torch.randn(4, 5, 24), None), torch.tensor([0, 3, 3, 7])
     with refused(RuntimeError, 24, 120):
-        loss(outputs, labels, Prompts(prompts.clip[:, :1], None))
+        loss(outputs, labels, AdapterOutput(prompts.clip[:, :1], None))
     with refused(RuntimeError, 24, 120):
-        loss(Prompts(outputs.clip[:, :1], None), labels)
+        loss(AdapterOutput(outputs.clip[:, :1], None), labels)
 
 
 def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
@@ -101,8 +103,8 @@ def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
     targets = world.prompts().clip.clone()
     targets[labels] = outputs
     loss = adapter_loss(world)
-    _, own = loss(Prompts(outputs, None), labels)
-    _, theirs = loss(Prompts(outputs, None), labels, Prompts(targets[labels], None))
+    _, own = loss(AdapterOutput(outputs, None), labels)
+    _, theirs = loss(AdapterOutput(outputs, None), labels, AdapterOutput(targets[labels], None))
     assert theirs["mse"] == pytest.approx(0, abs=1e-6)
     assert theirs["cosine"] == pytest.approx(0, abs=1e-6)
     assert theirs["contrastive"] == own["contrastive"]
@@ -113,7 +115,7 @@ def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
 def test_clip_and_t5_both_pull():
     world = World()
     clip, t5 = torch.randn(2, 1, 24, requires_grad=True), torch.randn(2, 3, 10, requires_grad=True)
-    total, _ = adapter_loss(world, t5=(3, 10))(Prompts(clip, t5), torch.tensor([1, 2]))
+    total, _ = adapter_loss(world, t5=(3, 10))(AdapterOutput(clip, t5), torch.tensor([1, 2]))
     total.backward()
     assert clip.grad.abs().sum() > 0
     assert t5.grad.abs().sum() > 0
@@ -122,20 +124,20 @@ def test_clip_and_t5_both_pull():
 def test_the_loss_is_the_mean_of_its_sides_and_each_is_that_of_its_prompts_alone():
     world = World()
     prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([1, 2])
-    outputs = Prompts(torch.randn(2, 1, 24), torch.randn(2, 3, 10))
+    outputs = AdapterOutput(torch.randn(2, 1, 24), torch.randn(2, 3, 10))
     loss = adapter_loss(world, t5=(3, 10), mse=0.5, temperature=0.3)
     sides = {kind: float(value) for kind, value in loss.sides(outputs, labels).items()}
     weights = loss.weights
     assert list(sides) == ["clip", "t5"]
     for kind, alone in (("clip", prompts.clip), ("t5", prompts.t5)):
-        as_clip = AdapterLoss(PromptSet(prompts.names, alone, None), weights)
-        assert sides[kind] == pytest.approx(float(as_clip(Prompts(getattr(outputs, kind), None), labels)[0]))
+        as_clip = AdapterLoss(ClassPrompts(prompts.names, alone, None), weights)
+        assert sides[kind] == pytest.approx(float(as_clip(AdapterOutput(getattr(outputs, kind), None), labels)[0]))
     assert float(loss(outputs, labels)[0]) == pytest.approx(sum(sides.values()) / 2)
 
 
 def test_a_single_class_has_a_finite_loss():
     world = World(classes=1)
-    total, _ = adapter_loss(world)(Prompts(torch.randn(3, 1, 24), None), torch.zeros(3, dtype=torch.long))
+    total, _ = adapter_loss(world)(AdapterOutput(torch.randn(3, 1, 24), None), torch.zeros(3, dtype=torch.long))
     assert total.isfinite()
 
 
@@ -324,7 +326,7 @@ def test_unseen_classes_are_nothing_to_be_told_apart_from():
     prompts, weights = world.prompts(), AdapterLossWeights(mse=0.0, cosine=0.0)
     unseen = torch.zeros(10, dtype=torch.bool)
     unseen[7] = True
-    near = Prompts(prompts.clip[[7]], None)  # an output that looks like the unseen class, of class 0
+    near = AdapterOutput(prompts.clip[[7]], None)  # an output that looks like the unseen class, of class 0
     label = torch.tensor([0])
     plain, masked = (AdapterLoss(prompts, weights, mask)(near, label)[0] for mask in (None, unseen))
     assert masked < plain

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PromptBank, PrototypeRows
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PrototypeBank, PrototypeBatch
 from tests.core.conftest import assert_same_bits, through_a_file
 
 
@@ -15,11 +15,11 @@ def audio(value, groups=2, count=3):
 
 
 def says(name, value, count=6, clip=None, **more):
-    return ClassPrompts(name, count, audio(value, **more), None if clip is None else torch.full((1, 8), float(clip)))
+    return ClassStatistics(name, count, audio(value, **more), None if clip is None else torch.full((1, 8), float(clip)))
 
 
 def bank_of(**sites):
-    bank = PromptBank()
+    bank = PrototypeBank()
     for site, prompts in sites.items():
         bank.update(site, prompts, f"data of {site}", 1)
     return bank
@@ -47,14 +47,14 @@ def test_rows_come_in_the_same_order_whoever_answers_first():
 
 def test_rows_are_float32_whatever_came_over_the_wire():
     prompts = AudioPrototypes(torch.ones(2, 1, 4).half(), torch.tensor([3, 4]), torch.ones(2, 1, 4).half())
-    rows = bank_of(a=[ClassPrompts("dog", 7, prompts)]).rows()
+    rows = bank_of(a=[ClassStatistics("dog", 7, prompts)]).rows()
     assert {rows.embeddings.dtype, rows.counts.dtype, rows.variances.dtype} == {torch.float32}
     assert rows.labels.dtype == torch.int64
     assert rows.counts.tolist() == [3, 4]
 
 
 def test_an_empty_bank_has_no_rows():
-    assert PromptBank().rows() is None
+    assert PrototypeBank().rows() is None
     assert bank_of(a=[]).rows() is None
 
 
@@ -72,7 +72,7 @@ def test_a_reply_replaces_all_that_the_site_said_before():
 
 def test_a_site_that_resends_without_audio_keeps_its_prototypes():
     bank = bank_of(a=[says("dog", 1), says("cat", 2)])
-    bank.update("a", [ClassPrompts("dog", 6, clip=torch.ones(1, 8))], "data of a", 2)
+    bank.update("a", [ClassStatistics("dog", 6, clip=torch.ones(1, 8))], "data of a", 2)
     assert of_class(bank.rows(), "dog").unique().tolist() == [1]
     assert bank.mean_outputs("clip", ["dog"])[0].tolist() == [[1.0] * 8]
 
@@ -80,7 +80,7 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
 @pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
 def test_a_class_that_comes_without_audio_has_none_where_the_bank_does_not_hold_it(name, data):
     bank = bank_of(a=[says("dog", 1)])
-    bank.update("a", [ClassPrompts(name, 6)], data, 2)
+    bank.update("a", [ClassStatistics(name, 6)], data, 2)
     assert bank.rows() is None
     assert bank.counts() == {name: 6}
 
@@ -120,15 +120,15 @@ def test_mean_outputs_weigh_every_clip_alike_and_skip_who_sent_none():
 
 def test_the_bank_comes_back_from_a_file_bit_for_bit():
     bank = bank_of(
-        a=[says("dog", 1, clip=2), says("cat", 2)], b=[ClassPrompts("dog", 3, audio(4), t5=torch.ones(3, 2))]
+        a=[says("dog", 1, clip=2), says("cat", 2)], b=[ClassStatistics("dog", 3, audio(4), t5=torch.ones(3, 2))]
     )
-    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    back = PrototypeBank.from_state_dict(through_a_file(bank.state_dict()))
     assert_same_bits(back.state_dict(), bank.state_dict())
     assert_same_bits(vars(back.rows()), vars(bank.rows()))
     bank.hold_out(0.5)
-    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    back = PrototypeBank.from_state_dict(through_a_file(bank.state_dict()))
     assert values(back.held_out_rows()) == values(bank.held_out_rows()) != []
-    back.update("a", [ClassPrompts("dog", 6)], "data of a", 2)
+    back.update("a", [ClassStatistics("dog", 6)], "data of a", 2)
     assert back.expire(4, 2) == ["b"]
 
 
@@ -139,7 +139,7 @@ def rows_with(counts):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     embeddings = torch.arange(float(len(labels))).view(-1, 1, 1)
     names = tuple(f"{k}" for k in range(len(counts)))
-    return PrototypeRows(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
+    return PrototypeBatch(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.just(0.0) | st.floats(0.01, 0.9))
@@ -177,7 +177,7 @@ def test_the_same_rows_are_held_out_every_time():
 def numbered(name, first, groups, count=3):
     """A class whose prototypes are the numbers from `first` on."""
     means = torch.arange(float(first), first + groups).view(-1, 1, 1).repeat(1, 1, 4)
-    return ClassPrompts(
+    return ClassStatistics(
         name, groups * count, AudioPrototypes(means, torch.full((groups,), count), torch.zeros_like(means))
     )
 
@@ -253,14 +253,14 @@ SENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["dog", "cat"]), st.int
 
 @given(st.lists(st.lists(SENT, max_size=3), min_size=1, max_size=5), st.sampled_from([0.125, 0.34, 0.8]))
 def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
-    bank, trained_on, first = PromptBank(), set(), 0
+    bank, trained_on, first = PrototypeBank(), set(), 0
     for number, sent in enumerate(rounds):
         for site, name, groups in sent:
             bank.update(site, [numbered(name, first, groups)], f"{first}", number)
             first += 10
         bank.expire(number, 1)
         bank.hold_out(share)
-        bank = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+        bank = PrototypeBank.from_state_dict(through_a_file(bank.state_dict()))
         trained_on |= set(values(bank.training_rows()))
         assert trained_on.isdisjoint(values(bank.held_out_rows()))
         if bank.rows() is not None:
@@ -272,7 +272,7 @@ def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
 
 def liar_and_honest(claim, share):
     """Four honest sites say 1.0, one that claims `claim` clips says 0.0, all of one class."""
-    bank = PromptBank(max_site_share=share)
+    bank = PrototypeBank(max_site_share=share)
     for number in range(4):
         bank.update(f"site-{number}", [says("dog", 1.0, clip=1.0)], "mark", 1)
     bank.update("liar", [says("dog", 0.0, count=claim, clip=0.0)], "mark", 1)
@@ -298,7 +298,7 @@ def test_without_a_cap_clips_are_what_the_sites_say():
 
 
 def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
-    bank = PromptBank(max_site_share=0.5)
+    bank = PrototypeBank(max_site_share=0.5)
     bank.update("a", [says("cat", 1.0, count=10)], "mark", 1)
     bank.update("b", [says("cow", 1.0, count=10)], "mark", 1)
     bank.update("liar", [says("dog", 1.0, count=10**9)], "mark", 1)
@@ -306,7 +306,7 @@ def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
 
 
 def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
-    bank = PromptBank(max_site_share=0.5)
+    bank = PrototypeBank(max_site_share=0.5)
     bank.update("even", [says("cat", 1.0, count=10), says("cow", 1.0, count=10)], "mark", 1)
     bank.update("odd", [says("cat", 1.0, count=10), says("dog", 1.0, count=10)], "mark", 1)
     assert bank.capped() == {}
@@ -314,32 +314,32 @@ def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
     assert bank.capped() == {"odd": ["cat"]}
     bank.update("large", [says("sea", 1.0, count=200), says("dog", 1.0, count=8)], "mark", 1)
     assert bank.capped() == {"large": ["dog", "sea"], "odd": ["cat", "dog"]}
-    assert PromptBank.from_state_dict(bank.state_dict()).capped() == {}, "without a cap"
+    assert PrototypeBank.from_state_dict(bank.state_dict()).capped() == {}, "without a cap"
 
 
 def test_moments_are_those_of_the_clips_behind_the_prototypes():
     random = torch.Generator().manual_seed(0)
     groups = [torch.randn(size, 1, 4, generator=random).double() + size for size in (3, 5, 9, 4)]
-    bank = PromptBank()
+    bank = PrototypeBank()
     for number, pair in enumerate((groups[:2], groups[2:])):
         audio = AudioPrototypes(
             torch.stack([group.mean(dim=0) for group in pair]),
             torch.tensor([len(group) for group in pair]),
             torch.stack([group.var(dim=0, correction=0) for group in pair]),
         )
-        bank.update(f"site-{number}", [ClassPrompts("dog", sum(map(len, pair)), audio)], "mark", 1)
+        bank.update(f"site-{number}", [ClassStatistics("dog", sum(map(len, pair)), audio)], "mark", 1)
     clips = torch.cat(groups)[:, 0]
     mean, variance = bank.moments()
     torch.testing.assert_close(mean, clips.mean(dim=0))
     torch.testing.assert_close(variance, clips.var(dim=0, correction=0))
-    assert PromptBank().moments() is None
+    assert PrototypeBank().moments() is None
 
 
 # Very many sites
 
 
 def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
-    bank = PromptBank()
+    bank = PrototypeBank()
     for number in range(20):
         bank.update(f"site-{number:02d}", [says("dog", number, groups=3), says("cat", -number, groups=1)], "mark", 1)
     everything = bank.rows()
@@ -361,7 +361,7 @@ def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
 def at(name, value, count=6):
     """Prototypes of a class that lie at a place."""
     means = torch.full((2, 1, 4), float(value))
-    return ClassPrompts(name, count, AudioPrototypes(means, torch.full((2,), 3), torch.zeros_like(means)))
+    return ClassStatistics(name, count, AudioPrototypes(means, torch.full((2,), 3), torch.zeros_like(means)))
 
 
 def honest_sites(number=3, classes=2, off=0.1):
@@ -426,18 +426,18 @@ def test_a_site_that_has_none_of_many_classes_near_their_medians_is_left_out_who
 def test_what_is_contradicted_survives_a_file():
     bank = bank_of(**honest_sites(), x=[at("class 0", 10), at("class 1", 0)])
     bank.contradict()
-    back = PromptBank.from_state_dict(through_a_file(bank.state_dict()))
+    back = PrototypeBank.from_state_dict(through_a_file(bank.state_dict()))
     assert back.contradicted == bank.contradicted
     assert_same_bits(vars(back.rows()), vars(bank.rows()))
 
 
 def flooded(many, share=0.5, others=2):
-    bank = PromptBank(max_site_share=share)
+    bank = PrototypeBank(max_site_share=share)
     for number in range(others):
         bank.update(f"site-{number}", [says("dog", number, groups=1, count=3)], "mark", 1)
     means = torch.full((many, 1, 4), 100.0)
     audio = AudioPrototypes(means, torch.ones(many, dtype=torch.int64), torch.zeros_like(means))
-    bank.update("x", [ClassPrompts("dog", many, audio)], "mark", 1)
+    bank.update("x", [ClassStatistics("dog", many, audio)], "mark", 1)
     return bank
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.core.prototype_bank import AudioPrototypes
-from fed_a2v.core.prototypes import fingerprint, pooled_moments, share_class, similar_groups
+from fed_a2v.core.prototypes import fingerprint, pooled_moments, similar_groups, summarise_class
 from tests.core.conftest import World, draws
 
 
@@ -56,7 +56,7 @@ def test_identical_rows_can_be_divided():
 
 def test_prototypes_are_group_means_with_their_count_and_population_variance():
     embeddings = clips(24)
-    shared = share_class("dog", embeddings, "prototypes")
+    shared = summarise_class("dog", embeddings, "prototypes")
     groups = similar_groups(embeddings.flatten(1), 8)
     assert (shared.name, shared.count, len(shared.audio.means)) == ("dog", 24, 8)
     assert shared.audio.counts.tolist() == [3] * 8
@@ -68,7 +68,7 @@ def test_prototypes_are_group_means_with_their_count_and_population_variance():
 @pytest.mark.parametrize("variance", ["groups", "class"])
 def test_prototypes_restore_mean_and_variance_of_all_clips(variance):
     embeddings = clips(26)
-    means, counts, variances = vars(share_class("dog", embeddings, "prototypes", variance=variance).audio).values()
+    means, counts, variances = vars(summarise_class("dog", embeddings, "prototypes", variance=variance).audio).values()
     weight = (counts / counts.sum())[:, None, None]
     mean = (weight * means).sum(0)
     torch.testing.assert_close(mean, embeddings.mean(0))
@@ -76,8 +76,8 @@ def test_prototypes_restore_mean_and_variance_of_all_clips(variance):
 
 
 def test_one_variance_for_a_class_is_the_mean_within_its_groups():
-    groups = share_class("dog", clips(26), "prototypes").audio
-    one = share_class("dog", clips(26), "prototypes", variance="class").audio
+    groups = summarise_class("dog", clips(26), "prototypes").audio
+    one = summarise_class("dog", clips(26), "prototypes", variance="class").audio
     assert torch.equal(one.means, groups.means)
     assert (one.variances == one.variances[:1]).all()
     weight = (groups.counts / groups.counts.sum())[:, None, None]
@@ -85,14 +85,14 @@ def test_one_variance_for_a_class_is_the_mean_within_its_groups():
 
 
 def test_the_variance_stays_at_home_where_it_is_not_wanted():
-    shared = share_class("dog", clips(24), "prototypes", variance="none")
+    shared = summarise_class("dog", clips(24), "prototypes", variance="none")
     assert not shared.audio.variances.any()
     assert shared.audio.variances.shape == (8, 2, 6)
 
 
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 6))
 def test_no_mean_is_over_fewer_clips_than_allowed(number, prototypes, min_clips):
-    shared = share_class("dog", clips(number), "prototypes", prototypes, min_clips)
+    shared = summarise_class("dog", clips(number), "prototypes", prototypes, min_clips)
     if number < min_clips:
         assert shared is None
     else:
@@ -103,20 +103,20 @@ def test_no_mean_is_over_fewer_clips_than_allowed(number, prototypes, min_clips)
 
 @pytest.mark.parametrize("kind", ["prototypes", "mean"])
 def test_a_class_with_too_few_clips_is_left_out(kind):
-    assert share_class("dog", clips(2), kind, min_clips=3) is None
-    assert share_class("dog", clips(0), kind, min_clips=1) is None
+    assert summarise_class("dog", clips(2), kind, min_clips=3) is None
+    assert summarise_class("dog", clips(0), kind, min_clips=1) is None
 
 
 def test_a_class_with_too_few_clips_for_two_groups_is_one_mean():
     embeddings = clips(5)
-    shared = share_class("dog", embeddings, "prototypes", min_clips=3)
+    shared = summarise_class("dog", embeddings, "prototypes", min_clips=3)
     assert shared.audio.counts.tolist() == [5]
     torch.testing.assert_close(shared.audio.means[0], embeddings.mean(0))
 
 
 def test_sharing_the_mean_gives_one_mean():
     embeddings = clips(24)
-    audio = share_class("dog", embeddings, "mean").audio
+    audio = summarise_class("dog", embeddings, "mean").audio
     assert audio.counts.tolist() == [24]
     torch.testing.assert_close(audio.means, embeddings.mean(0, keepdim=True))
     torch.testing.assert_close(audio.variances, embeddings.var(0, correction=0, keepdim=True))
@@ -124,15 +124,15 @@ def test_sharing_the_mean_gives_one_mean():
 
 def test_sharing_samples_gives_every_clip_itself():
     embeddings = clips(5)
-    audio = share_class("dog", embeddings, "samples", min_clips=3).audio
+    audio = summarise_class("dog", embeddings, "samples", min_clips=3).audio
     assert torch.equal(audio.means, embeddings)
     assert audio.counts.tolist() == [1] * 5
     assert not audio.variances.any()
 
 
 def test_a_fingerprint_changes_with_the_data_and_only_with_it():
-    said = [share_class("dog", clips(24), "prototypes"), share_class("cat", clips(9) + 1, "prototypes")]
-    again = [share_class("dog", clips(24), "prototypes"), share_class("cat", clips(9) + 1, "prototypes")]
+    said = [summarise_class("dog", clips(24), "prototypes"), summarise_class("cat", clips(9) + 1, "prototypes")]
+    again = [summarise_class("dog", clips(24), "prototypes"), summarise_class("cat", clips(9) + 1, "prototypes")]
     expected = fingerprint(said)
     assert fingerprint(again) == expected
     assert fingerprint([replace(entry, clip=torch.randn(1, 8)) for entry in said]) == expected
@@ -150,7 +150,7 @@ def test_a_fingerprint_changes_with_the_data_and_only_with_it():
 
 
 def test_a_fingerprint_of_views_is_that_of_their_values():
-    said = share_class("dog", clips(24), "prototypes")
+    said = summarise_class("dog", clips(24), "prototypes")
     view = said.audio.means.transpose(1, 2).contiguous().transpose(1, 2)
     assert not view.is_contiguous()
     same = replace(said, audio=AudioPrototypes(view, said.audio.counts, said.audio.variances))

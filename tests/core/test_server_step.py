@@ -14,9 +14,9 @@ from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.prototype_bank import ClassPrompts
-from fed_a2v.core.prototypes import fingerprint, pooled_moments, share_class
-from fed_a2v.core.server_step import ServerStep, ServerStepSettings, SiteUpdate
+from fed_a2v.core.prototype_bank import ClassStatistics
+from fed_a2v.core.prototypes import fingerprint, pooled_moments, summarise_class
+from fed_a2v.core.server_step import ClientUpdate, ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from tests.core.conftest import (
     StubGenerator,
@@ -72,11 +72,11 @@ def without_seconds(row):
 def updates_from(world, clips, labels, **share):
     """One site's reply with all the classes of `clips`."""
     said = [
-        share_class(world.names[label], clips[labels == label], **{"kind": "prototypes", **share})
+        summarise_class(world.names[label], clips[labels == label], **{"kind": "prototypes", **share})
         for label in labels.unique().tolist()
     ]
     said = [prompts for prompts in said if prompts is not None]
-    return [SiteUpdate("site", said, fingerprint(said))]
+    return [ClientUpdate("site", said, fingerprint(said))]
 
 
 KINDS = pytest.mark.parametrize("kind", [None, "gaussian", "vae"])
@@ -605,7 +605,7 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
     world = World()
     one, other = step_of(world, "gaussian"), step_of(world, "gaussian")
     updates = world.updates()
-    short = [u._replace(prompts=[ClassPrompts(p.name, p.count) for p in u.prompts]) for u in updates]
+    short = [u._replace(prompts=[ClassStatistics(p.name, p.count) for p in u.prompts]) for u in updates]
     one.run(1, updates)
     other.run(1, updates)
     assert_same_bits(without_seconds(one.run(2, updates)), without_seconds(other.run(2, short)))
@@ -646,7 +646,7 @@ def test_sites_that_share_no_class_count_in_the_standardisation_by_all_their_cli
     clips, labels = world.clips(24)
     # The last site, or both, give moments instead; site k has every other class.
     pooled = {f"site {k}": pooled_moments(clips[labels % 2 == k]) for k in range(sharing, 2)}
-    step.fill_bank(0, updates[:sharing] + [SiteUpdate(site, [], "none") for site in pooled])
+    step.fill_bank(0, updates[:sharing] + [ClientUpdate(site, [], "none") for site in pooled])
     step.standardise_adapters(pooled)
     torch.testing.assert_close(step.adapters.audio_mean, clips.flatten(0, 1).mean(0), rtol=1e-3, atol=1e-3)
     scale = clips.flatten(0, 1).var(0, correction=0).mean().sqrt()
@@ -727,7 +727,7 @@ def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
     assert step.bank.rows() is None
     assert step.bank.counts() == dict.fromkeys(world.names, 24)
     assert set(step.bank.fingerprints) == {update.site for update in updates}
-    assert step.remembered == world.names
+    assert step.replayed == world.names
     # The same sites, without their prototypes: the wire allows it, for the fingerprint is held.
     silent = [update._replace(prompts=[replace(p, audio=None) for p in update.prompts]) for update in updates]
     row = step.run(2, silent)
@@ -783,7 +783,7 @@ def test_the_generator_keeps_classes_alive_whose_sites_are_gone(kind):
     step = forgetful(world, kind, training_epochs=60, first_steps=150, steps=80)
     step.run(1, later(world, range(5)))
     step.run(2, later(world, range(5, 10)))
-    assert step.remembered == world.names
+    assert step.replayed == world.names
     samples = step.generator.sample_classes(step.conditions_of(world.names), 40, draws(0)).flatten(0, 1)
     labels = torch.arange(10).repeat_interleave(40)
     assert (world.nearest_class(samples) == labels).float().mean() > 0.9
@@ -800,7 +800,7 @@ def test_what_is_remembered_survives_a_file():
     for each in (step, back):
         each.run(2, later(world, range(5, 10)))
     assert_same_bits(step.state_dict(), back.state_dict())
-    assert back.remembered == world.names
+    assert back.replayed == world.names
 
 
 def test_rows_of_two_sources_are_joined_by_name():

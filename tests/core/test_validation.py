@@ -134,7 +134,7 @@ def test_ten_rows_give_no_verdict_on_anything(caplog):
     assert re.search(r"\b10 rows", c2st)
 
 
-# Yardsticks of the similarity
+# Baselines of the similarity
 
 
 def cosine(one, other):

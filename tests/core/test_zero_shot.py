@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Adapters, PromptSet
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.adapters import Adapters, ClassPrompts
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.zero_shot import (
     ROW_LENGTH,
     BilinearMap,
@@ -34,7 +34,7 @@ class MeaningfulWorld:
         labels = torch.arange(len(self.names)).repeat_interleave(per_class)
         noise = 0.5 * torch.randn(len(labels), self.means.shape[1], generator=draws(seed))
         audio = (self.means[labels] + noise).unsqueeze(1)
-        return PrototypeRows(audio, labels, torch.ones(len(labels)), torch.zeros_like(audio), self.names)
+        return PrototypeBatch(audio, labels, torch.ones(len(labels)), torch.zeros_like(audio), self.names)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_closed_form_is_the_one_of_the_paper(world, absent):
 def test_group_means_with_their_variance_standardise_as_clips_do(world):
     clips = world.rows(24)
     groups = clips.embeddings.view(-1, 3, 1, 60)
-    rows = PrototypeRows(
+    rows = PrototypeBatch(
         groups.mean(1), clips.labels[::3], torch.full((len(groups),), 3.0), groups.var(1, correction=0), world.names
     )
     one, other = (BilinearMap.fit(each, world.vectors) for each in (clips, rows))
@@ -154,7 +154,7 @@ def test_the_harmonic_mean_is_zero_unless_both_are_served():
 
 
 def closed_form(world, tokens=1):
-    prompts = PromptSet(world.names, world.vectors.unflatten(1, (tokens, -1)), None)
+    prompts = ClassPrompts(world.names, world.vectors.unflatten(1, (tokens, -1)), None)
     adapters = Adapters(60, prompts, closed_form=True)
     adapters.set_standardisation(torch.full((60,), 3.0), torch.full((60,), 2.0))
     return adapters, prompts
@@ -185,6 +185,6 @@ def test_a_solution_survives_half_precision_on_the_wire(world):
 
 
 def test_the_closed_form_has_no_t5(world):
-    prompts = PromptSet(world.names, world.vectors.unsqueeze(1), torch.randn(24, 3, 5))
+    prompts = ClassPrompts(world.names, world.vectors.unsqueeze(1), torch.randn(24, 3, 5))
     with refused(ValueError, "T5"):
         Adapters(60, prompts, closed_form=True)

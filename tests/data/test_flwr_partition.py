@@ -45,8 +45,8 @@ def test_every_site_draws_its_number_of_classes(make_clips):
     sites = partition(clips, asked("pathological", 8, 3), seed=0)
     assert all(len(classes_at(site, clips)) == 3 for site in sites)
     assert all(classes_at(site, clips, "test") == classes_at(site, clips) for site in sites)
-    owners = [pathological(clips.labels.numpy(), 8, 3, seed).tolist() for seed in (0, 0, 1)]
-    assert owners[0] == owners[1] != owners[2]
+    site_of_clip = [pathological(clips.labels.numpy(), 8, 3, seed).tolist() for seed in (0, 0, 1)]
+    assert site_of_clip[0] == site_of_clip[1] != site_of_clip[2]
 
 
 def test_classes_that_no_site_draws_are_of_no_site_and_named(make_clips, caplog):
@@ -61,8 +61,8 @@ def test_shards_are_of_one_size_and_of_few_classes(make_clips):
     sites = partition(clips, asked("shards", 10, shards=2), seed=0)
     assert all(len(site.train) == 20 for site in sites)
     assert all(len(classes_at(site, clips)) <= 2 for site in sites)
-    owners = [shards(clips.labels.numpy(), 10, 2, seed).tolist() for seed in (0, 0, 1)]
-    assert owners[0] == owners[1] != owners[2]
+    site_of_clip = [shards(clips.labels.numpy(), 10, 2, seed).tolist() for seed in (0, 0, 1)]
+    assert site_of_clip[0] == site_of_clip[1] != site_of_clip[2]
 
 
 def test_what_cannot_be_is_an_error_with_the_remedy(make_clips):

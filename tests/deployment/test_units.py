@@ -134,8 +134,8 @@ def test_the_commands_of_the_units_make_a_federation_as_a_user_who_owns_nothing_
         ended = superlink.run(app, f"{words} federation.round_timeout=600", run_folder)
         assert ended.status == "finished:completed", (ended, node.log.read_text())
         assert (site / "ledger.json").is_file()
-        owners = {path.stat().st_uid for path in [*run_folder.iterdir(), *(site / "cache").iterdir()]}
-        assert owners == {NOBODY}
+        site_of_clip = {path.stat().st_uid for path in [*run_folder.iterdir(), *(site / "cache").iterdir()]}
+        assert site_of_clip == {NOBODY}
     finally:
         node.end()
         superlink.end()

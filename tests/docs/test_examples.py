@@ -10,7 +10,7 @@ import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder
@@ -46,7 +46,7 @@ def rows():
     means = torch.randn(3, 2, 6, generator=random)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     variances = torch.full((6, 2, 6), 0.01)
-    return PrototypeRows(means[labels], labels, torch.full((6,), 4.0), variances, ("a", "b", "c"))
+    return PrototypeBatch(means[labels], labels, torch.full((6,), 4.0), variances, ("a", "b", "c"))
 
 
 def test_the_linear_generator_draws_each_class_around_its_mean(linear, rows):
@@ -80,7 +80,10 @@ def test_the_linear_generator_comes_back_from_its_checkpoint(linear, rows):
         (["linear_generator.Nothing"], ("generator._target_=linear_generator.Nothing",)),
         (["no_such_module.Generator"], ("generator._target_=no_such_module.Generator", "PYTHONPATH")),
         (["torch.nn.Linear"], ("generator._target_=torch.nn.Linear", "fed_a2v.core.generators.base.Generator")),
-        (["fed_a2v.core.prototype_bank.PromptBank"], ("generator._target_=fed_a2v.core.prototype_bank.PromptBank",)),
+        (
+            ["fed_a2v.core.prototype_bank.PrototypeBank"],
+            ("generator._target_=fed_a2v.core.prototype_bank.PrototypeBank",),
+        ),
     ],
 )
 def test_a_wrong_class_or_argument_is_named(words, named):
@@ -181,7 +184,7 @@ def test_the_table_of_sounds_is_read_again_when_it_changes(sounds):
 def test_a_wrong_data_set_is_named(sounds):
     with refused(ConfigError, "dataset._target_=table_of_sounds.TableOfSounds", "'tabel'"):
         list_clips(data_set(sounds, "+dataset.arguments.tabel=x.csv"))
-    with refused(ConfigError, "dataset._target_=collections.Counter", "content, records, stamp, watched, waveform"):
+    with refused(ConfigError, "dataset._target_=collections.Counter", "content, mtime_key, records, watched, waveform"):
         list_clips(compose_settings("dataset=custom dataset._target_=collections.Counter").dataset)
     with refused(ConfigError, "dataset=custom", "dataset._target_=MODULE.CLASS"):
         compose_settings("dataset=custom")

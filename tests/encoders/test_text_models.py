@@ -268,7 +268,7 @@ def test_the_command_ends_in_one_line_where_a_user_can_mend_it(words, capsys, tm
         (["targets=clip", "targets.templates=['a photo']"], ["targets.templates", "'a photo'", "{}"]),
         (["targets=clip", "targets.templates=['{} and {}']"], ["targets.templates", "'{} and {}'"]),
         (["targets=clip", "targets.templates=['{0}']"], ["targets.templates", "'{0}'", "{}"]),
-        (["targets=anchors", "targets.captions=x.csv"], ["targets=anchors", "targets.captions", "null"]),
+        (["targets=random", "targets.captions=x.csv"], ["targets=random", "targets.captions", "null"]),
         (["targets=t5", "targets.t5=null"], ["targets=t5", "targets.t5"]),
         (["targets=clip", "targets.clip.precision=int4"], ["targets.clip.precision", "'int4'"]),
     ],

@@ -104,7 +104,7 @@ def assert_same_run(left, right):
 class Node(InProcessClient):
     """A node that can be made to misbehave.
 
-    `tamper` is called for every message with the task (introduce, train, evaluate), the site, and a function
+    `tamper` is called for every message with the task (register, train, evaluate), the site, and a function
     that does the honest work; what it returns is the node's reply.
     """
 

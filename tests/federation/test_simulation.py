@@ -8,7 +8,7 @@ import torch
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import cache_dir
-from fed_a2v.core.adapters import Adapters, Prompts, PromptSet
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
@@ -184,8 +184,8 @@ def test_t5s_figures_are_those_of_the_saved_adapters_among_the_t5_prompts(finish
         assert figures["t5/accuracy"] == pytest.approx(hits[of_class].mean())
         assert figures["t5/cosine"] == pytest.approx(right[of_class].mean(), abs=1e-5)
     with torch.no_grad():
-        loss = AdapterLoss(PromptSet(prompts.names, prompts.t5, None), adapter_loss(run.config, prompts).weights)
-        alone = [float(loss(Prompts(adapters(audio[[k]]).t5, None), labels[[k]])[0]) for k in range(30)]
+        loss = AdapterLoss(ClassPrompts(prompts.names, prompts.t5, None), adapter_loss(run.config, prompts).weights)
+        alone = [float(loss(AdapterOutput(adapters(audio[[k]]).t5, None), labels[[k]])[0]) for k in range(30)]
     assert run.results["t5/loss"] == pytest.approx(np.mean(alone), abs=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images.gallery import (
     Column,
@@ -67,7 +67,7 @@ def test_the_folder_holds_pictures_sounds_a_list_and_a_page(gallery):
 def test_both_columns_start_from_the_same_noise(tmp_path, trained, image_settings):
     """Given the same prompts, they hold the same pictures."""
     run = load_run(trained("sd"))
-    targets = Prompts(run.targets.clip[[0, 1]], None)
+    targets = AdapterOutput(run.targets.clip[[0, 1]], None)
     subjects = [Subject("a", run.classes[0]), Subject("b", run.classes[1])]
     columns = [Column("sound", "", range(2), targets), text_column(subjects, run.targets)]
     model = load_image_model(image_settings("sd", "images.batch_size=1"))
@@ -80,7 +80,7 @@ def test_both_columns_start_from_the_same_noise(tmp_path, trained, image_setting
 
 def test_nothing_is_left_where_drawing_fails(tmp_path, trained, image_settings):
     run = load_run(trained("sd"))
-    narrow = Prompts(run.targets.clip[..., :100], None)
+    narrow = AdapterOutput(run.targets.clip[..., :100], None)
     with pytest.raises(ModelError):
         draw_gallery(
             tmp_path / "new",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.core.adapters import Prompts
+from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images.pipelines import check_available, load_image_model
 from tests.refusals import refused
@@ -21,8 +21,8 @@ PIPELINES = ("StableDiffusionPipeline", "FluxPipeline")
 def prompts(kind, count=3):
     random = torch.Generator().manual_seed(0)
     if kind == "sd":
-        return Prompts(torch.randn(count, 77, 768, generator=random), None)
-    return Prompts(torch.randn(count, 1, 768, generator=random), torch.randn(count, 17, 4096, generator=random))
+        return AdapterOutput(torch.randn(count, 77, 768, generator=random), None)
+    return AdapterOutput(torch.randn(count, 1, 768, generator=random), torch.randn(count, 17, 4096, generator=random))
 
 
 def pixels(pictures):
@@ -65,7 +65,7 @@ class TestBoth:
 
     def test_a_prompt_of_another_width_is_refused(self, model, kind):
         given = prompts(kind)
-        narrow = Prompts(given.clip[..., :512], given.t5)
+        narrow = AdapterOutput(given.clip[..., :512], given.t5)
         with refused(ModelError, f"images.model={model(kind).settings.model}", "clip", 768, 512):
             model(kind).draw(narrow, [1, 2, 3])
 

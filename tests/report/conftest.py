@@ -140,7 +140,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def comparison(tmp_path_factory):
-    """As `fed-a2v compare` leaves it: two yardsticks with folders, pooled training without, the experiment last."""
+    """As `fed-a2v compare` leaves it: two baselines with folders, pooled training without, the experiment last."""
     folder = tmp_path_factory.mktemp("compared")
     rows = {}
     for seed, (name, overrides) in enumerate(

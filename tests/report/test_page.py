@@ -18,9 +18,9 @@ from fed_a2v.config.compose import compose_settings
 from fed_a2v.core import projection
 from fed_a2v.report import figures, page
 from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
-from fed_a2v.report.looks import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.report.page import render, write_report
 from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.report.styles import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.runs.checkpoint import same_results
 from fed_a2v.runs.folder import RunFolder
 from tests.report.conftest import drawn_map, written_run

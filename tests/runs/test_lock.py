@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fed_a2v.runs.lock import LOCK, FolderInUseError, hold
-from fed_a2v.storage.untrusted import ForeignFileError
+from fed_a2v.storage.untrusted import UntrustedFileError
 from tests.refusals import refused
 
 HOLDER = """
@@ -66,7 +66,7 @@ def test_a_lock_that_leads_out_of_the_folder_is_not_written(tmp_path):
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "victim")
-    with refused(ForeignFileError, LOCK), hold(tmp_path / "run"):
+    with refused(UntrustedFileError, LOCK), hold(tmp_path / "run"):
         pass
     assert (tmp_path / "victim").read_text() == "mine"
 

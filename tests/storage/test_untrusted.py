@@ -8,7 +8,7 @@ import pytest
 
 from fed_a2v.storage.files import read_jsonl
 from fed_a2v.storage.untrusted import (
-    ForeignFileError,
+    UntrustedFileError,
     check_archive,
     inside,
     parse_json,
@@ -31,38 +31,38 @@ def test_links_within_a_folder_are_followed_and_those_out_of_it_are_not(tmp_path
     assert inside(folder / "within", folder) == folder / "within"
     assert inside(tmp_path / "alias" / "a.json", tmp_path / "alias").read_text() == "{}"
     for name in ("out", "folder/a.json", "../other/a.json"):
-        with refused(ForeignFileError, folder / name, other):
+        with refused(UntrustedFileError, folder / name, other):
             inside(folder / name, folder)
 
 
 def test_only_regular_files_of_a_reasonable_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with refused(ForeignFileError, tmp_path / "pipe"):
+    with refused(UntrustedFileError, tmp_path / "pipe"):
         read_bytes(tmp_path / "pipe", 10)
-    with refused(ForeignFileError, tmp_path):
+    with refused(UntrustedFileError, tmp_path):
         read_bytes(tmp_path, 10)
     (tmp_path / "large").write_bytes(bytes(11))
-    with refused(ForeignFileError, tmp_path / "large"):
+    with refused(UntrustedFileError, tmp_path / "large"):
         read_bytes(tmp_path / "large", 10)
     assert read_bytes(tmp_path / "large", 11) == bytes(11)
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b"[1" + b",1" * 5_000_000 + b"]", b'{"a":', b"\xff\xfe", b"9" * 5000])
 def test_json_that_is_no_data_of_a_run_is_refused_by_name(text, tmp_path):
-    with refused(ForeignFileError, "figures.json"):
+    with refused(UntrustedFileError, "figures.json"):
         parse_json(text, "figures.json")
     (tmp_path / "figures.json").write_bytes(text)
-    with refused(ForeignFileError, tmp_path / "figures.json"):
+    with refused(UntrustedFileError, tmp_path / "figures.json"):
         read_json(tmp_path / "figures.json")
     (tmp_path / "rows.jsonl").write_bytes(b'{"round": 1}\n' + text + b"\n")
-    with refused(ForeignFileError, tmp_path / "rows.jsonl"):
+    with refused(UntrustedFileError, tmp_path / "rows.jsonl"):
         read_jsonl(tmp_path / "rows.jsonl")
 
 
 def test_json_is_an_object_or_absent(tmp_path):
     assert read_json(tmp_path / "absent.json") == {}
     (tmp_path / "a.json").write_text("[1]")
-    with refused(ForeignFileError, tmp_path / "a.json"):
+    with refused(UntrustedFileError, tmp_path / "a.json"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps({"a": [1, None]}))
     assert read_json(tmp_path / "a.json") == {"a": [1, None]}
@@ -91,7 +91,7 @@ def test_yaml_is_plain_values_and_refers_to_nothing(tmp_path):
 def test_yaml_that_is_more_is_refused_by_name(text, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with refused(ForeignFileError, path):
+    with refused(UntrustedFileError, path):
         read_yaml(path)
 
 
@@ -101,7 +101,7 @@ def test_an_archive_may_not_unpack_into_more_than_it_should(tmp_path):
         archive.writestr("zeros", bytes(100_000))
     check_archive(path, 100_000)
     for most in (None, 99_999):
-        with refused(ForeignFileError, path):
+        with refused(UntrustedFileError, path):
             check_archive(path, most)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("zeros", bytes(100_000))

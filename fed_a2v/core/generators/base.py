@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 # A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
 # enough to their class's prompt, other classes do not.
@@ -76,7 +76,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """Go on learning from `rows`; what was learned in earlier rounds is kept.
 
@@ -91,7 +91,7 @@ class Generator(nn.Module, ABC):
             The losses of each epoch; empty for a closed form.
         """
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """Optimiser steps of the generator in one epoch of `fit` on `rows`; 0 for a closed form, which takes none."""
         del rows
         return 0

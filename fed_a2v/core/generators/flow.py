@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 TIME_DIM = 32
 
@@ -91,7 +91,7 @@ class FlowGenerator(CalibratedGenerator):
         if state["optimiser"] is not None:
             self.get_optimiser().load_state_dict(state["optimiser"])
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """See `Generator.steps_per_epoch`."""
         return self.moments.batches(rows, self.batch_size)
 

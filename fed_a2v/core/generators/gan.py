@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
 from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
 from fed_a2v.core.optimisers import Adam
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; rows of all classes together have about 1.
@@ -118,7 +118,7 @@ class GANGenerator(CalibratedGenerator):
             generator.load_state_dict(state["generator_optimiser"])
             critic.load_state_dict(state["critic_optimiser"])
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """See `Generator.steps_per_epoch`; the critic's steps do not count."""
         return self.moments.batches(rows, self.batch_size) / self.critic_steps
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.parts.buffers import take_shapes
 from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 
 class GaussianGenerator(Generator):
@@ -39,7 +39,7 @@ class GaussianGenerator(Generator):
         self.register_buffer("conditions", torch.empty(0, visual_dim))
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """Measure the classes' moments; `epochs`, `noise` and `random` play no part in a closed form."""
         del epochs, noise, random

@@ -14,7 +14,7 @@ from fed_a2v.core.generators.base import EpochLosses
 from fed_a2v.core.generators.parts.buffers import take_shapes
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 Covariance = Literal["spherical", "diag", "tied", "full"]
 Matrix = NDArray[np.float64]
@@ -75,7 +75,7 @@ class GMMGenerator(CalibratedGenerator):
             self.register_buffer(name, torch.empty(0))
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`; `epochs` and `noise` play no part."""
         del epochs, noise

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import SAME_CLASS_COSINE, EpochLosses, Generator, as_rows
 from fed_a2v.core.generators.parts.moments import ROWS_PER_CLASS, ClassMoments
-from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, Lesson
+from fed_a2v.core.generators.vae import ConditionedVAEGenerator, EpochRecord, TrainingRows
 from fed_a2v.core.losses import VAELossParts, loss_value
 from fed_a2v.core.names import listed
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
 
 log = logging.getLogger("fed_a2v")
@@ -128,7 +128,7 @@ class GroupedVAEGenerator(Generator):
         return found
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`.
 
@@ -136,18 +136,20 @@ class GroupedVAEGenerator(Generator):
             ValueError: a class is in no group.
         """
         seed = int(torch.randint(2**62, (1,), generator=random, device=random.device))
-        lessons = [
-            self._lesson(key, labels, rows, conditions, torch_generator(seed, "group", key, device=random.device))
+        tasks = [
+            self._training_rows(
+                key, labels, rows, conditions, torch_generator(seed, "group", key, device=random.device)
+            )
             for key, labels in self._labels_by_key(rows.names).items()
         ]
         records = [EpochRecord(rows.names, rows.embeddings.device) for _ in range(epochs)]
-        for _, together in groupby(sorted(lessons, key=lambda lesson: lesson.stage), lambda lesson: lesson.stage):
+        for _, together in groupby(sorted(tasks, key=lambda task: task.stage), lambda task: task.stage):
             _train_together(list(together), noise, records)
-        for lesson in lessons:
-            lesson.member.fit_prior(lesson.x, lesson.labels, lesson.random)
+        for task in tasks:
+            task.member.fit_prior(task.x, task.labels, task.random)
         return [record.losses() for record in records]
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """See `Generator.steps_per_epoch`: of the generator that takes the fewest."""
         groups = self._labels_by_key(rows.names).values()
         labels = (torch.tensor(group, device=rows.labels.device) for group in groups)
@@ -168,10 +170,12 @@ class GroupedVAEGenerator(Generator):
             RuntimeError: nothing is known yet.
         """
         random = random or torch.default_generator
-        conditions, owners = self._find(as_rows(visual_condition.to(self._on_device), num_samples, self.visual_dim))
+        conditions, site_of_clip = self._find(
+            as_rows(visual_condition.to(self._on_device), num_samples, self.visual_dim)
+        )
         rows = conditions.new_empty(num_samples, self.sequence_length, self.input_dim)
         for key, place in sorted(self._place.items()):
-            wanted = owners == place
+            wanted = site_of_clip == place
             if wanted.any():
                 rows[wanted] = self.member(key).sample(int(wanted.sum()), conditions[wanted], None, random)
         return rows.to(device or rows.device)
@@ -197,10 +201,10 @@ class GroupedVAEGenerator(Generator):
 
     def _of_each(self, call: Callable[..., Tensor], conditions: Tensor, *parts: Tensor) -> Tensor:
         """What each row's own generator says of (B, V) conditions that are known, and of the same rows of `parts`."""
-        conditions, owners = self._find(conditions)
+        conditions, site_of_clip = self._find(conditions)
         found = None
         for key, place in sorted(self._place.items()):
-            of = owners == place
+            of = site_of_clip == place
             if of.any():
                 said = call(self.member(key), conditions[of], *(part[of] for part in parts))
                 found = said.new_empty(len(conditions), *said.shape[1:]) if found is None else found
@@ -265,9 +269,9 @@ class GroupedVAEGenerator(Generator):
         self._members.append(made)
         return made
 
-    def _lesson(
-        self, key: str, labels: list[int], rows: PrototypeRows, conditions: Tensor, random: torch.Generator
-    ) -> _Lesson:
+    def _training_rows(
+        self, key: str, labels: list[int], rows: PrototypeBatch, conditions: Tensor, random: torch.Generator
+    ) -> _Task:
         if key not in self._place:
             self._allocate(key, random.initial_seed())
         member = self.member(key)
@@ -280,7 +284,7 @@ class GroupedVAEGenerator(Generator):
         extra = torch.arange(-len(x) % ROWS_PER_CLASS, device=x.device) % len(labels)
         drawn = member.moments.mean[extra] + member.moments.residuals(extra, 1.0, random)
         x, local = torch.cat([x, member.standardise(drawn)]), torch.cat([local, extra])
-        return _Lesson(member, x, local, numbers[local], random)
+        return _Task(member, x, local, numbers[local], random)
 
     def _find(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """For (B, V) conditions the (B, V) known ones that they stand for, and the (B,) places of their generators."""
@@ -305,7 +309,7 @@ class GroupedVAEGenerator(Generator):
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _Task:
     """What one generator learns from: (N, D) rows, their (N,) labels in the group and among all, its random numbers."""
 
     member: ConditionedVAEGenerator
@@ -330,7 +334,7 @@ class _BatchLoss(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor | VAELossParts:
         *rows, latent_noise = parts
-        return self.generator.batch_loss(Lesson(*rows), latent_noise)
+        return self.generator.batch_loss(TrainingRows(*rows), latent_noise)
 
 
 class _Stack:
@@ -402,14 +406,14 @@ class _Stack:
         return _stacked(member.get_parameter(name) for member in self.members)
 
 
-def _train_together(lessons: Sequence[_Lesson], noise: float, records: Sequence[EpochRecord]) -> None:
-    """Train the lessons' generators, all at the same stage, for an epoch for each of `records`."""
-    members = [lesson.member for lesson in lessons]
-    randoms = [lesson.random for lesson in lessons]
-    parts = [lesson.member.lesson(lesson.x, lesson.labels) for lesson in lessons]
-    together = Lesson(*(torch.stack(part) for part in zip(*parts, strict=True)))
-    labels = torch.stack([lesson.all_labels for lesson in lessons])
-    each = torch.arange(len(lessons), device=labels.device).unsqueeze(1)
+def _train_together(tasks: Sequence[_Task], noise: float, records: Sequence[EpochRecord]) -> None:
+    """Train the tasks' generators, all at the same stage, for an epoch for each of `records`."""
+    members = [task.member for task in tasks]
+    randoms = [task.random for task in tasks]
+    parts = [task.member.prepare(task.x, task.labels) for task in tasks]
+    together = TrainingRows(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    labels = torch.stack([task.all_labels for task in tasks])
+    each = torch.arange(len(tasks), device=labels.device).unsqueeze(1)
     first = members[0]
     if first.condition_map is None:
         together = together._replace(directions=together.directions[..., :0])  # not looked at
@@ -419,7 +423,7 @@ def _train_together(lessons: Sequence[_Lesson], noise: float, records: Sequence[
     for record in records:
         orders = [torch.randperm(labels.shape[1], generator=random, device=random.device) for random in randoms]
         for batch in torch.stack(orders).to(labels.device).split(first.batch_size, dim=1):
-            rows = Lesson(*(part[each, batch] for part in together))
+            rows = TrainingRows(*(part[each, batch] for part in together))
             if noise > 0:
                 rows = rows._replace(seen=rows.seen + noise * _normal(rows.seen.shape[1:], rows.seen, randoms))
             latent_noise = _normal((batch.shape[1], first.latent_dim), rows.clean, randoms)
@@ -446,13 +450,13 @@ def _group_of_each(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return group_of
 
 
-def _only(rows: PrototypeRows, labels: Tensor) -> PrototypeRows:
+def _only(rows: PrototypeBatch, labels: Tensor) -> PrototypeBatch:
     """The rows of some classes, as if there were no others."""
     local = torch.full((len(rows.names),), -1, device=labels.device)
     local[labels] = torch.arange(len(labels), device=labels.device)
     kept = rows.take(local[rows.labels] >= 0)
     names = tuple(rows.names[label] for label in labels.tolist())
-    return PrototypeRows(kept.embeddings, local[kept.labels], kept.counts, kept.variances, names)
+    return PrototypeBatch(kept.embeddings, local[kept.labels], kept.counts, kept.variances, names)
 
 
 def _stacked(tensors: Iterable[Tensor]) -> Tensor:

@@ -158,7 +158,7 @@ class MultimodalVAEGenerator(ConditionedVAEGenerator):
         scaled = torch.cat([clip * math.sqrt(self.visual_dim), t5 * math.sqrt(self.t5_dim)], dim=1)
         return scaled * (2 / there.sum(dim=1, keepdim=True).clamp(min=1))
 
-    def _hide(self, directions: Tensor, random: torch.Generator) -> Tensor:
+    def _drop_conditions(self, directions: Tensor, random: torch.Generator) -> Tensor:
         """Leave out one part of some rows that have both; the other then counts double."""
         clip, t5 = self._parts(directions)
         draws = torch.rand(2, len(directions), 1, generator=random, device=random.device).to(directions)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 
 class NoiseGenerator(Generator):
@@ -32,7 +32,7 @@ class NoiseGenerator(Generator):
         self.register_buffer("std", torch.ones(sequence_length, input_dim))
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """Measure the rows' mean and deviation; nothing else plays a part."""
         del conditions, epochs, noise, random

@@ -26,13 +26,13 @@ from fed_a2v.core.likelihood import (
 )
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 # Degrees of freedom of the closed-form decoder's noise: columns of embeddings have heavier tails than a Gaussian.
 FREEDOM = 8
 
 
-class Lesson(NamedTuple):
+class TrainingRows(NamedTuple):
     """N rows to learn from, with all that is computed of them beforehand.
 
     Attributes:
@@ -50,9 +50,9 @@ class Lesson(NamedTuple):
     centre: Tensor
     scale: Tensor
 
-    def take(self, index: Tensor) -> Lesson:
+    def take(self, index: Tensor) -> TrainingRows:
         """Some of the rows."""
-        return Lesson(*(part[index] for part in self))
+        return TrainingRows(*(part[index] for part in self))
 
 
 class ConditionedVAEGenerator(Generator):
@@ -155,22 +155,22 @@ class ConditionedVAEGenerator(Generator):
             The reconstruction in x's shape, and the posterior's mean and log variance, (B, L) each. In
             training mode the latent is drawn from the posterior, else it is its mean.
         """
-        lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
-        condition, mu, logvar = self._encode(lesson)
+        training_rows = self._prepare(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
+        condition, mu, logvar = self._encode(training_rows)
         latent = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
-        rows, _ = self._decode(latent, condition, lesson.centre, lesson.scale)
+        rows, _ = self._decode(latent, condition, training_rows.centre, training_rows.scale)
         return self._restore(rows).view_as(x), mu, logvar
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`."""
         x, labels = self.training_rows(rows, conditions, random)
-        losses = self._train(self.lesson(x, labels), labels, rows.names, epochs, noise, random)
+        losses = self._train(self.prepare(x, labels), labels, rows.names, epochs, noise, random)
         self.fit_prior(x, labels, random)
         return losses
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """See `Generator.steps_per_epoch`."""
         return self.moments.batches(rows, self.batch_size)
 
@@ -198,16 +198,16 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor]:
         """See `Generator.posterior`."""
-        lesson = self._lesson(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
-        _, mu, logvar = self._encode(lesson)
+        training_rows = self._prepare(x, as_rows(visual_condition, len(x), len(self.condition_mean)))
+        _, mu, logvar = self._encode(training_rows)
         return mu, logvar
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor:
         """See `Generator.reconstruct`: the decoder's mean at the posterior's mean."""
-        lesson = self._lesson(x, conditions)
-        condition, latent, _ = self._encode(lesson)
-        return self._restore(self._decode(latent, condition, lesson.centre, lesson.scale)[0]).view_as(x)
+        training_rows = self._prepare(x, conditions)
+        condition, latent, _ = self._encode(training_rows)
+        return self._restore(self._decode(latent, condition, training_rows.centre, training_rows.scale)[0]).view_as(x)
 
     @torch.no_grad()
     def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
@@ -221,15 +221,17 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
         """See `Generator.log_likelihood`: an importance-weighted bound (`importance_bound`)."""
-        lesson = self._lesson(x, conditions)
-        condition, mu, logvar = self._encode(lesson)
+        training_rows = self._prepare(x, conditions)
+        condition, mu, logvar = self._encode(training_rows)
         log_noise = 2 * (noise / self.input_std).log()
         log_weights = []
         for _ in range(DRAWS):
             draw = _normal_like(mu, random)
             latent = mu + draw * (0.5 * logvar).exp()
-            rows, log_variance = self._decode(latent, condition, lesson.centre, lesson.scale)
-            joint = self._log_density(lesson.clean - rows, log_variance, log_noise) - 0.5 * latent.square().sum(dim=1)
+            rows, log_variance = self._decode(latent, condition, training_rows.centre, training_rows.scale)
+            joint = self._log_density(training_rows.clean - rows, log_variance, log_noise) - 0.5 * latent.square().sum(
+                dim=1
+            )
             log_weights.append(joint + 0.5 * (draw.square() + logvar).sum(dim=1))
         return importance_bound(torch.stack(log_weights)) - self.input_std.log().sum()
 
@@ -255,7 +257,7 @@ class ConditionedVAEGenerator(Generator):
 
     # Training
 
-    def training_rows(self, rows: PrototypeRows, conditions: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_rows(self, rows: PrototypeBatch, conditions: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Take in the classes; (M, D) standardised training rows and their (M,) labels."""
         self.moments.fit(rows)
         self.conditions = conditions.clone()
@@ -270,23 +272,23 @@ class ConditionedVAEGenerator(Generator):
                 self.linear.fit(widened(x, self.linear.centre[labels], labels), labels)
         return x, labels
 
-    def lesson(self, x: Tensor, labels: Tensor) -> Lesson:
+    def prepare(self, x: Tensor, labels: Tensor) -> TrainingRows:
         """(N, D) standardised training rows of the classes `labels`, with all that is computed of them beforehand."""
         if self.linear is not None:
             x = widened(x, self.linear.centre[labels], labels)
         return self._view(x, labels, self.conditions[labels])
 
-    def _lesson(self, x: Tensor, conditions: Tensor) -> Lesson:
+    def _prepare(self, x: Tensor, conditions: Tensor) -> TrainingRows:
         """The same of (B, ...) embeddings under (B, V) conditions, which may be of classes that nobody knows."""
         return self._view(self.standardise(x.flatten(1)), self._labels(conditions), conditions)
 
     @torch.no_grad()
-    def _view(self, x: Tensor, labels: Tensor, conditions: Tensor) -> Lesson:
+    def _view(self, x: Tensor, labels: Tensor, conditions: Tensor) -> TrainingRows:
         directions, (centre, scale) = self.directions(conditions), self._frame(conditions, labels)
         if self.linear is None:
-            return Lesson(x, x, directions, torch.zeros_like(centre), centre, scale)
+            return TrainingRows(x, x, directions, torch.zeros_like(centre), centre, scale)
         mean, log_variance, seen = self.linear.posterior(x - centre, labels)
-        return Lesson(x, seen, directions, torch.cat([mean, log_variance], dim=1), centre, scale)
+        return TrainingRows(x, seen, directions, torch.cat([mean, log_variance], dim=1), centre, scale)
 
     def _frame(self, conditions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and scale of the classes `labels`; where that is -1, what the (B, V) conditions let one expect."""
@@ -312,7 +314,7 @@ class ConditionedVAEGenerator(Generator):
 
     def _train(
         self,
-        lesson: Lesson,
+        training_rows: TrainingRows,
         labels: Tensor,
         names: tuple[str, ...],
         epochs: int,
@@ -326,10 +328,10 @@ class ConditionedVAEGenerator(Generator):
             record = EpochRecord(names, labels.device)
             order = torch.randperm(len(labels), generator=random, device=random.device).to(labels.device)
             for batch in order.split(self.batch_size):
-                rows = lesson.take(batch)
+                rows = training_rows.take(batch)
                 if noise > 0:
                     rows = rows._replace(seen=rows.seen + noise * _normal_like(rows.seen, random))
-                rows = rows._replace(directions=self._hide(rows.directions, random))
+                rows = rows._replace(directions=self._drop_conditions(rows.directions, random))
                 latent_noise = _normal((len(batch), self.latent_dim), rows.clean, random)
                 loss = self.batch_loss(rows, latent_noise)
                 optimiser.zero_grad(set_to_none=True)
@@ -343,12 +345,12 @@ class ConditionedVAEGenerator(Generator):
         self.eval()
         return [record.losses() for record in history]
 
-    def _hide(self, directions: Tensor, random: torch.Generator) -> Tensor:
+    def _drop_conditions(self, directions: Tensor, random: torch.Generator) -> Tensor:
         """What a training batch sees of its (B, V) directions: all, unless a subclass leaves something out."""
         del random
         return directions
 
-    def batch_loss(self, rows: Lesson, latent_noise: Tensor) -> Tensor | VAELossParts:
+    def batch_loss(self, rows: TrainingRows, latent_noise: Tensor) -> Tensor | VAELossParts:
         """The loss of B rows, with (B, L) standard normal `latent_noise`."""
         condition, mu, logvar = self._encode(rows)
         latent = mu + latent_noise * (0.5 * logvar).exp()
@@ -362,9 +364,9 @@ class ConditionedVAEGenerator(Generator):
     @torch.no_grad()
     def fit_prior(self, x: Tensor, labels: Tensor, random: torch.Generator) -> None:
         """Fit the prior, and the calibration of what is drawn from it, to (M, D) standardised rows."""
-        lesson = self._view(x, labels, self.conditions[labels])
-        condition, mu, logvar = self._encode(lesson)
-        residuals = x - self._decode(mu, condition, lesson.centre, lesson.scale)[0]
+        training_rows = self._view(x, labels, self.conditions[labels])
+        condition, mu, logvar = self._encode(training_rows)
+        residuals = x - self._decode(mu, condition, training_rows.centre, training_rows.scale)[0]
         self.prior.fit(mu, logvar, residuals, labels, len(self.conditions))
         labels = self.calibration.labels(len(self.conditions), x.device)
         self.calibration.fit(self.prior.draw(self._decode_class, labels, random), self.input_mean, self.input_std)
@@ -403,7 +405,7 @@ class ConditionedVAEGenerator(Generator):
         network: nn.Module | None = getattr(owner, name, None)
         return network
 
-    def _encode(self, rows: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(self, rows: TrainingRows) -> tuple[Tensor, Tensor, Tensor]:
         """The rows' conditions as the networks see them, and the mean and log variance of their posterior."""
         encoder = self._network("encoder")
         assert encoder is not None

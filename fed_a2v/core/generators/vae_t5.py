@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows, at_least_one
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 KEYS = ("clip", "t5")
 
@@ -90,7 +90,7 @@ class VAEWithT5Generator(Generator):
         return torch.cat([clip.mean(dim=1), t5.mean(dim=1)], dim=1)
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`; the loss is the sum of both, whose terms stand apart."""
         clip, t5 = self._parts(conditions)
@@ -98,7 +98,7 @@ class VAEWithT5Generator(Generator):
         second = self.t5.fit(rows, t5, epochs, noise, random)
         return [_joined(one, other) for one, other in zip(first, second, strict=True)]
 
-    def steps_per_epoch(self, rows: PrototypeRows) -> float:
+    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
         """See `Generator.steps_per_epoch`: of either."""
         return self.clip.steps_per_epoch(rows)
 

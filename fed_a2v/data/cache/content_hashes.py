@@ -14,10 +14,10 @@ from fed_a2v.data.errors import BadClipError, DataError
 logger = logging.getLogger("fed_a2v")
 
 
-class KnownContents:
+class ContentHashIndex:
     """The contents of a data set's clips, as far as they were ever looked up.
 
-    The file behind it is added to and never rewritten: lines [key, stamp, content], of which the last of a clip
+    The file behind it is added to and never rewritten: lines [key, mtime_key, content], of which the last of a clip
     counts, and one that a kill cut short is passed over.
 
     Args:
@@ -34,24 +34,24 @@ class KnownContents:
         if self.file.is_file():
             for line in self.file.read_bytes().splitlines():
                 try:
-                    key, stamp, content = json.loads(line)
-                    self._known[key] = (stamp, content)
+                    key, mtime_key, content = json.loads(line)
+                    self._known[key] = (mtime_key, content)
                 except (ValueError, TypeError):
                     continue
 
     def get(self, key: str) -> str | None:
         """The content of a clip, if it is known and its file has not changed since, or if it is quick to look up."""
-        stamp = self.source.stamp(key)
-        if stamp is None:
+        mtime_key = self.source.mtime_key(key)
+        if mtime_key is None:
             try:
                 return self.source.content(key)
             except BadClipError:
                 return None
         known = self._known.get(key)
-        return known[1] if known is not None and known[0] == stamp else None
+        return known[1] if known is not None and known[0] == mtime_key else None
 
     def add(self, found: Sequence[tuple[str, str, str]]) -> None:
-        """Remember (key, stamp, content) of some clips.
+        """Remember (key, mtime_key, content) of some clips.
 
         Raises:
             DataError: the folder cannot be written.
@@ -59,7 +59,7 @@ class KnownContents:
         new = [entry for entry in found if self._known.get(entry[0]) != entry[1:]]
         if not new:
             return
-        self._known |= {key: (stamp, content) for key, stamp, content in new}
+        self._known |= {key: (mtime_key, content) for key, mtime_key, content in new}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab") as file:

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
 from fed_a2v.data.audio import check_waveform
-from fed_a2v.data.cache.content_hashes import KnownContents
+from fed_a2v.data.cache.content_hashes import ContentHashIndex
 from fed_a2v.data.cache.embedding_store import EmbeddingStore, clip_id
 from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
 from fed_a2v.data.errors import BadClipError, DataError
@@ -47,12 +47,12 @@ class ShardDone:
 
     Attributes:
         contents: of its clips; None of one that cannot be opened.
-        stamps: (key, stamp, content) of clips whose content was looked up.
+        mtime_keys: (key, mtime_key, content) of clips whose content was looked up.
         bad: what is wrong with the clips that were left out.
     """
 
     contents: tuple[str | None, ...]
-    stamps: tuple[tuple[str, str, str], ...]
+    mtime_keys: tuple[tuple[str, str, str], ...]
     bad: tuple[str, ...]
 
 
@@ -116,17 +116,17 @@ class Embedder:
             DataError: the encoder gives embeddings of another shape than it says.
         """
         contents: dict[str, str] = {}
-        stamps: list[tuple[str, str, str]] = []
+        mtime_keys: list[tuple[str, str, str]] = []
         bad: list[str] = []
         seen: set[str] = set()
         new: dict[str, FloatArray] = {}
         batch: list[_Clip] = []
         for key, known in zip(shard.keys, shard.contents, strict=True):
             try:
-                stamp = self.source.stamp(key)
+                mtime_key = self.source.mtime_key(key)
                 content = contents[key] = known or self.source.content(key)
-                if known is None and stamp is not None:
-                    stamps.append((key, stamp, content))
+                if known is None and mtime_key is not None:
+                    mtime_keys.append((key, mtime_key, content))
                 if clip_id(content) in self._stored or content in seen:
                     continue
                 batch.append(_Clip(key, content, waveform_of(self.source, key, self.encoder.sample_rate, self.seconds)))
@@ -141,7 +141,7 @@ class Embedder:
         if new:
             self.store.write(list(new), np.stack(list(new.values())))
             self._stored |= {clip_id(content) for content in new}
-        return ShardDone(tuple(contents.get(key) for key in shard.keys), tuple(stamps), tuple(bad))
+        return ShardDone(tuple(contents.get(key) for key in shard.keys), tuple(mtime_keys), tuple(bad))
 
     @property
     def batch(self) -> int:
@@ -210,7 +210,7 @@ def embed_contents(
         BadClipError: a clip cannot be used, and `skip_bad` is off.
         DataError: no clip can be used, or the cache cannot be written.
     """
-    known = KnownContents(embedder.source, embedder.cache)
+    known = ContentHashIndex(embedder.source, embedder.cache)
     contents = [known.get(key) for key in keys]
     if _missing(embedder, contents):
         lock = _lock(embedder.store.folder)
@@ -234,7 +234,7 @@ def _embed_missing(
     embedder: Embedder,
     keys: Sequence[str],
     contents: Sequence[str | None],
-    known: KnownContents,
+    known: ContentHashIndex,
     pool: ShardPool,
     progress: Progress | None,
 ) -> list[str | None]:
@@ -249,7 +249,7 @@ def _embed_missing(
     for part, result in zip(parts, pool.map(shards), strict=True):
         for row, content in zip(part, result.contents, strict=True):
             found[row] = content
-        known.add(result.stamps)
+        known.add(result.mtime_keys)
         for reason in result.bad:
             logger.warning("Skipped a clip: %s", reason)
         done += len(part)

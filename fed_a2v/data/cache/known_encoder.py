@@ -19,7 +19,7 @@ logger = logging.getLogger("fed_a2v")
 
 
 @dataclass
-class AbsentEncoder:
+class CachedEncoderInfo:
     """What is known of an encoder that this machine had once, or that another machine's cache was made with."""
 
     name: str
@@ -73,10 +73,10 @@ def known_encoder(settings: EncoderSettings, cache: Path) -> AudioEncoder:
     return encoder
 
 
-def _recall(file: Path, reason: str) -> AbsentEncoder | None:
+def _recall(file: Path, reason: str) -> CachedEncoderInfo | None:
     try:
         facts = json.loads(file.read_bytes())
-        return AbsentEncoder(
+        return CachedEncoderInfo(
             str(facts["name"]),
             int(facts["sample_rate"]),
             int(facts["tokens"]),

@@ -19,7 +19,7 @@ from pathlib import Path
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import SPLITS, Record, Split
 from fed_a2v.data.datasets.folds import FOLDS
-from fed_a2v.data.datasets.sound_files import DealtFiles, advice, sound_files, subfolders, tree, warn_of_silent
+from fed_a2v.data.datasets.sound_files import FoldedFiles, advice, sound_files, subfolders, tree, warn_of_silent
 from fed_a2v.data.errors import DataError
 
 logger = logging.getLogger("fed_a2v")
@@ -31,7 +31,7 @@ PARTS: dict[str, Split] = {
 }
 
 
-class ClassFolders(DealtFiles):
+class ClassFolders(FoldedFiles):
     """The clips under a folder with a subfolder a class. A clip's key is its path below the folder.
 
     Args:

@@ -20,7 +20,7 @@ def drawn(seed: int, name: str) -> bytes:
     return hashlib.blake2b(composed(name).encode(), digest_size=8, key=str(seed).encode()[:64]).digest()
 
 
-def deal_folds(categories: Sequence[str], sources: Sequence[str], folds: int, seed: int) -> list[int]:
+def assign_folds(categories: Sequence[str], sources: Sequence[str], folds: int, seed: int) -> list[int]:
     """Deal N clips to the folds 1, 2, ..., so that each has a like share of every class.
 
     Clips of one source stay together; where it has clips of several classes, the first class by name decides.

@@ -12,7 +12,7 @@ from pathlib import Path
 from fed_a2v.core.names import composed
 from fed_a2v.data.audio import OTHER_SUFFIXES, SUFFIXES, read_clip
 from fed_a2v.data.clips import FloatArray, Record
-from fed_a2v.data.datasets.folds import FOLDS, deal_folds
+from fed_a2v.data.datasets.folds import FOLDS, assign_folds
 from fed_a2v.data.errors import BadClipError, DataError
 
 logger = logging.getLogger("fed_a2v")
@@ -38,7 +38,7 @@ class SoundFiles:
         """The clip's file."""
         return self.root / key
 
-    def stamp(self, key: str) -> str | None:
+    def mtime_key(self, key: str) -> str | None:
         """Size and times of the file: quick to look up, and changed whenever the file is.
 
         None without a file, and of one so young that it may yet change within one tick of the disk's clock.
@@ -66,7 +66,7 @@ class SoundFiles:
         return read_clip(self.path(key), sample_rate, seconds)
 
 
-class DealtFiles(SoundFiles):
+class FoldedFiles(SoundFiles):
     """A data set of files without official folds: its clips are dealt to some.
 
     Args:
@@ -92,7 +92,7 @@ class DealtFiles(SoundFiles):
         given = official or [0] * len(records)
         free = [record for record, fold in zip(records, given, strict=True) if not fold]
         dealt = iter(
-            deal_folds([clip.category for clip in free], [clip.source for clip in free], folds, self.split_seed)
+            assign_folds([clip.category for clip in free], [clip.source for clip in free], folds, self.split_seed)
         )
         return [record._replace(fold=fold or next(dealt)) for record, fold in zip(records, given, strict=True)]
 

@@ -68,7 +68,7 @@ class SynthClips:
         """Nothing: the list is fixed."""
         return []
 
-    def stamp(self, key: str) -> str | None:
+    def mtime_key(self, key: str) -> str | None:
         """None: the content itself is quick to look up."""
         del key
         return None

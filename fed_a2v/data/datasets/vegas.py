@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fed_a2v.data.clips import Record
 from fed_a2v.data.datasets.sound_files import (
-    DealtFiles,
+    FoldedFiles,
     advice,
     sound_files,
     subfolders,
@@ -28,7 +28,7 @@ from fed_a2v.data.errors import DataError
 logger = logging.getLogger("fed_a2v")
 
 
-class VegasFolder(DealtFiles):
+class VegasFolder(FoldedFiles):
     """The clips under a folder in VEGAS's layout. A clip's key is CLASS/audios/NAME.
 
     Args:

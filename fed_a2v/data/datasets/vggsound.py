@@ -18,7 +18,7 @@ from fed_a2v.core.names import clean_name
 from fed_a2v.data.clips import Record
 from fed_a2v.data.datasets.folds import FOLDS
 from fed_a2v.data.datasets.sound_files import (
-    DealtFiles,
+    FoldedFiles,
     advice,
     sound_files,
     stem,
@@ -36,7 +36,7 @@ class _Row(NamedTuple):
     split: str
 
 
-class VggSoundFolder(DealtFiles):
+class VggSoundFolder(FoldedFiles):
     """The clips under a folder in VGGSound's layout. A clip's key is its path below the folder.
 
     Args:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fed_a2v.federation.client.privacy_policy import ConsentError
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError
 from fed_a2v.storage.files import write_bytes
 
 VERSION = 1
@@ -25,7 +25,7 @@ VERSION = 1
 DIGITS = 16
 
 
-class LedgerError(ConsentError):
+class LedgerError(PolicyViolationError):
     """The ledger cannot be read or written; without it nothing leaves the site. The message names no path."""
 
 
@@ -47,7 +47,7 @@ class Ledger:
         All are noted, or none. Several processes may ask at once.
 
         Raises:
-            ConsentError: they tell fewer than `least`: says how many, and names none.
+            PolicyViolationError: they tell fewer than `least`: says how many, and names none.
             LedgerError: the file is damaged, or cannot be written.
         """
         asked = {frozenset(map(_digest, keys)) for keys in averaged}
@@ -68,7 +68,7 @@ class Ledger:
                 seen.setdefault(clip, []).append(number)
         fewest = min(Counter(map(tuple, seen.values())).values(), default=self.least)
         if fewest < self.least:
-            raise ConsentError(
+            raise PolicyViolationError(
                 f"with the averages that this site has given before, those that this run asks for would tell "
                 f"{fewest} of its clips from the rest, fewer than min-clips={self.least} in its node configuration: "
                 "use the data, folds, limits and share.* of before, or its owner begins a new ledger"

@@ -1,4 +1,4 @@
-"""What a site does with its clips: introduce itself, train the adapters, evaluate them.
+"""What a site does with its clips: register, train the adapters, evaluate them.
 
 A message may reach a site in a new process each time, so nothing is remembered here between calls except
 caches that can be rebuilt.
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.core.adapters import Adapters, Prompts
+from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
-from fed_a2v.core.prototype_bank import ClassPrompts, PooledMoments
+from fed_a2v.core.prototype_bank import ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.training import mean_outputs, train_epochs
@@ -34,7 +34,7 @@ from fed_a2v.federation.factory import (
     training_loss,
     unseen_mask,
 )
-from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, SiteReply, Task
+from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, TrainReply
 
 # Rows that go through the adapters at once in an evaluation: bounds the memory of wide outputs.
 EVALUATION_ROWS = 256
@@ -71,7 +71,7 @@ class Site:
         self.prompts = prompt_set(settings, self.classes, folder)
         self.unseen = unseen_mask(settings, self.classes)
 
-    def introduce(self, round_number: int) -> SiteReply:
+    def register(self, round_number: int) -> TrainReply:
         """Say which classes the site has, and what their embeddings are like on average.
 
         A site with too few clips of every class says what all its clips are like, so that it can be averaged over.
@@ -79,9 +79,9 @@ class Site:
         start = time.perf_counter()
         prompts = self._prototypes()
         moments = None if prompts else pooled_moments(self.data.train.embeddings, self.settings.share.min_clips)
-        return self._reply("introduce", round_number, [], prompts, fingerprint(prompts), {}, start, moments)
+        return self._reply("register", round_number, [], prompts, fingerprint(prompts), {}, start, moments)
 
-    def train(self, round_number: int, adapters: Adapters, held: str) -> SiteReply:
+    def train(self, round_number: int, adapters: Adapters, held: str) -> TrainReply:
         """Train the adapters on the site's clips.
 
         Args:
@@ -107,7 +107,7 @@ class Site:
             )
         prompts = self._prototypes()
         if not settings.needs_prototypes:  # the server has standardised with them, and forgets them now
-            prompts = [ClassPrompts(prompt.name, prompt.count) for prompt in prompts]
+            prompts = [ClassStatistics(prompt.name, prompt.count) for prompt in prompts]
         mark = fingerprint(prompts)
         outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
         prompts = [self._with_outputs(prompt, outputs, send_audio=mark != held) for prompt in prompts]
@@ -181,7 +181,7 @@ class Site:
         """Adapters of the right shapes; their weights are to be loaded."""
         return new_adapters(self.settings, self.prompts, self.data.train.embeddings.shape[-1])
 
-    def _prototypes(self) -> list[ClassPrompts]:
+    def _prototypes(self) -> list[ClassStatistics]:
         train, variance = self.data.train, self.settings.share.variance
         return [
             share_groups(self.classes[label], train.embeddings[train.labels == label], groups, variance)
@@ -213,22 +213,24 @@ class Site:
         if not any(self._groups.values()):  # then all its clips are averaged over
             yield frozenset(train.keys)
 
-    def _with_outputs(self, prompt: ClassPrompts, outputs: dict[int, Prompts], send_audio: bool) -> ClassPrompts:
+    def _with_outputs(
+        self, prompt: ClassStatistics, outputs: dict[int, AdapterOutput], send_audio: bool
+    ) -> ClassStatistics:
         clip, t5 = outputs.get(self.classes.index(prompt.name), (None, None))
-        return ClassPrompts(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
+        return ClassStatistics(prompt.name, prompt.count, prompt.audio if send_audio else None, clip, t5)
 
     def _reply(
         self,
         task: Task,
         round_number: int,
         weights: list[Tensor],
-        prompts: list[ClassPrompts],
+        prompts: list[ClassStatistics],
         mark: str,
         losses: dict[str, float],
         start: float,
         moments: PooledMoments | None = None,
-    ) -> SiteReply:
-        return SiteReply(
+    ) -> TrainReply:
+        return TrainReply(
             site=self.name,
             round_number=round_number,
             task=task,

@@ -18,19 +18,19 @@ from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.client.ledger import Ledger
 from fed_a2v.federation.client.local_training import Site
 from fed_a2v.federation.client.node_config import NodeConfigError, read_node_config
-from fed_a2v.federation.client.privacy_policy import ConsentError, settings_here
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError, settings_here
 from fed_a2v.federation.client.time_limit import DeadlineError, within
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
     VALIDATION,
-    BadReplyError,
+    InvalidReplyError,
     Scores,
     decode_weights,
     encode_scores,
     pack_reply,
     split_arrays,
 )
-from fed_a2v.federation.protocol.instruction import Order, OrderError, read_order
+from fed_a2v.federation.protocol.instruction import Instruction, InvalidInstructionError, read_instruction
 from fed_a2v.federation.protocol.prompt_check import OtherPromptsError, check_same_prompts
 
 log = logging.getLogger("fed_a2v")
@@ -38,7 +38,14 @@ log = logging.getLogger("fed_a2v")
 Reply = TypeVar("Reply")
 
 # Errors that go to the server as they are: made of its own message, of keys, and of the node's limits.
-TOLD = (BadReplyError, ConsentError, DeadlineError, NodeConfigError, OrderError, OtherPromptsError)
+TOLD = (
+    InvalidReplyError,
+    PolicyViolationError,
+    DeadlineError,
+    NodeConfigError,
+    InvalidInstructionError,
+    OtherPromptsError,
+)
 # Of others, which may quote a file, the server learns what they are about.
 ABOUT = {
     DataError: "its data cannot be used",
@@ -75,17 +82,17 @@ class Node:
             self.node_config.check_deployed()
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Introduce the site, or train the adapters in `parameters` on its clips.
+        """Register the site, or train the adapters in `parameters` on its clips.
 
         Raises:
-            OrderError: the message is not what it should be.
-            BadReplyError: the arrays in it are not.
-            ConsentError: the run asks for more than the site's owner allows.
+            InvalidInstructionError: the message is not what it should be.
+            InvalidReplyError: the arrays in it are not.
+            PolicyViolationError: the run asks for more than the site's owner allows.
             DeadlineError: it takes longer than `federation.site_timeout`, or than the owner allows.
             SiteError: deployed: it cannot be done; the cause is in the node's own log. Elsewhere the cause itself is
                 raised: `DataError`, `TargetsError`, ...
         """
-        order = read_order(config, "introduce", "train")
+        order = read_instruction(config, "register", "train")
         return self._in_time(order, lambda: self._fit(parameters, order))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
@@ -96,13 +103,13 @@ class Node:
         They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
         the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
         """
-        order = read_order(config, "evaluate")
+        order = read_instruction(config, "evaluate")
         return self._in_time(order, lambda: self._evaluate(parameters, order))
 
-    def _fit(self, parameters: NDArrays, order: Order) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    def _fit(self, parameters: NDArrays, order: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(order)
-        if order.task == "introduce":
-            reply = site.introduce(order.round)
+        if order.task == "register":
+            reply = site.register(order.round)
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _arrays_of(adapters)))
@@ -110,7 +117,7 @@ class Node:
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
 
-    def _evaluate(self, parameters: NDArrays, order: Order) -> tuple[float, int, dict[str, Scalar]]:
+    def _evaluate(self, parameters: NDArrays, order: Instruction) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(order)
         names = [name for name in order.models if name != VALIDATION]
         adapters = site.new_adapters()
@@ -130,7 +137,7 @@ class Node:
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
 
-    def _site(self, order: Order) -> Site:
+    def _site(self, order: Instruction) -> Site:
         own = self.node_config
         settings = settings_here(order.settings, own, self.deployed)
         torch.set_num_threads(settings.threads)
@@ -147,12 +154,12 @@ class Node:
             Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(order.task))
         return site
 
-    def _site_name(self, order: Order) -> str:
+    def _site_name(self, order: Instruction) -> str:
         """What the server calls the site; where every node is a site of its own, what its operator calls it."""
         own = self.node_config.name if order.settings.partition.kind == "own" else None
         return order.site if own is None else f"site-{own}"
 
-    def _in_time(self, order: Order, work: Callable[[], Reply]) -> Reply:
+    def _in_time(self, order: Instruction, work: Callable[[], Reply]) -> Reply:
         """The work's result, if it comes in time; its errors as the server may learn them."""
         seconds = order.settings.federation.site_seconds
         key, own = "federation.site_timeout", self.node_config

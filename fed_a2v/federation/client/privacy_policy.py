@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fed_a2v.config.plugins import ForeignCodeError, refuse_code
+from fed_a2v.config.plugins import UntrustedCodeError, refuse_code
 from fed_a2v.config.schema import (
     DatasetSettings,
     EncoderSettings,
@@ -33,7 +33,7 @@ from fed_a2v.federation.client.node_config import NodeConfig, NodeConfigError
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
-class ConsentError(ValueError):
+class PolicyViolationError(ValueError):
     """A run asks a site for more than its owner allows."""
 
 
@@ -46,12 +46,12 @@ def settings_here(asked: Settings, own: NodeConfig, deployed: bool) -> Settings:
         deployed: the node is on a machine of its own: nothing in `asked` may name a place there, or code to run.
 
     Raises:
-        ConsentError: the run asks for more than the owner allows.
+        PolicyViolationError: the run asks for more than the owner allows.
         NodeConfigError: the run needs something that the node's configuration lacks.
     """
     check_averages(asked.share, own.min_clips or 0)
     if own.max_epochs is not None and asked.site.epochs > own.max_epochs:
-        raise ConsentError(
+        raise PolicyViolationError(
             f"this site trains max-epochs={own.max_epochs} epochs a round, the run asks for "
             f"site.epochs={asked.site.epochs}"
         )
@@ -80,11 +80,11 @@ def check_averages(share: ShareSettings, least: int) -> None:
         least: clips behind every average, by the owner's word; 0: whatever the run asks for.
 
     Raises:
-        ConsentError: names both numbers.
+        PolicyViolationError: names both numbers.
     """
     asked = 1 if share.kind == "samples" else share.min_clips
     if asked < least:
-        raise ConsentError(
+        raise PolicyViolationError(
             f"this site gives averages of {least} clips or more (min-clips in its node configuration), "
             f"share={share.kind} with share.min_clips={share.min_clips} asks for {asked}; raise share.min_clips"
         )
@@ -96,7 +96,7 @@ def of_enough_clips(data: SiteData, least: int) -> SiteData:
     Clips for training, for validation and for the test are counted separately.
 
     Raises:
-        ConsentError: no clip for training is left.
+        PolicyViolationError: no clip for training is left.
     """
     kept = replace(
         data,
@@ -105,7 +105,9 @@ def of_enough_clips(data: SiteData, least: int) -> SiteData:
         test=_enough(data.test, least),
     )
     if not len(kept.train):
-        raise ConsentError(f"no class of this site has min-clips={least} clips for training: it has nothing to give")
+        raise PolicyViolationError(
+            f"no class of this site has min-clips={least} clips for training: it has nothing to give"
+        )
     return kept
 
 
@@ -144,11 +146,11 @@ def _check_code(settings: Settings, own: NodeConfig) -> None:
     allowed = frozenset((own.allow_code or "").split())
     try:
         refuse_code(sections, "the run", "this site executes what allow-code in its node configuration names", allowed)
-    except ForeignCodeError as error:
-        raise ConsentError(str(error)) from None
+    except UntrustedCodeError as error:
+        raise PolicyViolationError(str(error)) from None
     for key, value in _texts(sections):
         if ".arguments" in key and _is_place(value):
-            raise ConsentError(f"the run hands its own class the path {key}={value!r:.80}: a site takes none")
+            raise PolicyViolationError(f"the run hands its own class the path {key}={value!r:.80}: a site takes none")
 
 
 def _is_place(text: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fed_a2v.federation.protocol.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
 
 Array = NDArray[Any]
 FloatType = Literal["float16", "float32"]
@@ -33,11 +33,11 @@ def decode_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -
     """The weights that the server sent, as float32 copies.
 
     Raises:
-        BadReplyError: their number, a shape or a type differs, or a value is not finite.
+        InvalidReplyError: their number, a shape or a type differs, or a value is not finite.
     """
     check_arrays(arrays)
     if len(arrays) != len(shapes):
-        raise BadReplyError(f"{len(arrays)} weights, expected {len(shapes)}")
+        raise InvalidReplyError(f"{len(arrays)} weights, expected {len(shapes)}")
     return [
         read_floats(array, tuple(shape), f"weight {position}", limit=math.inf).float()
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
@@ -53,11 +53,11 @@ def check_arrays(arrays: Any) -> None:
     """Check that this is a list of plain numpy arrays.
 
     Raises:
-        BadReplyError: it is not.
+        InvalidReplyError: it is not.
     """
     # Not isinstance: a masked array or a matrix is an ndarray that behaves otherwise.
     if not isinstance(arrays, list) or any(type(array) is not np.ndarray for array in arrays):
-        raise BadReplyError("the reply is not a list of numpy arrays")
+        raise InvalidReplyError("the reply is not a list of numpy arrays")
 
 
 def read_floats(
@@ -76,12 +76,12 @@ def read_floats(
         copy: whether the tensor has memory of its own.
 
     Raises:
-        BadReplyError: its type, shape or a value is not as it should be.
+        InvalidReplyError: its type, shape or a value is not as it should be.
     """
     if array.dtype not in FLOATS:
-        raise BadReplyError(f"{what}: type {show(str(array.dtype))}, expected a float")
+        raise InvalidReplyError(f"{what}: type {show(str(array.dtype))}, expected a float")
     if array.shape != shape:
-        raise BadReplyError(f"{what}: shape {show(array.shape)}, expected {show(shape)}")
+        raise InvalidReplyError(f"{what}: shape {show(array.shape)}, expected {show(shape)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of read-only memory: nobody writes into a view
         tensor = torch.from_numpy(np.array(array, order="C") if copy else array)
@@ -91,11 +91,11 @@ def read_floats(
         return tensor
     low, high = (float(value) for value in torch.aminmax(tensor))  # one pass; both are nan if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise BadReplyError(f"{what}: not finite, {low:g} to {high:g}")
+        raise InvalidReplyError(f"{what}: not finite, {low:g} to {high:g}")
     if max(-low, high) > limit:
-        raise BadReplyError(f"{what}: magnitude {max(-low, high):.3g}, the limit is {limit:g}")
+        raise InvalidReplyError(f"{what}: magnitude {max(-low, high):.3g}, the limit is {limit:g}")
     if lowest is not None and low < lowest:
-        raise BadReplyError(f"{what}: smallest value {low:.3g}, expected at least {lowest:g}")
+        raise InvalidReplyError(f"{what}: smallest value {low:.3g}, expected at least {lowest:g}")
     return tensor
 
 

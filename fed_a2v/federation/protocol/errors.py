@@ -12,7 +12,7 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 40
 
 
-class BadReplyError(ValueError):
+class InvalidReplyError(ValueError):
     """A message from the other side is not what it should be. `str(error)` is one short line."""
 
     def __init__(self, reason: str) -> None:
@@ -24,10 +24,10 @@ def only_bad_reply() -> Iterator[None]:
     """The last resort: whatever the checks inside did not foresee is a bad reply, too, and no crash."""
     try:
         yield
-    except BadReplyError:
+    except InvalidReplyError:
         raise
     except Exception as error:
-        raise BadReplyError(f"unreadable: {type(error).__name__}") from error
+        raise InvalidReplyError(f"unreadable: {type(error).__name__}") from error
 
 
 def show(value: object) -> str:

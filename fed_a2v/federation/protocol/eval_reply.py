@@ -11,7 +11,7 @@ from typing import Annotated
 from flwr.common import Scalar
 from pydantic import Field
 
-from fed_a2v.federation.protocol.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
 from fed_a2v.federation.protocol.manifest import (
     MAX_COUNT,
     MAX_LOSS,
@@ -233,7 +233,7 @@ def decode_scores(
         highest: what the loss of a clip can be, for each side of the adapters; None: `MAX_LOSS`.
 
     Raises:
-        BadReplyError: anything is wrong with them. No other exception escapes, whatever the input.
+        InvalidReplyError: anything is wrong with them. No other exception escapes, whatever the input.
     """
     entries = len(classes) * len(models)
     if confusion:  # a class has no more entries than clips
@@ -241,7 +241,7 @@ def decode_scores(
     manifest = read_manifest(metrics, _ScoresManifest, entries)
     check_origin(manifest, site, round_number)
     if manifest.models.keys() != set(models):
-        raise BadReplyError(f"scores for models {show(sorted(manifest.models))}, asked was {show(sorted(models))}")
+        raise InvalidReplyError(f"scores for models {show(sorted(manifest.models))}, asked was {show(sorted(models))}")
     known = frozenset(classes)
     for model, by_class in manifest.models.items():
         for name, score in by_class.items():
@@ -249,13 +249,13 @@ def decode_scores(
             if (score.predicted and not (confusion and model == "after")) or (
                 (score.right_among or score.right_calibrated) and not unseen
             ):
-                raise BadReplyError(f"{show(name)}: {model} has counts that nobody asked for")
+                raise InvalidReplyError(f"{show(name)}: {model} has counts that nobody asked for")
             if (score.t5 is not None) != (model in t5):
-                raise BadReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
+                raise InvalidReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
-            raise BadReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
+            raise InvalidReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
         if registered is not None and model != VALIDATION:
             _check_registered(model, result, registered)
     return scores
@@ -266,40 +266,42 @@ def _check_registered(model: str, scores: Scores, registered: Mapping[str, int])
     for name in sorted(clips.keys() | registered.keys()):
         said, had = clips.get(name, 0), registered.get(name, 0)
         if said != had:
-            raise BadReplyError(f"{model}: scored {said} clips of {show(name)}, the site had said that it has {had}")
+            raise InvalidReplyError(
+                f"{model}: scored {said} clips of {show(name)}, the site had said that it has {had}"
+            )
 
 
 def _check_score(name: str, score: ClassScores, known: frozenset[str], highest: Mapping[str, float]) -> None:
     if name not in known:
-        raise BadReplyError(f"unknown class {show(name)}")
+        raise InvalidReplyError(f"unknown class {show(name)}")
     if score.clips > MAX_COUNT:
-        raise BadReplyError(f"{show(name)}: {show(score.clips)} clips, the limit is {MAX_COUNT}")
+        raise InvalidReplyError(f"{show(name)}: {show(score.clips)} clips, the limit is {MAX_COUNT}")
     if not score.right_at_1 <= score.right_at_5 <= score.clips:
-        raise BadReplyError(
+        raise InvalidReplyError(
             f"{show(name)}: {show(score.right_at_1)} right at 1, {show(score.right_at_5)} at 5, "
             f"{score.clips} clips: must not decrease"
         )
     if max(score.right_among, score.right_calibrated) > score.clips:
-        raise BadReplyError(
+        raise InvalidReplyError(
             f"{show(name)}: {show(max(score.right_among, score.right_calibrated))} right of {score.clips} clips"
         )
     if score.predicted:
         if unknown := score.predicted.keys() - known:
-            raise BadReplyError(f"{show(name)}: predicted is unknown class {show(min(unknown))}")
+            raise InvalidReplyError(f"{show(name)}: predicted is unknown class {show(min(unknown))}")
         if sum(score.predicted.values()) != score.clips or score.predicted.get(name, 0) < score.right_at_1:
-            raise BadReplyError(
+            raise InvalidReplyError(
                 f"{show(name)}: {show(sum(score.predicted.values()))} predictions, {show(score.predicted.get(name))}"
                 f" of them right, for {score.clips} clips, {score.right_at_1} right"
             )
     _check_sums(show(name), score, score.clips, sum(highest.values()) / len(highest))
     if score.t5 is not None:
         if score.t5.right_at_1 > score.clips:
-            raise BadReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
+            raise InvalidReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
         _check_sums(f"{show(name)}, T5", score.t5, score.clips, highest["t5"])
 
 
 def _check_sums(what: str, score: ClassScores | SideScores, clips: int, highest: float) -> None:
     if abs(score.cosine) > clips * _COSINE_TOLERANCE:
-        raise BadReplyError(f"{what}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
+        raise InvalidReplyError(f"{what}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
     if not -clips * _LOSS_TOLERANCE <= score.loss <= clips * (1.01 * highest + _LOSS_TOLERANCE):
-        raise BadReplyError(f"{what}: losses of {clips} clips cannot sum to {score.loss:.6g}")
+        raise InvalidReplyError(f"{what}: losses of {clips} clips cannot sum to {score.loss:.6g}")

@@ -1,7 +1,7 @@
 """What the server asks of a site, as it travels in a message beside the arrays: written here, and read back strictly.
 
 To a site on a machine of its own the server is a stranger: a message is data, and whatever is wrong with one is an
-`OrderError`.
+`InvalidInstructionError`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Number = Annotated[int, Field(ge=0, lt=2**31)]
 Model = Literal["before", "after", "validation"]
 
 
-class OrderError(ValueError):
+class InvalidInstructionError(ValueError):
     """A message of the server is not what it should be; `str(error)` is one short line without the message's text."""
 
 
-class Order(BaseModel):
+class Instruction(BaseModel):
     """One task for one site.
 
     Attributes:
-        task: introduce the site, train the adapters that the message carries, or evaluate them.
-        round: from 1; 0 for the introduction.
+        task: register the site, train the adapters that the message carries, or evaluate them.
+        round: from 1; 0 for the registration.
         number: of the site in the experiment's partition.
         site: what the server calls it.
         settings_text: the experiment's `Settings` as JSON.
         classes: names of all classes.
         prompts: the server's fingerprint of the class prompts; see `agreement`.
-        held: introduce, train: fingerprint of the prototypes that the server holds of the site.
+        held: register, train: fingerprint of the prototypes that the server holds of the site.
         models: evaluate: the models to be scored.
         calibration: evaluate: taken off the scores of recorded classes.
         confusion: evaluate: also say which classes are taken for which.
@@ -47,7 +47,7 @@ class Order(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: Literal["introduce", "train", "evaluate"]
+    task: Literal["register", "train", "evaluate"]
     round: Number
     number: Number
     site: Annotated[str, Field(min_length=1, max_length=200)]
@@ -64,7 +64,7 @@ class Order(BaseModel):
         """The settings of the experiment.
 
         Raises:
-            OrderError: they are not what they should be.
+            InvalidInstructionError: they are not what they should be.
         """
         try:
             return _settings(self.settings_text)
@@ -72,20 +72,22 @@ class Order(BaseModel):
             raise _refusal(error, "settings.") from error
 
 
-def read_order(config: Mapping[str, Scalar], *tasks: str) -> Order:
+def read_instruction(config: Mapping[str, Scalar], *tasks: str) -> Instruction:
     """The order in a message's configuration.
 
     Raises:
-        OrderError: it is none, or none for one of these `tasks`.
+        InvalidInstructionError: it is none, or none for one of these `tasks`.
     """
     try:
-        order = Order.model_validate(dict(config))
+        order = Instruction.model_validate(dict(config))
     except ValidationError as error:
         raise _refusal(error, "") from error
     if order.task not in tasks:
-        raise OrderError(f"the server's message: task {order.task} has come as one to {' or '.join(tasks)}")
+        raise InvalidInstructionError(
+            f"the server's message: task {order.task} has come as one to {' or '.join(tasks)}"
+        )
     if order.task == "evaluate" and not {*order.models} - {VALIDATION}:
-        raise OrderError(f"the server's message: models {list(order.models)} name none to evaluate")
+        raise InvalidInstructionError(f"the server's message: models {list(order.models)} name none to evaluate")
     return order
 
 
@@ -94,7 +96,7 @@ def _settings(text: str) -> Settings:
     return Settings.model_validate_json(text)
 
 
-def _refusal(error: ValidationError, prefix: str) -> OrderError:
+def _refusal(error: ValidationError, prefix: str) -> InvalidInstructionError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = prefix + ".".join(str(step) for step in first["loc"][:4])
-    return OrderError(f"the server's message: {show(where)[1:-1]}: {first['type']}")
+    return InvalidInstructionError(f"the server's message: {show(where)[1:-1]}: {first['type']}")

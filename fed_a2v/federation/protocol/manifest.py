@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from flwr.common import Scalar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fed_a2v.federation.protocol.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
 
 # Limits of what a site may say.
 MAX_COUNT = 10**9  # clips
@@ -58,18 +58,18 @@ def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int
     take seconds to refuse.
 
     Raises:
-        BadReplyError: there is none, or it is not of that kind.
+        InvalidReplyError: there is none, or it is not of that kind.
     """
     tree = _parsed(_text(metrics, entries))
     version = tree.get("schema_version")
     if type(version) is not int or version != _SCHEMA_VERSION:
-        raise BadReplyError(f"manifest has schema_version {show(version)}, this program has {_SCHEMA_VERSION}")
+        raise InvalidReplyError(f"manifest has schema_version {show(version)}, this program has {_SCHEMA_VERSION}")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(_step, first["loc"][:4]))
-        raise BadReplyError(f"manifest {where}: {first['msg']}") from error
+        raise InvalidReplyError(f"manifest {where}: {first['msg']}") from error
 
 
 @only_bad_reply()
@@ -77,7 +77,7 @@ def claimed_site(metrics: Mapping[str, Scalar], classes: Collection[str]) -> str
     """The site that a reply or its scores name as their sender; nothing else is checked yet.
 
     Raises:
-        BadReplyError: no sender can be read.
+        InvalidReplyError: no sender can be read.
     """
     return read_manifest(metrics, _Sender, 2 * len(classes)).site
 
@@ -86,21 +86,21 @@ def check_origin(manifest: Manifest, site: str, round_number: int) -> None:
     """Check that a manifest comes from the site that was asked, and answers the round it was asked in.
 
     Raises:
-        BadReplyError: it does not.
+        InvalidReplyError: it does not.
     """
     if manifest.site != site:
-        raise BadReplyError(f"reply of site {show(manifest.site)}, asked was {show(site)}")
+        raise InvalidReplyError(f"reply of site {show(manifest.site)}, asked was {show(site)}")
     if manifest.round_number != round_number:
-        raise BadReplyError(f"reply to round {show(manifest.round_number)}, asked was round {round_number}")
+        raise InvalidReplyError(f"reply to round {show(manifest.round_number)}, asked was round {round_number}")
 
 
 def _text(metrics: Mapping[str, Scalar], entries: int) -> str:
     text = metrics.get(_KEY) if isinstance(metrics, Mapping) else None
     if type(text) is not str:
-        raise BadReplyError(f"no manifest: metrics[{_KEY!r}] must be a string")
+        raise InvalidReplyError(f"no manifest: metrics[{_KEY!r}] must be a string")
     limit = _BASE + _ENTRY * entries
     if len(text) > limit:
-        raise BadReplyError(f"manifest of {len(text)} characters, the limit is {limit}")
+        raise InvalidReplyError(f"manifest of {len(text)} characters, the limit is {limit}")
     return text
 
 
@@ -108,13 +108,13 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise BadReplyError("manifest is nested too deep") from error
-    except BadReplyError:
+        raise InvalidReplyError("manifest is nested too deep") from error
+    except InvalidReplyError:
         raise
     except ValueError as error:
-        raise BadReplyError("manifest is not valid JSON") from error
+        raise InvalidReplyError("manifest is not valid JSON") from error
     if not isinstance(tree, dict):
-        raise BadReplyError("manifest is not a JSON object")
+        raise InvalidReplyError("manifest is not a JSON object")
     return tree
 
 
@@ -122,12 +122,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise BadReplyError(f"manifest has the key {show(name)} twice")
+        raise InvalidReplyError(f"manifest has the key {show(name)} twice")
     return unique
 
 
 def _refuse_constant(token: str) -> NoReturn:
-    raise BadReplyError(f"manifest contains {token}")
+    raise InvalidReplyError(f"manifest contains {token}")
 
 
 def _step(name: object) -> str:

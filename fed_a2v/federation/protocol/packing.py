@@ -16,7 +16,7 @@ import numpy as np
 from flwr.common import Parameters
 
 from fed_a2v.federation.protocol.arrays import COUNTS, FLOATS, Array
-from fed_a2v.federation.protocol.errors import BadReplyError, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, show
 
 _ALIGNMENT = 64  # bytes; npy headers keep to it, so that arrays can be used where they lie
 _BYTES = np.dtype("uint8")
@@ -46,32 +46,32 @@ def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
         most: arrays that there may be in all.
 
     Raises:
-        BadReplyError: names the first array that is not as it should be.
+        InvalidReplyError: names the first array that is not as it should be.
     """
     arrays: list[Array] = []
     for whole in joined:
         if type(whole) is not np.ndarray or whole.dtype != _BYTES or whole.ndim != 1 or not whole.flags.c_contiguous:
-            raise BadReplyError("the message is not one array of bytes, or several")
+            raise InvalidReplyError("the message is not one array of bytes, or several")
         place = 0
         while place < whole.size:
             if len(arrays) == most:
-                raise BadReplyError(f"more arrays than the {most} that there may be")
+                raise InvalidReplyError(f"more arrays than the {most} that there may be")
             array, end = _read_npy(whole, place, f"array {len(arrays)}", _SENT)
             arrays.append(array)
             place = end if end == whole.size else end + -end % _ALIGNMENT
             if place > end and (place >= whole.size or whole[end:place].any()):
-                raise BadReplyError(f"array {len(arrays) - 1} is followed by other bytes")
+                raise InvalidReplyError(f"array {len(arrays) - 1} is followed by other bytes")
     return arrays
 
 
 def read_arrays(parameters: Parameters, most: int) -> list[Array]:
     """The arrays in Flower's parameters; see `split_arrays`."""
     if not isinstance(parameters, Parameters) or not isinstance(parameters.tensors, list):
-        raise BadReplyError("the reply has no list of arrays")
+        raise InvalidReplyError("the reply has no list of arrays")
     if parameters.tensor_type != "numpy.ndarray":
-        raise BadReplyError(f"arrays are {show(parameters.tensor_type)}, expected 'numpy.ndarray'")
+        raise InvalidReplyError(f"arrays are {show(parameters.tensor_type)}, expected 'numpy.ndarray'")
     if len(parameters.tensors) > _MAX_PARTS:
-        raise BadReplyError(f"the reply has {len(parameters.tensors)} parts, the limit is {_MAX_PARTS}")
+        raise InvalidReplyError(f"the reply has {len(parameters.tensors)} parts, the limit is {_MAX_PARTS}")
     return split_arrays((_whole(tensor, number) for number, tensor in enumerate(parameters.tensors)), most)
 
 
@@ -79,10 +79,10 @@ def _whole(tensor: Any, number: int) -> Array:
     """The one array of bytes that Flower has written as an npy file."""
     what = f"message part {number}"
     if type(tensor) is not bytes:
-        raise BadReplyError(f"{what} is not bytes")
+        raise InvalidReplyError(f"{what} is not bytes")
     array, end = _read_npy(np.frombuffer(tensor, _BYTES), 0, what, {_BYTES})
     if end != len(tensor):
-        raise BadReplyError(f"{what} is followed by other bytes")
+        raise InvalidReplyError(f"{what} is followed by other bytes")
     return array
 
 
@@ -95,17 +95,17 @@ def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> 
             raise ValueError("another version of the format")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
     except Exception as error:  # the header is parsed as a Python literal: many kinds of error
-        raise BadReplyError(f"{what} has no readable npy header") from error
+        raise InvalidReplyError(f"{what} has no readable npy header") from error
     if dtype not in types:
-        raise BadReplyError(f"{what} has type {show(str(dtype))}")
+        raise InvalidReplyError(f"{what} has type {show(str(dtype))}")
     if any(type(size) is not int or size < 0 for size in shape):
-        raise BadReplyError(f"{what} declares shape {show(shape)}")
+        raise InvalidReplyError(f"{what} declares shape {show(shape)}")
     offset = start + file.tell()
     declared, present = math.prod(shape) * dtype.itemsize, data.size - offset
     if declared > present:
-        raise BadReplyError(f"{what} declares {show(declared)} bytes and has {present}")
+        raise InvalidReplyError(f"{what} declares {show(declared)} bytes and has {present}")
     try:
         array = np.ndarray(shape, dtype, buffer=data, offset=offset, order="F" if by_columns else "C")
     except Exception as error:  # e.g. too many axes, or an empty array with an axis beyond the address space
-        raise BadReplyError(f"{what} declares shape {show(shape)}") from error
+        raise InvalidReplyError(f"{what} declares shape {show(shape)}") from error
     return array, offset + declared

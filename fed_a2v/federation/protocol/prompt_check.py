@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.names import listed
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.text import TargetsError
@@ -31,7 +31,7 @@ class OtherPromptsError(TargetsError):
     """A site's class prompts are not the server's; the message names classes that the server has named itself."""
 
 
-def fingerprint(prompts: PromptSet) -> str:
+def fingerprint(prompts: ClassPrompts) -> str:
     """Eight projections of each class prompt, as JSON: about 80 characters a class, twice that with T5."""
     sides = {"clip": prompts.clip, "t5": prompts.t5}
     return json.dumps(
@@ -43,7 +43,7 @@ def fingerprint(prompts: PromptSet) -> str:
     )
 
 
-def check_same_prompts(prompts: PromptSet, servers: str) -> None:
+def check_same_prompts(prompts: ClassPrompts, servers: str) -> None:
     """Check a site's prompts against the server's fingerprint.
 
     Args:

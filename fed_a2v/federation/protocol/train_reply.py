@@ -1,4 +1,4 @@
-"""What a site answers when it introduces itself or has trained: arrays, and the manifest that says which is what."""
+"""What a site answers when it registers or has trained: arrays, and the manifest that says which is what."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from flwr.common import Scalar
 from pydantic import Field
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PooledMoments
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import Variance
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
-from fed_a2v.federation.protocol.errors import BadReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
 from fed_a2v.federation.protocol.manifest import (
     MAX_COUNT,
     MAX_LOSS,
@@ -29,21 +29,21 @@ from fed_a2v.federation.protocol.manifest import (
 )
 from fed_a2v.federation.protocol.packing import join_arrays
 
-Task = Literal["introduce", "train"]
+Task = Literal["register", "train"]
 
 _PIECE = 1 << 14  # numbers converted at a time
 
 
 @dataclass(frozen=True)
-class SiteReply:
+class TrainReply:
     """What one site answers in one round.
 
     Attributes:
         site: the site's name.
         round_number: the round it answers.
-        task: "introduce" (prototypes only, before any training) or "train".
+        task: "register" (prototypes only, before any training) or "train".
         num_examples: clips that the site trains on.
-        weights: the adapters' weights; empty when it introduces itself. Those of a decoded reply are views of the
+        weights: the adapters' weights; empty when it registers. Those of a decoded reply are views of the
             bytes received, float16 or float32: copies of all sites' weights would be most of the server's memory.
         prompts: one entry for each class that the site shares.
         fingerprint: identifies the site's prototypes; while it is unchanged, they need not travel again.
@@ -51,7 +51,7 @@ class SiteReply:
         losses: parts of the training loss by name, finite.
         seconds: time spent at the site.
         test_clips: clips of each class that the site has for the evaluation, so that those that fail in it are missed.
-        moments: of all its clips together; only when a site introduces itself that shares no class.
+        moments: of all its clips together; only when a site registers that shares no class.
     """
 
     site: str
@@ -59,7 +59,7 @@ class SiteReply:
     task: Task
     num_examples: int
     weights: list[Tensor]
-    prompts: list[ClassPrompts]
+    prompts: list[ClassStatistics]
     fingerprint: str
     square_root: bool
     losses: dict[str, float] = field(default_factory=dict)
@@ -69,14 +69,14 @@ class SiteReply:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ReplySpec:
     """What the server expects of a reply, and its limits: what was asked for, and no more.
 
     Attributes:
         site: the site that was asked.
         round_number: the round it was asked in.
         task: what it was asked to do.
-        weight_shapes: shapes of the adapters' weights, in order; not used when a site introduces itself.
+        weight_shapes: shapes of the adapters' weights, in order; not used when a site registers.
         classes: the known class names.
         audio_shape: (S, Da) of the audio embeddings; None: any, as long as the reply's prototypes agree.
         clip_shape: (Tc, Dc) of the CLIP adapter's output.
@@ -171,7 +171,7 @@ class _ReplyManifest(Manifest):
     moments: _MomentsEntry | None
 
 
-def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
     """Arrays and metrics of a reply.
 
     Arrays are copies in native byte order. One whose finite values would overflow in `dtype`, or positive
@@ -232,7 +232,7 @@ def encode_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[
     return arrays, write_manifest(manifest)
 
 
-def pack_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+def pack_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
     """Arrays and metrics of a reply as Flower takes them; see `encode_reply`.
 
     The weights are joined into one array and all else into another: the server keeps the weights as they came, and
@@ -245,8 +245,8 @@ def pack_reply(reply: SiteReply, dtype: FloatType) -> tuple[list[Array], dict[st
 
 @only_bad_reply()
 def decode_reply(
-    arrays: Sequence[Array], metrics: Mapping[str, Scalar], num_examples: int, expected: Expected
-) -> SiteReply:
+    arrays: Sequence[Array], metrics: Mapping[str, Scalar], num_examples: int, expected: ReplySpec
+) -> TrainReply:
     """Check a reply against what is expected.
 
     The weights are views of `arrays`, not to be changed; all else is copied. Tensors keep the precision in which they
@@ -262,23 +262,23 @@ def decode_reply(
         expected: what the server asked for.
 
     Raises:
-        BadReplyError: anything is wrong with it. No other exception escapes, whatever the input.
+        InvalidReplyError: anything is wrong with it. No other exception escapes, whatever the input.
     """
     manifest = read_manifest(metrics, _ReplyManifest, len(expected.classes))
     check_origin(manifest, expected.site, expected.round_number)
     if manifest.task != expected.task:
-        raise BadReplyError(f"answers task {manifest.task!r}, asked was {expected.task!r}")
+        raise InvalidReplyError(f"answers task {manifest.task!r}, asked was {expected.task!r}")
     if expected.square_root not in (None, manifest.square_root):
-        raise BadReplyError(f"square_root is {manifest.square_root}, the other sites have {expected.square_root}")
+        raise InvalidReplyError(f"square_root is {manifest.square_root}, the other sites have {expected.square_root}")
     check_arrays(arrays)
     weight_shapes = list(expected.weight_shapes) if expected.task == "train" else []
     if manifest.weights != len(weight_shapes):
-        raise BadReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
+        raise InvalidReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
     _check_indices(manifest, len(arrays))
     _check_classes(manifest, num_examples, expected)
     _check_losses(manifest, expected)
     _check_test_clips(manifest.test_clips, expected)
-    return SiteReply(
+    return TrainReply(
         site=manifest.site,
         round_number=manifest.round_number,
         task=manifest.task,
@@ -306,17 +306,17 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
-            raise BadReplyError(f"manifest names array {show(index)}, the reply has {available}")
+            raise InvalidReplyError(f"manifest names array {show(index)}, the reply has {available}")
         if times > 1:
-            raise BadReplyError(f"manifest uses array {index} {times} times")
+            raise InvalidReplyError(f"manifest uses array {index} {times} times")
     if len(uses) != available:
-        raise BadReplyError(f"the reply has {available} arrays, the manifest uses {len(uses)}")
+        raise InvalidReplyError(f"the reply has {available} arrays, the manifest uses {len(uses)}")
 
 
-def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expected) -> None:
+def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplySpec) -> None:
     """Names, counts, and which arrays each class must and must not have."""
     if type(num_examples) is not int or not 1 <= num_examples <= expected.max_count:
-        raise BadReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
+        raise InvalidReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
     known, held = frozenset(expected.classes), frozenset(expected.held_classes)
     unchanged = manifest.fingerprint == expected.held_fingerprint
     outputs = expected.outputs and expected.task == "train"
@@ -324,53 +324,57 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: Expect
     for entry in manifest.classes:
         name = show(entry.name)
         if entry.name not in known:
-            raise BadReplyError(f"unknown class {name}")
+            raise InvalidReplyError(f"unknown class {name}")
         if entry.name in seen:
-            raise BadReplyError(f"class {name} comes twice")
+            raise InvalidReplyError(f"class {name} comes twice")
         seen.add(entry.name)
         if entry.count > expected.max_count:
-            raise BadReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
+            raise InvalidReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
         if entry.count < expected.min_clips:
-            raise BadReplyError(f"class {name} has {entry.count} clips, share.min_clips is {expected.min_clips}")
+            raise InvalidReplyError(f"class {name} has {entry.count} clips, share.min_clips is {expected.min_clips}")
         if expected.prototypes and entry.prototypes is None and not (unchanged and entry.name in held):
-            raise BadReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
+            raise InvalidReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
         if not expected.prototypes and entry.prototypes is not None:
-            raise BadReplyError(f"class {name} has prototypes, and nobody asked for any")
+            raise InvalidReplyError(f"class {name} has prototypes, and nobody asked for any")
         if entry.prototypes is not None and entry.prototypes.variances is not None and expected.variances == "none":
-            raise BadReplyError(f"class {name} has variances, and nobody asked for any")
+            raise InvalidReplyError(f"class {name} has variances, and nobody asked for any")
         for kind, index, wanted in (
             ("clip", entry.clip, outputs),
             ("t5", entry.t5, outputs and expected.t5_shape is not None),
         ):
             if (index is not None) != wanted:
-                raise BadReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")
+                raise InvalidReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")
     clips = sum(entry.count for entry in manifest.classes)
     if clips > num_examples:
-        raise BadReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
+        raise InvalidReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
     if manifest.moments is not None:
         if expected.task == "train" or manifest.classes:
-            raise BadReplyError(f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}")
+            raise InvalidReplyError(
+                f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}"
+            )
         if manifest.moments.count > num_examples:
-            raise BadReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
+            raise InvalidReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
         if manifest.moments.count < expected.min_clips:
-            raise BadReplyError(f"moments of {manifest.moments.count} clips, share.min_clips is {expected.min_clips}")
+            raise InvalidReplyError(
+                f"moments of {manifest.moments.count} clips, share.min_clips is {expected.min_clips}"
+            )
 
 
-def _check_losses(manifest: _ReplyManifest, expected: Expected) -> None:
+def _check_losses(manifest: _ReplyManifest, expected: ReplySpec) -> None:
     """The losses are those that training gives: others would be columns that a site invents."""
     wanted = set(expected.losses) if manifest.task == "train" else set()
     if manifest.losses.keys() != wanted:
-        raise BadReplyError(f"losses are {show(sorted(manifest.losses))}, expected {show(sorted(wanted))}")
+        raise InvalidReplyError(f"losses are {show(sorted(manifest.losses))}, expected {show(sorted(wanted))}")
 
 
-def _check_test_clips(clips: Mapping[str, int], expected: Expected) -> None:
+def _check_test_clips(clips: Mapping[str, int], expected: ReplySpec) -> None:
     if unknown := clips.keys() - frozenset(expected.classes):
-        raise BadReplyError(f"test clips of unknown class {show(min(unknown))}")
+        raise InvalidReplyError(f"test clips of unknown class {show(min(unknown))}")
     if (total := sum(clips.values())) > expected.max_count:
-        raise BadReplyError(f"{show(total)} test clips, the limit is {expected.max_count}")
+        raise InvalidReplyError(f"{show(total)} test clips, the limit is {expected.max_count}")
 
 
-def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: Expected) -> list[Tensor]:
+def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: ReplySpec) -> list[Tensor]:
     weights = [
         read_floats(array, tuple(shape), f"weight {position}", expected.max_magnitude, copy=False)
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
@@ -381,13 +385,13 @@ def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], ex
     norm = math.hypot(*(float(torch.linalg.vector_norm(piece.float())) for piece in pieces))
     if norm > expected.max_weight_rms * math.sqrt(size):
         rms = norm / math.sqrt(size)
-        raise BadReplyError(
+        raise InvalidReplyError(
             f"weights have root mean square {rms:.3g}, aggregation.max_scale allows {expected.max_weight_rms:.3g}"
         )
     return weights
 
 
-def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: Expected) -> list[ClassPrompts]:
+def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: ReplySpec) -> list[ClassStatistics]:
     prompts = []
     audio_shape = expected.audio_shape
     for entry in manifest.classes:
@@ -403,31 +407,31 @@ def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: E
             )
             if index is not None and shape is not None
         }
-        prompts.append(ClassPrompts(entry.name, entry.count, audio, **outputs))
+        prompts.append(ClassStatistics(entry.name, entry.count, audio, **outputs))
     return prompts
 
 
 def _read_prototypes(
-    arrays: Sequence[Array], entry: _ClassEntry, audio_shape: tuple[int, int] | None, expected: Expected
+    arrays: Sequence[Array], entry: _ClassEntry, audio_shape: tuple[int, int] | None, expected: ReplySpec
 ) -> AudioPrototypes:
     where, name = entry.prototypes, show(entry.name)
     assert where is not None
     counts, most = arrays[where.counts], expected.prototypes_of(entry.count)
     if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= most:
-        raise BadReplyError(
+        raise InvalidReplyError(
             f"prototype counts of {name} are {show(str(counts.dtype))} {show(counts.shape)}, "
             f"expected int64 (K,) with K up to {most} for {entry.count} clips"
         )
     lowest, highest = (expected.min_clips, expected.max_count) if expected.groups else (1, 1)
     if counts.min() < lowest or counts.max() > highest:
-        raise BadReplyError(
+        raise InvalidReplyError(
             f"prototypes of {name} have {counts.min()} to {counts.max()} clips, expected {lowest} to {highest}"
         )
     if counts.sum() > entry.count:
-        raise BadReplyError(f"prototypes of {name} cover {counts.sum()} clips of {entry.count}")
+        raise InvalidReplyError(f"prototypes of {name} cover {counts.sum()} clips of {entry.count}")
     means = arrays[where.means]
     if means.ndim != 3 or means.size == 0:
-        raise BadReplyError(f"prototypes of {name} have shape {show(means.shape)}, expected (K, S, Da)")
+        raise InvalidReplyError(f"prototypes of {name} have shape {show(means.shape)}, expected (K, S, Da)")
     shape = (len(counts), *(audio_shape or means.shape[1:]))
     limit = expected.max_magnitude
     if where.variances is None:
@@ -448,11 +452,11 @@ def _unlike(variances: Tensor) -> Tensor:
     return variances[:1] if bool((variances == variances[:1]).all()) else variances
 
 
-def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Expected) -> PooledMoments:
+def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: ReplySpec) -> PooledMoments:
     mean, limit = arrays[entry.mean], expected.max_magnitude
     if mean.ndim != 2 or mean.size == 0:
-        raise BadReplyError(f"mean of all clips has shape {show(mean.shape)}, expected (S, Da)")
+        raise InvalidReplyError(f"mean of all clips has shape {show(mean.shape)}, expected (S, Da)")
     if entry.variance > limit**2:
-        raise BadReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {limit**2:g}")
+        raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {limit**2:g}")
     shape = expected.audio_shape or mean.shape
     return PooledMoments(read_floats(mean, shape, "mean of all clips", limit), entry.variance, entry.count)

@@ -10,10 +10,10 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import known_shape
 from fed_a2v.federation.errors import FederationError
-from fed_a2v.federation.protocol import SiteReply
+from fed_a2v.federation.protocol import TrainReply
 
 
-class AudioKind(NamedTuple):
+class EmbeddingSpec(NamedTuple):
     """Embeddings of shape (tokens, width), and whether they are square roots of what the encoder gave."""
 
     tokens: int
@@ -24,31 +24,31 @@ class AudioKind(NamedTuple):
         return f"{self.tokens} x {self.width}" + (" square roots" if self.square_root else "")
 
 
-def audio_kind(reply: SiteReply) -> AudioKind | None:
+def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
     """The kind of a site's embeddings; None if it shares nothing."""
     for prompt in reply.prompts:
         if prompt.audio is not None:
-            return AudioKind(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
+            return EmbeddingSpec(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
     if reply.moments is not None:
         tokens, width = reply.moments.mean.shape
-        return AudioKind(tokens, width, reply.square_root)
+        return EmbeddingSpec(tokens, width, reply.square_root)
     return None
 
 
-def agreed_kind(replies: Sequence[SiteReply], settings: Settings) -> AudioKind | None:
+def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingSpec | None:
     """The kind that the adapters are to serve; None if no site shares anything.
 
     Of the shape that the server's own encoder gives, where it knows that without fetching or loading a model: no site
     is asked. Of what is left open the sites decide, each with one vote, whatever number of clips it claims.
 
     Args:
-        replies: of the introduction.
+        replies: of the registration.
         settings: of the experiment.
 
     Raises:
         FederationError: no site is of the encoder's kind, or no kind is that of more than half of the sites.
     """
-    kinds = Counter(kind for kind in map(audio_kind, replies) if kind is not None)
+    kinds = Counter(kind for kind in map(embedding_spec, replies) if kind is not None)
     if not kinds:
         return None
     told = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))

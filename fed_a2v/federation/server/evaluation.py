@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fed_a2v.core.prototype_bank import PromptBank
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.zero_shot import UnseenAccuracy
 from fed_a2v.federation.protocol import VALIDATION, Scores
 
@@ -137,7 +137,7 @@ def unseen_figures(
     }
 
 
-def remembered_figures(scores: Scores, bank: PromptBank, here: Collection[str]) -> dict[str, Any]:
+def replay_figures(scores: Scores, bank: PrototypeBank, here: Collection[str]) -> dict[str, Any]:
     """Accuracy on the classes heard of so far, and on those whose sites are all gone; of all prompts each time.
 
     Args:
@@ -163,7 +163,7 @@ def remembered_figures(scores: Scores, bank: PromptBank, here: Collection[str]) 
 
 def class_figures(
     scores: Mapping[str, Scores],
-    bank: PromptBank,
+    bank: PrototypeBank,
     round_number: int,
     coverage: Coverage,
     lost: Collection[str] = (),

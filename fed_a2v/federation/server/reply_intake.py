@@ -12,10 +12,10 @@ from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
 from fed_a2v.federation.protocol import (
-    BadReplyError,
-    Expected,
+    InvalidReplyError,
+    ReplySpec,
     Scores,
-    SiteReply,
+    TrainReply,
     claimed_site,
     decode_reply,
     decode_scores,
@@ -37,12 +37,12 @@ def fresh_row() -> dict[str, Any]:
     return {"rejected": 0, "rejections": [], "failures": 0, "failure_reasons": [], "bytes_up": 0, "bytes_down": 0}
 
 
-def reject(row: dict[str, Any], what: str, reason: BadReplyError | str) -> None:
+def reject(row: dict[str, Any], what: str, reason: InvalidReplyError | str) -> None:
     """Count and log an answer that is not used."""
     row["rejected"] += 1
     row["rejections"].append(str(reason))
     log.warning("Rejected %s: %s", what, reason)
-    if isinstance(reason, BadReplyError) and reason.__cause__ is not None:
+    if isinstance(reason, InvalidReplyError) and reason.__cause__ is not None:
         log.debug("It was refused because of", exc_info=reason.__cause__)
 
 
@@ -52,7 +52,7 @@ def reasons(row: Mapping[str, Any]) -> str:
     return "; ".join(" ".join(reason.split()) for reason in list(different)[:3]) or "no site answered"
 
 
-class Answers:
+class ReplyValidator:
     """Takes in what comes back from the sites that were asked.
 
     Args:
@@ -70,9 +70,9 @@ class Answers:
         self,
         results: Iterable[FitResult],
         failures: Sequence[FitResult | BaseException],
-        expected: Callable[[str], Expected],
-        off_scale: Callable[[list[SiteReply]], Mapping[str, str]] | None = None,
-    ) -> list[SiteReply]:
+        expected: Callable[[str], ReplySpec],
+        off_scale: Callable[[list[TrainReply]], Mapping[str, str]] | None = None,
+    ) -> list[TrainReply]:
         """The good replies, by site name; the row says of every site how it answered.
 
         Args:
@@ -84,13 +84,13 @@ class Answers:
         start = time.perf_counter()
         self._count_failures(failures)
         claims, refused = self._claims(results)
-        replies: dict[str, SiteReply] = {}
+        replies: dict[str, TrainReply] = {}
         for site, node, result in claims:
             try:
                 if site in replies:
-                    raise BadReplyError(SECOND_REPLY)
+                    raise InvalidReplyError(SECOND_REPLY)
                 replies[site] = self._unpacked(result, expected(site))
-            except BadReplyError as error:
+            except InvalidReplyError as error:
                 refused.add(site)
                 reject(self.row, f"the reply of node {node.cid}", error)
         for site, reason in (off_scale(list(replies.values())) if off_scale else {}).items():
@@ -131,7 +131,7 @@ class Answers:
             try:
                 site = self._sender(node, result.metrics)
                 if site in scores:
-                    raise BadReplyError(SECOND_REPLY)
+                    raise InvalidReplyError(SECOND_REPLY)
                 scores[site] = decode_scores(
                     result.metrics,
                     result.num_examples,
@@ -145,7 +145,7 @@ class Answers:
                     (registered or {}).get(site),
                     highest,
                 )
-            except BadReplyError as error:
+            except InvalidReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)
         return dict(sorted(scores.items()))
 
@@ -156,7 +156,7 @@ class Answers:
         for node, result in results:
             try:
                 claims.append((self._sender(node, result.metrics), node, result))
-            except BadReplyError as error:
+            except InvalidReplyError as error:
                 refused |= {site for site, cid in self.asked.items() if cid == node.cid}
                 reject(self.row, f"the reply of node {node.cid}", error)
         return sorted(claims, key=lambda claim: claim[0]), refused
@@ -165,17 +165,17 @@ class Answers:
         """The site that an answer claims to come from, if that node was asked for it."""
         site = claimed_site(metrics, self.classes)
         if self.asked.get(site) != node.cid:
-            raise BadReplyError(f"it names site {show(site)}, which this node was not asked for")
+            raise InvalidReplyError(f"it names site {show(site)}, which this node was not asked for")
         return site
 
-    def _unpacked(self, result: FitRes, expected: Expected) -> SiteReply:
+    def _unpacked(self, result: FitRes, expected: ReplySpec) -> TrainReply:
         """The reply in `result`; its weights alone keep hold of the bytes."""
         arrays = read_arrays(result.parameters, expected.max_arrays)
         result.parameters = Parameters([], result.parameters.tensor_type)
         self.row["bytes_up"] += payload_bytes(arrays)
         return decode_reply(arrays, result.metrics, result.num_examples, expected)
 
-    def _record(self, replies: Mapping[str, SiteReply], refused: Container[str]) -> None:
+    def _record(self, replies: Mapping[str, TrainReply], refused: Container[str]) -> None:
         """Put into the row, and into the log, who gave a good reply and who did not."""
         self.row["replies"] = len(replies)
         self.row["sites"] = {

@@ -19,7 +19,7 @@ PROGRAM = 500_000_000
 
 
 @dataclass(frozen=True)
-class Needs:
+class ResourceEstimate:
     """What a federation takes, in bytes.
 
     Attributes:
@@ -37,7 +37,7 @@ class Needs:
     disk: int
 
 
-def needs(settings: Settings, step: ServerStep, audio_shape: tuple[int, int]) -> Needs:
+def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[int, int]) -> ResourceEstimate:
     """What an experiment takes, if every site has as many classes as its partition says, or else all.
 
     Args:
@@ -62,7 +62,7 @@ def needs(settings: Settings, step: ServerStep, audio_shape: tuple[int, int]) ->
     asked = max(1, round(settings.federation.sites_per_round * sites))
     state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + outputs)))
     checkpoint = settings.checkpoint
-    return Needs(
+    return ResourceEstimate(
         down=adapters + adapters + (before if settings.federation.evaluate_before else 0),
         up=up,
         prototypes=prototypes,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.protocol.prompt_check import check_same_prompts, fingerprint
 from fed_a2v.runs.checkpoint import check_same_experiment, load_state, read_state
@@ -107,7 +107,7 @@ def take_over(saved: SavedRun, folder: RunFolder) -> None:
 
 
 def check_unchanged(
-    saved: SavedRun, prompts: PromptSet, partition: Mapping[str, Any] | None, accept_new_data: bool
+    saved: SavedRun, prompts: ClassPrompts, partition: Mapping[str, Any] | None, accept_new_data: bool
 ) -> None:
     """Check that clips and prompts are those of the earlier start, wherever they lie now.
 

@@ -43,7 +43,7 @@ def sampled_sites(settings: Settings, round_number: int) -> list[int]:
     return sorted(random.choice(active, size=max(1, round(share * len(active))), replace=False).tolist())
 
 
-class Nodes:
+class NodeRegistry:
     """Flower's nodes, and the sites that each of them speaks for.
 
     The sites of a simulated federation are dealt to whatever nodes there are, several to a node if need be. With
@@ -95,7 +95,7 @@ class Nodes:
             log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
 
     def assign(
-        self, manager: ClientManager, numbers: Iterable[int], introduction: bool = False, ask: bool = True
+        self, manager: ClientManager, numbers: Iterable[int], registration: bool = False, ask: bool = True
     ) -> list[tuple[str, int, ClientProxy]]:
         """Name, number and node of each of the sites `numbers`; of all nodes where each is a site of its own.
 
@@ -104,7 +104,7 @@ class Nodes:
         Args:
             manager: knows the nodes.
             numbers: of the sites, where nodes are not sites of their own.
-            introduction: nodes not heard of before get a name for the time being, and tell their own with what they
+            registration: nodes not heard of before get a name for the time being, and tell their own with what they
                 answer (`learn_names`); otherwise they are asked for it first.
             ask: also ask nodes not heard of before; False leaves them out.
 
@@ -114,9 +114,9 @@ class Nodes:
         self.wait(manager, 1)
         nodes = [node for _, node in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
-            if ask and not introduction:
+            if ask and not registration:
                 self._ask_names(nodes)
-            names = {node.cid: f"site-{node.cid}" for node in nodes} if introduction else {}
+            names = {node.cid: f"site-{node.cid}" for node in nodes} if registration else {}
             names |= self._names
             sites = [(names[node.cid], 0, node) for node in nodes if node.cid in names]
         else:

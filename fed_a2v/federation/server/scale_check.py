@@ -11,11 +11,11 @@ from statistics import median
 
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import ENOUGH_SITES, ClassPrompts, PooledMoments, PromptBank
-from fed_a2v.federation.protocol import SiteReply
+from fed_a2v.core.prototype_bank import ENOUGH_SITES, ClassStatistics, PooledMoments, PrototypeBank
+from fed_a2v.federation.protocol import TrainReply
 
 
-def sizes(prompts: Iterable[ClassPrompts], moments: PooledMoments | None = None) -> dict[str, float]:
+def sizes(prompts: Iterable[ClassStatistics], moments: PooledMoments | None = None) -> dict[str, float]:
     """Root mean squares of what a site says, by what they are of; without what it does not say.
 
     `typical prototype` is the mean over them, the others are of the largest one of the kind.
@@ -36,7 +36,7 @@ def sizes(prompts: Iterable[ClassPrompts], moments: PooledMoments | None = None)
     return largest
 
 
-def off_scale(replies: Sequence[SiteReply], bank: PromptBank | None, factor: float) -> dict[str, str]:
+def off_scale(replies: Sequence[TrainReply], bank: PrototypeBank | None, factor: float) -> dict[str, str]:
     """The sites whose reply is `factor` times off the median site's scale, each with the reason.
 
     Prototypes and variances are compared with those of all sites, the ones that the bank holds of sites that have sent
@@ -46,7 +46,7 @@ def off_scale(replies: Sequence[SiteReply], bank: PromptBank | None, factor: flo
 
     Args:
         replies: checked ones of one round.
-        bank: what has been said before; None in the introduction.
+        bank: what has been said before; None in the registration.
         factor: more than 1; math.inf refuses nothing.
     """
     now = {reply.site: sizes(reply.prompts, reply.moments) for reply in replies}

@@ -15,7 +15,7 @@ from torch import nn
 from fed_a2v.config.messages import explain_validation
 from fed_a2v.config.plugins import TARGET, check_plain, load_class
 from fed_a2v.config.schema import ConfigError, GeneratorSettings, Settings
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.names import nearest
@@ -34,7 +34,7 @@ FRUGAL_CHUNK = 16
 SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 
 
-def make_step(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> ServerStep:
+def make_step(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
     device = torch_device(settings.device)
     generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
@@ -99,14 +99,14 @@ def make_generator(
     return made
 
 
-def model_bytes(settings: Settings, prompts: PromptSet, audio_shape: tuple[int, int]) -> int:
+def model_bytes(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int]) -> int:
     """Bytes of the adapters and of one generator that the settings describe; nothing is allocated to find out.
 
     Raises:
         ConfigError: see `make_generator`.
     """
     nowhere = settings.model_copy(update={"device": "meta"})
-    shapes = PromptSet(prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta"))
+    shapes = ClassPrompts(prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta"))
     with torch.random.fork_rng(), torch.device("meta"), _refusals_of(settings.generator):
         models = [new_adapters(nowhere, shapes, audio_shape[1])]
         if settings.generator.target is not None:

@@ -19,10 +19,10 @@ from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
-from fed_a2v.core.server_step import ServerStep, SiteUpdate
+from fed_a2v.core.server_step import ClientUpdate, ServerStep
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.factory import site_steps
@@ -30,11 +30,11 @@ from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.protocol import (
     VALIDATION,
-    BadReplyError,
-    Expected,
+    InvalidReplyError,
+    ReplySpec,
     Scores,
-    SiteReply,
     Task,
+    TrainReply,
     claimed_site,
     encode_weights,
     join_arrays,
@@ -42,16 +42,16 @@ from fed_a2v.federation.protocol import (
 )
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
-from fed_a2v.federation.server.embedding_spec import agreed_kind, audio_kind
+from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
 from fed_a2v.federation.server.evaluation import (
     Coverage,
     class_figures,
-    remembered_figures,
+    replay_figures,
     round_figures,
     unseen_figures,
 )
-from fed_a2v.federation.server.reply_intake import Answers, EvaluateResult, FitResult, fresh_row, reasons, reject
-from fed_a2v.federation.server.sampling import Nodes, active_sites, sampled_sites
+from fed_a2v.federation.server.reply_intake import EvaluateResult, FitResult, ReplyValidator, fresh_row, reasons, reject
+from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
 
 log = logging.getLogger("fed_a2v")
@@ -79,24 +79,24 @@ class RoundListener:
 class FedA2V(Strategy):
     """Averages the sites' adapters, trains a generator on what they sent, and fine-tunes the average.
 
-    Before the first round the sites introduce themselves: they send averages of their clips' embeddings, from
+    Before the first round the sites register: they send averages of their clips' embeddings, from
     which the server learns the width of the embeddings and how to standardise them. The averages stay in its
     bank; a site sends them again only when its data has changed.
 
-    Results do not depend on the number of nodes: see `Nodes`.
+    Results do not depend on the number of nodes: see `NodeRegistry`.
 
     Args:
         settings: of the experiment.
         prompts: the prompts of all classes.
         make_step: builds the server step for embeddings of shape (S, Da).
         listener: told of phases and finished rounds.
-        max_workers: sites that work at the same time during the introduction; None: Flower's default.
+        max_workers: sites that work at the same time during the registration; None: Flower's default.
     """
 
     def __init__(
         self,
         settings: Settings,
-        prompts: PromptSet,
+        prompts: ClassPrompts,
         make_step: StepFactory,
         listener: RoundListener | None = None,
         max_workers: int | None = None,
@@ -115,7 +115,7 @@ class FedA2V(Strategy):
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
-        self._nodes = Nodes(settings, bound=settings.federation.bind_names and is_deployed_server())
+        self._nodes = NodeRegistry(settings, bound=settings.federation.bind_names and is_deployed_server())
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
@@ -129,8 +129,8 @@ class FedA2V(Strategy):
         # Shares that were cut in the last round's mean.
         self._cut: dict[str, tuple[float, float]] = {}
         self._row: dict[str, Any] = {}
-        # What the introduction cost, put into the row of the first round.
-        self._introduction: dict[str, Any] = {}
+        # What the registration cost, put into the row of the first round.
+        self._registration: dict[str, Any] = {}
         self._before: NDArrays = []
         # How far from the prompts' centre an output of the scored models can be: it limits what sites may call losses.
         self._reach: dict[str, float] = {}
@@ -139,10 +139,10 @@ class FedA2V(Strategy):
     # Flower's hooks, in the order in which it calls them
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
-        """Wait for the nodes; let the sites introduce themselves unless an earlier run did."""
+        """Wait for the nodes; let the sites register unless an earlier run did."""
         self._nodes.wait(client_manager, self.settings.federation.min_nodes)
         if self.step is None:
-            self._introduce(client_manager)
+            self._register(client_manager)
         return _joined(self._weights())
 
     def configure_fit(
@@ -151,8 +151,8 @@ class FedA2V(Strategy):
         """Ask every site of the round to train the global adapters."""
         del parameters
         round_number = server_round + self.start_round
-        self._row = {"round": round_number, **fresh_row(), **self._introduction}
-        self._introduction = {}
+        self._row = {"round": round_number, **fresh_row(), **self._registration}
+        self._registration = {}
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
         self._manager = client_manager
@@ -190,7 +190,7 @@ class FedA2V(Strategy):
         # Replaced by the server step where it takes any.
         row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
-        updates = [SiteUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
+        updates = [ClientUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
         self._note_shared(round_number)
         self.listener.server_step_done(round_number, step)
@@ -235,7 +235,7 @@ class FedA2V(Strategy):
         """Add up the sites' counts, and close the round."""
         round_number = server_round + self.start_round
         row = self._row
-        answers = Answers(self.classes, self._nodes.assigned, row)
+        answers = ReplyValidator(self.classes, self._nodes.assigned, row)
         by_site = answers.scores(
             results,
             failures,
@@ -263,18 +263,18 @@ class FedA2V(Strategy):
         self.listener.round_done(row)
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
-    # The introduction
+    # The registration
 
-    def _introduce(self, client_manager: ClientManager) -> None:
+    def _register(self, client_manager: ClientManager) -> None:
         """Ask the sites what they have; build the server step for their embeddings, and fill its bank."""
         start = time.perf_counter()
-        self.listener.phase(0, "introduction")
+        self.listener.phase(0, "registration")
         empty = ndarrays_to_parameters([])
         results, failures = fit_clients(
             [
-                (node, FitIns(empty, self._message("introduce", 0, site, number, held="")))
+                (node, FitIns(empty, self._message("register", 0, site, number, held="")))
                 for site, number, node in self._nodes.assign(
-                    client_manager, active_sites(self.settings, 1), introduction=True
+                    client_manager, active_sites(self.settings, 1), registration=True
                 )
             ],
             max_workers=self.max_workers,
@@ -284,32 +284,32 @@ class FedA2V(Strategy):
         if self.settings.partition.kind == "own":
             self._nodes.learn_names(self._told_names(results))
         row = fresh_row()
-        replies = self._agreeing(self._good_replies(results, failures, 0, "introduce", row), row)
+        replies = self._agreeing(self._good_replies(results, failures, 0, "register", row), row)
         if not replies or self.audio_shape is None:
-            raise FederationError(f"no site could introduce itself: {reasons(row)}")
+            raise FederationError(f"no site could register: {reasons(row)}")
         self.step = self.make_step(self.audio_shape)
-        self.step.fill_bank(0, [SiteUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
+        self.step.fill_bank(0, [ClientUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._note_shared(0)
         # The first round's row also has what went wrong here.
-        self._introduction = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
-            "bytes_introduction": row["bytes_up"],
-            "seconds_introduction": time.perf_counter() - start,
+        self._registration = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
+            "bytes_registration": row["bytes_up"],
+            "seconds_registration": time.perf_counter() - start,
         }
-        log.info("%d sites introduced themselves in %.1f s", len(replies), time.perf_counter() - start)
+        log.info("%d sites registered in %.1f s", len(replies), time.perf_counter() - start)
 
     def _told_names(self, results: Sequence[FitResult]) -> dict[str, str]:
         """What the nodes call their sites in their answers, by their `cid`."""
         told = {}
         for node, result in results:
-            with suppress(BadReplyError):  # counted when the replies are taken in
+            with suppress(InvalidReplyError):  # counted when the replies are taken in
                 told[node.cid] = claimed_site(result.metrics, self.classes)
         return told
 
-    def _agreeing(self, replies: list[SiteReply], row: dict[str, Any]) -> list[SiteReply]:
+    def _agreeing(self, replies: list[TrainReply], row: dict[str, Any]) -> list[TrainReply]:
         """The sites whose embeddings are of the kind that the adapters are to serve; the rest is turned away."""
-        agreed = agreed_kind(replies, self.settings)
+        agreed = agreed_spec(replies, self.settings)
         if agreed is None:
             if replies:
                 few = f"no site has share.min_clips={self.settings.share.min_clips} clips, of one class or in all"
@@ -318,7 +318,7 @@ class FedA2V(Strategy):
         self.audio_shape, self.square_root = (agreed.tokens, agreed.width), agreed.square_root
         agreeing = []
         for reply in replies:
-            kind = audio_kind(reply)
+            kind = embedding_spec(reply)
             if kind in (agreed, None):
                 agreeing.append(reply)
             else:
@@ -366,7 +366,7 @@ class FedA2V(Strategy):
 
     @property
     def _everyone_heard(self) -> int:
-        """The round in which the last group of sites has its first turn; 0, the introduction, where all are there."""
+        """The round in which the last group of sites has its first turn; 0, the registration, where all are there."""
         scenario = self.settings.scenario
         return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
 
@@ -424,9 +424,9 @@ class FedA2V(Strategy):
         round_number: int,
         task: Task,
         row: dict[str, Any],
-    ) -> list[SiteReply]:
+    ) -> list[TrainReply]:
         """The replies that pass every check, by site name."""
-        answers = Answers(self.classes, self._nodes.assigned, row)
+        answers = ReplyValidator(self.classes, self._nodes.assigned, row)
         largest = self._largest_weights()
         replies = answers.replies(
             results,
@@ -437,7 +437,7 @@ class FedA2V(Strategy):
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
         return replies
 
-    def _off_scale(self, replies: Sequence[SiteReply]) -> dict[str, str]:
+    def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply is not of the others' scale, each with the reason."""
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 
@@ -446,12 +446,12 @@ class FedA2V(Strategy):
         sent = root_mean_square([] if self.step is None else self.step.adapters.weights())
         return self.settings.aggregation.scale_limit * sent if sent else math.inf
 
-    def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> Expected:
+    def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> ReplySpec:
         step, settings = self.step, self.settings
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
-        return Expected(
+        return ReplySpec(
             site=site,
             round_number=round_number,
             task=task,
@@ -462,7 +462,7 @@ class FedA2V(Strategy):
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
-            prototypes=task == "introduce" or self.settings.needs_prototypes,
+            prototypes=task == "register" or self.settings.needs_prototypes,
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
             variances=share.variance,
@@ -472,11 +472,11 @@ class FedA2V(Strategy):
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
         )
 
-    def _repeated(self, round_number: int, row: dict[str, Any], replies: list[SiteReply]) -> list[SiteReply]:
-        """The good replies, after asking all sites again while there are too few and patience lasts."""
+    def _repeated(self, round_number: int, row: dict[str, Any], replies: list[TrainReply]) -> list[TrainReply]:
+        """The good replies, after asking all sites again while there are too few and `max_skipped_rounds` allows."""
         settings = self.settings.aggregation
         assert self._manager is not None
-        for repetition in range(1, settings.patience + 1):
+        for repetition in range(1, settings.max_skipped_rounds + 1):
             if len(replies) >= settings.min_replies:
                 break
             log.warning(
@@ -485,7 +485,7 @@ class FedA2V(Strategy):
                 len(replies),
                 settings.min_replies,
                 repetition,
-                settings.patience,
+                settings.max_skipped_rounds,
             )
             if self.settings.partition.kind == "own":
                 self._nodes.wait(self._manager, settings.min_replies)
@@ -499,7 +499,7 @@ class FedA2V(Strategy):
             replies = self._good_replies(results, failures, round_number, "train", row)
         return replies
 
-    def _tell_cut(self, replies: Sequence[SiteReply], row: dict[str, Any]) -> None:
+    def _tell_cut(self, replies: Sequence[TrainReply], row: dict[str, Any]) -> None:
         """Say which sites `max_site_share` has kept below their share of the clips, where the mean is weighted."""
         aggregation = self.settings.aggregation
         if aggregation.mode != "weighted":
@@ -517,7 +517,7 @@ class FedA2V(Strategy):
             )
         self._cut = cut
 
-    def _site_steps(self, round_number: int, replies: Sequence[SiteReply]) -> float:
+    def _site_steps(self, round_number: int, replies: Sequence[TrainReply]) -> float:
         """Optimiser steps of a site, in the mean over those that replied."""
         return fmean(site_steps(self.settings, round_number, reply.num_examples) for reply in replies)
 
@@ -525,12 +525,10 @@ class FedA2V(Strategy):
         """Leave the adapters as they are for a round; end the run where that is too often."""
         settings = self.settings.aggregation
         few = f"round {round_number}: {replies} good replies, aggregation.min_replies={settings.min_replies}"
-        repeats = settings.if_too_few == "repeat"
-        if repeats or self._skipped == settings.patience:
-            times = f"{settings.patience} repetitions" if repeats else f"{self._skipped} rounds skipped before it"
-            raise FederationError(
-                f"{few}, aggregation.patience={settings.patience} ended after {times}: {reasons(row)}"
-            )
+        most, repeats = settings.max_skipped_rounds, settings.if_too_few == "repeat"
+        if repeats or self._skipped == most:
+            tried = f"{most} repetitions" if repeats else f"{self._skipped} skipped rounds"
+            raise FederationError(f"{few}, after {tried} (aggregation.max_skipped_rounds={most}): {reasons(row)}")
         log.warning("%s: the adapters stay as they were", few.capitalize())
         self._skipped += 1
         row["skipped"] = True
@@ -554,7 +552,7 @@ class FedA2V(Strategy):
         figures |= unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
         if self.settings.scenario.name != "static":
             here = {site_name(number) for number in active_sites(self.settings, round_number)}
-            figures |= remembered_figures(after, step.bank, here)
+            figures |= replay_figures(after, step.bank, here)
         return figures
 
     def _is_last(self, round_number: int) -> bool:
@@ -589,7 +587,7 @@ class FedA2V(Strategy):
 
     def _step(self) -> ServerStep:
         if self.step is None:
-            raise FederationError("no site has introduced itself yet")
+            raise FederationError("no site has registered yet")
         return self.step
 
 
@@ -606,7 +604,7 @@ def _joined(arrays: NDArrays) -> Parameters:
     return ndarrays_to_parameters([join_arrays(arrays)])
 
 
-def _mean_losses(replies: Sequence[SiteReply]) -> dict[str, float]:
+def _mean_losses(replies: Sequence[TrainReply]) -> dict[str, float]:
     """Training losses of the sites, by number of clips."""
     clips = sum(reply.num_examples for reply in replies)
     names = sorted({name for reply in replies for name in reply.losses})

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fed_a2v.core.generators.gmm import GMMGenerator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from tests.core.conftest import World, draws, within_variance
 from tests.refusals import refused
 
@@ -21,7 +21,7 @@ def two_clusters(world, per_class=16):
     clips, labels = world.clips(per_class)
     side = 1 - 2 * (torch.arange(len(clips)) % 2).view(-1, 1, 1)
     clips = clips + 3 * side
-    return PrototypeRows(clips, labels, torch.ones(len(clips)), torch.zeros_like(clips), world.names)
+    return PrototypeBatch(clips, labels, torch.ones(len(clips)), torch.zeros_like(clips), world.names)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
@@ -64,7 +64,7 @@ def test_tied_and_full_covariances_follow_the_classes_correlation_and_diag_does_
     world = World(classes=4, width=12)
     world.directions *= 3
     clips, labels = world.clips(60)
-    rows = PrototypeRows(clips, labels, torch.ones(len(clips)), torch.zeros_like(clips), world.names)
+    rows = PrototypeBatch(clips, labels, torch.ones(len(clips)), torch.zeros_like(clips), world.names)
     real = torch.corrcoef(clips[labels == 0].flatten(1).T)
     off = ~torch.eye(12, dtype=torch.bool)
     errors = {}

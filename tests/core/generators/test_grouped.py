@@ -9,7 +9,7 @@ from fed_a2v.core.generators.gaussian import GaussianGenerator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss, VAELossParts
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
 from fed_a2v.federation.server.step_factory import make_generator
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
@@ -37,7 +37,7 @@ def only(rows, names):
     numbers = [rows.names.index(name) for name in names]
     kept = rows.take(torch.isin(rows.labels, torch.tensor(numbers)))
     labels = torch.tensor([numbers.index(label) for label in kept.labels.tolist()])
-    return PrototypeRows(kept.embeddings, labels, kept.counts, kept.variances, tuple(names))
+    return PrototypeBatch(kept.embeddings, labels, kept.counts, kept.variances, tuple(names))
 
 
 def conditions_of(world, names):

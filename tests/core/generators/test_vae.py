@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.quality import active_units
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
 from tests.core.test_losses import vae_loss, vae_losses
@@ -430,7 +430,7 @@ def test_classes_may_come_and_go_between_fits(closed_form):
     rows = world.rows()
     first = rows.take(rows.labels < 3)
     generator = generator_for(world, closed_form=closed_form)
-    early = PrototypeRows(first.embeddings, first.labels, first.counts, first.variances, world.names[:3])
+    early = PrototypeBatch(first.embeddings, first.labels, first.counts, first.variances, world.names[:3])
     generator.fit(early, world.conditions[:3], 30, 0.1, draws(0))
     generator.fit(rows, world.conditions, 60, 0.1, draws(1))
     samples = generator.sample_classes(world.conditions, 30, draws(0)).flatten(0, 1)

@@ -112,10 +112,10 @@ def test_files_that_are_known_are_not_read_again(embed, esc50_folder, old, monke
 
 def test_files_so_young_that_they_may_change_unnoticed_are_read_again(embed, esc50_folder, monkeypatch):
     root, encoder = esc50_folder(ROWS[:2]), CountingEncoder()
-    assert Esc50Folder(root).stamp("0.wav") is None
+    assert Esc50Folder(root).mtime_key("0.wav") is None
     embed(root, encoder)
     monkeypatch.setattr("fed_a2v.data.datasets.sound_files.YOUNG", -1.0)
-    assert Esc50Folder(root).stamp("0.wav") is not None
+    assert Esc50Folder(root).mtime_key("0.wav") is not None
 
 
 def test_together_embedded_clips_are_memory_mapped_as_one(embed, esc50_folder, tmp_path):

@@ -3,13 +3,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.data.datasets.folds import FOLDS, deal_folds, drawn
+from fed_a2v.data.datasets.folds import FOLDS, assign_folds, drawn
 
 clips = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("uvwxyz")), max_size=60)
 
 
 def deal(pairs, seed=0):
-    return deal_folds([category for category, _ in pairs], [source for _, source in pairs], FOLDS, seed)
+    return assign_folds([category for category, _ in pairs], [source for _, source in pairs], FOLDS, seed)
 
 
 @given(clips, st.integers(0, 3))

@@ -16,11 +16,11 @@ from fed_a2v.data.errors import DataError
 from fed_a2v.federation.client import message_handler as node_module
 from fed_a2v.federation.client.client_app import client_fn
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.client.privacy_policy import ConsentError
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError
 from fed_a2v.federation.client.time_limit import DeadlineError
 from fed_a2v.federation.protocol import (
-    BadReplyError,
-    Expected,
+    InvalidReplyError,
+    ReplySpec,
     decode_reply,
     decode_scores,
     encode_weights,
@@ -41,7 +41,7 @@ def message(federation):
     """The message for one site, as the strategy writes it."""
 
     def make(task, number=1, held="", round_number=None):
-        round_number = round_number if round_number is not None else (0 if task == "introduce" else 1)
+        round_number = round_number if round_number is not None else (0 if task == "register" else 1)
         written = federation.strategy._message(task, round_number, SITES[number], number)
         if task == "evaluate":
             return written | {"models": json.dumps(["before", "after"])}
@@ -58,12 +58,12 @@ def weights(federation):
 def read(federation, fit_result, task, **changes):
     parts, clips, metrics = fit_result
     arrays = split_arrays(parts, 100)
-    expected = federation.strategy._expected(SITES[1], 0 if task == "introduce" else 1, task)
-    return decode_reply(arrays, metrics, clips, Expected(**{**vars(expected), **changes}))
+    expected = federation.strategy._expected(SITES[1], 0 if task == "register" else 1, task)
+    return decode_reply(arrays, metrics, clips, ReplySpec(**{**vars(expected), **changes}))
 
 
-def test_asked_to_introduce_the_site_it_sends_prototypes_and_no_weights(federation, message):
-    reply = read(federation, A2VClient({}).fit([], message("introduce")), "introduce")
+def test_asked_to_register_it_sends_prototypes_and_no_weights(federation, message):
+    reply = read(federation, A2VClient({}).fit([], message("register")), "register")
     assert reply.weights == []
     assert (len(reply.prompts), reply.num_examples) == (2, 18)
     assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.prompts)
@@ -80,7 +80,7 @@ def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_
     assert not torch.allclose(reply.weights[0].float(), sent[0], atol=1e-5)
     assert all(prompt.clip.shape == (1, 768) for prompt in reply.prompts)
     assert reply.losses["loss"] > 0
-    with refused(BadReplyError, "clip"):
+    with refused(InvalidReplyError, "clip"):
         read(federation, fitted, "train")
 
 
@@ -127,14 +127,14 @@ def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
 
 def test_one_node_may_act_for_several_sites(federation, message):
     node = A2VClient({})
-    manifests = [json.loads(node.fit([], message("introduce", number))[2]["manifest"]) for number in (0, 3)]
+    manifests = [json.loads(node.fit([], message("register", number))[2]["manifest"]) for number in (0, 3)]
     assert [manifest["site"] for manifest in manifests] == ["site-000", "site-003"]
     assert not {c["name"] for c in manifests[0]["classes"]} & {c["name"] for c in manifests[1]["classes"]}
 
 
 def test_a_node_that_has_answered_before_answers_like_a_new_one(message, weights):
     used = A2VClient({})
-    used.fit([], message("introduce", 4))
+    used.fit([], message("register", 4))
     used.fit(weights, message("train", 1))
     first, second = (node.fit(weights, message("train", 1)) for node in (used, A2VClient({})))
     assert all(np.array_equal(a, b) for a, b in zip(first[0], second[0], strict=True))
@@ -172,7 +172,7 @@ def test_its_own_device_wins_over_the_settings(message, weights):
 
 
 def test_its_own_cache_wins_over_the_settings(message, tmp_path):
-    asked = message("introduce")
+    asked = message("register")
     few = json.loads(asked["settings"])
     few["dataset"]["clips_per_class"] = 4
     A2VClient({"cache-dir": str(tmp_path / "own")}).fit([], asked | {"settings": json.dumps(few)})
@@ -181,7 +181,7 @@ def test_its_own_cache_wins_over_the_settings(message, tmp_path):
 
 def test_its_own_kind_of_data_wins_over_the_settings(message, tmp_path):
     write_wavs(tmp_path / "sounds", clips_per_class=8, seed=1)
-    asked = message("introduce")
+    asked = message("register")
     settings = json.loads(asked["settings"])
     settings["partition"]["kind"] = "own"
     node = A2VClient({"dataset": "esc50", "data-dir": str(tmp_path / "sounds")})
@@ -190,26 +190,26 @@ def test_its_own_kind_of_data_wins_over_the_settings(message, tmp_path):
     assert len(json.loads(metrics["manifest"])["classes"]) == 10
 
 
-@pytest.mark.parametrize("task", ["introduce", "train"])
+@pytest.mark.parametrize("task", ["register", "train"])
 @pytest.mark.parametrize("share", ["share=prototypes", "share=samples"])
 def test_its_owner_may_refuse_averages_of_few_clips(message, weights, task, share):
     asked = message(task)
     asked["settings"] = compose_settings(["experiment=quick", share, "share.min_clips=3"]).model_dump_json()
     fewest = 1 if share == "share=samples" else 3
-    with refused(ConsentError, "min-clips", 4, share, "share.min_clips=3", fewest):
+    with refused(PolicyViolationError, "min-clips", 4, share, "share.min_clips=3", fewest):
         A2VClient({"min-clips": 4}).fit(weights, asked)
 
 
 def test_averages_of_as_many_clips_as_its_owner_wants_are_given(message):
-    assert A2VClient({"min-clips": 3}).fit([], message("introduce"))[1] > 0
+    assert A2VClient({"min-clips": 3}).fit([], message("register"))[1] > 0
 
 
 def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
     with refused(ConfigError, "dataset = 'esc51'", "'esc50'"):
-        A2VClient({"dataset": "esc51"}).fit([], message("introduce"))
+        A2VClient({"dataset": "esc51"}).fit([], message("register"))
 
 
-@pytest.mark.parametrize("task", ["introduce", "evaluate"])
+@pytest.mark.parametrize("task", ["register", "evaluate"])
 def test_a_site_that_hangs_answers_with_an_error_in_time(message, weights, monkeypatch, task):
     stuck = threading.Event()
     monkeypatch.setattr(node_module, "Site", lambda *words, **more: stuck.wait())
@@ -221,12 +221,12 @@ def test_a_site_that_hangs_answers_with_an_error_in_time(message, weights, monke
         (node.evaluate if task == "evaluate" else node.fit)(weights, asked | {"settings": json.dumps(settings)})
     stuck.set()
     monkeypatch.undo()
-    assert node.fit([], message("introduce"))[1] == 18, "and works again when it can"
+    assert node.fit([], message("register"))[1] == 18, "and works again when it can"
 
 
 def test_a_folder_of_its_own_makes_no_sense_with_the_built_in_sounds(message, tmp_path):
     with refused(DataError, "dataset=synth", "data-dir", tmp_path, "dataset=esc50"):
-        A2VClient({"data-dir": str(tmp_path)}).fit([], message("introduce"))
+        A2VClient({"data-dir": str(tmp_path)}).fit([], message("register"))
 
 
 @pytest.mark.parametrize(
@@ -240,17 +240,17 @@ def test_a_folder_of_its_own_makes_no_sense_with_the_built_in_sounds(message, tm
 )
 def test_weights_that_do_not_fit_are_refused(federation, message, change, named):
     arrays = federation.strategy._weights()
-    with refused(BadReplyError, *named(arrays)):
+    with refused(InvalidReplyError, *named(arrays)):
         A2VClient({}).fit([join_arrays(change(arrays))], message("train"))
 
 
 def test_however_many_arrays_it_sends_flower_moves_no_more_than_two(message, weights):
     """Flower pays for each array of a message, whatever its size."""
-    assert [len(A2VClient({}).fit(weights, message(task))[0]) for task in ("introduce", "train")] == [1, 2]
+    assert [len(A2VClient({}).fit(weights, message(task))[0]) for task in ("register", "train")] == [1, 2]
 
 
 def test_classes_that_its_data_has_not_are_refused(message):
-    foreign = message("introduce") | {"classes": json.dumps(["banjo"])}
+    foreign = message("register") | {"classes": json.dumps(["banjo"])}
     with refused(DataError, "banjo"):
         A2VClient({}).fit([], foreign)
 

@@ -9,7 +9,7 @@ from flwr.common import parameters_to_ndarrays
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.ledger import Ledger, LedgerError
 from fed_a2v.federation.client.node_config import NodeConfigError
-from fed_a2v.federation.client.privacy_policy import ConsentError
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError
 from tests.federation.helpers import Federation
 from tests.refusals import refused
 
@@ -33,7 +33,7 @@ def test_the_same_averages_may_be_asked_for_again(ledger):
 )
 def test_an_average_that_is_a_few_clips_apart_from_one_before_is_refused(ledger, tmp_path, other, apart):
     ledger.admit([clips(1, 2, 3, 4, 5, 6)])
-    with refused(ConsentError, apart, "min-clips=3") as caught:
+    with refused(PolicyViolationError, apart, "min-clips=3") as caught:
         Ledger(tmp_path / "site" / "ledger.json", 3).admit([clips(*other)])
     assert "clip 1" not in str(caught.value)
 
@@ -48,12 +48,12 @@ def test_averages_that_only_three_together_tell_a_clip_are_refused(ledger):
     """Each two differ by six clips or more; half of the first and the second less the third is clip 4."""
     ledger.admit([clips(1, 2, 3, 5, 6, 7)])
     ledger.admit([clips(8, 9, 10)])
-    with refused(ConsentError, 1):
+    with refused(PolicyViolationError, 1):
         ledger.admit([clips(1, 2, 3, 4), clips(4, 5, 6, 7)])
 
 
 def test_within_one_message_averages_are_compared_too_and_none_is_noted(ledger):
-    with refused(ConsentError, 1):
+    with refused(PolicyViolationError, 1):
         ledger.admit([clips(1, 2, 3, 4), clips(1, 2, 3, 4, 5), clips(20, 21, 22)])
     ledger.admit([clips(1, 2, 3, 4, 5, 6)])
     ledger.admit([clips(20, 21, 22, 23)])
@@ -101,7 +101,7 @@ def site(tmp_path):
 
     def ask(task="train", **changes):
         more = {"held": ""} if task != "evaluate" else {"models": json.dumps(["after"])}
-        asked = federation.strategy._message(task, 0 if task == "introduce" else 1, "site-x", 0, **more)
+        asked = federation.strategy._message(task, 0 if task == "register" else 1, "site-x", 0, **more)
         settings = json.loads(asked["settings"])
         for key, value in changes.items():
             section, _, name = key.partition("__")
@@ -115,28 +115,28 @@ def site(tmp_path):
 
 
 def test_runs_that_differ_by_a_clip_a_class_are_refused(site):
-    assert site("introduce", dataset__max_clips_per_class=40)[1]
-    with refused(ConsentError, "min-clips=4"):
-        site("introduce", dataset__max_clips_per_class=41)
-    assert site("introduce", dataset__max_clips_per_class=40)[1]
+    assert site("register", dataset__max_clips_per_class=40)[1]
+    with refused(PolicyViolationError, "min-clips=4"):
+        site("register", dataset__max_clips_per_class=41)
+    assert site("register", dataset__max_clips_per_class=40)[1]
 
 
 @pytest.mark.parametrize("prototypes", [4, 5])
 def test_the_same_clips_in_other_groups_are_refused(site, prototypes):
-    assert site("introduce", share__prototypes=3)[1]
-    with refused(ConsentError, "min-clips=4"):
-        site("introduce", share__prototypes=prototypes)
+    assert site("register", share__prototypes=3)[1]
+    with refused(PolicyViolationError, "min-clips=4"):
+        site("register", share__prototypes=prototypes)
 
 
 def test_another_name_for_the_class_does_not_help(site):
-    assert site("introduce", dataset__max_clips_per_class=40)[1]
-    with refused(ConsentError, "min-clips=4"):
-        site("introduce", dataset__max_clips_per_class=41, dataset__aliases={"dog": "rain", "rain": "dog"})
+    assert site("register", dataset__max_clips_per_class=40)[1]
+    with refused(PolicyViolationError, "min-clips=4"):
+        site("register", dataset__max_clips_per_class=41, dataset__aliases={"dog": "rain", "rain": "dog"})
 
 
 def test_classes_of_few_clips_take_no_part_in_anything(site):
     """Of the 8 clips of a siren 6 are for training and 2 for the test."""
-    for task in ("introduce", "train"):
+    for task in ("register", "train"):
         _, clips, metrics = site(task)
         manifest = json.loads(metrics["manifest"])
         assert {entry["name"]: entry["count"] for entry in manifest["classes"]} == {"dog": 36, "rain": 36, "siren": 6}
@@ -147,7 +147,7 @@ def test_classes_of_few_clips_take_no_part_in_anything(site):
 
 
 def test_a_class_that_a_run_cuts_down_to_a_clip_takes_no_part(site):
-    with refused(ConsentError, "min-clips=4"):
+    with refused(PolicyViolationError, "min-clips=4"):
         site("train", dataset__max_clips_per_class=4)  # of which 3 are for training
 
 

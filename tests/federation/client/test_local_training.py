@@ -65,8 +65,8 @@ def test_fedprox_keeps_the_site_near_the_global_adapters(make_site):
 
 def test_the_reply_says_which_clips_it_rests_on(make_site):
     site = make_site()
-    reply = site.introduce(0)
-    assert (reply.site, reply.task, reply.round_number, reply.num_examples) == ("site-000", "introduce", 0, 18)
+    reply = site.register(0)
+    assert (reply.site, reply.task, reply.round_number, reply.num_examples) == ("site-000", "register", 0, 18)
     assert {prompt.name for prompt in reply.prompts} == {
         site.classes[label] for label in site.data.train.labels.unique().tolist()
     }
@@ -79,14 +79,14 @@ def test_the_reply_says_which_clips_it_rests_on(make_site):
 
 def test_test_clips_are_never_shared_or_trained_on(make_site):
     site = make_site("share=samples")
-    shared = torch.cat([prompt.audio.means for prompt in site.introduce(0).prompts])
+    shared = torch.cat([prompt.audio.means for prompt in site.register(0).prompts])
     distances = torch.cdist(site.data.test.embeddings.flatten(1), shared.flatten(1))
     assert distances.min() > 1e-3
 
 
 def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
     site = make_site("share.min_clips=10")
-    reply, clips = site.introduce(0), site.data.train.embeddings
+    reply, clips = site.register(0), site.data.train.embeddings
     assert reply.prompts == []
     assert reply.num_examples == reply.moments.count == len(clips) == 18
     torch.testing.assert_close(reply.moments.mean, clips.mean(dim=0))
@@ -95,7 +95,7 @@ def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_on
 
 
 def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
-    reply = make_site("share.min_clips=19").introduce(0)
+    reply = make_site("share.min_clips=19").register(0)
     assert (reply.prompts, reply.moments) == ([], None)
 
 
@@ -106,7 +106,7 @@ def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
     folds = [1] * 8 + [2] * 2
     np.savez(path, embeddings=random.normal(size=(10, 5)).astype(np.float32), category=labels, fold=folds)
     settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=1"])
-    reply = Site(settings, ("dog", "rain"), 0).introduce(0)
+    reply = Site(settings, ("dog", "rain"), 0).register(0)
     assert [prompt.name for prompt in reply.prompts] == ["dog"]
     assert (reply.num_examples, reply.moments) == (8, None)
 
@@ -116,9 +116,9 @@ def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
 )
 def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
     site = make_site(*overrides)
-    mark = site.introduce(0).fingerprint
+    mark = site.register(0).fingerprint
     assert mark == site.train(1, adapters_for(site), "").fingerprint
-    assert mark != make_site(*overrides, number=1).introduce(0).fingerprint
+    assert mark != make_site(*overrides, number=1).register(0).fingerprint
 
 
 OUTPUTS = "finetune.from_nodes_adapters=true"
@@ -158,7 +158,7 @@ def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrid
         assert prompt.count == 9
         assert (prompt.audio is not None) == prototypes
         assert (prompt.clip is not None) == outputs
-    told = site.introduce(0).prompts
+    told = site.register(0).prompts
     groups = 9 if "share=samples" in overrides and prototypes else 3 if prototypes else 1
     assert [len(prompt.audio.counts) for prompt in told] == [groups] * 2
 
@@ -218,7 +218,7 @@ def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
     site = make_site()
     has = Counter(site.classes[label] for label in site.data.test.labels.tolist())
     assert sorted(has.values()) == [3, 3]
-    assert site.introduce(0).test_clips == site.train(1, adapters_for(site), "").test_clips == dict(has)
+    assert site.register(0).test_clips == site.train(1, adapters_for(site), "").test_clips == dict(has)
 
 
 def test_it_says_which_classes_it_confuses_when_it_is_asked(make_site, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_site_without_test_clips_scores_none(tmp_path):
 
 def test_the_seconds_of_a_reply_are_its_own(make_site):
     site, start = make_site(), time.monotonic()
-    assert 0 < site.introduce(0).seconds <= time.monotonic() - start
+    assert 0 < site.register(0).seconds <= time.monotonic() - start
 
 
 def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
@@ -281,7 +281,7 @@ def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
             [*SMALL, "partition=own", "dataset=embeddings", "dataset.classes=[cat,dog,rain]", "share.min_clips=1"]
         )
         site = Site(settings, ("cat", "dog", "rain"), 0, data_dir=str(path), name=f"site-{name}")
-        replies[name] = [prompt.name for prompt in site.introduce(0).prompts]
+        replies[name] = [prompt.name for prompt in site.register(0).prompts]
     assert replies == {"a": ["dog", "rain"], "b": ["cat", "dog"]}
 
 
@@ -290,7 +290,7 @@ def test_unseen_classes_are_tested_on_and_never_trained_on(make_site):
     unseen = {name for name, gone in zip(sites[0].classes, sites[0].unseen.tolist(), strict=True) if gone}
     assert len(unseen) == 2
     for site in sites:
-        assert unseen.isdisjoint(prompt.name for prompt in site.introduce(0).prompts)
+        assert unseen.isdisjoint(prompt.name for prompt in site.register(0).prompts)
     tested = set().union(*(site.evaluate(adapters_for(site)).classes for site in sites))
     assert unseen <= tested
 

@@ -108,7 +108,7 @@ def test_a_node_with_a_slip_does_not_even_tell_its_name(tmp_path):
     client = A2VClient({"site": "north", "min_clips": 8, "data-dir": str(tmp_path / "sounds")})
     for ask in (
         lambda: client.get_properties({}),
-        lambda: client.fit([], {"task": "introduce"}),
+        lambda: client.fit([], {"task": "register"}),
         lambda: client.evaluate([], {}),
     ):
         with refused(ConfigError, "min_clips", "min-clips") as caught:

@@ -10,9 +10,9 @@ from fed_a2v.data.datasets.synth import write_wavs
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.message_handler import SiteError
 from fed_a2v.federation.client.node_config import NodeConfigError
-from fed_a2v.federation.client.privacy_policy import ConsentError
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError
 from fed_a2v.federation.client.time_limit import DeadlineError
-from fed_a2v.federation.protocol.instruction import OrderError
+from fed_a2v.federation.protocol.instruction import InvalidInstructionError
 from tests.federation.helpers import Federation
 from tests.refusals import refused
 
@@ -35,7 +35,7 @@ def own(sounds, tmp_path):
 
 @pytest.fixture
 def message(sounds, tmp_path):
-    """The message that asks a site to introduce itself; `change` is made to its settings as JSON."""
+    """The message that asks a site to register; `change` is made to its settings as JSON."""
     settings = compose_settings(["experiment=quick", "adapters.hidden_width=16", *OWN])
     node = {"dataset": "esc50", "data-dir": str(sounds), "cache-dir": str(tmp_path / "servers")}
     strategy = Federation("adapters.hidden_width=16", *OWN, node_configs=[node]).strategy
@@ -43,25 +43,25 @@ def message(sounds, tmp_path):
     def make(change=lambda settings: None, **more):
         tree = json.loads(settings.model_dump_json(by_alias=True))
         change(tree)
-        asked = strategy._message("introduce", 0, "site-x", 0) | {"settings": json.dumps(tree), "held": ""}
+        asked = strategy._message("register", 0, "site-x", 0) | {"settings": json.dumps(tree), "held": ""}
         return asked | more
 
     return make
 
 
-def introduce(own, asked):
+def register(own, asked):
     return A2VClient(own, deployed=True).fit([], asked)
 
 
 def test_with_data_and_cache_of_its_own_it_works(own, message):
-    assert introduce(own, message())[1] == 12
+    assert register(own, message())[1] == 12
 
 
 @pytest.mark.parametrize("missing", ["data-dir", "cache-dir"])
 def test_data_and_cache_are_its_own_or_it_does_not_work(own, message, missing):
     del own[missing]
     with refused(NodeConfigError, missing):
-        introduce(own, message())
+        register(own, message())
 
 
 def test_folders_in_a_message_are_not_read_and_not_written(own, message, sounds, tmp_path):
@@ -69,7 +69,7 @@ def test_folders_in_a_message_are_not_read_and_not_written(own, message, sounds,
         settings["dataset"] |= {"root": str(tmp_path / "secret"), "path": str(tmp_path / "secret.npz")}
         settings["cache_dir"] = str(tmp_path / "elsewhere")
 
-    assert introduce(own, message(change))[1] == 12
+    assert register(own, message(change))[1] == 12
     assert not (tmp_path / "elsewhere").exists()
     assert (tmp_path / "cache").is_dir()
 
@@ -87,11 +87,11 @@ def test_of_a_file_of_embeddings_no_more_than_its_name_is_taken(own, message, tm
     def at(path):
         return message(lambda settings: settings["dataset"].update(path=path))
 
-    inside = introduce(own, at("clips.npz"))
+    inside = register(own, at("clips.npz"))
     for path in (str(tmp_path / "outside" / "clips.npz"), "../outside/clips.npz"):
-        assert np.array_equal(introduce(own, at(path))[0][0], inside[0][0])
+        assert np.array_equal(register(own, at(path))[0][0], inside[0][0])
     with refused(SiteError, "DataError"):
-        introduce(own, at(".."))
+        register(own, at(".."))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_code_in_a_message_is_not_imported_unless_the_owner_has_named_it(own, me
         kept = {name: value for name, value in settings[key].items() if name != "_target_"}
         settings[key] = kept | values
 
-    with refused(ConsentError, target, "allow-code"):
-        introduce(own, message(change))
+    with refused(PolicyViolationError, target, "allow-code"):
+        register(own, message(change))
 
 
 def test_what_the_owner_has_named_is_executed_and_given_no_path(own, message, monkeypatch, tmp_path):
@@ -135,11 +135,11 @@ def test_what_the_owner_has_named_is_executed_and_given_no_path(own, message, mo
 
         return message(change)
 
-    assert introduce(own, named())[1] == 12
-    assert introduce(own, named(label="owner/name"))[1] == 12
+    assert register(own, named())[1] == 12
+    assert register(own, named(label="owner/name"))[1] == 12
     for path in ("/etc/passwd", "~/x", "../x", "a/../../x", "C:\\x", str(tmp_path)):
-        with refused(ConsentError, "label"):
-            introduce(own, named(label=path))
+        with refused(PolicyViolationError, "label"):
+            register(own, named(label=path))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_class_prompts_come_from_no_file_that_a_message_names(own, message, key,
         (settings["targets"] if key == "captions" else model)[key] = value
 
     with refused(NodeConfigError, f"targets.{'' if key in ('path', 'captions') else 'clip.'}{key}", remedy):
-        introduce(own, message(change))
+        register(own, message(change))
 
 
 @pytest.mark.parametrize("model", ["/models/ast", "~/ast", "./ast", "a/b/c", "here/model"])
@@ -176,7 +176,7 @@ def test_the_encoder_comes_from_no_folder_that_a_message_names(own, message, mod
         settings["encoder"]["precision"] = "float32"
 
     with refused(NodeConfigError, model, "encoder-model"):
-        introduce(own, message(change))
+        register(own, message(change))
 
 
 def test_errors_go_home_without_what_is_in_a_file_or_where_it_is(own, message, sounds, tmp_path):
@@ -184,7 +184,7 @@ def test_errors_go_home_without_what_is_in_a_file_or_where_it_is(own, message, s
     (tmp_path / "patients" / "meta").mkdir(parents=True)
     (tmp_path / "patients" / "meta" / "esc50.csv").write_text("filename,fold,category\nMiller.wav,one,cough\n")
     with refused(SiteError, "data", "DataError") as caught:
-        introduce(own, message())
+        register(own, message())
     told = str(caught.value)
     assert not [word for word in ("Miller", "cough", "patients", str(tmp_path)) if word in told]
     assert str(tmp_path) in str(caught.value.__cause__), "the owner's own log has all of it"
@@ -204,18 +204,18 @@ def test_a_run_with_more_epochs_than_the_owner_allows_is_refused(own, message):
     def epochs(number):
         return message(lambda settings: settings["site"].update(epochs=number))
 
-    assert introduce(own, epochs(2))[1] == 12
-    with refused(ConsentError, "max-epochs=2", "site.epochs=3"):
-        introduce(own, epochs(3))
+    assert register(own, epochs(2))[1] == 12
+    with refused(PolicyViolationError, "max-epochs=2", "site.epochs=3"):
+        register(own, epochs(3))
 
 
 def test_the_owners_time_counts_where_it_is_shorter(own, message):
     own["max-seconds"] = 0.001
     with refused(DeadlineError, "max-seconds=0.001"):
-        introduce(own, message())
+        register(own, message())
     own["max-seconds"] = 10**6
     with refused(DeadlineError, "federation.site_timeout=0.001"):
-        introduce(own, message(lambda settings: settings["federation"].update(site_timeout=0.001)))
+        register(own, message(lambda settings: settings["federation"].update(site_timeout=0.001)))
 
 
 def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
@@ -223,7 +223,7 @@ def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
     monkeypatch.setattr("torch.set_num_threads", used.append)
     own["max-threads"] = 2
     for asked in (1, 64):
-        introduce(own, message(lambda settings, asked=asked: settings.update(threads=asked)))
+        register(own, message(lambda settings, asked=asked: settings.update(threads=asked)))
     assert used == [1, 2]
 
 
@@ -249,11 +249,11 @@ def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
 )
 def test_a_message_that_is_none_is_refused_by_the_key_and_not_with_its_text(own, message, change):
     (key,) = change
-    with refused(OrderError, "task" if key == "task" else key) as caught:
-        introduce(own, message(**change))
+    with refused(InvalidInstructionError, "task" if key == "task" else key) as caught:
+        register(own, message(**change))
     assert len(str(caught.value)) < 200
 
 
 def test_settings_of_another_version_are_refused_by_key(own, message):
-    with refused(OrderError, "settings.site.epoch"):
-        introduce(own, message(lambda settings: settings["site"].update(epoch=1)))
+    with refused(InvalidInstructionError, "settings.site.epoch"):
+        register(own, message(lambda settings: settings["site"].update(epoch=1)))

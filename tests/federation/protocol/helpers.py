@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PooledMoments
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import Expected, SiteReply
+from fed_a2v.federation.protocol import ReplySpec, TrainReply
 
 CLASSES = ("dog", "rain", "siren", "Säge", "door knock")
 SHAPES = ((4, 3), (3,), ())
@@ -22,7 +22,7 @@ def prompts(name, rng, task, prototypes=2, held=False, t5=True, variance=True):
         variances=torch.tensor(rng.uniform(0.1, 2, (prototypes, 2, 5)) * variance, dtype=torch.float32),
     )
     trained = task == "train"
-    return ClassPrompts(
+    return ClassStatistics(
         name=name,
         count=int(counts.sum()) + int(rng.integers(0, 3)),
         audio=None if held else audio,
@@ -34,7 +34,7 @@ def prompts(name, rng, task, prototypes=2, held=False, t5=True, variance=True):
 def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
     rng = np.random.default_rng(seed)
     said = [prompts(name, rng, task, **options) for name in names]
-    return SiteReply(
+    return TrainReply(
         site="site-0",
         round_number=3,
         task=task,
@@ -52,14 +52,14 @@ def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
 
 
 def make_moments_reply():
-    """The introduction of a site that shares no class."""
+    """The registration of a site that shares no class."""
     mean = torch.tensor(np.random.default_rng(0).normal(size=(2, 5)), dtype=torch.float32)
-    reply = make_reply(task="introduce", names=())
+    reply = make_reply(task="register", names=())
     return replace(reply, num_examples=6, moments=PooledMoments(mean, 0.7, 6))
 
 
 def make_expected(task="train", **changes):
-    expected = Expected(
+    expected = ReplySpec(
         site="site-0",
         round_number=3,
         task=task,

@@ -43,7 +43,7 @@ JUNK = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.sampled_from([0, 1, 2, 3, -1, 10**30, 1e30, "dog", "rain", "../../x", "train", "introduce", "x" * 10_000])
+    | st.sampled_from([0, 1, 2, 3, -1, 10**30, 1e30, "dog", "rain", "../../x", "train", "register", "x" * 10_000])
     | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,

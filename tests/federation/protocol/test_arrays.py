@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import BadReplyError
+from fed_a2v.federation.protocol import InvalidReplyError
 from tests.refusals import refused
 
 
@@ -34,5 +34,5 @@ def test_payload_bytes_counts_what_the_arrays_hold():
     ],
 )
 def test_bad_weights_from_the_server_are_refused(arrays, named):
-    with refused(BadReplyError, *named):
+    with refused(InvalidReplyError, *named):
         wire.decode_weights(arrays, [(2, 2), (2,)])

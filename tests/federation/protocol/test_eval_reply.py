@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import BadReplyError, ClassScores, Scores, SideScores
+from fed_a2v.federation.protocol import ClassScores, InvalidReplyError, Scores, SideScores
 from tests.federation.protocol.helpers import CLASSES
 from tests.federation.protocol.hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 from tests.refusals import refused
@@ -57,7 +57,7 @@ def test_clips_for_validation_may_be_more_or_fewer_than_those_for_the_test():
     scores = {"after": Scores({"dog": score(4)}), "validation": Scores({"rain": score(7)})}
     metrics = wire.encode_scores("site-0", 3, scores)
     assert wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after", "validation"]) == scores
-    with refused(BadReplyError, "['after']", "['after', 'validation']"):
+    with refused(InvalidReplyError, "['after']", "['after', 'validation']"):
         wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"])
 
 
@@ -142,7 +142,7 @@ def test_hostile_scores_are_refused_with_their_reason(case):
     manifest = json.loads(wire.encode_scores("site-0", 3, sent_scores())["manifest"])
     _, manifest = edit([], manifest)
     written = manifest if isinstance(manifest, str) else json.dumps(manifest)
-    with refused(BadReplyError, *named) as caught:
+    with refused(InvalidReplyError, *named) as caught:
         wire.decode_scores({"manifest": written}, 10, "site-0", 3, CLASSES)
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
@@ -175,7 +175,7 @@ def test_a_hostile_t5_side_is_refused_with_its_reason(case):
     edit, named, *fault = HOSTILE_SIDES[case]
     sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})}
     _, manifest = edit([], json.loads(wire.encode_scores("site-0", 3, sent)["manifest"]))
-    with refused(BadReplyError, *named) as caught:
+    with refused(InvalidReplyError, *named) as caught:
         wire.decode_scores({"manifest": json.dumps(manifest)}, 4, "site-0", 3, CLASSES, t5=("after",))
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
@@ -189,7 +189,7 @@ def test_mutated_scores_are_refused_cleanly_or_are_sound(data, t5):
     _, written = mutate(data, [], manifest)
     try:
         got = wire.decode_scores({"manifest": written}, clips, "site-0", 3, CLASSES, t5=sides)
-    except BadReplyError as error:
+    except InvalidReplyError as error:
         assert_presentable(error)
     else:
         assert got.keys() == {"before", "after"}
@@ -227,23 +227,23 @@ def decoded(scores, clips, **expected):
 def test_a_site_is_held_to_the_test_clips_that_it_has_said_it_has(registered, named):
     assert decoded(sent_scores(), 10, registered={"dog": 4, "rain": 6}) == sent_scores()
     assert decoded(sent_scores(), 10, registered=None) == sent_scores()
-    with refused(BadReplyError, *named):
+    with refused(InvalidReplyError, *named):
         decoded(sent_scores(), 10, registered=registered)
 
 
 def test_losses_are_no_more_than_the_loss_can_be():
     scores = {"after": Scores({"dog": with_t5(1, 0.5, 8.0)})}  # of 4 clips: 0.5 of both sides, 2 of T5's
     assert decoded(scores, 4, t5=("after",), highest={"clip": 0.5, "t5": 2.0}) == scores
-    with refused(BadReplyError, "'dog', T5", "losses", 8):
+    with refused(InvalidReplyError, "'dog', T5", "losses", 8):
         decoded(scores, 4, t5=("after",), highest={"clip": 5.0, "t5": 1.5})
-    with refused(BadReplyError, "'dog'", "losses", 2):
+    with refused(InvalidReplyError, "'dog'", "losses", 2):
         decoded(scores, 4, t5=("after",), highest={"clip": -1.5, "t5": 2.0})
 
 
 def test_predictions_are_those_of_the_model_after_the_server_step():
     predicted = Scores({"dog": score().model_copy(update={"predicted": {"dog": 4}})})
     assert decoded({"after": predicted}, 4, confusion=True)["after"] == predicted
-    with refused(BadReplyError, "'dog'", "before"):
+    with refused(InvalidReplyError, "'dog'", "before"):
         decoded({"before": predicted, "after": predicted}, 4, confusion=True)
 
 

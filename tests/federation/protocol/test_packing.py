@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import BadReplyError, join_arrays, read_arrays
+from fed_a2v.federation.protocol import InvalidReplyError, join_arrays, read_arrays
 from fed_a2v.federation.protocol import packing as npy_module
 from tests.federation.protocol.hostile import assert_presentable
 from tests.refusals import refused
@@ -81,7 +81,7 @@ def received(*parts):
 @pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"nothing"}))
 def test_hostile_bytes_are_refused_with_their_reason(case):
     tensor, named = HOSTILE_BYTES[case]
-    with refused(BadReplyError, "array 1", *named) as caught:
+    with refused(InvalidReplyError, "array 1", *named) as caught:
         wire.read_arrays(received(npy(joined(npy(), tensor))), 2)
     assert len(str(caught.value)) <= 200
 
@@ -89,27 +89,27 @@ def test_hostile_bytes_are_refused_with_their_reason(case):
 @pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"an array of bytes"}))
 def test_hostile_parts_of_a_message_are_refused_with_their_reason(case):
     tensor, _ = HOSTILE_BYTES[case]
-    with refused(BadReplyError, "message part 1") as caught:
+    with refused(InvalidReplyError, "message part 1") as caught:
         wire.read_arrays(received(npy(joined(npy())), tensor), 2)
     assert len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize("part", ["text", None, bytearray(100)])
 def test_what_is_not_bytes_is_refused(part):
-    with refused(BadReplyError, "message part 0", "bytes"):
+    with refused(InvalidReplyError, "message part 0", "bytes"):
         wire.read_arrays(received(part), 2)
 
 
 @pytest.mark.parametrize("whole", [np.zeros((2, 64), np.uint8), np.zeros(3, np.float32), np.zeros(128, np.uint8)[::2]])
 def test_what_is_not_one_array_of_bytes_is_refused(whole):
-    with refused(BadReplyError, "bytes"):
+    with refused(InvalidReplyError, "bytes"):
         wire.split_arrays([whole], 2)
 
 
 def test_declared_sizes_are_not_believed():
     bomb = npy(header=header("(2000000000,)"))
     tracemalloc.start()
-    with refused(BadReplyError, "array 0", 8000000000, 12):
+    with refused(InvalidReplyError, "array 0", 8000000000, 12):
         wire.read_arrays(received(npy(joined(bomb)), bomb), 100)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -120,23 +120,23 @@ def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
     read, looked_at = wire.npy._read_npy, []
     monkeypatch.setattr(wire.npy, "_read_npy", lambda *given: looked_at.append(given) or read(*given))
     many = npy(joined(*[npy(np.zeros(0, np.float32))] * 100_000))
-    with refused(BadReplyError, "arrays", 5):
+    with refused(InvalidReplyError, "arrays", 5):
         wire.read_arrays(received(many), 5)
     assert len(looked_at) <= 1 + 5
-    with refused(BadReplyError, "arrays", 2):
+    with refused(InvalidReplyError, "arrays", 2):
         wire.read_arrays(received(*[npy(joined(npy(), npy()))] * 2), 2)
 
 
 def test_what_lies_between_two_arrays_is_nothing():
     hidden = bytearray(joined(npy(), npy()).tobytes())
     hidden[len(npy()) + 5] = 1
-    with refused(BadReplyError, "array 0"):
+    with refused(InvalidReplyError, "array 0"):
         wire.split_arrays([np.frombuffer(bytes(hidden), np.uint8)], 2)
 
 
 @pytest.mark.parametrize("parameters", [None, [], Parameters([], "torch"), Parameters(None, "numpy.ndarray")])
 def test_what_is_no_list_of_numpy_arrays_is_refused(parameters):
-    with pytest.raises(BadReplyError):
+    with pytest.raises(InvalidReplyError):
         wire.read_arrays(parameters, 2)
 
 
@@ -180,12 +180,12 @@ def test_bytes_with_random_changes_raise_nothing_else(data):
     tensor = bytes(tensor)[: data.draw(st.integers(0, len(tensor) + 10))]
     try:
         wire.read_arrays(received(tensor), 2)
-    except BadReplyError as error:
+    except InvalidReplyError as error:
         assert_presentable(error)
 
 
 def test_parts_are_counted_before_any_is_read(monkeypatch):
     (part,) = ndarrays_to_parameters([join_arrays([])]).tensors
     monkeypatch.setattr(npy_module, "_whole", None)
-    with refused(BadReplyError, 100_000, 2):
+    with refused(InvalidReplyError, 100_000, 2):
         read_arrays(Parameters([part] * 100_000, "numpy.ndarray"), 5)

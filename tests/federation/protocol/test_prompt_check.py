@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.core.adapters import PromptSet
+from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.encoders.targets_file import write_targets
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.factory import prompt_set
@@ -28,7 +28,7 @@ def prompts(change=0.0, rows=(0, 1, 2, 3), with_t5=True):
             made[row] += change * made[row].norm() / noise[row].norm() * noise[row]
         return made
 
-    return PromptSet(NAMES, side((1, 64)), side((17, 96)) if with_t5 else None)
+    return ClassPrompts(NAMES, side((1, 64)), side((17, 96)) if with_t5 else None)
 
 
 def test_the_same_prompts_agree_and_so_do_those_of_another_processor():
@@ -41,7 +41,7 @@ def test_the_same_prompts_agree_and_so_do_those_of_another_processor():
 def test_half_precision_agrees():
     exact = prompts()
     for dtype in (torch.float16, torch.bfloat16):
-        half = PromptSet(NAMES, exact.clip.to(dtype).float(), exact.t5.to(dtype).float())
+        half = ClassPrompts(NAMES, exact.clip.to(dtype).float(), exact.t5.to(dtype).float())
         check_same_prompts(half, fingerprint(exact))
 
 
@@ -105,5 +105,5 @@ def test_the_fingerprint_travels_with_every_message():
     federation.round()
     sent = {message["prompts"] for node in federation.nodes for message in node.messages}
     assert sent == {fingerprint(federation.strategy.prompts)}
-    assert {message["task"] for message in federation.nodes[0].messages} == {"introduce", "train", "evaluate"}
+    assert {message["task"] for message in federation.nodes[0].messages} == {"register", "train", "evaluate"}
     assert json.loads(sent.pop()).keys() == {"clip"}

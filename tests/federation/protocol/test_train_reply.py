@@ -12,9 +12,9 @@ from flwr.common import ndarrays_to_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PromptBank
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PrototypeBank
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import BadReplyError
+from fed_a2v.federation.protocol import InvalidReplyError
 from tests.federation.protocol.helpers import CLASSES, decode, make_expected, make_moments_reply, make_reply, sent
 from tests.federation.protocol.hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 from tests.refusals import refused
@@ -42,7 +42,7 @@ def assert_same(got, wanted, tolerance):
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    task=st.sampled_from(["train", "introduce"]),
+    task=st.sampled_from(["train", "register"]),
     names=st.lists(st.sampled_from(CLASSES), unique=True),
     prototypes=st.integers(1, 5),
     held=st.booleans(),
@@ -83,7 +83,7 @@ def test_one_variance_for_all_groups_of_a_class_travels_once():
         got = decode(arrays, manifest, examples, make_expected(variances=said))
         for prompt, meant in zip(got.prompts, reply.prompts, strict=True):
             torch.testing.assert_close(prompt.audio.variances, meant.audio.variances, atol=2e-3, rtol=2e-3)
-    with refused(BadReplyError, "variances of 'dog'"):
+    with refused(InvalidReplyError, "variances of 'dog'"):
         decode(*sent(), make_expected(variances="class"))
 
 
@@ -174,7 +174,7 @@ HOSTILE = {
     "another round": (change("round_number", to=2), ("round 2", "round 3")),
     "round true": (change("round_number", to=True), ("round_number",), "int_type"),
     "round 3.0": (change("round_number", to=3.0), ("round_number",), "int_type"),
-    "another task": (change("task", to="introduce"), ("'introduce'", "'train'")),
+    "another task": (change("task", to="register"), ("'register'", "'train'")),
     "an unknown task": (change("task", to="exec"), ("task",), "literal_error"),
     "square roots where others have none": (change("square_root", to=False), ("square_root", False)),
     "square_root 1": (change("square_root", to=1), ("square_root",), "bool_type"),
@@ -291,7 +291,7 @@ def test_a_hostile_reply_is_refused_with_its_reason(case):
     edit, named, *fault = HOSTILE[case]
     arrays, manifest, examples = sent()
     arrays, manifest = edit(list(arrays), copy.deepcopy(manifest))
-    with refused(BadReplyError, *named) as caught:
+    with refused(InvalidReplyError, *named) as caught:
         decode(arrays, manifest, examples)
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
@@ -302,28 +302,28 @@ def test_a_hostile_reply_is_refused_with_its_reason(case):
 )
 def test_a_bad_number_of_examples_is_refused(examples):
     arrays, manifest, _ = sent()
-    with pytest.raises(BadReplyError):
+    with pytest.raises(InvalidReplyError):
         decode(arrays, manifest, examples)
 
 
-def test_an_introduction_carries_neither_weights_nor_outputs():
-    arrays, manifest, examples = sent(make_reply(task="introduce"))
-    assert decode(arrays, manifest, examples, make_expected("introduce")).weights == []
+def test_an_registration_carries_neither_weights_nor_outputs():
+    arrays, manifest, examples = sent(make_reply(task="register"))
+    assert decode(arrays, manifest, examples, make_expected("register")).weights == []
     arrays, manifest, examples = sent()
-    with refused(BadReplyError, "weights", 3, 0):
-        decode(arrays, manifest | {"task": "introduce"}, examples, make_expected("introduce"))
-    arrays, manifest, examples = sent(replace(make_reply(), weights=[], task="introduce"))
-    with refused(BadReplyError, "'dog'", "clip"):
-        decode(arrays, manifest, examples, make_expected("introduce"))
+    with refused(InvalidReplyError, "weights", 3, 0):
+        decode(arrays, manifest | {"task": "register"}, examples, make_expected("register"))
+    arrays, manifest, examples = sent(replace(make_reply(), weights=[], task="register"))
+    with refused(InvalidReplyError, "'dog'", "clip"):
+        decode(arrays, manifest, examples, make_expected("register"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_moments_of_all_clips_survive_the_way(dtype):
     reply = make_moments_reply()
-    got = decode(*sent(reply, dtype), make_expected("introduce", audio_shape=None))
+    got = decode(*sent(reply, dtype), make_expected("register", audio_shape=None))
     assert (got.prompts, got.moments.variance, got.moments.count) == ([], 0.7, 6)
     torch.testing.assert_close(got.moments.mean.float(), reply.moments.mean, rtol=2e-3, atol=2e-3)
-    assert decode(*sent(make_reply(task="introduce")), make_expected("introduce")).moments is None
+    assert decode(*sent(make_reply(task="register")), make_expected("register")).moments is None
 
 
 HOSTILE_MOMENTS = {
@@ -349,19 +349,19 @@ def test_hostile_moments_are_refused_with_their_reason(case):
     edit, named, *fault = HOSTILE_MOMENTS[case]
     arrays, manifest, examples = sent(make_moments_reply())
     arrays, manifest = edit(arrays, manifest)
-    with refused(BadReplyError, *named) as caught:
-        decode(arrays, manifest, examples, make_expected("introduce"))
+    with refused(InvalidReplyError, *named) as caught:
+        decode(arrays, manifest, examples, make_expected("register"))
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
 
 
-@pytest.mark.parametrize("task", ["introduce", "train"])
-def test_moments_come_with_an_introduction_without_classes_and_with_nothing_else(task):
+@pytest.mark.parametrize("task", ["register", "train"])
+def test_moments_come_with_an_registration_without_classes_and_with_nothing_else(task):
     beside = replace(make_reply(task=task), moments=make_moments_reply().moments)
-    with refused(BadReplyError, "moments", "2 classes", task):
+    with refused(InvalidReplyError, "moments", "2 classes", task):
         decode(*sent(beside), make_expected(task))
     if task == "train":
-        with refused(BadReplyError, "moments", "0 classes", task):
+        with refused(InvalidReplyError, "moments", "0 classes", task):
             decode(*sent(replace(beside, prompts=[])), make_expected(task))
 
 
@@ -371,10 +371,10 @@ def test_mutated_moments_are_refused_cleanly_or_are_sound(data):
     arrays, manifest, examples = sent(make_moments_reply(), data.draw(st.sampled_from(["float16", "float32"])))
     with np.errstate(all="ignore"):
         arrays, written = mutate(data, arrays, manifest)
-    expected = make_expected("introduce", audio_shape=data.draw(st.sampled_from([None, (2, 5)])))
+    expected = make_expected("register", audio_shape=data.draw(st.sampled_from([None, (2, 5)])))
     try:
         got = decode(arrays, written, examples, expected)
-    except BadReplyError as error:
+    except InvalidReplyError as error:
         assert_presentable(error)
     else:
         assert got.weights == got.prompts == []
@@ -389,8 +389,8 @@ def grouped(counts, clips):
     """A reply with one class, whose prototypes have so many clips each."""
     means = torch.ones(len(counts), 2, 5)
     audio = AudioPrototypes(means, torch.tensor(counts), torch.zeros_like(means))
-    reply = make_reply(task="introduce", names=())
-    return replace(reply, num_examples=clips, prompts=[ClassPrompts("dog", clips, audio)])
+    reply = make_reply(task="register", names=())
+    return replace(reply, num_examples=clips, prompts=[ClassStatistics("dog", clips, audio)])
 
 
 @pytest.mark.parametrize(
@@ -406,47 +406,47 @@ def grouped(counts, clips):
     ids=["mean", "more groups", "more groups than clips", "a small group", "a small class", "samples"],
 )
 def test_a_class_has_as_many_prototypes_as_were_asked_each_of_clips_enough(limits, fine, too_much):
-    expected = make_expected("introduce", **limits)
+    expected = make_expected("register", **limits)
     (said,) = decode(*sent(grouped(*fine)), expected).prompts
     assert said.audio.counts.tolist() == fine[0]
-    with refused(BadReplyError, "'dog'"):
+    with refused(InvalidReplyError, "'dog'"):
         decode(*sent(grouped(*too_much)), expected)
 
 
 def test_moments_of_fewer_clips_than_were_asked_are_refused():
-    assert decode(*sent(make_moments_reply()), make_expected("introduce", min_clips=6)).moments.count == 6
-    with refused(BadReplyError, "moments", 6, 7):
-        decode(*sent(make_moments_reply()), make_expected("introduce", min_clips=7))
+    assert decode(*sent(make_moments_reply()), make_expected("register", min_clips=6)).moments.count == 6
+    with refused(InvalidReplyError, "moments", 6, 7):
+        decode(*sent(make_moments_reply()), make_expected("register", min_clips=7))
 
 
 def test_variances_that_nobody_asked_for_are_refused():
-    with refused(BadReplyError, "'dog'", "variances"):
+    with refused(InvalidReplyError, "'dog'", "variances"):
         decode(*sent(), make_expected(variances="none"))
     assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).prompts) == 2
 
 
-def test_an_introduction_has_no_losses():
-    reply = replace(make_reply(task="introduce"), losses={"mse": 0.25, "contrastive": 1.5})
-    with refused(BadReplyError, "'mse'"):
-        decode(*sent(reply), make_expected("introduce"))
+def test_an_registration_has_no_losses():
+    reply = replace(make_reply(task="register"), losses={"mse": 0.25, "contrastive": 1.5})
+    with refused(InvalidReplyError, "'mse'"):
+        decode(*sent(reply), make_expected("register"))
 
 
 def test_a_t5_output_without_a_t5_adapter_is_refused():
-    with refused(BadReplyError, "'dog'", "t5"):
+    with refused(InvalidReplyError, "'dog'", "t5"):
         decode(*sent(), make_expected(t5_shape=None))
 
 
 @pytest.mark.parametrize(("wanted", "kind"), [("prototypes", "prototypes"), ("outputs", "clip")])
 def test_what_nobody_asked_for_is_refused_and_its_absence_is_not(wanted, kind):
     reply = make_reply()
-    with refused(BadReplyError, "'dog'", kind):
+    with refused(InvalidReplyError, "'dog'", kind):
         decode(*sent(reply), make_expected(**{wanted: False}))
     without = {"prototypes": {"audio": None}, "outputs": {"clip": None, "t5": None}}[wanted]
     bare = replace(reply, prompts=[replace(prompt, **without) for prompt in reply.prompts])
     got = decode(*sent(bare), make_expected(**{wanted: False}))
     assert [(prompt.name, prompt.count) for prompt in got.prompts] == [(p.name, p.count) for p in reply.prompts]
     assert all(getattr(prompt, field) is None for prompt in got.prompts for field in without)
-    with refused(BadReplyError, "'dog'", kind):
+    with refused(InvalidReplyError, "'dog'", kind):
         decode(*sent(bare))
 
 
@@ -454,7 +454,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
     message = sent(make_reply(held=True))
     held = make_expected(held_fingerprint="abc123", held_classes={"dog", "rain"})
     got = decode(*message, held)
-    bank = PromptBank()
+    bank = PrototypeBank()
     bank.update("site-0", make_reply().prompts, "abc123", 2)
     bank.update(got.site, got.prompts, got.fingerprint, 3)
     assert len(bank.rows()) == 4
@@ -463,7 +463,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
         replace(held, held_fingerprint="other"),
         replace(held, held_classes={"rain"}),
     ):
-        with refused(BadReplyError, "'dog'", "prototypes"):
+        with refused(InvalidReplyError, "'dog'", "prototypes"):
             decode(*message, missing)
 
 
@@ -472,7 +472,7 @@ def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree()
     arrays, manifest, examples = sent()
     assert decode(arrays, manifest, examples, unknown).prompts[1].audio.means.shape == (2, 2, 5)
     arrays[8] = arrays[8][..., :4]
-    with refused(BadReplyError, "'rain'", "prototypes", (2, 2, 4), (2, 2, 5)):
+    with refused(InvalidReplyError, "'rain'", "prototypes", (2, 2, 4), (2, 2, 5)):
         decode(arrays, manifest, examples, unknown)
 
 
@@ -508,7 +508,7 @@ def test_a_mutated_reply_is_refused_cleanly_or_is_sound(data):
     expected = make_expected()
     try:
         got = decode(arrays, written, examples, expected)
-    except BadReplyError as error:
+    except InvalidReplyError as error:
         assert_presentable(error)
     else:
         assert_sound(got, expected)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.tree import options
-from fed_a2v.federation.protocol import SiteReply
+from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import aggregate, clipped, cut_shares
 from fed_a2v.federation.server.aggregation.base import AggregationRule, make_rule
 from tests.federation.helpers import Federation
@@ -26,7 +26,7 @@ def aggregate_adapters(replies, mode, sent=None, max_site_share=1.0, **options):
 
 def reply(site, clips, *weights):
     tensors = [torch.as_tensor(weight, dtype=torch.float32) for weight in weights]
-    return SiteReply(site, 1, "train", clips, tensors, [], "mark", False)
+    return TrainReply(site, 1, "train", clips, tensors, [], "mark", False)
 
 
 @pytest.fixture

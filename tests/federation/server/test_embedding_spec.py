@@ -8,7 +8,7 @@ import torch
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.prototype_bank import PooledMoments
 from fed_a2v.federation.errors import FederationError
-from fed_a2v.federation.server.embedding_spec import AudioKind, agreed_kind
+from fed_a2v.federation.server.embedding_spec import EmbeddingSpec, agreed_spec
 from tests.federation.protocol.helpers import make_moments_reply
 from tests.refusals import refused
 
@@ -21,27 +21,27 @@ def site(tokens, width, square_root=False, clips=6):
 
 
 def kind_of(replies, *overrides):
-    return agreed_kind(replies, compose_settings(["experiment=quick", *overrides]))
+    return agreed_spec(replies, compose_settings(["experiment=quick", *overrides]))
 
 
 def test_a_site_that_claims_a_thousand_million_clips_has_one_vote():
     liar = site(1, 1, clips=10**9)
-    assert kind_of([liar, site(1, 1024), site(1, 1024)], *FILES) == AudioKind(1, 1024, False)
+    assert kind_of([liar, site(1, 1024), site(1, 1024)], *FILES) == EmbeddingSpec(1, 1024, False)
 
 
 def test_the_shape_is_that_of_the_servers_encoder_whatever_the_sites_vote():
-    assert kind_of([site(1, 100)] * 4 + [site(1, 512)]) == AudioKind(1, 512, False)
+    assert kind_of([site(1, 100)] * 4 + [site(1, 512)]) == EmbeddingSpec(1, 512, False)
 
 
 def test_what_the_encoder_leaves_open_is_voted_on_by_the_sites_of_its_shape():
     others = [site(1, 100, True)] * 9
-    assert kind_of([*others, site(1, 512, True), site(1, 512), site(1, 512)]) == AudioKind(1, 512, False)
+    assert kind_of([*others, site(1, 512, True), site(1, 512), site(1, 512)]) == EmbeddingSpec(1, 512, False)
 
 
 @pytest.mark.parametrize(("setting", "square_root"), [("always", True), ("never", False)])
 def test_square_roots_are_as_the_settings_say(setting, square_root):
     replies = [site(1, 512, not square_root)] * 4 + [site(1, 512, square_root)]
-    assert kind_of(replies, f"dataset.square_root={setting}") == AudioKind(1, 512, square_root)
+    assert kind_of(replies, f"dataset.square_root={setting}") == EmbeddingSpec(1, 512, square_root)
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_where_no_site_has_the_encoders_shape_the_error_names_both_and_the_way_o
 def test_sites_that_share_nothing_have_no_vote():
     silent = replace(make_moments_reply(), moments=None)
     assert kind_of([silent]) is None
-    assert kind_of([silent, silent, site(1, 7)], *FILES) == AudioKind(1, 7, False)
+    assert kind_of([silent, silent, site(1, 7)], *FILES) == EmbeddingSpec(1, 7, False)

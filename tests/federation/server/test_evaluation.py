@@ -2,7 +2,7 @@
 
 import pytest
 
-from fed_a2v.core.prototype_bank import PromptBank
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.federation.protocol import ClassScores, Scores, SideScores
 from fed_a2v.federation.server.evaluation import Coverage, class_figures, round_figures, t5_is_far_behind
 
@@ -41,13 +41,13 @@ def test_sites_that_have_failed_are_counted_with_the_test_clips_that_they_said_t
 def test_of_sites_never_heard_from_the_number_of_clips_is_not_guessed(coverage, sites):
     assert coverage.figures["test_clips_total"] is None
     assert coverage.figures["sites_total"] == sites
-    figures = class_figures({"after": scores(dog=10)}, PromptBank(), 1, coverage)["classes"]
+    figures = class_figures({"after": scores(dog=10)}, PrototypeBank(), 1, coverage)["classes"]
     assert {name: each["test_clips_total"] for name, each in figures.items()} == dict.fromkeys(("dog", "rain", "siren"))
 
 
 def test_a_class_whose_sites_have_failed_is_listed_with_the_clips_that_were_not_scored():
     coverage = Coverage(["b"], {"a", "b", "c"}, TOLD)
-    figures = class_figures({"after": scores(dog=4)}, PromptBank(), 1, coverage)["classes"]
+    figures = class_figures({"after": scores(dog=4)}, PrototypeBank(), 1, coverage)["classes"]
     assert {name: (each["test_clips"], each["test_clips_total"]) for name, each in figures.items()} == {
         "dog": (4, 14),
         "rain": (0, 6),
@@ -65,12 +65,12 @@ def test_t5_has_figures_where_it_is_scored_and_only_there():
         "t5/loss": 3.0,
         "t5/far_behind": True,  # 0.25 is less than half of 0.6
     }
-    by_class = class_figures({"after": scores((4, 2.0, 24.0), dog=8)}, PromptBank(), 1, coverage)["classes"]
+    by_class = class_figures({"after": scores((4, 2.0, 24.0), dog=8)}, PrototypeBank(), 1, coverage)["classes"]
     assert (by_class["dog"]["t5/accuracy"], by_class["dog"]["t5/cosine"]) == (0.5, 0.25)
     assert (by_class["rain"]["t5/accuracy"], by_class["rain"]["t5/cosine"]) == (None, None)
     plain = round_figures({"after": scores(dog=8)}, coverage, 50)
     assert not [name for name in plain if name.startswith("t5/")]
-    assert "t5/accuracy" not in class_figures({"after": scores(dog=8)}, PromptBank(), 1, coverage)["classes"]["dog"]
+    assert "t5/accuracy" not in class_figures({"after": scores(dog=8)}, PrototypeBank(), 1, coverage)["classes"]["dog"]
 
 
 @pytest.mark.parametrize(

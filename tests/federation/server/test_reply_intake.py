@@ -43,7 +43,7 @@ BAD_REPLIES = {
     "the name of no site": (set_manifest(site="site-999"), ("'site-999'",)),
     "the name of another node's site": (set_manifest(site="site-001"), ("'site-001'",)),
     "another round": (set_manifest(round_number=78), ("round", 78)),
-    "another task": (set_manifest(task="introduce"), ("'introduce'", "'train'")),
+    "another task": (set_manifest(task="register"), ("'register'", "'train'")),
     "another schema version": (set_manifest(schema_version=99), ("schema_version", 99)),
     "square roots where the others have none": (
         lambda arrays, manifest: manifest.update(square_root=not manifest["square_root"]),
@@ -172,7 +172,7 @@ def test_of_an_exception_at_a_site_the_reason_is_kept_and_flowers_words_are_not(
         return work()
 
     row = Federation(tamper=tamper).start().round()
-    assert row["failure_reasons"] == [kept] * 3, "in the introduction, the training and the evaluation"
+    assert row["failure_reasons"] == [kept] * 3, "in the registration, the training and the evaluation"
 
 
 def test_a_reply_with_an_error_status_counts_as_a_failure(average_without_the_bad):

@@ -184,7 +184,7 @@ def test_a_node_that_does_not_say_its_name_is_left_out_until_it_does(own_files):
     assert row["sites"] == {"site-field": "replied", "site-lab": "replied"}
 
 
-def test_nodes_that_introduce_themselves_are_not_asked_for_their_names(own_files):
+def test_nodes_that_register_are_not_asked_for_their_names(own_files):
     federation = Federation(*OWN, node_configs=own_files)
     for node in federation.nodes:
         node.get_properties = None

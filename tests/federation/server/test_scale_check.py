@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassPrompts, PooledMoments, PromptBank
+from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments, PrototypeBank
 from fed_a2v.federation.server.scale_check import off_scale, sizes
 from tests.federation.protocol.helpers import make_moments_reply
 
@@ -16,7 +16,7 @@ SHAPE = (2, 5)
 def said(size=1.0, deviation=0.5, name="dog", prototypes=2, clip=None):
     means = torch.full((prototypes, *SHAPE), float(size))
     audio = AudioPrototypes(means, torch.full((prototypes,), 3), torch.full_like(means, deviation**2))
-    return ClassPrompts(name, 3 * prototypes, audio, None if clip is None else torch.full((1, 4), float(clip)))
+    return ClassStatistics(name, 3 * prototypes, audio, None if clip is None else torch.full((1, 4), float(clip)))
 
 
 def replies(*of_sites):
@@ -94,7 +94,7 @@ def test_the_moments_of_all_clips_are_judged_like_prototypes():
 
 
 def test_a_site_that_joins_later_is_compared_with_those_that_the_bank_holds():
-    bank = PromptBank()
+    bank = PrototypeBank()
     for number, prompts in enumerate(USUAL):
         bank.update(f"held-{number}", prompts, "x", 0)
     assert off([said(15.0)], bank=bank) == ["site-0"]
@@ -104,7 +104,7 @@ def test_a_site_that_joins_later_is_compared_with_those_that_the_bank_holds():
 
 
 def test_what_a_site_has_said_before_does_not_count_for_what_it_says_now():
-    bank = PromptBank()
+    bank = PrototypeBank()
     for number, prompts in enumerate([[said(1e3)], *USUAL]):
         bank.update(f"site-{number}", prompts, "x", 0)
     assert off([said(1.0)], bank=bank) == []

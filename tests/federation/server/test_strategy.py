@@ -7,10 +7,10 @@ import pytest
 import torch
 from flwr.common import ndarrays_to_parameters
 
-from fed_a2v.core.weight_cap import capped
+from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.client.local_training import Site
 from fed_a2v.federation.errors import FederationError
-from fed_a2v.federation.server.embedding_spec import AudioKind
+from fed_a2v.federation.server.embedding_spec import EmbeddingSpec
 from tests.federation.helpers import (
     BAD,
     PLAIN,
@@ -78,9 +78,9 @@ def down_while(broken, task="train"):
 
 
 def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_is_one_line():
-    federation = Federation("aggregation.patience=2", tamper=down_while(lambda: True)).start()
+    federation = Federation("aggregation.max_skipped_rounds=2", tamper=down_while(lambda: True)).start()
     assert all(federation.round(number)["skipped"] for number in (1, 2))
-    named = ("round 3", "aggregation.min_replies=1", "aggregation.patience=2", "is down")
+    named = ("round 3", "aggregation.min_replies=1", "aggregation.max_skipped_rounds=2", "is down")
     with refused(FederationError, *named) as error:
         federation.round(3)
     assert len(str(error.value).splitlines()) == 1
@@ -89,7 +89,7 @@ def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_i
 
 def test_a_good_round_renews_the_patience():
     down = iter([True] * 5 + [False] * 5 + [True] * 5)
-    federation = Federation("aggregation.patience=1", tamper=down_while(lambda: next(down))).start()
+    federation = Federation("aggregation.max_skipped_rounds=1", tamper=down_while(lambda: next(down))).start()
     assert [federation.round(number).get("skipped", False) for number in (1, 2, 3)] == [True, False, True]
 
 
@@ -110,10 +110,10 @@ def test_a_round_is_repeated_no_more_often_than_patience_says():
     asked = []
     federation = Federation(
         "aggregation.if_too_few=repeat",
-        "aggregation.patience=2",
+        "aggregation.max_skipped_rounds=2",
         tamper=down_while(lambda: asked.append(1) or True),
     ).start()
-    named = ("round 1", "aggregation.min_replies=1", "aggregation.patience=2", "is down")
+    named = ("round 1", "aggregation.min_replies=1", "aggregation.max_skipped_rounds=2", "is down")
     with refused(FederationError, *named):
         federation.round()
     assert len(asked) == 3 * 5
@@ -201,7 +201,7 @@ def test_as_many_test_clips_as_it_has_said_of_every_class_are_what_a_site_may_sc
 
 
 def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
-    broken = ["introduce", "train", "evaluate"]
+    broken = ["register", "train", "evaluate"]
 
     def tamper(task, site, work):
         if site == BAD and task in broken:
@@ -248,7 +248,7 @@ def test_a_node_that_does_not_say_which_site_it_is_is_a_site_that_was_not_evalua
     assert row["not_evaluated"] == []
 
 
-# The introduction
+# The registration
 
 
 def narrower(arrays, manifest):
@@ -263,21 +263,21 @@ def other_scale(arrays, manifest):
 
 @pytest.mark.parametrize(
     ("change", "kind"),
-    [(narrower, AudioKind(1, 100, False)), (other_scale, AudioKind(1, 512, True))],
+    [(narrower, EmbeddingSpec(1, 100, False)), (other_scale, EmbeddingSpec(1, 512, True))],
     ids=["another width", "another scale"],
 )
-def test_a_site_with_other_embeddings_is_turned_away_at_the_introduction(change, kind):
-    federation = Federation(tamper=lie(change, task="introduce")).start()
+def test_a_site_with_other_embeddings_is_turned_away_at_the_registration(change, kind):
+    federation = Federation(tamper=lie(change, task="register")).start()
     assert set(federation.strategy.step.bank.entries) == set(SITES) - {BAD}
     assert federation.strategy.audio_shape == (1, 512)
     row = federation.round()
     assert row["rejected"] == 1
     assert str(kind) in row["rejections"][0]
-    assert str(AudioKind(1, 512, False)) in row["rejections"][0]
+    assert str(EmbeddingSpec(1, 512, False)) in row["rejections"][0]
 
 
 def test_a_site_with_other_embeddings_stays_out_of_the_standardisation():
-    federation = Federation(tamper=lie(other_scale, task="introduce")).start()
+    federation = Federation(tamper=lie(other_scale, task="register")).start()
     honest = Federation().start()
     moments = [f.strategy.step.adapters.audio_mean for f in (federation, honest)]
     assert not torch.equal(*moments)
@@ -289,16 +289,16 @@ def test_a_site_with_other_embeddings_stays_out_of_the_standardisation():
 
 def test_the_shape_of_embeddings_is_that_of_the_servers_encoder_whatever_most_sites_send():
     def tamper(task, site, work):
-        return rewrite(work(), narrower) if task == "introduce" and site != "site-004" else work()
+        return rewrite(work(), narrower) if task == "register" and site != "site-004" else work()
 
     federation = Federation(tamper=tamper).start()
     assert federation.strategy.audio_shape == (1, 512)
     assert list(federation.strategy.step.bank.entries) == ["site-004"]
 
 
-def test_a_site_that_misses_the_introduction_joins_in_the_first_round():
+def test_a_site_that_misses_the_registration_joins_in_the_first_round():
     def tamper(task, site, work):
-        if (task, site) == ("introduce", BAD):
+        if (task, site) == ("register", BAD):
             raise TimeoutError("still booting")
         return work()
 
@@ -311,7 +311,7 @@ def test_a_site_that_misses_the_introduction_joins_in_the_first_round():
     assert "still booting" in row["failure_reasons"][0]
 
 
-def test_if_no_site_can_introduce_itself_the_error_says_why():
+def test_if_no_site_can_register_the_error_says_why():
     def tamper(task, site, work):
         raise FileNotFoundError("meta/esc50.csv: no such file")
 
@@ -319,7 +319,7 @@ def test_if_no_site_can_introduce_itself_the_error_says_why():
         Federation(tamper=tamper).start()
 
 
-def test_if_every_introduction_is_bad_the_error_says_what_is_wrong_with_it():
+def test_if_every_registration_is_bad_the_error_says_what_is_wrong_with_it():
     with refused(FederationError, "schema_version", 78):
         Federation(tamper=lambda t, s, work: rewrite(work(), set_manifest(schema_version=78))).start()
 
@@ -374,22 +374,22 @@ def test_the_bytes_of_a_round_are_those_of_the_arrays_sent(honest_row):
     down_per_site = (2 * weights + standardisation) + (2 * 2 * weights + standardisation)
     assert honest_row["bytes_down"] == 5 * down_per_site
     assert honest_row["bytes_up"] == 5 * 2 * weights
-    assert honest_row["bytes_introduction"] > 0
+    assert honest_row["bytes_registration"] > 0
 
 
-def test_only_the_first_round_has_the_cost_of_the_introduction():
+def test_only_the_first_round_has_the_cost_of_the_registration():
     federation = Federation().start()
     first, second = federation.round(1), federation.round(2)
-    assert first["bytes_introduction"] > 0
-    assert "bytes_introduction" not in second
+    assert first["bytes_registration"] > 0
+    assert "bytes_registration" not in second
 
 
-def test_a_strategy_with_an_earlier_state_goes_on_behind_it_without_an_introduction():
+def test_a_strategy_with_an_earlier_state_goes_on_behind_it_without_an_registration():
     whole = Federation().start()
     for number in (1, 2, 3):
         whole.round(number)
     resumed = Federation(state=whole.states[1], after=2).start()
-    assert not [m for node in resumed.nodes for m in node.messages], "nobody is asked to introduce itself"
+    assert not [m for node in resumed.nodes for m in node.messages], "nobody is asked to register"
     row = resumed.round(1)
     assert row["round"] == 3
     assert without_seconds(row) == without_seconds(whole.rows[2])
@@ -473,7 +473,7 @@ def asked(federation, task):
 
 def test_sites_come_one_after_the_other_and_all_are_scored():
     federation = Federation(*INCREMENTAL).start()
-    assert asked(federation, "introduce") == SITES[:1]
+    assert asked(federation, "register") == SITES[:1]
     for number in (1, 2, 3):
         for node in federation.nodes:
             node.messages.clear()
@@ -554,7 +554,7 @@ def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the
         rows = [federation.round(number) for number in (1, 2)]
     sites = [Site(federation.settings, federation.strategy.classes, number) for number in range(5)]
     sizes = {site.name: len(site.data.train) for site in sites}
-    counted = dict(zip(sizes, capped(list(sizes.values()), 0.25), strict=True))
+    counted = dict(zip(sizes, cap_client_weights(list(sizes.values()), 0.25), strict=True))
     cut = [name for name in sizes if counted[name] < sizes[name]]
     assert 0 < len(cut) < 5
     assert [row["aggregation/capped_sites"] for row in rows] == [len(cut)] * 2
@@ -608,7 +608,7 @@ OUTPUTS = "weights and outputs"
     ],
 )
 def test_a_round_costs_the_bytes_of_what_the_settings_need(overrides, sent):
-    """Five sites with two classes each; the prototypes have come with the introduction."""
+    """Five sites with two classes each; the prototypes have come with the registration."""
     federation = Federation(*overrides).start()
     row = federation.round(1)
     assert (row["replies"], row["rejected"]) == (5, 0)
@@ -625,7 +625,7 @@ def test_federated_averaging_is_told_one_mean_a_class_once_and_keeps_none():
         assert rows.labels.bincount().tolist() == [groups] * 10
         # In half precision each group's mean and a variance of the class, and each group's number of clips.
         told = 10 * (groups * (2 * 512 + 8) + 2 * 512)
-        assert federation.round(1)["bytes_introduction"] == told
+        assert federation.round(1)["bytes_registration"] == told
     assert plain.strategy.step.bank.rows() is None
     assert tuned.strategy.step.bank.rows() is not None
     one, other = (federation.strategy.step.adapters for federation in (plain, tuned))
@@ -633,7 +633,7 @@ def test_federated_averaging_is_told_one_mean_a_class_once_and_keeps_none():
     torch.testing.assert_close(one.audio_std, other.audio_std, rtol=1e-3, atol=1e-3)
 
 
-def test_a_site_that_comes_after_the_introduction_needs_no_prototypes_for_an_average():
+def test_a_site_that_comes_after_the_registration_needs_no_prototypes_for_an_average():
     federation = Federation(
         "finetune.enabled=false", "scenario=class_incremental", "scenario.steps=5", "scenario.rounds_per_step=1"
     ).start()

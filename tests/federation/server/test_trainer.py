@@ -142,7 +142,7 @@ def test_the_results_are_those_of_the_last_round(validated):
         assert results[figure] == last[figure]
     assert 0 <= results["accuracy"] <= results["accuracy_at_5"] <= 1
     assert (
-        results["bytes_up"] == sum(row["bytes_up"] for row in validated.rows) + validated.rows[0]["bytes_introduction"]
+        results["bytes_up"] == sum(row["bytes_up"] for row in validated.rows) + validated.rows[0]["bytes_registration"]
     )
     assert (results["rounds"], results["sites"], results["generator"], results["seed"]) == (2, 5, "vae", 0)
 

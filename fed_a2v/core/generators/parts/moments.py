@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fed_a2v.core.generators.parts.buffers import take_shapes
 from fed_a2v.core.likelihood import gaussian_log_density
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 # A group's deviation is not blown up by more than this factor to reach the total variance.
 LARGEST_CORRECTION = 3.0
@@ -64,7 +64,7 @@ class ClassMoments(nn.Module):
         self.non_negative = torch.tensor(False)
 
     @torch.no_grad()
-    def fit(self, rows: PrototypeRows) -> None:
+    def fit(self, rows: PrototypeBatch) -> None:
         """Measure the moments of `rows`, replacing all that was measured before."""
         table, valid = _by_class(rows)
         counts = rows.counts[table] * valid
@@ -106,7 +106,7 @@ class ClassMoments(nn.Module):
         self.correlated = scaled * ((1 - shrinkage) / len(scaled)) ** 0.5
         self.independent = torch.full_like(self.mean[0], shrinkage**0.5)
 
-    def spread_rows(self, rows: PrototypeRows) -> Tensor:
+    def spread_rows(self, rows: PrototypeBatch) -> Tensor:
         """(N, D) rows as far from their class's mean as clips are, in the direction of each of N prototypes.
 
         The prototypes may be those that were measured, or others of the same classes, such as held-out ones.
@@ -115,7 +115,7 @@ class ClassMoments(nn.Module):
         offsets = rows.counts.sqrt().unsqueeze(1) * (rows.embeddings.flatten(1) - mean)
         return mean + offsets * self.stretch[rows.labels]
 
-    def training_rows(self, rows: PrototypeRows, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def training_rows(self, rows: PrototypeBatch, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """`spread_rows`, and draws from the moments for classes with few of them: (M, D) rows and (M,) labels."""
         counts = torch.bincount(rows.labels, minlength=len(rows.names))
         missing = (ROWS_PER_CLASS - counts).clamp(min=0)
@@ -124,7 +124,7 @@ class ClassMoments(nn.Module):
         return torch.cat([self.spread_rows(rows), drawn]), torch.cat([rows.labels, extra])
 
     @staticmethod
-    def batches(rows: PrototypeRows, batch_size: int) -> int:
+    def batches(rows: PrototypeBatch, batch_size: int) -> int:
         """Batches of one pass over `training_rows`."""
         number = torch.bincount(rows.labels, minlength=len(rows.names)).clamp(min=ROWS_PER_CLASS).sum()
         return math.ceil(int(number) / batch_size)
@@ -245,7 +245,7 @@ def _normal(shape: tuple[int, int], like: Tensor, random: torch.Generator) -> Te
     return torch.randn(shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)
 
 
-def _by_class(rows: PrototypeRows) -> tuple[Tensor, Tensor]:
+def _by_class(rows: PrototypeBatch) -> tuple[Tensor, Tensor]:
     """(C, K) row numbers of each class, padded with 0, and the mask of those that are not padding."""
     numbers = [torch.nonzero(rows.labels == label).flatten() for label in range(len(rows.names))]
     valid = nn.utils.rnn.pad_sequence([torch.ones(len(n)) for n in numbers], batch_first=True)

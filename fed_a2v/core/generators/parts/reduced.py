@@ -23,7 +23,7 @@ from fed_a2v.core.generators.parts.buffers import take_shapes
 from fed_a2v.core.generators.parts.calibration import Calibration
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.likelihood import column_scale
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 # Share of the variance outside the main directions that comes from all classes together.
 POOLED_SHARE = 0.3
@@ -147,7 +147,7 @@ class CalibratedGenerator(Generator):
         """(B, reduced_dim) draws under (B, V) conditions, as `directions` gives them; -1 labels no known class."""
 
     def fit(
-        self, rows: PrototypeRows, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
+        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
         """See `Generator.fit`."""
         self.moments.fit(rows)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fed_a2v.config.schema import AggregationSettings
-from fed_a2v.federation.protocol import SiteReply
+from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import weighted
 from fed_a2v.federation.server.aggregation.base import make_rule, norm
 
 
 def aggregate(
-    replies: Sequence[SiteReply], sent: Sequence[Tensor], settings: AggregationSettings
+    replies: Sequence[TrainReply], sent: Sequence[Tensor], settings: AggregationSettings
 ) -> list[Tensor] | None:
     """Combine the weights of one round's sites by the rule `aggregation.mode`.
 
@@ -35,7 +35,7 @@ def aggregate(
     return make_rule(settings).combine(sites, [reply.num_examples for reply in replies])
 
 
-def cut_shares(replies: Sequence[SiteReply], settings: AggregationSettings) -> dict[str, tuple[float, float]]:
+def cut_shares(replies: Sequence[TrainReply], settings: AggregationSettings) -> dict[str, tuple[float, float]]:
     """The sites that count for less than their share of the clips in a `weighted` mean: that share, and what counts."""
     rule = make_rule(settings)
     if not isinstance(rule, weighted.Rule):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from fed_a2v.core.weight_cap import capped
+from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted_mean
 
 
@@ -19,4 +19,4 @@ class Rule(AggregationRule):
 
     def factors(self, clips: Sequence[int]) -> list[float]:
         """What each site counts for: its clips, capped."""
-        return capped(clips, self.settings.max_site_share)
+        return cap_client_weights(clips, self.settings.max_site_share)

@@ -12,7 +12,7 @@ from fed_a2v.core.generators.multimodal import MultimodalVAEGenerator
 from fed_a2v.core.generators.noise import NoiseGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.generators.vae_t5 import VAEWithT5Generator
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 
 NAMES = ("dog", "rain", "wind")
 GENERATORS = {
@@ -39,7 +39,7 @@ def test_loaded_buffers_lie_where_the_generator_lies(kind):
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(6)
     embeddings = torch.randn(18, 1, 12, generator=random)
-    rows = PrototypeRows(embeddings, labels, torch.full((18,), 3.0), torch.ones_like(embeddings), NAMES)
+    rows = PrototypeBatch(embeddings, labels, torch.full((18,), 3.0), torch.ones_like(embeddings), NAMES)
     trained, other = GENERATORS[kind](), GENERATORS[kind]()
     clip, t5 = torch.randn(3, 1, 8, generator=random), torch.randn(3, 4, 6, generator=random)
     trained.fit(rows, trained.conditions_from(clip, t5), 1, 0.0, random)

@@ -3,7 +3,7 @@ import sklearn.covariance
 import torch
 
 from fed_a2v.core.generators.parts.moments import ClassMoments, ledoit_wolf_shrinkage
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from tests.core.conftest import World, draws, through_a_file, within_variance
 
 
@@ -41,7 +41,7 @@ def test_groups_of_different_sizes_weigh_by_their_clips():
     clips, _ = world.clips(12)
     sizes = [1, 2, 9]
     groups = clips.split(sizes)
-    rows = PrototypeRows(
+    rows = PrototypeBatch(
         torch.stack([group.mean(0) for group in groups]),
         torch.zeros(3, dtype=torch.long),
         torch.tensor(sizes).float(),
@@ -182,7 +182,9 @@ def test_rows_that_are_all_zero_need_no_shrinkage():
 def test_draws_of_non_negative_data_keep_mean_and_deviation_although_they_are_cut(mean):
     random = draws(0)
     clips = (mean + torch.randn(400, 1, 64, generator=random)).clamp(min=0)
-    rows = PrototypeRows(clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",))
+    rows = PrototypeBatch(
+        clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",)
+    )
     moments = measured(rows)
     drawn = moments.draw(torch.zeros(4000, dtype=torch.long), 1.0, random)
     real = clips.flatten(1)
@@ -196,7 +198,9 @@ def test_draws_of_non_negative_data_keep_mean_and_deviation_although_they_are_cu
 def test_rare_activity_keeps_its_mean():
     clips = torch.zeros(400, 1, 8)
     clips[:20] = 1.0
-    rows = PrototypeRows(clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",))
+    rows = PrototypeBatch(
+        clips, torch.zeros(400, dtype=torch.long), torch.ones(400), torch.zeros_like(clips), ("rain",)
+    )
     drawn = measured(rows).draw(torch.zeros(20000, dtype=torch.long), 1.0, draws(0))
     assert drawn.mean() == pytest.approx(0.05, rel=0.05)
 

@@ -9,7 +9,7 @@ from fed_a2v.core.generators.gmm import GMMGenerator
 from fed_a2v.core.generators.parts.calibration import CALIBRATION_SAMPLES, Calibration
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.generators.parts.reduced import ReducedSpace, outside_noise
-from fed_a2v.core.prototype_bank import PrototypeRows
+from fed_a2v.core.prototype_bank import PrototypeBatch
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file, within_variance
 from tests.refusals import refused
 
@@ -201,7 +201,7 @@ def test_dead_columns_survive(kind):
     rows = world.rows()
     embeddings, variances = rows.embeddings.clone(), rows.variances.clone()
     embeddings[..., 5], variances[..., 5] = 3.0, 0.0
-    rows = PrototypeRows(embeddings, rows.labels, rows.counts, variances, rows.names)
+    rows = PrototypeBatch(embeddings, rows.labels, rows.counts, variances, rows.names)
     samples = fitted(kind, world, 2, rows).sample_classes(world.conditions, 20, draws(0))
     assert samples.isfinite().all()
     torch.testing.assert_close(samples[..., 5], torch.full_like(samples[..., 5], 3.0), rtol=0, atol=1e-3)
@@ -210,7 +210,7 @@ def test_dead_columns_survive(kind):
 def test_data_without_any_variance_is_survived(kind):
     world = World(classes=2)
     rows = world.rows()
-    same = PrototypeRows(
+    same = PrototypeBatch(
         torch.ones_like(rows.embeddings),
         rows.labels,
         rows.counts,

@@ -34,7 +34,7 @@ def dash(index: int) -> str:
     return DASHES[index % len(DASHES)]
 
 
-def bar_look(index: int, several: bool) -> dict[str, Any]:
+def bar_style(index: int, several: bool) -> dict[str, Any]:
     """Markers of the bars with this index; with a pattern where there are `several` kinds of bars."""
     shape = PATTERNS[index % len(PATTERNS)] if several else ""
     return {"color": colour(index), "pattern": {"shape": shape, "fillmode": "overlay", "fgopacity": 0.6, "size": 7}}
