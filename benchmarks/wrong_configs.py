@@ -62,7 +62,7 @@ CASES = [
     Case("contradiction", "bank.keep=generator generator=none", "bank.keep=generator", "needs a generator"),
     Case("contradiction", "dataset=esc50", "dataset=esc50", "dataset.root=FOLDER"),
     Case("broken JSON", "--config FILE", "line 3, column 5", "Expecting ',' delimiter", NO_COMMA),
-    Case("broken JSON", "--config FILE", "/* begins in line 1", "close it with */", '{"feda2v": {}} /* and so on'),
+    Case("broken JSON", "--config FILE", "/* in line 1", "close it with */", '{"feda2v": {}} /* and so on'),
     Case(
         "typo in JSON",
         "--config FILE",

@@ -1,6 +1,6 @@
-"""The commands of `fed-a2v`, one file each: `run(words)` does the work, `USAGE` is its lines in the help."""
+"""The commands of `fed-a2v`, one module each: `run(words)` runs it, `USAGE` is its part of the help."""
 
-# Each is a module, imported when it is asked for: what one needs, the others do not wait for.
+# Imported on use, so that a command does not wait for the imports of another.
 COMMANDS = ("train", "compare", "config", "report", "embed", "generate", "synth", "targets", "doctor", "completion")
-# Those whose words are settings.
+# Commands that take settings.
 TAKE_OVERRIDES = ("train", "compare", "config", "embed", "targets", "doctor")

@@ -1,4 +1,4 @@
-"""`fed-a2v compare`: an experiment beside its baselines."""
+"""`fed-a2v compare`: an experiment and its baselines."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from fed_a2v.config.compose import ConfigError
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v compare [KEY=VALUE ...]    the same experiment beside plain FedAvg, prototypes only and pooled training
+fed-a2v compare [KEY=VALUE ...]    compare an experiment with plain FedAvg, prototypes only and pooled training
   fed-a2v compare --folds --seeds 0,1,2    cross-validated: means, deviations, and intervals of the differences
 """
 ALL = "all"
 
 
 def run(words: list[str]) -> None:
-    """Run the experiment and its baselines, and show both tables; or, on several folds and seeds, one of all."""
-    parser = argparse.ArgumentParser("fed-a2v compare", description="An experiment beside its baselines.")
+    """Run the experiment and its baselines and print two tables, or one table of several folds and seeds."""
+    parser = argparse.ArgumentParser("fed-a2v compare", description="Compare an experiment with its baselines.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
-    parser.add_argument("--with", dest="baselines", default="FedAvg,prototypes,pooled", help="default: %(default)s")
     parser.add_argument(
-        "--folds", nargs="?", const=ALL, metavar="1,2,...", help="each tests once; default: all there are"
+        "--with", dest="baselines", default="FedAvg,prototypes,pooled", help="baselines; default: %(default)s"
     )
-    parser.add_argument("--seeds", metavar="0,1,...", help="each runs once on every fold")
+    parser.add_argument(
+        "--folds", nargs="?", const=ALL, metavar="1,2,...", help="test folds, one per run; without a value: all"
+    )
+    parser.add_argument("--seeds", metavar="0,1,...", help="seeds, each run on every fold")
     given = parser.parse_intermixed_args(words)
-    if given.folds and "=" in given.folds:  # that was no list of folds, but the first override
+    if given.folds and "=" in given.folds:  # argparse took the first override for the value of --folds
         given.overrides, given.folds = [given.folds, *given.overrides], ALL
 
     from fed_a2v.compare import BASELINES, compare, cross_validate
@@ -41,7 +43,7 @@ def run(words: list[str]) -> None:
     from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
     from fed_a2v.storage.files import free_folder
 
-    # A comma also stands in names such as "FedAvg, as many steps".
+    # Names such as "FedAvg, as many steps" contain a comma.
     baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
@@ -63,16 +65,16 @@ def run(words: list[str]) -> None:
         last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
         say(console, f"Final accuracy: {last}", wrap=True)
     else:
-        found = cross_validate(given.overrides, folder, baselines, folds, seeds)
-        console.print(crossed_table(found, "Accuracy after the last round; steps at a site + on the server").rich())
-        say(console, found["says"], found["covers"], wrap=True)
+        summary = cross_validate(given.overrides, folder, baselines, folds, seeds)
+        console.print(crossed_table(summary, "Accuracy after the last round; steps at a site + on the server").rich())
+        say(console, summary["says"], summary["covers"], wrap=True)
     say(console, f"Results: {folder}")
     if (report := folder / "report.html").is_file():
         say(console, f"Report: {report}")
 
 
 def _numbers(option: str, text: str) -> Sequence[int]:
-    """Numbers with commas between them, none of them twice."""
+    """Numbers separated by commas, without duplicates."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ConfigError(f"{option}={text}: give whole numbers with commas between them, {option}=1,2,3")
+        raise ConfigError(f"{option}={text}: write integers separated by commas, {option}=1,2,3")
     return list(dict.fromkeys(map(int, text.split(","))))

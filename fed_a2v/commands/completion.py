@@ -1,4 +1,4 @@
-"""`fed-a2v completion`: what the shell needs to complete commands, keys and options."""
+"""`fed-a2v completion`: shell script that completes commands, keys and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ USAGE = """\
 fed-a2v completion bash            completion of commands, keys and options: eval "$(fed-a2v completion bash)"
 """
 
-# Hydra knows the keys: it is asked as its own completion would ask it.
+# Keys are completed by Hydra, through the query of its own completion.
 BASH = """\
 _fed_a2v() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} choices
@@ -36,7 +36,7 @@ complete -o nospace -o default -F _fed_a2v fed-a2v
 
 def run(words: list[str]) -> None:
     """Print the script for the shell."""
-    parser = argparse.ArgumentParser("fed-a2v completion", description="Print what a shell needs for completion.")
+    parser = argparse.ArgumentParser("fed-a2v completion", description="Print the completion script of a shell.")
     parser.add_argument("shell", choices=["bash"])
     parser.parse_args(words)
 

@@ -1,4 +1,4 @@
-"""`fed-a2v config`: the settings that an experiment would run with, and where each comes from."""
+"""`fed-a2v config`: all settings of an experiment, with the origin of each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fed_a2v.config.compose import sources
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v config [KEY=VALUE ...]     show all settings as YAML, with the file or override that each comes from
+fed-a2v config [KEY=VALUE ...]     print all settings as YAML, each with the file or override that sets it
   fed-a2v config experiment=guide generator.latent_dim=64
   fed-a2v config --config my_experiment.json      # a file in the guide's format; train takes it too
 """
 
 
 def run(words: list[str]) -> None:
-    """Compose, check and show."""
+    """Compose and check the settings, and print them."""
     words, guide = take_guide(words)
-    parser = argparse.ArgumentParser("fed-a2v config", description="Show all settings and where each comes from.")
+    parser = argparse.ArgumentParser("fed-a2v config", description="Print all settings, each with its origin.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--config", metavar="FILE", help="a JSON file in the guide's format; overrides win")
     overrides = parser.parse_args(words).overrides
@@ -44,7 +44,7 @@ def run(words: list[str]) -> None:
 
 
 def _lines(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Lines of YAML, each with the dotted key whose value it holds; "" for the head of a section."""
+    """Lines of YAML, each with the dotted key of its value; "" for the start of a section."""
     indent = "  " * len(path)
     for name, value in tree.items():
         if isinstance(value, dict) and value:
@@ -56,7 +56,7 @@ def _lines(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """Where the value of a key, or of the section that it is in, comes from."""
+    """Origin of the value of a key, or of its section."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         if origin := origins.get(".".join(parts[:length])):

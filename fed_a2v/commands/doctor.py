@@ -1,4 +1,4 @@
-"""`fed-a2v doctor`: can this machine run the experiment, and what would it cost?"""
+"""`fed-a2v doctor`: checks whether this machine can run an experiment, and estimates the cost of a round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from fed_a2v.storage.plain_text import one_line
 
 USAGE = """\
-fed-a2v doctor [KEY=VALUE ...]     look at this machine and at an experiment's settings; says what to mend
+fed-a2v doctor [KEY=VALUE ...]     check this machine and the settings of an experiment, with remedies
   fed-a2v doctor experiment=esc50_50x1 dataset.root=/data/ESC-50
 """
 
@@ -20,8 +20,8 @@ MARKS = {"fine": ("fine", "green"), "warning": ("WARNING", "yellow"), "error": (
 
 
 def run(words: list[str]) -> None:
-    """Show all findings; exit code 0 where all is fine, 1 with warnings, 2 with errors."""
-    parser = argparse.ArgumentParser("fed-a2v doctor", description="Look at this machine and at the settings.")
+    """Print all findings; exit code 0 without problems, 1 with warnings, 2 with errors."""
+    parser = argparse.ArgumentParser("fed-a2v doctor", description="Check this machine and the settings.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     overrides = parser.parse_args(words).overrides
 
@@ -36,7 +36,7 @@ def run(words: list[str]) -> None:
             what = Text.assemble(one_line(finding.what), remedy)
             table.add_row(Text(*MARKS[finding.level]), Text(finding.subject), what)
         console.print(table)
-    else:  # a line a finding, for grep and logs
+    else:  # one line per finding, for grep and logs
         for finding in findings:
             line = f"{finding.level}\t{finding.subject}\t{one_line(finding.what)}"
             remedy = f"\t-> {one_line(finding.remedy)}" if finding.remedy else ""

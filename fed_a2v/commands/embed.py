@@ -1,4 +1,4 @@
-"""`fed-a2v embed`: the embeddings of a data set, into the cache that training reads, or into a file."""
+"""`fed-a2v embed`: embeds a data set into the cache that training reads, or into a file."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from fed_a2v.data.cache.embed import Progress
 
 USAGE = """\
-fed-a2v embed [KEY=VALUE ...]      embed a data set's clips beforehand, with several processes; --out makes a file
+fed-a2v embed [KEY=VALUE ...]      embed the clips of a data set before training, in parallel; --out writes a file
   fed-a2v embed dataset=vggsound dataset.root=/data/VGGSound encoder=clap dataset.skip_bad=true
   fed-a2v embed dataset=esc50 dataset.root=/data/ESC-50 --out esc50.npz    # for dataset=embeddings
 """
 
-# Between two lines of progress where there is no terminal.
+# Seconds between two lines of progress without a terminal.
 SECONDS_A_LINE = 10.0
 
 
 def run(words: list[str]) -> None:
-    """Embed all clips that the settings select; those that have an embedding already are left alone."""
+    """Embed all clips that the settings select, except those that are already in the cache."""
     parser = argparse.ArgumentParser(
         "fed-a2v embed", description="Embed a data set's clips into the cache that training reads."
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core, on a GPU one")
+    parser.add_argument("--workers", type=int, help="number of processes; default: one per core, one on a GPU")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="also write a file for dataset=embeddings")
     given = parser.parse_args(words)
 
@@ -43,7 +43,7 @@ def run(words: list[str]) -> None:
     from fed_a2v.runs.logs import on_console
 
     if given.workers is not None and given.workers < 1:
-        raise ConfigError(f"--workers={given.workers}: at least 1 is needed")
+        raise ConfigError(f"--workers={given.workers}: set at least 1")
     settings = compose_settings(given.overrides)
     workers = given.workers or default_workers(settings.encoder.device)
     console = Console()
@@ -55,7 +55,7 @@ def run(words: list[str]) -> None:
     say(
         console,
         f"{len(embedded)} clips in {seconds:.1f} s: {embedded.new} embedded{speed}, "
-        f"{len(embedded) - embedded.new} known before, {embedded.skipped} skipped",
+        f"{len(embedded) - embedded.new} from the cache, {embedded.skipped} skipped",
     )
     if given.out:
         out = given.out.expanduser()
@@ -66,7 +66,7 @@ def run(words: list[str]) -> None:
 
 
 def default_workers(device: str | None) -> int:
-    """One a core; a GPU is kept busy by one."""
+    """One process per core; on a GPU one process is enough."""
     from fed_a2v.encoders.pretrained import pick_device
 
     if device is not None and pick_device(device).type != "cpu":
@@ -76,7 +76,7 @@ def default_workers(device: str | None) -> int:
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar in a terminal; elsewhere a line every ten seconds, if it takes so long."""
+    """A progress bar in a terminal, elsewhere a line every `SECONDS_A_LINE`."""
     if not console.is_terminal:
         yield _Lines(console)
         return

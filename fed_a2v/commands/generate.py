@@ -1,4 +1,4 @@
-"""`fed-a2v generate`: pictures of what a run's adapters make of sounds."""
+"""`fed-a2v generate`: images from the prompts that a run's adapters produce for sounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fed_a2v.load import LoadedRun
 
 USAGE = """\
-fed-a2v generate RUN [AUDIO ...]   pictures of sounds, beside those of the true text prompt, on a page to look at
+fed-a2v generate RUN [AUDIO ...]   generate images of sounds and, for comparison, of the true text prompts
   fed-a2v generate outputs/mine dog.wav rain=storm.wav images.steps=20 images.model=FOLDER
   fed-a2v generate outputs/mine --classes dog,rain --synthetic 4
   fed-a2v generate outputs/mine --test 2 --evaluate
@@ -28,7 +28,7 @@ fed-a2v generate RUN [AUDIO ...]   pictures of sounds, beside those of the true 
 
 
 def run(words: list[str]) -> None:
-    """Draw the pictures, judge them if asked to, and say where they are."""
+    """Generate the images, score them with --evaluate, and print where they are."""
     given = _parser().parse_intermixed_args(words)
     overrides = [word for word in given.audio if word.startswith("images.") and "=" in word]
     audio = [word for word in given.audio if word not in overrides]
@@ -38,34 +38,32 @@ def run(words: list[str]) -> None:
 
     if (given.run / "pictures.json").is_file():
         if sources or not given.evaluate:
-            raise ConfigError(f"{given.run} holds pictures: --evaluate judges them, a run's folder is needed for more")
-        drawn = read_gallery(given.run)["images"]
-        _show(_evaluate(given.run, _changed(drawn["name"], drawn, overrides)))
+            raise ConfigError(f"{given.run} contains images: score them with --evaluate, or name the folder of a run")
+        images = read_gallery(given.run)["images"]
+        _show(_evaluate(given.run, _changed(images["name"], images, overrides)))
         write_sheet(given.run)
         folder = given.run
     else:
         if not sources:
-            raise ConfigError("nothing to draw: name sound files, or --classes A,B or --synthetic N or --test N")
+            raise ConfigError("nothing to generate: name sound files, --classes A,B, --synthetic N or --test N")
         folder = _draw(given, audio, overrides)
-    say(Console(), f"Pictures: {folder / 'index.html'}")
+    say(Console(), f"Images: {folder / 'index.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fed-a2v generate",
-        description="Pictures of what a run's adapters make of sounds, beside those of the true text prompt.",
-        epilog="How they are drawn is set as in training: images.steps=20 images.seed=1 images.model=FOLDER ...",
+        description="Generate images of sounds with a run's adapters and, for comparison, of the true text prompts.",
+        epilog="Settings of the image model are as in training: images.steps=20 images.seed=1 images.model=FOLDER ...",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
-    parser.add_argument(
-        "audio", nargs="*", metavar="AUDIO", help="sound files; CLASS=FILE says what is to be heard in one"
-    )
-    parser.add_argument("--classes", metavar="A,B", help="classes to draw; alone: what the bank has of them")
-    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="samples of the generator for each class")
-    parser.add_argument("--test", type=int, default=0, metavar="N", help="test clips of each class, of the run's data")
+    parser.add_argument("audio", nargs="*", metavar="AUDIO", help="sound files; CLASS=FILE sets the class of a sound")
+    parser.add_argument("--classes", metavar="A,B", help="classes; alone: their prototypes in the bank")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="samples of the generator per class")
+    parser.add_argument("--test", type=int, default=0, metavar="N", help="test clips of the run's data per class")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/pictures/DATE_TIME")
-    parser.add_argument("--trust-code", action="store_true", help="run the code that RUN names by its import paths")
-    parser.add_argument("--evaluate", action="store_true", help="let CLIP judge the pictures, also those of a folder")
+    parser.add_argument("--trust-code", action="store_true", help="import the classes that RUN names by import path")
+    parser.add_argument("--evaluate", action="store_true", help="score the images with CLIP; RUN may be their folder")
     return parser
 
 
@@ -89,59 +87,59 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
         text_column(chosen.subjects, loaded.targets),
     ]
     facts = {"run": loaded.folder.path.name, "round": loaded.round, "classes": loaded.classes}
-    judged: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("Drawing", total=sum(len(column.rows) for column in columns))
+        task = progress.add_task("Generating", total=sum(len(column.rows) for column in columns))
         draw_gallery(
             out,
             model,
             chosen.subjects,
             columns,
             facts,
-            lambda folder: judged.append(_evaluate(folder, settings)) if given.evaluate else None,
+            lambda folder: evaluations.append(_evaluate(folder, settings)) if given.evaluate else None,
             lambda count: progress.advance(task, count),
         )
-    for evaluation in judged:
+    for evaluation in evaluations:
         _show(evaluation)
     return Path(out)
 
 
 def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
-    """How a run's pictures are drawn: as it did in training, else as `conf/images/` has it for its adapters.
+    """Image settings of a run: its own, else those in `conf/images/` for its adapters, with overrides.
 
     Raises:
-        ConfigError: no image model takes the adapters' prompts, or an override is wrong.
+        ConfigError: no image model accepts the adapters' prompts, or an override is wrong.
     """
     kind = loaded.settings.adapters.image_model
     if kind is None:
         raise ConfigError(
             f"{loaded.folder.path.name} was trained with adapters={loaded.settings.adapters.name}, whose prompts no "
-            "image model takes; train with adapters=sd (Stable Diffusion) or adapters=flux (FLUX)"
+            "image model accepts; train with adapters=sd (Stable Diffusion) or adapters=flux (FLUX)"
         )
     own = loaded.config["images"]
     return _changed(kind, None if own["name"] == "none" else own, overrides)
 
 
 def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> ImageSettings:
-    """The image settings `images`, or those of `conf/images/`, with overrides."""
+    """The image settings `images`, by default those of `conf/images/`, with overrides."""
     config = compose_settings([f"adapters={kind}", f"images={kind}"]).model_dump(mode="json", by_alias=True)
     if images is not None:
         config["images"] = images
-    # Only the overrides are the user's own: what stands in a folder may not refer to anything, such as `${oc.env:KEY}`.
-    wanted = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
-    assert isinstance(wanted, dict)
-    return checked_settings(_merged(config, wanted)).images
+    # Interpolations such as `${oc.env:KEY}` are resolved in the user's overrides only: a folder may be untrusted.
+    changes = OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
+    assert isinstance(changes, dict)
+    return checked_settings(_merged(config, changes)).images
 
 
 def _merged(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[str, Any]:
     """`base` with the values of `changes`, at any depth."""
-    together = dict(base)
+    merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             value = _merged(old, value)
-        together[key] = value
-    return together
+        merged[key] = value
+    return merged
 
 
 def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], seed: int) -> Subjects:
@@ -163,7 +161,7 @@ def _subjects(loaded: LoadedRun, given: argparse.Namespace, audio: list[str], se
     chosen = joined(parts)
     if not chosen.subjects:
         raise ConfigError(
-            f"nothing to draw: the run holds no averages of {', '.join(names)}; name sound files, or --test N"
+            f"nothing to generate: the run has no prototypes of {', '.join(names)}; name sound files, or --test N"
         )
     return chosen
 
@@ -178,13 +176,13 @@ def _show(evaluation: dict[str, Any]) -> None:
     from fed_a2v.images.sheet import FIGURES
     from fed_a2v.runs.table import TextTable
 
-    def figure(found: dict[str, Any]) -> str:
-        interval = found["interval"]
-        return f"{found['value']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    def figure(estimate: dict[str, Any]) -> str:
+        interval = estimate["interval"]
+        return f"{estimate['value']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
     rows = tuple(
         (name, str(column["pictures"]), *(figure(column[key]) for key, _ in FIGURES))
         for name, column in evaluation["columns"].items()
     )
-    title = f"What {evaluation['clip']} sees, among {len(evaluation['classes'])} classes; intervals of 95 %"
-    Console().print(TextTable(title, ("from", "pictures", *(title for _, title in FIGURES)), rows).rich())
+    title = f"{evaluation['clip']} among {len(evaluation['classes'])} classes, 95 % intervals"
+    Console().print(TextTable(title, ("from", "images", *(title for _, title in FIGURES)), rows).rich())

@@ -1,4 +1,4 @@
-"""The option `--config FILE`, a file in the guide's format: taking it from the words, and showing what it became."""
+"""The option `--config FILE` of `fed-a2v train`: parses it and prints what the guide's file becomes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fed_a2v.storage.plain_text import say
 
 
 def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:
-    """The words without `--config FILE` or `--config=FILE`, and the file, if one is given.
+    """The arguments without `--config FILE` or `--config=FILE`, and the file, or None.
 
     Raises:
-        ConfigError: no file follows, two are given, or the file cannot be read.
+        ConfigError: the file is missing or unreadable, or there are two.
     """
     rest: list[str] = []
     files: list[str] = []
@@ -38,7 +38,7 @@ def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:
 
 
 def compose_with(guide: GuideFile | None, overrides: Sequence[str]) -> Settings:
-    """The settings of the file and the overrides, which win; errors name the file's key as well.
+    """Settings of the file and the overrides, which have precedence; errors also name the file's key.
 
     Raises:
         ConfigError: see `compose_settings`.
@@ -52,17 +52,17 @@ def compose_with(guide: GuideFile | None, overrides: Sequence[str]) -> Settings:
 
 
 def show_guide(guide: GuideFile, console: Console) -> None:
-    """A line for each key of the file: what it became, or why it has no meaning here."""
-    lines = [f"What {guide.path} became:"]
-    for reading in guide.readings:
-        became = [f"{key}={json.dumps(value)}" for key, value in reading.became.overrides.items()]
-        note = [f"({reading.became.note})"] if reading.became.note else []
-        lines.append(f"  {reading.key} = {json.dumps(reading.value)} -> {' '.join(became + note)}")
+    """Print a line for each key of the file: its overrides, or why it is ignored."""
+    lines = [f"Overrides from {guide.path}:"]
+    for parsed in guide.parsed_keys:
+        overrides = [f"{key}={json.dumps(value)}" for key, value in parsed.mapping.overrides.items()]
+        note = [f"({parsed.mapping.note})"] if parsed.mapping.note else []
+        lines.append(f"  {parsed.key} = {json.dumps(parsed.value)} -> {' '.join(overrides + note)}")
     say(console, *lines)
 
 
 def _with_origin(line: str, guide: GuideFile) -> str:
-    """The line of an error, with the file's key behind a key of ours that it begins with."""
+    """An error line that begins with one of our keys, followed by the file's key that sets it."""
     ours = line.removeprefix("unknown key ").split(" ")[0].split("=")[0].rstrip(":")
     theirs = guide.key_of(ours)
     return f"{line} ({guide.path}: {theirs})" if theirs else line

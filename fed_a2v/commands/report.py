@@ -1,4 +1,4 @@
-"""`fed-a2v report`: one or several runs as one HTML file."""
+"""`fed-a2v report`: writes one HTML file about one or several runs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from rich.console import Console
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v report RUN ... [--out FILE]   what runs did, side by side, as one HTML file that needs no network
+fed-a2v report RUN ... [--out FILE]   write an HTML report of one or several runs, readable offline
 """
 
 
 def run(words: list[str]) -> None:
-    """Write the report and name its file."""
-    parser = argparse.ArgumentParser("fed-a2v report", description="One or several runs as one HTML file.")
+    """Write the report and print its path."""
+    parser = argparse.ArgumentParser("fed-a2v report", description="Write one HTML file about one or several runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, a comparison or a sweep")
-    parser.add_argument("--out", type=Path, help="default: report.html in RUN, or here where there are several")
+    parser.add_argument(
+        "--out", type=Path, help="default: report.html in RUN; for several runs, in the working directory"
+    )
     given = parser.parse_args(words)
 
     from fed_a2v.core.projection import umap_layout

@@ -1,4 +1,4 @@
-"""What `fed-a2v generate` makes pictures of: sound files, samples of the generator, test clips of a run's data."""
+"""Inputs of `fed-a2v generate`: sound files, samples of the generator, test clips of a run's data."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from fed_a2v.load import LoadedRun, RunError
 
 
 def from_files(run: LoadedRun, words: Sequence[str]) -> Subjects:
-    """Sound files: FILE, or CLASS=FILE to say what is to be heard.
+    """Sound files: FILE, or CLASS=FILE to set the class of the sound.
 
-    Without a word about it, the class is that of the folder that the file is in, if its name is a class's.
+    By default, the class is the name of the file's folder, if that is a class.
 
     Raises:
         BadClipError: a file cannot be used.
-        RunError: a word names no class of the run, or a file is named twice.
+        RunError: the run does not have the class, or a file is named twice.
     """
     given = [_split(word, run.classes) for word in words]
-    names = _told_apart([path for _, path in given])
-    if twice := [path for (_, path), name in zip(given, names, strict=True) if names.count(name) > 1]:
-        raise RunError(f"the sound file {twice[0]} is named twice; name it once")
+    names = _distinct_names([path for _, path in given])
+    if duplicates := [path for (_, path), name in zip(given, names, strict=True) if names.count(name) > 1]:
+        raise RunError(f"the sound file {duplicates[0]} is named twice; name it once")
     subjects: list[Subject] = []
     for (category, path), name in zip(given, names, strict=True):
         known = run.class_name(category) if category else _class_of_folder(path, run.classes)
         subjects.append(Subject(name, known, run.waveform(path), run.encoder.sample_rate))
-    heard = [subject.waveform for subject in subjects if subject.waveform is not None]
-    return Subjects(subjects, run.embed(heard, run.encoder.sample_rate))
+    waveforms = [subject.waveform for subject in subjects if subject.waveform is not None]
+    return Subjects(subjects, run.embed(waveforms, run.encoder.sample_rate))
 
 
 def synthetic(run: LoadedRun, classes: Sequence[str], number: int, seed: int) -> Subjects:
@@ -46,7 +46,7 @@ def synthetic(run: LoadedRun, classes: Sequence[str], number: int, seed: int) ->
 
 
 def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
-    """The first `number` test clips of each class in the run's own data, on which no site has trained.
+    """The first `number` test clips of each class in the run's data, which no site has trained on.
 
     Raises:
         DataError: the data cannot be read here.
@@ -63,7 +63,7 @@ def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
 
 
 def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArray | None, int]:
-    """A clip's waveform and rate; none where the data set has embeddings alone."""
+    """A clip's waveform and rate; None where the data set has only embeddings."""
     settings = run.settings
     place = 0 if clips.sets is None else int(clips.sets[row])
     part = parts(settings.dataset)[place]
@@ -76,26 +76,26 @@ def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArra
 
 
 def class_list(run: LoadedRun, text: str) -> tuple[str, ...]:
-    """The classes in A,B,...: a comma between them, or within the name of one.
+    """The classes in A,B,..., whose names may contain commas themselves.
 
     Raises:
-        RunError: a name is no class of the run.
+        RunError: the run does not have a class; names the nearest one.
     """
     pieces = text.split(",")
     known = {clean_name(name) for name in run.classes}
-    found: list[str] = []
+    names: list[str] = []
     while pieces:
-        # As many pieces as make a class; of one that is none the error names the nearest.
+        # Longest name first: "crying, baby" before "crying".
         joined = (",".join(pieces[:count]) for count in range(len(pieces), 0, -1))
         name = next((name for name in joined if clean_name(name) in known), pieces[0])
         pieces = pieces[name.count(",") + 1 :]
         if name.strip():
-            found.append(run.class_name(name))
-    return tuple(dict.fromkeys(found))
+            names.append(run.class_name(name))
+    return tuple(dict.fromkeys(names))
 
 
 def _split(word: str, classes: Sequence[str]) -> tuple[str, Path]:
-    """CLASS=FILE as (class, file), wherever else a = is; a file whose own name has one in it is a file."""
+    """CLASS=FILE as (class, file); both may contain further =, and an existing file "A=B" is a file."""
     if "=" not in word or Path(word).expanduser().is_file():
         return "", Path(word).expanduser()
     parts = word.split("=")
@@ -105,8 +105,8 @@ def _split(word: str, classes: Sequence[str]) -> tuple[str, Path]:
     return name, Path(rest).expanduser()
 
 
-def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its own, behind as many of its folders as tell it from the others."""
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, after as many parent folders as make it distinct."""
     others = {path.absolute() for path in paths}
 
     def name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`fed-a2v synth`: the built-in sounds as files."""
+"""`fed-a2v synth`: writes the built-in sounds to files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v synth FOLDER               write the built-in sounds as WAV files, to listen to
+fed-a2v synth FOLDER               write the built-in sounds as WAV files
 """
 
 

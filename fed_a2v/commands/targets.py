@@ -1,4 +1,4 @@
-"""`fed-a2v targets`: the prompt embeddings of the classes in a file, for sites without text models."""
+"""`fed-a2v targets`: writes the prompt embeddings of the classes to a file, for sites without text models."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts into a file that targets=file reads, for all sites
+fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts to a file for targets=file
   fed-a2v targets flux.npz adapters=flux targets=t5 dataset=esc50 dataset.root=/data/ESC-50
 """
 
 
 def run(words: list[str]) -> None:
-    """Compute or read the targets, and write them."""
+    """Compute or read the targets, and write them to the file."""
     parser = argparse.ArgumentParser(
-        "fed-a2v targets", description="Write the class prompts into a file for targets=file targets.path=FILE."
+        "fed-a2v targets", description="Write the class prompts to a file for targets=file targets.path=FILE."
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -29,7 +29,7 @@ def run(words: list[str]) -> None:
     from fed_a2v.encoders.targets_file import write_targets
 
     if "=" in str(given.file):
-        raise ConfigError(f"fed-a2v targets needs the name of a file first, not {given.file}")
+        raise ConfigError(f"fed-a2v targets needs a file as its first argument, not {given.file}")
     given.file = given.file.expanduser()
     settings = compose_settings(given.overrides)
     targets = write_targets(settings, class_names(settings.dataset), given.file)

@@ -1,4 +1,4 @@
-"""`fed-a2v train`: one run, or with -m a Hydra sweep."""
+"""`fed-a2v train`: one run, or a Hydra sweep with -m."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
   fed-a2v train experiment=esc50_50x1 dataset=embeddings dataset.path=embeddings.npz generator=gaussian
   fed-a2v train -m generator=none,gaussian,vae seed=0,1,2
   fed-a2v train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweep.dir=sweeps/mine seed=0,1,2,3
-  fed-a2v train hydra.run.dir=runs/mine rounds=20      # once more goes on where it stopped
-  fed-a2v train --quiet seed=1                         # the result in one line; --json: an object a round
-  fed-a2v train --config my_experiment.json seed=1     # a file in the guide's format; what is typed wins
+  fed-a2v train hydra.run.dir=runs/mine rounds=20      # the same command again resumes a stopped run
+  fed-a2v train --quiet seed=1                         # the result in one line; --json: one object per round
+  fed-a2v train --config my_experiment.json seed=1     # a file in the guide's format; overrides win
 """
 
 
-# Hydra's options with a value of their own.
+# Options of Hydra that take a value.
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-i", "--info")
 
 
 def run(words: list[str]) -> None:
-    """Hand over to Hydra, after a look at the overrides that gives better messages than Hydra's own."""
+    """Check the overrides, for better error messages than Hydra's, and run Hydra."""
     from fed_a2v.runs.output import OUTPUT_VARIABLE
 
     words, guide = take_guide(words)
-    words, wanted = _take_output(words)
+    words, output = _take_output(words)
     if any(word in ("-h", "--help") for word in words):
         Console().print(USAGE, end="", highlight=False, markup=False, soft_wrap=True)
     elif not {"-sc", "--shell-completion"} & set(words):
@@ -55,28 +55,28 @@ def run(words: list[str]) -> None:
         sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words)
         try:
             samples = [compose_with(guide, sample) for sample in (_samples(overrides) if sweep else [overrides])]
-            # Imported once the words are right: it needs torch, which takes seconds.
+            # Imported after the first checks: importing torch takes seconds.
             from fed_a2v.data.errors import PartitionError
             from fed_a2v.federation.server.step_factory import check_buildable
 
             for sample in samples:
-                # Of a sweep it is one job that has too few clips: it fails alone, the others run.
+                # In a sweep, a job with too few clips fails alone and the others run.
                 with suppress(*([PartitionError] if sweep else [])):
                     check_buildable(sample)
         except ConfigError as error:
             if any("=glob(" in word for word in overrides):
-                raise ConfigError(f"{error}; glob(*,exclude=[OPTION]) leaves options out") from error
+                raise ConfigError(f"{error}; glob(*,exclude=[OPTION]) excludes options") from error
             raise
         finally:
             if guide:
                 show_guide(guide, Console(stderr=True))
-        # Together: argparse takes no overrides before and after an option such as -m.
+        # All overrides first: argparse does not accept them both before and after an option such as -m.
         given = [*overrides, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
         words = [*given, *(word for word in words if word not in overrides)]
-    if wanted:
-        os.environ[OUTPUT_VARIABLE] = wanted
+    if output:
+        os.environ[OUTPUT_VARIABLE] = output
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
-    # Errors come out of Hydra as they are (a folder that it cannot write, for one), for `cli.py` to explain.
+    # Hydra passes exceptions on unchanged (a folder that cannot be written, for example), so that `cli.py` reports them.
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -94,7 +94,7 @@ def run(words: list[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _job(config: DictConfig) -> float | None:
-    """One run in Hydra's output folder; its value, for sweepers, is the final accuracy, on validation clips if any."""
+    """One run in Hydra's output folder; returns the final accuracy for sweepers, on validation clips if any."""
     from fed_a2v.callbacks.progress import result_line
     from fed_a2v.federation.simulation import run_in_process
     from fed_a2v.runs.output import wanted_output
@@ -110,7 +110,7 @@ def _job(config: DictConfig) -> float | None:
         overrides = " ".join(HydraConfig.get().overrides.task)
         say(errors, f"{title}: {overrides}", style="bold")
 
-    alone = output == "full" and not title  # then the table and what lies where end the output, below
+    alone = output == "full" and not title  # then the table and the paths are printed below
 
     def run(settings: Settings, folder: Path) -> dict[str, Any]:
         return run_in_process(settings, folder, errors, output=output, title=title, announce=not alone)
@@ -120,16 +120,16 @@ def _job(config: DictConfig) -> float | None:
         results = run_job(settings, folder, run) if sweep else run(settings, folder)
     except (Exception, KeyboardInterrupt) as error:
         if interrupted(error):
-            say(Console(stderr=True), f"Stopped. Going on: hydra.run.dir={folder}")
+            say(Console(stderr=True), f"Stopped. Resume with hydra.run.dir={folder}")
             sys.exit(130)
         if not sweep and not isinstance(error, MENDABLE):
             raise
-        # Hydra would print a traceback; a single run ends here, a sweep goes on with its next job.
+        # Hydra would print a traceback. A single run ends here; a sweep continues with its next job.
         say(Console(stderr=True), f"fed-a2v: {error}", style="red")
         if not sweep:
             sys.exit(2)
         if HydraConfig.get().runtime.choices["hydra/sweeper"] != "basic":
-            raise  # a search must not learn from it
+            raise  # a search must not use NaN as a result
         return math.nan
     console = Console()
     if alone:
@@ -142,45 +142,47 @@ def _job(config: DictConfig) -> float | None:
             say(console, f"Report: {report}")
     elif output != "json":
         say(console, f"{title}: {result_line(results, folder)}" if title else result_line(results, folder))
-    # Settings, too, are chosen on the clips for validation, if there are any.
-    chosen_by = results.get("accuracy_validation")
-    accuracy = results["accuracy"] if chosen_by is None else chosen_by
+    # A sweeper chooses settings, so it gets validation accuracy where there are validation clips.
+    validation = results.get("accuracy_validation")
+    accuracy = results["accuracy"] if validation is None else validation
     return None if accuracy is None else float(accuracy)
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    """The words that are neither an option of Hydra's nor the value of one."""
+    """The words that are neither an option of Hydra nor the value of one."""
     pairs = zip(("", *words), words, strict=False)
     return [word for before, word in pairs if not word.startswith("-") and before not in VALUED]
 
 
 def _values(override: Override) -> list[str]:
-    """The values of a sweep over one key; those of `glob(*)` are options of a group."""
-    wanted, group = override.value(), override.get_key_element()
-    if not isinstance(wanted, Glob):
+    """The values of a sweep over one key; `glob(*)` gives options of a group."""
+    pattern, group = override.value(), override.get_key_element()
+    if not isinstance(pattern, Glob):
         return list(override.sweep_string_iterator())
-    there = options(group)
-    if not (found := wanted.filter(there)):
-        raise ConfigError(f"{override.input_line}: no option of {group} fits; it has {', '.join(there) or 'none'}")
-    return list(found)
+    available = options(group)
+    if not (matching := pattern.filter(available)):
+        raise ConfigError(
+            f"{override.input_line}: no option of {group} matches; it has {', '.join(available) or 'none'}"
+        )
+    return list(matching)
 
 
 def _take_output(words: Sequence[str]) -> tuple[list[str], str]:
-    """The words without `--quiet` and `--json`, and which of the two was there."""
-    wanted = [word for word in words if word in ("--quiet", "--json")]
-    if len(set(wanted)) > 1:
-        raise ConfigError("--quiet and --json contradict each other; give one of them")
-    return [word for word in words if word not in wanted], wanted[0].removeprefix("--") if wanted else ""
+    """The words without `--quiet` and `--json`, and "quiet", "json" or ""."""
+    given = [word for word in words if word in ("--quiet", "--json")]
+    if len(set(given)) > 1:
+        raise ConfigError("--quiet and --json contradict each other; keep one of them")
+    return [word for word in words if word not in given], given[0].removeprefix("--") if given else ""
 
 
 def _title() -> str:
-    """The name of a sweep's job; nothing for a single run."""
+    """Name of a sweep's job; "" for a single run."""
     hydra_config = HydraConfig.get()
     return f"Job {hydra_config.job.num}" if hydra_config.mode == hydra.types.RunMode.MULTIRUN else ""
 
 
 def _console() -> Console:
-    """Standard error; without a live view where several jobs of a sweep would draw one at the same time."""
+    """Standard error; without a live view where several jobs of a sweep run in parallel."""
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
     parallel = sweep and not str(hydra_config.launcher.get("_target_", "")).endswith("BasicLauncher")
@@ -188,7 +190,7 @@ def _console() -> Console:
 
 
 def _search_defaults(words: Sequence[str]) -> list[str]:
-    """What the Optuna sweeper needs to look for the best accuracy, and to survive a job that fails."""
+    """Overrides for the Optuna sweeper: maximise accuracy, and continue after a failed job."""
     if "hydra/sweeper=optuna" not in words:
         return []
     defaults = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "1.0"}
@@ -196,7 +198,7 @@ def _search_defaults(words: Sequence[str]) -> list[str]:
 
 
 def _samples(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides with each sweep's first value, and with its last: enough to find a wrong key or option."""
+    """The overrides with the first and with the last value of each sweep: enough to find a wrong key or option."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

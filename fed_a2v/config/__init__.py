@@ -1,1 +1,1 @@
-"""The configuration: its typed schema, how Hydra composes it, and what its errors say."""
+"""Configuration: typed schema, composition by Hydra, and error messages."""

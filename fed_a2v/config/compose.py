@@ -1,6 +1,6 @@
-"""From Hydra's configuration to `Settings`: composing, checking, and saying what is wrong.
+"""Compose `conf/` with Hydra and check it, giving `Settings`.
 
-The same `Settings` come out of `fed-a2v train`, of a Hydra sweep and of `flwr run`.
+`fed-a2v train`, a Hydra sweep and `flwr run` all call it, and get the same `Settings`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sour
 
 
 def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
-    """Compose `conf/` with Hydra overrides, as words or as one shell-quoted string.
+    """Compose `conf/` with Hydra overrides, as a list or as one shell-quoted string.
 
     Raises:
-        ConfigError: an override names no known key, or a value is not allowed.
+        ConfigError: an override has an unknown key, or a value is not allowed.
     """
     try:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
@@ -43,7 +43,7 @@ def compose_settings(overrides: str | Sequence[str] = "") -> Settings:
     return settings_from(_composed(tuple(as_overrides(words))))
 
 
-# What has a ~ in it, between brackets, braces, commas and colons: Hydra takes it in quotes only.
+# Text with a ~ between brackets, braces, commas and colons: Hydra accepts it only in quotes.
 _HOME = re.compile(r"((?:^|[\[{,:])\s*)((?=[^\[\]{},:]*~)[^\[\]{},:\s](?:[^\[\]{},:]*[^\[\]{},:\s])?)")
 _OUTPUT = re.compile(r"(\+*hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2")
 SEARCH, FILE = "hydra.searchpath", "file://"
@@ -51,12 +51,12 @@ _CONFIG_DIR = re.compile(r"(?:--config-dir|-cd)(?:=(.*))?", re.DOTALL)
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:
-    """What a user types as Hydra's overrides: with `~` for the home folder in them, and `--config-dir FOLDER`.
+    """Hydra overrides from command-line arguments, which may contain `~` and `--config-dir FOLDER`.
 
     Raises:
-        ConfigError: `--config-dir` names no folder.
+        ConfigError: `--config-dir` is not a folder.
     """
-    found: list[str] = []
+    overrides: list[str] = []
     folders: list[str] = []
     remaining = iter(words)
     for word in remaining:
@@ -64,34 +64,36 @@ def as_overrides(words: Sequence[str]) -> list[str]:
             given = next(remaining, "") if match[1] is None else match[1]
             folder = Path(given).expanduser().absolute()
             if not given or not folder.is_dir():
-                raise ConfigError(f"--config-dir={given}: no such folder; name one with experiment/ or a group in it")
+                raise ConfigError(
+                    f"--config-dir={given}: no such folder; choose one that contains experiment/ or a group"
+                )
             folders.append(f"'{FILE}{folder}'")
-        elif match := _OUTPUT.fullmatch(word):  # Hydra makes this folder itself, and knows no ~
-            found.append(f"{match[1]}='{Path(match[3]).expanduser()}'")
+        elif match := _OUTPUT.fullmatch(word):  # Hydra creates this folder itself, without expanding ~
+            overrides.append(f"{match[1]}='{Path(match[3]).expanduser()}'")
         else:
             key, sign, value = word.partition("=")
             plain = not sign or key.startswith("-") or "'" in value or '"' in value
-            found.append(word if plain else f"{key}=" + _HOME.sub(r"\1'\2'", value))
-    return [*found, f"{SEARCH}=[{','.join(folders)}]"] if folders else found
+            overrides.append(word if plain else f"{key}=" + _HOME.sub(r"\1'\2'", value))
+    return [*overrides, f"{SEARCH}=[{','.join(folders)}]"] if folders else overrides
 
 
 @lru_cache(maxsize=256)
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    """The tree before its interpolations are resolved; nobody changes it, so the same words get the same tree."""
+    """The tree with unresolved interpolations; cached, so callers must not change it."""
     with _hydra(words):
         return compose(config_name="config", overrides=list(words))
 
 
 def sources(overrides: Sequence[str]) -> dict[str, str]:
-    """Where the value of each key comes from: a file in `conf/`, or an override.
+    """Origin of the value of each key: a file in `conf/`, or an override.
 
     Returns:
-        The file or override by dotted key; an override of a whole section stands under the section's key.
+        The file or override by dotted key; an override of a whole section is under the section's key.
 
     Raises:
-        ConfigError: an override names no known option.
+        ConfigError: an override has an unknown option.
     """
-    found: dict[str, str] = {}
+    origins: dict[str, str] = {}
     overrides = as_overrides(overrides)
     with _hydra(overrides):
         loader = GlobalHydra.instance().config_loader()
@@ -104,25 +106,25 @@ def sources(overrides: Sequence[str]) -> dict[str, str]:
                 content = {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
                 prefix = f"{file.package}." if file.package else ""
                 name = f"conf/{file.config_path}.yaml" if path == places[0] else str(path)
-                found |= dict.fromkeys(dotted_keys(content, prefix), name)
+                origins |= dict.fromkeys(dotted_keys(content, prefix), name)
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key = override.get_key_element().lstrip("+~")
-            if not options(key):  # an option shows by its file
-                found = {known: source for known, source in found.items() if not known.startswith(f"{key}.")}
-                found[key] = str(override.input_line)
-    return found
+            if not options(key):  # the choice of an option is visible by its file
+                origins = {known: origin for known, origin in origins.items() if not known.startswith(f"{key}.")}
+                origins[key] = str(override.input_line)
+    return origins
 
 
 @contextmanager
 def _hydra(words: Sequence[str]) -> Iterator[None]:
-    """Hydra on `conf/`; its complaints about the overrides `words` become ours."""
-    # Inside a Hydra job another search path may be registered: set it aside and put it back.
+    """Hydra initialised on `conf/`; its errors about the overrides `words` become `ConfigError`."""
+    # Inside a Hydra job another search path may be registered: replace it and restore it afterwards.
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="fed_a2v"):
             yield
-    except (HydraException, ValueError) as error:  # Hydra refuses GROUP=null with a plain ValueError
+    except (HydraException, ValueError) as error:  # for GROUP=null Hydra raises a plain ValueError
         raise ConfigError(explain_composition(error, words)) from error
     finally:
         GlobalHydra.instance().hydra = previous
@@ -135,10 +137,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def settings_from(config: DictConfig) -> Settings:
-    """Type and check a composed Hydra tree.
+    """Typed, checked settings from a composed Hydra tree.
 
     Raises:
-        ConfigError: names the key, the value and what is allowed.
+        ConfigError: names the key, the value and the allowed values.
     """
     try:
         tree = OmegaConf.to_container(config, resolve=True)
@@ -150,10 +152,10 @@ def settings_from(config: DictConfig) -> Settings:
 
 
 def checked_settings(tree: Mapping[str, Any]) -> Settings:
-    """Typed settings of nested plain values.
+    """Typed settings from nested plain values.
 
     Raises:
-        ConfigError: names the key, the value and what is allowed.
+        ConfigError: names the key, the value and the allowed values.
     """
     try:
         return Settings.model_validate(tree)
@@ -166,18 +168,18 @@ def to_yaml(settings: Settings) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(settings.model_dump(mode="json", by_alias=True)))
 
 
-# Of a mix, what each of its data sets takes over where it says nothing itself.
+# Settings of a mix that its data sets inherit unless they set their own.
 _SHARED_BY_SETS = ("test_fold", "split_seed", "max_clips_per_class", "cache_dtype", "skip_bad")
 
 
 def _complete_dataset(dataset: Any) -> Any:
-    """Read a file of aliases, make places absolute, and complete the data sets of a mix from `conf/dataset/`."""
+    """Read a file of aliases, make paths absolute, and complete the data sets of a mix from `conf/dataset/`."""
     if not isinstance(dataset, dict):
         return dataset
     dataset = dict(dataset)
     if isinstance(dataset.get("aliases"), str):
         dataset["aliases"] = _read_aliases(Path(dataset["aliases"]).expanduser())
-    if dataset.get("name") != "custom":  # to a class of one's own it may be anything
+    if dataset.get("name") != "custom":  # to a custom class it may be anything, such as a URL
         dataset |= {key: _absolute(dataset[key]) for key in ("root", "path") if dataset.get(key)}
     sets = dataset.get("sets")
     if isinstance(sets, list):
@@ -187,8 +189,11 @@ def _complete_dataset(dataset: Any) -> Any:
 
 
 def _absolute(place: Any) -> Any:
-    """A place that means the same wherever the run is loaded or goes on; `~` may be another on each machine."""
-    if not isinstance(place, str) or place.startswith("~") or not place.strip():  # nothing is no place
+    """An absolute path, so that a run can be loaded or resumed from any folder.
+
+    `~` is kept, since it differs between machines; an empty path is kept for the schema to refuse.
+    """
+    if not isinstance(place, str) or place.startswith("~") or not place.strip():
         return place
     return str(Path(place).absolute())
 
@@ -207,4 +212,4 @@ def _read_aliases(path: Path) -> dict[str, str]:
         return read_names(path)
     except (OSError, UntrustedFileError) as error:
         reason = str(error) if isinstance(error, UntrustedFileError) else f"{path} cannot be read: {error.strerror}"
-        raise ConfigError(f"dataset.aliases: {reason}, `name in a data set: common name`") from error
+        raise ConfigError(f"dataset.aliases: {reason}; expected lines `name in a data set: common name`") from error

@@ -1,4 +1,7 @@
-"""What is wrong with a configuration, in one line each: the key, the value, what is allowed, the nearest key."""
+"""One-line error messages about a configuration, from the exceptions of Hydra and pydantic; used by `compose`.
+
+A message names the key, the value, the allowed values and the nearest known key.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from pydantic import ValidationError
 from fed_a2v.config.tree import known_keys, options, options_with
 from fed_a2v.core.names import nearest
 
-# What pydantic adds to the path of a value that may have one of several types.
+# Parts that pydantic adds to the path of a value with several allowed types.
 UNION_BRANCH = re.compile(r"^(constrained-\w+|function-.*|literal\[.*|(list|dict|tuple)\[.*|int|float|str|bool)$")
 
-# Keys and options that have another name now.
+# Old names of keys and options, with the new ones.
 RENAMED = {"aggregation.patience": "aggregation.max_skipped_rounds", "targets=anchors": "targets=random"}
 
-# Hydra's options that come with an extra of this package.
+# Hydra's options that need an extra of this package.
 EXTRAS = {"joblib": "sweeps", "optuna": "sweeps"}
-HOW_TO_WRITE = "write KEY=VALUE, GROUP=OPTION or ~KEY, and text with blanks, commas or brackets as KEY=\"'a, b'\""
+SYNTAX = "write KEY=VALUE, GROUP=OPTION or ~KEY; quote text with spaces, commas or brackets: KEY=\"'a, b'\""
 
 
 def explain_composition(error: Exception, words: Sequence[str]) -> str:
-    """Hydra's complaint about the overrides `words`."""
+    """Message for Hydra's error about the overrides `words`."""
     message = str(error).splitlines()[0]
     if message.startswith("Ambiguous value"):
         return f"{message}: -m sweeps over the values, KEY=[A,B] is a list"
@@ -37,19 +40,21 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str:
         choices = options(group) if group else []
         choices = choices or re.findall(r"^\t(\w+)$", str(error), flags=re.MULTILINE)
         if now := RENAMED.get(f"{group}={option}"):
-            return f"{group}={option} is called {now} now"
+            return f"{group}={option} is now called {now}"
         if group and choices:
-            missing = f"; pip install 'fed-a2v[{EXTRAS[option]}]' brings it" if option in EXTRAS else ""
-            return f"{group}={option}: no such option; choose from {_listed(option, choices)}{missing}"
+            missing = f"; pip install 'fed-a2v[{EXTRAS[option]}]' adds it" if option in EXTRAS else ""
+            near = nearest(option, choices)
+            hint = f"; did you mean {near}?" if near else ""
+            return f"{group}={option}: no such option; choose from {', '.join(choices)}{hint}{missing}"
         if not group:
             return _unknown_key(option, words)
     if wrong := next((word for word in words if _cannot_be_parsed(word)), None):
-        return f"{wrong!r} is no override ({message}); {HOW_TO_WRITE}"
+        return f"{wrong!r} is not an override ({message}); {SYNTAX}"
     return message
 
 
 def explain_validation(error: ValidationError, section: str = "") -> str:
-    """All that is wrong with the values, a line for each key; `section` goes before the keys."""
+    """Message for a validation error, one line per key; `section` is a prefix of the keys."""
     lines: dict[tuple[str, str], list[str]] = {}
     for entry in error.errors():
         parts = [str(part) for part in entry["loc"] if not UNION_BRANCH.match(str(part))]
@@ -60,11 +65,11 @@ def explain_validation(error: ValidationError, section: str = "") -> str:
 
 
 def _describe(key: str, entry: Any) -> tuple[str, str]:
-    """`key = value: ` and what is wrong with it."""
+    """`key = value: ` and the error."""
     message = str(entry["msg"]).removeprefix("Value error, ")
     kind = entry["type"]
     if kind == "extra_forbidden" and key in RENAMED:
-        return "", f"{key} is called {RENAMED[key]} now"
+        return "", f"{key} is now called {RENAMED[key]}"
     if kind == "extra_forbidden":
         return "", f"unknown key {key}{_did_you_mean(nearest(key, known_keys()))}"
     if kind == "value_error" and isinstance(entry["input"], dict):
@@ -76,23 +81,24 @@ def _describe(key: str, entry: Any) -> tuple[str, str]:
         near = nearest(str(entry["input"]), allowed, cutoff=0.6)
         message += f"; did you mean {near}?" if near else ""
     if kind == "string_type" and isinstance(entry["input"], bool | int | float):
-        message += "; a word that YAML takes for a number or a truth value stands in quotes"
+        message += "; quote a word that YAML parses as a number or a boolean"
     return f"{key} = {entry['input']!r}: ", message
 
 
 def _unknown_key(key: str, words: Sequence[str]) -> str:
     if key in RENAMED:
-        return f"{key} is called {RENAMED[key]} now"
+        return f"{key} is now called {RENAMED[key]}"
     given = next((word for word in words if word.lstrip("+~").startswith(key)), key)
-    if having := options_with(key):
+    if others := options_with(key):
         group = key.split(".")[0]
-        chosen = next((word for word in reversed(words) if word.startswith(f"{group}=")), f"the {group} chosen")
-        return f"unknown key {key} in {given!r}: {chosen} has none; {', '.join(having)} {_have(having)}"
+        chosen = next((word for word in reversed(words) if word.startswith(f"{group}=")), f"the chosen {group}")
+        verb = "have" if len(others) > 1 else "has"
+        return f"unknown key {key} in {given!r}: {chosen} does not have it; {', '.join(others)} {verb} it"
     return f"unknown key {key} in {given!r}{_did_you_mean(nearest(key, known_keys()))}"
 
 
 def _no_option(message: str, words: Sequence[str]) -> str:
-    """A group that is given a number, a list or null for an option."""
+    """Message for a group that is set to a number, a list or null instead of an option."""
     for word in words:
         group = word.lstrip("+").split("=")[0]
         if options(group) and word.partition("=")[2] not in options(group):
@@ -100,17 +106,8 @@ def _no_option(message: str, words: Sequence[str]) -> str:
     return message
 
 
-def _have(having: Sequence[str]) -> str:
-    return "have it" if len(having) > 1 else "has it"
-
-
 def _did_you_mean(near: str | None) -> str:
     return f"; did you mean {near}?" if near else "; `fed-a2v config` lists the keys"
-
-
-def _listed(option: str, choices: Sequence[str]) -> str:
-    near = nearest(option, choices)
-    return ", ".join(choices) + (f"; did you mean {near}?" if near else "")
 
 
 def _cannot_be_parsed(word: str) -> bool:

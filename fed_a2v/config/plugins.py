@@ -1,7 +1,7 @@
-"""Classes that settings name by their import path: imported, checked, and called with plain values.
+"""Build objects of classes that settings name by import path: custom generators, encoders, data sets and callbacks.
 
-Settings may be a stranger's, those of a run's folder or of a message. Whoever reads such settings asks `refuse_code`
-first: only what `conf/` itself names is built without being trusted.
+Settings in a run's folder or a message may be untrusted. Code that reads such settings calls `refuse_code` first: only
+classes that `conf/` names are allowed without the user's consent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TARGET = "_target_"
 
 
 class UntrustedCodeError(UserError, ValueError):
-    """Settings of others name code to run, and nobody has said that it is trusted."""
+    """Untrusted settings name code that the user has not declared as trusted."""
 
 
 def named_code(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -39,18 +39,18 @@ def named_code(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 @cache
 def own_code() -> frozenset[str]:
-    """The import paths that `conf/` names: the classes of this program that settings may ask for."""
+    """The import paths in `conf/`, which any settings may name."""
     files = sorted(conf_dir().glob("generator/*.yaml")) + sorted(conf_dir().glob("callbacks/*.yaml"))
     return frozenset(target for file in files for _, target in named_code(read_yaml(file)))
 
 
 def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str] = ()) -> None:
-    """Check that settings name no code but this program's own.
+    """Check that settings name only code of this program.
 
     Args:
         settings: nested dictionaries.
-        whose: the settings' owner, at the start of the message.
-        remedy: what to do where the code is trusted.
+        whose: origin of the settings, for the start of the message.
+        remedy: instruction for code that is trusted, for the end of the message.
         allowed: import paths that are trusted.
 
     Raises:
@@ -58,31 +58,31 @@ def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str]
     """
     foreign = [f"{key}={target}" for key, target in named_code(settings) if target not in own_code() | {*allowed}]
     if foreign:
-        raise UntrustedCodeError(f"{whose} would run code that is not this program's: {', '.join(foreign)}; {remedy}")
+        raise UntrustedCodeError(f"{whose} would run code outside this program: {', '.join(foreign)}; {remedy}")
 
 
 def load_class(section: str, target: str) -> type[Any]:
     """The class at an import path.
 
     Args:
-        section: of the settings, for messages: "generator", "encoder", "dataset".
+        section: section of the settings, for messages: "generator", "encoder", "dataset".
         target: MODULE.CLASS.
 
     Raises:
-        ConfigError: there is no such module or class.
+        ConfigError: the module or class does not exist, or the import fails.
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{section}.{TARGET}={target}: {error}; install the package, or add its folder to PYTHONPATH"
         ) from error
-    except Exception as error:  # whatever goes wrong inside the user's module
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, type):
-        raise ConfigError(f"{section}.{TARGET}={target} is no class")
-    return found
+    if not isinstance(cls, type):
+        raise ConfigError(f"{section}.{TARGET}={target} is not a class")
+    return cls
 
 
 def make_object(
@@ -93,34 +93,34 @@ def make_object(
     Args:
         section: see `load_class`.
         target: see `load_class`.
-        arguments: of the class, plain values.
-        methods: that the class must have; without them it is not called.
-        attributes: that the object must have.
+        arguments: arguments of the class, plain values.
+        methods: required methods of the class, checked before it is called.
+        attributes: required attributes of the object.
 
     Raises:
-        ConfigError: there is no such class, it lacks something, or it refuses the arguments.
+        ConfigError: the class does not exist, lacks a method or attribute, or raises on the arguments.
     """
     cls = load_class(section, target)
     check_plain(section, arguments)
     _check_members(section, target, cls, methods)
     try:
         made = cls(**arguments)
-    except Exception as error:  # whatever goes wrong inside the user's class
+    except Exception as error:  # the user's class may raise anything
         raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
     _check_members(section, target, made, attributes)
     return made
 
 
 def check_plain(section: str, arguments: Any) -> None:
-    """Check that arguments are plain values: an import path in them would be that of an object.
+    """Check that arguments are plain values, without import paths of objects.
 
     Raises:
         ConfigError: names the key.
     """
     for key, target in named_code(arguments, section):
-        raise ConfigError(f"{key}={target}: objects cannot be arguments here, only plain values can")
+        raise ConfigError(f"{key}={target}: arguments must be plain values, not objects")
 
 
-def _check_members(section: str, target: str, found: Any, names: Collection[str]) -> None:
-    if missing := sorted(name for name in names if not hasattr(found, name)):
+def _check_members(section: str, target: str, owner: Any, names: Collection[str]) -> None:
+    if missing := sorted(name for name in names if not hasattr(owner, name)):
         raise ConfigError(f"{section}.{TARGET}={target} has no {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""What the folder `conf/` offers: its groups, their options, and every key."""
+"""Groups, options and keys in the folder `conf/`; used to compose settings and by error messages and completion."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# Folders of `conf/` that are no section of the settings.
+# Folders of `conf/` that are not sections of the settings.
 NO_SECTIONS = ("experiment", "hydra")
 
 
 def conf_dir() -> Path:
-    """Folder of the Hydra configs: inside the package in a wheel, beside it in a checkout or app bundle."""
+    """Folder of the Hydra configs: inside the package in a wheel, next to it in a checkout or app bundle."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}")
+    raise FileNotFoundError(f"no conf/config.yaml in or next to {package}")
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, sorted, without `_base`, which they share; none where there is no such group."""
+    """The options of a group, sorted, without the shared `_base`; empty for an unknown group."""
     return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 
@@ -40,12 +40,12 @@ def known_keys() -> list[str]:
 
 
 def option_keys(group: str, option: str) -> list[str]:
-    """Every dotted key of one option, without the group's name; those of the options that it extends included."""
+    """Every dotted key of one option, without the group's name, including those of the options that it extends."""
     return list(dict.fromkeys(dotted_keys(option_values(group, option))))
 
 
 def option_values(group: str, option: str) -> dict[str, Any]:
-    """The values of one option, those of the options that it extends included."""
+    """The values of one option, including those of the options that it extends."""
     content = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
     assert isinstance(content, DictConfig)
     bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
@@ -55,7 +55,7 @@ def option_values(group: str, option: str) -> dict[str, Any]:
 
 
 def options_with(key: str) -> list[str]:
-    """The options, as GROUP=OPTION, that have a dotted key which starts with their group's name."""
+    """The options, as GROUP=OPTION, that have the dotted key GROUP.KEY."""
     group, _, rest = key.partition(".")
     return [f"{group}={option}" for option in options(group) if rest in option_keys(group, option)]
 

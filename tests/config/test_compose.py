@@ -580,7 +580,7 @@ def test_words_that_yaml_takes_for_something_else_are_names_of_classes(tmp_path)
     aliases = compose_settings([f"dataset.aliases={file}"]).dataset.aliases
     assert aliases == {"no": "negative", "off": "switched off", "010": "ten", "1e3": "2024-01-01", "yes": "~"}
     assert ClassNames(aliases).common("No") == "negative"
-    with refused(ConfigError, "dataset.classes.1", "True", "quotes"):
+    with refused(ConfigError, "dataset.classes.1", "True", '["true"]'):
         compose_settings(["dataset.classes=[dog,true]"])
 
 
