@@ -1,4 +1,4 @@
-"""Federated training of adapters from sound to the prompt embeddings of image models."""
+"""Federated training of adapters from audio embeddings to the prompt embeddings of image models."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "compare_runs", "load_run"]
 
-# At the logger itself: in a process that has set up no handlers, such as a site's, its warnings are shown, too.
+# At the logger itself, since a process without handlers, such as a site's, also prints warnings.
 logging.getLogger("fed_a2v").addFilter(PlainLines())
 
 
 def __getattr__(name: str) -> Any:
-    """`load_run` and `compare_runs`, imported when they are asked for: they need torch, the commands' help does not."""
+    """`load_run` and `compare_runs`, imported on use: they need torch, but the commands' help does not."""
     if name in ("compare_runs", "load_run"):
         from fed_a2v import load
 

@@ -1,4 +1,4 @@
-"""The `fed-a2v` command: finds the command asked for in `fed_a2v/commands/`, and runs it."""
+"""Entry point of `fed-a2v`: runs one of the commands in `fed_a2v/commands/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fed_a2v.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; errors that a user can mend end in one line and exit code 2."""
+    """Run a command; an error that the user can fix gives one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(__version__, highlight=False)
         return
     if words[0] not in COMMANDS:
-        say(console, f"fed-a2v: no command {words[0]!r}; choose from {', '.join(COMMANDS)}")
+        say(console, f"fed-a2v: unknown command {words[0]!r}; choose from {', '.join(COMMANDS)}")
         sys.exit(2)
     try:
         if words[0] in TAKE_OVERRIDES:
@@ -44,5 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def usage() -> str:
-    """Every command's lines of help."""
+    """The help of all commands."""
     return "".join(import_module(f"fed_a2v.commands.{name}").USAGE for name in COMMANDS)

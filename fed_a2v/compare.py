@@ -1,8 +1,9 @@
-"""An experiment beside its baselines: plain FedAvg, prototypes only, and pooled training.
+"""Comparison of an experiment with its baselines: plain FedAvg, prototypes only, and pooled training.
 
-A generator looks good beside plain averaging, for any fine-tuning on the server does. What it adds shows only
-beside fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps. Plain
-averaging takes fewer, and pooled training as many as its epochs have; each has a twin that takes as many.
+Any fine-tuning on the server improves on plain averaging. The contribution of a generator shows only in comparison
+with fine-tuning on the sites' prototypes alone, with the same seed and the same number of optimiser steps. Plain
+averaging takes fewer steps and pooled training as many as its epochs have; each has a variant with as many steps.
+Called by `fed-a2v compare`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")
 
-# Overrides that make the baseline; None is pooled training, which is no federation.
+# Overrides of each baseline; None for pooled training, which has no federation.
 BASELINES: dict[str, list[str] | None] = {
     "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
     "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
@@ -64,13 +65,13 @@ def compare(
     """Run an experiment and the `baselines`, and write `comparison.md`, `comparison.json` and `report.html`.
 
     Args:
-        overrides: of the experiment.
-        folder: a subfolder is made for each run.
+        overrides: overrides of the experiment.
+        folder: folder for a subfolder of each run.
         baselines: names from `BASELINES`.
-        console: where progress is shown.
+        console: console for progress.
 
     Returns:
-        The rows of each run by label, the experiment last.
+        The round metrics of each run by label, the experiment last.
     """
     settings = compose_settings(overrides)
     arms = {name: _arm(overrides, settings, BASELINES[name]) for name in baselines}
@@ -85,7 +86,7 @@ def compare(
         else:
             rows[name] = _run(arm, folder / name, console)
     rows[label] = mine
-    _tell_gains(folder, rows)
+    _write_gains(folder, rows)
     has_t5 = any("t5/accuracy" in row for run in rows.values() for row in run)
     t5 = f"\nT5:\n\n{comparison_table(rows, figure='t5/accuracy').markdown()}" if has_t5 else ""
     write_text(folder / "comparison.md", comparison_table(rows).markdown() + t5)
@@ -106,32 +107,35 @@ def cross_validate(
     """Compare on several folds and seeds, and write `comparison.md`, `comparison.json` and `report.html` of all.
 
     Args:
-        overrides: of the experiment.
-        folder: gets a folder of `compare` for each fold and seed.
+        overrides: overrides of the experiment.
+        folder: folder for a folder of `compare` for each fold and seed.
         baselines: names from `BASELINES`.
-        folds: each tests once, while all others train; `[]`: all folds of the data; None: the experiment's own.
-        seeds: None: the experiment's own.
-        console: where progress is shown.
+        folds: test folds, one per run, with all others for training; `[]`: all folds of the data; None: the folds of
+            the experiment.
+        seeds: seeds; None: the seed of the experiment.
+        console: console for progress.
 
     Returns:
         See `summarise`.
 
     Raises:
-        ConfigError: the data has no such fold, or but one.
+        ConfigError: the data does not have a fold, or has only one.
     """
     settings = compose_settings(overrides)
-    there = [] if folds is None else data_folds(settings.dataset)
-    if folds is not None and (len(there) < 2 or set(folds) - set(there)):
-        raise ConfigError(f"--folds={','.join(map(str, folds))}: the data has the folds {there}; each tests once")
-    tested = [None] if folds is None else folds or there
+    available = [] if folds is None else data_folds(settings.dataset)
+    if folds is not None and (len(available) < 2 or set(folds) - set(available)):
+        raise ConfigError(
+            f"--folds={','.join(map(str, folds))}: the data has the folds {available}; choose from two or more"
+        )
+    tested = [None] if folds is None else folds or available
     pairs = [(fold, seed) for fold in tested for seed in seeds or [settings.seed]]
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     for fold, seed in pairs:
         chosen = [] if fold is None else [f"dataset.test_fold={fold}"]
-        words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one page of all, at the end
+        words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one report of all at the end
         for label, rows in compare(words, folder / pair_name(fold, seed), baselines, console).items():
             runs.setdefault(label, []).append(rows)
-    shared = 1 / (len(there) - 1) if len(tested) > 1 else 0.0
+    shared = 1 / (len(available) - 1) if len(tested) > 1 else 0.0
     summary = summarise(pairs, runs, shared)
     write_text(
         folder / "comparison.md", f"{summary['says']}\n\n{crossed_table(summary).markdown()}\n{summary['covers']}\n"
@@ -143,18 +147,18 @@ def cross_validate(
 
 
 def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """Train the same adapters on all sites' clips in one place: the bound that sharing all gives.
+    """Train the same adapters on the pooled clips of all sites: the upper bound, where all data is shared.
 
-    Loss and optimiser are the sites'; their pull to the global adapters (`site.proximal`) has no meaning here.
-    Closed-form adapters are solved for, on every clip.
+    Loss and optimiser are those of the sites, without the proximal term (`site.proximal`). Closed-form adapters are
+    solved for, on every clip.
 
     Args:
-        settings: of the experiment.
-        steps: optimiser steps of each round; default: as many epochs as a site does.
+        settings: settings of the experiment.
+        steps: optimiser steps of each round; default: as many epochs as a site trains.
 
     Returns:
-        A row a round with `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter `t5/accuracy`
-        and `t5/cosine`, too, and the steps taken in the one place, as `site/optimiser_steps`.
+        The metrics of each round: `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter also
+        `t5/accuracy` and `t5/cosine`, and the number of steps as `site/optimiser_steps`.
     """
     torch.set_num_threads(settings.threads)
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
@@ -179,22 +183,22 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
             train_epochs(adapters, audio, labels, loss, epochs, optimiser, random, more_steps=more)
         with torch.no_grad():
             outputs = adapters(test_audio)
-            found = retrieval(outputs.clip, test_labels, prompts.clip)
-        row = {"round": number, "accuracy": found.accuracy, "accuracy_at_5": found.accuracy_at_5}
+            scores = retrieval(outputs.clip, test_labels, prompts.clip)
+        row = {"round": number, "accuracy": scores.accuracy, "accuracy_at_5": scores.accuracy_at_5}
         if prompts.t5 is not None:
-            near = retrieval(outputs.t5, test_labels, prompts.t5)
-            row |= {"t5/accuracy": near.accuracy, "t5/cosine": near.mean_similarity}
+            scores = retrieval(outputs.t5, test_labels, prompts.t5)
+            row |= {"t5/accuracy": scores.accuracy, "t5/cosine": scores.mean_similarity}
         rows.append(row | {"site/optimiser_steps": taken, "server/optimiser_steps": 0})
     return rows
 
 
 def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Optimiser steps that lie behind one another in each round of a run: those of a site, then the server's."""
+    """Consecutive optimiser steps in each round of a run: those of a site plus those of the server."""
     return [round(row.get("site/optimiser_steps", 0) + row.get("server/optimiser_steps", 0)) for row in rows]
 
 
 def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassPrompts) -> None:
-    """Give closed-form adapters the solution on single clips."""
+    """Set closed-form adapters to the solution on single clips."""
     present, places = labels.unique(return_inverse=True)
     names = tuple(prompts.names[label] for label in present.tolist())
     ones, zeros = torch.ones(len(labels), device=audio.device), torch.zeros_like(audio)
@@ -206,12 +210,12 @@ def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) 
     if extra is None:
         return None
     if "finetune.enabled=false" in extra and (settings.aggregation.distils or not settings.aggregation.averages):
-        extra = [*extra, "aggregation.mode=avg"]  # what these do, or leave undone, is no plain averaging
+        extra = [*extra, "aggregation.mode=avg"]  # the baseline is plain averaging, not kd or none
     return compose_settings([*overrides, *extra])
 
 
 def _label(settings: Settings) -> str:
-    """What an experiment that is no baseline is called."""
+    """Label of an experiment that is not a baseline."""
     if settings.finetune.enabled:
         return settings.generator.name
     if settings.aggregation.distils:
@@ -219,20 +223,20 @@ def _label(settings: Settings) -> str:
     return "FedAvg, as many steps" if settings.site.server_steps else "FedAvg"
 
 
-def _tell_gains(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Put the gain over FedAvg into the runs' results: FedAvg may have been run after them."""
+def _write_gains(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the gain over FedAvg to the runs' results, since FedAvg may have finished after them."""
     for name, run in rows.items():
         own = RunFolder(folder / name)
-        if own.results.is_file() and "gain_over_fedavg" in (found := own.read_results()):
-            own.write_results(found | gains(run, own.rows_without_step()))
+        if own.results.is_file() and "gain_over_fedavg" in (results := own.read_results()):
+            own.write_results(results | gains(run, own.rows_without_step()))
 
 
 def _write_report(folder: Path) -> None:
-    """All runs in one page; for want of it no comparison fails."""
+    """Write one report of all runs; a failure is only logged."""
     try:
         write_report([folder], folder / "report.html")
     except Exception as error:
-        log.warning("No report was written: %s: %s", type(error).__name__, error)
+        log.warning("The report was not written: %s: %s", type(error).__name__, error)
 
 
 def _run(settings: Settings, folder: Path, console: Console | None) -> list[dict[str, Any]]:

@@ -1,22 +1,22 @@
-"""Errors that a user can mend, told from faults of the program."""
+"""Errors that a user can fix, as opposed to bugs."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A fault that the user can mend: the message names the thing, the value and the remedy.
+    """An error that the user can fix: the message names the thing, the value and the remedy.
 
-    Commands end with the message alone, without a traceback. Every such error of the package derives from this
-    class and, so that `except ValueError` goes on to work, from the built-in error that it is.
+    Commands print the message without a traceback. Every such error of the package derives from this class and from
+    the fitting built-in error, so that for example `except ValueError` works.
     """
 
 
 def interrupted(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, or what a library made of it on its way: torch's files end in one of their own."""
+    """Whether Ctrl-C caused an error; some libraries, such as torch's file writer, raise their own error instead."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-# Beside our own errors, the operating system's: a full disk, a folder that cannot be written.
+# Includes errors of the operating system: a full disk, a folder that cannot be written.
 MENDABLE = (UserError, OSError)

@@ -1,3 +1,3 @@
-"""The version of the package, where every part can read it."""
+"""Version of the package."""
 
 __version__ = "0.1.0"

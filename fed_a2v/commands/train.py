@@ -76,7 +76,7 @@ def run(words: list[str]) -> None:
     if output:
         os.environ[OUTPUT_VARIABLE] = output
     argv, sys.argv = sys.argv, ["fed-a2v train", *words]
-    # Hydra passes exceptions on unchanged (a folder that cannot be written, for example), so that `cli.py` reports them.
+    # Makes Hydra pass exceptions on unchanged, such as a folder that cannot be written, for `cli.py` to report.
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,7 +1,8 @@
-"""What CLIP sees in the pictures: zero-shot classification over all class names, and CLIPScore.
+"""Scores of images by CLIP: zero-shot classification over all class names, and CLIPScore.
 
-Zero-shot classification (Radford et al. 2021): the class whose name lies nearest to the picture in CLIP's space.
-CLIPScore (Hessel et al. 2021): 100 times that cosine for the right class's name, 0 at least.
+Used by `fed-a2v generate --evaluate`. Zero-shot classification (Radford et al. 2021) chooses the class whose name has
+the highest cosine with the image. CLIPScore (Hessel et al. 2021) is 100 times that cosine for the true class, at least
+0.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ IntArray = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-# Pictures that go through CLIP at once.
+# Images per batch of CLIP.
 BATCH = 16
 
 
 class Clip:
-    """CLIP's two encoders, as torchmetrics' CLIPScore takes them too.
+    """CLIP's two encoders, with the interface that torchmetrics' CLIPScore expects.
 
     Args:
         settings: `settings.clip` names the model.
@@ -54,23 +55,23 @@ class Clip:
         self.config = self.network.config
 
     def to(self, device: torch.device) -> Clip:
-        """Stay where it is: torchmetrics would have it follow its inputs."""
+        """Do nothing: torchmetrics would move the model to the device of its inputs."""
         del device
         return self
 
     @torch.inference_mode()
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, D) of (B, 3, H, W) pictures, preprocessed."""
+        """(B, D) features of (B, 3, H, W) preprocessed images."""
         return _pooled(self.network.get_image_features(pixel_values=pixel_values.to(self.device))).cpu()
 
     @torch.inference_mode()
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, D) of (B, T) tokens."""
+        """(B, D) features of (B, T) tokens."""
         tokens = {"input_ids": input_ids.to(self.device), "attention_mask": attention_mask.to(self.device)}
         return _pooled(self.network.get_text_features(**tokens)).cpu()
 
     def of_pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """(B, D) normalised."""
+        """(B, D) normalised features of images."""
         parts = [
             self.get_image_features(
                 self.processor(images=list(pictures[k : k + BATCH]), return_tensors="pt").pixel_values
@@ -80,17 +81,17 @@ class Clip:
         return F.normalize(torch.cat(parts), dim=1)
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """(B, D) normalised."""
+        """(B, D) normalised features of texts."""
         tokens = self.processor(text=list(texts), return_tensors="pt", padding=True)
         return F.normalize(self.get_text_features(tokens.input_ids, tokens.attention_mask), dim=1)
 
     def scores(self, pictures: Sequence[Image], texts: Sequence[str]) -> NDArray[np.float64]:
-        """(B,) the CLIPScore of each picture with its text."""
+        """(B,) CLIPScore of each image with its text."""
         try:
             from torchmetrics.functional.multimodal import clip_score
         except ImportError as error:
             raise ModelError(f"CLIPScore needs the package torchmetrics: {INSTALL}") from error
-        as_torchmetrics: Any = lambda: (self, self.processor)  # noqa: E731 - a model of its own, which it allows
+        as_torchmetrics: Any = lambda: (self, self.processor)  # noqa: E731 - a loaded model is allowed
         pixels = [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures]
         return np.array(
             [float(clip_score(picture, text, as_torchmetrics)) for picture, text in zip(pixels, texts, strict=True)]
@@ -98,22 +99,22 @@ class Clip:
 
 
 def evaluate(folder: Path, settings: ImageSettings) -> dict[str, Any]:
-    """Judge the pictures of a gallery, column by column, and write `evaluation.json` beside them.
+    """Score the images of a gallery, column by column, and write `evaluation.json` to its folder.
 
-    A picture counts where its subject's class is known. The candidates are all classes of the run.
+    Images of subjects with a known class count. The candidates are all classes of the run.
 
     Args:
-        folder: of the gallery.
-        settings: `settings.clip` names the model that judges.
+        folder: folder of the gallery.
+        settings: `settings.clip` names the model.
 
     Returns:
-        What `evaluation.json` holds: for each column the number of pictures, and accuracy, balanced accuracy, macro
-        F1 (over the classes that have pictures) and CLIPScore, each with its interval of 95 %: Wilson's for the
-        accuracy, the percentile bootstrap over the pictures for the others, None for a single picture; and the
-        confusion, a row for each class that has pictures.
+        The content of `evaluation.json`: for each column the number of images, and accuracy, balanced accuracy, macro
+        F1 (over the classes with images) and CLIPScore, each with its 95 % interval: Wilson's for the accuracy, the
+        percentile bootstrap over the images for the others, None for a single image; and the confusion, a row for
+        each class with images.
 
     Raises:
-        GalleryError: the folder is no gallery, a picture is missing or damaged, or no subject has a class.
+        GalleryError: the folder is not a gallery, an image is missing or damaged, or no subject has a class.
         ModelError: see `Clip`.
     """
     from PIL import Image, UnidentifiedImageError
@@ -122,9 +123,7 @@ def evaluate(folder: Path, settings: ImageSettings) -> dict[str, Any]:
     classes = list(gallery["classes"])
     known = [subject for subject in gallery["subjects"] if subject["class"] is not None]
     if not known:
-        raise GalleryError(
-            f"no subject of {folder} has a class, so nothing can be right or wrong: say CLASS=FILE for sound files"
-        )
+        raise GalleryError(f"no subject of {folder} has a class to compare with; name sound files as CLASS=FILE")
     clip = Clip(settings)
     names = clip.of_texts([clean_name(name) for name in classes])
     columns = {}
@@ -139,18 +138,20 @@ def evaluate(folder: Path, settings: ImageSettings) -> dict[str, Any]:
                 with Image.open(path) as picture:
                     pictures.append(picture.convert("RGB"))
             except (UnidentifiedImageError, OSError) as error:
-                raise GalleryError(f"the picture {path} cannot be read: {error}; draw the pictures anew") from error
+                raise GalleryError(f"the image {path} cannot be read: {error}; generate the images again") from error
         truth = np.array([classes.index(subject["class"]) for subject in shown], dtype=np.int64)
-        seen = (clip.of_pictures(pictures) @ names.T).argmax(dim=1).numpy()
+        predicted = (clip.of_pictures(pictures) @ names.T).argmax(dim=1).numpy()
         scores = clip.scores(pictures, [clean_name(subject["class"]) for subject in shown])
-        columns[column] = _figures(truth, seen, scores, classes)
+        columns[column] = _figures(truth, predicted, scores, classes)
     result = {"clip": clip.name, "classes": classes, "confidence": CONFIDENCE, "columns": columns}
     write_json(folder / "evaluation.json", result)
     return result
 
 
-def _figures(truth: IntArray, seen: IntArray, scores: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:
-    """What `evaluate` says of one column."""
+def _figures(
+    truth: IntArray, predicted: IntArray, scores: NDArray[np.float64], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of one column; see `evaluate`."""
     from scipy.stats import binomtest
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
@@ -160,17 +161,17 @@ def _figures(truth: IntArray, seen: IntArray, scores: NDArray[np.float64], class
     def macro_f1(true: IntArray, guess: IntArray) -> float:
         return float(f1_score(true, guess, labels=np.unique(true), average="macro", zero_division=0))
 
-    wilson = binomtest(int((truth == seen).sum()), len(truth)).proportion_ci(CONFIDENCE, method="wilson")
+    wilson = binomtest(int((truth == predicted).sum()), len(truth)).proportion_ci(CONFIDENCE, method="wilson")
     present = np.unique(truth)
-    counts = confusion_matrix(truth, seen, labels=np.arange(len(classes)))
+    counts = confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
     with warnings.catch_warnings():
-        # Of pictures that are taken for a class without any, which count as wrong, as they should; of small samples.
+        # scikit-learn warns of predicted classes without images, which rightly count as errors, and of small samples.
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
         return {
             "pictures": len(truth),
-            "accuracy": {"value": float(accuracy_score(truth, seen)), "interval": [wilson.low, wilson.high]},
-            "balanced_accuracy": _with_interval(balanced, truth, seen),
-            "macro_f1": _with_interval(macro_f1, truth, seen),
+            "accuracy": {"value": float(accuracy_score(truth, predicted)), "interval": [wilson.low, wilson.high]},
+            "balanced_accuracy": _with_interval(balanced, truth, predicted),
+            "macro_f1": _with_interval(macro_f1, truth, predicted),
             "clip_score": _with_interval(lambda values: float(values.mean()), scores),
             "confusion": {
                 classes[label]: {classes[k]: int(count) for k, count in enumerate(counts[label]) if count}
@@ -180,13 +181,13 @@ def _figures(truth: IntArray, seen: IntArray, scores: NDArray[np.float64], class
 
 
 def _with_interval(statistic: Callable[..., float], *data: NDArray[Any]) -> dict[str, Any]:
-    """A figure and its bootstrap interval; the seed is fixed."""
+    """A figure and its bootstrap interval, with a fixed seed."""
     from scipy.stats import bootstrap
 
     value = statistic(*data)
     if len(data[0]) < 2:
         return {"value": value, "interval": None}
-    found = bootstrap(
+    interval = bootstrap(
         data,
         statistic,
         n_resamples=RESAMPLES,
@@ -196,10 +197,10 @@ def _with_interval(statistic: Callable[..., float], *data: NDArray[Any]) -> dict
         vectorized=False,
         rng=numpy_generator("bootstrap of pictures"),
     ).confidence_interval
-    return {"value": value, "interval": [float(found.low), float(found.high)]}
+    return {"value": value, "interval": [float(interval.low), float(interval.high)]}
 
 
 def _pooled(output: Any) -> Tensor:
-    """The features in what transformers returns: a tensor up to version 4, an object that holds it from 5 on."""
+    """The features that transformers returns: a tensor up to version 4, an object with a tensor since version 5."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features

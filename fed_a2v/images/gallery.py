@@ -1,9 +1,9 @@
-"""A folder of pictures: what each was made of, and a page to look at them.
+"""A folder of images, with their inputs and a page that shows them; written in training and by `fed-a2v generate`.
 
-pictures.json     what was drawn, of what and how
-index.html        the contact sheet
-audio/            what the encoder heard
-COLUMN/           the pictures, a folder for each column of the sheet
+pictures.json     subjects, settings and files of the images
+index.html        contact sheet
+audio/            sounds as the encoder receives them
+COLUMN/           images, one folder for each column of the sheet
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.images.sheet import contact_sheet
 from fed_a2v.storage.files import new_folder, write_json, write_text
 
-# The columns of a gallery of sounds.
+# Columns of a gallery of sounds.
 SOUND, TEXT = "sound", "text"
-# Characters of a subject's name that go into its files' names.
+# Maximum number of characters of a subject's name in a file name.
 LONGEST_NAME = 40
 
 
 class GalleryError(UserError, ValueError):
-    """A folder of pictures is missing, or lacks one of them."""
+    """A folder of images is missing or incomplete."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row of the sheet shows.
+    """Content of a row of the sheet.
 
     Attributes:
-        name: unique in the gallery.
-        category: the class; None where it is not known.
-        waveform: (samples,) what the encoder heard; None where there is no sound.
-        rate: of the waveform, in Hz.
+        name: name, unique in the gallery.
+        category: class; None if unknown.
+        waveform: (samples,) input of the encoder; None without a sound.
+        rate: sample rate of the waveform in Hz.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Subject:
 
 
 class Column(NamedTuple):
-    """Pictures that are made in one way.
+    """Images from prompts of one origin.
 
     Attributes:
-        name: and folder of its pictures.
-        title: over the column.
-        rows: positions of the subjects that it has pictures of.
-        prompts: of these, in their order.
+        name: name, also of the folder of the images.
+        title: title of the column.
+        rows: positions of the subjects with an image in this column.
+        prompts: prompts of these subjects, in the same order.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
 
 def text_column(subjects: Sequence[Subject], targets: ClassPrompts) -> Column:
-    """The ablation: what the image model makes of the true class's own text prompt."""
+    """The ablation: images from the text prompt of the true class."""
     rows = [row for row, subject in enumerate(subjects) if subject.category is not None]
     places = torch.tensor([targets.names.index(str(subjects[row].category)) for row in rows], dtype=torch.int64)
     prompts = AdapterOutput(targets.clip, targets.t5).take(places.to(targets.clip.device))
@@ -87,44 +87,43 @@ def draw_gallery(
     finish: Callable[[Path], Any] = lambda _: None,
     done: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Draw all pictures of a gallery; the folder appears when all is in it.
+    """Generate all images of a gallery; the folder appears once it is complete.
 
-    The noise that a picture starts from depends on `images.seed` and the subject alone, so it is the same in every
-    column.
+    The initial noise of an image depends on `images.seed` and the subject alone, so it is the same in every column.
 
     Args:
-        folder: to be made; must not exist, or be empty.
-        model: draws.
-        subjects: the rows.
-        columns: the columns.
-        facts: what the pictures' readers should know, for `pictures.json` and the sheet: run, round, classes.
-        finish: called with the folder when the pictures are in it, before the sheet is made and the folder appears.
-        done: called with the number of pictures that have just been drawn.
+        folder: folder to create; must not exist, or be empty.
+        model: image model.
+        subjects: rows of the sheet.
+        columns: columns of the sheet.
+        facts: run, round and classes, for `pictures.json` and the sheet.
+        finish: called with the folder that has all images, before the sheet is written and the folder appears.
+        done: called with the number of newly generated images.
 
     Raises:
         ModelError: see `ImageModel.draw`.
-        OSError: the folder cannot be written, or holds something.
+        OSError: the folder cannot be written, or is not empty.
     """
     files = [f"{row:04d}-{_file_name(subject.name)}" for row, subject in enumerate(subjects)]
     entries: list[dict[str, Any]] = [
         {"name": subject.name, "class": subject.category, "audio": None, "pictures": {}} for subject in subjects
     ]
     settings = model.settings
-    with new_folder(folder) as growing:
+    with new_folder(folder) as temporary:
         for subject, file, entry in zip(subjects, files, entries, strict=True):
             if subject.waveform is not None:
                 entry["audio"] = f"audio/{file}.wav"
-                (growing / "audio").mkdir(exist_ok=True)
-                soundfile.write(growing / entry["audio"], subject.waveform, subject.rate, subtype="PCM_16")
+                (temporary / "audio").mkdir(exist_ok=True)
+                soundfile.write(temporary / entry["audio"], subject.waveform, subject.rate, subtype="PCM_16")
         for column in columns:
-            (growing / column.name).mkdir()
+            (temporary / column.name).mkdir()
             for start in range(0, len(column.rows), settings.batch_size):
                 rows = column.rows[start : start + settings.batch_size]
                 seeds = [seed_for(settings.seed, "picture", subjects[row].name) for row in rows]
                 prompts = column.prompts.take(torch.arange(start, start + len(rows), device=column.prompts.clip.device))
                 for row, picture in zip(rows, model.draw(prompts, seeds), strict=True):
                     name = f"{column.name}/{files[row]}.png"
-                    picture.save(growing / name)
+                    picture.save(temporary / name)
                     entries[row]["pictures"][column.name] = name
                 done(len(rows))
         content = {
@@ -133,33 +132,37 @@ def draw_gallery(
             "columns": {column.name: column.title for column in columns},
             "subjects": entries,
         }
-        write_json(growing / "pictures.json", content)
-        finish(growing)
-        write_sheet(growing)
+        write_json(temporary / "pictures.json", content)
+        finish(temporary)
+        write_sheet(temporary)
 
 
 def read_gallery(folder: Path) -> dict[str, Any]:
-    """What `pictures.json` holds; checks that every picture is there.
+    """The content of `pictures.json`; checks that every image exists.
 
     Raises:
-        GalleryError: the folder is no gallery, or a picture is missing; names it.
+        GalleryError: the folder is not a gallery, or an image is missing; names it.
     """
     index = folder / "pictures.json"
     if not index.is_file():
-        raise GalleryError(f"{folder} is no folder of pictures: it has no pictures.json; `fed-a2v generate` makes one")
+        raise GalleryError(
+            f"{folder} is not a folder of images: it has no pictures.json; `fed-a2v generate` creates one"
+        )
     try:
         gallery = dict(json.loads(index.read_text()))
     except ValueError as error:
-        raise GalleryError(f"{index} is not readable: {error}; draw the pictures anew") from error
+        raise GalleryError(f"{index} cannot be read: {error}; generate the images again") from error
     for subject in gallery["subjects"]:
         for name in subject["pictures"].values():
             if not (folder / name).is_file():
-                raise GalleryError(f"the picture {folder / name} of {subject['name']!r} is missing; draw them anew")
+                raise GalleryError(
+                    f"the image {folder / name} of {subject['name']!r} is missing; generate the images again"
+                )
     return gallery
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
-    """The pictures of a gallery by "images/COLUMN/SUBJECT"."""
+    """The images of a gallery by "images/COLUMN/SUBJECT"."""
     return {
         f"images/{column}/{subject['name']}": folder / file
         for subject in read_gallery(folder)["subjects"]
@@ -168,14 +171,14 @@ def pictures_in(folder: Path) -> dict[str, Path]:
 
 
 def write_sheet(folder: Path) -> None:
-    """Make `index.html` of what the folder holds."""
-    evaluation = folder / "evaluation.json"
-    judged = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    write_text(folder / "index.html", contact_sheet(read_gallery(folder), judged))
+    """Write `index.html`, the contact sheet of the folder."""
+    path = folder / "evaluation.json"
+    evaluation = json.loads(path.read_text()) if path.is_file() else None
+    write_text(folder / "index.html", contact_sheet(read_gallery(folder), evaluation))
 
 
 def safe_name(name: str) -> str:
-    """A name that strangers chose, such as a site's, as a file's: plain ones stay, others get a hash."""
+    """An untrusted name, such as a site's, as a file name: plain ones are kept, others get a hash."""
     plain = _file_name(name)
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

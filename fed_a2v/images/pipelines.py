@@ -1,6 +1,6 @@
-"""Image models by diffusers, conditioned on prompt embeddings instead of text.
+"""Image models of diffusers, conditioned on prompt embeddings instead of text.
 
-Prompts have the shapes of the adapters: clip (B, Tc, Dc), t5 (B, T, Dt) or None.
+Prompts have the shapes of the adapters' outputs: clip (B, Tc, Dc), t5 (B, T, Dt) or None.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ logger = logging.getLogger("fed_a2v")
 
 
 class ImageModel(ABC):
-    """A diffusers pipeline that draws one picture for each prompt embedding.
+    """A diffusers pipeline that generates one image for each prompt embedding.
 
     Args:
-        settings: which pipeline, and how it draws.
+        settings: model and sampling settings.
 
     Raises:
-        ModelError: a package or the model is missing, it is another kind of pipeline, or there is no such device.
+        ModelError: a package, the model or the device is missing, or the model is another kind of pipeline.
     """
 
     pipeline: ClassVar[str]
     adapters: ClassVar[str]
-    # Half precision on a GPU, where the settings leave it to the program.
+    # Type on a GPU for precision=auto.
     half: ClassVar[torch.dtype]
 
     def __init__(self, settings: ImageSettings) -> None:
@@ -57,21 +57,21 @@ class ImageModel(ABC):
 
     @property
     def precision(self) -> torch.dtype:
-        """The type of the weights."""
+        """Type of the weights."""
         if self.settings.precision == "auto":
             return torch.float32 if self.device.type == "cpu" else self.half
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.settings.precision]
 
     def draw(self, prompts: AdapterOutput, seeds: Sequence[int]) -> list[Image]:
-        """Draw B pictures.
+        """Generate B images.
 
         Args:
-            prompts: of the B pictures.
-            seeds: B seeds of the initial noise, which depends on nothing else: not on the prompt, the other pictures
+            prompts: prompts of the B images.
+            seeds: B seeds of the initial noise, which depends on nothing else: not on the prompt, the other images
                 of the batch, the device, or the precision.
 
         Raises:
-            ModelError: the prompts have not the width that the model takes.
+            ModelError: the model needs prompts of another width.
         """
         self._check_widths(prompts)
         pictures: list[Image] = []
@@ -80,42 +80,42 @@ class ImageModel(ABC):
             rows = slice(start, start + size)
             random = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             with torch.inference_mode():
-                drawn = self.pipe(
+                output = self.pipe(
                     **self._conditions(prompts.clip[rows], None if prompts.t5 is None else prompts.t5[rows]),
                     num_inference_steps=self.settings.steps,
                     guidance_scale=self.settings.guidance,
                     latents=self._cast(self._noise(random)),
-                    generator=random,  # some schedulers draw more
+                    generator=random,  # some schedulers add noise in each step
                     height=self.settings.size,
                     width=self.settings.size,
                 )
-            if flagged := sum(getattr(drawn, "nsfw_content_detected", None) or ()):
-                logger.warning("The model's safety checker has blacked out %d of %d pictures", flagged, len(drawn[0]))
-            pictures += drawn.images
+            if flagged := sum(getattr(output, "nsfw_content_detected", None) or ()):
+                logger.warning("The model's safety checker has blacked out %d of %d images", flagged, len(output[0]))
+            pictures += output.images
         return pictures
 
     @abstractmethod
     def _unused(self) -> tuple[str, ...]:
-        """The parts that need no loading, because the prompts are embeddings already."""
+        """Components that are not loaded, because the prompts are already embeddings."""
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Do what is to be done once, before the pipeline goes to its device."""
+        """Prepare the pipeline once, before it is moved to its device."""
 
     @abstractmethod
     def _widths(self) -> dict[str, int]:
-        """Widths of the prompts that the model takes, by "clip" and "t5"."""
+        """Widths of the model's prompts, by "clip" and "t5"."""
 
     @abstractmethod
     def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
-        """What each picture starts from, as the pipeline takes it.
+        """Initial noise of each image, in the shape that the pipeline expects.
 
-        In single precision whatever the model's: of half precision some builds of torch draw other numbers.
+        Always in single precision: in half precision, builds of torch differ in the numbers that they draw.
         """
 
     @abstractmethod
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
-        """The arguments of the pipeline that stand for a text."""
+        """Arguments of the pipeline that replace the text."""
 
     def _cast(self, prompts: Tensor) -> Tensor:
         return prompts.to(self.device, self.precision)
@@ -125,8 +125,8 @@ class ImageModel(ABC):
         for side, width in self._widths().items():
             if given[side] != width:
                 raise ModelError(
-                    f"images.model={self.settings.model} takes {side} prompts of width {width}, the adapters give "
-                    f"{given[side]}: they were trained for another model"
+                    f"images.model={self.settings.model} needs {side} prompts of width {width}, but those of the "
+                    f"adapters have {given[side]}: choose the model that they were trained for"
                 )
 
     def _load(self) -> Any:
@@ -146,10 +146,10 @@ class ImageModel(ABC):
 
 
 class StableDiffusion(ImageModel):
-    """Stable Diffusion 1.x or 2.x: the last hidden state of CLIP's 77 tokens.
+    """Stable Diffusion 1.x or 2.x, conditioned on the last hidden state of CLIP's 77 tokens.
 
-    Classifier-free guidance (guidance > 1) needs the empty prompt too: the model's text encoder is asked for it once,
-    and let go of.
+    Classifier-free guidance (guidance > 1) also needs the empty prompt: the model's text encoder computes it once and
+    is then released.
     """
 
     pipeline = "StableDiffusionPipeline"
@@ -174,8 +174,8 @@ class StableDiffusion(ImageModel):
 
         network, factor = self.pipe.unet.config, self.pipe.vae_scale_factor
         side = (self.settings.size or network.sample_size * factor) // factor
-        drawn: Tensor = randn_tensor((len(random), network.in_channels, side, side), generator=list(random))
-        return drawn
+        noise: Tensor = randn_tensor((len(random), network.in_channels, side, side), generator=list(random))
+        return noise
 
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
         del t5
@@ -186,9 +186,9 @@ class StableDiffusion(ImageModel):
 
 
 class Flux(ImageModel):
-    """FLUX.1: CLIP's pooled output and T5's tokens.
+    """FLUX.1, conditioned on CLIP's pooled output and T5's tokens.
 
-    Its guidance is an input of the network, so it needs no empty prompt, and none of its text encoders is loaded.
+    Its guidance is an input of the network, so it needs neither an empty prompt nor a text encoder.
     """
 
     pipeline = "FluxPipeline"
@@ -208,13 +208,13 @@ class Flux(ImageModel):
     def _noise(self, random: Sequence[torch.Generator]) -> Tensor:
         channels = self.pipe.transformer.config.in_channels // 4
         side = self.settings.size or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        drawn: Tensor = self.pipe.prepare_latents(
+        noise: Tensor = self.pipe.prepare_latents(
             len(random), channels, side, side, torch.float32, torch.device("cpu"), list(random)
         )[0]
-        return drawn
+        return noise
 
     def _conditions(self, clip: Tensor, t5: Tensor | None) -> dict[str, Tensor]:
-        assert t5 is not None  # checked by the widths
+        assert t5 is not None  # `_check_widths` checks it
         return {"pooled_prompt_embeds": self._cast(clip[:, 0]), "prompt_embeds": self._cast(t5)}
 
 
@@ -231,23 +231,23 @@ def load_image_model(settings: ImageSettings) -> ImageModel:
 
 
 def warn_of_random_prompts(targets: TargetSettings) -> None:
-    """Say so where pictures can show nothing: random prompts are no text embeddings of any image model."""
+    """Log a warning for targets=random: no image model understands random vectors."""
     if targets.name == "random":
         logger.warning(
-            "The adapters were trained to give targets=random, random vectors: the pictures will show nothing; train "
-            "with targets=clip (adapters=sd) or targets=t5 (adapters=flux)"
+            "The adapters were trained on random prompts (targets=random): the images will show nothing meaningful; "
+            "train with targets=clip (adapters=sd) or targets=t5 (adapters=flux)"
         )
 
 
 def check_available(settings: ImageSettings) -> None:
-    """Check, without loading any weights, that the model is there and of the right kind.
+    """Check, without loading weights, that the model is available and of the right kind.
 
     Raises:
         ModelError: diffusers is not installed, the model is missing, or is another kind of pipeline.
     """
     try:
-        import accelerate  # noqa: F401 - diffusers would load each model twice without it
-        import transformers  # noqa: F401 - nor does it read pipelines without this one
+        import accelerate  # noqa: F401 - without it, diffusers loads each model twice
+        import transformers  # noqa: F401 - without it, diffusers cannot load pipelines
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise ModelError(
@@ -261,19 +261,19 @@ def check_available(settings: ImageSettings) -> None:
             index = DiffusionPipeline.load_config(_location(settings), revision=settings.revision)
     except (OSError, ValueError) as error:
         raise ModelError(_explained(settings, error)) from error
-    kind, wanted = index.get("_class_name"), IMAGE_MODELS[settings.name]
-    if kind != wanted.pipeline:
+    kind, expected = index.get("_class_name"), IMAGE_MODELS[settings.name]
+    if kind != expected.pipeline:
         fitting = [other.adapters for other in IMAGE_MODELS.values() if other.pipeline == kind]
-        which = f"takes the prompts of adapters={fitting[0]}" if fitting else "takes no adapters that there are"
+        which = f"fits adapters={fitting[0]}" if fitting else "fits no adapters"
         raise ModelError(
-            f"images.model={settings.model} is a {kind}, which {which}; images={settings.name}, the pair of "
-            f"adapters={wanted.adapters}, needs a {wanted.pipeline}"
+            f"images.model={settings.model} is a {kind}, which {which}; images={settings.name} with "
+            f"adapters={expected.adapters} needs a {expected.pipeline}"
         )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars, and no deprecations that the libraries have among themselves: what matters is an error."""
+    """Suppress progress bars and deprecation warnings of the libraries; errors are reported all the same."""
     import diffusers
     import transformers
 
@@ -295,7 +295,6 @@ def _explained(settings: ImageSettings, error: Exception) -> str:
         return f"images.model={settings.model} cannot be read: {reason}"
     revision = f" --revision {settings.revision}" if settings.revision else ""
     return (
-        f"images.model={settings.model} is not on this machine and cannot be fetched: run "
-        f"`hf download {settings.model}{revision}` where there is a network, or set images.model to a folder that "
-        f"holds it ({reason})"
+        f"images.model={settings.model} is not on this machine and cannot be downloaded: run "
+        f"`hf download {settings.model}{revision}` with network access, or set images.model to its folder ({reason})"
     )

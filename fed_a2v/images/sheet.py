@@ -1,4 +1,4 @@
-"""The contact sheet: one HTML page beside its pictures and sounds, which needs nothing from the network."""
+"""Contact sheet of a gallery: an HTML page in the folder of the images, without network access."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Pictures of {{ run }}, round {{ round }}</title>
+<title>Images of {{ run }}, round {{ round }}</title>
 <style>
 :root { color-scheme: light dark; --line: light-dark(#d0d4da, #3a3f47); --quiet: light-dark(#57606a, #9aa4b0); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 1rem;
@@ -37,13 +37,13 @@ td small { color: var(--quiet); white-space: nowrap; }
 </style>
 </head>
 <body>
-<h1>Pictures of {{ run }}, round {{ round }}</h1>
+<h1>Images of {{ run }}, round {{ round }}</h1>
 <p class="facts">{{ images.model }}, {{ images.steps }} steps, guidance {{ images.guidance }}, seed {{ images.seed }}.
-In a row all pictures start from the same noise.</p>
+All images in a row start from the same noise.</p>
 {% if evaluation %}
-<h2>What CLIP sees in them</h2>
+<h2>CLIP's classification</h2>
 <div class="table"><table>
-<tr><th scope="col">Pictures from</th>{% for figure in figures %}<th scope="col">{{ figure[1] }}</th>{% endfor %}</tr>
+<tr><th scope="col">Images from</th>{% for figure in figures %}<th scope="col">{{ figure[1] }}</th>{% endfor %}</tr>
 {% for name, column in evaluation.columns.items() %}
 <tr><th scope="row">{{ columns[name] }} ({{ column.pictures }})</th>
 {% for key, _ in figures %}<td>{{ "%.3f"|format(column[key].value) }}
@@ -51,7 +51,7 @@ In a row all pictures start from the same noise.</p>
 {{ "%.3f"|format(column[key].interval[1]) }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
-<p class="facts">{{ evaluation.clip }} chooses among {{ evaluation.classes|length }} class names; intervals of 95 %.</p>
+<p class="facts">{{ evaluation.clip }} chooses among {{ evaluation.classes|length }} class names; 95 % intervals.</p>
 {% endif %}
 <main>
 {% for subject in subjects %}
@@ -64,21 +64,21 @@ In a row all pictures start from the same noise.</p>
 <div class="pictures">
 {% for name, title in columns.items() if name in subject.pictures %}
 <figure><img src="{{ subject.pictures[name]|urlencode }}" loading="lazy"
- alt="{{ title }}: picture of {{ subject.name }}{% if subject.class and subject.class != subject.name %} \
+ alt="{{ title }}: image of {{ subject.name }}{% if subject.class and subject.class != subject.name %} \
 ({{ subject.class }}){% endif %}">
 <figcaption>{{ title }}</figcaption></figure>
 {% endfor %}
 </div>
 </article>
 {% else %}
-<p class="empty">No pictures.</p>
+<p class="empty">No images.</p>
 {% endfor %}
 </main>
 </body>
 </html>
 """
 
-# Key in the evaluation, and its title.
+# Keys of the evaluation, with their titles.
 FIGURES = (
     ("accuracy", "Accuracy"),
     ("balanced_accuracy", "Balanced accuracy"),
@@ -88,7 +88,7 @@ FIGURES = (
 
 
 def contact_sheet(gallery: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    """The page of a gallery (what its `pictures.json` holds), with its evaluation where there is one."""
-    # Names of files and classes are anybody's: everything is escaped.
+    """HTML of a gallery (the content of `pictures.json`) and its evaluation, if any."""
+    # Names of files and classes are untrusted: everything is escaped.
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(**gallery, evaluation=evaluation, figures=FIGURES)

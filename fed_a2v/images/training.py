@@ -1,4 +1,4 @@
-"""Pictures while a run goes on: what the global adapters, and each site's, make of the classes."""
+"""Images during a run, from the prompts of the global adapters and of each site's; used by the callback for images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ GLOBAL = "global"
 
 
 class TrainingPictures:
-    """Draws pictures into a run's folder every so many rounds: `images/round_N/`.
+    """Generates images into a run's folder every so many rounds: `images/round_N/`.
 
-    The global adapters are given what the bank has of each class. Of a site its mean adapter outputs are drawn, which
-    the sites send for that.
+    The input of the global adapters is the bank's mean embedding of each class. Images of a site are made from its
+    mean adapter outputs, which it sends for this purpose.
 
     Args:
-        settings: of the experiment; one of the two frequencies is not 0.
-        folder: of the run.
+        settings: settings of the experiment; at least one of the two frequencies is not 0.
+        run: folder of the run.
 
     Raises:
-        ModelError: the image model is not there. Its weights are loaded when they are first needed.
+        ModelError: the image model is not available. Its weights are loaded on first use.
     """
 
     def __init__(self, settings: Settings, run: RunFolder) -> None:
@@ -44,7 +44,7 @@ class TrainingPictures:
         return load_image_model(self.settings.images)
 
     def due(self, round_number: int) -> bool:
-        """Whether pictures are to be drawn in a round."""
+        """Whether a round generates images."""
         settings = self.settings
         return any(
             _is_due(frequency, round_number)
@@ -53,10 +53,10 @@ class TrainingPictures:
 
     @torch.no_grad()
     def draw(self, round_number: int, step: ServerStep) -> None:
-        """Draw the pictures of a round; see `pictures_in`.
+        """Generate the images of a round; see `pictures_in`.
 
         Raises:
-            ModelError: the model does not take the adapters' prompts.
+            ModelError: the model does not accept the adapters' prompts.
             OSError: the folder cannot be written.
         """
         names = step.prompts.names
@@ -69,14 +69,14 @@ class TrainingPictures:
         if _is_due(self.settings.generate_nodes_images_frequency, round_number):
             columns += _columns_of_sites(round_number, step)
         folder = self.run.pictures(round_number)
-        for old in (folder, *folder.parent.glob(".*.tmp")):  # of a round that was stopped and is repeated
+        for old in (folder, *folder.parent.glob(".*.tmp")):  # left by a round that was stopped and is repeated
             shutil.rmtree(old, ignore_errors=True)
         facts = {"run": self.run.path.name, "round": round_number, "classes": names}
         draw_gallery(folder, self.model, [Subject(name, name) for name in names], columns, facts)
 
 
 def _columns_of_sites(round_number: int, step: ServerStep) -> list[Column]:
-    """The mean adapter outputs that each site has sent in this round."""
+    """Columns of the mean adapter outputs that each site has sent in this round."""
     names = step.prompts.names
     columns = []
     for site, classes in sorted(step.bank.entries.items()):
