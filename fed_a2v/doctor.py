@@ -1,7 +1,7 @@
-"""What `fed-a2v doctor` looks at: the machine, the program and an experiment's settings, each finding with its remedy.
+"""Checks of `fed-a2v doctor`: the machine, the installation and the settings of an experiment.
 
-Nothing is trained, downloaded or changed. A finding is `fine`, a `warning` (a run works, but not as well as it could),
-or an `error` (a run would fail). Of the data, a run's own checks are made; of the sounds, some are decoded.
+Nothing is trained, downloaded or changed. A finding is `fine`, a `warning` (a run works, but not as well as it could)
+or an `error` (a run would fail), with a remedy. The data get the same checks as in training; some sounds are decoded.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fed_a2v.config.schema import Settings, cache_dir
 Level = Literal["fine", "warning", "error"]
 
 PACKAGES = ("flwr", "torch", "numpy", "hydra-core", "wandb", "pydantic")
-# A package of each extra.
+# One package of each extra.
 EXTRAS = {
     **{"hf": "transformers", "partitions": "flwr-datasets", "sweeps": "hydra-joblib-launcher", "plots": "matplotlib"},
     **{"notebook": "pandas", "tensorboard": "tensorboard"},
 }
-# Of a SuperLink on this machine: AppIo, SuperNodes, control; and the one that `flwr run` starts by itself.
+# Ports of a SuperLink (AppIo, SuperNodes, control), and of the local one that `flwr run` starts.
 SUPERLINK_PORTS = (9091, 9092, 9093)
 LOCAL_SUPERLINK_PORT = 39091
 LITTLE_DISK, LITTLE_MEMORY = 2e9, 2e9
-# Findings about single clips: the first ones.
+# Maximum number of findings about single clips.
 MOST_CLIPS = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it stands, and what to do about it ("" where there is nothing to do)."""
+    """Result of one check: subject, level, what was found, and the remedy ("" if none is needed)."""
 
     subject: str
     level: Level
@@ -59,7 +59,7 @@ def examine(overrides: Sequence[str]) -> list[Finding]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """0: all fine; 1: warnings; 2: errors."""
+    """Exit code of the command; 0: all fine; 1: warnings; 2: errors."""
     levels = {finding.level for finding in findings}
     return 2 if "error" in levels else 1 if "warning" in levels else 0
 
@@ -68,9 +68,9 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _versions() -> Iterator[Finding]:
-    told = [f"Python {platform.python_version()}"]
-    told += [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
-    yield Finding("versions", "fine", ", ".join(told))
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    yield Finding("versions", "fine", ", ".join(versions))
     missing = [extra for extra, package in EXTRAS.items() if _version(package) is None]
     if missing:
         yield Finding(
@@ -96,7 +96,7 @@ def _machine(folder: Path) -> Iterator[Finding]:
         "" if free >= LITTLE_DISK else "free space, or set hydra.run.dir to a folder on another disk",
     )
     if not os.access(folder, os.W_OK):
-        yield Finding("disk", "error", f"{folder} cannot be written", "set hydra.run.dir to a folder that can be")
+        yield Finding("disk", "error", f"{folder} cannot be written", "set hydra.run.dir to a writable folder")
     memory = psutil.virtual_memory()
     yield Finding(
         "memory",
@@ -119,15 +119,15 @@ def _flower() -> Iterator[Finding]:
         yield Finding(
             "flower",
             "warning",
-            f"a local SuperLink runs already on port {port}, with the environment that it was started in",
-            "if its settings are old, or it is another user's: end the process flower-superlink, or set "
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT to a port of your own",
+            f"a local SuperLink is already running on port {port}, with the environment of its start",
+            "if its settings are outdated or it belongs to another user: end the process flower-superlink, or set "
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT to another port",
         )
     taken = [str(port) for port in SUPERLINK_PORTS if _listens(port)]
     yield Finding(
         "ports",
         "warning" if taken else "fine",
-        f"taken: {', '.join(taken)}" if taken else f"{', '.join(map(str, SUPERLINK_PORTS))} are free",
+        f"in use: {', '.join(taken)}" if taken else f"{', '.join(map(str, SUPERLINK_PORTS))} are free",
         "a SuperLink here needs other ports, see flower-superlink --help" if taken else "",
     )
 
@@ -146,7 +146,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
     try:
         torch.zeros(1, device=settings.device)
-    except Exception as error:  # a name that torch does not know, or a device that is not there
+    except Exception as error:  # an unknown name or a missing device; the type depends on the backend
         reason = str(error).splitlines()[0]
         yield Finding("device", "error", f"device={settings.device} cannot be used: {reason}", "set device=cpu")
         return
@@ -171,42 +171,42 @@ def _wandb(settings: Settings) -> Iterator[Finding]:
 
 def _cache(settings: Settings) -> Iterator[Finding]:
     folder = cache_dir(settings)
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    good = there.is_dir() and os.access(there, os.W_OK)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    good = existing.is_dir() and os.access(existing, os.W_OK)
     yield Finding(
         "cache",
         "fine" if good else "error",
         str(folder) if good else f"{folder} cannot be written",
-        "" if good else "set cache_dir, or $FED_A2V_CACHE, to a folder that can be",
+        "" if good else "set cache_dir or $FED_A2V_CACHE to a writable folder",
     )
 
 
 def _data(settings: Settings) -> Iterator[Finding]:
-    """Train's own checks, and how a few clips of every class sound."""
+    """The checks of `fed-a2v train`, and whether a few clips of every class can be decoded."""
     from fed_a2v.data.cache.embed import REMEDY
     from fed_a2v.data.check import check_data, unusable
     from fed_a2v.data.clips import SPLITS
 
     dataset = settings.dataset
     if settings.partition.kind == "own" and dataset.place is None:
-        yield Finding("data", "fine", "each site brings its own (partition=own)")
+        yield Finding("data", "fine", "each site has its own data (partition=own)")
         return
-    with _as_error("data", "correct dataset.root or dataset.path, or the key that is named") as failed:
+    with _as_error("data", "correct dataset.root, dataset.path, or the named key") as failed:
         index, remarks = check_data(settings)
         counts = ", ".join(f"{number} for {split}" for split in SPLITS if (number := index.splits.count(split)))
         yield Finding("data", "fine", f"{dataset.name}: {len(index.classes)} classes, {len(index)} clips, {counts}")
         for remark in remarks:
-            yield Finding("data", "warning", remark, "mend the data, or go on without what is named")
+            yield Finding("data", "warning", remark, "correct the data, or continue without the named classes or clips")
         bad = list(unusable(settings, index, _sample_rate(settings)))
         for reason in bad[:MOST_CLIPS]:
             yield Finding("clips", "warning" if dataset.skip_bad else "error", reason, REMEDY)
-        found = f"{len(bad)} problems, the first of which are named" if bad else "can be used"
-        yield Finding("clips", "fine", f"some of every class were decoded: {found}")
+        outcome = f"{len(bad)} problems, the first of which are listed" if bad else "no problems"
+        yield Finding("clips", "fine", f"some clips of every class were decoded: {outcome}")
     yield from failed
 
 
 def _sample_rate(settings: Settings) -> int:
-    """The encoder's, or one that will do where there is none: that is a finding of its own."""
+    """The encoder's sample rate, or a default if it cannot be loaded, which is a finding of its own."""
     from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
 
     try:
@@ -220,21 +220,21 @@ def _encoder(settings: Settings) -> Iterator[Finding]:
     from fed_a2v.encoders.audio import load_encoder
 
     if settings.dataset.name == "embeddings":
-        yield Finding("encoder", "fine", "none is needed with dataset=embeddings")
+        yield Finding("encoder", "fine", "not needed with dataset=embeddings")
         return
-    with _as_error("encoder", "fetch the model where there is a network, or name a local folder") as failed, _offline():
+    with _as_error("encoder", "download the model with network access, or set a local folder") as failed, _offline():
         encoder = load_encoder(settings.encoder)
         yield Finding(
             "encoder",
             "fine",
-            f"{encoder.name}: {encoder.tokens} x {encoder.width} a clip, {encoder.sample_rate / 1000:g} kHz, available "
-            "offline",
+            f"{encoder.name}: {encoder.tokens} x {encoder.width} per clip, {encoder.sample_rate / 1000:g} kHz, "
+            "available offline",
         )
     yield from failed
 
 
 def _audio_shape(settings: Settings) -> tuple[int, int]:
-    """Tokens and width of a clip's embedding, as the encoder or the file of embeddings has them."""
+    """Tokens and width of a clip's embedding, from the encoder or the file of embeddings."""
     from fed_a2v.data.datasets.embeddings_file import read_shape
     from fed_a2v.encoders.audio import load_encoder
 
@@ -245,7 +245,7 @@ def _audio_shape(settings: Settings) -> tuple[int, int]:
 
 
 def _needs(settings: Settings) -> Iterator[Finding]:
-    """What a round costs, as far as it can be told without the sites."""
+    """Estimated cost of a round: network, memory and disk."""
     import psutil
 
     from fed_a2v.data.site import class_names
@@ -253,40 +253,41 @@ def _needs(settings: Settings) -> Iterator[Finding]:
     from fed_a2v.federation.server.resources import resource_estimate
     from fed_a2v.federation.server.step_factory import make_step
 
-    with _as_error("needs", "see the errors above") as failed, _offline():
+    with _as_error("resources", "see the errors above") as failed, _offline():
         shape = _audio_shape(settings)
         prompts = prompt_set(settings, class_names(settings.dataset))
         step = make_step(settings, prompts, shape)
-        found = resource_estimate(settings, step, shape)
+        estimate = resource_estimate(settings, step, shape)
         yield Finding(
             "network",
             "fine",
-            f"to each site {_size(found.down)} a round, from it {_size(found.up)}, and up to {_size(found.prototypes)} "
-            "once",
+            f"{_size(estimate.down)} to each site per round, {_size(estimate.up)} from it, and up to "
+            f"{_size(estimate.prototypes)} once",
         )
-        scarce = found.memory > psutil.virtual_memory().available
+        scarce = estimate.memory > psutil.virtual_memory().available
         yield Finding(
             "server",
             "warning" if scarce else "fine",
-            f"about {_size(found.memory)} of memory for {settings.partition.sites} sites, {_size(found.disk)} on disk",
-            "set optimize_memory_usage=true, or fewer sites a round (federation.sites_per_round)" if scarce else "",
+            f"about {_size(estimate.memory)} of memory for {settings.partition.sites} sites, {_size(estimate.disk)} on "
+            "disk",
+            "set optimize_memory_usage=true, or fewer sites per round (federation.sites_per_round)" if scarce else "",
         )
     yield from failed
 
 
 @contextmanager
 def _as_error(subject: str, remedy: str) -> Iterator[list[Finding]]:
-    """Turn an exception of the block into a finding in the list that it gets."""
-    found: list[Finding] = []
+    """Add an exception in the block as a finding to the list that is yielded."""
+    findings: list[Finding] = []
     try:
-        yield found
-    except Exception as error:  # whatever a data set or a model makes of what it finds
-        found.append(Finding(subject, "error", " ".join(str(error).split())[:400] or type(error).__name__, remedy))
+        yield findings
+    except Exception as error:  # custom data sets and models may raise anything
+        findings.append(Finding(subject, "error", " ".join(str(error).split())[:400] or type(error).__name__, remedy))
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Keep the Hugging Face libraries from the network."""
+    """Disable network access of the Hugging Face libraries."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -301,7 +302,7 @@ def _offline() -> Iterator[None]:
 
 
 def _size(number: float) -> str:
-    """Bytes in words."""
+    """A number of bytes with its unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Runs in Python: load one, sample its generator, map sounds to prompts, go on training, compare several.
+"""Python interface to finished runs: load one, sample its generator, map sounds to prompts, continue it, compare runs.
 
 ```python
 from fed_a2v import load_run
@@ -46,16 +46,16 @@ from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 if TYPE_CHECKING:
     import pandas
 
-# Sounds that are read and embedded at once.
+# Sounds per batch of the encoder.
 BATCH = 16
 
 Sound = str | Path | NDArray[Any] | Tensor
-# Of a waveform; more are samples.
+# Maximum number of channels of a waveform; a longer axis is that of the samples.
 MOST_CHANNELS = 64
 
 
 class RunError(UserError, ValueError):
-    """A run has not what is asked of it; the message says what it has."""
+    """The run lacks the requested item; the message lists what it has."""
 
 
 def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False) -> LoadedRun:
@@ -63,14 +63,14 @@ def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False)
 
     Args:
         path: the run's folder, or a file `checkpoints/state_round_N.pt` in it.
-        device: where the adapters and the generator work.
-        trust_code: whether classes that the run names by their import path, its own generator, loss, encoder or data
-            set, may be imported and called. Without it a run's folder is data, whoever has made it.
+        device: device of the adapters and the generator.
+        trust_code: whether custom classes that the run names by import path (generator, loss, encoder, data set) may
+            be imported and called. By default no code of the folder is run, so it may be untrusted.
 
     Raises:
         FileNotFoundError: there is no run.
-        UntrustedCodeError: the run names code that is not this program's; the message names it.
-        CheckpointError: the state is damaged, the file is no state of a run, or another version's.
+        UntrustedCodeError: the run names code outside this program; the message lists it.
+        CheckpointError: the state is damaged, of another version, or the file is not the state of a run.
 
     Examples:
         >>> run = load_run(folder)
@@ -87,8 +87,8 @@ def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False)
     state = load_state(path)
     if state is None:
         raise FileNotFoundError(
-            f"no run in {path}: it has no checkpoints/state_round_N.pt; name a folder that `fed-a2v train` has "
-            "written, or a checkpoint in it"
+            f"no run in {path}: it has no checkpoints/state_round_N.pt; choose a folder written by `fed-a2v train`, or "
+            "a checkpoint in it"
         )
     return LoadedRun(RunFolder(path), state, device, trust_code)
 
@@ -100,7 +100,7 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
         runs: folders, or loaded runs.
 
     Returns:
-        A row a run, named by its folder; settings under their dotted keys.
+        One row per run, named by its folder; settings under their dotted keys.
 
     Raises:
         ConfigError: pandas is not installed.
@@ -120,7 +120,7 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
     index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]
     settings = pandas.json_normalize([folder.read_config() for folder in folders])
     results = pandas.json_normalize([folder.read_results() for folder in folders])
-    # Lists among the settings cannot be counted as they are; as text they can.
+    # As text, since `nunique` does not accept lists.
     differing = [key for key in settings if settings[key].map(repr).nunique() > 1 and key not in results]
     table = pandas.concat([settings[differing], results], axis=1)
     table.index = pandas.Index(index, name="run")
@@ -129,11 +129,11 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class ClassSampler:
-    """A run's generator, asked for classes by name.
+    """A run's generator, with classes by name.
 
     Attributes:
-        model: the generator itself, for everything else that it can do.
-        step: the server step that it belongs to.
+        model: the generator itself, for its other methods.
+        step: the server step of the generator.
     """
 
     model: Generator
@@ -144,15 +144,15 @@ class ClassSampler:
         """Draw synthetic audio embeddings of a class.
 
         Args:
-            name: of the class; case, spaces, hyphens and underscores do not matter.
+            name: name of the class; case, spaces, hyphens and underscores do not matter.
             num_samples: number of embeddings, each different.
-            seed: the same seed gives the same embeddings.
+            seed: seed of the samples; the same seed gives the same embeddings.
 
         Returns:
-            (num_samples, S, Da), as the adapters take them: square roots where the run took those.
+            (num_samples, S, Da) inputs of the adapters, after the square root if the run uses it.
 
         Raises:
-            RunError: the run has no such class.
+            RunError: the run does not have the class.
         """
         name = find_class(name, self.step.prompts.names)
         random = torch_generator(seed, "sample", clean_name(name))
@@ -160,14 +160,14 @@ class ClassSampler:
 
 
 class LoadedRun:
-    """A run, loaded to be used. Made by `load_run`.
+    """A loaded run; created by `load_run`.
 
     Attributes:
-        folder: its folder.
-        settings: its settings, typed.
-        round: the round behind which it stands.
-        classes: the names of the classes.
-        targets: the class prompts that the adapters were trained to produce.
+        folder: folder of the run.
+        settings: typed settings.
+        round: round after which the state was saved.
+        classes: names of the classes.
+        targets: class prompts that the adapters were trained to produce.
     """
 
     def __init__(self, folder: RunFolder, state: dict[str, Any], device: str, trust_code: bool = False) -> None:
@@ -177,15 +177,15 @@ class LoadedRun:
             self.settings = Settings.model_validate(state["config"])
         except ValidationError as error:
             raise CheckpointError(
-                f"the settings of {folder.path} are not those of this version: {error.errors()[0]['msg']} "
+                f"the settings of {folder.path} do not fit this version: {error.errors()[0]['msg']} "
                 f"({'.'.join(map(str, error.errors()[0]['loc']))}); load it with the version that wrote it"
             ) from error
         if not trust_code:
-            # The typed settings, as they are built: a key may be spelt in more than one way.
+            # Checks the typed settings, since the raw ones may spell a key in several ways.
             refuse_code(
                 self.config,
                 f"the run in {folder.path}",
-                "if you trust whoever made the folder, load it with trust_code=True (--trust-code)",
+                "if you trust the author of the folder, load it with trust_code=True (--trust-code)",
             )
         self.device = torch.device(device)
         targets = folder.read_targets()
@@ -203,24 +203,24 @@ class LoadedRun:
             self.step.load_state_dict(self._components)
         except UserError:
             raise
-        except Exception as error:  # whatever a state that was put together by others makes of torch
+        except Exception as error:  # with an untrusted state, torch may raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"the state in {folder.path} does not fit its settings: {reason}") from error
         self.step.adapters.eval()
 
     def _check_size(self, audio_shape: tuple[int, int]) -> None:
-        """A few digits of text can ask for more memory than there is; a state holds what its settings ask for."""
-        asked, held = model_bytes(self.settings, self.targets, audio_shape), tensor_bytes(self._components)
-        if asked > held:
+        """Refuse settings that describe larger models than the state contains: they could exhaust the memory."""
+        described, stored = model_bytes(self.settings, self.targets, audio_shape), tensor_bytes(self._components)
+        if described > stored:
             raise CheckpointError(
-                f"the settings of {self.folder.path} describe {asked / 1e6:.1f} MB of adapters and generator, and its "
-                f"state holds {held / 1e6:.1f} MB"
+                f"the settings of {self.folder.path} describe {described / 1e6:.1f} MB of adapters and generator, but "
+                f"its state has {stored / 1e6:.1f} MB; copy the folder of the run again"
             )
 
     def __repr__(self) -> str:
         return f"<run {self.folder.path.name}: round {self.round}, {len(self.classes)} classes>"
 
-    # What it is
+    # Content
 
     @property
     def config(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class LoadedRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl` up to the loaded round; `pandas.DataFrame(run.metrics)` makes a table of them."""
+        """The lines of `metrics.jsonl` up to the loaded round; `pandas.DataFrame(run.metrics)` gives a table."""
         return [row for row in self.folder.rows() if row["round"] <= self.round]
 
     @property
@@ -251,10 +251,10 @@ class LoadedRun:
         """The generator.
 
         Raises:
-            RunError: the run has none.
+            RunError: the run has no generator.
         """
         if self.step.generator is None:
-            raise RunError(f"{self.folder.path.name} was trained with generator=none: there is nothing to sample from")
+            raise RunError(f"{self.folder.path.name} was trained with generator=none, so it cannot be sampled")
         return ClassSampler(self.step.generator, self.step)
 
     @cached_property
@@ -262,23 +262,23 @@ class LoadedRun:
         """The frozen audio encoder that the run was trained with.
 
         Raises:
-            RunError: it was trained on a file of embeddings, and nobody knows what made them.
+            RunError: the run was trained on a file of embeddings, whose encoder is unknown.
         """
         if all(part.name == "embeddings" for part in parts(self.settings.dataset)):
             raise RunError(
-                f"{self.folder.path.name} was trained on files of embeddings, and what made them is not known: hand "
+                f"{self.folder.path.name} was trained on files of embeddings, whose encoder is unknown: pass "
                 "embeddings of the same kind to `adapt`"
             )
         return load_encoder(self.settings.encoder)
 
-    # What it does with sound
+    # From sounds to prompts
 
     def waveform(self, sound: Sound, rate: int | None = None) -> FloatArray:
-        """A sound as the encoder hears it: mono, at its rate, cropped or padded to the run's length of clips.
+        """A sound as input of the encoder: mono, at its rate, cropped or padded to the run's length of a clip.
 
         Args:
             sound: see `embed`.
-            rate: of a waveform, in Hz.
+            rate: sample rate of a waveform in Hz.
 
         Returns:
             (samples,).
@@ -286,27 +286,27 @@ class LoadedRun:
         Raises:
             BadClipError, RunError: see `embed`.
         """
-        wanted, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
+        target_rate, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
         if isinstance(sound, str | Path):
-            return read_clip(Path(sound).expanduser(), wanted, seconds)
+            return read_clip(Path(sound).expanduser(), target_rate, seconds)
         if rate is None or rate <= 0:
             raise RunError(f"a waveform needs its rate in Hz, not {rate}: run.prompts(waveform, rate=44_100)")
-        return fit_clip(mono(np.asarray(sound)), rate, wanted, seconds)
+        return fit_clip(mono(np.asarray(sound)), rate, target_rate, seconds)
 
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
-        """Audio embeddings of sounds, as the adapters take them.
+        """Audio embeddings of sounds, as inputs of the adapters.
 
         Args:
             sounds: a sound file, or a waveform of numpy or torch, (samples,), (samples, channels) or
-                (channels, samples), integers at full scale or fractions of it; or several of them.
-            rate: of waveforms, in Hz.
+                (channels, samples), integers at full scale or floats between -1 and 1; or several of them.
+            rate: sample rate of waveforms in Hz.
 
         Returns:
             (B, S, Da).
 
         Raises:
-            BadClipError: a sound cannot be read, is empty, holds NaN or infinite samples, or is no waveform.
-            RunError: a waveform comes without `rate`, or the run's encoder is not known.
+            BadClipError: a sound cannot be read, is empty, has NaN or infinite samples, or is not a waveform.
+            RunError: a waveform without `rate`, or the run's encoder is unknown.
         """
         each = [sounds] if isinstance(sounds, str | Path | np.ndarray | Tensor) else list(sounds)
         embedded = []
@@ -320,10 +320,10 @@ class LoadedRun:
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor) -> AdapterOutput:
-        """Prompt embeddings, ready for an image model, of (B, S, Da) audio embeddings.
+        """Prompt embeddings for an image model, of (B, S, Da) audio embeddings.
 
         Returns:
-            clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt); the classes' common centre is in them.
+            clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt), including the mean prompt of the classes.
         """
         prompts: AdapterOutput = self.adapters(embeddings.to(self.device))
         return prompts
@@ -333,34 +333,34 @@ class LoadedRun:
         return self.adapt(self.embed(sounds, rate))
 
     def class_name(self, name: str) -> str:
-        """A class's name as the run spells it; case, spaces, hyphens and underscores do not matter.
+        """A class name in the run's spelling; case, spaces, hyphens and underscores do not matter.
 
         Raises:
-            RunError: the run has no such class.
+            RunError: the run does not have the class.
         """
         return find_class(name, self.classes)
 
-    # Going on
+    # Continuing
 
     def continue_training(self, rounds: int = 0, changes: Mapping[str, Any] | None = None) -> LoadedRun:
-        """Go on in the run's folder, all sites in this process; a run that was stopped is first brought to its end.
+        """Continue the run in its folder, with all sites in this process; a stopped run is finished first.
 
-        The folder decides nothing outside itself: embeddings go to the cache of this user, and nothing to W&B, unless
-        `changes` says otherwise. The data are read from where the run has them.
+        A folder may be untrusted, so its settings do not choose the cache or use W&B: embeddings go to this user's
+        cache and W&B is disabled, unless `changes` sets them. The data are read from the run's paths.
 
         Args:
-            rounds: how many beyond those that the run was set to.
+            rounds: number of rounds to add to those of the settings.
             changes: settings that differ from the run's, under their dotted keys, e.g.
                 `{"dataset.root": "~/ESC-50", "wandb.mode": "online"}`; default none.
 
         Returns:
-            The run as it is then.
+            The continued run.
 
         Raises:
-            RunError: this is an older checkpoint: a newer one is in the folder.
-            ConfigError: there is no such setting, or a value of it that is not allowed.
-            UntrustedCodeError: a change names code that is not this program's, and `trust_code` was not set.
-            CheckpointError: a change would make another experiment of the run.
+            RunError: this is an older checkpoint; the folder has a newer one.
+            ConfigError: a setting is unknown, or its value is not allowed.
+            UntrustedCodeError: a change names code outside this program, and `trust_code` is not set.
+            CheckpointError: a change affects the results of the run.
         """
         from fed_a2v.config.compose import settings_from
         from fed_a2v.federation.simulation import run_in_process
@@ -368,12 +368,12 @@ class LoadedRun:
         newest = load_state(self.folder.path)
         if newest is None or newest["round"] != self.round:
             raise RunError(
-                f"this is round {self.round} of a run that has gone on; load the folder itself, {self.folder.path}"
+                f"this is round {self.round} of a run with newer states; load the folder itself, {self.folder.path}"
             )
-        going_on = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
-        of_this_user = {"cache_dir": None, "wandb.mode": "disabled"}
+        defaults = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
+        defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
         tree = OmegaConf.create(self.config)
-        for key, value in (going_on | of_this_user | dict(changes or {})).items():
+        for key, value in (defaults | dict(changes or {})).items():
             OmegaConf.update(tree, key, value)
         settings = settings_from(tree)
         if not self.trust_code:
@@ -385,45 +385,44 @@ class LoadedRun:
 
 
 def mono(waveform: NDArray[Any]) -> FloatArray:
-    """A waveform as (samples,) float32 between -1 and 1: the mean of its channels, which are the shorter axis.
+    """A waveform as (samples,) float32 between -1 and 1: the mean of its channels, the shorter axis.
 
     Args:
-        waveform: (samples,), (samples, channels) as soundfile gives it, or (channels, samples) as librosa and
-            torchaudio do. Integers count from the full scale of their type, as in a WAV file.
+        waveform: (samples,), (samples, channels) as from soundfile, or (channels, samples) as from librosa and
+            torchaudio. Integers are relative to the full scale of their type, as in a WAV file.
 
     Raises:
-        BadClipError: it has another shape, no samples, as many channels as samples, numbers of another type, or NaN or
-            infinite ones.
+        BadClipError: another shape, no samples, as many channels as samples, another type, or NaN or infinite samples.
     """
     shape, kind = waveform.shape, waveform.dtype
     if waveform.ndim not in (1, 2) or not waveform.size or (waveform.ndim == 2 and not _is_sound(shape)):
         raise BadClipError(
-            f"a waveform has shape {shape}; (samples,), (samples, channels) or (channels, samples) with 1 to "
-            f"{MOST_CHANNELS} channels, fewer than samples, is needed"
+            f"a waveform has shape {shape}; expected (samples,), (samples, channels) or (channels, samples) with 1 to "
+            f"{MOST_CHANNELS} channels, fewer than samples"
         )
     if kind.kind in "iu" and kind.itemsize <= 4:
         scale = 2.0 ** (8 * kind.itemsize - 1)
         waveform = (waveform.astype(np.float64) - (scale if kind.kind == "u" else 0.0)) / scale
     elif kind.kind != "f":
-        raise BadClipError(f"a waveform has numbers of type {kind}; floats, or integers of 8 to 32 bits, are needed")
+        raise BadClipError(f"a waveform has type {kind}; expected floats, or integers of 8 to 32 bits")
     with np.errstate(over="ignore"):
         waveform = waveform.astype(np.float32)
     if not np.isfinite(waveform).all():
-        raise BadClipError(f"a waveform of shape {shape} holds NaN or infinite samples (finite: False)")
+        raise BadClipError(f"a waveform of shape {shape} has NaN or infinite samples")
     check_samples(waveform, f"a waveform of shape {shape}")
     return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
 
 
 def _is_sound(shape: tuple[int, ...]) -> bool:
-    """Whether the shorter axis of two can be that of the channels."""
+    """Whether the shorter of two axes can be that of the channels."""
     return min(shape) <= MOST_CHANNELS and shape[0] != shape[1]
 
 
 def find_class(name: str, classes: Sequence[str]) -> str:
-    """The one of `classes` that `name` means; case, spaces, hyphens and underscores do not matter.
+    """The class in `classes` with this name; case, spaces, hyphens and underscores do not matter.
 
     Raises:
-        RunError: there is none; names the nearest.
+        RunError: there is none; names the nearest one.
     """
     by_clean_name = {clean_name(known): known for known in classes}
     if clean_name(name) in by_clean_name:

@@ -1,4 +1,4 @@
-"""The report of one run, or of several side by side: one HTML file that needs no network.
+"""HTML report of one or several runs in one file, readable offline.
 
-`collect` reads the folders, `figures` draws with Plotly, `page` puts all into one file.
+`collect` reads the folders, `figures` creates Plotly figures, `page` writes the file.
 """

@@ -1,4 +1,4 @@
-"""What the folders of runs have to tell a report."""
+"""Reads the folders of runs for a report."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Row = dict[str, Any]
 
 
 class ReportError(UserError, ValueError):
-    """There is no run to report on, or what it left cannot be read."""
+    """There is no run, or its files cannot be read."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run left in its folder; empty where it left nothing, e.g. while it is still going on.
+    """Content of a run's folder; fields of missing files are empty, for example while the run is in progress.
 
     Attributes:
-        label: a name that no other run of the report has.
-        folder: where it lies.
-        rows: of `metrics.jsonl`, at least one.
-        config: of `config.yaml`; all its settings.
-        environment: of `environment.json`.
-        evaluation: of `evaluation.json`.
-        partition: the sites of `partition.json`.
-        map: of `map.npz`.
-        without_step: rows of the same run without the server step, where that lies beside it.
+        label: name, unique in the report.
+        folder: folder of the run.
+        rows: metrics of each round, from `metrics.jsonl`; at least one.
+        config: all settings, from `config.yaml`.
+        environment: content of `environment.json`.
+        evaluation: content of `evaluation.json`.
+        partition: sites in `partition.json`.
+        map: content of `map.npz`.
+        without_step: metrics of the same run without the server step, if it is in a sibling folder.
     """
 
     label: str
@@ -49,12 +49,12 @@ class RunRecord:
 
     @property
     def last(self) -> Row:
-        """The newest round's row."""
+        """Metrics of the newest round."""
         return self.rows[-1]
 
     @property
     def rounds(self) -> int:
-        """Rounds that the run was set to."""
+        """Number of rounds in the settings."""
         return int(self.config.get("rounds") or self.last["round"])
 
     @property
@@ -65,12 +65,12 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs of a report, and what they are measured against.
+    """The runs of a report, and their baselines.
 
     Attributes:
-        runs: at least one.
-        baselines: rows by label of runs without a folder of their own here, such as pooled training.
-        crossed: summaries of cross-validations (`fed_a2v.runs.intervals.summarise`), whose experiment's runs these are.
+        runs: at least one run.
+        baselines: round metrics by label of runs that are not in `runs`, such as pooled training.
+        crossed: summaries of cross-validations (`fed_a2v.runs.intervals.summarise`) that the runs belong to.
     """
 
     runs: list[RunRecord]
@@ -82,21 +82,21 @@ def collect(folders: Sequence[Path]) -> Collection:
     """Read runs.
 
     Args:
-        folders: of runs, of `fed-a2v compare`, or of a sweep; the last two stand for the runs in them. A run that lies
-            in the folder of a comparison brings the other runs' figures along as baselines. A cross-validation stands
-            for the runs of its experiment.
+        folders: folders of runs, of `fed-a2v compare`, or of sweeps; the last two give the runs in them. For a run in
+            the folder of a comparison, the other runs are baselines. A cross-validation gives the runs of its
+            experiment.
 
     Raises:
-        ReportError: a folder holds no run with a finished round, or a file in it is damaged.
+        ReportError: a folder has no run with a finished round, or a file in it is damaged.
     """
     folders = [folder.expanduser().resolve() for folder in folders]
     crossed = {folder: summary for folder in folders if (summary := _json(folder / "comparison.json").get(CROSSED))}
-    found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder, crossed.get(folder))))
-    runs = [_read(path, label) for path, label in zip(found, _labels(found), strict=True)]
+    paths = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder, crossed.get(folder))))
+    runs = [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
     baselines: dict[str, list[Row]] = {}
-    for parent in dict.fromkeys(path.parent for path in found if path.parent.parent not in crossed):
+    for parent in dict.fromkeys(path.parent for path in paths if path.parent.parent not in crossed):
         comparison = _json(parent / "comparison.json")
-        here = {path.name for path in found if path.parent == parent}
+        here = {path.name for path in paths if path.parent == parent}
         baselines |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
     return Collection(runs, baselines, list(crossed.values()))
 
@@ -107,7 +107,7 @@ def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
         paths = (folder / pair_name(pair["fold"], pair["seed"]) / experiment for pair in crossed["pairs"])
         return [inside(path, folder) for path in paths if (path / "metrics.jsonl").is_file()]
     if not folder.is_dir():
-        raise ReportError(f"{folder}: no such folder; name the folder of a run, of a comparison, or of a sweep")
+        raise ReportError(f"{folder}: no such folder; choose the folder of a run, a comparison or a sweep")
     if (folder / "metrics.jsonl").is_file():
         return [folder]
     below = [
@@ -116,8 +116,8 @@ def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
         if (path / "metrics.jsonl").is_file() and RunFolder(path).rows()
     ]
     if not below:
-        raise ReportError(f"{folder} holds no run: there is no metrics.jsonl in it, nor in a folder in it")
-    # A comparison names its experiment last; here it leads.
+        raise ReportError(f"no run in {folder}: it has no metrics.jsonl, nor has a folder in it; choose another folder")
+    # The experiment is last in a comparison's file, and first in the report.
     *baselines, experiment = list(_json(folder / "comparison.json")) or [""]
     order = [experiment, *baselines]
     return sorted(below, key=lambda path: (_place(path.name, order), _number(path.name), path.name))
@@ -132,7 +132,7 @@ def _number(name: str) -> int:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Folder names; with as many parents before them as it takes to tell them apart."""
+    """Folder names, with as many parent folders as make them distinct."""
     for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
         labels = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(labels)) == len(labels):
@@ -164,5 +164,5 @@ def _read(path: Path, label: str) -> RunRecord:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of the folder that it lies in; empty where there is none."""
+    """The JSON object in a file, which must not be a link out of its folder; empty for a missing file."""
     return read_json(inside(path, path.parent))

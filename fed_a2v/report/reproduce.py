@@ -1,4 +1,7 @@
-"""The command that gives a run's settings again."""
+"""The shortest command that reproduces a run's settings, for the report.
+
+Hydra's record of the overrides is not enough: a run started by `flwr run` or resumed with other settings has none.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, affects_result
 from fed_a2v.config.tree import conf_dir, dotted_items
 
-# The key that says which option of a group was chosen.
+# Key with the name of a group's option, where it is not `name`.
 NAMES = {"partition": "kind", "share": "kind", "aggregation": "mode"}
-# Strings that Hydra reads as they stand, and not as a number or a word of its own.
+# Strings that Hydra's grammar reads as text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|inf|nan|[-+.\d].*)$)[\w./@-]+", re.IGNORECASE)
-# Without these, some options make no valid settings.
+# Paths without which some options are not valid.
 PLACES = ("dataset.root", "dataset.path", "targets.path")
 
 
@@ -27,13 +30,13 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
         config: nested settings, as in a run's `config.yaml`.
 
     Returns:
-        Words for `fed-a2v train`; None where no overrides of this version give these settings.
+        Arguments of `fed-a2v train`; None if no overrides of this version give these settings.
     """
     try:
-        wanted = _composed(Settings.model_validate(config))
-        leaves = dict(dotted_items(wanted))
+        target = _composed(Settings.model_validate(config))
+        leaves = dict(dotted_items(target))
         places = [f"{key}={_word(leaves[key])}" for key in PLACES if leaves.get(key)]
-        groups = [*_groups(wanted), *places]
+        groups = [*_groups(target), *places]
         base = dict(dotted_items(_composed(compose_settings(groups) if groups else _default())))
         changed = [
             f"{key if key in base else '+' + key}={_word(value)}"
@@ -41,11 +44,11 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
             if base.get(key, ...) != value and _matters(key)
         ]
         words = [*groups, *changed]
-        found = dict(dotted_items(_composed(compose_settings(words))))
+        composed = dict(dotted_items(_composed(compose_settings(words))))
     except (ConfigError, ValueError, OSError):
         return None
-    same = {key: value for key, value in leaves.items() if _matters(key)}
-    return words if {key: found.get(key) for key in same} == same else None
+    relevant = {key: value for key, value in leaves.items() if _matters(key)}
+    return words if {key: composed.get(key) for key in relevant} == relevant else None
 
 
 @lru_cache(maxsize=1)
@@ -57,12 +60,12 @@ def _composed(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", by_alias=True)
 
 
-def _groups(wanted: Mapping[str, Any]) -> list[str]:
+def _groups(target: Mapping[str, Any]) -> list[str]:
     """`GROUP=OPTION` for every group whose option is not the default one."""
     default = _composed(_default())
     chosen = []
     for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
-        section = wanted.get(folder.name)
+        section = target.get(folder.name)
         if not isinstance(section, dict):
             continue
         name = section.get(NAMES.get(folder.name, "name"))
@@ -85,5 +88,5 @@ def _word(value: Any) -> str:
 
 
 def _matters(key: str) -> bool:
-    """Whether a key belongs into the command; processor and threads decide the last bits."""
+    """Whether a key belongs to the command; device and threads do, since they affect the last bits."""
     return affects_result(key) or key in ("device", "threads")

@@ -1,4 +1,4 @@
-"""How runs and classes look in every figure: never told apart by colour alone."""
+"""Colours, symbols and labels of runs and classes in all figures; never distinguished by colour alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-# After Okabe and Ito, with lightness between: each has a contrast of at least 3 on white and on the dark background.
+# After Okabe and Ito, with medium lightness: each has a contrast of at least 3 on white and on the dark background.
 COLOURS = ("#3d85c6", "#c76a15", "#239670", "#b865a8", "#a8851a", "#d0555b", "#768290")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down")
 DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot", "dot")
 PATTERNS = ("", "/", "x", ".", "\\", "+", "|", "-")
-LONGEST_LABEL = 24  # characters on an axis; hovering and the tables have the whole name
+LONGEST_LABEL = 24  # characters on an axis; tooltips and tables have the full name
 
 # Letters of right-to-left scripts.
 RIGHT_TO_LEFT = {"R", "AL"}
@@ -25,7 +25,7 @@ def colour(index: int) -> str:
 
 
 def symbol(index: int) -> str:
-    """Symbol of the run or class with this index; together with the colour it repeats after 70."""
+    """Symbol of the run or class with this index; its combination with the colour repeats after 70."""
     return SYMBOLS[index % len(SYMBOLS)]
 
 
@@ -35,7 +35,7 @@ def dash(index: int) -> str:
 
 
 def bar_style(index: int, several: bool) -> dict[str, Any]:
-    """Markers of the bars with this index; with a pattern where there are `several` kinds of bars."""
+    """Markers of the bars with this index, with a pattern if there are `several` kinds of bars."""
     shape = PATTERNS[index % len(PATTERNS)] if several else ""
     return {"color": colour(index), "pattern": {"shape": shape, "fillmode": "overlay", "fgopacity": 0.6, "size": 7}}
 
@@ -49,18 +49,19 @@ def clean(name: object) -> str:
 def label(name: object, longest: int | None = None) -> str:
     """A name for a figure.
 
-    Plotly would read `<`, `>` and `&` as markup, and a right-to-left name would turn what stands beside it.
+    `<`, `>` and `&` are escaped, since Plotly reads them as markup; a right-to-left name is isolated, since it would
+    change the direction of the text around it.
     """
     text = clean(name)
     if longest is not None and len(text) > longest:
         text = text[: longest - 1] + "…"
-    turned = any(unicodedata.bidirectional(letter) in RIGHT_TO_LEFT for letter in text)
-    text = re.sub("[&<>]", lambda found: {"&": "&amp;", "<": "&lt;", ">": "&gt;"}[found[0]], text)
-    return f"\u2068{text}\u2069" if turned else text
+    right_to_left = any(unicodedata.bidirectional(letter) in RIGHT_TO_LEFT for letter in text)
+    text = re.sub("[&<>]", lambda match: {"&": "&amp;", "<": "&lt;", ">": "&gt;"}[match[0]], text)
+    return f"\u2068{text}\u2069" if right_to_left else text
 
 
 def figure(traces: list[Any], **layout: Any) -> go.Figure:
-    """A figure without colours of its own for text, grid and background: the page gives those of its theme."""
+    """A figure without colours for text, grid and background: the page sets those of its theme."""
     common: dict[str, Any] = {
         "template": go.layout.Template(),
         "margin": {"l": 56, "r": 16, "t": 28, "b": 48},

@@ -1,6 +1,6 @@
-"""The page's frame, for Jinja with autoescape: what comes from a run is text, never markup.
+"""Template of the report's page, for Jinja with autoescape: content of a run is text, never markup.
 
-A Python string, for Flower's app bundles carry no HTML files.
+It is a Python string because Flower's app bundles do not include HTML files.
 """
 
 PAGE = """\
@@ -29,7 +29,7 @@ PAGE = """\
 </nav>
 <main id="content" tabindex="-1">
 <p id="problem" class="notice" role="status" hidden></p>
-<noscript><p class="notice">The figures need JavaScript; the tables behind them do not.</p></noscript>
+<noscript><p class="notice">The figures need JavaScript; the tables do not.</p></noscript>
 {% for notice in notices %}<p class="notice">{{ notice }}</p>
 {% endfor %}
 <section aria-labelledby="headline">
@@ -50,25 +50,25 @@ PAGE = """\
 {% for view in plot.views %}<label><input type="radio" name="view-{{ plot.name }}" value="{{ loop.index0 }}"\
 {% if loop.first %} checked{% endif %}><span><bdi>{{ view.label }}</bdi></span></label>
 {% endfor %}</fieldset>{% endif %}
-{% if plot.classes|length > 1 %}<p class="pick"><label>Single out <select data-pick="{{ plot.name }}">
+{% if plot.classes|length > 1 %}<p class="pick"><label>Highlight <select data-pick="{{ plot.name }}">
 <option value="">all classes</option>
 {% for name in plot.classes %}<option>{{ name }}</option>
 {% endfor %}</select></label></p>{% endif %}
 <div class="plot" style="height:{{ plot.height }}px" role="img" tabindex="0" \
  aria-label="{{ plot.title }}. {{ plot.caption }} The numbers are in the table below."></div>
 <figcaption>{{ plot.caption }}</figcaption>
-{% if plot.table.rows %}<details><summary>The numbers: {{ plot.title }}</summary>
+{% if plot.table.rows %}<details><summary>Numbers: {{ plot.title }}</summary>
 {{ table(plot.table, plot.title) }}
 </details>{% endif %}
 </figure>
-{% endfor %}{% if group.name == "of-sites" and reasons.rows %}<h3>What went wrong</h3>
-{{ table(reasons, "What went wrong") }}{% endif %}
+{% endfor %}{% if group.name == "of-sites" and reasons.rows %}<h3>Errors</h3>
+{{ table(reasons, "Errors") }}{% endif %}
 </section>
 {% endfor %}
 <section aria-labelledby="settings">
 <h2 id="settings">Settings</h2>
-{% if differences.rows %}<p>Where the runs differ:</p>
-{{ table(differences, "Settings in which the runs differ") }}{% endif %}
+{% if differences.rows %}<p>Differences between the runs:</p>
+{{ table(differences, "Differences between the runs") }}{% endif %}
 {% for run in configs %}<details><summary>All settings of <bdi>{{ run.label }}</bdi></summary>
 <pre tabindex="0">{{ run.text }}</pre></details>
 {% endfor %}
@@ -78,11 +78,11 @@ PAGE = """\
 {% if environment.rows %}{{ table(environment, "Environment") }}{% else %}<p>Not recorded.</p>{% endif %}
 </section>
 <section aria-labelledby="reproduce">
-<h2 id="reproduce">How to reproduce</h2>
+<h2 id="reproduce">Reproduction</h2>
 {% for run in commands %}<p><bdi>{{ run.label }}</bdi>: {{ run.words }}</p>
 {% if run.command %}<pre tabindex="0">{{ run.command }}</pre>{% endif %}
 {% endfor %}
-<p>On the same versions and the same kind of processor, the same settings give the same numbers to the last bit.</p>
+<p>With the same versions and the same kind of processor, the same settings give identical numbers.</p>
 </section>
 </main>
 <script type="application/json" id="plots">{{ plots|safe }}</script>
@@ -186,7 +186,7 @@ pre { background: var(--card); border-radius: 8px; padding: .8rem; overflow: aut
 @media print { nav, .views, .pick, .modebar { display: none !important; } }
 """
 
-# Plotly is unpacked here, by the browser itself, for packed it takes a third of the space.
+# The browser unpacks Plotly, which takes a third of the space when packed.
 SCRIPT = r"""
 "use strict";
 (async () => {
@@ -229,7 +229,7 @@ SCRIPT = r"""
       hoverlabel: {bgcolor: value("--card"), bordercolor: value("--line"), font: {color: value("--text")}},
       annotationdefaults: {font: {color: value("--text")}},
       modebar: {bgcolor: "rgba(0,0,0,0)", color: value("--soft"), activecolor: value("--accent")},
-      colorscale: {sequential: [  // anything above nothing stands out
+      colorscale: {sequential: [  // values above zero stand out
         [0, value("--scale-none")], [0.001, value("--scale-none")],
         [0.001, value("--scale-from")], [1, value("--scale-to")],
       ]},
@@ -260,7 +260,7 @@ SCRIPT = r"""
     });
   }
 
-  // Left and right arrows walk along a focused plot's points, as a mouse would.
+  // Left and right arrows move along the points of a focused plot, for users without a mouse.
   function walk(box, name, event) {
     const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
     if (!step || !box.data) return;
@@ -294,7 +294,7 @@ SCRIPT = r"""
     box.addEventListener("keydown", event => walk(box, name, event));
   }
 
-  // One at a time, from the top, so that the page can be used meanwhile.
+  // One at a time, from the top, so that the page stays usable.
   for (const figure of figures) {
     await draw(figure.querySelector(".plot"), figure.dataset.plot);
     figure.dataset.drawn = "yes";

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and what it shows while it runs."""
+"""Files of a run, its console output, and tables of several runs."""

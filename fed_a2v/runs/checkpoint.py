@@ -1,4 +1,4 @@
-"""The saved states of a run, from which it is resumed, and what may differ when it is."""
+"""Saved states of a run, and the settings that may differ when it is resumed."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from fed_a2v.storage.untrusted import inside
 
 logger = logging.getLogger("fed_a2v")
 
-# Of a data set.
+# Paths of a data set.
 PLACES = ("root", "path")
 
 
 def save_state(folder: Path, state: Mapping[str, Any], *, keep: int = 2, best: bool = False) -> Path:
-    """Save the whole state of a run after a round, and drop all saved states but the last few and the best.
+    """Save the complete state of a run after a round, and delete old states except the newest few and the best.
 
     Args:
-        folder: the run's folder; the file is `checkpoints/state_round_000003.pt` in it.
-        state: tensors and plain values (numbers, strings, None, lists, tuples, dictionaries) at any depth.
-            It must hold `round` (int) and `config` (the settings as a dictionary).
-        keep: states to keep, this one among them.
+        folder: folder of the run; the file is `checkpoints/state_round_000003.pt` in it.
+        state: tensors and plain values (numbers, strings, None, lists, tuples, dictionaries) at any depth,
+            including `round` (int) and `config` (the settings as a dictionary).
+        keep: number of states to keep, including this one.
         best: whether this round is the best so far; it is then also kept as `checkpoints/best_round_000003.pt`, in
-            place of the best before it.
+            place of the previous best.
 
     Returns:
         The file.
 
     Raises:
-        TypeError: a value that safe loading would refuse; the message names where it stands.
+        TypeError: a value that safe loading would refuse; the message names its key.
         OSError: the folder cannot be written.
     """
     path = folder / "checkpoints" / f"state_round_{state['round']:06d}.pt"
@@ -53,7 +53,7 @@ def save_state(folder: Path, state: Mapping[str, Any], *, keep: int = 2, best: b
 
 
 def _keep_as_best(path: Path) -> None:
-    """Give a saved state a second name, which outlives the first; takes no space where there are hard links."""
+    """Keep a saved state under a second name: a hard link where possible, which takes no space, else a copy."""
     best = path.with_name(path.name.replace("state", "best", 1))
     temporary = path.with_name(f".{best.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -68,12 +68,12 @@ def _keep_as_best(path: Path) -> None:
 
 
 def load_state(folder: Path, most: int | None = None) -> dict[str, Any] | None:
-    """The newest whole state in a run's folder, of round `most` at most; tensors on the CPU. None where there is none.
+    """The newest intact state in a run's folder, up to round `most`, with tensors on the CPU; None without states.
 
-    A damaged file is passed over with a warning, and the one before it used.
+    A damaged file is skipped with a warning.
 
     Raises:
-        CheckpointError: every state is damaged, or the newest whole one is of another schema version.
+        CheckpointError: every state is damaged, or the newest intact one is of another schema version.
     """
     states = numbered_files(folder / "checkpoints", "state", ".pt")
     states = [(number, path) for number, path in states if most is None or number <= most]
@@ -81,9 +81,11 @@ def load_state(folder: Path, most: int | None = None) -> dict[str, Any] | None:
         try:
             return read_state(path)
         except DamagedError as error:
-            logger.warning("%s; going back to the state before it", error)
+            logger.warning("%s; using the state before it", error)
     if states:
-        raise CheckpointError(f"every saved state in {folder / 'checkpoints'} is damaged; start anew with resume=never")
+        raise CheckpointError(
+            f"every saved state in {folder / 'checkpoints'} is damaged; start again with resume=never"
+        )
     return None
 
 
@@ -91,18 +93,18 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state in one file, e.g. of an earlier round than the newest; tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is damaged, holds a generator alone, or is of another schema version.
+        CheckpointError: the file is damaged, contains only a generator, or is of another schema version.
     """
     state = load_torch(inside(path, path.parent.parent))
     if {"round", "config", "fingerprint"} - state.keys():
         raise CheckpointError(
-            f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
+            f"{path} is not the state of a run; choose its folder or a state_round_N.pt in checkpoints/"
         )
     return state
 
 
 def drop_states_after(folder: Path, round_number: int) -> None:
-    """Delete the states of later rounds: a run that starts anew or goes back must not find them."""
+    """Delete the states of later rounds, so that a run that starts again or goes back does not resume from them."""
     for kind in ("state", "best"):
         for number, path in numbered_files(folder / "checkpoints", kind, ".pt"):
             if number > round_number:
@@ -110,14 +112,14 @@ def drop_states_after(folder: Path, round_number: int) -> None:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Hash of the settings that change results: equal for experiments of which one may go on as the other."""
+    """Hash of the settings that affect results; equal if a run may be resumed with the other settings."""
     relevant = {key: plain(value) for key, value in _items(config).items() if affects_result(key) and key != "rounds"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that a run to be resumed had otherwise; `harmless` if it may go on all the same."""
+    """A setting that differs from the run to resume; `harmless` if it may be resumed all the same."""
 
     key: str
     was: Any
@@ -130,9 +132,9 @@ class Difference:
 
 
 def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
-    """Check that a run may go on under the settings `new`; both are nested dictionaries.
+    """Check that a run may be resumed with the settings `new`; both are nested dictionaries.
 
-    `rounds` may grow, and settings that change no result (`affects_result`) may change.
+    `rounds` may grow, and settings that do not affect the results (`affects_result`) may change.
 
     Returns:
         The harmless differences, by dotted key.
@@ -152,13 +154,16 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
         raise CheckpointError(
             "the run to resume was started with other settings:\n"
             + "\n".join(f"  {difference}" for difference in harmful)
-            + "\nresume it with its own settings, or start anew with resume=never or in another folder"
+            + "\nresume it with its own settings, or start again with resume=never or in another folder"
         )
     return differences
 
 
 def _items(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted key; the places of a mix's data sets stand apart from them, as those of one do."""
+    """The settings by dotted key.
+
+    The paths of a mix's data sets are moved to the key dataset.root, so that they may change like that of a single one.
+    """
     items = dict(dotted_items(config))
     sets = items.get("dataset.sets") or []
     if all(isinstance(part, Mapping) for part in sets):
@@ -168,7 +173,7 @@ def _items(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_results(one: Mapping[str, Any], other: Mapping[str, Any], but: Sequence[str] = ()) -> bool:
-    """Whether two nested settings compute the same, leaving aside the sections or keys `but`."""
+    """Whether two nested settings give the same results, ignoring the sections or keys `but`."""
     before, after = _items(one), _items(other)
     return all(
         before.get(key) == after.get(key)

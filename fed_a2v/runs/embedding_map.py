@@ -1,4 +1,4 @@
-"""The map of the embedding space in a run's folder: `map.npz`."""
+"""Reader and writer of `map.npz`, the map of the embedding space in a run's folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.storage.files import replacing
 from fed_a2v.storage.npz import read_arrays
 
-# Thousands of points of 32 numbers and a site's name; a compressed file could stand for more than memory holds.
+# Bytes; enough for thousands of points with 32 numbers and a site's name. A compressed file could exceed the memory.
 LARGEST_MAP = 64_000_000
 
 
-def save_map(path: Path, found: EmbeddingMap) -> Path:
+def save_map(path: Path, content: EmbeddingMap) -> Path:
     """Write a map as `.npz`; see `EmbeddingMap` for the arrays."""
     with replacing(path) as file:
-        np.savez_compressed(file, **vars(found))
+        np.savez_compressed(file, **vars(content))
     return path
 
 
 def load_map(path: Path) -> EmbeddingMap:
-    """Read what `save_map` wrote.
+    """Read a map written by `save_map`.
 
     Raises:
-        ArrayFileError: it is missing or damaged, or larger than any map.
+        ArrayFileError: the file is missing, damaged or too large.
     """
     return EmbeddingMap(**read_arrays(path, tuple(EmbeddingMap.__dataclass_fields__), most=LARGEST_MAP))

@@ -1,4 +1,4 @@
-"""Where a run takes place: what a reader must know to run it again, and nothing that names the machine."""
+"""Software and hardware of a run, to reproduce it; without the name of the machine, since runs are shared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "fed_a2v": __version__,
         "python": platform.python_version(),
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **{name: installed for name in PACKAGES if (installed := _version(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores,
@@ -41,5 +41,5 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return model[1].strip() if model else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The folder of one run: what lies in it, and how it grows by a row a round."""
+"""The folder of one run: its files, read and written in one place."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ GUIDE_METRICS = (
     "server/generator_validation_mse",
     "server/generator_validation_l1",
 )
-
-
-# The folder, beside an experiment's, of the same run without the server step; and the sections that only the step uses.
+# Sibling folder with the same run without the server step, and the sections that only the server step uses.
 WITHOUT_STEP = "FedAvg"
 OF_THE_STEP = ("finetune", "generator")
 
@@ -45,13 +43,14 @@ OF_THE_STEP = ("finetune", "generator")
 class RunFolder:
     """A run's folder and the files in it.
 
-    `config.yaml` and `partition.json` say what was run, `environment.json` where, `targets.npz` has the class prompts,
-    in the layout of targets=file, `metrics.jsonl` a JSON object a round, `checkpoints/` the states to go on from. After
-    the last round come `evaluation.json` (figures by class, and which class was taken for which), `map.npz` (real and
-    synthetic embeddings, see `embedding_map`), `results.json` (the final figures) and `report.html`.
+    `config.yaml` and `partition.json` describe the experiment, `environment.json` the machine; `targets.npz` has the
+    class prompts in the layout of targets=file, `metrics.jsonl` one JSON object per round, and `checkpoints/` the
+    states to resume from. After the last round follow `evaluation.json` (figures by class, and the confusion of
+    classes), `map.npz` (real and synthetic embeddings, see `embedding_map`), `results.json` (final figures) and
+    `report.html`.
 
-    The folder may be a stranger's: what is read is data (`fed_a2v.storage.untrusted`), and where one of these files is
-    a link that leads out of the folder, asking for it raises UntrustedFileError.
+    The folder may be untrusted: its files are read as data (`fed_a2v.storage.untrusted`), and the property of a file
+    that is a link out of the folder raises UntrustedFileError.
     """
 
     path: Path
@@ -97,21 +96,21 @@ class RunFolder:
         return self._file("report.html")
 
     def pictures(self, round_number: int) -> Path:
-        """The folder of the pictures that were drawn after a round, where any were."""
+        """Folder of the images that were generated after a round; may be missing."""
         return self.path / "images" / f"round_{round_number}"
 
     def _file(self, name: str) -> Path:
         return inside(self.path / name, self.path)
 
     def start(self, config: str, partition: Any = None, after_round: int = 0) -> None:
-        """Make the folder ready for the rounds after `after_round`; 0 starts anew.
+        """Prepare the folder for the rounds after `after_round`; 0 starts from the beginning.
 
-        Rows and states of later rounds, the results of an earlier run, and what a kill left half written are removed.
+        Removes metrics and states of later rounds, results of an earlier run, and incomplete files of a killed run.
 
         Args:
-            config: the resolved settings as YAML.
-            partition: which clips each site has; None writes no `partition.json`.
-            after_round: the last round that counts as done.
+            config: resolved settings as YAML.
+            partition: clips of each site; None writes no `partition.json`.
+            after_round: last round to keep.
 
         Raises:
             OSError: the folder cannot be written; names it.
@@ -128,38 +127,38 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(plain(row)) + "\n" for row in kept[:after_round]))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a round's row to `metrics.jsonl`; a guide metric without a value in this round is null."""
+        """Append the metrics of a round to `metrics.jsonl`; one of `GUIDE_METRICS` without a value is null."""
         append_jsonl(self.metrics, {**row, **{name: None for name in GUIDE_METRICS if name not in row}})
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl` so far."""
+        """The metrics of each round in `metrics.jsonl` so far."""
         return read_jsonl(self.metrics)
 
     def whole_rows(self) -> tuple[list[dict[str, Any]], str]:
-        """The rows of `metrics.jsonl` as far as they count the rounds 1, 2, 3, ...; and what is wrong behind them.
+        """The lines of `metrics.jsonl` as long as they are rounds 1, 2, 3, ..., and the reason why they end there.
 
-        The rounds of a folder that two runs have written, or a line that an accident tore, are no row.
+        Lines of two runs in one folder, or a line cut by a crash, do not count.
 
         Raises:
-            UntrustedFileError: the file is no regular file, or too large.
+            UntrustedFileError: the file is not a regular file, or too large.
         """
         rows: list[dict[str, Any]] = []
         for number, line in read_lines(self.metrics):
             expected = len(rows) + 1
             row = parse_row(line, self.metrics)
             if row is None:
-                return rows, f"{self.metrics}, line {number}: the row of round {expected} is torn"
+                return rows, f"{self.metrics}, line {number}: the metrics of round {expected} are incomplete"
             if row.get("round") != expected:
-                return rows, f"{self.metrics}, line {number}: round {row.get('round')!r} where {expected} belongs"
+                return rows, f"{self.metrics}, line {number}: round {row.get('round')!r} instead of {expected}"
             rows.append(row)
         return rows, f"{self.metrics} ends before round {len(rows) + 1}"
 
     def write_results(self, results: Mapping[str, Any]) -> Path:
-        """Write `results.json`, the last thing a run does."""
+        """Write `results.json`, which marks the run as finished."""
         return write_json(self.results, results)
 
     def read_results(self) -> dict[str, Any]:
-        """What `results.json` holds.
+        """The content of `results.json`.
 
         Raises:
             FileNotFoundError: the run has not finished.
@@ -169,33 +168,30 @@ class RunFolder:
         return read_json(self.results)
 
     def read_config(self) -> dict[str, Any]:
-        """What `config.yaml` holds.
+        """The content of `config.yaml`.
 
         Raises:
-            FileNotFoundError: there is none.
-            UntrustedFileError: it is damaged, or no mapping.
+            FileNotFoundError: the file is missing.
+            UntrustedFileError: the file is damaged, or not a mapping.
         """
         path = self._file("config.yaml")
         if not path.is_file():
-            raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml")
+            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no config.yaml")
         return read_yaml(path)
 
     def rows_without_step(self) -> list[dict[str, Any]]:
-        """Rows of the finished run beside this one that is the same but for the server step; empty where there is none.
-
-        `fed-a2v compare` leaves it there.
-        """
-        beside = RunFolder(self.path.parent / WITHOUT_STEP)
-        if beside.path == self.path or not (beside.results.is_file() and (self.path / "config.yaml").is_file()):
+        """Metrics of the same run without the server step, in the sibling folder of `fed-a2v compare`; else empty."""
+        sibling = RunFolder(self.path.parent / WITHOUT_STEP)
+        if sibling.path == self.path or not (sibling.results.is_file() and (self.path / "config.yaml").is_file()):
             return []
-        mine, its = self.read_config(), beside.read_config()
-        if mine.get("aggregation", {}).get("mode") == "kd":  # that is a server step; without it the mean is plain
+        mine, its = self.read_config(), sibling.read_config()
+        if mine.get("aggregation", {}).get("mode") == "kd":  # distillation is a server step on top of the plain mean
             mine = mine | {"aggregation": mine["aggregation"] | {"mode": "avg"}, "finetune": {"enabled": True}}
         same = same_results(mine, its, but=OF_THE_STEP)
-        return beside.rows() if same and not has_server_step(its) and has_server_step(mine) else []
+        return sibling.rows() if same and not has_server_step(its) and has_server_step(mine) else []
 
     def write_targets(self, prompts: ClassPrompts) -> None:
-        """Write `targets.npz`: with it the folder can be used where the data and the text models are not."""
+        """Write `targets.npz`, so that the run can be loaded without the data and the text models."""
         arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
         if prompts.t5 is not None:
             arrays["t5_vectors"] = prompts.t5.cpu().numpy()
@@ -206,7 +202,7 @@ class RunFolder:
         """The class prompts of `targets.npz`, on the CPU.
 
         Raises:
-            ArrayFileError: the file is missing or broken, or has not one finite prompt for each of its names.
+            ArrayFileError: the file is missing or damaged, or lacks a finite prompt for a class.
         """
         arrays = read_arrays(self.targets, ("category", "vectors"), ("t5_vectors",), most="file")
         tensors = {
@@ -219,7 +215,7 @@ class RunFolder:
             if len(vectors) != len(names) or not torch.isfinite(vectors).all():
                 raise ArrayFileError(
                     f"{name} of {self.targets} has shape {tuple(vectors.shape)} for {len(names)} classes, finite: "
-                    f"{bool(torch.isfinite(vectors).all())}; one prompt of finite numbers for each class is needed"
+                    f"{bool(torch.isfinite(vectors).all())}; expected one finite prompt for each class"
                 )
         return ClassPrompts(names, tensors["vectors"], tensors.get("t5_vectors"))
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the generator alone, to be used in another run or elsewhere."""
+"""Checkpoints of the generator alone, for use in another run or another program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fed_a2v.storage.torch_files import CheckpointError, load_torch, numbered_fi
 
 logger = logging.getLogger("fed_a2v")
 
-# Characters of a generator's key that go into its file's name.
+# Maximum number of characters of a generator's key in a file name.
 LONGEST_KEY = 60
 
 
@@ -25,15 +25,15 @@ def save_generator_family(
     *,
     folder: Path | None = None,
 ) -> list[Path]:
-    """Save generators that belong together, one file a key.
+    """Save a family of generators, one file per key.
 
     Args:
-        path: the configured path; `checkpoints/vae_generator.pt` gives `checkpoints/vae_generator_round_10.pt` for
-            round 10, and that of the key "dog" `checkpoints/vae_generator_dog_round_10.pt`, see `keyed_path`.
-        round_number: the round, stored as `round`.
+        path: configured path; `checkpoints/vae_generator.pt` gives `checkpoints/vae_generator_round_10.pt` for
+            round 10, and `checkpoints/vae_generator_dog_round_10.pt` for the key "dog", see `keyed_path`.
+        round_number: round, stored as `round`.
         checkpoints: by key, each with `generator_type`, `dimensions`, `generator_state` and `optimizer_state`. A
             single generator has the empty key.
-        folder: the folder that a relative path starts from; default the working directory.
+        folder: base of a relative path; default the working directory.
 
     Returns:
         The files.
@@ -60,8 +60,8 @@ def _save_generator(base: Path, round_number: int, content: Mapping[str, Any], f
 def keyed_path(path: str | Path, key: str) -> Path:
     """The configured path of one generator of a family: `vae_generator.pt` and "dog" give `vae_generator_dog.pt`.
 
-    Safe and different for every key on any file system: a key that is not plain (a-z, 0-9, _) is cleaned and gets
-    a hash of itself behind it. The empty key leaves the path as it is.
+    Safe and unique for every key on any file system: a key that is not plain (a-z, 0-9, _) is cleaned, and its hash
+    is appended. The empty key leaves the path unchanged.
     """
     path = Path(path)
     if not key:
@@ -73,13 +73,13 @@ def keyed_path(path: str | Path, key: str) -> Path:
 
 
 def own_path(path: str | Path, generator_type: str) -> Path:
-    """Where a run saves its generator, below its own folder, whatever it has loaded and from wherever.
+    """Path where a run saves its generator, in its own folder, independent of where it has loaded one.
 
     `checkpoints/` and the name of the configured path without a round, `checkpoints/mine.pt` for
-    `elsewhere/mine_round_3.pt`; `checkpoints/vae_generator.pt` where the path names no file of its own.
+    `elsewhere/mine_round_3.pt`; `checkpoints/vae_generator.pt` if the path does not name a file.
     """
     name = re.sub(r"(_round_\d+)+$", "", Path(path).stem)
-    named = Path(path).suffix == ".pt" and name not in ("state", "best")  # as the run's own states are called
+    named = Path(path).suffix == ".pt" and name not in ("state", "best")  # names of the run's own states
     return Path("checkpoints") / f"{name if named else f'{generator_type}_generator'}.pt"
 
 
@@ -94,42 +94,42 @@ def load_generator_family(
 ) -> dict[str, dict[str, Any]]:
     """The newest checkpoints of a generator, by key: `("",)` for a single one, else those of a family.
 
-    A family is that of its newest round. It need not have all `keys`, for some classes may not have been seen
-    yet, but every generator that was saved in that round must be there.
+    All files of a family are from its newest round. It may lack some `keys`, since not every class may have been
+    recorded yet, but every generator that was saved in that round must be present.
 
     Args:
-        path: `.../vae_generator_round_10.pt`, or `.../vae_generator.pt` for the highest round beside it; for a family
-            it must be the latter. Where nothing is there, the folders below that one are searched, and of several
-            the one that was written last is taken; so they are below a path that is a folder. A relative path is
-            looked for in the working directory, and then in the other runs beside `folder`.
-        generator_type: the type that is wanted.
-        dimensions: the dimensions that are wanted; all must be equal.
-        keys: the keys that may be there.
-        folder: of the run that loads; nothing in it is found by a search, for a run must not take up what it has
-            saved itself before it was stopped.
-        own: a relative path is looked for in `folder` first of all.
+        path: `.../vae_generator_round_10.pt`, or `.../vae_generator.pt` for the highest round; for a family it must be
+            the latter. If there is no such file, or the path is a folder, the folders below it are searched, and the
+            file written last is used. A relative path is searched in the working directory, and then in the other
+            runs next to `folder`.
+        generator_type: expected type.
+        dimensions: expected dimensions; all must be equal.
+        keys: possible keys.
+        folder: folder of the run that loads. A search skips it, so that a run does not load its own files from before
+            a stop.
+        own: search a relative path in `folder` first.
 
     Returns:
-        The dictionaries that were saved, tensors on the CPU.
+        The saved dictionaries, with tensors on the CPU.
 
     Raises:
-        FileNotFoundError: nothing is there, or a key of the family is missing; says which.
-        CheckpointError: damaged, no generator checkpoint, or of another type or other dimensions; says which.
+        FileNotFoundError: no file, or a key of the family is missing; names it.
+        CheckpointError: damaged, not a generator checkpoint, or of another type or other dimensions; names them.
     """
     base = _find_generators(Path(path).expanduser(), generator_type, keys, folder, own)
-    found = {
+    checkpoints = {
         key: _read_generator(file, generator_type, dimensions)
         for key in keys
         if (file := _newest(keyed_path(base, key))) is not None
     }
-    newest = max(checkpoint["round"] for checkpoint in found.values())
-    current = {key: checkpoint for key, checkpoint in found.items() if checkpoint["round"] == newest}
+    newest = max(checkpoint["round"] for checkpoint in checkpoints.values())
+    current = {key: checkpoint for key, checkpoint in checkpoints.items() if checkpoint["round"] == newest}
     family = next(iter(current.values())).get("family", list(current))
     if missing := [key for key in family if key not in current]:
         raise FileNotFoundError(
             f"round {newest} of the generators in {base} had {len(family)} keys; missing are "
-            f"{', '.join(map(repr, missing))}, e.g. {keyed_path(base, missing[0]).stem}_round_{newest}.pt; bring the "
-            "files back, or set generator.load_checkpoint=false"
+            f"{', '.join(map(repr, missing))}, e.g. {keyed_path(base, missing[0]).stem}_round_{newest}.pt; restore the "
+            "files, or set generator.load_checkpoint=false"
         )
     return current
 
@@ -137,7 +137,7 @@ def load_generator_family(
 def load_generator_checkpoint(
     path: str | Path, generator_type: str, dimensions: Mapping[str, int], *, folder: Path | None = None
 ) -> dict[str, Any]:
-    """The dictionary that `save_generator_checkpoint` stored; see `load_generator_family`."""
+    """The checkpoint of a single generator; see `load_generator_family`."""
     return load_generator_family(path, generator_type, dimensions, [""], folder=folder)[""]
 
 
@@ -145,27 +145,29 @@ def _read_generator(path: Path, generator_type: str, dimensions: Mapping[str, in
     checkpoint = load_torch(path)
     missing = {"round", "generator_type", "dimensions", "generator_state"} - checkpoint.keys()
     if missing:
-        raise CheckpointError(f"{path} is no generator checkpoint: it has no {', '.join(sorted(missing))}")
+        raise CheckpointError(f"{path} is not a generator checkpoint: it lacks {', '.join(sorted(missing))}")
     if checkpoint["generator_type"] != generator_type:
         raise CheckpointError(
-            f"{path} holds a generator of type {checkpoint['generator_type']}, the settings ask for "
+            f"{path} has a generator of type {checkpoint['generator_type']}, but the settings name "
             f"{generator_type}; set generator={checkpoint['generator_type']}, or generator.checkpoint_path to "
             "another file"
         )
     stored = checkpoint["dimensions"]
     differences = [
-        f"{name}: {stored.get(name, '(absent)')} in the file, {dimensions.get(name, '(absent)')} wanted"
+        f"{name}: {stored.get(name, '(absent)')} in the file, {dimensions.get(name, '(absent)')} in this run"
         for name in sorted(stored.keys() | dimensions.keys())
         if stored.get(name) != dimensions.get(name)
     ]
     if differences:
-        raise CheckpointError(f"{path} does not fit: " + "; ".join(differences))
+        raise CheckpointError(
+            f"{path} does not fit: {'; '.join(differences)}; set generator.checkpoint_path to another file"
+        )
     logger.info("Loaded generator checkpoint from %s (round %d)", path, checkpoint["round"])
     return checkpoint
 
 
 def _find_generators(path: Path, generator_type: str, keys: Sequence[str], folder: Path | None, own: bool) -> Path:
-    """The base path that has files of `keys`, in the first place that has any; of several the one written last."""
+    """The base path with files of `keys`, from the first place that has any; of several, the one written last."""
     starts = [folder] if folder is not None and own else []
     bases = [start / path for start in [*starts, Path()]]
     bases = [base / f"{generator_type}_generator.pt" if base.is_dir() else base for base in bases]
@@ -180,27 +182,27 @@ def _find_generators(path: Path, generator_type: str, keys: Sequence[str], folde
         }
         if written:
             return max(written, key=lambda base: (written[base], base))
-    wanted = f"{bases[-1].name} and {bases[-1].stem}_round_N.pt"
+    expected = f"{bases[-1].name} and {bases[-1].stem}_round_N.pt"
     if len(keys) > 1:
         each = ", ".join(map(repr, keys))
-        wanted = f"one for each of {each}, such as {keyed_path(bases[-1], keys[0]).stem}_round_N.pt,"
+        expected = f"one for each of {each}, such as {keyed_path(bases[-1], keys[0]).stem}_round_N.pt,"
     below = " or ".join(str(base.parent.absolute()) for base in bases)
-    beside = "" if folder is None or path.is_absolute() else f", and in the other runs beside {folder}"
+    others = "" if folder is None or path.is_absolute() else f", and in the other runs next to {folder}"
     raise FileNotFoundError(
-        f"no generator checkpoint: looked for {wanted} in and below {below}{beside}; set generator.checkpoint_path to "
-        "one, or generator.load_checkpoint=false"
+        f"no generator checkpoint: searched for {expected} in and below {below}{others}; set "
+        "generator.checkpoint_path to one, or generator.load_checkpoint=false"
     )
 
 
 def _newest(base: Path) -> Path | None:
-    """The file itself, or the highest round of that base name beside it."""
+    """The file itself, or the file of the highest round with this base name."""
     if base.is_file():
         return base
     return next((path for _, path in numbered_files(base.parent, base.stem, base.suffix)), None)
 
 
 def _below(base: Path, folder: Path | None) -> list[Path]:
-    """The base path in each folder below its own that has files like it, but for those in `folder`."""
+    """The base path in each folder below its own that has such files, except those in `folder`."""
     parents = {file.parent for file in base.parent.rglob(f"{glob.escape(base.stem)}*_round_*{base.suffix}")}
     return [
         parent / base.name
@@ -210,7 +212,7 @@ def _below(base: Path, folder: Path | None) -> list[Path]:
 
 
 def _in_other_runs(path: Path, folder: Path) -> list[Path]:
-    """A relative path in each run beside that in `folder`; of a dated one, outputs/DATE/TIME, on all dates."""
+    """A relative path in each run next to `folder`; for a dated run, outputs/DATE/TIME, on all dates."""
     root = folder.parent
     while re.fullmatch(r"[\d_-]+", root.name):
         root = root.parent

@@ -1,4 +1,7 @@
-"""What runs on the same folds and seeds establish about arms: paired differences, their intervals, and the words."""
+"""Statistics of a cross-validated comparison: paired differences of its arms with 95 % intervals, and a verdict.
+
+Used by `fed-a2v compare --folds --seeds` and the report.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import TextTable
 
 LEVEL = 0.95
-# The key of a summary in `comparison.json`, where a comparison has the names of arms.
+# Key of a summary in `comparison.json`, which otherwise has the names of arms.
 CROSSED = "cross_validation"
 # The arm that others are measured against: fine-tuning without a generator.
 REFERENCE = "prototypes"
@@ -20,7 +23,7 @@ REFERENCE = "prototypes"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and the ends of its interval; infinite where one pair says nothing of the spread."""
+    """A mean difference and the ends of its interval; infinite for a single pair, which has no spread."""
 
     mean: float
     low: float
@@ -28,7 +31,7 @@ class Interval:
 
     @property
     def reach(self) -> float:
-        """How far from zero the difference may be, either way."""
+        """Largest distance from zero in the interval."""
         return max(abs(self.low), abs(self.high))
 
     def __str__(self) -> str:
@@ -37,21 +40,21 @@ class Interval:
 
 
 def paired_interval(differences: Sequence[float], test_per_training: float = 0.0) -> Interval:
-    """The 95 % interval of a mean of paired differences, by Student's t with one degree of freedom less than pairs.
+    """The 95 % interval of the mean of n paired differences, by Student's t with n - 1 degrees of freedom.
 
-    Folds share most of their training clips, so their differences vary together, and the plain interval is too
-    narrow. The corrected one (Nadeau & Bengio 2003; for folds and seeds Bouckaert & Frank 2004) takes the variance of
-    the mean to be 1 / n + test clips / training clips times the pairs' own.
+    Folds share most of their training clips, so their differences are correlated and the plain interval is too
+    narrow. The corrected interval (Nadeau & Bengio 2003; for folds and seeds Bouckaert & Frank 2004) uses
+    (1 / n + test clips / training clips) times the variance of the differences as the variance of the mean.
 
     Args:
-        differences: n, one for each fold and seed.
-        test_per_training: clips for the test for each training clip, 1 / (k - 1) with k folds of which each tests
-            once; 0 where all pairs have the same clips: then the interval covers other seeds on these clips only.
+        differences: n differences, one for each fold and seed.
+        test_per_training: number of test clips per training clip, 1 / (k - 1) for k folds that each test once; 0 if
+            all pairs have the same clips: the interval then covers other seeds on these clips only.
     """
     mean, number = statistics.fmean(differences), len(differences)
     if number < 2:
         return Interval(mean, -math.inf, math.inf)
-    from scipy.special import stdtrit  # here: no other table of a run needs scipy
+    from scipy.special import stdtrit  # imported here, since no other table needs scipy
 
     quantile = float(stdtrit(number - 1, (1 + LEVEL) / 2))
     reach = quantile * statistics.stdev(differences) * math.sqrt(1 / number + test_per_training)
@@ -59,35 +62,35 @@ def paired_interval(differences: Sequence[float], test_per_training: float = 0.0
 
 
 def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> str:
-    """One sentence: which arms differ from `reference`, and of which that is not established."""
+    """One sentence: the arms that differ from `reference`, and those without an established difference."""
     below = [f'"{name}" ({each.mean:+.3f})' for name, each in differences.items() if each.high < 0]
     above = [f'"{name}" ({each.mean:+.3f})' for name, each in differences.items() if each.low > 0]
     unclear = {f'"{name}"': each for name, each in differences.items() if each.low <= 0 <= each.high}
     parts = [f"{side} {reference}: {', '.join(names)}" for side, names in (("below", below), ("above", above)) if names]
-    said = f"Established at 95 %: {'; '.join(parts)}" if parts else "No difference is established at 95 %"
+    sentence = f"Established at 95 %: {'; '.join(parts)}" if parts else "No difference is established at 95 %"
     if unclear:
         reach = max(each.reach for each in unclear.values())
         bound = f"none by more than {reach:.3f} either way" if math.isfinite(reach) else "a single pair has no spread"
-        said += f"; not established: any difference of {', '.join(unclear)} ({bound})"
-    return f"{said}."
+        sentence += f"; not established: any difference of {', '.join(unclear)} ({bound})"
+    return f"{sentence}."
 
 
 def covers(folds: int, seeds: int, left_out: int = 0) -> str:
-    """What the intervals stand for, in one sentence; and how many runs were left out."""
+    """What the intervals cover, in one sentence, and the number of runs that were left out."""
     without = (
         f" Left out: {_many(left_out, 'run')} in whose last round not all sites were evaluated." if left_out else ""
     )
     if folds < 2:
         return f"{_many(seeds, 'seed')} on the same clips: intervals cover other seeds, not other clips.{without}"
     return (
-        f"{folds} folds x {_many(seeds, 'seed')}, each arm beside the reference on the same fold and seed. The "
+        f"{folds} folds x {_many(seeds, 'seed')}, each arm paired with the reference on the same fold and seed. The "
         "intervals allow for folds that share training clips: they cover other seeds and other clips of this data set, "
-        f"not other data. Each is for itself: of twenty, one misses.{without}"
+        f"not other data. They are not corrected for multiple comparisons: one in twenty misses.{without}"
     )
 
 
 def pair_name(fold: int | None, seed: int) -> str:
-    """Name of the folder of a fold and seed."""
+    """Folder name of a fold and seed."""
     return f"seed-{seed}" if fold is None else f"fold-{fold}_seed-{seed}"
 
 
@@ -96,48 +99,46 @@ def summarise(
     arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     test_per_training: float,
 ) -> dict[str, Any]:
-    """What `comparison.json` says of a cross-validation; plain numbers, lists and dictionaries.
+    """Summary of a cross-validation for `comparison.json`: plain numbers, lists and dictionaries.
 
     Args:
-        pairs: fold and seed of each run of an arm; None: the folds are the experiment's own.
-        arms: by name the rows of each pair's run.
+        pairs: fold and seed of each run of an arm; fold None: the folds of the experiment.
+        arms: round metrics of each pair's run, by arm.
         test_per_training: see `paired_interval`.
     """
     last = {name: [_final(rows[-1]) for rows in runs] for name, runs in arms.items()}
     left_out = sum(not fully_evaluated(rows[-1]) for runs in arms.values() for rows in runs)
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     differences: dict[str, Interval] = {}
     for name, accuracies in last.items():
         known = [value for value in accuracies if value is not None]
-        found[name] = {
+        figures[name] = {
             "accuracy": accuracies,
             "mean": statistics.fmean(known) if known else None,
             "deviation": statistics.stdev(known) if len(known) > 1 else None,
             **{f"{side}_steps": _mean_total(arms[name], f"{side}/optimiser_steps") for side in ("site", "server")},
         }
-        beside = zip(accuracies, last.get(REFERENCE, []), strict=False)
-        paired = [mine - other for mine, other in beside if mine is not None and other is not None]
+        pairings = zip(accuracies, last.get(REFERENCE, []), strict=False)
+        paired = [mine - other for mine, other in pairings if mine is not None and other is not None]
         if name != REFERENCE and paired:
             each = differences[name] = paired_interval(paired, test_per_training)
-            found[name]["difference"] = each.mean
+            figures[name]["difference"] = each.mean
             if math.isfinite(each.reach):
-                found[name] |= {"low": each.low, "high": each.high}
+                figures[name] |= {"low": each.low, "high": each.high}
     folds, seeds = ({pair[place] for pair in pairs} for place in (0, 1))
     return {
         "pairs": [{"fold": fold, "seed": seed} for fold, seed in pairs],
         "test_per_training": test_per_training,
-        "arms": found,
-        "says": verdict(differences)
-        if differences
-        else f'There is no arm "{REFERENCE}" to measure the others against.',
+        "arms": figures,
+        "says": verdict(differences) if differences else f'There is no arm "{REFERENCE}" to compare the others with.',
         "covers": covers(len(folds), len(seeds), left_out),
     }
 
 
 def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
-    """The arms of `summarise`: accuracy in the last round, difference to `REFERENCE`, steps at a site + on the server.
+    """Table of the arms of `summarise`: accuracy in the last round, difference to `REFERENCE`, and optimiser steps.
 
-    Eighty columns hold it.
+    It fits into eighty columns.
     """
 
     def cells(name: str, arm: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
 
 
 def _final(row: Mapping[str, Any]) -> float | None:
-    """The accuracy, where it is that of all sites: on other clips it is no measure for the other arms."""
+    """The accuracy if all sites were evaluated, else None: on fewer clips it is not comparable with other arms."""
     return row.get("accuracy") if fully_evaluated(row) else None
 
 

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run's folder."""
+"""Lock of a run's folder, so that only one process at a time writes to it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from fed_a2v.storage.untrusted import inside
 
 logger = logging.getLogger("fed_a2v")
 
-# In the run's folder. It stays there: what counts is the operating system's lock on it, which ends with its process.
+# File in the run's folder. It is never deleted: the lock is the operating system's, and ends with the process.
 LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class FolderInUseError(UserError, RuntimeError):
-    """Another process writes into the folder."""
+    """Another process writes to the folder."""
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep a run's folder, made if need be, to this process while the block runs.
+    """Lock a run's folder, which is created if needed, while the block runs.
 
-    The lock is the operating system's: that of a process which was killed is gone. On a file system without such locks
-    a warning says that nothing guards the folder.
+    The operating system releases the lock of a killed process. On a file system without locks, a warning is logged and
+    the folder is not protected.
 
     Raises:
-        FolderInUseError: another process, or another run in this one, holds it; names the folder and that process.
+        FolderInUseError: another process, or another run in this one, has the lock; names the folder and the process.
         OSError: the folder cannot be written; names it.
-        UntrustedFileError: the lock is a link that leads out of the folder.
+        UntrustedFileError: the lock is a link out of the folder.
     """
     file = inside(folder / LOCK, folder)
     lock = FileLock(file, timeout=0, thread_local=False)
@@ -46,7 +46,7 @@ def hold(folder: Path) -> Iterator[None]:
         file.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     except Timeout:
         raise FolderInUseError(
-            f"{folder} belongs to a run that is going on{_holder(file)}: wait for its end, or name another folder, "
+            f"{folder} is in use by another run{_holder(file)}: wait for its end, or choose another folder with "
             "hydra.run.dir=FOLDER"
         ) from None
     except NotImplementedError:
@@ -67,14 +67,14 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _warn(folder: Path) -> None:
-    logger.warning("The file system of %s has no locks: start no second run in this folder", folder)
+    logger.warning("The file system of %s has no locks: do not start a second run in this folder", folder)
 
 
 def _holder(file: Path) -> str:
-    """Which process holds the lock, if it has said so."""
+    """The process in the lock file, if it names one."""
     with suppress(OSError, ValueError):
         with file.open(encoding="utf-8") as opened:
-            said = opened.read(200)
-        if said.startswith("process ") and said.isprintable():
-            return f" ({said})"
+            content = opened.read(200)
+        if content.startswith("process ") and content.isprintable():
+            return f" ({content})"
     return ""

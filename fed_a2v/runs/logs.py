@@ -1,4 +1,4 @@
-"""Where log lines go: to the console as they are, and to `run.log` with time and level."""
+"""Log handlers: messages to the console, and with time and level to `run.log`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.text import Text
 
 from fed_a2v.storage.plain_text import PlainLines
 
-# Loggers whose lines are for `run.log` alone.
-CLASS_LINES = "fed_a2v.classes"  # what the guide reports for each class and epoch: hundreds of lines a round
-LAST_LINES = "fed_a2v.last"  # where results and report are, where the command says so itself
+# Loggers that write to `run.log` only.
+CLASS_LINES = "fed_a2v.classes"  # figures of each class and epoch: hundreds of lines per round
+LAST_LINES = "fed_a2v.last"  # paths of results and report, which the command prints itself
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
 def for_console(record: logging.LogRecord) -> bool:
-    """Whether a line is not for `run.log` alone."""
+    """Whether a record is also printed on the console."""
     return record.name not in (CLASS_LINES, LAST_LINES)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages on a rich console, unwrapped; warnings and errors carry their level."""
+    """Prints messages on a rich console, unwrapped; warnings and errors with their level."""
 
     def __init__(self, console: Console, level: int = logging.INFO) -> None:
         super().__init__(level)
@@ -34,7 +34,7 @@ class ConsoleHandler(logging.Handler):
         self.addFilter(PlainLines())
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, with the level's name before it from WARNING up."""
+        """The message, with the level as prefix from WARNING up."""
         text = super().format(record)
         return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
 
@@ -47,31 +47,31 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """`run.log`. A line that a full disk refuses is lost; what ends the run is a state that cannot be saved."""
+    """`run.log`. On a full disk, lines are lost without ending the run; a state that cannot be saved ends it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Stay silent about the disk; other errors are shown as ever."""
+        """Ignore errors of the disk; report others as usual."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Close the file, whether or not its last lines find room."""
+        """Close the file, even if its last lines cannot be written."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 @contextlib.contextmanager
 def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> Iterator[None]:
-    """Send the loggers "fed_a2v" and "flwr" to `folder`'s `run.log` and to the console, while the block runs.
+    """Send the loggers "fed_a2v" and "flwr" to `run.log` in `folder` and to the console, while the block runs.
 
-    Both stop handing lines to the root logger, whose handlers (Hydra's, for one) would show them a second
-    time. The console is spared Flower's lines below WARNING and those of `CLASS_LINES` and `LAST_LINES`;
-    `run.log` has them. Nested calls do not double lines: the innermost counts. At the end all is as it was.
+    Both stop propagating to the root logger, whose handlers (for example Hydra's) would print lines twice. Flower's
+    lines below WARNING and those of `CLASS_LINES` and `LAST_LINES` go to `run.log` only. In nested calls the innermost
+    counts, so lines are not doubled. At the end, the previous handlers are restored.
 
     Args:
-        folder: the run's folder, made if need be; `run.log` is added to.
-        console: where people read.
-        level: lines below it are not for the console.
+        folder: the run's folder, created if needed; lines are appended to `run.log`.
+        console: console for messages.
+        level: lowest level on the console.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = LogFile(folder / "run.log", encoding="utf-8")
@@ -93,14 +93,14 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
 
 @contextlib.contextmanager
 def on_console(console: Console, level: int = logging.INFO) -> Iterator[None]:
-    """Show the lines of the logger "fed_a2v" from `level` up on the console, and nowhere else, while the block runs."""
+    """Send the lines of the logger "fed_a2v" from `level` up to the console only, while the block runs."""
     with _replaced("fed_a2v", [ConsoleHandler(console, level)], logging.INFO):
         yield
 
 
 @contextlib.contextmanager
 def _replaced(name: str, handlers: list[logging.Handler], level: int) -> Iterator[None]:
-    """Give a logger these handlers and this level, and no parent, for the length of the block."""
+    """Replace the handlers and the level of a logger, and stop its propagation, while the block runs."""
     logger = logging.getLogger(name)
     before = logger.handlers[:], logger.level, logger.propagate
     logger.handlers, logger.propagate = handlers[:], False
@@ -108,7 +108,7 @@ def _replaced(name: str, handlers: list[logging.Handler], level: int) -> Iterato
     try:
         yield
     finally:
-        # What the library set in the meantime (Flower does so when it is first imported) stays.
+        # Keep what the library has set in the meantime, as Flower does when it is first imported.
         added = [handler for handler in logger.handlers if handler not in handlers]
         logger.handlers, logger.propagate = [*before[0], *added], before[2]
         if logger.level == level:

@@ -1,6 +1,6 @@
-"""A Hydra sweep: where its jobs lie, which of them are done already, and what is left of all of them at the end.
+"""Hydra sweep: folders of the jobs, skipping of finished jobs, and the summary at the end.
 
-A job's folder is named after its overrides, so that a sweep that is started again in the same folder finds it.
+The folder of a job is named after its overrides, so that a sweep that is started again skips finished jobs.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fed_a2v.storage.plain_text import one_line, say
 
 log = logging.getLogger("fed_a2v")
 
-# Longer names of folders are cut.
+# Longer folder names are shortened.
 LONGEST_NAME = 60
 
 
 def job_folder(overrides: str) -> str:
-    """Name of the folder of the job with these overrides, KEY=VALUE,KEY=VALUE,..."""
+    """Folder name of the job with these overrides, KEY=VALUE,KEY=VALUE,..."""
     if not overrides:
         return "job"
     name = re.sub(r"[^\w.,=+-]", "_", overrides)
@@ -46,25 +46,25 @@ def job_folder(overrides: str) -> str:
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
-# Imported wherever a job runs, worker processes included: Hydra holds the callback below.
+# Registered in every process that runs a job, including workers, since Hydra imports the callback below.
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-# Runs that start in one second have folders of their own; within a run it is always the same.
+# Runs that start in the same second get different folders; `use_cache` keeps the folder fixed within a run.
 OmegaConf.register_new_resolver("free_folder", lambda path: str(free_folder(Path(path))), replace=True, use_cache=True)
 
 
 def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], dict[str, Any]]) -> dict[str, Any]:
-    """Run a job of a sweep, unless its folder holds the results of the same settings.
+    """Run a job of a sweep, unless its folder has the results of the same settings.
 
     Args:
-        settings: of the job. At W&B it belongs to the group that the settings name, else to the sweep's.
-        folder: of the job, in the sweep's.
-        run: runs an experiment in its folder and returns its results.
+        settings: settings of the job. Without a W&B group, the job gets the group of the sweep.
+        folder: folder of the job, in the folder of the sweep.
+        run: function that runs an experiment in its folder and returns its results.
 
     Returns:
         The results.
 
     Raises:
-        Exception: whatever `run` raises; the reason is left in the folder.
+        Exception: any exception of `run`; the reason is also written to the folder.
     """
     if settings.wandb.group is None:
         group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
@@ -72,13 +72,13 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     (folder / FAILURE).unlink(missing_ok=True)
     same = _same_settings(folder, settings)
     if same and (done := _read(folder / "results.json", json.loads)) is not None:
-        log.info("Done before: %s", folder)
+        log.info("Already finished: %s", folder)
         return dict(done)
-    if not same:  # the folder is left from other defaults: begin anew
+    if not same:  # the folder is from other settings, such as older defaults: start again
         settings = settings.model_copy(update={"resume": "never"})
     try:
         return run(settings, folder)
-    except FolderInUseError:  # the folder is another's: so is what is left in it
+    except FolderInUseError:  # the folder belongs to another process: write nothing to it
         raise
     except Exception as error:
         lines = [_reason(error), "", *traceback.format_exc().split("\n")]
@@ -87,10 +87,10 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
 
 
 class SummaryCallback(Callback):
-    """At the end of a sweep: a table and a picture of its jobs, and exit code 1 where one failed."""
+    """Hydra callback: writes a table and a plot of the jobs after a sweep; exit code 1 if a job failed."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before it notes down the words of a run: not in the folder of one that is going on."""
+        """Called by Hydra before it writes the overrides of a run: refuses the folder of another run in progress."""
         del kwargs
         folder = Path(config.hydra.run.dir)
         try:
@@ -100,7 +100,7 @@ class SummaryCallback(Callback):
         except FolderInUseError as error:
             say(Console(stderr=True), f"fed-a2v: {error}", style="red")
             sys.exit(2)
-        except OSError:  # the run itself says so
+        except OSError:  # the run itself reports it
             pass
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -110,26 +110,26 @@ class SummaryCallback(Callback):
 
 
 def summarise(folder: Path) -> None:
-    """Write `summary.csv`, `summary.md` and `summary.png` into a sweep's folder, and show the table.
+    """Write `summary.csv`, `summary.md` and `summary.png` to a sweep's folder, and print the table.
 
     Raises:
         SystemExit: a job failed.
     """
-    console = Console(stderr=wanted_output() == "json")  # there standard output is for the rounds alone
+    console = Console(stderr=wanted_output() == "json")  # with --json, standard output has only the rounds
     console.print(summary_table(folder).without("job", "reason").rich())
     jobs = sweep_jobs(folder)
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
-        say(console, f"Picture: {picture}")
+        say(console, f"Plot: {picture}")
     say(console, f"Summary: {folder / 'summary.md'}")
     if failed := [job for job in jobs if job.status == "failed"]:
-        reasons = (f"  {job.name}: {job.reason or 'ended without a word'}" for job in failed)
+        reasons = (f"  {job.name}: {job.reason or 'exited without an error message'}" for job in failed)
         say(Console(stderr=True), f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:", *reasons, style="red")
         sys.exit(1)
 
 
 def _same_settings(folder: Path, settings: Settings) -> bool:
-    """Whether the folder is that of a run with the same settings, as far as they matter for its numbers."""
+    """Whether the folder has a run with the same settings, as far as they affect its results."""
     saved = _read(folder / "config.yaml", yaml.safe_load)
     if saved is None:
         return not (folder / "config.yaml").exists()
@@ -138,13 +138,13 @@ def _same_settings(folder: Path, settings: Settings) -> bool:
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _reason(error: Exception) -> str:
-    """The error's message, behind its type where a user cannot mend it."""
+    """The error's message, after its type unless the user can fix it."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if isinstance(error, MENDABLE) else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""A picture of a sweep: accuracy against each parameter, mean and spread over all else."""
+"""Plot of a sweep: accuracy against each parameter, with mean and standard deviation over the others."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fed_a2v")
 
-# What is repeated rather than compared.
+# Parameter that is repeated rather than compared.
 REPEATED = "seed"
 
 
 def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
-    """Draw a panel for each parameter with several values among the jobs that are done.
+    """Plot a panel for each parameter with several values among the finished jobs.
 
-    Each job is a dot, an open one where not all sites were evaluated; the bar is the standard deviation around the mean
-    of the jobs with the same value.
+    Each job is a dot, open if not all sites were evaluated; the bar is the standard deviation around the mean of the
+    jobs with the same value.
 
     Returns:
-        `path`, or None where there is nothing to compare, or no matplotlib.
+        `path`, or None if there is nothing to compare, or no matplotlib.
     """
     done = [job for job in jobs if job.status == "done" and job.results.get("accuracy") is not None]
     keys = dict.fromkeys(key for job in done for key in job.overrides)
@@ -41,7 +41,7 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        log.warning("No picture of the sweep without matplotlib: pip install 'fed-a2v[plots]'")
+        log.warning("The plot of the sweep needs matplotlib: pip install 'fed-a2v[plots]'")
         return None
 
     with rc_context({"text.parse_math": False}):  # a dollar in a value is a dollar
@@ -52,29 +52,31 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
 def _draw(figure: Figure, done: Sequence[SweepJob], varied: Sequence[str], path: Path) -> None:
     panels = figure.subplots(1, len(varied), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, varied, strict=True):
-        values = sorted({job.overrides.get(key, "-") for job in done}, key=_in_order)
+        values = sorted({job.overrides.get(key, "-") for job in done}, key=_numbers_first)
         for place, value in enumerate(values):
             of_value = [job for job in done if job.overrides.get(key, "-") == value]
-            found = [float(job.results["accuracy"]) for job in of_value]
-            deviation = statistics.stdev(found) if len(found) > 1 else 0.0
-            for job, accuracy in zip(of_value, found, strict=True):
+            accuracies = [float(job.results["accuracy"]) for job in of_value]
+            deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+            for job, accuracy in zip(of_value, accuracies, strict=True):
                 fill = "full" if fully_evaluated(job.results) else "none"
                 panel.plot(place, accuracy, "o", color="0.65", markersize=4, fillstyle=fill, zorder=1)
-            panel.errorbar(place + 0.12, statistics.mean(found), deviation, fmt="s", color="C0", capsize=4, zorder=2)
-        turned = 30 if max(map(len, values)) > 6 else 0
-        panel.set_xticks(range(len(values)), list(map(one_line, values)), rotation=turned)
+            panel.errorbar(
+                place + 0.12, statistics.mean(accuracies), deviation, fmt="s", color="C0", capsize=4, zorder=2
+            )
+        rotation = 30 if max(map(len, values)) > 6 else 0
+        panel.set_xticks(range(len(values)), list(map(one_line, values)), rotation=rotation)
         panel.set_xlim(-0.5, len(values) - 0.5)
         panel.set_xlabel(one_line(key))
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("accuracy")
     partly = "" if all(fully_evaluated(job.results) for job in done) else ", open: not all test clips"
-    figure.suptitle(f"{len(done)} jobs: each a dot{partly}; mean and standard deviation", fontsize="medium")
+    figure.suptitle(f"{len(done)} jobs (dots{partly}); mean and standard deviation", fontsize="medium")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _in_order(value: str) -> tuple[int, float, str]:
-    """Numbers by size, before words."""
+def _numbers_first(value: str) -> tuple[int, float, str]:
+    """Sort key: numbers by size, before words."""
     try:
         return 0, float(value), value
     except ValueError:

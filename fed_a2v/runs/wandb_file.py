@@ -1,4 +1,4 @@
-"""Which rounds W&B's own files hold: a run that was killed has lost what W&B had not yet brought to the disk."""
+"""Reader of W&B's files: a resumed run logs the rounds again that a killed one had not yet written to disk."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-# LevelDB's log format, under a header of W&B's own: blocks in which each record, or a part of one, has a checksum, a
-# length and a kind. https://github.com/google/leveldb/blob/main/doc/log_format.md
+# LevelDB's log format after W&B's header: blocks of records, or parts of records, with checksum, length and kind.
+# https://github.com/google/leveldb/blob/main/doc/log_format.md
 HEADER, BLOCK, PART = 7, 32768, struct.Struct("<IHB")
 FULL, FIRST, LAST = 1, 2, 4
 
 
 def logged_rounds(folder: Path, run_id: str) -> set[int]:
-    """The rounds whose rows are in the files that a run has at W&B, online or offline, in its folder.
+    """The rounds in the W&B files of a run, online or offline.
 
     Args:
-        folder: of the run; W&B's files are in `wandb/` in it, one for each time that the run was started.
-        run_id: at W&B.
+        folder: folder of the run, with W&B's files in `wandb/`, one for each start of the run.
+        run_id: ID of the run at W&B.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
@@ -29,7 +29,7 @@ def logged_rounds(folder: Path, run_id: str) -> set[int]:
             record = Record()
             try:
                 record.ParseFromString(content)
-            except DecodeError:  # torn
+            except DecodeError:  # incomplete record of a killed run
                 break
             for item in record.history.item:
                 if "round" in (item.key, *item.nested_key):
@@ -38,10 +38,10 @@ def logged_rounds(folder: Path, run_id: str) -> set[int]:
 
 
 def records(content: bytes) -> Iterator[bytes]:
-    """The whole records in a file's content, as they are packed; nothing behind a place where it was cut short."""
+    """The complete, still encoded records in a file's content, up to the point where it is cut off."""
     place, record = HEADER, b""
     while True:
-        if BLOCK - place % BLOCK < PART.size:  # too little for another part: zeros
+        if BLOCK - place % BLOCK < PART.size:  # too short for another part, so filled with zeros
             place += BLOCK - place % BLOCK
         if place + PART.size > len(content):
             return
