@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Makes a certificate authority of your own and the SuperLink's certificate, once, on the server's machine.
+# Creates your own certificate authority and the SuperLink's certificate, once, on the server's machine.
 #
-#   deploy/certificates.sh FOLDER NAME...      NAME: what sites call the server: a host name, an IPv4 or an IPv6 address
+#   deploy/certificates.sh FOLDER NAME...      NAME: address of the server for the sites: a host name, an IPv4 or an IPv6 address
 #
-# Leaves ca.crt (give it to every site and operator), server.pem and server.key (for the SuperLink), and ca.key (keep
-# it away from the network). 127.0.0.1, ::1 and localhost are always among the names: the SuperLink's own processes
-# connect to it there, and without them no run would ever start.
+# Writes ca.crt (for every site and operator), server.pem and server.key (for the SuperLink), and ca.key (keep it
+# offline). 127.0.0.1, ::1 and localhost are always included, since the SuperLink's own processes connect to them;
+# without them no run starts.
 set -euo pipefail
 
 [ $# -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 folder=$1
 shift
 command -v openssl >/dev/null || { echo "certificates.sh: needs openssl" >&2; exit 1; }
-[ ! -e "$folder/ca.key" ] || { echo "certificates.sh: $folder/ca.key is there already; remove it to start anew" >&2; exit 1; }
+[ ! -e "$folder/ca.key" ] || { echo "certificates.sh: $folder/ca.key already exists; remove it to start again" >&2; exit 1; }
 
 names="DNS:localhost,IP:127.0.0.1,IP:::1"
 for name in "$@"; do

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The whole deployment on this machine, to try it out: makes certificates, keys and three sites' own folders of sounds;
-# starts the SuperLink (TLS, authentication) and three SuperNodes; runs the experiment on them and shows the result;
-# stops all that it started, and leaves the run's folder alone behind.
+# Runs a complete deployment on this machine, as a trial: creates certificates, keys and a folder of sounds for each of
+# three sites; starts the SuperLink (TLS, authentication) and three SuperNodes; runs the experiment and prints the
+# result; stops all processes and keeps only the run's folder.
 #
 #   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [--start-timeout SECONDS] [KEY=VALUE ...]
 #
 #   --rounds          default 5
-#   --folder          of the run; default outputs/local/DATE-TIME
-#   --port            of the SuperLink on 127.0.0.1; default: a free one
-#   --start-timeout   how long SuperLink, sounds and sites may take to start, counted from the start of this script,
-#                     and how long the run waits for its sites (federation.start_timeout); default 600
+#   --folder          folder of the run; default outputs/local/DATE-TIME
+#   --port            port of the SuperLink on 127.0.0.1; default: a free one
+#   --start-timeout   maximum time for the start of SuperLink, sounds and sites, in seconds from the start of this
+#                     script, and of the run's wait for its sites (federation.start_timeout); default 600
 #   KEY=VALUE         further overrides, as for `fed-a2v train`
 set -euo pipefail
 
@@ -26,29 +26,29 @@ while [ $# -gt 0 ]; do
     *) break ;;
   esac
 done
-case "$limit" in *[!0-9]*) echo "local.sh: --start-timeout $limit: whole seconds, please" >&2; exit 2 ;; esac
+case "$limit" in *[!0-9]*) echo "local.sh: --start-timeout $limit: set an integer number of seconds" >&2; exit 2 ;; esac
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 
-# `make install` puts everything there.
+# `make install` installs everything there.
 [ ! -d "$repository/.venv/bin" ] || PATH="$repository/.venv/bin:$PATH"
 for program in flower-superlink flower-supernode flwr fed-a2v openssl ssh-keygen; do
   command -v "$program" >/dev/null || { echo "local.sh: no $program on PATH; \`make install\` installs fed_a2v" >&2; exit 1; }
 done
 
-# The three sites: no class is at two of them.
+# The three sites share no class.
 sites=(north east south)
 north=dog,rooster,rain,sea_waves
 east=crackling_fire,crying_baby,sneezing
 south=clock_tick,helicopter,chainsaw
 
 work=$(mktemp -d)
-# Temporary files of all that is started here go with the rest.
+# Temporary files of all processes are deleted with $work.
 mkdir "$work/tmp"
 export TMPDIR=$work/tmp
 export FLWR_HOME=$work/operator FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-# Starts a command in the background, in a process group of its own: a terminal's Ctrl-C reaches this script alone, and
-# what the command starts can be stopped with it, whichever of them has ended meanwhile.
+# Starts a command in the background in its own process group, so that Ctrl-C in a terminal reaches this script only,
+# and the command can be stopped together with its child processes.
 groups=()
 background() {
   set -m
@@ -57,7 +57,7 @@ background() {
   groups+=("$!")
 }
 
-# Sends a signal to all that was started here; fails if nothing of it runs any more.
+# Sends a signal to all process groups; fails if none is left.
 to_all() {
   local group sent=1
   for group in "${groups[@]}"; do
@@ -66,7 +66,7 @@ to_all() {
   return $sent
 }
 
-# First a request, after 10 s without asking.
+# Sends SIGTERM, and SIGKILL after 10 s.
 stop() {
   trap '' INT TERM
   to_all -TERM || true
@@ -82,7 +82,7 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-said() { echo "[$SECONDS s] $*"; }
+note() { echo "[$SECONDS s] $*"; }
 
 broken() {
   echo "local.sh: $1; the end of its log:" >&2
@@ -90,7 +90,7 @@ broken() {
   exit 1
 }
 
-# Every wait of the start is held against the same limit.
+# All waits at the start share one limit.
 check_limit() {
   [ "$SECONDS" -lt "$limit" ] && return
   echo "local.sh: $1 after $SECONDS s; a slow machine needs more than --start-timeout $limit" >&2
@@ -98,7 +98,7 @@ check_limit() {
   exit 1
 }
 
-# Ends as the process in the background does.
+# Waits for a background process and returns its exit status.
 finished() {
   while alive "$2"; do
     check_limit "$1" "${3:-}"
@@ -107,22 +107,22 @@ finished() {
   wait "$2"
 }
 
-# Flower's programs must be told their ports. One that is free now may be another program's a moment later: what ends
-# for that is started again, with another one.
+# Flower's programs need a port as argument. A free port may be taken before the program starts: it is then started
+# again with another one.
 free_port() { python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'; }
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
 port_was_taken() { grep -qi "address already in use" "$1"; }
 
-said "Writing three sites' sounds, certificates and keys"
+note "Writing three sites' sounds, certificates and keys"
 for site in "${sites[@]}"; do
   mkdir -p "$work/$site"
   ssh-keygen -q -t ecdsa -b 384 -N "" -C "$site" -f "$work/$site/key"
   printf 'site = "%s"\ndataset = "esc50"\ndata-dir = "%s"\ncache-dir = "%s"\ndevice = "cpu"\n' \
     "$site" "$work/$site/sounds" "$work/$site/cache" >"$work/$site/site.toml"
 done
-# What `fed-a2v synth` does, for all sites at once: three processes of their own would take as long to start as to write.
+# As `fed-a2v synth`, but for all sites in one process: starting three takes as long as writing the sounds.
 background python - "$work" "north=$north" "east=$east" "south=$south" <<'PYTHON'
 import multiprocessing, sys
 from pathlib import Path
@@ -138,7 +138,7 @@ writing=$!
 "$repository/deploy/certificates.sh" "$work/certificates" localhost >/dev/null
 
 mkdir "$work/server"
-# In a folder of its own, as on a machine of its own.
+# In its own folder, as on a separate machine.
 start_superlink() {
   background in_folder "$work/server" env FLWR_HOME="$work/server" "$repository/deploy/superlink.sh" --port "$port" \
     --certificates "$work/certificates" --database "$work/server/state.db" </dev/null >"$work/server/log" 2>&1
@@ -171,10 +171,10 @@ until superlink_answers; do
   check_limit "the SuperLink does not answer" "$work/server/log"
   sleep 0.2
 done
-said "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
+note "The SuperLink listens on 127.0.0.1:$port (TLS, SuperNode authentication)"
 
 "$repository/deploy/connect.sh" local-test "127.0.0.1:$port" "$work/certificates/ca.crt" >/dev/null
-# The run waits for its sites; what it needs to start takes as long as theirs.
+# The run starts before the sites and waits for them, since its start takes as long as theirs.
 background "$repository/deploy/run.sh" local-test "$folder" rounds="$rounds" dataset=esc50 partition=own \
   "dataset.classes=[$north,$east,$south]" federation.min_nodes=3 aggregation.min_replies=2 \
   federation.start_timeout="$limit" wandb.mode=disabled "$@" </dev/null
@@ -195,7 +195,7 @@ for index in 0 1 2; do
   finished "$site is not registered" $! "$work/$site/registered" \
     || broken "$site could not be registered" "$work/$site/registered"
   start_supernode "$index"
-  said "Site $site is registered and starts: ${!site}"
+  note "Site $site is registered and starts: ${!site}"
 done
 
 first=""
@@ -203,7 +203,7 @@ while alive "$run"; do
   for index in 0 1 2; do
     alive "${nodes[$index]}" || ! port_was_taken "$work/${sites[$index]}/log" || start_supernode "$index"
   done
-  [ -n "$first" ] || [ ! -s "$folder/metrics.jsonl" ] || { first=$SECONDS; said "The first round is finished"; }
+  [ -n "$first" ] || [ ! -s "$folder/metrics.jsonl" ] || { first=$SECONDS; note "The first round is finished"; }
   sleep 0.2
 done
 if ! wait "$run"; then

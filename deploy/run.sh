@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Runs the experiment on the sites, shows its log, and ends with 0 only if the run came to its end. `flwr run` itself
-# ends with 0 whatever happens.
+# Runs the experiment on the sites and prints its log. The exit status is 0 only if the run finished, whereas that of
+# `flwr run` is always 0.
 #
 #   deploy/run.sh NAME OUTPUT_DIR [KEY=VALUE ...]
 #
-#   NAME         the connection that connect.sh wrote
-#   OUTPUT_DIR   the run's folder, an absolute path on the server's machine; once more with the same folder goes on
-#                where the run stopped
+#   NAME         connection written by connect.sh
+#   OUTPUT_DIR   folder of the run, an absolute path on the server's machine; the same folder again resumes the run
 #   KEY=VALUE    overrides, as for `fed-a2v train`
 #
-# Ctrl-C stops showing the log, not the run: `flwr stop RUN_ID NAME` does that.
+# Ctrl-C stops the log, not the run; `flwr stop RUN_ID NAME` stops the run.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -31,7 +30,7 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 
 output, *overrides = sys.argv[1:]
 try:
-    compose_settings(overrides)  # a wrong key is better found here than on the server
+    compose_settings(overrides)  # report a wrong key here rather than on the server
 except ConfigError as error:
     sys.exit(f"run.sh: {error}")
 print(f"overrides = {json.dumps(shlex.join(overrides))}")
@@ -40,7 +39,7 @@ PYTHON
 
 json() { python -c "import json, sys; print(json.load(sys.stdin)$1)"; }
 
-# Of a copy of what the app consists of: Flower looks at every file below the folder, a whole .venv too.
+# From a copy with the app's files only, since Flower reads every file below the folder, including a .venv.
 mkdir "$scratch/app"
 (cd "$repository" && cp -R fed_a2v conf pyproject.toml README.md LICENSE .gitignore "$scratch/app")
 flwr run "$scratch/app" "$name" --run-config "$scratch/run.toml" --format json >"$scratch/started" || {
@@ -51,7 +50,7 @@ id=$(json '["run-id"]' <"$scratch/started") || { cat "$scratch/started" >&2; exi
 echo "Run $id"
 flwr log "$id" "$name" --stream || true
 
-# The log may end before the run does, when the SuperLink is lost; it may come back.
+# The log ends before the run if the connection to the SuperLink is lost: ask for the status until it is back.
 for _ in 1 2 3 4 5 6; do
   if flwr list "$name" --run-id "$id" --format json >"$scratch/listed" 2>&1; then
     status=$(json '["runs"][0]["status"]' <"$scratch/listed")
@@ -66,5 +65,5 @@ for _ in 1 2 3 4 5 6; do
   fi
   sleep 5
 done
-echo "run.sh: the SuperLink does not say how run $id ended; see \`flwr list $name --run-id $id\`" >&2
+echo "run.sh: the SuperLink does not report the status of run $id; see \`flwr list $name --run-id $id\`" >&2
 exit 1

@@ -1,10 +1,10 @@
-# Read by superlink.sh and supernode.sh: starts the SuperExec, which starts the process of each task.
+# Sourced by superlink.sh and supernode.sh: starts the SuperExec, which starts the process of each task.
 #
-# Flower starts one by itself, but then gives tasks to everyone who reaches the port. This one shares a secret with the
-# program that gives them, in a file that only their user can read and that is removed when that program has ended.
+# By default, Flower starts a SuperExec itself, but then any process that reaches the port can request tasks. This one
+# shares a secret with its SuperLink or SuperNode, in a file that only their user can read and that is deleted at the end.
 
-# start_superexec ADDRESS OPTION...: for the program that this script becomes; sets $secret, the file. Whichever of the two
-# ends takes the other along: a site without its SuperExec would look connected and never answer.
+# start_superexec ADDRESS OPTION...: starts the SuperExec of the program that the script executes next, and sets $secret,
+# the file. When one of the two ends, the other is stopped: a site without its SuperExec would be connected but never reply.
 start_superexec() {
   local address=$1 folder
   shift

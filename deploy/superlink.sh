@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts the SuperLink on the server's machine: TLS, SuperNode authentication, a database that survives a restart.
+# Starts the SuperLink on the server's machine, with TLS, SuperNode authentication and a persistent database.
 #
 #   deploy/superlink.sh --certificates FOLDER --database FILE [--host ADDRESS] [--port PORT]
 #
-#   --certificates   what certificates.sh wrote
-#   --database       registered sites and runs; kept over restarts
-#   --host           address to listen on; default 127.0.0.1: this machine only. With 0.0.0.0 anyone who reaches the
-#                    port can submit code: the control API has no login, so a firewall must keep strangers out
+#   --certificates   folder written by certificates.sh
+#   --database       file of registered sites and runs, kept over restarts
+#   --host           address to listen on; default 127.0.0.1: this machine only. With 0.0.0.0, anyone who reaches the
+#                    port can submit code, since the control API has no login: restrict access by a firewall
 #   --port           default 9443
 #
 # Runs write to the paths of their output-dir on this machine. Stop it with Ctrl-C or SIGTERM.
@@ -28,13 +28,13 @@ done
 [ -n "$certificates" ] && [ -n "$database" ] || usage
 command -v flower-superlink >/dev/null || { echo "superlink.sh: no flower-superlink on PATH; activate the environment that fed_a2v is installed in" >&2; exit 1; }
 for file in ca.crt server.pem server.key; do
-  [ -r "$certificates/$file" ] || { echo "superlink.sh: cannot read $certificates/$file; make it with certificates.sh" >&2; exit 1; }
+  [ -r "$certificates/$file" ] || { echo "superlink.sh: cannot read $certificates/$file; create it with certificates.sh" >&2; exit 1; }
 done
 
-# Else Flower installs the app's dependencies anew for every run, in an environment of its own.
+# Otherwise Flower installs the app's dependencies for every run, in a new environment.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export FLWR_TELEMETRY_ENABLED=${FLWR_TELEMETRY_ENABLED:-0}
-# Whoever reaches the port is given no task of the server's without the secret.
+# Without the secret, no process that reaches the port can request tasks of the server.
 . "$(dirname "$0")/superexec.sh"
 own=$host
 case "$host" in 0.0.0.0) own=127.0.0.1 ;; ::) own=::1 ;; esac

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Starts a site's SuperNode. It opens connections to the SuperLink only; nobody connects to it.
+# Starts the SuperNode of a site. It only opens connections to the SuperLink and accepts none from other machines.
 #
 #   deploy/supernode.sh --superlink HOST:PORT --ca ca.crt --key KEY --config site.toml [--port PORT]
 #     [--trusted-entities FILE]
 #
-#   --superlink   the server, by a name that its certificate has; an IPv6 address in brackets
-#   --ca          the authority's certificate, from the server's operator
-#   --key         the site's private key, made once with
+#   --superlink   address of the server, a name in its certificate; an IPv6 address in brackets
+#   --ca          certificate of the authority, from the server's operator
+#   --key         private key of the site, created once with
 #                   ssh-keygen -t ecdsa -b 384 -N "" -f KEY
-#                 Its public half, KEY.pub, goes to the operator, who registers it; KEY never leaves the site
-#   --config      what only this site knows; see docs/deployment.md for the keys:
+#                 Send the public key, KEY.pub, to the operator, who registers it; KEY never leaves the site
+#   --config      settings of this site; see docs/deployment.md for the keys:
 #                   site = "north"
 #                   dataset = "esc50"
 #                   data-dir = "/data/sounds"
 #                   cache-dir = "/var/lib/fed-a2v/cache"
-#   --port        of the SuperNode's own processes on 127.0.0.1; default 9094; another for each SuperNode of a machine
+#   --port        port of the SuperNode's processes on 127.0.0.1; default 9094; different for each SuperNode of a machine
 #   --trusted-entities
-#                 YAML file of public keys, as Flower reads it: only apps that one of them has signed on the Flower Hub
-#                 are run. What run.sh sends is signed by nobody, and refused then
+#                 YAML file of public keys, in Flower's format: only apps on the Flower Hub that are signed with one of
+#                 them are run. The app that run.sh sends is not signed, and is then refused
 #
 # Stop it with Ctrl-C or SIGTERM.
 set -euo pipefail
@@ -46,7 +46,7 @@ case "$config" in
   *.toml) ;;
   *) echo "supernode.sh: $config must be named *.toml" >&2; exit 1 ;;
 esac
-# A slip must not switch off what the site's owner wants; it would be refused with every message, too.
+# A misspelt key must not disable a limit of the site's owner; check it at the start rather than with each message.
 python - "$config" <<'PYTHON' || exit 1
 import sys, tomllib
 
@@ -61,7 +61,7 @@ except (ConfigError, tomllib.TOMLDecodeError) as error:
 PYTHON
 
 export FLWR_TELEMETRY_ENABLED=${FLWR_TELEMETRY_ENABLED:-0}
-# Any user of this machine reaches the port; without the secret none is given a task of this site.
+# Any user of this machine reaches the port; without the secret, none can request tasks of this site.
 . "$(dirname "$0")/superexec.sh"
 start_superexec "127.0.0.1:$port" --insecure
 

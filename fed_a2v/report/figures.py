@@ -1,4 +1,4 @@
-"""The figures of a report, each with the numbers behind it as a table."""
+"""The figures of a report, each with a table of its numbers; used by `page`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fed_a2v.report.styles import LONGEST_LABEL, bar_style, clean, colour, dash,
 from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
 from fed_a2v.runs.table import TextTable
 
-# Runs that are shown one by one where they cannot share a figure.
+# Maximum number of runs in a figure with one view per run.
 MOST_VIEWS = 12
-# Classes whose numbers still fit into the cells of the confusion matrix, and whose names onto the map.
+# Maximum number of classes with numbers in the confusion matrix, and with names on the map.
 READABLE_CLASSES = 20
 MOST_CONFUSIONS = 50
 
@@ -28,7 +28,7 @@ Layout = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 
 @dataclass(frozen=True)
 class View:
-    """One of the faces of a figure, chosen by its label."""
+    """One view of a figure, chosen by its label."""
 
     label: str
     figure: go.Figure
@@ -39,13 +39,13 @@ class Plot:
     """A figure of the report.
 
     Attributes:
-        name: a word of its own, for links.
-        title: what it shows.
-        caption: how to read it.
-        views: at least one; with more, the reader chooses.
-        table: the numbers behind it.
-        height: in pixels.
-        classes: names that the reader may single out by a list; traces carry their index as `meta`.
+        name: unique word, for links.
+        title: title.
+        caption: explanation.
+        views: at least one; with more, the reader chooses one.
+        table: numbers of the figure.
+        height: height in pixels.
+        classes: names that the reader can highlight; `meta` of a trace is its class.
     """
 
     name: str
@@ -67,8 +67,8 @@ ACCURACIES = (
     ("t5/accuracy", "T5: accuracy"),
     ("t5/cosine", "T5: cosine"),
     ("t5/loss", "T5: loss"),
-    ("accuracy_known", "Classes heard of so far"),
-    ("accuracy_old", "Classes whose sites are gone"),
+    ("accuracy_known", "Classes received so far"),
+    ("accuracy_old", "Classes of earlier sites"),
     ("unseen/harmonic", "With unrecorded classes, harmonic mean"),
     ("unseen/among_unseen", "Among unrecorded classes"),
 )
@@ -78,16 +78,18 @@ FRACTIONS = {
 }
 
 
-_T5_WORDS = " T5 is scored among the T5 prompts, and after the server step only: before it the CLIP side travels alone."
+_T5_NOTE = (
+    " T5 is scored among the T5 prompts, and after the server step only: before it, only the CLIP adapter is sent."
+)
 
 
-def accuracy_plot(found: Collection) -> Plot:
-    """Accuracy by round, before and after the server step, beside the baselines."""
+def accuracy_plot(collection: Collection) -> Plot:
+    """Accuracy by round, before and after the server step, with the baselines."""
     views = []
     for key, title in ACCURACIES:
         traces: list[Any] = []
-        for index, run in enumerate(found.runs):
-            several = len(found.runs) > 1
+        for index, run in enumerate(collection.runs):
+            several = len(collection.runs) > 1
             after = run.label if several or key != "accuracy" else "after the server step"
             traces += _line(run.rows, key, after, index, tested=True)
             if key == "accuracy":
@@ -95,35 +97,37 @@ def accuracy_plot(found: Collection) -> Plot:
                 traces += _line(run.rows, "accuracy_before", name, index, faint=True, tested=True)
         if not traces:
             continue
-        for index, (name, rows) in enumerate(found.baselines.items()):
-            traces += _line(rows, key, name, len(found.runs) + index, plain=True)
+        for index, (name, rows) in enumerate(collection.baselines.items()):
+            traces += _line(rows, key, name, len(collection.runs) + index, plain=True)
         views.append(View(title, _by_round(traces, title, fraction=key in FRACTIONS)))
-    columns = [*_columns(found.runs, "accuracy_before", "before"), *_columns(found.runs, "accuracy", "after")]
-    t5 = _columns(found.runs, "t5/accuracy", "T5")
+    columns = [*_columns(collection.runs, "accuracy_before", "before"), *_columns(collection.runs, "accuracy", "after")]
+    t5 = _columns(collection.runs, "t5/accuracy", "T5")
     columns += t5
     columns += [
-        (_of_run("test clips", run, found.runs), {row["round"]: scored_on(row) for row in run.rows})
-        for run in found.runs
+        (_of_run("test clips", run, collection.runs), {row["round"]: scored_on(row) for row in run.rows})
+        for run in collection.runs
         if not all(map(fully_evaluated, run.rows))
     ]
-    columns += [(name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in found.baselines.items()]
+    columns += [
+        (name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in collection.baselines.items()
+    ]
     return Plot(
         "accuracy",
         "Accuracy by round",
-        "Share of test clips whose nearest class prompt, among all, is the right one. Open markers: the plain average "
-        "of the sites' adapters; full markers: after the server's fine-tuning." + (_T5_WORDS if t5 else ""),
+        "Share of test clips whose nearest class prompt is the true one. Open markers: the plain average of the sites' "
+        "adapters; full markers: after the server's fine-tuning." + (_T5_NOTE if t5 else ""),
         views,
         _round_table(columns),
     )
 
 
-def gain_plot(found: Collection) -> Plot:
-    """What the server step adds, round by round: to the average of the round, and to the run."""
+def gain_plot(collection: Collection) -> Plot:
+    """Gain of the server step by round: over the average in the round, and over a run without server steps."""
     views, columns = [], []
     for words, measure in (("In the round", _gain_in_round), ("Over FedAvg", _gain_over_fedavg)):
-        gains = [(index, run, measure(run)) for index, run in enumerate(found.runs)]
+        gains = [(index, run, measure(run)) for index, run in enumerate(collection.runs)]
         known = [each for each in gains if any(value is not None for value in each[2].values())]
-        columns += [(_of_run(words.lower(), run, found.runs), values) for _, run, values in known]
+        columns += [(_of_run(words.lower(), run, collection.runs), values) for _, run, values in known]
         traces = [
             go.Bar(
                 x=list(values),
@@ -131,7 +135,7 @@ def gain_plot(found: Collection) -> Plot:
                 name=label(run.label),
                 marker=bar_style(index, several=True),
                 hovertemplate="round %{x}: %{y:+.3f}",
-                showlegend=len(found.runs) > 1,
+                showlegend=len(collection.runs) > 1,
             )
             for index, run, values in known
         ]
@@ -140,9 +144,9 @@ def gain_plot(found: Collection) -> Plot:
     return Plot(
         "gain",
         "Gain of the server step",
-        "In the round: accuracy after the server step less accuracy before it. The first round's says what the step "
-        "does to a plain average; later averages are of adapters that it has improved already. Over FedAvg: accuracy "
-        "less that of the same run without the server step, after the same round.",
+        "In the round: accuracy after the server step minus accuracy before it. Only in the first round is this the "
+        "gain over a plain average; later averages are of adapters that earlier steps have improved. Over FedAvg: "
+        "accuracy minus that of the same run without the server step, after the same round.",
         views,
         _round_table(columns),
         height=260,
@@ -158,9 +162,9 @@ def _gain_over_fedavg(run: RunRecord) -> dict[int, float | None]:
     return {row["round"]: gain_over(row, without.get(row["round"])) for row in run.rows}
 
 
-def loss_plot(found: Collection) -> Plot:
+def loss_plot(collection: Collection) -> Plot:
     """Losses of the generator, with its terms and those of a GAN's critic, and of the adapters."""
-    parts = sorted({key for run in found.runs for row in run.rows for key in row if key.startswith("generator/")})
+    parts = sorted({key for run in collection.runs for row in run.rows for key in row if key.startswith("generator/")})
     keys = [("server/generator_loss", "Generator's loss")]
     keys += [(key, key.removeprefix("generator/").replace("_", " ").capitalize()) for key in parts]
     keys += [("server/adapter_finetuning_loss", "Fine-tuning"), ("site/loss", "At the sites")]
@@ -168,14 +172,14 @@ def loss_plot(found: Collection) -> Plot:
         "losses",
         "Losses by round",
         "Training losses: of the generator and its terms, of a GAN's critic, of the adapters in the server's "
-        "fine-tuning, and at the sites. Losses of different generators do not compare.",
-        found,
+        "fine-tuning, and at the sites. Losses of different generators are not comparable.",
+        collection,
         keys,
     )
 
 
-def validation_plot(found: Collection) -> Plot:
-    """The generator on prototypes that it has not seen."""
+def validation_plot(collection: Collection) -> Plot:
+    """Validation of the generator on held-out prototypes."""
     keys = [
         ("server/generator_validation_similarity", "Similarity"),
         ("server/generator_validation_mse", "MSE"),
@@ -187,22 +191,22 @@ def validation_plot(found: Collection) -> Plot:
     return _choice(
         "validation",
         "Validation of the generator",
-        "Samples beside held-out prototypes. Samples are as good as recordings where the first test reaches real "
-        "embeddings' accuracy, the two-sample test stays near 0.5, and the nearest-neighbour ratio is near 1 "
-        "(0: copies). Thin lines: real embeddings in the samples' place, and without markers a constant that knows no "
-        "class. Bars: 95 % intervals. Tests on fewer than 40 held-out prototypes say little.",
-        found,
+        "Samples compared with held-out prototypes. Samples are as good as real embeddings if train on synthetic "
+        "reaches their accuracy, the two-sample test is near 0.5, and the nearest-neighbour ratio is near 1 "
+        "(0: copies). Thin lines: real embeddings in place of samples; without markers, one constant for all classes. "
+        "Bars: 95 % intervals. Tests on fewer than 40 held-out prototypes have little power.",
+        collection,
         keys,
-        beside=(("_real", "real"), ("_blind", "class-blind")),
+        baselines=(("_real", "real"), ("_blind", "class-blind")),
         more=(("server/generator_validation_rows", "held-out rows"),),
     )
 
 
-def network_plot(found: Collection) -> Plot:
-    """The generator's network alone, on the same prototypes."""
+def network_plot(collection: Collection) -> Plot:
+    """Validation of the generator's network alone, on the same prototypes."""
     keys = [
         ("generator_network/likelihood", "Log-likelihood"),
-        ("generator_network/gain", "Log-likelihood less the Gaussians'"),
+        ("generator_network/gain", "Log-likelihood minus the Gaussians'"),
         ("generator_network/reconstruction", "Reconstruction error"),
         ("generator_network/raw_tstr", "Train on raw samples, test on real"),
         ("generator_network/raw_c2st", "Two-sample test of raw samples"),
@@ -210,13 +214,13 @@ def network_plot(found: Collection) -> Plot:
     return _choice(
         "network",
         "The generator's network alone",
-        "Without the classes' moments, the residuals and the calibration that its samples get. Log-likelihood of "
-        "held-out prototypes in nats a dimension, for a VAE a lower bound; thin lines: the network before its training "
-        "where it starts from a closed form, and without markers what needs no network, a Gaussian for each class and "
-        "the class's mean. Bars: 95 % intervals.",
-        found,
+        "Without class moments, residuals and calibration, which are applied to samples. Log-likelihood of held-out "
+        "prototypes in nats per dimension, for a VAE a lower bound. Thin lines: the network before training, if it "
+        "starts from a closed form; without markers, baselines without a network: a Gaussian for each class, and the "
+        "class mean. Bars: 95 % intervals.",
+        collection,
         keys,
-        beside=(("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
+        baselines=(("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
     )
 
 
@@ -224,31 +228,33 @@ def _choice(
     name: str,
     title: str,
     caption: str,
-    found: Collection,
+    collection: Collection,
     keys: Sequence[tuple[str, str]],
-    beside: Sequence[tuple[str, str]] = (),
+    baselines: Sequence[tuple[str, str]] = (),
     more: Sequence[tuple[str, str]] = (),
 ) -> Plot:
     """A plot with a view for each metric that any run has.
 
     Args:
-        beside: what stands behind a metric's name where it is a baseline, and its words; only the first has markers.
-        more: metrics for the table alone.
+        baselines: suffix of a metric's name for each baseline, with its label; only the first has markers.
+        more: metrics for the table only.
     """
     views, columns = [], []
     for key, words in keys:
         traces: list[Any] = []
-        for index, run in enumerate(found.runs):
+        for index, run in enumerate(collection.runs):
             traces += _line(run.rows, key, run.label, index)
-            for place, (behind, of) in enumerate(beside):
-                traces += _line(run.rows, f"{key}{behind}", f"{run.label}, {of}", index, faint=True, plain=place > 0)
+            for place, (suffix, of) in enumerate(baselines):
+                traces += _line(run.rows, f"{key}{suffix}", f"{run.label}, {of}", index, faint=True, plain=place > 0)
         if traces:
             views.append(View(words, _by_round(traces, words)))
-            columns += _columns(found.runs, key, words)
+            columns += _columns(collection.runs, key, words)
             columns += [
-                column for behind, of in beside for column in _columns(found.runs, key + behind, f"{words}, {of}")
+                column
+                for suffix, of in baselines
+                for column in _columns(collection.runs, key + suffix, f"{words}, {of}")
             ]
-    columns += [column for key, words in more for column in _columns(found.runs, key, words)]
+    columns += [column for key, words in more for column in _columns(collection.runs, key, words)]
     return Plot(name, title, caption, views, _round_table(columns))
 
 
@@ -261,14 +267,14 @@ def _line(
     plain: bool = False,
     tested: bool = False,
 ) -> list[go.Scatter]:
-    """One line over the rounds, with its intervals where the rows have them; nothing where no round has a value.
+    """A line over the rounds, with intervals if the rounds have them; empty if no round has a value.
 
-    `tested`: say where not all test clips were scored.
+    `tested` adds to the tooltip on which clips a round was scored, if not on all.
     """
     rows = [row for row in rows if row.get(key) is not None]
     if not rows:
         return []
-    lone = plain and len(rows) == 1  # a line through one point is not to be seen: a dash in its place
+    lone = plain and len(rows) == 1  # a line through one point would be invisible: mark it with a dash
     return [
         go.Scatter(
             x=[row["round"] for row in rows],
@@ -285,7 +291,7 @@ def _line(
 
 
 def _interval_bars(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    """Bars to the ends of the 95 % intervals of a metric; none where a round has no interval."""
+    """Error bars of the 95 % intervals of a metric; none if a round has no interval."""
     ends = [(row.get(f"{key}_low"), row[key], row.get(f"{key}_high")) for row in rows]
     bars = [(value - low, high - value) for low, value, high in ends if low is not None and high is not None]
     if len(bars) < len(ends):
@@ -307,16 +313,16 @@ def _by_round(traces: list[Any], words: str, fraction: bool = False) -> go.Figur
 
 
 def _whole(rounds: Sized) -> dict[str, Any]:
-    """Ticks at whole rounds, where a scale of its own could have halves."""
+    """Ticks at whole rounds; with few rounds, Plotly would choose halves."""
     return {"dtick": 1} if len(rounds) <= 12 else {}
 
 
 # Classes --------------------------------------------------------------------------------------------------
 
 
-def class_plot(found: Collection) -> Plot:
+def class_plot(collection: Collection) -> Plot:
     """Bars by class: accuracy, similarity, training clips, sites."""
-    runs = [run for run in found.runs if run.evaluation.get("classes")]
+    runs = [run for run in collection.runs if run.evaluation.get("classes")]
     names = sorted({name for run in runs for name in run.evaluation["classes"]})
     order = sorted(names, key=lambda name: -_of(runs[-1], name, "accuracy", -1)) if runs else []
     has_t5 = any("t5/accuracy" in figures for run in runs for figures in run.evaluation["classes"].values())
@@ -346,8 +352,8 @@ def class_plot(found: Collection) -> Plot:
         "classes",
         "Classes",
         "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
-        "prompt, clips that sites train on, and how many sites have any. Lost: no site has enough clips of it to share "
-        "anything, so that only the average of the sites' adapters knows the class.",
+        "prompt, number of training clips, and number of sites with such clips. Lost: no site has enough clips to send "
+        "prototypes of the class, so it is learned by the sites' adapters only.",
         views,
         TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
@@ -384,7 +390,7 @@ def _by_class(traces: list[Any], order: Sequence[str], words: str, fraction: boo
 
 
 def _named(names: Sequence[str]) -> dict[str, Any]:
-    """An axis whose whole numbers have names: as categories, Plotly would take some for numbers or dates."""
+    """An axis with names at whole numbers: as categories, Plotly would read some names as numbers or dates."""
     return {
         "tickmode": "array",
         "tickvals": list(range(len(names))),
@@ -393,7 +399,7 @@ def _named(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _margin(names: Sequence[str], below: bool = False) -> dict[str, int]:
-    """Room for names to the left, and below. Plotly would measure it, by drawing everything several times."""
+    """Margins for names at the left and below. Plotly's automatic margins would draw everything several times."""
     longest = min(LONGEST_LABEL, max(map(len, names), default=0))
     return {"l": 16 + 7 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
 
@@ -404,32 +410,34 @@ def _of(run: RunRecord, name: str, key: str, otherwise: Any = None) -> Any:
 
 
 def _tested(run: RunRecord, name: str) -> str:
-    """Test clips of a class that were scored; of how many, where those were not all."""
+    """Number of scored test clips of a class, with the total if not all were scored."""
     scored = _of(run, name, "test_clips", 0)
     total = run.evaluation["classes"].get(name, {}).get("test_clips_total", scored)
     return str(scored) if total == scored else f"{scored} of {'?' if total is None else total}"
 
 
 def _similarity(run: RunRecord) -> dict[str, float]:
-    """Cosine of samples to held-out prototypes by class, of the newest validation."""
-    found = [row["generator_validation_per_class"] for row in run.rows if row.get("generator_validation_per_class")]
-    return dict(found[-1]) if found else {}
+    """Cosine of samples to held-out prototypes by class, in the newest validation."""
+    validations = [
+        row["generator_validation_per_class"] for row in run.rows if row.get("generator_validation_per_class")
+    ]
+    return dict(validations[-1]) if validations else {}
 
 
 # The map --------------------------------------------------------------------------------------------------
 
 
-def map_plot(found: Collection, unfold: Layout | None = None) -> Plot:
+def map_plot(collection: Collection, unfold: Layout | None = None) -> Plot:
     """Real and synthetic embeddings in two dimensions.
 
     Args:
-        found: the runs.
-        unfold: another way to two dimensions than the first two axes, such as `umap_layout`; may return None.
+        collection: the runs.
+        unfold: a further projection to two dimensions, such as `umap_layout`; may return None.
     """
     views, rows, classes = [], [], dict[str, None]()
-    for run in [run for run in found.runs if run.map is not None][:MOST_VIEWS]:
+    for run in [run for run in collection.runs if run.map is not None][:MOST_VIEWS]:
         assert run.map is not None
-        own = f"{clean(run.label)}, " if len(found.runs) > 1 else ""
+        own = f"{clean(run.label)}, " if len(collection.runs) > 1 else ""
         first, second = [*run.map.explained, 0.0, 0.0][:2]
         axes = (f"first axis, {first:.0%} of the variance", f"second axis, {second:.0%}")
         flat = np.pad(run.map.coordinates, ((0, 0), (0, 2)))[:, :2]
@@ -440,42 +448,43 @@ def map_plot(found: Collection, unfold: Layout | None = None) -> Plot:
         classes |= dict.fromkeys(map(str, run.map.classes))
         for index, name in enumerate(run.map.classes):
             of_class = run.map.labels == index
-            real, drawn = (of_class & (run.map.synthetic == kind) for kind in (False, True))
-            centres = [_centre(flat[rows_of]) for rows_of in (real, drawn)]
-            cells = (str(int(real.sum())), centres[0], str(int(drawn.sum())), centres[1])
+            real, sampled = (of_class & (run.map.synthetic == kind) for kind in (False, True))
+            centres = [_centre(flat[selected]) for selected in (real, sampled)]
+            cells = (str(int(real.sum())), centres[0], str(int(sampled.sum())), centres[1])
             rows.append((*([clean(run.label)] if own else []), clean(name), *cells))
-    header = ("class", "real points", "their centre", "synthetic points", "their centre")
+    header = ("class", "real points", "centre of real points", "synthetic points", "centre of synthetic points")
     return Plot(
         "map",
         "Map of the embeddings",
-        "Full symbols: the sites' prototypes, each the mean of a group of clips. Open symbols: what the generator "
-        "draws. A good generator's cloud lies around its class's prototypes, wider than they, and not on top of them.",
+        "Full symbols: the sites' prototypes, each the mean of a group of clips. Open symbols: samples of the "
+        "generator. Samples of a good generator surround the prototypes of their class and spread wider.",
         views,
-        TextTable("", ((("run",) if len(found.runs) > 1 else ()) + header), tuple(rows)),
+        TextTable("", ((("run",) if len(collection.runs) > 1 else ()) + header), tuple(rows)),
         height=560,
         classes=tuple(sorted(map(clean, classes))),
     )
 
 
-def _scatter(found: EmbeddingMap, points: NDArray[Any], axes: tuple[str, str]) -> go.Figure:
-    names = [str(name) for name in found.classes]
+def _scatter(embedding_map: EmbeddingMap, points: NDArray[Any], axes: tuple[str, str]) -> go.Figure:
+    labels, is_synthetic = embedding_map.labels, embedding_map.synthetic
+    names = [str(name) for name in embedding_map.classes]
     few = len(names) <= READABLE_CLASSES
     traces, notes = [], []
     for index, name in enumerate(names):
         for synthetic in (True, False):
-            chosen = np.flatnonzero((found.labels == index) & (found.synthetic == synthetic))
+            chosen = np.flatnonzero((labels == index) & (is_synthetic == synthetic))
             if len(chosen):
-                traces.append(_cloud(found, points, chosen, index, synthetic, few))
-        real = points[(found.labels == index) & (~found.synthetic | found.synthetic.all())]
+                traces.append(_cloud(embedding_map, points, chosen, index, synthetic, few))
+        real = points[(labels == index) & (~is_synthetic | is_synthetic.all())]
         if len(real):
-            # Beside the point in the middle, for the middle of a ring would be empty.
+            # At the point next to the median, since the median of a ring would be in empty space.
             middle = real[np.linalg.norm(real - np.median(real, axis=0), axis=1).argmin()]
             notes.append(
                 {
                     "x": float(middle[0]),
                     "y": float(middle[1]),
                     "text": label(name, LONGEST_LABEL),
-                    "name": clean(name),  # shown where the reader singles its class out
+                    "name": clean(name),  # shown when the reader highlights the class
                     "visible": few,
                     "showarrow": False,
                     "yshift": 12,
@@ -491,11 +500,13 @@ def _scatter(found: EmbeddingMap, points: NDArray[Any], axes: tuple[str, str]) -
 
 
 def _cloud(
-    found: EmbeddingMap, points: NDArray[Any], chosen: NDArray[Any], index: int, synthetic: bool, few: bool
+    embedding_map: EmbeddingMap, points: NDArray[Any], chosen: NDArray[Any], index: int, synthetic: bool, few: bool
 ) -> go.Scatter:
-    name = label(str(found.classes[index]))
+    name = label(str(embedding_map.classes[index]))
     notes = [
-        f"{name}, synthetic" if synthetic else f"{name}, {label(found.sites[row])}: mean of {found.counts[row]} clips"
+        f"{name}, synthetic"
+        if synthetic
+        else f"{name}, {label(embedding_map.sites[row])}: mean of {embedding_map.counts[row]} clips"
         for row in chosen
     ]
     return go.Scatter(
@@ -503,7 +514,7 @@ def _cloud(
         y=_rounded(points[chosen, 1]),
         mode="markers",
         name=name,
-        meta=clean(str(found.classes[index])),
+        meta=clean(str(embedding_map.classes[index])),
         customdata=notes,
         hovertemplate="%{customdata}<extra></extra>",
         marker={
@@ -523,44 +534,44 @@ def _centre(points: NDArray[Any]) -> str:
 
 
 def _rounded(values: NDArray[Any]) -> list[float]:
-    """Four digits are finer than a pixel."""
+    """Values with four digits, which are finer than a pixel and keep the file small."""
     return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 # Confusion ------------------------------------------------------------------------------------------------
 
 
-def confusion_plot(found: Collection) -> Plot:
-    """Which class was taken for which."""
-    runs = [run for run in found.runs if run.evaluation.get("confusion")]
+def confusion_plot(collection: Collection) -> Plot:
+    """Confusion matrix of the classes."""
+    runs = [run for run in collection.runs if run.evaluation.get("confusion")]
     views, rows = [], []
     for run in runs[:MOST_VIEWS]:
         views.append(View(clean(run.label), _matrix(run)))
     for run in runs:
-        own = (clean(run.label),) if len(found.runs) > 1 else ()
+        own = (clean(run.label),) if len(collection.runs) > 1 else ()
         for clips, share, name, other in _confusions(run)[:MOST_CONFUSIONS]:
             rows.append((*own, clean(name), clean(other), str(clips), f"{share:.0%}"))
-    header = ("class", "taken for", "clips", "share of the class")
+    header = ("class", "predicted", "clips", "share of the class")
     size = max((len(run.evaluation["classes"]) for run in runs), default=0)
     return Plot(
         "confusion",
         "Confusions",
-        "Rows: the clips' class; columns: the class of the nearest prompt, as a share of the row. The table lists the "
-        f"confusions by number of clips, {MOST_CONFUSIONS} at most.",
+        "Rows: true class of the clips; columns: class of the nearest prompt, as a share of the row. The table lists "
+        f"at most {MOST_CONFUSIONS} confusions, by number of clips.",
         views,
-        TextTable("", ((("run",) if len(found.runs) > 1 else ()) + header), tuple(rows)),
+        TextTable("", ((("run",) if len(collection.runs) > 1 else ()) + header), tuple(rows)),
         height=int(min(900, max(360, 170 + 22 * size))),
     )
 
 
 def _confusions(run: RunRecord) -> list[tuple[int, float, str, str]]:
-    found = [
+    confusions = [
         (clips, clips / sum(predicted.values()), name, other)
         for name, predicted in run.evaluation["confusion"].items()
         for other, clips in predicted.items()
         if other != name
     ]
-    return sorted(found, key=lambda each: (-each[0], *each[2:]))
+    return sorted(confusions, key=lambda each: (-each[0], *each[2:]))
 
 
 def _matrix(run: RunRecord) -> go.Figure:
@@ -570,7 +581,7 @@ def _matrix(run: RunRecord) -> go.Figure:
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     notes = [
         [
-            f"{label(name)} taken for {label(other)}: {counts[i, j]} of {counts[i].sum()}"
+            f"{label(name)} predicted as {label(other)}: {counts[i, j]} of {counts[i].sum()}"
             for j, other in enumerate(names)
         ]
         if len(names) <= 100
@@ -603,16 +614,16 @@ def _matrix(run: RunRecord) -> go.Figure:
 PHASES = ("sites", "generator", "validation", "distil", "finetune", "calibration", "evaluate")
 
 
-def bytes_plot(found: Collection) -> Plot:
+def bytes_plot(collection: Collection) -> Plot:
     """Traffic by round."""
     views = []
     columns: list[tuple[str, dict[int, Any]]] = []
     for key, words in (("bytes_up", "Up, from the sites"), ("bytes_down", "Down, to the sites")):
         traces = []
-        for index, run in enumerate(found.runs):
+        for index, run in enumerate(collection.runs):
             values = {row["round"]: row.get(key, 0) / 1e6 for row in run.rows}
-            traces.append(_bars(values, run.label, index, len(found.runs) > 1, "%{y:.3g} MB"))
-            columns.append((_of_run(f"MB {key.removeprefix('bytes_')}", run, found.runs), values))
+            traces.append(_bars(values, run.label, index, len(collection.runs) > 1, "%{y:.3g} MB"))
+            columns.append((_of_run(f"MB {key.removeprefix('bytes_')}", run, collection.runs), values))
         views.append(View(words, _by_round(traces, "MB")))
     return Plot(
         "bytes",
@@ -624,22 +635,20 @@ def bytes_plot(found: Collection) -> Plot:
     )
 
 
-def seconds_plot(found: Collection) -> Plot:
+def seconds_plot(collection: Collection) -> Plot:
     """Seconds by round and phase."""
     views = []
     columns: list[tuple[str, dict[int, Any]]] = []
-    for run in found.runs[:MOST_VIEWS]:
+    for run in collection.runs[:MOST_VIEWS]:
         keys = {key.removeprefix("seconds/") for row in run.rows for key in row if key.startswith("seconds/")}
         phases = sorted(keys, key=lambda name: (PHASES.index(name) if name in PHASES else len(PHASES), name))
         traces = []
         for index, phase in enumerate(phases):
             values = {row["round"]: row.get(f"seconds/{phase}", 0.0) for row in run.rows}
             traces.append(_bars(values, phase, index, True, "%{y:.2f} s"))
-            columns.append((_of_run(phase, run, found.runs), values))
+            columns.append((_of_run(phase, run, collection.runs), values))
         views.append(View(clean(run.label), _by_round(traces, "seconds").update_layout(barmode="stack")))
-    return Plot(
-        "seconds", "Seconds by round and phase", "As a clock on the server sees it.", views, _round_table(columns)
-    )
+    return Plot("seconds", "Seconds by round and phase", "Wall-clock time on the server.", views, _round_table(columns))
 
 
 def _bars(values: Mapping[int, Any], name: str, index: int, legend: bool, hover: str) -> go.Bar:
@@ -655,54 +664,54 @@ def _bars(values: Mapping[int, Any], name: str, index: int, legend: bool, hover:
 
 # Sites ----------------------------------------------------------------------------------------------------
 
-# How a site answered: colour and symbol.
-ANSWERS = {"replied": (2, "circle"), "rejected": (1, "x"), "failed": (5, "triangle-up")}
+# Status of a site in a round: colour and symbol.
+STATUS = {"replied": (2, "circle"), "rejected": (1, "x"), "failed": (5, "triangle-up")}
 
 
-def sites_plot(found: Collection) -> Plot:
-    """How every site answered in every round."""
+def sites_plot(collection: Collection) -> Plot:
+    """Status of every site in every round."""
     views: list[View] = []
     rows: list[tuple[str, ...]] = []
-    own = len(found.runs) > 1
-    for run in found.runs:
+    own = len(collection.runs) > 1
+    for run in collection.runs:
         names = sorted({site for row in run.rows for site in (*row.get("sites", {}), *row.get("not_evaluated", ()))})
         if names and len(views) < MOST_VIEWS:
-            views.append(View(clean(run.label), _answers(run, names)))
+            views.append(View(clean(run.label), _status(run, names)))
         for name in names:
             rows.append((*([clean(run.label)] if own else []), clean(name), *_site_cells(run, name)))
     header = (
-        *("site", "asked", "replied", "rejected", "failed", "silent for"),
-        *("seconds a round", "classes", "clips", "not evaluated"),
+        *("site", "sampled", "replied", "rejected", "failed", "last reply"),
+        *("seconds per round", "classes", "clips", "not evaluated"),
     )
-    most = max((len({site for row in run.rows for site in row.get("sites", {})}) for run in found.runs), default=0)
+    most = max((len({site for row in run.rows for site in row.get("sites", {})}) for run in collection.runs), default=0)
     return Plot(
         "sites",
-        "How sites answered",
-        "A reply is rejected if it does not pass the server's checks; a site has failed if it reports an error or says "
-        "nothing in time. No mark: it was not asked in that round. Not evaluated: in so many rounds its test clips are "
-        "missing from the figures.",
+        "Replies of the sites",
+        "A reply is rejected if it does not pass the server's checks; a site has failed if it reports an error or does "
+        "not reply in time. No mark: the site was not sampled in that round. Not evaluated: number of rounds whose "
+        "accuracy lacks the site's test clips.",
         views,
         TextTable("", ((("run",) if own else ()) + header), tuple(rows)),
         height=int(min(1200, max(240, 120 + 16 * most))),
     )
 
 
-def _answers(run: RunRecord, names: Sequence[str]) -> go.Figure:
+def _status(run: RunRecord, names: Sequence[str]) -> go.Figure:
     place = {name: index for index, name in enumerate(names)}
     traces = []
-    for answer, (tint, sign) in ANSWERS.items():
-        found = [
-            (row["round"], name) for row in run.rows for name, said in row.get("sites", {}).items() if said == answer
+    for status, (tint, sign) in STATUS.items():
+        points = [
+            (row["round"], name) for row in run.rows for name, each in row.get("sites", {}).items() if each == status
         ]
-        if found:
+        if points:
             traces.append(
                 go.Scatter(
-                    x=[number for number, _ in found],
-                    y=[place[name] for _, name in found],
+                    x=[number for number, _ in points],
+                    y=[place[name] for _, name in points],
                     mode="markers",
-                    name=answer,
+                    name=status,
                     marker={"color": colour(tint), "symbol": sign, "size": 9},
-                    customdata=[label(name) for _, name in found],
+                    customdata=[label(name) for _, name in points],
                     hovertemplate="%{customdata}, round %{x}",
                 )
             )
@@ -717,17 +726,17 @@ def _answers(run: RunRecord, names: Sequence[str]) -> go.Figure:
 
 
 def _site_cells(run: RunRecord, name: str) -> tuple[str, ...]:
-    answers = {row["round"]: row["sites"][name] for row in run.rows if name in row.get("sites", {})}
-    counts = [sum(answer == kind for answer in answers.values()) for kind in ("replied", "rejected", "failed")]
-    heard = [number for number, answer in answers.items() if answer == "replied"]
-    silent = f"{run.last['round'] - max(heard)} rounds" if heard else "never heard"
+    status = {row["round"]: row["sites"][name] for row in run.rows if name in row.get("sites", {})}
+    counts = [sum(each == kind for each in status.values()) for kind in ("replied", "rejected", "failed")]
+    replied = [number for number, each in status.items() if each == "replied"]
+    last_reply = f"{run.last['round'] - max(replied)} rounds ago" if replied else "never"
     seconds = [row["site_seconds"][name] for row in run.rows if name in row.get("site_seconds", {})]
     classes = run.partition.get(name, {}).get("classes", {})
     clips = sum(each.get("train", 0) for each in classes.values())
     known = (str(sum(each.get("train", 0) > 0 for each in classes.values())), str(clips)) if classes else ("-", "-")
     mean = f"{sum(seconds) / len(seconds):.2f}" if seconds else "-"
     missed = sum(name in row.get("not_evaluated", ()) for row in run.rows)
-    return (str(len(answers)), *map(str, counts), silent, mean, *known, str(missed))
+    return (str(len(status)), *map(str, counts), last_reply, mean, *known, str(missed))
 
 
 # Tables ---------------------------------------------------------------------------------------------------
@@ -742,7 +751,7 @@ def _columns(runs: Sequence[RunRecord], key: str, words: str) -> list[tuple[str,
 
 
 def _with_interval(row: Row, key: str) -> Any:
-    """A metric, in words where the row also has its interval."""
+    """A metric, as text with its interval if the round has one."""
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
     if row.get(key) is None or low is None or high is None:
         return row.get(key)
@@ -754,7 +763,7 @@ def _of_run(words: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
 
 
 def _round_table(columns: Iterable[tuple[str, Mapping[int, Any]]]) -> TextTable:
-    """A row a round, a column a figure."""
+    """A table with one row per round."""
     columns = list(columns)
     numbers = sorted({number for _, values in columns for number in values})
     rows = [(str(number), *(_text(values.get(number), ".4g") for _, values in columns)) for number in numbers]

@@ -1,6 +1,7 @@
-"""The report as one HTML file: text and figures of the runs, and Plotly itself, packed.
+"""The report as one HTML file: texts and figures of the runs, and a packed copy of Plotly.
 
-The page may run its own two scripts, known by their hashes, and fetch nothing: its Content-Security-Policy says so.
+Called by `fed-a2v report` and at the end of a run. The page's Content-Security-Policy allows its own two scripts, by
+their hashes, and no requests.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from fed_a2v.runs.table import TextTable, accuracy_cell
 from fed_a2v.storage.files import write_text
 from fed_a2v.version import __version__
 
-# Reasons that are listed under "What went wrong".
+# Maximum number of reasons in the table of errors.
 MOST_REASONS = 30
 T5 = "t5/accuracy"
 
 
 class Card(NamedTuple):
-    """One figure of the headline."""
+    """One figure at the top of the page."""
 
     name: str
     value: str
@@ -50,7 +51,7 @@ class Card(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Plots under one heading."""
+    """The plots of a section."""
 
     name: str
     title: str
@@ -65,7 +66,7 @@ class Text(NamedTuple):
 
 
 class Command(NamedTuple):
-    """How to run a run again."""
+    """Command that reproduces a run."""
 
     label: str
     words: str
@@ -76,32 +77,32 @@ def write_report(folders: Sequence[Path], out: Path, unfold: figures.Layout | No
     """Write the report of the runs in `folders` to the file `out`.
 
     Args:
-        folders: of runs, comparisons or sweeps; see `collect`.
-        out: replaced in one step.
+        folders: folders of runs, comparisons or sweeps; see `collect`.
+        out: file to write, replaced atomically.
         unfold: see `figures.map_plot`.
 
     Returns:
         `out`.
 
     Raises:
-        ReportError: there is no run, or what it left cannot be read.
+        ReportError: there is no run, or its files cannot be read.
         OSError: `out` cannot be written.
     """
     try:
         page = render(collect(folders), unfold)
     except (UserError, OSError):
         raise
-    except Exception as error:  # whatever files that others have changed make of the figures
-        raise ReportError(f"what lies in {', '.join(map(str, folders))} is not what a run leaves: {error!r}") from error
+    except Exception as error:  # with untrusted files, the figures may raise anything
+        raise ReportError(f"the files in {', '.join(map(str, folders))} are not those of a run: {error!r}") from error
     return write_text(out, page)
 
 
-def render(found: Collection, unfold: figures.Layout | None = None) -> str:
-    """The page of some runs."""
-    groups = [group for group in _groups(found, unfold) if group.plots]
+def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
+    """HTML of the page."""
+    groups = [group for group in _groups(collection, unfold) if group.plots]
     sections = [("headline", "At a glance"), *((group.name, group.title) for group in groups)]
-    sections += [("settings", "Settings"), ("environment", "Environment"), ("reproduce", "How to reproduce")]
-    runs = found.runs
+    sections += [("settings", "Settings"), ("environment", "Environment"), ("reproduce", "Reproduction")]
+    runs = collection.runs
     library = _library()
     return (
         _environment()
@@ -109,7 +110,7 @@ def render(found: Collection, unfold: figures.Layout | None = None) -> str:
         .render(
             policy=_policy(library.text, SCRIPT),
             version=__version__,
-            title=clean(runs[0].label) if len(runs) == 1 else f"{len(runs)} runs side by side",
+            title=clean(runs[0].label) if len(runs) == 1 else f"Comparison of {len(runs)} runs",
             subtitle=_subtitle(runs),
             style=STYLE,
             script=SCRIPT,
@@ -117,9 +118,9 @@ def render(found: Collection, unfold: figures.Layout | None = None) -> str:
             plots=_plots_json([plot for group in groups for plot in group.plots]),
             sections=sections,
             notices=_notices(runs),
-            cards=_cards(found) if len(runs) == 1 else [],
-            crossed=[(each["says"], crossed_table(each), each["covers"]) for each in found.crossed],
-            summary=_summary(found),
+            cards=_cards(collection) if len(runs) == 1 else [],
+            crossed=[(each["says"], crossed_table(each), each["covers"]) for each in collection.crossed],
+            summary=_summary(collection),
             groups=groups,
             reasons=_reasons(runs),
             differences=_differences(runs),
@@ -130,18 +131,18 @@ def render(found: Collection, unfold: figures.Layout | None = None) -> str:
     )
 
 
-def _groups(found: Collection, unfold: figures.Layout | None) -> list[Group]:
+def _groups(runs: Collection, unfold: figures.Layout | None) -> list[Group]:
     groups = [
-        Group("rounds", "Accuracy", [figures.accuracy_plot(found), figures.gain_plot(found)]),
+        Group("rounds", "Accuracy", [figures.accuracy_plot(runs), figures.gain_plot(runs)]),
         Group(
             "training",
             "Losses",
-            [figures.loss_plot(found), figures.validation_plot(found), figures.network_plot(found)],
+            [figures.loss_plot(runs), figures.validation_plot(runs), figures.network_plot(runs)],
         ),
-        Group("by-class", "Classes", [figures.class_plot(found), figures.confusion_plot(found)]),
-        Group("space", "Map", [figures.map_plot(found, unfold)]),
-        Group("cost", "Bytes and seconds", [figures.bytes_plot(found), figures.seconds_plot(found)]),
-        Group("of-sites", "Sites", [figures.sites_plot(found)]),
+        Group("by-class", "Classes", [figures.class_plot(runs), figures.confusion_plot(runs)]),
+        Group("space", "Map", [figures.map_plot(runs, unfold)]),
+        Group("cost", "Bytes and seconds", [figures.bytes_plot(runs), figures.seconds_plot(runs)]),
+        Group("of-sites", "Sites", [figures.sites_plot(runs)]),
     ]
     return [group._replace(plots=[plot for plot in group.plots if plot.views]) for group in groups]
 
@@ -166,28 +167,30 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
-            notices.append(f"{clean(run.label)}: classes, confusions and map are as they were after round {recorded}.")
+            notices.append(f"{clean(run.label)}: classes, confusions and map are those after round {recorded}.")
         notices += [f"{clean(run.label)}: {remark}." for remark in remarks(run.rows)]
         if partly := [str(row["round"]) for row in run.rows[:-1] if not fully_evaluated(row)]:
             notices.append(f"{clean(run.label)}: not all sites were evaluated in round {', '.join(partly)}.")
         if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
             notices.append(
-                f"{clean(run.label)}: the weighted mean is not by clips alone, aggregation.max_site_share cuts what "
-                f"{cut} of the sites count for."
+                f"{clean(run.label)}: the weighted mean is not by clips alone; aggregation.max_site_share limits the "
+                f"weight of {cut} sites."
             )
         if lost := run.last.get("lost_classes"):
             limit = run.config.get("share", {}).get("min_clips", "enough")
             notices.append(
-                f"{clean(run.label)}: the server step does not know {len(lost)} classes, for no site has {limit} clips "
-                f"of them to train on (share.min_clips): {', '.join(map(clean, lost))}."
+                f"{clean(run.label)}: the server step lacks {len(lost)} classes, since no site has {limit} training "
+                f"clips of them (share.min_clips): {', '.join(map(clean, lost))}."
             )
     if len(runs) > figures.MOST_VIEWS:
-        notices.append(f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables, all.")
+        notices.append(
+            f"Figures of single runs show the first {figures.MOST_VIEWS} of {len(runs)}; the tables show all."
+        )
     return notices
 
 
-def _cards(found: Collection) -> list[Card]:
-    run = found.runs[0]
+def _cards(collection: Collection) -> list[Card]:
+    run = collection.runs[0]
     last, rows = run.last, run.rows
     after, before = last.get("accuracy"), last.get("accuracy_before")
     cards = [Card("Accuracy", _three(after), f"after round {last['round']}, on {scored_on(last)}")]
@@ -198,15 +201,15 @@ def _cards(found: Collection) -> list[Card]:
         note = f"after round {last['round']}; cosine {_three(last['t5/cosine'])}, CLIP's {_three(last.get('cosine'))}"
         cards.append(Card("T5: accuracy", _three(last["t5/accuracy"]), note))
     if before is not None and after is not None:
-        note = f"of round {last['round']}, to which the step adds {after - before:+.3f}"
+        note = f"in round {last['round']}; the step adds {after - before:+.3f}"
         cards.append(Card("Before the server step", _three(before), note))
-    worth = gains(rows, run.without_step)
-    if has_server_step(run.config) and worth["gain_first_round"] is not None:
-        cards.append(Card("Gain of the first round", _signed(worth["gain_first_round"]), "by the server step"))
-    if worth["gain_over_fedavg"] is not None:
+    step_gains = gains(rows, run.without_step)
+    if has_server_step(run.config) and step_gains["gain_first_round"] is not None:
+        cards.append(Card("Gain of the first round", _signed(step_gains["gain_first_round"]), "by the server step"))
+    if step_gains["gain_over_fedavg"] is not None:
         note = f"the same run without the server step, after round {last['round']}"
-        cards.append(Card("Gain over FedAvg", _signed(worth["gain_over_fedavg"]), note))
-    for name, baseline in found.baselines.items():
+        cards.append(Card("Gain over FedAvg", _signed(step_gains["gain_over_fedavg"]), note))
+    for name, baseline in collection.baselines.items():
         lead = gain_over(last, baseline[-1])
         note = "" if lead is None else f"this run {lead:+.3f}"
         cards.append(Card(clean(name), _three(baseline[-1].get("accuracy")), note))
@@ -216,7 +219,7 @@ def _cards(found: Collection) -> list[Card]:
     if generator and run.config.get("finetune", {}).get("enabled", True):
         cards.append(Card("Generator", clean(generator)))
     traffic = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows) / 1e6
-    cards.append(Card("Traffic", f"{traffic:.1f} MB", "all sites, both ways"))
+    cards.append(Card("Traffic", f"{traffic:.1f} MB", "all sites, both directions"))
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     cards.append(Card("Time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min", "in the rounds"))
     bad = sum(row.get("rejected", 0) + row.get("failures", 0) for row in rows)
@@ -224,11 +227,11 @@ def _cards(found: Collection) -> list[Card]:
     return cards
 
 
-def _summary(found: Collection) -> TextTable:
-    """The runs and baselines side by side; nothing for a single run, which has cards."""
-    if len(found.runs) == 1:
+def _summary(collection: Collection) -> TextTable:
+    """Table of the runs and baselines; empty for a single run, which has cards."""
+    if len(collection.runs) == 1:
         return TextTable("", (), ())
-    sides = (T5,) if any(T5 in run.last for run in found.runs) else ()
+    sides = (T5,) if any(T5 in run.last for run in collection.runs) else ()
     rows: list[tuple[str, ...]] = [
         (
             clean(run.label),
@@ -242,9 +245,9 @@ def _summary(found: Collection) -> TextTable:
             str(sum(row.get("rejected", 0) + row.get("failures", 0) for row in run.rows)),
             _steps(run.rows),
         )
-        for run in found.runs
+        for run in collection.runs
     ]
-    for name, lines in found.baselines.items():
+    for name, lines in collection.baselines.items():
         last = lines[-1]
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
         rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------", _steps(lines)))
@@ -254,7 +257,7 @@ def _summary(found: Collection) -> TextTable:
 
 
 def _gains(run: RunRecord) -> list[str]:
-    """What the server step adds in the first round, in the last, and to the run."""
+    """Gains of the server step in the first round, in the last round, and over FedAvg."""
     if not has_server_step(run.config):
         return ["-", "-", "-"]
     return [_signed(value) for value in gains(run.rows, run.without_step).values()]
@@ -268,7 +271,7 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _reasons(runs: Sequence[RunRecord]) -> TextTable:
-    """Why replies were rejected and sites failed, the most frequent first."""
+    """Reasons of rejected replies and failed sites, the most frequent first."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for run in runs:
         for row in run.rows:
@@ -279,7 +282,7 @@ def _reasons(runs: Sequence[RunRecord]) -> TextTable:
 
 
 def _differences(runs: Sequence[RunRecord]) -> TextTable:
-    """The settings in which runs differ, a row a setting."""
+    """The settings in which runs differ, one per row."""
     flat = [dict(_flat(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for each in flat for key in each))
     rows = []
@@ -298,7 +301,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _environments(runs: Sequence[RunRecord]) -> TextTable:
-    """Where the runs took place, a column a run; one column where all say the same."""
+    """Software and hardware of the runs, one column per run."""
     keys = list(dict.fromkeys(key for run in runs for key in run.environment))
     columns = [[_cell(run.environment.get(key)) for key in keys] for run in runs]
     labels = [clean(run.label) for run in runs]
@@ -315,7 +318,7 @@ def _cell(value: Any) -> str:
 def _command(run: RunRecord) -> Command:
     overrides = overrides_of(run.config) if run.config else None
     if overrides is None:
-        return Command(clean(run.label), "no overrides of this version give its settings; they are listed above.", "")
+        return Command(clean(run.label), "no overrides of this version give its settings, which are listed above.", "")
     return Command(
         clean(run.label),
         f"with version {clean(run.environment.get('fed_a2v', __version__))},",
@@ -344,7 +347,7 @@ def _three(value: Any) -> str:
 
 
 class Library(NamedTuple):
-    """Plotly's JavaScript, as it is and packed for the page."""
+    """Plotly's JavaScript, as text and packed for the page."""
 
     text: str
     packed: str
@@ -356,7 +359,7 @@ def _library() -> Library:
     assert spec is not None
     assert spec.origin is not None
     content = (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_bytes()
-    # The highest level gains no more than this one, and takes longer.
+    # Higher levels take longer without making it smaller.
     return Library(content.decode(), base64.b64encode(gzip.compress(content, 6, mtime=0)).decode())
 
 
@@ -370,7 +373,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _plots_json(plots: Sequence[figures.Plot]) -> str:
-    """The figures' data by name; `<` is written so that no name can end the script element."""
+    """The figures' data by name; `<` is escaped so that no name can end the script element."""
     views = {
         plot.name: [json.loads(plotly.io.to_json(view.figure, validate=False)) for view in plot.views] for plot in plots
     }
@@ -384,9 +387,9 @@ def _environment() -> jinja2.Environment:
     table = environment.get_template("table")
     number = re.compile(r"[-+]?[\d.]+%?|-").fullmatch
 
-    def filled(content: TextTable, name: str) -> Any:
+    def render_table(content: TextTable, name: str) -> Any:
         numeric = [all(number(cell) for cell in column) for column in zip(*content.rows, strict=True)]
         return Markup(table.render(table=content, name=name, numeric=numeric))
 
-    environment.globals["table"] = filled
+    environment.globals["table"] = render_table
     return environment

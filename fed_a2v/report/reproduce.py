@@ -1,6 +1,6 @@
 """The shortest command that reproduces a run's settings, for the report.
 
-Hydra's record of the overrides is not enough: a run started by `flwr run` or resumed with other settings has none.
+Hydra's own record of the overrides is not enough: a run started by `flwr run` has none.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_the_keyboard_alone_reaches_and_works_everything(report, opened):
         if "modebar" not in page(focused):
             break
         page.until("() => getComputedStyle(document.activeElement.closest('.modebar')).opacity === '1'")
-    assert "The numbers" in page(focused)
+    assert "Numbers" in page(focused)
     page.page.keyboard.press("Enter")
     assert page("() => document.querySelector('#accuracy details').open")
     table = page.page.locator("#accuracy details table")
