@@ -1,4 +1,4 @@
-"""What the benchmarks share: the data, the machine in words, spreads, and the tables in the docs."""
+"""Shared parts of the benchmarks: data, description of the machine, spreads, and the tables in the docs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
-# What a table says of the class prompts that its accuracies are about.
+# Notes on the class prompts, for the tables.
 PROMPTS = {
     "random": "Class prompts: random vectors made from the classes' names (`targets=random`), which know no meaning.",
     "CLIP": "Class prompts: CLIP ViT-B/32's text vectors of the 31 classes that have one (`targets=file`).",
@@ -22,7 +22,7 @@ PROMPTS = {
 
 
 def data(kind: str) -> list[str]:
-    """Overrides that name the data: `yamnet`, `logmel`, or `clip`, which is YAMNet's with CLIP's text vectors."""
+    """Overrides for the data: `yamnet`, `logmel`, or `clip`, which is YAMNet's with CLIP's text vectors."""
     root = os.environ.get("FED_A2V_DATA")
     if not root:
         raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz and esc50/")
@@ -55,7 +55,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def write_block(name: str, text: str) -> None:
-    """Replace the block `name`, between its two marker comments, in every page that has it."""
+    """Replace the block `name`, between its two marker comments, in every page with such a block."""
     start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pages = [page for page in PAGES if start in page.read_text(encoding="utf-8")]
     if not pages:

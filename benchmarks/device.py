@@ -1,4 +1,4 @@
-"""What a GPU gains: the parts of a round on the CPU and on the GPU, one after the other in one process.
+"""Speed-up of a GPU: the parts of a round on the CPU and on the GPU, in turn in one process.
 
     python benchmarks/device.py [--device cuda] [--repeats 3] [--write]
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     given = parser.parse_args()
-    torch_device(given.device)  # as the program has it, set to give the same bits each time
+    torch_device(given.device)  # as in the program, deterministic
     parts = {f"{name}, {EPOCHS} epochs": fit(make) for name, make in GENERATORS.items()}
     parts |= {f"adapters `{name}`, {STEPS} steps": steps(*shapes) for name, shapes in ADAPTERS.items()}
     lines = [line(name, part, given.device, given.repeats) for name, part in parts.items()]
@@ -76,7 +76,7 @@ def line(name: str, part: Callable[[str], None], device: str, repeats: int) -> s
 
 
 def fit(make: Callable[[], Generator]) -> Callable[[str], None]:
-    """The whole of a generator's `fit`."""
+    """A complete `fit` of a generator."""
 
     def part(device: str) -> None:
         torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""Clips a second of `fed-a2v embed` on ESC-50, the time of a second call, and what an epoch from the cache costs.
+"""Clips per second of `fed-a2v embed` on ESC-50, time of a second call, and cost of an epoch from the cache.
 
     FED_A2V_DATA=FOLDER python benchmarks/embed.py
 
-FOLDER/esc50 is a copy of the data set. The epoch reads embeddings that are memory-mapped, and those that lie in memory,
-in turn: batches of both go through the same matrix product.
+FOLDER/esc50 is a copy of the data set. The epoch reads memory-mapped embeddings and embeddings in memory in turn;
+batches of both go through the same matrix product.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def processor_seconds() -> float:
 
 
 def embed(words: list[str]) -> tuple[float, str]:
-    """Seconds of the command as a user calls it, and what it printed."""
+    """Seconds of the command as called by a user, and its output."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "fed_a2v", "embed", *words], check=True, capture_output=True, text=True
@@ -69,7 +69,7 @@ def embed(words: list[str]) -> tuple[float, str]:
 
 
 def epoch(folder: Path) -> tuple[float, float, float]:
-    """Ratio, and seconds memory-mapped and from memory, of one epoch of shuffled batches."""
+    """Ratio of the times of one epoch of shuffled batches, and its seconds memory-mapped and from memory."""
     torch.set_num_threads(1)
     store = EmbeddingStore(folder, "float32")
     names = [str(row) for row in range(ROWS)]

@@ -1,16 +1,16 @@
-"""What a round of FLUX's adapters costs on the wire, and what a head sixty times as large would gain.
+"""Network traffic of a round with FLUX's adapters, and the gain of a head sixty times as large.
 
     FED_A2V_DATA=FOLDER python benchmarks/flux.py [--steps 60] [--folder RUNS] [--write]
     FED_A2V_DATA=FOLDER python benchmarks/flux.py --generators [--seeds 3] [--rounds 5] [--folder RUNS] [--write]
 
-FOLDER holds `esc50_yamnet.npz`. 10 sites with 5 classes each; folds 1 to 3 train, fold 4 tests. The targets are
-those of FLUX in its own widths, 1 x 768 from a CLIP text model and 17 x 4096 from a T5 encoder; both are tiny models
-of the same classes with random weights. Beside the federation stand its adapters trained on all clips in one place,
-and there, too, a head of 247 M parameters that works at T5's width throughout. It takes about 5 GB of memory.
+FOLDER has `esc50_yamnet.npz`. 10 sites with 5 classes each; folds 1 to 3 train, fold 4 tests. The targets have FLUX's
+widths, 1 x 768 from a CLIP text model and 17 x 4096 from a T5 encoder; both are tiny models of the same architectures
+with random weights. The federation is compared with its adapters trained on all clips in one place, and with a head of
+247 M parameters that has T5's width throughout, trained there, too. It takes about 5 GB of memory.
 
-`--generators`: whether a generator helps the T5 side. The same federation with one mean a class and with eight, without
-server step, with the means alone, and with the VAE (conditioned on CLIP), the two VAEs (the second on T5, for the T5
-adapter) and the multimodal one (on both). Runs that are in FOLDER already are not repeated.
+`--generators`: whether a generator helps the T5 side. The same federation with one mean per class and with eight,
+without server step, with the means alone, and with the VAE (conditioned on CLIP), the two VAEs (the second on T5, for
+the T5 adapter) and the multimodal one (on both). Finished runs in FOLDER are not repeated.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def table(folder: Path, steps: int) -> str:
-    """Run all three and put them side by side, as Markdown."""
+    """Run all three and compare them in a Markdown table."""
     settings = compose_settings(overrides(folder))
     with (folder / "said.txt").open("w") as said:
         run_in_process(settings, folder / "run", Console(file=said))
@@ -86,7 +86,7 @@ def table(folder: Path, steps: int) -> str:
     }
     for name, head in heads.items():
         train_in_one_place(head, settings, run.targets, steps)
-        # What it would move: all weights in float32, as the original did.
+        # Traffic of the wide head: all weights in float32, as in the original.
         megabytes = f"{4e-6 * size(head):.0f} (float32)" if isinstance(head, WideHead) else "-"
         lines.append(line(name, head, megabytes, megabytes, settings, run.targets))
     return "\n".join(lines) + (
@@ -96,7 +96,7 @@ def table(folder: Path, steps: int) -> str:
 
 
 def overrides(folder: Path) -> list[str]:
-    """The experiment, with text models that are made first."""
+    """The experiment, with text models that are created first."""
     root = os.environ.get("FED_A2V_DATA")
     if not root:
         raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz")
@@ -121,7 +121,7 @@ def overrides(folder: Path) -> list[str]:
 
 
 def generators(folder: Path, seeds: int, rounds: int) -> str:
-    """Every arm on the same seeds, as Markdown: figures after the last round, and T5's cosine less `none`'s."""
+    """Every arm on the same seeds, as Markdown: figures after the last round, and T5's cosine minus that of `none`."""
     words = [*overrides(folder), *LEAN]
     lines = ["| means a class | | " + " | ".join(FIGURES) + " | T5 cosine less `none`'s |", "|---" * 6 + "|"]
     for share, shared in SHARES.items():
@@ -147,16 +147,16 @@ def run_figures(folder: Path, words: list[str]) -> dict[str, float]:
     settings = compose_settings(words)
     own = folder / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     with Path(os.devnull).open("w") as nowhere:
-        run_in_process(settings, own, Console(file=nowhere))  # a finished run gives its results again
+        run_in_process(settings, own, Console(file=nowhere))  # a finished run returns its results without training
     run = load_run(own)
     clip, t5 = retrievals(run.step.adapters, settings, run.targets)
     return dict(zip(FIGURES, (clip.accuracy, t5.accuracy, t5.mean_similarity), strict=True))
 
 
 class WideHead(nn.Module):
-    """A head like the original's: 247 M parameters, nearly all in a T5 side at width 4096 throughout.
+    """A head like the original's: 247 M parameters, nearly all in a T5 side with width 4096 throughout.
 
-    It begins at the centre of the class prompts and in their scale, as our adapters do.
+    It starts at the centre and scale of the class prompts, as our adapters do.
     """
 
     def __init__(self, audio_width: int, prompts: ClassPrompts) -> None:
@@ -193,7 +193,7 @@ class WideSide(nn.Module):
 
 
 def train_in_one_place(head: nn.Module, settings: Settings, prompts: ClassPrompts, steps: int) -> None:
-    """Train on all sites' clips together; the wide head with a third of the learning rate."""
+    """Train on the pooled clips of all sites; the wide head with a third of the learning rate."""
     audio, labels = clips(settings, "train")
     if isinstance(head, Adapters):
         columns = audio.flatten(0, 1)
@@ -206,7 +206,7 @@ def train_in_one_place(head: nn.Module, settings: Settings, prompts: ClassPrompt
 
 @torch.no_grad()
 def retrievals(head: nn.Module, settings: Settings, prompts: ClassPrompts) -> tuple[Retrieval, Retrieval]:
-    """What the test clips' CLIP and T5 outputs find."""
+    """Retrieval by the CLIP and T5 outputs of the test clips."""
     audio, labels = clips(settings, "test")
     parts = [head(rows) for rows in audio.split(100)]
     assert prompts.t5 is not None
@@ -224,14 +224,14 @@ def line(name: str, head: nn.Module, up: str, down: str, settings: Settings, pro
 
 
 def clips(settings: Settings, split: str) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a split, of all sites together."""
+    """Embeddings and labels of a split, pooled over all sites."""
     loaded = load_clips(settings.dataset, settings.encoder, settings.seed, Path(str(settings.cache_dir)))
     rows = torch.from_numpy(loaded.rows(split))  # type: ignore[arg-type]
     return loaded.embeddings[rows], loaded.labels[rows]
 
 
 def size(head: nn.Module) -> int:
-    """Its trained parameters."""
+    """Number of trained parameters."""
     return sum(parameter.numel() for parameter in head.parameters())
 
 

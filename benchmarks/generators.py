@@ -1,14 +1,14 @@
-"""Does the server step help, and when does a generator pay? ESC-50 in hard federations: each fold tests, three seeds.
+"""Gains of the server step and of generators: ESC-50 in difficult federations, each fold as the test, three seeds.
 
     FED_A2V_DATA=FOLDER python benchmarks/generators.py [TABLE ...] [--quick | --standard | --full] [--jobs N] [--write]
 
-FOLDER holds `esc50_yamnet.npz` (embeddings of a frozen YAMNet with target and fold), `clip_vitb32_text.npz` (CLIP's
-text vectors of 31 of the classes) and, for the log-mel table, `esc50/` in the official layout; folds 1 to 4. One row a
-run goes into a CSV (`docs/generators.csv`) as soon as it is done; runs that are there already are not done again, so
-the benchmark can be stopped and started at will. A CSV with other columns is begun anew.
+FOLDER has `esc50_yamnet.npz` (embeddings of a frozen YAMNet with target and fold), `clip_vitb32_text.npz` (CLIP's
+text vectors of 31 of the classes) and, for the log-mel table, `esc50/` in the official layout; folds 1 to 4. Each
+finished run is a row of a CSV (`docs/generators.csv`) and is not repeated, so the benchmark can be stopped and
+continued. A CSV with other columns is replaced.
 
-`--quick`: a smoke test of a minute. `--standard`: what the docs show, an hour and a half on two cores. `--full`: every
-method in every table, hours. `--write` puts tables and picture into docs/.
+`--quick`: a smoke test of a minute. `--standard`: the tables of the docs, an hour and a half on two cores. `--full`:
+every method in every table, hours. `--write` writes tables and plot to docs/.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FEDERATIONS = {
     "5 sites": ["experiment=esc50_5x10", "partition.classes_per_site=null"],
     "incremental 5 x 10": ["experiment=class_incremental"],
 }
-# What a site sends of each class.
+# Class statistics that a site sends.
 SHARES = {"8": ["share.variance=groups"], "1 + variance": ["share=mean"]}
 FORGOTTEN = "bank.keep=generator"
 UNTRAINED = ["generator=vae", "generator.learning_rate=1e-12"]
@@ -75,7 +75,7 @@ METHODS: dict[str, list[str] | None] = {
     "pooled": None,
     "pooled, as many steps": None,
 }
-# What costs time and changes no figure of the tables.
+# Disables what takes time without affecting the tables.
 LEAN = (
     *("wandb.mode=disabled", "report=false", "federation.evaluate_before=false", "generator.save_checkpoint=false"),
     *("checkpoint.frequency=1000", "checkpoint.keep_best=false", "generator.validation_frequency=1000"),
@@ -184,7 +184,7 @@ def quick() -> dict[str, Table]:
 
 
 def standard() -> dict[str, Table]:
-    """What the docs show."""
+    """The tables of the docs."""
     return TABLES
 
 
@@ -194,7 +194,7 @@ def full() -> dict[str, Table]:
 
 
 def cases(tables: Sequence[Table], pairs: Sequence[tuple[int, int]]) -> Iterator[Case]:
-    """The runs of some tables, pair by pair: what is stopped half-way has whole pairs."""
+    """The runs of some tables, pair by pair, so that a stopped benchmark has complete pairs."""
     for fold, seed in pairs:
         for one in tables:
             for method in one.methods:
@@ -202,18 +202,18 @@ def cases(tables: Sequence[Table], pairs: Sequence[tuple[int, int]]) -> Iterator
 
 
 def missing_of(path: Path, wanted: Sequence[Case]) -> list[Case]:
-    """The runs that the CSV lacks."""
+    """The runs that are missing in the CSV."""
     done = {key_of(row) for row in read(path)}
     return [case for case in wanted if key(case) not in done]
 
 
 def fill(path: Path, wanted: Sequence[Case], jobs: int) -> None:
-    """Do the runs that the CSV lacks."""
+    """Execute the runs that are missing in the CSV."""
     missing = missing_of(path, wanted)
     start = time.perf_counter()
     print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before")
     for kind in {case.data for case in missing}:
-        data(kind)  # fails here if nobody says where the data lies
+        data(kind)  # fails here if FED_A2V_DATA is not set
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=quietly) as pool:
         for number, future in enumerate(as_completed([pool.submit(run, case) for case in missing]), start=1):
@@ -224,7 +224,7 @@ def fill(path: Path, wanted: Sequence[Case], jobs: int) -> None:
 
 
 def quietly() -> None:
-    """In a process of the pool: one thread, and no lines of Flower's."""
+    """Initialise a process of the pool: one thread, and no log lines of Flower."""
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
@@ -261,7 +261,7 @@ def run(case: Case, *more: str) -> Row:
 
 
 def steps(settings: Settings) -> list[int]:
-    """Optimiser steps of each round of a federation, where all sites are there in all: a site's, then the server's."""
+    """Optimiser steps of each round of a federation with all sites in every round: of a site plus the server."""
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     sizes = [len(site.rows("train")) for site in partition(clips, settings.partition, settings.seed)]
     return [
@@ -273,7 +273,7 @@ def steps(settings: Settings) -> list[int]:
 
 
 def first_ten(rows: list[Row], names: list[str]) -> dict[str, float]:
-    """Accuracy on the first site's classes when it left, and at the end; of all prompts."""
+    """Accuracy on the first site's classes when it left and at the end, among all prompts."""
     left = [row for row in rows if row["classes_old"] == 0][-1]
     return {
         "accuracy_first_ten_learned": sum(left["per_class"][name] for name in names) / len(names),
@@ -290,7 +290,7 @@ def key_of(row: Row) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of the CSV; none of one with other columns."""
+    """All rows of the CSV; empty if it has other columns."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -299,7 +299,7 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row; two benchmarks may write to the same file."""
+    """Append a row; two benchmarks may write to the same file."""
     short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
     with FileLock(f"{path}.lock"):
         mode = "a" if read(path) else "w"
@@ -312,7 +312,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def block(one: Table, rows: list[Row], wanted: Sequence[tuple[int, int]]) -> str:
-    """What is established, in a sentence, and the table behind it."""
+    """The verdict in a sentence, and the table of its numbers."""
     own = {
         (row["method"], (int(row["fold"]), int(row["seed"]))): row
         for row in rows
@@ -354,7 +354,7 @@ def block(one: Table, rows: list[Row], wanted: Sequence[tuple[int, int]]) -> str
 
 
 def as_rows(row: Row, place: int) -> list[dict[str, float]]:
-    """A run of the CSV as a run's only row, with the accuracy of the round at `place`."""
+    """A run of the CSV as a run with one round, with the accuracy of the round at `place`."""
     taken = {f"{side}/optimiser_steps": float(row[f"{side}_steps"]) for side in ("site", "server")}
     return [{"accuracy": json.loads(row["by_round"])[place], **taken}]
 
@@ -374,7 +374,7 @@ def difference_of(arm: dict[str, Any]) -> str:
 
 
 def training(runs: dict[str, list[Row]], shared: float) -> str:
-    """What the training of the VAE adds: the last round less that of its untrained twin."""
+    """Gain of the VAE's training: accuracy in the last round minus that of the untrained VAE."""
     found = []
     for twin in runs:
         trained = twin.replace(", untrained", "")
@@ -386,7 +386,7 @@ def training(runs: dict[str, list[Row]], shared: float) -> str:
 
 
 def forgetting(runs: dict[str, list[Row]]) -> str:
-    """What becomes of the first ten classes in the incremental federation; nothing elsewhere."""
+    """Accuracy on the first ten classes in the incremental federation; empty for others."""
     lines = ["| first ten classes | when learned | at the end |", "|---|---|---|"]
     for method, rows in runs.items():
         if all(row["accuracy_first_ten"] for row in rows):

@@ -1,10 +1,10 @@
-"""Sites that send garbage: what each aggregation rule loses to them.
+"""Loss of accuracy by malicious sites, for each aggregation rule.
 
     FED_A2V_DATA=FOLDER python benchmarks/hostile.py [--seeds 0,1] [--processes 2] [--kinds NAME,...] [--write]
 
 ESC-50, YAMNet (without FED_A2V_DATA the built-in sounds), 50 sites (Dirichlet 1.0), of which 10, or one, send garbage
-of one kind from the registration on. Three rounds, adapters 128 wide, a Gaussian generator. One of 50 is not asked of a
-plain mean, and given as the mean of three modes, for single runs differ by a point if nothing but an order does.
+of one kind from the registration on. Three rounds, adapters of width 128, a Gaussian generator. One of 50 is not tested
+with a plain mean, and is reported as the mean of three modes, since single runs vary by a point with the order alone.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from fed_a2v.federation.protocol.instruction import Instruction
 from fed_a2v.federation.simulation import run_in_process
 
 MODES = ("avg", "median", "trimmed", "krum")
-# By their number; every fifth site, so that they are spread over the classes.
+# Every fifth site, so that they are spread over the classes.
 HOSTILE = {number: frozenset(site_name(5 * place) for place in range(number)) for number in (10, 1)}
 
 
 def weights(change: Callable[[Tensor], Tensor]) -> Callable[..., TrainReply]:
-    """Spoil the adapters' weights."""
+    """Corrupt the adapters' weights."""
     return lambda reply, _: replace(reply, weights=[change(weight) for weight in reply.weights])
 
 
 def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable[..., TrainReply]:
-    """Spoil what is said of each class."""
+    """Corrupt the statistics of each class."""
 
     def spoil(reply: TrainReply, _: GarbageNode) -> TrainReply:
         said = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.prompts]
@@ -56,7 +56,7 @@ def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable
 
 
 def claiming(reply: TrainReply, clips: int = 0) -> TrainReply:
-    """The reply with numbers of clips that fit what it holds, or of `clips` for each prototype."""
+    """The reply with numbers of clips that fit its content, or `clips` for each prototype."""
     said = []
     for prompt in reply.prompts:
         counts = torch.full_like(prompt.audio.counts, clips) if clips else prompt.audio.counts
@@ -77,7 +77,7 @@ def many(audio: AudioPrototypes) -> AudioPrototypes:
 
 
 def faked(reply: TrainReply, node: GarbageNode) -> TrainReply:
-    """Of every class eight prototypes, which are the site's own of other classes, and a million clips behind each."""
+    """Eight prototypes of every class, which are the site's own of other classes, of a million clips each."""
     own = torch.cat([prompt.audio.means for prompt in reply.prompts])
     said = []
     for place, name in enumerate(node.classes):
@@ -87,7 +87,7 @@ def faked(reply: TrainReply, node: GarbageNode) -> TrainReply:
 
 
 def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
-    """The registration of a site whose embeddings are one number each, and of very many clips."""
+    """The registration of a site with constant embeddings and a very large number of clips."""
     if reply.task == "train":
         return reply
     one = [replace(p, audio=replace(p.audio, means=p.audio.means[..., :1], variances=p.audio.variances[..., :1]))
@@ -96,23 +96,23 @@ def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
 
 
 def old(reply: TrainReply, node: GarbageNode) -> TrainReply:
-    """The weights of the site's first round, again and again."""
+    """The weights of the site's first round, sent in every round."""
     first = node.first.setdefault(reply.site, reply.weights) if reply.weights else []
     return replace(reply, weights=first)
 
 
 def noise(weight: Tensor) -> Tensor:
-    """As large as the weights are, but for a factor of five."""
+    """Weights of five times the size."""
     return 5 * weight.square().mean().sqrt() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
 
 
 def honest(reply: TrainReply, _: GarbageNode) -> TrainReply:
-    """As it is."""
+    """The unchanged reply."""
     return reply
 
 
 def lies(scores: Scores) -> Scores:
-    """None of very many clips is right, and all are very wrong."""
+    """An evaluation of a very large number of clips with zero accuracy and a very large loss."""
     absurd = {"clips": 10**6, "right_at_1": 0, "right_at_5": 0, "cosine": -1e6, "loss": 1e12, "predicted": {}}
     return Scores({name: score.model_copy(update=absurd) for name, score in scores.classes.items()})
 
@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[..., TrainReply]] = {
     "another shape and 1e9 clips": other_shape,
     "invented scores": honest,
 }
-# What is refused in the same messages leaves the same run, bit for bit; that it is so is seen in one mode.
+# Kinds that are refused in the same messages give the same run, bit for bit; one mode is enough to check this.
 ALIKE = {
     "weights 1000 times too large": "weights not finite",
     **dict.fromkeys(
@@ -159,7 +159,7 @@ def main() -> None:
     print("\n".join(lines))
     with ProcessPoolExecutor(given.processes) as pool:
         asked = dict.fromkeys(["none", *given.kinds.split(",")])
-        # Without garbage it does not matter from how many sites it comes.
+        # Without garbage, the number of malicious sites does not matter.
         jobs = {
             (kind, case, seed): pool.submit(run, kind, case, seed)
             for kind in asked
@@ -225,22 +225,22 @@ def run(kind: str, case: tuple[int, str], seed: int) -> tuple[float, int]:
 
 
 class Garbage(A2VClient):
-    """Acts for honest sites, and for hostile ones."""
+    """Client of honest and hostile sites, which works by the node that it is given."""
 
     def __init__(self, node: GarbageNode) -> None:
         super().__init__({})
         self.its_node = node
 
     def node(self) -> Node:
-        """What does the work."""
+        """The node that handles the messages."""
         return self.its_node
 
 
 class GarbageNode(Node):
-    """A node whose hostile sites spoil what they send.
+    """A node whose hostile sites corrupt their replies.
 
     Args:
-        kind: of garbage.
+        kind: kind of garbage.
         hostile: names of the hostile sites.
     """
 
@@ -268,7 +268,7 @@ class GarbageNode(Node):
         return site
 
     def _spoilt(self, reply: TrainReply) -> TrainReply:
-        # The server never holds what the site would send: so it comes, and is spoilt, again in every round.
+        # The server has stored nothing of the site, so it sends, and corrupts, its prototypes again in every round.
         return KINDS[self.kind](replace(reply, fingerprint=reply.fingerprint[:-1] + "!"), self)
 
 

@@ -1,11 +1,11 @@
-"""Two thousand run folders that a stranger has changed: does any of them run code, read or write outside, or crash?
+"""Check on 2000 manipulated run folders that none runs code, reads or writes outside, or crashes.
 
     python benchmarks/hostile_folders.py [--folders 2000] [--seed 0] [--write]
 
 Every folder is a copy of a real run with one of the changes below: to its YAML, JSON and array files, to its saved
-states, whose digest is right again afterwards, and to what lies there at all, links, pipes and bombs. Each is given to
-`load_run`, `compare_runs`, `fed-a2v report` and `fed-a2v generate`, in processes whose every import, command, opened
-file and written file is watched. A folder may load, where its change means nothing, or be refused with a message.
+states, whose digest is corrected afterwards, or by links, pipes and archive bombs. Each is passed to `load_run`,
+`compare_runs`, `fed-a2v report` and `fed-a2v generate`, in processes that record every import, command, opened file and
+written file. A folder may load, if its change has no effect, or be refused with a message.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.storage.torch_files import content_digest
 
-# Folders that one watched process is given.
+# Folders per watched process.
 BATCH = 50
-# Seconds a folder may take, in a process that takes several.
+# Maximum number of seconds per folder, on average in a process.
 SECONDS = 60
 LARGEST_GROWTH = 1_000_000_000
 CANARY = "canary_module"
@@ -56,7 +56,7 @@ def places(tree: Tree, found: list[tuple[Any, Any]] | None = None) -> list[tuple
 
 
 def odd_value(dice: random.Random) -> Any:
-    """What nobody expects in a file of settings or figures."""
+    """Unexpected values for a file of settings or figures."""
     deep: Any = []
     for _ in range(dice.choice([3, 50])):
         deep = [deep]
@@ -91,7 +91,7 @@ def odd_value(dice: random.Random) -> Any:
 
 
 def code(dice: random.Random) -> dict[str, Any]:
-    """An object that would run something if it were built."""
+    """An object that runs code when it is created."""
     return dice.choice(
         [
             {"_target_": f"{CANARY}.Boom"},
@@ -108,7 +108,7 @@ def code(dice: random.Random) -> dict[str, Any]:
 
 
 def change_tree(tree: Tree, dice: random.Random) -> None:
-    """Change nested values in place: a value, a key that goes or is doubled, or an object with code."""
+    """Change nested values in place: a value, a removed or duplicated key, or an object with code."""
     found = places(tree)
     container, key = dice.choice(found)
     match dice.randrange(5):
@@ -141,7 +141,7 @@ def change_tree(tree: Tree, dice: random.Random) -> None:
 
 
 def change_yaml(path: Path, dice: random.Random) -> None:
-    """Change a YAML file: its values, or what YAML can do."""
+    """Change a YAML file: its values, or by features of YAML."""
     import yaml
 
     tree = yaml.safe_load(path.read_text())
@@ -165,7 +165,7 @@ def change_yaml(path: Path, dice: random.Random) -> None:
 
 
 def change_json(path: Path, dice: random.Random) -> None:
-    """Change a JSON file, or a line of one with an object a line."""
+    """Change a JSON file, or a line of a JSON Lines file."""
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     place = dice.randrange(len(lines))
     tree = [json.loads(lines[place])]
@@ -176,7 +176,7 @@ def change_json(path: Path, dice: random.Random) -> None:
 
 
 def change_bytes(path: Path, dice: random.Random) -> None:
-    """Turn some bytes, cut the file, or put others in its place."""
+    """Flip some bytes, truncate the file, or replace it."""
     content = bytearray(path.read_bytes())
     match dice.randrange(3):
         case 0:
@@ -190,7 +190,7 @@ def change_bytes(path: Path, dice: random.Random) -> None:
 
 
 def change_state(path: Path, dice: random.Random) -> None:
-    """Change a saved state, and give it the digest that it needs."""
+    """Change a saved state, and correct its digest."""
     state = dict(torch.load(path, weights_only=True))
     state.pop("digest")
     if dice.random() < 0.5:
@@ -214,7 +214,7 @@ def change_state(path: Path, dice: random.Random) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As safe loading reads it: no text that has no bytes."""
+    """The value as safe loading reads it, without text that cannot be encoded."""
     if isinstance(value, dict):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -225,12 +225,12 @@ def _plain(value: Any) -> Any:
 def _digest(value: Any) -> str:
     try:
         return content_digest(value)
-    except Exception:  # what cannot be hashed here will not be loaded there
+    except Exception:  # a value that cannot be hashed here cannot be loaded either
         return "unknown"
 
 
 def pickled(path: Path, dice: random.Random) -> None:
-    """A state that runs something where it is unpickled."""
+    """A state that runs code when it is unpickled."""
     del dice
     content = f"c{CANARY}\nBoom\n(tR.".encode()
     buffer = io.BytesIO()
@@ -241,7 +241,7 @@ def pickled(path: Path, dice: random.Random) -> None:
 
 
 def bomb(path: Path, dice: random.Random) -> None:
-    """An archive that unpacks into gigabytes."""
+    """An archive bomb of gigabytes."""
     del dice
     with zipfile.ZipFile(path) as source:
         names = source.namelist()
@@ -278,7 +278,7 @@ def change_arrays(path: Path, dice: random.Random) -> None:
 
 
 def link_out(path: Path, dice: random.Random) -> None:
-    """A link to a file, or for a folder to a folder, that does not belong to the run."""
+    """A link to a file or folder outside the run."""
     del dice
     target = next(parent for parent in path.parents if (parent / "outside").is_dir()) / "outside"
     if path.is_dir():
@@ -290,7 +290,7 @@ def link_out(path: Path, dice: random.Random) -> None:
 
 
 def pipe(path: Path, dice: random.Random) -> None:
-    """A pipe, from which a reader never gets anything."""
+    """A pipe, which blocks its reader for ever."""
     del dice
     if path.is_dir():
         return
@@ -319,7 +319,7 @@ CHANGES: dict[str, tuple[Callable[[Path, random.Random], None], Callable[[Path],
 
 
 def spoil(folder: Path, kind: str, dice: random.Random) -> None:
-    """Make a change of a kind; where it is to a saved state, to all of them, so that there is no way back."""
+    """Make a change of a kind; a change to a saved state is made to all, so that an older one cannot replace it."""
     change, candidates = CHANGES[kind]
     found = candidates(folder)
     chosen = [path for path in found if path.suffix == ".pt"] if dice.random() < 0.5 else []
@@ -331,7 +331,7 @@ def spoil(folder: Path, kind: str, dice: random.Random) -> None:
 
 
 def watched(root: Path) -> None:
-    """Give every folder in `root / "runs"` to the program, and print what became of each as a line of JSON."""
+    """Pass every folder in `root / "runs"` to the program, and print the outcome of each as a line of JSON."""
     import resource
 
     from fed_a2v import compare_runs, load_run
@@ -390,7 +390,7 @@ def watched(root: Path) -> None:
             "report": lambda folder=folder: main(["report", str(folder)]),
             "generate": lambda folder=folder: main(["generate", str(folder), "--synthetic", "1"]),
         }
-        if not started:  # what is imported late, is before anything is watched
+        if not started:  # import late imports before recording starts
             for action in actions.values():
                 attempt("first", action)
             faults.clear()
@@ -404,7 +404,7 @@ def watched(root: Path) -> None:
 
 
 def _used(run: Any) -> None:
-    """What one does with a loaded run."""
+    """Typical uses of a loaded run."""
     if run.step.generator is not None:
         run.generator.sample(run.classes[0], 2)
     _ = run.metrics
@@ -431,7 +431,7 @@ def main() -> None:
 
 
 def run_all(root: Path, number: int, seed: int) -> list[dict[str, Any]]:
-    """Spoil as many folders, and see what becomes of them."""
+    """Manipulate the given number of folders, and collect the outcomes."""
     original = root / "original"
     settings = compose_settings(["experiment=quick", "rounds=2", "generator.validation_frequency=1", "report=false"])
     with Path(os.devnull).open("w") as nowhere:
@@ -457,7 +457,7 @@ def run_all(root: Path, number: int, seed: int) -> list[dict[str, Any]]:
 
 
 def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """What a watched process says of the folders in `place`."""
+    """Outcomes of the folders in `place`, as reported by a watched process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(place), *sys.path]), "HOME": str(place)}
     command = [sys.executable, __file__, f"--watched={place}"]
     try:
@@ -482,7 +482,7 @@ def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """What became of the folders, by kind, and every fault."""
+    """Outcomes of the folders by kind, and every fault."""
     lines = ["| changed | folders | refused to load | loaded | faults |", "|---|---|---|---|---|"]
     for kind in CHANGES:
         own = [each for each in found if each["kind"] == kind]

@@ -1,11 +1,11 @@
-"""Twenty thousand messages that a server has changed: does any make a site run code, read or write elsewhere, or crash?
+"""Check on 20,000 manipulated messages that none makes a site run code, read or write elsewhere, or crash.
 
     python benchmarks/hostile_messages.py [--messages 20000] [--seed 0] [--write]
 
-A node on a machine of its own, whose owner wants four clips behind everything, is sent the messages of a real run with
-one of the changes below. Its every import, command, opened file and written file is watched. A message may be answered
-where its change means nothing to a site; a change that must be refused and is answered counts as a fault, as does any
-error that is not a refusal, and any that quotes what is in the site's files.
+A node on a separate machine, whose owner requires at least four clips in every average, receives the messages of a real
+run with one of the changes below. Every import, command, opened file and written file of the node is recorded. A
+message may be answered if its change has no effect on a site. Faults are: an answer where the change must be refused,
+an error that is not a refusal, and an error that quotes the site's files.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from fed_a2v.federation.server.trainer import Run
 from fed_a2v.federation.simulation import InProcessClient
 
 LEAST = 4
-# Longer than any message here takes; one that takes longer is a fault.
+# Limit in seconds, longer than any message needs; a message that takes longer is a fault.
 SECONDS = 30.0
 
 Message = dict[str, Any]
 
 
 class Draft:
-    """A message about to be spoilt: its task, settings, what else is said, and the arrays."""
+    """A message to manipulate: its task, settings, further values and arrays."""
 
     def __init__(self, task: str, message: Message, arrays: list[Any], dice: random.Random) -> None:
         self.task = task
@@ -55,14 +55,14 @@ class Draft:
         self.text: Callable[[str], Any] = lambda text: text
 
     def packed(self) -> Message:
-        """As it would arrive."""
+        """The message as it is received."""
         if "settings" in self.message:
             self.message["settings"] = self.text(json.dumps(self.settings))
         return self.message
 
 
 def foreign_code(draft: Draft) -> bool:
-    """A class to be imported, in place of the encoder or the data set, or deep in its arguments."""
+    """An import path in place of the encoder or the data set, or nested in its arguments."""
     section = draft.dice.choice(["encoder", "dataset"])
     values = draft.settings[section]
     found = code(draft.dice)
@@ -81,7 +81,7 @@ def foreign_code(draft: Draft) -> bool:
 
 
 def foreign_places(draft: Draft) -> bool:
-    """Files and folders of the site's machine, wherever settings name one."""
+    """Files and folders of the site's machine, in all settings with paths."""
     outside = draft.dice.choice(["OUTSIDE", "/etc", "~", "../../outside", "/etc/passwd", "OUTSIDE/secret.txt"])
     settings = draft.settings
     settings["dataset"] |= {"root": outside, "path": f"{outside}/clips.npz"}
@@ -106,7 +106,7 @@ def foreign_places(draft: Draft) -> bool:
 
 
 def few_clips(draft: Draft) -> bool:
-    """Averages of few clips, at once or by the difference from another message."""
+    """Averages of few clips, directly or by the difference from another message."""
     dataset, share = draft.settings["dataset"], draft.settings["share"]
     match draft.dice.randrange(5):
         case 0:
@@ -117,8 +117,8 @@ def few_clips(draft: Draft) -> bool:
             dataset["max_clips_per_class"] = draft.dice.randrange(1, 5)
         case 3:
             share["prototypes"] = 2
-            return draft.task != "evaluate"  # there are no groups in a sum of scores
-        case _:  # 13 of 16: the training loses two or three
+            return draft.task != "evaluate"  # a sum of scores has no groups
+        case _:  # 13 of 16: training loses two or three
             dataset |= {"max_clips_per_class": 13}
             dataset |= draft.dice.choice([{}, {"aliases": {"dog": "rain", "rain": "dog"}}])
             return draft.task != "evaluate"
@@ -126,7 +126,7 @@ def few_clips(draft: Draft) -> bool:
 
 
 def limits(draft: Draft) -> bool:
-    """More time, epochs, threads or memory than the owner gives."""
+    """More time, epochs, threads or memory than the owner allows."""
     settings = draft.settings
     match draft.dice.randrange(5):
         case 0:
@@ -146,7 +146,7 @@ def limits(draft: Draft) -> bool:
 
 
 def odd_values(draft: Draft) -> bool:
-    """Values that nobody expects, a key that is missing or new, anywhere in the settings or beside them."""
+    """Unexpected values, missing keys and new keys, anywhere in the settings or next to them."""
     tree = draft.dice.choice([draft.settings, draft.message])
     container, key = draft.dice.choice(places(tree))
     match draft.dice.randrange(4):
@@ -160,7 +160,7 @@ def odd_values(draft: Draft) -> bool:
 
 
 def texts(draft: Draft) -> bool:
-    """Settings, classes or prompts that are no JSON, too much of it, or of another kind."""
+    """Settings, classes or prompts that are not JSON, too large, or of another type."""
     key = draft.dice.choice(["settings", "classes", "prompts", "models"] if draft.task == "evaluate" else ["settings"])
     broken = draft.dice.choice(
         [
@@ -176,7 +176,7 @@ def texts(draft: Draft) -> bool:
 
 
 def arrays(draft: Draft) -> bool:
-    """Other bytes than the adapters' weights."""
+    """Corrupt bytes in place of the adapters' weights."""
     if draft.task == "register":
         draft.message["held"] = "x" * 10**6
         return True
@@ -208,7 +208,7 @@ CHANGES: dict[str, Callable[[Draft], bool]] = {
 
 
 class Watch:
-    """What the process has done since `begin` that no message may make it do."""
+    """Forbidden actions of the process since `begin`."""
 
     def __init__(self, site: Path, outside: Path) -> None:
         self.site, self.outside = site, outside
@@ -250,13 +250,13 @@ def main() -> None:
 
 
 def send_all(root: Path, number: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Send as many messages; how each kind ended, and every fault."""
+    """Send the given number of messages; return the outcome of each kind, and every fault."""
     own = site_of_its_own(root)
     honest = messages(root, own)
     own |= {"min-clips": LEAST, "ledger": str(root / "site" / "ledger.json"), "max-seconds": SECONDS}
     own |= {"max-epochs": 5, "max-threads": 1, "max-memory": 0.5}
     for task, (message, parameters) in honest.items():
-        answer(own, task, message, parameters)  # what is imported late, is before anything is watched
+        answer(own, task, message, parameters)  # import late imports before recording starts
     watch, counts, faults = Watch(root / "site", root / "outside"), Counter[tuple[str, str]](), list[str]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for index in range(number):
@@ -284,7 +284,7 @@ def send_all(root: Path, number: int, seed: int) -> tuple[Counter[tuple[str, str
 
 
 def site_of_its_own(root: Path) -> dict[str, Any]:
-    """A site's files, others beside them that are none of a run's business, and the node's configuration."""
+    """A site's files, private files next to them, and the node's configuration."""
     (root / "site").mkdir()
     (root / "outside").mkdir()
     (root / "outside" / "secret.txt").write_text(f"category,caption\n{SECRET},{SECRET}\n")
@@ -329,7 +329,7 @@ def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[A
 
 
 def answer(own: dict[str, Any], task: str, message: Message, parameters: list[Any]) -> tuple[str, str]:
-    """How a message ends, and why."""
+    """Outcome of a message, and its reason."""
     client = A2VClient(own, deployed=True)
     try:
         (client.evaluate if task == "evaluate" else client.fit)(parameters, message)
@@ -341,7 +341,7 @@ def answer(own: dict[str, Any], task: str, message: Message, parameters: list[An
 
 
 def table(counts: Counter[tuple[str, str]], faults: list[str]) -> str:
-    """What became of the messages, by kind, and the first faults."""
+    """Outcomes of the messages by kind, and the first faults."""
     lines = ["| changed | messages | refused | answered | faults |", "|---|---|---|---|---|"]
     for kind in CHANGES:
         ends = {ended: counts[kind, ended] for ended in ("refused", "answered", "crashed")}

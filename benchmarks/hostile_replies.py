@@ -1,10 +1,10 @@
-"""Ten thousand malformed replies: does any crash the server, enter the average, or reach the disk under its own name?
+"""Check on 10,000 malformed replies that none crashes the server, enters the average, or chooses a file name.
 
     python benchmarks/hostile_replies.py [--replies 10000] [--seed 0] [--write]
 
-One site of a real run answers honestly, the other four send nothing but malformed replies, of every kind below in
-turn, 200 a round, as the bytes that Flower hands over. Then the same run is done with the honest site alone. No reply
-was accepted if every one was counted as rejected and both runs end in the same state, bit for bit.
+One site of a real run sends valid replies, the other four only malformed ones, of every kind below in turn, 200 per
+round, as the bytes that Flower passes on. Then the run is repeated with the honest site alone. No reply was accepted if
+all were counted as rejected and both runs end in the same state, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Manifest = dict[str, Any]
 
 
 class Draft:
-    """A reply that is about to be spoilt: arrays, manifest, and what else travels."""
+    """A reply to corrupt: arrays, manifest, and further content of the message."""
 
     def __init__(self, reply: FitRes, dice: random.Random) -> None:
         self.arrays = [array.copy() for array in read_arrays(reply.parameters, 1000)]
@@ -51,17 +51,17 @@ class Draft:
         self.dice = dice
         self.tensor_type = "numpy.ndarray"
         self.text: Callable[[str], Any] = lambda text: text
-        # Of the npy files, and of the parts that Flower moves.
+        # Bytes of the npy files, and the records of Flower's message.
         self.files: Callable[[list[bytes]], list[bytes]] = lambda files: files
         self.parts: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
 
     @property
     def a_class(self) -> Manifest:
-        """The entry of one of its classes."""
+        """The entry of one of the reply's classes."""
         return self.dice.choice(self.manifest["classes"])  # type: ignore[no-any-return]
 
     def spoil(self, value: float) -> None:
-        """Put a value into one place of an array of floats."""
+        """Set one element of an array of floats."""
         array = self.dice.choice([array for array in self.arrays if array.dtype.kind == "f"])
         array = self._widened(array) if abs(value) > 6e4 and np.isfinite(value) else array
         array.flat[self.dice.randrange(array.size)] = value
@@ -77,7 +77,7 @@ class Draft:
         self.arrays[place] = np.asarray(change(self.arrays[place]))
 
     def packed(self) -> FitRes:
-        """As it would arrive."""
+        """The reply as it is received."""
         files = self.files([join_arrays([array]).tobytes() for array in self.arrays])
         joined = b"".join(file + bytes(-len(file) % 64) for file in files[:-1]) + b"".join(files[-1:])
         parts = self.parts(ndarrays_to_parameters([np.frombuffer(joined, np.uint8)]).tensors)
@@ -87,7 +87,7 @@ class Draft:
 
 
 def corrupt(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Draft], None]:
-    """Spoil the bytes of one array, or those of all."""
+    """Corrupt the bytes of one array, or of all."""
 
     def spoil(draft: Draft) -> None:
         def one_of(files: list[bytes]) -> list[bytes]:
@@ -100,13 +100,13 @@ def corrupt(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Draft]
 
 
 def declared(shape: str, descr: str = "'<f4'") -> bytes:
-    """An npy header that promises an array, and twelve bytes."""
+    """An npy header of a large array, followed by twelve bytes."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(12)
 
 
 def zipped() -> bytes:
-    """A small archive that unpacks to much."""
+    """A small archive with a large content."""
     file = io.BytesIO()
     np.savez_compressed(file, np.zeros(10**6))
     return file.getvalue()
@@ -186,7 +186,7 @@ KINDS: dict[str, Callable[[Draft], Any]] = {
     "a manifest of bytes": lambda d: in_text(d, str.encode),
     "a key that comes twice": lambda d: in_text(d, lambda text: text.replace("{", '{"site": "x", ', 1)),
     # The containers
-    # By 64 bytes at least: fewer zeros at the end of one would come back as the space behind it.
+    # By at least 64 bytes: fewer missing zeros at the end of an array would be restored by the padding after it.
     "a truncated array": corrupt(lambda tensor, dice: tensor[: dice.randrange(len(tensor) - 63)]),
     "trailing bytes": corrupt(lambda tensor, dice: tensor + b"x" * dice.randint(1, 99)),
     "random bytes": corrupt(lambda _, dice: dice.randbytes(dice.randint(0, 999))),
@@ -228,7 +228,7 @@ def main() -> None:
 
 
 def play(folder: Path, replies: int, seed: int, answer: bool = True) -> tuple[int, Counter[str]]:
-    """Do the run; return how many replies were rejected, and the crashes by kind of error."""
+    """Execute the run; return the number of rejected replies, and the crashes by type of error."""
     dice, kinds = random.Random(seed), endless()
     settings = compose_settings(
         [
@@ -273,12 +273,12 @@ def play(folder: Path, replies: int, seed: int, answer: bool = True) -> tuple[in
 
 
 def with_prototypes(message: FitIns) -> FitIns:
-    """The message of a server that holds no prototypes, so that the reply has some to spoil."""
+    """The message of a server without stored prototypes, so that the reply has some to corrupt."""
     return FitIns(message.parameters, message.config | {"held": ""})
 
 
 def endless() -> Iterator[Callable[[Draft], Any]]:
-    """All kinds, one after the other, again and again."""
+    """All kinds in turn, repeatedly."""
     while True:
         yield from KINDS.values()
 

@@ -1,4 +1,4 @@
-"""Seconds and memory for an index of 200,000 clips in VGGSound's layout: empty files, for none is opened.
+"""Seconds and memory for an index of 200,000 clips in VGGSound's layout: empty files, since none is opened.
 
 python benchmarks/index.py [--clips 200000]
 """
@@ -30,7 +30,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), given.clips)
-        # A process of its own: its peak is that of the index, with everything that the program imports.
+        # A separate process, so that its peak is that of the index and the imports.
         words = [sys.executable, __file__, "--root", folder]
         found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     assert found["clips"] == given.clips - missing(given.clips)
@@ -44,7 +44,7 @@ def missing(clips: int) -> int:
 
 
 def make(root: Path, clips: int) -> None:
-    """Write a table with as many rows, one in ten for the test, and an empty file for nearly each."""
+    """Write a table with the given number of rows, one in ten for the test, and an empty file for nearly each."""
     (root / "audio").mkdir()
     with (root / "vggsound.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -56,7 +56,7 @@ def make(root: Path, clips: int) -> None:
 
 
 def index(root: Path) -> dict[str, float]:
-    """Index the folder as a run does, and deal the clips to sites."""
+    """Index the folder as a run does, and assign the clips to sites."""
     from fed_a2v.config.compose import compose_settings
     from fed_a2v.data.index import index_clips
 
@@ -70,7 +70,7 @@ def index(root: Path) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Megabytes that this process has held at most."""
+    """Peak memory of this process in MB."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (1024 if sys.platform != "darwin" else 1024**2)
 

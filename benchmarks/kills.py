@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments and started again: do they end like one that nothing disturbed?
+"""Check that runs that are killed at random moments and started again end like an undisturbed run.
 
     python benchmarks/kills.py [--kills 20] [--rounds 4] [--seed 0] [--write]
 
-Each run is `fed-a2v train experiment=quick` in a process of its own, ended by SIGKILL: one of three at a random moment
+Each run is `fed-a2v train experiment=quick` in a separate process, ended by SIGKILL: one of three at a random moment
 of its first half, one of its second half, and the third while it writes a state, when a random share of the file's
-bytes is on the disk. Then the same command runs once more, to the end. Metrics (clock times apart), results and the
-last state must be equal to the undisturbed run's to the last bit, and nothing half written may be left.
+bytes is on the disk. Then the same command runs again, to the end. Metrics (except clock times), results and the last
+state must be equal to those of the undisturbed run to the last bit, and no incomplete file may be left.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
             moment = f"after {after:.2f} of {seconds:.2f} s"
             start = time.monotonic()
             if not kill_after(train(run, rounds), after):
-                seconds = time.monotonic() - start  # the machine has more time now: another moment
+                seconds = (
+                    time.monotonic() - start
+                )  # the run ended before the kill, as the machine was faster: choose another moment
                 continue
         done = len(read_jsonl(run / "metrics.jsonl"))
         finish(train(run, rounds))
@@ -82,10 +84,10 @@ def kill_and_resume(folder: Path, kills: int, rounds: int, moments: random.Rando
 
 
 def train(folder: Path, rounds: int, prepare: Callable[[], None] = lambda: None) -> int:
-    """Start `fed-a2v train` in a process of its own, and return its id.
+    """Start `fed-a2v train` in a separate process, and return its ID.
 
-    The process is a fork of this one, so that its moments are the run's and not those of its imports; `prepare` is
-    called in it.
+    The process is a fork of this one, so that the time of the kill is counted without imports; `prepare` is called in
+    it.
     """
     process = os.fork()
     if process:
@@ -104,13 +106,13 @@ def train(folder: Path, rounds: int, prepare: Callable[[], None] = lambda: None)
 
 
 def finish(process: int) -> None:
-    """Wait for the end of a run that must end well."""
+    """Wait for the end of a run that must succeed."""
     if os.waitpid(process, 0)[1] != 0:
         raise SystemExit("a run that nobody killed has failed")
 
 
 def kill_after(process: int, seconds: float) -> bool:
-    """End a run by SIGKILL after so many seconds; False: it ended by itself before."""
+    """End a run by SIGKILL after the given seconds; False if it ended before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         time.sleep(0.001)
@@ -119,7 +121,7 @@ def kill_after(process: int, seconds: float) -> bool:
 
 
 def was_killed(process: int) -> bool:
-    """Wait for the end of a run; False: it ended by itself."""
+    """Wait for the end of a run; False if it ended by itself."""
     status = os.waitpid(process, 0)[1]
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return True
@@ -137,11 +139,11 @@ class TornState:
         self.save = torch.save
 
     def fits_in(self) -> None:
-        """From now on it watches this process."""
+        """Start watching this process."""
         torch.save = self  # type: ignore[assignment]
 
     def __call__(self, value: Any, file: Any) -> None:
-        """Write a value, or the first bytes of it and no more."""
+        """Write a value, or only its first bytes before the kill."""
         if not (isinstance(value, dict) and "strategy" in value and value.get("round") == self.round_number):
             self.save(value, file)
             return
@@ -153,7 +155,7 @@ class TornState:
 
 
 def left(folder: Path) -> list[Any]:
-    """What a run left that does not depend on the clock, ready to be compared."""
+    """Files of a run without values that depend on the clock, for the comparison."""
     run = RunFolder(folder)
     state = load_state(folder)
     assert state is not None
@@ -165,7 +167,7 @@ def left(folder: Path) -> list[Any]:
 
 
 def leaves(tree: Any, where: str = "") -> Any:
-    """Every leaf of a nested structure with its place; tensors as type, shape and bytes."""
+    """Every leaf of a nested structure with its key; tensors as type, shape and bytes."""
     if isinstance(tree, torch.Tensor):
         yield (
             where,

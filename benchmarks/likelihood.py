@@ -1,15 +1,15 @@
-"""Does the network of a VAE earn its name? The likelihood of clips that it has not seen, beside closed forms.
+"""Quality of a VAE's network: likelihood of unseen clips, compared with closed forms.
 
     FED_A2V_DATA=FOLDER python benchmarks/likelihood.py [--folds N] [--write]
 
-All that is around the network, the classes' moments, the decoder's residuals, the calibration, can make good samples
-alone; a likelihood is the network's own. Trained on all clips of three folds of ESC-50, or on 8 prototypes a class, and
-asked about the clips of the fourth, each fold in turn. In nats a dimension of standardised rows, with noise of a tenth
-of a deviation on all densities (`fed_a2v.core.likelihood`); a VAE's is a bound with 64 draws.
+Class moments, the decoder's residuals and the calibration can give good samples without the network, but the likelihood
+measures the network alone. Models are trained on all clips of three folds of ESC-50, or on 8 prototypes per class, and
+evaluated on the clips of the fourth, each fold in turn. In nats per dimension of standardised rows, with noise of a
+tenth of a standard deviation on all densities (`fed_a2v.core.likelihood`); that of a VAE is a bound with 64 draws.
 
-* `Gaussian`: of each class, with a covariance shrunken towards that of all classes (`generator=gaussian`).
+* `Gaussian`: one per class, with a covariance shrunk towards that of all classes (`generator=gaussian`).
 * `shared covariance`: class means, and one covariance for all classes (Ledoit & Wolf 2004).
-* `vae`: as configured; `untrained`; ten times the epochs; and trained on 200 draws a class from the shared covariance.
+* `vae`: as configured; `untrained`; ten times the epochs; trained on 200 draws per class from the shared covariance.
 * `closed form`: `generator=vae_closed_form`, before and after its training, and after three times the epochs.
 """
 
@@ -43,7 +43,7 @@ DRAWS_PER_CLASS = 200
 
 
 class Arm(NamedTuple):
-    """A VAE: its option, how many times the configured epochs, and whether it learns from draws."""
+    """A VAE: its option, the factor of the configured epochs, and whether it is trained on draws."""
 
     option: str
     passes: float
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 class Found(NamedTuple):
-    """A model on one fold; all but its likelihood is a network's."""
+    """A model on one fold; the fields except the likelihood are for networks."""
 
     likelihood: float
     figures: NetworkFigures | None = None
@@ -122,7 +122,7 @@ def measured(clips: EmbeddedClips, kind: str) -> dict[str, Found]:
 
 
 def trained(arm: Arm, rows: PrototypeBatch, conditions: torch.Tensor) -> tuple[Generator, float]:
-    """A VAE after its training on `rows`, and how long that took."""
+    """A VAE after its training on `rows`, and the seconds of the training."""
     settings = compose_settings([f"generator={arm.option}"])
     generator = make_generator(settings, (rows.embeddings.shape[1], rows.embeddings.shape[2]), conditions.shape[1])
     assert generator is not None
@@ -152,7 +152,7 @@ def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeBatch) -> PrototypeB
 
 
 def within(moments: ClassMoments, seen: Rows) -> tuple[torch.Tensor, float, torch.Tensor]:
-    """(N, D) standardised offsets from the class means, how far to shrink their covariance, and the (D,) scale."""
+    """(N, D) standardised offsets from the class means, the shrinkage of their covariance, and the (D,) scale."""
     _, scale = column_scale(seen.embeddings.flatten(1))
     offsets = (seen.embeddings.flatten(1) - moments.mean[seen.labels]) / scale
     offsets = offsets * (len(offsets) / (len(offsets) - len(moments.mean))) ** 0.5
@@ -160,7 +160,7 @@ def within(moments: ClassMoments, seen: Rows) -> tuple[torch.Tensor, float, torc
 
 
 def shared_covariance(moments: ClassMoments, seen: Rows, held_out: Rows) -> float:
-    """Mean log density of the held-out rows, as `examine` counts it."""
+    """Mean log density of the held-out rows, as in `examine`."""
     offsets, share, scale = within(moments, seen)
     factors = (1 - share) ** 0.5 * offsets / len(offsets) ** 0.5
     variances = (share * offsets.square().mean() + NOISE**2).expand(len(scale))

@@ -1,17 +1,17 @@
-"""Was this clip among a site's? What the uploads tell somebody who has the clip, and knows sounds in general.
+"""Membership inference: whether uploads reveal that a clip is in a site's data, to an attacker who has the clip.
 
     FED_A2V_DATA=FOLDER python benchmarks/membership.py [--write]
 
-ESC-50, YAMNet and log-mel embeddings. Of each class two folds are the site's clips and a third are strangers', in four
-turns; the attack ranks all of them, and its AUC is the chance that a clip of the site's ranks above a stranger's: 0.5
-knows nothing, 1 is certain. Three attacks, the best of which counts:
+ESC-50, YAMNet and log-mel embeddings. Of each class, two folds are the site's clips (members) and a third one's are
+non-members, in four turns. The attack ranks all of them; its AUC is the probability that a member ranks above a
+non-member: 0.5 is chance, 1 is certainty. The best of three attacks counts:
 
-* *room*: a clip x that is one of n has (x - mean)^2 <= (n - 1) variance in every dimension, a stranger hardly ever
-  (the share of dimensions in which it holds); no knowledge of other sounds is needed;
-* *likeness*: the cosine of x and the mean, both less the mean of the fourth fold's clips of the class, whitened by the
+* *room*: the share of dimensions with (x - mean)^2 <= (n - 1) variance, which holds in all for a clip x among n, and
+  hardly ever for a non-member; no other sounds are needed;
+* *likeness*: the cosine of x and the mean, both minus the mean of the fourth fold's clips of the class, whitened by the
   covariance within classes (after Sankararaman et al. 2009, "Genomic privacy and limits of individual detection in a
   pool"); the nearest of several means counts;
-* *distance*: how much nearer x is to the mean than to the fourth fold's, in the same metric.
+* *distance*: how much nearer x is to the mean than to that of the fourth fold, in the same metric.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from fed_a2v.data.site import load_clips
 
 KINDS = ("yamnet", "logmel")
 FOLDS = (1, 2, 3, 4)
-# Of the covariance that is its diagonal.
+# Share of the diagonal in the covariance.
 SHRINKAGE = 0.01
 
 
 class Upload(NamedTuple):
-    """What a site sends of a class."""
+    """Statistics of a class that a site sends."""
 
     kind: Literal["prototypes", "mean"]
     prototypes: int
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def clips(kind: str) -> Clips:
-    """The real clips."""
+    """Embeddings, classes and folds of the clips of ESC-50."""
     settings = compose_settings(["experiment=esc50_50x1", *data(kind)])
     found = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     folds = {record.key: record.fold for record in index_clips(settings.dataset).records}
@@ -121,7 +121,7 @@ def attacked(found: Clips) -> dict[str, dict[str, float]]:
 
 
 def whitened(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(D, D): rows times this have a covariance of about one, if these residuals are theirs."""
+    """(D, D) whitening matrix: rows with these residuals have about unit covariance after the product with it."""
     covariance = residuals.T @ residuals / len(residuals)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(covariance.diagonal() + 1e-6)
     values, vectors = np.linalg.eigh(shrunk)
@@ -131,7 +131,7 @@ def whitened(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
 def attacks(
     rows: NDArray[np.float64], said: AudioPrototypes, known: NDArray[np.float64], whitening: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Scores of each row by attack; a member's should be the larger."""
+    """Scores of each row by attack; higher for members."""
     means, counts = flat(said.means), said.counts.numpy()
     found = {}
     if said.variances.any():
@@ -147,15 +147,15 @@ def attacks(
 def room(
     rows: NDArray[np.float64], means: NDArray[np.float64], counts: NDArray[np.int64], variances: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The share of dimensions in which a row may be one of those behind a mean; of the mean for which it is largest.
+    """The share of dimensions in which a row may be one of the clips of a mean; the largest over the means.
 
-    Where groups tell one variance for all, a member of a group of n has (x - mean)^2 n / (n - 1) at most of the sum of
-    squares within all of them.
+    If groups have one variance for all, (x - mean)^2 n / (n - 1) of a member of a group of n is at most the sum of
+    squares within all groups.
     """
     alike = len(means) > 1 and bool((variances == variances[0]).all())
     squares = variances * counts.sum() if alike else variances * counts[:, None]
     asked = np.square(rows[:, None] - means) * (counts / (counts - 1))[:, None]
-    # What single precision makes of a difference is no contradiction.
+    # Tolerance for rounding in single precision.
     fits = asked <= squares * 1.001 + 1e-7
     return np.asarray(fits.mean(2).max(1))
 

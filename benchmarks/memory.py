@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--write]
 
 One round of 50 sites with 10 of 50 classes each, adapters for CLIP and 17 x 4096 T5 (FLUX.1), the default VAE. The
-sites are played by functions that make up their replies, so only the server is measured: each row is a process of
-its own, and its peak is the largest resident size between the start of the round and its end. Messages that wait to
-be unpacked are Flower's and count too. `median` shows what it takes to hold the weights of all sites unpacked.
+sites are simulated by functions that generate their replies, so only the server is measured: each row is a separate
+process, and its peak is the largest resident size between the start of the round and its end. Flower's messages that
+wait to be unpacked count, too. `median` shows the memory for the unpacked weights of all sites.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(overrides: list[str]) -> None:
-    """Play a round and print the resident size before it, its peak, and the size of the bank, in MB."""
+    """Run a round and print the resident size before it, its peak, and the size of the bank, in MB."""
     settings = compose_settings(
         ["adapters=flux", f"partition.sites={SITES}", "generator.validation_frequency=1", *overrides]
     )
@@ -96,14 +96,14 @@ def measure(overrides: list[str]) -> None:
 
 
 class Actor(InProcessClient):
-    """A site that makes up its reply."""
+    """A site that generates its reply."""
 
     def __init__(self, cid: str, settings: Settings) -> None:
         self.cid = cid
         self.settings = settings
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
-        """Noise on the weights that came, and random prompts for this site's classes."""
+        """Noise on the received weights, and random prompts for this site's classes."""
         del timeout, group_id
         config = ins.config
         random = torch.Generator().manual_seed(int(config["number"]))
@@ -128,7 +128,7 @@ class Actor(InProcessClient):
         return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), reply.num_examples, metrics)
 
     def prompts(self, name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
-        """What the site says about one class."""
+        """The site's statistics of one class."""
         if trained and not self.settings.needs_outputs:
             return ClassStatistics(name, 24)
         if not trained:
@@ -144,7 +144,7 @@ class Actor(InProcessClient):
 
 
 class Watch:
-    """Looks at the resident size every few milliseconds."""
+    """Measures the resident size every few milliseconds."""
 
     def __init__(self) -> None:
         self.peak = 0.0
@@ -153,7 +153,7 @@ class Watch:
         self.thread.start()
 
     def look(self) -> None:
-        """Until told to stop."""
+        """Measure until stopped."""
         while self.running:
             self.peak = max(self.peak, resident())
             time.sleep(0.003)

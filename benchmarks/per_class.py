@@ -1,9 +1,9 @@
-"""How fast 50 small VAEs, one per class, train together: against the same 50 trained one after another.
+"""Speed of training 50 small VAEs, one per class, together, compared with one after another.
 
     python benchmarks/per_class.py [--write]
 
 Both train the same networks on the same rows (8 of each class) for the same epochs with the same random numbers, in
-one process on one thread, and must come to the same weights.
+one process on one thread, and must give the same weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the figures into docs/benchmarks.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    # What torch loads at the first training counts for neither.
+    # A first training loads parts of torch; it counts for neither.
     ConditionedVAEGenerator(hidden_dim=8, latent_dim=2).fit(*data(), 1, 0.1, torch_generator(0))
     lines = [line(hidden, latent, given.epochs, given.repeats) for hidden, latent in SIZES]
     text = (
@@ -69,14 +69,14 @@ def line(hidden: int, latent: int, epochs: int, repeats: int) -> str:
 
 
 class Stopwatch:
-    """Processor seconds spent in a function; of a single thread, so what else the machine does hardly counts."""
+    """Processor seconds in a function on a single thread, which other programs hardly affect."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        """Call it with the watch running."""
+        """Call the function and add its seconds."""
         start = time.process_time()
         result = self.function(*args)
         self.seconds += time.process_time() - start
@@ -86,7 +86,7 @@ class Stopwatch:
 def all_at_once(
     make: Callable[[], ConditionedVAEGenerator], epochs: int
 ) -> tuple[tuple[float, float], GroupedVAEGenerator]:
-    """Seconds of training and of the whole `fit`, and the generators."""
+    """Seconds of training and of the complete `fit`, and the generators."""
     rows, conditions = data()
     generator = GroupedVAEGenerator(make, groups_for("per_class", rows.names) or {})
     fit, training = Stopwatch(generator.fit), Stopwatch(grouped._train_together)
@@ -98,12 +98,12 @@ def all_at_once(
 def one_after_another(
     make: Callable[[], ConditionedVAEGenerator], epochs: int
 ) -> tuple[tuple[float, float], list[ConditionedVAEGenerator]]:
-    """The same for a plain VAE after the other."""
+    """The same for plain VAEs, one after another."""
     rows, conditions = data()
     seed = int(torch.randint(2**62, (1,), generator=torch_generator(0)))
     generators, training_seconds, fit_seconds = [], 0.0, 0.0
     for label, name in enumerate(rows.names):
-        # The random numbers that the family gives to this class.
+        # The random numbers of this class in the family.
         random = torch_generator(seed, "group", name)
         torch.manual_seed(seed_for(random.initial_seed(), "weights", name))
         own = rows.take(rows.labels == label)

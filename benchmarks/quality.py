@@ -1,15 +1,15 @@
-"""Do the generators generate? Three gates that tell a generator from a cheat, on real embeddings.
+"""Quality of the generators' samples by three gates, on real embeddings.
 
     FED_A2V_DATA=FOLDER python benchmarks/quality.py [GENERATOR ...] [--steps] [--write]
 
-Trained on folds 1 to 3 of ESC-50, once on every clip's embedding and once on 8 prototypes a class; measured against
-the clips of fold 4, in the encoder's own space. `tstr`: accuracy of a classifier trained on samples over that of one
-trained on real rows (want 0.94 or more). `c2st`: how often a classifier tells samples from real rows within their
-class (want 0.63 or less). `nn`: distance to the nearest training row over that of held-out rows (0.85 to 1.15; 0
-means copies, 1.4 independent noise). `var`: variance within classes over the training rows'.
+Trained on folds 1 to 3 of ESC-50, once on every clip's embedding and once on 8 prototypes per class; compared with
+the clips of fold 4, in the encoder's space. `tstr`: accuracy of a classifier trained on samples, divided by that of one
+trained on real rows (target: 0.94 or more). `c2st`: accuracy of a classifier of samples against real rows within their
+class (target: 0.63 or less). `nn`: distance to the nearest training row, divided by that of held-out rows (target: 0.85
+to 1.15; 0 means copies, 1.4 independent noise). `var`: variance within classes, divided by that of the training rows.
 
-`--steps`: the same after ever more optimiser steps of the generator, on YAMNet's prototypes; once as samples are drawn,
-and once as the network alone draws them.
+`--steps`: the same after increasing numbers of optimiser steps of the generator, on YAMNet's prototypes; once with
+regular samples, and once with samples of the network alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.server.step_factory import make_generator
 
-# Beside the generators, what shows that a gate is worth passing: noise that knows no class, and a VAE without training.
+# Controls that should fail a gate: class-blind noise, and a VAE without training.
 GENERATORS = {
     **{name: [f"generator={name}"] for name in ("gaussian", "gmm", "vae", "vae_closed_form", "flow", "gan", "noise")},
     "vae, untrained": ["generator=vae", "generator.learning_rate=1e-12"],
 }
-# Optimiser steps after which a network is measured.
+# Numbers of optimiser steps after which a network is measured.
 STEPS = {
     "gan": (2, 5, 10, 25, 50, 100, 150, 250, 400, 700),
     "flow": (4, 8, 12, 32, 100, 300, 800, 1600),
@@ -104,12 +104,12 @@ def measure(clips: EmbeddedClips, kind: str, name: str) -> str:
 
 
 def prepared(clips: EmbeddedClips, kind: str, settings: Settings) -> tuple[PrototypeBatch, torch.Tensor, Generator]:
-    """What the bank of a federation has in its first round, the classes' conditions, and an untrained generator."""
+    """Bank of a federation in its first round, conditions of the classes, and an untrained generator."""
     bank = PrototypeBank()
     bank.update("pooled", shared(clips, torch.from_numpy(clips.rows("train")), kind), "", 1)
     rows = bank.rows()
     assert rows is not None
-    # Random conditions: they only have to tell the classes apart.
+    # Random conditions, which only need to be distinct.
     conditions = torch.randn(len(rows.names), 768, generator=torch.Generator().manual_seed(1))
     generator = make_generator(settings, (clips.embeddings.shape[1], clips.embeddings.shape[2]), 768)
     assert generator is not None
@@ -120,7 +120,7 @@ Draw = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 def assessed(clips: EmbeddedClips, rows: PrototypeBatch, conditions: torch.Tensor, draw: Draw) -> dict[str, float]:
-    """The gates of what `draw` makes for the classes' conditions, against the clips of the test fold."""
+    """The gates of the samples of `draw` for the classes' conditions, compared with the clips of the test fold."""
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     order = [rows.names.index(clips.classes[label]) for label in range(len(clips.classes))]
     quality = assess(
@@ -136,7 +136,7 @@ def gates(figures: dict[str, float]) -> str:
 
 
 def steps_table() -> str:
-    """The gates after ever more steps, as samples are drawn and as the network alone draws them."""
+    """The gates after increasing numbers of steps, of regular samples and of the network alone."""
     settings = compose_settings(data()["YAMNet"])
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
     lines = [
@@ -151,7 +151,7 @@ def steps_table() -> str:
 
 
 def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int]) -> Iterator[tuple[float, str, str]]:
-    """The steps of a network, at least those `wanted` in whole epochs, and both kinds of gates after them."""
+    """The steps of a network, at least `wanted` in whole epochs, and both kinds of gates after them."""
     settings = compose_settings([f"generator={name}"])
     rows, conditions, generator = prepared(clips, "prototypes", settings)
     random, done, a_pass = torch.Generator().manual_seed(0), 0.0, generator.steps_per_epoch(rows)
@@ -170,7 +170,7 @@ def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int]) -> Itera
 
 
 def shared(clips: EmbeddedClips, train: torch.Tensor, kind: str) -> list[ClassStatistics]:
-    """What one site with all clips would send."""
+    """The statistics that one site with all clips would send."""
     prompts = []
     for label, name in enumerate(clips.classes):
         rows = train[clips.labels[train] == label]
@@ -186,7 +186,7 @@ def samples(clips: EmbeddedClips, draw: Draw, conditions: torch.Tensor, number: 
 
 
 def native(clips: EmbeddedClips, embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings as the encoder gives them."""
+    """Embeddings in the encoder's space."""
     return embeddings.square() if clips.square_root else embeddings
 
 

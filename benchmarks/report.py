@@ -1,8 +1,8 @@
-"""The report of a run of 50 classes, 50 sites and 20 rounds: its size, how long it takes to build and to open.
+"""Size of the report of a run with 50 classes, 50 sites and 20 rounds, and the times to build and to open it.
 
-The run is a real one on made-up embeddings. Opening is measured in headless Chromium, from the request until the first
-figure can be seen and until the last is drawn; the best of three. The clock of the page's own thread stands still while
-other programs have the processor.
+The run is a real one on random embeddings. Opening is measured in headless Chromium, from the request until the first
+figure is visible and until the last is drawn; the best of three. The time of the page's own thread excludes other
+programs.
 
     python benchmarks/report.py
 """
@@ -28,7 +28,7 @@ OPENINGS = 3
 
 
 def embeddings(path: Path) -> Path:
-    """A file of made-up embeddings, 64 wide: each class has its mean."""
+    """A file of random embeddings of width 64 around a mean for each class."""
     random = np.random.default_rng(0)
     names = [f"class {number:02d}" for number in range(CLASSES)]
     means = random.normal(size=(CLASSES, 64))
@@ -44,7 +44,7 @@ def embeddings(path: Path) -> Path:
 
 
 def seconds_to_open(page: Path, program: str) -> list[float]:
-    """Until the first and until the last figure, and of the page's thread alone: the least of some openings each."""
+    """Times until the first and the last figure, and of the page's thread alone; minima of several openings."""
     times = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])

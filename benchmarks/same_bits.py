@@ -1,11 +1,11 @@
-"""Whether another commit gives the same bits: ten runs of each, their metrics and every tensor of their state.
+"""Check that another commit gives the same bits: metrics and every tensor of the states of ten runs.
 
     python benchmarks/same_bits.py COMMIT
 
-Each run is `python -m fed_a2v train ...` of that commit, in a checkout of its own, and of the present files; what is
-compared is what the user finds in the folder. Three kinds of data (WAV files in an ESC-50 layout, class folders, and a
-file of embeddings), the generators, the aggregation rules, FLUX's two kinds of prompts, and a run that is resumed. The
-layout of the saved state may differ: its tensors are compared by content. Exits with 1 where anything differs.
+Each run is `python -m fed_a2v train ...`, once in a checkout of that commit and once with the present files; the files
+of the run's folder are compared. Three kinds of data (WAV files in an ESC-50 layout, class folders, and a file of
+embeddings), the generators, the aggregation rules, FLUX's two kinds of prompts, and a resumed run. The layout of the
+saved state may differ: its tensors are compared by content. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from common import ROOT, machine
 
-# Data and settings of each run; {data} is a folder that holds all data.
+# Data and settings of each run; {data} is the folder of all data.
 ESC50 = ["dataset=esc50", "dataset.root={data}/esc50"]
 FOLDERS = ["dataset=folder", "dataset.root={data}/folders"]
 EMBEDDINGS = ["dataset=embeddings", "dataset.path={data}/embeddings.npz"]
@@ -101,7 +101,7 @@ def write_data(folder: Path) -> None:
 
 
 def run(checkout: Path, folder: Path, words: list[str], stops: list[int]) -> dict[str, Any]:
-    """What a run leaves: the figures of its rounds and results, and how often its state has each tensor."""
+    """Metrics and results of a run, and the number of occurrences of each tensor in its state."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "FED_A2V_CACHE": str(folder.parent / "cache")}
     for rounds in stops:
         command = [sys.executable, "-m", "fed_a2v", "train", *words, f"rounds={rounds}", f"hydra.run.dir={folder}"]
@@ -119,7 +119,7 @@ def run(checkout: Path, folder: Path, words: list[str], stops: list[int]) -> dic
 
 
 def timeless(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run."""
+    """The metrics without those that differ from run to run."""
     return {key: value for key, value in figures.items() if "seconds" not in key}
 
 
@@ -133,13 +133,13 @@ def tensors(tree: object) -> Iterator[torch.Tensor]:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """Of its type, shape and bytes."""
+    """Hash of type, shape and bytes."""
     content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + content).hexdigest()
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> Iterator[str]:
-    """What differs, in words."""
+    """Descriptions of the differences."""
     if len(one["rows"]) != len(two["rows"]):
         yield f"{len(one['rows'])} and {len(two['rows'])} rounds"
     pairs = [("results", one["results"], two["results"])]
@@ -154,7 +154,7 @@ def differences(one: dict[str, Any], two: dict[str, Any]) -> Iterator[str]:
 
 
 def measure(found: dict[str, Any]) -> str:
-    """How much is the same."""
+    """Number of equal figures and tensors."""
     figures = sum(len(row) for row in [found["results"], *found["rows"]])
     return f"{figures} figures and {found['tensors'].total()} tensors"
 

@@ -1,12 +1,12 @@
-"""Twenty to two hundred sites: how the server's peak memory and the time of its step grow with them.
+"""Growth of the server's peak memory and the time of its step from 20 to 200 sites.
 
     python benchmarks/scale.py [--sites 20,50,100,200] [--rounds 3] [--write]
 
-The in-process engine, whole: Flower's server, checked replies, averaging, the default VAE, fine-tuning, checkpoints.
-The sites alone are played by functions that make up their replies: each has 24 clips of each of ten classes, sends 8
-prototypes of each, and adapters of the default size (`compact`). Each number of sites is a process of its own; the
-peak is its largest resident size. A site's payload is what waits for the server in a round (its adapters) plus what
-stays with the server for good (its prototypes, sent once).
+The complete in-process engine: Flower's server, checked replies, averaging, the default VAE, fine-tuning, checkpoints.
+Only the sites are simulated, by functions that generate their replies: each has 24 clips of each of ten classes, and
+sends 8 prototypes of each, and adapters of the default size (`compact`). Each number of sites is a separate process;
+the peak is its largest resident size. A site's payload is its adapters, which wait for the server in a round, plus its
+prototypes, which are sent once and stay on the server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fed_a2v.storage.files import read_jsonl
 
 CLASSES, PROTOTYPES, CLIPS, WIDTH = 10, 8, 24, 512
 NAMES = tuple(f"class {number}" for number in range(CLASSES))
-# The peak may grow by so much of a site's payload for each further site.
+# Maximum growth of the peak per further site, as a multiple of a site's payload.
 LIMIT = 1.1
 
 
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def measure(sites: int, rounds: int) -> dict[str, float]:
-    """Play a run and return bytes and seconds."""
+    """Execute a run and return bytes and seconds."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     settings = compose_settings(
         [
@@ -125,7 +125,7 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
 
 
 def clocked(owner: Any, name: str, spent: list[float]) -> None:
-    """Have a function note the processor seconds of each call: other programs do not count."""
+    """Make a function record the processor seconds of each call, which exclude other programs."""
     function = getattr(owner, name)
 
     def noting(*arguments: Any) -> Any:
@@ -138,14 +138,14 @@ def clocked(owner: Any, name: str, spent: list[float]) -> None:
 
 
 class Player(A2VClient):
-    """A site that makes up its replies."""
+    """A site that generates its replies."""
 
     def __init__(self, number: int) -> None:
         super().__init__({"site": number})
         self.number = number
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Noise on the weights that came; prototypes when asked for an registration."""
+        """Noise on the received weights; prototypes in the registration."""
         random = torch.Generator().manual_seed(self.number)
         trained = config["task"] == "train"
         weights = [torch.from_numpy(array).float() for array in split_arrays(parameters, 1000)[:-2]] if trained else []
@@ -163,7 +163,7 @@ class Player(A2VClient):
         return arrays, reply.num_examples, metrics
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """One clip, right."""
+        """The evaluation of one clip, correctly classified."""
         del parameters
         scores = Scores({NAMES[0]: ClassScores(clips=1, right_at_1=1, right_at_5=1, cosine=1.0, loss=0.0)})
         models = json.loads(str(config["models"]))
@@ -181,7 +181,7 @@ def said(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
 
 
 class Watch:
-    """The largest resident size of this process while the block runs, in bytes (Linux), looked at every 2 ms."""
+    """The largest resident size of this process while the block runs, in bytes (Linux), measured every 2 ms."""
 
     def __enter__(self) -> Watch:
         self.peak, self.running = 0.0, True

@@ -1,4 +1,4 @@
-"""What `fed-a2v` takes to answer: processor seconds of commands that train nothing, each in a process of its own.
+"""Start-up time of `fed-a2v`: processor seconds of commands that do not train, each in a separate process.
 
 python benchmarks/start.py [--repeats 5] [--write]
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from common import machine, write_block
 
 COMMAND = Path(sys.executable).parent / "fed-a2v"
-# What is typed, and the exit code that it must end with.
+# Commands, and their expected exit codes.
 WORDS = {"--help": 0, "train --help": 0, "train rouns=3": 2, "train generator=vea": 2, "config": 0}
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def seconds(words: str, code: int, repeats: int) -> float:
-    """Processor seconds of a command, the least of several times."""
+    """Processor seconds of a command, the minimum of several calls."""
     taken = []
     for _ in range(repeats):
         before = used()

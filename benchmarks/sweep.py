@@ -1,4 +1,4 @@
-"""A sweep of 12 quick jobs with one worker and with two: seconds, and whether the numbers are the same.
+"""A sweep of 12 quick jobs with one worker and with two: seconds, and whether the results are equal.
 
     python benchmarks/sweep.py [--write]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import machine, write_block
 
-# Quick, but not over before the workers have started: what is compared are jobs, not imports.
+# Quick, but longer than the start of the workers, since jobs are compared, not imports.
 JOBS = ("experiment=quick", "rounds=6", "generator=gaussian,vae,none", "seed=0,1,2,3")
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def swept(folder: Path, name: str, workers: int, jobs: Sequence[str] = JOBS) -> tuple[float, list[dict[str, str]]]:
-    """Seconds of a sweep, and its table without the times."""
+    """Seconds of a sweep, and its table without times."""
     command = [str(Path(sys.executable).parent / "fed-a2v"), "train", "-m", *jobs, f"hydra.sweep.dir={folder / name}"]
     command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"]
     env = os.environ | {"FED_A2V_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}

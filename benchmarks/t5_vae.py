@@ -3,8 +3,8 @@
     python benchmarks/t5_vae.py [--write]
 
 The network of the guide (17 x 512 -> 1024 -> 1024 -> 512, condition 4096) is fitted to 50 classes x 8 rows for
-ten epochs on two threads, class priors and calibration included, and then sampled. Peak memory is that of the
-whole process, the libraries included.
+ten epochs on two threads, including class priors and calibration, and then sampled. Peak memory is that of the whole
+process, including the libraries.
 """
 
 from __future__ import annotations

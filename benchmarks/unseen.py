@@ -1,8 +1,8 @@
-"""Classes that nobody recorded: how well are their prompts found?
+"""Zero-shot accuracy: retrieval of the prompts of unrecorded classes.
 
     FED_A2V_DATA=FOLDER python benchmarks/unseen.py [--splits 4] [--write]
 
-FOLDER holds `esc50_yamnet.npz` and `clip_vitb32_text.npz` (real CLIP text vectors of 31 ESC-50 classes). In each
+FOLDER has `esc50_yamnet.npz` and `clip_vitb32_text.npz` (real CLIP text vectors of 31 ESC-50 classes). In each
 split 10 of the 31 classes are left out of training; folds 1 to 3 train, fold 4 tests; chance among the 10 is 0.10.
 `H` is the harmonic mean of the accuracies on clips of unrecorded and recorded classes with all 31 as candidates,
 without and with the calibration constant, which is chosen on recorded classes alone.
@@ -75,7 +75,7 @@ def table_row(name: str, results: list[dict[str, float]]) -> str:
 
 
 def text_vectors() -> tuple[list[str], Tensor]:
-    """The names of the classes that have a CLIP text vector, sorted, and those."""
+    """Sorted names of the classes with a CLIP text vector, and the vectors."""
     with np.load(Path(os.environ["FED_A2V_DATA"]) / "clip_vitb32_text.npz", allow_pickle=False) as file:
         names, vectors = [str(name) for name in file["category"]], torch.from_numpy(file["vectors"]).float()
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -83,7 +83,7 @@ def text_vectors() -> tuple[list[str], Tensor]:
 
 
 def prototypes(clips: EmbeddedClips, share: str) -> PrototypeBatch:
-    """What one site with all training clips would send."""
+    """The statistics that one site with all training clips would send."""
     rows = torch.from_numpy(clips.rows("train"))
     audio, labels = clips.embeddings[rows], clips.labels[rows]
     shared = [summarise_class(name, audio[labels == label], share) for label, name in enumerate(clips.classes)]
@@ -147,7 +147,7 @@ def mlp(rows: PrototypeBatch, vectors: Tensor, steps: int) -> Scorer:
 
 
 def with_synthetic(clips: EmbeddedClips, vectors: Tensor, split: int) -> dict[str, float]:
-    """A VAE learns the recorded classes and imagines the others from their text vectors; the MLP trains on both."""
+    """A VAE learns the recorded classes and samples the others from their text vectors; the MLP trains on both."""
     absent = unseen_classes(len(clips.classes), split)
     known = prototypes(clips, "prototypes")
     seen = without(known, absent)

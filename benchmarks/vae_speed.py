@@ -1,10 +1,10 @@
-"""How fast the server trains its VAE: against the literal loop of the guide, and against the machine's limit.
+"""Speed of the server's VAE training, compared with the literal loop of the guide and with the machine's limit.
 
     python benchmarks/vae_speed.py [--write]
 
 Both train the same network (the guide's: 512 -> 1024 -> 1024 -> 256, condition 768) on the same 50 classes x 8
 rows for the same epochs, one after the other in one process on one thread. The literal loop takes one optimiser
-step per class and epoch with plain AdamW. The machine's limit is the best float32 matrix product it does.
+step per class and epoch with plain AdamW. The machine's limit is its best rate of a float32 matrix product.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def literal_loop(rows: PrototypeBatch, conditions: torch.Tensor, epochs: int) ->
 
 
 def trained(rows: PrototypeBatch, conditions: torch.Tensor, epochs: int) -> float:
-    """The epochs themselves: `fit` less one without epochs."""
+    """Seconds of the epochs: a `fit` minus one without epochs."""
     return fitted(rows, conditions, epochs) - fitted(rows, conditions, 0)
 
 

@@ -1,4 +1,4 @@
-"""Thirty wrong configurations, and what `fed-a2v train` says to each: the key, and what to do.
+"""Error messages of `fed-a2v train` for thirty wrong configurations: each must name the key and the remedy.
 
 python benchmarks/wrong_configs.py [--write]
 """
@@ -18,7 +18,7 @@ from fed_a2v.cli import main as fed_a2v
 
 
 class Case(NamedTuple):
-    """A wrong configuration: what is typed or stands in a file, and what the message must hold."""
+    """A wrong configuration: arguments or content of a file, and the expected parts of the message."""
 
     kind: str
     words: str
@@ -95,7 +95,7 @@ def said_to(case: Case, folder: Path) -> tuple[int, str]:
         except SystemExit as ended:
             code = int(ended.code or 0)
     message = said.getvalue().replace(f"{folder}/", "")
-    # What the file became is said before what is wrong with it.
+    # The overrides of the file are printed before its error.
     return code, message.partition("fed-a2v: ")[2].strip()
 
 
