@@ -171,7 +171,7 @@ class Player(A2VClient):
 
 
 def said(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
-    """What a site says about one class."""
+    """Statistics that a site sends of one class."""
     if trained:
         return ClassStatistics(name, CLIPS)
     centre = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(NAMES.index(name)))

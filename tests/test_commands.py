@@ -14,7 +14,7 @@ import yaml
 
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
-from fed_a2v.commands.subjects import _split, _told_apart, class_list
+from fed_a2v.commands.subjects import _split, _distinct_names, class_list
 from fed_a2v.commands.train import _samples
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
@@ -193,10 +193,10 @@ def test_the_equals_sign_stands_behind_the_class_and_within_names(typed, found, 
     assert _split(typed, CLASSES) == (found[0], Path(found[1]))
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders():
+def test_files_of_one_name_are_distinct_names_by_their_folders():
     paths = [Path(path) for path in ("a/dog/1.wav", "a/rain/1.wav", "b/rain/1.wav", "a/rain/2.wav")]
-    assert _told_apart(paths) == ["dog/1.wav", "a/rain/1.wav", "b/rain/1.wav", "2.wav"]
-    same = _told_apart([Path("x.wav"), Path("x.wav").absolute()])
+    assert _distinct_names(paths) == ["dog/1.wav", "a/rain/1.wav", "b/rain/1.wav", "2.wav"]
+    same = _distinct_names([Path("x.wav"), Path("x.wav").absolute()])
     assert same == ["x.wav", "x.wav"]
 
 
