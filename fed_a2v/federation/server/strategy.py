@@ -24,12 +24,12 @@ from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.protocol import (
     VALIDATION,
+    FederationError,
     InvalidReplyError,
     ReplySpec,
     Scores,
