@@ -1,7 +1,7 @@
 """Compares the scale of a site's prototypes and outputs with that of the other sites; the strategy rejects outliers.
 
-A frozen encoder gives embeddings of about the same magnitude for every sound. A prototype that is ten times larger or
-smaller is not an average of such embeddings but a fault or an attack, and it shifts every mean that it is part of.
+A frozen encoder gives embeddings of about the same magnitude for every sound. A prototype that is ten times larger is
+not an average of such embeddings but a fault or an attack, and it shifts every mean that it is part of.
 """
 
 from __future__ import annotations
