@@ -43,13 +43,8 @@ from fed_a2v.federation.protocol import (
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
-from fed_a2v.federation.server.evaluation import (
-    Coverage,
-    class_figures,
-    replay_figures,
-    round_figures,
-    unseen_figures,
-)
+from fed_a2v.federation.server.evaluation import Coverage, class_figures
+from fed_a2v.federation.server.metrics.base import Evaluation, build_metrics, compute_metrics
 from fed_a2v.federation.server.reply_intake import EvaluateResult, FitResult, ReplyValidator, fresh_row, reasons, reject
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
@@ -109,6 +104,7 @@ class FedA2V(Strategy):
         self._settings_json = _for_sites(settings).model_dump_json(by_alias=True)
         self.make_step = make_step
         self.max_workers = max_workers
+        self.metrics = build_metrics(settings.metrics)
         self.listener = listener or RoundListener()
         self.step: ServerStep | None = None
         # The last round of an earlier start; Flower counts from 1 again.
@@ -255,7 +251,7 @@ class FedA2V(Strategy):
         lost = self.lost_classes(round_number)
         row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
-            row |= self._figures(round_number, scores, coverage)
+            row |= self._metrics(round_number, scores, coverage)
         else:
             log.warning("No site scored a clip of the test: the round has no accuracy")
         evaluation = class_figures(scores, self._step().bank, round_number, coverage, lost)
@@ -545,15 +541,12 @@ class FedA2V(Strategy):
             log.warning("The test clips of %s are not in the figures", ", ".join(coverage.missing))
         return coverage
 
-    def _figures(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
-        """What the row says of the scores."""
-        after, step = scores["after"], self._step()
-        figures = round_figures(scores, coverage, len(self.classes))
-        figures |= unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
+    def _metrics(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
+        """The metrics of the round's row."""
+        active = None
         if self.settings.scenario.name != "static":
-            here = {site_name(number) for number in active_sites(self.settings, round_number)}
-            figures |= replay_figures(after, step.bank, here)
-        return figures
+            active = {site_name(number) for number in active_sites(self.settings, round_number)}
+        return compute_metrics(self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active))
 
     def _is_last(self, round_number: int) -> bool:
         """Whether the run ends with this round: then the sites also say what they confuse."""
@@ -596,7 +589,7 @@ def _for_sites(settings: Settings) -> Settings:
     aggregation = settings.aggregation
     if aggregation.target is not None:
         aggregation = aggregation.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
-    return settings.model_copy(update={"callbacks": {}, "aggregation": aggregation})
+    return settings.model_copy(update={"callbacks": {}, "metrics": {}, "aggregation": aggregation})
 
 
 def _joined(arrays: NDArrays) -> Parameters:
