@@ -92,7 +92,7 @@ def test_every_10_s_a_message_says_how_many_nodes_are_missing(clock, caplog):
     federation = Federation("federation.min_nodes=3", "federation.start_timeout=35", nodes=0)
     with pytest.raises(FederationError), caplog.at_level("INFO", "fed_a2v"):
         federation.strategy.initialize_parameters(EmptyManager(clock))
-    said = [record.getMessage() for record in caplog.records if record.module == "participants"]
+    said = [record.getMessage() for record in caplog.records if record.module == "sampling"]
     assert [re.findall(r"\d+", line) for line in said] == [["3", "3"]] * 3
 
 
