@@ -122,7 +122,7 @@ def test_t5_has_its_figures_and_is_told_where_it_is_far_behind(tmp_path, run_fol
     assert list(views["T5: cosine"].data[0].y) == [0.125] * 4
     bars = {view.label: view.figure for view in figures.class_plot(found).views}
     assert set(bars["T5: accuracy"].data[0].x) == {0.25}
-    assert "T5" not in shown(run_folder)
+    assert "T5:" not in shown(run_folder)
 
 
 def test_the_headline_has_the_yardsticks_of_a_comparison(comparison):
