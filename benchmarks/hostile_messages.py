@@ -33,7 +33,7 @@ from rich.console import Console
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.message_handler import REPORTED_ERRORS, SiteError
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import InProcessClient
 
 LEAST = 4
@@ -317,7 +317,7 @@ def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[A
             sent["evaluate"] = (dict(ins.config), parameters_to_ndarrays(ins.parameters))
             return super().evaluate(ins, timeout, group_id)
 
-    with (root / "said.txt").open("w") as said, Run(settings, root / "run", Console(file=said)) as run:
+    with (root / "said.txt").open("w") as said, Trainer(settings, root / "run", Console(file=said)) as run:
         from flwr.server import Server
 
         manager = SimpleClientManager()

@@ -94,3 +94,39 @@ def test_flower_and_wandb_are_known_in_one_place():
 def test_imports_within_functions_are_found():
     source = "import a.b\ndef f():\n    from c import d, e"
     assert list(imported(source)) == ["a.b", "c.d", "c.e"]
+
+
+# The picture in CONTRIBUTING.md
+
+PACKAGES = tuple(part for part in ORDER if (ROOT / "fed_a2v" / part).is_dir())
+
+
+def drawn_arrows():
+    """The arrows of the mermaid graph: `a & b --> c & d` is four."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    graph = text.split("```mermaid\n")[1].split("```")[0]
+    for line in graph.splitlines():
+        if "-->" in line:
+            left, right = line.split("-->")
+            yield from ((a.strip(), b.strip()) for a in left.split("&") for b in right.split("&"))
+
+
+def package_arrows():
+    """Imports between packages, without those that a longer way implies."""
+    direct = {
+        part: {name.split(".")[1] for name in imports_of(part) if name.startswith("fed_a2v.")} & set(PACKAGES) - {part}
+        for part in PACKAGES
+    }
+    below = {}
+    for part in PACKAGES:  # in the order of imports: what it imports is known
+        below[part] = direct[part].union(*(below[other] for other in direct[part]))
+    return {
+        (part, other)
+        for part in PACKAGES
+        for other in direct[part]
+        if not any(other in below[between] for between in direct[part] - {other})
+    }
+
+
+def test_the_picture_of_the_house_is_that_of_the_code():
+    assert set(drawn_arrows()) == package_arrows()
