@@ -1,6 +1,6 @@
 """The configuration of a node, typed and checked, because a misspelt key must not switch off a limit of the owner.
 
-Every message reads it, also a request for the node's name, so this module must not import torch.
+A node reads it for every message, even for a request of its name, so this module must not import torch.
 """
 
 from __future__ import annotations
