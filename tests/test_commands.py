@@ -14,7 +14,7 @@ import yaml
 
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
-from fed_a2v.commands.subjects import _split, _distinct_names, class_list
+from fed_a2v.commands.subjects import _distinct_names, _split, class_list
 from fed_a2v.commands.train import _samples
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings

@@ -695,7 +695,7 @@ class Settings(Section):
     tracking: TrackingSettings = Field(json_schema_extra=NO_RESULT)
     metrics: dict[str, ComponentSettings | None] = Field(
         json_schema_extra=NO_RESULT,
-        description="values of a round's row by name, subclasses of `Metric`; null leaves one out",
+        description="metrics of a round by name, subclasses of `Metric`; null removes one",
     )
     callbacks: dict[str, ComponentSettings | None] = Field(
         json_schema_extra=NO_RESULT,

@@ -54,7 +54,7 @@ def text(run_folder):
 
 def test_the_headline_has_accuracy_before_and_after(text):
     assert re.search(r"Accuracy\s+0\.900\s+after round 4", text)
-    assert re.search(r"Before the server step\s+0\.700\s+of round 4, to which the step adds \+0\.200", text)
+    assert re.search(r"Before the server step\s+0\.700\s+in round 4; the step adds \+0\.200", text)
 
 
 def shown(folder):
@@ -67,7 +67,7 @@ def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
     written_run(tmp_path / "FedAvg", rounds=2, overrides=["finetune.enabled=false"])
     folder = written_run(tmp_path / "vae", rounds=2, lead=0.1)
     text = shown(folder)
-    assert "Before the server step 0.500 of round 2, to which the step adds +0.300" in text
+    assert "Before the server step 0.500 in round 2; the step adds +0.300" in text
     assert "Gain of the first round +0.300" in text
     assert "Gain over FedAvg +0.100 the same run without the server step, after round 2" in text
     in_round, over = figures.gain_plot(collect([folder])).views
@@ -159,7 +159,7 @@ def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
 def test_lost_classes_are_counted_and_named_at_the_top(lost):
     run = RunRecord("mine", Path(), [{"round": 1, "lost_classes": lost}], {"share": {"min_clips": 7}})
     text = " ".join(Outline(render(Collection([run]))).text)
-    assert ("2 classes, for no site has 7 clips" in text) == ("dog, sea waves" in text) == bool(lost)
+    assert ("the server step lacks 2 classes" in text) == ("dog, sea waves" in text) == bool(lost)
 
 
 def test_it_shows_all_settings_the_environment_and_the_command(text, run_folder):
