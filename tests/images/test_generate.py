@@ -55,7 +55,7 @@ def refused(capsys):
 def test_sounds_become_pictures_beside_those_of_the_text(generate, trained, sounds, kind, capsys, caplog):
     words = (sounds / "dog/1.wav", f"rain={sounds / 'rain.wav'}", sounds / "storm.wav")
     gallery, out = generate(kind, trained(kind), *words)
-    assert capsys.readouterr().out.strip() == f"Pictures: {out / 'index.html'}"
+    assert capsys.readouterr().out.strip() == f"Images: {out / 'index.html'}"
     assert "targets=random" in caplog.text
     assert [subject["class"] for subject in gallery["subjects"]] == ["dog", "rain", None]
     assert [set(subject["pictures"]) for subject in gallery["subjects"]] == [

@@ -89,7 +89,7 @@ def test_a_sweep_leaves_a_table_and_a_picture(grid):
     folder, (done, _), _, _ = grid
     assert (folder / "summary.md").read_text().startswith("| job | status |")
     assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
-    assert f"Picture: {folder / 'summary.png'}" in done.stdout
+    assert f"Plot: {folder / 'summary.png'}" in done.stdout
 
 
 def test_a_sweep_started_again_does_only_what_is_not_done(grid):

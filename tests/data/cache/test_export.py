@@ -117,7 +117,7 @@ def test_the_command_says_what_it_did_and_a_second_call_does_nothing(tmp_path, c
     assert "clips/s with 1 processes" in first
     main([*words, "--out", str(tmp_path / "made.npz")])
     again = capsys.readouterr().out
-    assert "0 embedded, 16 known before, 0 skipped" in again
+    assert "0 embedded, 16 from the cache, 0 skipped" in again
     assert np.load(tmp_path / "made.npz")["embeddings"].shape == (16, 1, 512)
 
 
