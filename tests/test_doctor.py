@@ -160,7 +160,7 @@ def test_what_a_round_costs_is_told_of_embeddings_too(tmp_path):
     )
     words = ["dataset=embeddings", f"dataset.path={tmp_path / 'x.npz'}", "partition.sites=2"]
     assert ("network", "fine") in subjects(examine([*SMALL, *words]))
-    (wrong,) = found("needs", *words, "generator=vae", "generator.latent_dim=wide")
+    (wrong,) = found("resources", *words, "generator=vae", "generator.latent_dim=wide")
     assert (wrong.level, "generator.latent_dim" in wrong.what) == ("error", True)
 
 

@@ -118,7 +118,7 @@ def test_the_page_describes_its_pictures_and_escapes_names(gallery):
     pictures = re.findall(r'<img src="([^"]+)"[^>]*\salt="([^"]+)"', page)
     assert len(pictures) == 5
     assert all((gallery / source).is_file() for source, _ in pictures)
-    assert ("text/0002-rain-synthetic-1.png", "True text prompt: picture of rain, synthetic 1 (rain)") in pictures
+    assert ("text/0002-rain-synthetic-1.png", "True text prompt: image of rain, synthetic 1 (rain)") in pictures
     assert re.search(r'<audio controls[^>]*src="audio/0000-dog-wav.wav"\s+aria-label="Sound of dog.wav"', page)
     assert "http" not in page.replace("http-equiv", ""), "nothing comes from a network"
 

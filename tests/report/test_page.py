@@ -152,7 +152,7 @@ def test_a_run_that_has_not_finished_is_called_so(tmp_path):
 def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
     row = {"round": 1, "aggregation/capped_sites": cut}
     text = " ".join(Outline(render(Collection([RunRecord("mine", Path(), [row])]))).text)
-    assert (f"aggregation.max_site_share cuts what {cut} of the sites" in text) == (cut > 0)
+    assert ("aggregation.max_site_share" in text, f"{cut} sites" in text) == (cut > 0, cut > 0)
 
 
 @pytest.mark.parametrize("lost", [[], ["dog", "sea waves"]])
@@ -257,7 +257,7 @@ def test_the_figures_say_what_the_run_recorded(run_folder):
     assert np.diag(np.array(heat.z)) == pytest.approx(0.75)
     sites = figures.sites_plot(found)
     assert [(trace.name, len(trace.x)) for trace in sites.views[0].figure.data] == [("replied", 19), ("rejected", 1)]
-    assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds")
+    assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds ago")
     up = figures.bytes_plot(found).views[0].figure.data[0]
     assert list(up.y) == [1.0] * 4
 
