@@ -223,13 +223,13 @@ def test_the_generator_that_a_warning_names_passes_where_the_other_failed():
 def test_a_class_without_two_rows_to_train_on_is_compared_with_nothing():
     world = World(classes=3)
     rows = world.rows(groups=4)
-    held_out = rows.take(torch.tensor([0, 4, 8]))
+    held_out = rows.index_select(torch.tensor([0, 4, 8]))
     generator = GaussianGenerator(48, 24)
     generator.fit(rows, world.conditions, 1, 0.0, draws(0))
-    few = rows.take(torch.tensor([1, 5, 6, 7]))  # one of the first class, none of the last
+    few = rows.index_select(torch.tensor([1, 5, 6, 7]))  # one of the first class, none of the last
     found = validate(generator, few, held_out, world.conditions, draws(1))
     assert list(found.agreement.per_class) == list(found.real.per_class) == ["class 01"]
-    assert validate(generator, few.take(torch.tensor([0, 1])), held_out, world.conditions, draws(1)) is None
+    assert validate(generator, few.index_select(torch.tensor([0, 1])), held_out, world.conditions, draws(1)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
