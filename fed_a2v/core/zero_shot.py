@@ -80,7 +80,7 @@ class BilinearMap:
         x = ROW_LENGTH * F.normalize((x - mean) / std, dim=1)
         signs = 2.0 * F.one_hot(rows.labels, len(vectors)).double() - 1
         penalty = row_penalty * len(x)
-        # (X'X + p I)^-1 X' = X' (XX' + p I)^-1, where the latter has the smaller matrix: rows are fewer than columns.
+        # (X'X + p I)^-1 X' = X' (XX' + p I)^-1, and there are usually fewer rows than columns.
         inner = torch.linalg.solve(
             x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device), signs @ targets
         )
