@@ -223,7 +223,7 @@ class ServerStep:
             with _timed(metrics, "distil"):
                 metrics |= self._distil(round_number, updates, rows, steps)
         if self.settings.finetune:
-            # Held-out rows must not undo a fine-tuning that also trains classes of which only replayed samples are left:
+            # Held-out rows must not undo a fine-tuning that also trains classes with replayed samples only:
             # none of their rows are held out, and the gain for them may cost accuracy on the classes of this round,
             # which the averaged adapters fit best.
             may_roll_back = self.settings.rollback and set(self.replayed) <= set(() if stored is None else stored.names)
