@@ -106,7 +106,7 @@ def one_after_another(
         # The random numbers that the family gives to this class.
         random = torch_generator(seed, "group", name)
         torch.manual_seed(seed_for(random.initial_seed(), "weights", name))
-        own = rows.take(rows.labels == label)
+        own = rows.index_select(rows.labels == label)
         own = PrototypeBatch(own.embeddings, torch.zeros_like(own.labels), own.counts, own.variances, (name,))
         generator = make()
         fit, training = Stopwatch(generator.fit), Stopwatch(generator._train)

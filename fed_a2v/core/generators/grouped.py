@@ -454,7 +454,7 @@ def _only(rows: PrototypeBatch, labels: Tensor) -> PrototypeBatch:
     """The rows of some classes, as if there were no others."""
     local = torch.full((len(rows.names),), -1, device=labels.device)
     local[labels] = torch.arange(len(labels), device=labels.device)
-    kept = rows.take(local[rows.labels] >= 0)
+    kept = rows.index_select(local[rows.labels] >= 0)
     names = tuple(rows.names[label] for label in labels.tolist())
     return PrototypeBatch(kept.embeddings, local[kept.labels], kept.counts, kept.variances, names)
 
