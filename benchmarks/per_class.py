@@ -89,8 +89,8 @@ def all_at_once(
     """Seconds of training and of the whole `fit`, and the generators."""
     rows, conditions = data()
     generator = GroupedVAEGenerator(make, groups_for("per_class", rows.names) or {})
-    fit, training = Stopwatch(generator.fit), Stopwatch(grouped._train_together)
-    with patch.object(grouped, "_train_together", training):
+    fit, training = Stopwatch(generator.fit), Stopwatch(grouped.train_together)
+    with patch.object(grouped, "train_together", training):
         fit(rows, conditions, epochs, 0.1, torch_generator(0))
     return (training.seconds, fit.seconds), generator
 

@@ -226,7 +226,7 @@ def test_the_configuration_makes_one_generator_one_a_class_or_one_a_group():
 
 
 def test_only_vaes_can_be_grouped():
-    with refused(ValueError, "gaussian", "unified"):
+    with refused(ValueError, "gaussian", "granularity=per_class", "granularity=unified"):
         GroupedVAEGenerator(lambda: GaussianGenerator(4, 4), {"a": ["dog"]})
 
 
