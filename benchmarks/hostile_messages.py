@@ -32,8 +32,8 @@ from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.client.message_handler import TOLD, SiteError
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.client.message_handler import REPORTED_ERRORS, SiteError
+from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import InProcessClient
 
 LEAST = 4
@@ -317,7 +317,7 @@ def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[A
             sent["evaluate"] = (dict(ins.config), parameters_to_ndarrays(ins.parameters))
             return super().evaluate(ins, timeout, group_id)
 
-    with (root / "said.txt").open("w") as said, Run(settings, root / "run", Console(file=said)) as run:
+    with (root / "said.txt").open("w") as said, Trainer(settings, root / "run", Console(file=said)) as run:
         from flwr.server import Server
 
         manager = SimpleClientManager()
@@ -333,7 +333,7 @@ def answer(own: dict[str, Any], task: str, message: Message, parameters: list[An
     client = A2VClient(own, deployed=True)
     try:
         (client.evaluate if task == "evaluate" else client.fit)(parameters, message)
-    except (*TOLD, SiteError) as error:
+    except (*REPORTED_ERRORS, SiteError) as error:
         return "refused", str(error)
     except BaseException as error:
         return "crashed", f"{type(error).__name__}: {str(error)[:200]}"

@@ -33,7 +33,7 @@ from rich.console import Console
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.protocol import join_arrays, read_arrays
-from fed_a2v.federation.server.trainer import Run
+from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import InProcessClient
 from fed_a2v.runs.checkpoint import load_state
 
@@ -242,7 +242,7 @@ def play(folder: Path, replies: int, seed: int, answer: bool = True) -> tuple[in
         ]
     )
     rejected, crashes, left = 0, Counter[str](), replies
-    with Path(os.devnull).open("w") as nowhere, Run(settings, folder, Console(file=nowhere)) as run:
+    with Path(os.devnull).open("w") as nowhere, Trainer(settings, folder, Console(file=nowhere)) as run:
         manager = SimpleClientManager()
         for number in range(settings.partition.sites):
             manager.register(InProcessClient(f"{number:06d}", A2VClient({}).to_client()))

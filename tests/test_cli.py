@@ -173,7 +173,7 @@ def test_running_a_folder_again_goes_on_where_it_stopped(fed_a2v, tmp_path):
     assert fed_a2v(*words).returncode == 0
     again = fed_a2v(*words, "rounds=2")
     assert again.returncode == 0, again.stderr
-    assert "Going on behind round 1 of 2" in again.stderr
+    assert "Resuming after round 1 of 2" in again.stderr
     refused = fed_a2v(*words, "rounds=3", "site.epochs=9")
     assert refused.returncode == 2
     assert "site.epochs" in refused.stderr

@@ -1,6 +1,7 @@
 """Imports run one way, those within functions included, and the method knows no framework."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,19 @@ ORDER = (
     *("version", "errors", "core", "storage", "config", "encoders", "data", "runs", "report", "images"),
     *("callbacks", "federation", "load", "compare", "doctor", "commands", "cli", "__main__"),
 )
+
+
+# What each package, or module, of fed_a2v.federation imports of the others at most: sites and server share no code but
+# that of the protocol and of the experiment.
+FEDERATION = {
+    "memory": set(),
+    "process": set(),
+    "protocol": set(),
+    "factory": set(),
+    "client": {"memory", "process", "protocol", "factory"},
+    "server": {"memory", "process", "protocol", "factory"},
+    "simulation": {"memory", "client", "server"},
+}
 
 
 def imported(source):
@@ -32,6 +46,28 @@ def imports_of(part):
 def test_every_part_has_its_place():
     parts = {path.stem for path in (ROOT / "fed_a2v").iterdir() if path.suffix == ".py" or list(path.glob("*.py"))}
     assert parts - {"__init__"} == set(ORDER)
+
+
+def test_every_part_of_the_federation_has_its_place():
+    parts = {path.stem for path in (ROOT / "fed_a2v" / "federation").iterdir() if not path.name.startswith("__")}
+    assert parts == FEDERATION.keys()
+
+
+@pytest.mark.parametrize("part", FEDERATION)
+def test_parts_of_the_federation_import_what_they_may(part):
+    names = {name.split(".")[2] for name in imports_of(f"federation/{part}") if name.startswith("fed_a2v.federation.")}
+    assert names - {part} <= FEDERATION[part]
+
+
+def test_no_modules_of_the_federation_import_each_other_in_a_circle():
+    paths = (ROOT / "fed_a2v" / "federation").rglob("*.py")
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    imports = {}
+    for module, path in modules.items():
+        names = set(imported(path.read_text(encoding="utf-8")))
+        # `from package import name` imports a module of that name, or else the package.
+        imports[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+    tuple(TopologicalSorter(imports).static_order())  # raises CycleError, which names a circle
 
 
 @pytest.mark.parametrize("part", ORDER)
@@ -58,3 +94,39 @@ def test_flower_and_wandb_are_known_in_one_place():
 def test_imports_within_functions_are_found():
     source = "import a.b\ndef f():\n    from c import d, e"
     assert list(imported(source)) == ["a.b", "c.d", "c.e"]
+
+
+# The picture in CONTRIBUTING.md
+
+PACKAGES = tuple(part for part in ORDER if (ROOT / "fed_a2v" / part).is_dir())
+
+
+def drawn_arrows():
+    """The arrows of the mermaid graph: `a & b --> c & d` is four."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    graph = text.split("```mermaid\n")[1].split("```")[0]
+    for line in graph.splitlines():
+        if "-->" in line:
+            left, right = line.split("-->")
+            yield from ((a.strip(), b.strip()) for a in left.split("&") for b in right.split("&"))
+
+
+def package_arrows():
+    """Imports between packages, without those that a longer way implies."""
+    direct = {
+        part: {name.split(".")[1] for name in imports_of(part) if name.startswith("fed_a2v.")} & set(PACKAGES) - {part}
+        for part in PACKAGES
+    }
+    below = {}
+    for part in PACKAGES:  # in the order of imports: what it imports is known
+        below[part] = direct[part].union(*(below[other] for other in direct[part]))
+    return {
+        (part, other)
+        for part in PACKAGES
+        for other in direct[part]
+        if not any(other in below[between] for between in direct[part] - {other})
+    }
+
+
+def test_the_picture_of_the_house_is_that_of_the_code():
+    assert set(drawn_arrows()) == package_arrows()

@@ -124,7 +124,7 @@ def test_what_is_no_run_is_refused(tmp_path, folder):
 
 
 def test_settings_of_another_version_are_refused(run):
-    state = {"config": run.config | {"new_key": 1}, "round": 2, "strategy": {}}
+    state = {"config": run.config | {"new_key": 1}, "round": 2, "components": {}}
     with refused(CheckpointError, run.folder.path, "new_key"):
         fed_a2v.load.LoadedRun(run.folder, state, "cpu")
 
@@ -224,8 +224,8 @@ def test_a_tensor_that_repeats_a_number_without_end_is_refused(own):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda state: state.pop("strategy"),
-        lambda state: state["strategy"].update(audio_shape="wide"),
+        lambda state: state["components"].pop("strategy"),
+        lambda state: state["components"]["strategy"].update(audio_shape="wide"),
         lambda state: state["components"].pop("bank"),
         lambda state: state["components"].update(adapters={"x": torch.zeros(2)}),
         lambda state: state.update(round="one"),

@@ -39,6 +39,9 @@ GROUPING = {
     "groups": (dict[str, list[str]] | None, "per_group: names of groups with their classes; every class is in one"),
 }
 
+# Sections of classes by name.
+COMPONENTS = ("metrics", "callbacks")
+
 
 class Key(NamedTuple):
     """A key of the configuration: its type and range, its value in the default option, and its meaning, in words."""
@@ -62,7 +65,8 @@ def reference() -> str:
         if model is GeneratorSettings:
             for option, keys in generator_keys().items():
                 parts += [f"### `{section}={option}`", table(keys)]
-    parts += ["## `callbacks`", Settings.model_fields["callbacks"].description or "", table(callback_keys())]
+    for section in COMPONENTS:
+        parts += [f"## `{section}`", Settings.model_fields[section].description or "", table(component_keys(section))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -88,15 +92,15 @@ def run_keys() -> list[Key]:
     return [
         _key(name, field, main_file().get(name))
         for name, field in fields
-        if not _is_section(field) and name != "callbacks"
+        if not _is_section(field) and name not in COMPONENTS
     ]
 
 
-def callback_keys() -> list[Key]:
-    """The callbacks that run by default; the meaning is the first paragraph of the class's docstring."""
-    chosen = {name: value["_target_"] for name, value in section_values("callbacks").items()}
+def component_keys(section: str) -> list[Key]:
+    """The metrics or callbacks of a run by default; the meaning is the first paragraph of the class's docstring."""
+    chosen = {name: value["_target_"] for name, value in section_values(section).items()}
     return [
-        Key(f"callbacks.{name}._target_", "text", target, summary(get_class(target))) for name, target in chosen.items()
+        Key(f"{section}.{name}._target_", "text", target, summary(get_class(target))) for name, target in chosen.items()
     ]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from fed_a2v.callbacks.base import Callback, CallbackList
 from fed_a2v.config.plugins import load_class, make_object
-from fed_a2v.config.schema import CallbackSettings, ConfigError
+from fed_a2v.config.schema import ComponentSettings, ConfigError
 
 
-def build_callbacks(settings: Mapping[str, CallbackSettings | None]) -> CallbackList:
+def build_callbacks(settings: Mapping[str, ComponentSettings | None]) -> CallbackList:
     """The callbacks in the order of the settings; those set to null are left out.
 
     Raises:
@@ -18,7 +18,7 @@ def build_callbacks(settings: Mapping[str, CallbackSettings | None]) -> Callback
     return CallbackList({name: _make(name, chosen) for name, chosen in settings.items() if chosen is not None})
 
 
-def _make(name: str, chosen: CallbackSettings) -> Callback:
+def _make(name: str, chosen: ComponentSettings) -> Callback:
     section = f"callbacks.{name}"
     if not issubclass(load_class(section, chosen.target), Callback):
         raise ConfigError(f"{section}._target_={chosen.target} is no subclass of fed_a2v.callbacks.base.Callback")

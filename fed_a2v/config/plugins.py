@@ -40,7 +40,7 @@ def named_code(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
 @cache
 def own_code() -> frozenset[str]:
     """The import paths that `conf/` names: the classes of this program that settings may ask for."""
-    files = sorted(conf_dir().glob("generator/*.yaml")) + sorted(conf_dir().glob("callbacks/*.yaml"))
+    files = (path for group in ("generator", "metrics", "callbacks") for path in conf_dir().glob(f"{group}/*.yaml"))
     return frozenset(target for file in files for _, target in named_code(read_yaml(file)))
 
 

@@ -611,12 +611,12 @@ class TrackingSettings(Section):
     tensorboard: bool = Field(description="event files in the run's folder; needs fed-a2v[tensorboard]")
 
 
-class CallbackSettings(BaseModel):
-    """A callback; further keys are arguments of its class."""
+class ComponentSettings(BaseModel):
+    """A callback or a metric; further keys are arguments of its class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
-    target: str = Field(alias="_target_", description="import path of a subclass of fed_a2v.callbacks.base.Callback")
+    target: str = Field(alias="_target_", description="import path of the class")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -674,7 +674,11 @@ class Settings(Section):
     images: ImageSettings = Field(json_schema_extra=NO_RESULT)
     wandb: WandbSettings = Field(json_schema_extra=NO_RESULT)
     tracking: TrackingSettings = Field(json_schema_extra=NO_RESULT)
-    callbacks: dict[str, CallbackSettings | None] = Field(
+    metrics: dict[str, ComponentSettings | None] = Field(
+        json_schema_extra=NO_RESULT,
+        description="values of a round's row by name, subclasses of `Metric`; null leaves one out",
+    )
+    callbacks: dict[str, ComponentSettings | None] = Field(
         json_schema_extra=NO_RESULT,
         description="side effects of the run by name, called in this order; null leaves one out",
     )

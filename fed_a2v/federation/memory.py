@@ -1,4 +1,4 @@
-"""A process's memory: freed memory goes back to the system, and work may have a limit."""
+"""Memory of this process: return freed memory to the operating system, and limit the memory of a task."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# GNU's library has it; elsewhere nothing is done.
+# Only the GNU C library has it; on other systems nothing is done.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def return_free_memory() -> None:
-    """Give all freed memory back, whichever thread it belonged to.
+    """Return all freed memory of all threads to the operating system.
 
-    The C library would keep it scattered: replies that wait lie between what the work on the one before has used and
-    freed, more of it with every site.
+    Otherwise the C library keeps it: stored replies are between the blocks that the processing of other replies has
+    used and freed, so that fragmentation grows with every site.
     """
     if _TRIM is not None:
         _TRIM(0)
@@ -24,33 +24,34 @@ def return_free_memory() -> None:
 
 @contextmanager
 def limit_memory(gigabytes: float | None) -> Iterator[None]:
-    """Let the block's work allocate so much beside what the process has now; beyond it, allocations fail.
+    """Limit the memory that the block allocates in addition to the present memory of the process.
 
-    Linux counts what a process has allocated for itself (RLIMIT_DATA); other systems may not hold to it. A GPU's
-    memory is not counted.
+    The limit is on private memory (RLIMIT_DATA), which Linux enforces and other systems may not. Memory of a GPU is not
+    limited.
 
     Args:
-        gigabytes: None: no limit.
+        gigabytes: the limit in GB; None: no limit.
 
     Raises:
-        MemoryError, RuntimeError: numpy and Python, or torch, cannot allocate what they need.
+        MemoryError: numpy or Python cannot allocate memory.
+        RuntimeError: torch cannot allocate memory.
     """
     if gigabytes is None:
         yield
         return
-    import resource  # not on Windows
+    import resource  # does not exist on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _allocated() + int(gigabytes * 1e9)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    limit = _private_memory() + int(gigabytes * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _allocated() -> int:
-    """Bytes of the process's private memory as RLIMIT_DATA counts it; 0 where the system does not say."""
+def _private_memory() -> int:
+    """Private memory of the process in bytes, as RLIMIT_DATA counts it; 0 if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""In which of Flower's processes this code runs."""
+"""The kind of Flower process that this code runs in; the apps, the strategy and the time limit depend on it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 
 def serves_one_message() -> bool:
-    """Whether this process was started by a SuperNode for one message."""
+    """Whether a SuperNode started this process, for one message."""
     return _program() == "flwr-clientapp"
 
 
 def is_deployed_server() -> bool:
-    """Whether this process was started by a SuperLink that serves SuperNodes, for one run."""
+    """Whether a SuperLink with SuperNodes started this process, for one run."""
     return _program() == "flwr-serverapp"
 
 
 def is_simulated_node() -> bool:
-    """Whether Flower's simulation plays this node, on the server's own machine.
+    """Whether Flower's simulation runs this node, on the machine of the server.
 
-    A node is taken for one on a machine of its own unless this is certain: there a message is a stranger's.
+    If this is not certain the node counts as deployed, because a deployed node must not trust its messages.
     """
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

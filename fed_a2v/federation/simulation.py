@@ -1,4 +1,4 @@
-"""A federation in one process: Flower's own server and client classes, no network and no Ray."""
+"""A federation in one process with Flower's server and client classes, without network and without Ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fed_a2v.runs.output import Output
 
 
 class InProcessClient(ClientProxy):
-    """Hands messages to a client in the same process, packed and unpacked as on the wire."""
+    """Passes messages to a client in the same process, encoded and decoded as for a network."""
 
     def __init__(self, cid: str, client: Client) -> None:
         super().__init__(cid)
@@ -69,19 +69,19 @@ def run_in_process(
     title: str = "",
     announce: bool = True,
 ) -> dict[str, Any]:
-    """Run or resume an experiment, sites one after the other, and return its results.
+    """Run or resume an experiment, one site after the other, and return its results.
 
     Args:
-        settings: of the experiment.
-        folder: of the run.
-        console: where people read; default standard error.
-        make_client: makes each site's client; another than the default plays sites that misbehave.
-        output: what is shown meanwhile.
-        title: of the run, where there are several.
-        announce: the console is told at the end where results and report are.
+        settings: settings of the experiment.
+        folder: folder of the run.
+        console: console for messages and progress; default: standard error.
+        make_client: makes the client of each site; tests pass clients that send invalid messages.
+        output: what the console shows during the run.
+        title: title of the run, if there are several.
+        announce: print the paths of results and report at the end.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
     """
     with Trainer(settings, folder, console, output, title, announce) as trainer:
         if trainer.rounds_left:

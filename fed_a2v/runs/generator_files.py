@@ -134,13 +134,6 @@ def load_generator_family(
     return current
 
 
-def load_generator_checkpoint(
-    path: str | Path, generator_type: str, dimensions: Mapping[str, int], *, folder: Path | None = None
-) -> dict[str, Any]:
-    """The dictionary that `save_generator_checkpoint` stored; see `load_generator_family`."""
-    return load_generator_family(path, generator_type, dimensions, [""], folder=folder)[""]
-
-
 def _read_generator(path: Path, generator_type: str, dimensions: Mapping[str, int]) -> dict[str, Any]:
     checkpoint = load_torch(path)
     missing = {"round", "generator_type", "dimensions", "generator_state"} - checkpoint.keys()

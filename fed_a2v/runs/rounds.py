@@ -1,6 +1,7 @@
-"""What the rows of `metrics.jsonl` come to: the clips that a figure rests on, the best round, the server step's gain.
+"""Summaries of the rows of `metrics.jsonl`: the clips behind a figure, the best round, the gain of the server step.
 
-Rows without these figures, such as those of pooled training, rest on all test clips.
+Used by the results, the tables, the progress and the report. Rows without these figures, such as those of pooled
+training, cover all test clips.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def fully_evaluated(row: Row) -> bool:
 
 
 def scored_on(row: Row) -> str:
-    """The clips that the figures of a row rest on, e.g. "48 of 80 test clips, 3 of 5 sites"."""
+    """The clips behind the figures of a row, e.g. "48 of 80 test clips, 3 of 5 sites"."""
     clips = row.get("test_clips", 0)
     if fully_evaluated(row):
         return f"{clips} test clips"
@@ -27,10 +28,10 @@ def scored_on(row: Row) -> str:
 
 
 def best_row(rows: Iterable[Row]) -> Row | None:
-    """The row of the best round: the most accurate one, the first of equals; None where none has an accuracy.
+    """The row of the most accurate round, the first of equals; None if no row has an accuracy.
 
-    Accuracy on the clips for validation decides, where there are any. Rounds in which every site was evaluated come
-    before all others, and of those the ones on the most clips first: it is easy to be right about some of the clips.
+    Accuracy on the validation clips decides, if there are any. Rounds in which every site was evaluated rank before all
+    others, and those before rounds on fewer clips: it is easy to be right about a few clips.
     """
     rows = list(rows)
     validated = any(row.get("accuracy_validation") is not None for row in rows)
@@ -44,13 +45,13 @@ def best_row(rows: Iterable[Row]) -> Row | None:
 
 
 def gain(row: Row) -> float | None:
-    """What the server step added to the accuracy of the average of the same round."""
+    """Accuracy after the server step less that of the average before it, in the same round."""
     after, before = row.get("accuracy"), row.get("accuracy_before")
     return None if after is None or before is None else after - before
 
 
 def gain_over(row: Row, other: Row | None) -> float | None:
-    """The accuracy of a row beyond that of another run's; None unless both are those of all sites."""
+    """The accuracy of a row less that of another run's; None unless both cover all sites."""
     if other is None or not (fully_evaluated(row) and fully_evaluated(other)):
         return None
     mine, its = row.get("accuracy"), other.get("accuracy")
@@ -58,10 +59,10 @@ def gain_over(row: Row, other: Row | None) -> float | None:
 
 
 def gains(rows: Sequence[Row], without_step: Sequence[Row] = ()) -> dict[str, float | None]:
-    """What the server step is worth, measured in three ways.
+    """Three measures of what the server step adds.
 
-    In the first round it stands alone. From the second on the average is that of adapters that an earlier step has
-    improved, so a small gain of the last round says little. What the run would be without it, only such a run tells.
+    Only in the first round the average is free of it: later averages are of adapters that an earlier step has improved,
+    so a small gain in the last round says little. What the run would reach without the step, only such a run shows.
 
     Args:
         rows: of a run with a server step, at least one.
@@ -82,7 +83,7 @@ def gains(rows: Sequence[Row], without_step: Sequence[Row] = ()) -> dict[str, fl
 
 
 def gain_words(results: Mapping[str, Any]) -> str:
-    """The gains among a run's results in one line; "" where none is known.
+    """The gains among a run's results in one line; "" if none is known.
 
     Args:
         results: with `rounds` and what `gains` returns.
@@ -98,7 +99,7 @@ def gain_words(results: Mapping[str, Any]) -> str:
 
 
 def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
-    """What stands below the table of the rounds: the clips behind figures with an asterisk, and the gains."""
+    """The lines below the table of the rounds: the clips behind figures with an asterisk, and the gains."""
     partly: dict[str, list[str]] = {}
     for row in rows:
         if not fully_evaluated(row):
@@ -109,7 +110,7 @@ def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What must be known before the figures of a run are believed, a line each.
+    """Caveats about the figures of a run, a line each.
 
     Args:
         rows: of the run, at least one.

@@ -64,10 +64,10 @@ class TextTable:
 
 
 def rounds_table(rows: Rows, title: str = "") -> TextTable:
-    """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" where none is.
+    """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" for a missing value.
 
-    T5's accuracy has a column where there is a T5 adapter. An asterisk: not all sites were evaluated; `closing_lines`
-    tells what the figure rests on.
+    There is a column of T5's accuracy if the adapters have a T5 side. An asterisk marks rounds in which not all sites
+    were evaluated; `closing_lines` says how many clips such a figure covers.
     """
     has_t5 = any("t5/accuracy" in row for row in rows)
     header = ("round", "accuracy before", "after server step", *(["T5 accuracy"] if has_t5 else []))
@@ -94,12 +94,12 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
 def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str = "accuracy") -> TextTable:
     """Accuracy by round, a column for each variant, and below it the optimiser steps of all rounds.
 
-    Where not all test clips were scored, a cell has their number.
+    Where not all test clips were scored, a cell has the number of those that were.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
         title: the table's title.
-        figure: another one than the CLIP side's accuracy, e.g. "t5/accuracy".
+        figure: metric in the cells, default the accuracy of the CLIP side.
     """
     values = {
         label: {int(row["round"]): accuracy_cell(row, 3, figure) for row in rows} for label, rows in variants.items()
@@ -120,12 +120,12 @@ def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str 
 
 
 def summary_table(folder: Path, expected: int | None = None) -> TextTable:
-    """The jobs of a Hydra sweep: what was overridden and what came out; also written beside them.
+    """The jobs of a Hydra sweep with their overrides and results; also written into the sweep's folder.
 
     Args:
         folder: the sweep's folder, with a folder per job in it; `summary.csv` (every figure in full) and
             `summary.md` (`SHOWN_FIGURES`) are written there.
-        expected: number of jobs, where known; those that never began are then listed as missing.
+        expected: number of jobs, where known; jobs that never started are then listed as missing.
 
     Returns:
         A row per job, in the order of their numbers or else of their overrides, with the overrides that differ
@@ -176,7 +176,7 @@ class SweepJob:
         status: "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
         overrides: by key.
         results: the numbers in `results.json`.
-        reason: of a failure, in one line; "" where none is known.
+        reason: of a failure, in one line; "" if not known.
     """
 
     name: str

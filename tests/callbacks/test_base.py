@@ -7,7 +7,7 @@ import pytest
 from fed_a2v.callbacks.base import Callback, CallbackList
 from fed_a2v.callbacks.build import build_callbacks
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.schema import CallbackSettings
+from fed_a2v.config.schema import ComponentSettings
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import load_state
@@ -158,7 +158,7 @@ def test_a_run_that_fails_ends_its_callbacks_without_results(tmp_path, monkeypat
 )
 def test_what_is_no_callback_is_refused(target, arguments, words):
     with refused(ConfigError, *words):
-        build_callbacks({"mine": CallbackSettings(target=target, **arguments)})
+        build_callbacks({"mine": ComponentSettings(target=target, **arguments)})
 
 
 def test_a_strangers_run_with_a_callback_of_its_own_is_not_loaded(tmp_path):

@@ -61,7 +61,9 @@ def defaults():
 # What composes
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith(("experiment", "callbacks"))])
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if not option.startswith(("experiment", "metrics", "callbacks"))]
+)
 def test_every_option_of_every_group_composes_and_is_the_one_asked_for(option):
     group, name = option.split("=")
     section = getattr(composed(option), group)

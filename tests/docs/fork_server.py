@@ -24,7 +24,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 def serve(path):
     """Answer until the process is ended."""
-    from fed_a2v.federation import build, engine  # noqa: F401
+    from fed_a2v.federation import simulation  # noqa: F401
     from fed_a2v.report import page  # noqa: F401
 
     gc.freeze()

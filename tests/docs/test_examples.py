@@ -14,7 +14,10 @@ from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder
+from fed_a2v.federation.server.aggregation.base import make_rule
 from fed_a2v.federation.server.step_factory import make_generator
+from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.storage.files import read_jsonl
 from tests.docs.blocks import REPOSITORY
 from tests.refusals import refused
 
@@ -201,6 +204,48 @@ def test_the_similarity_loss_takes_the_place_of_the_vaes_own():
     assert float(loss(x, x, zeros, zeros, 0)) == pytest.approx(0, abs=1e-6)
     assert float(loss(-x, x, zeros, zeros, 0)) > 1
     assert float(loss(x, x, zeros + 1, zeros, 50)) > float(loss(x, x, zeros + 1, zeros, 10)) > 0, "annealed"
+
+
+def test_the_geometric_median_is_not_moved_by_one_site_of_ten():
+    settings = compose_settings(
+        [
+            "aggregation=custom",
+            "aggregation._target_=geometric_median.GeometricMedian",
+            "+aggregation.arguments.steps=50",
+        ]
+    )
+    rule = make_rule(settings.aggregation)
+    random = torch.Generator().manual_seed(0)
+    common = torch.randn(3, 4, generator=random)
+    sites = [[common + 0.01 * torch.randn(3, 4, generator=random), torch.ones(2)] for _ in range(9)]
+    sites.append([1000 * torch.randn(3, 4, generator=random), torch.zeros(2)])
+    matrix, vector = rule.combine(sites, [1] * 10)
+    assert (matrix - common).abs().max() < 0.05
+    torch.testing.assert_close(vector, torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_the_worst_class_and_the_mean_over_classes_are_metrics_of_every_round(tmp_path):
+    words = ["experiment=quick", "rounds=1", "generator=none", "report=false"]
+    results = run_in_process(compose_settings([*words, "+metrics.worst._target_=worst_class.WorstClass"]), tmp_path)
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    accuracies = list(row["per_class"].values())
+    assert row["accuracy_worst_class"] == min(accuracies)
+    assert row["accuracy_over_classes"] == pytest.approx(sum(accuracies) / len(accuracies))
+    assert row["accuracy"] == results["accuracy"]
+
+
+def test_the_accuracy_file_has_every_round_of_a_resumed_run(tmp_path):
+    words = [
+        "experiment=quick",
+        "generator=none",
+        "report=false",
+        "+callbacks.mine._target_=accuracy_file.AccuracyFile",
+    ]
+    run_in_process(compose_settings([*words, "rounds=1"]), tmp_path)
+    run_in_process(compose_settings([*words, "rounds=2"]), tmp_path)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    expected = [["round", "accuracy"], *([str(row["round"]), f"{row['accuracy']:.4f}"] for row in rows)]
+    assert [line.split(",") for line in (tmp_path / "accuracy.csv").read_text().split()] == expected
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -16,7 +16,7 @@ def keys(settings_reference):
             for name, model in settings_reference.sections().items()
             for key in settings_reference.section_keys(name, model)
         ),
-        *settings_reference.callback_keys(),
+        *(key for section in settings_reference.COMPONENTS for key in settings_reference.component_keys(section)),
     ]
     return {key.name: key for key in listed}
 

@@ -12,9 +12,9 @@ from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.factory import adapter_loss, prompt_set
 from fed_a2v.federation.protocol import decode_weights, encode_weights
+from fed_a2v.federation.protocol.errors import FederationError
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.storage.files import read_jsonl
 from tests.federation.helpers import QUICK, Finished, assert_same, assert_same_run, without_seconds

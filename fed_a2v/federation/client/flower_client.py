@@ -1,4 +1,4 @@
-"""The Flower client: a node as Flower sees it."""
+"""The Flower client of a node: it passes the messages on to the message handler."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class A2VClient(NumPyClient):
-    """A node's side of the federation.
+    """The Flower client of one node.
 
     Args:
-        node_config: what only this node knows; see `NodeConfig`. It is checked when the first message comes, so that
-            the server hears what is wrong with it, too.
-        deployed: the node is on a machine of its own. To it the server is a stranger: no message names a file there
-            or code to run, and no error tells what is in a file. Otherwise the server's settings are this machine's.
+        node_config: the node's own configuration; see `NodeConfig`. It is checked when the first message arrives, so
+            that the server receives the error, too.
+        deployed: the node is on its own machine and does not trust the server: no message may contain a path or code to
+            run, and no error shows the content of a file. Otherwise the paths in the server's settings are used.
     """
 
     def __init__(self, node_config: dict[str, Scalar], deployed: bool = False) -> None:
@@ -29,14 +29,14 @@ class A2VClient(NumPyClient):
         self.deployed = deployed
 
     def node(self) -> Node:
-        """What does the work."""
-        # In a deployment every message starts a process: one that asks for a name need not wait for torch.
+        """The message handler."""
+        # In a deployment every message starts a process; a request for the name is answered without importing torch.
         from fed_a2v.federation.client.message_handler import Node
 
         return Node(self.node_config, self.deployed)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
-        """The node's name, for federations in which every node is a site of its own."""
+        """The node's name, for federations in which every node is a site."""
         del config
         name = read_node_config(self.node_config).name
         return {} if name is None else {"site": name}

@@ -1,4 +1,4 @@
-"""What a node does with a message: unpack it, let the site work, pack the reply."""
+"""Handles the messages of a node: reads the instruction, runs the site's work, and encodes the reply."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ log = logging.getLogger("fed_a2v")
 
 Reply = TypeVar("Reply")
 
-# Errors that go to the server as they are: made of its own message, of keys, and of the node's limits.
-TOLD = (
+# Errors that the server may see unchanged: they only contain text of its own message, keys, and limits of the node.
+REPORTED_ERRORS = (
     InvalidReplyError,
     PolicyViolationError,
     DeadlineError,
@@ -46,33 +46,33 @@ TOLD = (
     InvalidInstructionError,
     OtherPromptsError,
 )
-# Of others, which may quote a file, the server learns what they are about.
-ABOUT = {
+# Other errors may quote a file, so that the server only receives their subject.
+SUBJECTS = {
     DataError: "its data cannot be used",
     ModelError: "its models cannot be used",
     TargetsError: "its class prompts cannot be used",
-    ConfigError: "its configuration and the run's do not go together",
-    MemoryError: "its memory does not suffice",
+    ConfigError: "its configuration does not fit the run's settings",
+    MemoryError: "it has too little memory",
     OSError: "a file cannot be read or written",
 }
 
 
 class SiteError(RuntimeError):
-    """A site cannot do what it was asked; of the reason, the server learns no more than what it is about."""
+    """A site cannot do its task; the message only contains the subject of the cause."""
 
 
 class Node:
-    """A node's work for the federation.
+    """The message handler of a node.
 
-    Settings and class names come with each message, so a node needs nothing but its data. A node may act for
-    several sites of a simulated federation: the message says for which.
+    Each message contains settings and class names, so that a node needs only its data. In a simulation a node may
+    represent several sites; the message names the site.
 
     Args:
         node_config: see `A2VClient`.
         deployed: see `A2VClient`.
 
     Raises:
-        NodeConfigError: a key or a value in it is wrong, or one is missing that a deployed node needs.
+        NodeConfigError: a key or a value of `node_config` is wrong, or a key that a deployed node needs is missing.
     """
 
     def __init__(self, node_config: dict[str, Scalar], deployed: bool = False) -> None:
@@ -85,113 +85,112 @@ class Node:
         """Register the site, or train the adapters in `parameters` on its clips.
 
         Raises:
-            InvalidInstructionError: the message is not what it should be.
-            InvalidReplyError: the arrays in it are not.
-            PolicyViolationError: the run asks for more than the site's owner allows.
-            DeadlineError: it takes longer than `federation.site_timeout`, or than the owner allows.
-            SiteError: deployed: it cannot be done; the cause is in the node's own log. Elsewhere the cause itself is
-                raised: `DataError`, `TargetsError`, ...
+            InvalidInstructionError: the message is invalid.
+            InvalidReplyError: the arrays of the message are invalid.
+            PolicyViolationError: the run requests more than the site's owner allows.
+            DeadlineError: the work exceeds `federation.site_timeout` or the time limit of the owner.
+            SiteError: deployed: any other error; the node's log has the cause. A node that is not deployed raises the
+                cause itself: `DataError`, `TargetsError`, ...
         """
-        order = read_instruction(config, "register", "train")
-        return self._in_time(order, lambda: self._fit(parameters, order))
+        instruction = read_instruction(config, "register", "train")
+        return self._in_time(instruction, lambda: self._fit(parameters, instruction))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """Score the models in `parameters` on the site's test clips, the last also on those for validation.
+        """Score the models in `parameters` on the site's test clips, and the last model also on the validation clips.
 
-        It raises as `fit` does.
+        The models are the CLIP side of the adapters before the server step, if `models` requests it, and the adapters
+        after the step. The gain of the step is measured on CLIP. T5, which is most of the bytes, is only sent after it.
 
-        They are the adapters after the server step and, where `models` names two, the CLIP side of those before it:
-        the accuracy that the step has gained is CLIP's, and T5, which is most of the bytes, is scored after it alone.
+        Raises:
+            Exception: as in `fit`.
         """
-        order = read_instruction(config, "evaluate")
-        return self._in_time(order, lambda: self._evaluate(parameters, order))
+        instruction = read_instruction(config, "evaluate")
+        return self._in_time(instruction, lambda: self._evaluate(parameters, instruction))
 
-    def _fit(self, parameters: NDArrays, order: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        site = self._site(order)
-        if order.task == "register":
-            reply = site.register(order.round)
+    def _fit(self, parameters: NDArrays, instruction: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        site = self._site(instruction)
+        if instruction.task == "register":
+            reply = site.register(instruction.round)
         else:
             adapters = site.new_adapters()
-            _load(adapters, split_arrays(parameters, _arrays_of(adapters)))
-            reply = site.train(order.round, adapters, order.held)
+            _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
+            reply = site.train(instruction.round, adapters, instruction.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
 
-    def _evaluate(self, parameters: NDArrays, order: Instruction) -> tuple[float, int, dict[str, Scalar]]:
-        site = self._site(order)
-        names = [name for name in order.models if name != VALIDATION]
+    def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
+        site = self._site(instruction)
+        names = [name for name in instruction.models if name != VALIDATION]
         adapters = site.new_adapters()
-        size = _arrays_of(adapters)
+        size = _count_arrays(adapters)
         arrays = split_arrays(parameters, 2 * size)
-        earlier, last = arrays[:-size], arrays[-size:]
-        # Of the adapters before the server step the CLIP side has come; the rest are the last model's.
-        models = {names[0]: earlier + last[len(earlier) :], names[-1]: last}
+        before, last = arrays[:-size], arrays[-size:]
+        # Of the adapters before the server step only the CLIP side was sent; the rest is the last model's, unscored.
+        models = {names[0]: before + last[len(before) :], names[-1]: last}
         scores: dict[str, Scores] = {}
         for name, model in models.items():
             _load(adapters, model)
             is_last = name == names[-1]
-            scores[name] = site.evaluate(adapters, order.calibration, order.confusion and is_last, t5=is_last)
-        if VALIDATION in order.models:
+            confusion = instruction.confusion and is_last
+            scores[name] = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last)
+        if VALIDATION in instruction.models:
             scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
-        metrics = encode_scores(site.name, order.round, scores)
+        metrics = encode_scores(site.name, instruction.round, scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
 
-    def _site(self, order: Instruction) -> Site:
+    def _site(self, instruction: Instruction) -> Site:
         own = self.node_config
-        settings = settings_here(order.settings, own, self.deployed)
+        settings = settings_here(instruction.settings, own, self.deployed)
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
-            order.classes,
-            order.number,
+            instruction.classes,
+            instruction.number,
             own.data_dir or None,
-            name=self._site_name(order),
-            least=own.min_clips or 0,
+            name=self._site_name(instruction),
+            min_clips=own.min_clips or 0,
         )
-        check_same_prompts(site.prompts, order.prompts)
+        check_same_prompts(site.prompts, instruction.prompts)
         if own.ledger:
-            Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(order.task))
+            Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
         return site
 
-    def _site_name(self, order: Instruction) -> str:
-        """What the server calls the site; where every node is a site of its own, what its operator calls it."""
-        own = self.node_config.name if order.settings.partition.kind == "own" else None
-        return order.site if own is None else f"site-{own}"
+    def _site_name(self, instruction: Instruction) -> str:
+        """The server's name for the site; if every node is a site, the name that its operator has set, if any."""
+        own = self.node_config.name if instruction.settings.partition.kind == "own" else None
+        return instruction.site if own is None else f"site-{own}"
 
-    def _in_time(self, order: Instruction, work: Callable[[], Reply]) -> Reply:
-        """The work's result, if it comes in time; its errors as the server may learn them."""
-        seconds = order.settings.federation.site_seconds
+    def _in_time(self, instruction: Instruction, work: Callable[[], Reply]) -> Reply:
+        """Run the work with the limits on time and memory, and hide the details of errors from the server."""
+        seconds = instruction.settings.federation.site_seconds
         key, own = "federation.site_timeout", self.node_config
         if own.max_seconds is not None and own.max_seconds < seconds:
             key, seconds = "max-seconds", own.max_seconds
         try:
             with limit_memory(own.max_memory):
-                return within(seconds, f"the task {order.task} of {self._site_name(order)}", work, key)
-        except TOLD:
+                return within(seconds, f"the task {instruction.task} of {self._site_name(instruction)}", work, key)
+        except REPORTED_ERRORS:
             raise
         except Exception as error:
             if not self.deployed:
                 raise
-            raise SiteError(_about(error)) from error
+            # torch raises a RuntimeError if it cannot allocate memory.
+            kinds = SUBJECTS | ({RuntimeError: SUBJECTS[MemoryError]} if "memory" in str(error) else {})
+            subject = next((text for kind, text in kinds.items() if isinstance(error, kind)), "it cannot do this task")
+            reason = f"{subject} ({type(error).__name__}); see the log of this site's SuperNode"
+            raise SiteError(reason) from error
 
 
-def _about(error: Exception) -> str:
-    """What an error is about, in a line without any of its text."""
-    kinds = ABOUT | ({RuntimeError: ABOUT[MemoryError]} if "memory" in str(error) else {})
-    about = next((words for kind, words in kinds.items() if isinstance(error, kind)), "it cannot do this")
-    return f"{about} ({type(error).__name__}); the log of this site's SuperNode says why"
-
-
-def _arrays_of(adapters: Adapters) -> int:
-    """Arrays that global adapters consist of: trained weights, then mean and deviation that standardise their input."""
+def _count_arrays(adapters: Adapters) -> int:
+    """Number of arrays of global adapters: the weights, then mean and standard deviation of their input."""
     return len(adapters.weights()) + 2
 
 
 def _load(adapters: Adapters, arrays: NDArrays) -> None:
-    """Make `adapters` the global ones."""
+    """Load the global adapters that the server sent into `adapters`."""
     shapes = [tuple(weight.shape) for weight in adapters.weights()] + [tuple(adapters.audio_mean.shape)] * 2
-    *loaded, mean, std = decode_weights(arrays, shapes)
-    adapters.load_weights(loaded)
+    *weights, mean, std = decode_weights(arrays, shapes)
+    adapters.load_weights(weights)
     adapters.audio_mean.copy_(mean)
     adapters.audio_std.copy_(std)

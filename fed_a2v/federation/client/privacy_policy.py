@@ -1,8 +1,8 @@
-"""What a site's owner allows, whatever a run asks for.
+"""The limits that a site's owner sets for every run; the message handler applies them to the settings of a message.
 
-To a site on a machine of its own the server is a stranger. A message may say *how* to train, and no more: which files
-are read, where anything is written and which code runs is the node's own configuration (`NodeConfig`), and how long,
-how often and on how few clips it works has limits there.
+A deployed site does not trust the server. A message only determines *how* to train. The node's own configuration
+(`NodeConfig`) determines which files are read, where files are written and which code runs, and limits the time, the
+number of epochs and the smallest number of clips of an average.
 """
 
 from __future__ import annotations
@@ -29,149 +29,154 @@ from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import LabelledClips, SiteData, labelled_rows
 from fed_a2v.federation.client.node_config import NodeConfig, NodeConfigError
 
-# Repositories of the Hugging Face hub: OWNER/NAME, or NAME alone.
+# A repository of the Hugging Face hub: OWNER/NAME, or NAME alone.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 class PolicyViolationError(ValueError):
-    """A run asks a site for more than its owner allows."""
+    """A run requests more than the site's owner allows."""
 
 
-def settings_here(asked: Settings, own: NodeConfig, deployed: bool) -> Settings:
-    """The run's settings as this node works with them.
+def settings_here(requested: Settings, own: NodeConfig, deployed: bool) -> Settings:
+    """The settings that this node uses for a run.
 
     Args:
-        asked: what the server has sent.
-        own: what only this node knows; it wins.
-        deployed: the node is on a machine of its own: nothing in `asked` may name a place there, or code to run.
+        requested: the settings that the server sent.
+        own: the node's configuration; it has precedence.
+        deployed: the node is on its own machine: paths in `requested` are removed or refused, and so is code to run.
 
     Raises:
-        PolicyViolationError: the run asks for more than the owner allows.
-        NodeConfigError: the run needs something that the node's configuration lacks.
+        PolicyViolationError: the run requests more than the owner allows.
+        NodeConfigError: the node's configuration lacks something that the run needs.
     """
-    check_averages(asked.share, own.min_clips or 0)
-    if own.max_epochs is not None and asked.site.epochs > own.max_epochs:
+    check_averages(requested.share, own.min_clips or 0)
+    if own.max_epochs is not None and requested.site.epochs > own.max_epochs:
         raise PolicyViolationError(
-            f"this site trains max-epochs={own.max_epochs} epochs a round, the run asks for "
-            f"site.epochs={asked.site.epochs}"
+            f"this site trains at most max-epochs={own.max_epochs} epochs in a round, the run requests "
+            f"site.epochs={requested.site.epochs}"
         )
     changes: dict[str, Any] = {}
     if own.device:
         changes["device"] = own.device
     if own.max_threads:
-        changes["threads"] = min(asked.threads, own.max_threads)
+        changes["threads"] = min(requested.threads, own.max_threads)
     if own.cache_dir:
         changes["cache_dir"] = own.cache_dir
     if own.dataset:
-        changes["dataset"] = _of_kind(asked.dataset, own.dataset)
+        changes["dataset"] = _with_kind(requested.dataset, own.dataset)
     if own.encoder_model:
-        changes["encoder"] = asked.encoder.model_copy(update={"model": own.encoder_model, "revision": None})
+        changes["encoder"] = requested.encoder.model_copy(update={"model": own.encoder_model, "revision": None})
     if own.targets:
         changes["targets"] = targets_in_file(own.targets)
-    here = asked.model_copy(update=changes)
-    return _without_places(here, own) if deployed else here
+    here = requested.model_copy(update=changes)
+    return _without_paths(here, own) if deployed else here
 
 
-def check_averages(share: ShareSettings, least: int) -> None:
-    """Check that every average that the settings ask for is one of `least` clips or more.
+def check_averages(share: ShareSettings, min_clips: int) -> None:
+    """Check that every average that a run requests is over at least `min_clips` clips.
 
     Args:
-        share: what the run asks for.
-        least: clips behind every average, by the owner's word; 0: whatever the run asks for.
+        share: the section `share` of the run's settings.
+        min_clips: smallest number of clips of an average that the site's owner allows; 0: no limit.
 
     Raises:
-        PolicyViolationError: names both numbers.
+        PolicyViolationError: averages may be over fewer clips; the message gives both numbers.
     """
-    asked = 1 if share.kind == "samples" else share.min_clips
-    if asked < least:
+    fewest = 1 if share.kind == "samples" else share.min_clips
+    if fewest < min_clips:
         raise PolicyViolationError(
-            f"this site gives averages of {least} clips or more (min-clips in its node configuration), "
-            f"share={share.kind} with share.min_clips={share.min_clips} asks for {asked}; raise share.min_clips"
+            f"this site sends averages of at least {min_clips} clips (min-clips in its node configuration), "
+            f"share={share.kind} with share.min_clips={share.min_clips} requests averages of {fewest}; raise "
+            "share.min_clips"
         )
 
 
-def of_enough_clips(data: SiteData, least: int) -> SiteData:
-    """A site's clips without the classes that have fewer than `least`: nothing is learned from them, and nothing said.
+def of_enough_clips(data: SiteData, min_clips: int) -> SiteData:
+    """A site's clips without the classes that have fewer than `min_clips`, so that no reply depends on these classes.
 
-    Clips for training, for validation and for the test are counted separately.
+    Training, validation and test clips are counted separately.
 
     Raises:
-        PolicyViolationError: no clip for training is left.
+        PolicyViolationError: no training clip remains.
     """
     kept = replace(
         data,
-        train=_enough(data.train, least),
-        validation=_enough(data.validation, least),
-        test=_enough(data.test, least),
+        train=_large_classes(data.train, min_clips),
+        validation=_large_classes(data.validation, min_clips),
+        test=_large_classes(data.test, min_clips),
     )
     if not len(kept.train):
         raise PolicyViolationError(
-            f"no class of this site has min-clips={least} clips for training: it has nothing to give"
+            f"no class of this site has min-clips={min_clips} training clips, so that it cannot take part"
         )
     return kept
 
 
-def _enough(clips: LabelledClips, least: int) -> LabelledClips:
+def _large_classes(clips: LabelledClips, min_clips: int) -> LabelledClips:
     if not len(clips):
         return clips
-    return labelled_rows(clips, (clips.labels.bincount()[clips.labels] >= least).nonzero().flatten())
+    return labelled_rows(clips, (clips.labels.bincount()[clips.labels] >= min_clips).nonzero().flatten())
 
 
-def _without_places(settings: Settings, own: NodeConfig) -> Settings:
-    """The settings without the places that the server has named, which would mean files of this machine."""
+def _without_paths(settings: Settings, own: NodeConfig) -> Settings:
+    """The settings without the server's paths, which could refer to files of this machine."""
     dataset = settings.dataset
     if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
         raise NodeConfigError(
-            f"this node's configuration lacks data-dir, the place of its data for dataset={dataset.name}: a site takes "
-            "no folder from the server"
+            f"this node's configuration lacks data-dir, the folder of its data for dataset={dataset.name}: a site uses "
+            "no folder that the server names"
         )
     _check_code(settings, own)
     if not own.encoder_model and settings.encoder.model is not None:
         _check_repository("encoder", settings.encoder, "encoder-model")
     if not own.targets:
         _check_targets(settings.targets)
-    return settings.model_copy(update={"dataset": _placeless(dataset)})
+    return settings.model_copy(update={"dataset": _without_dataset_paths(dataset)})
 
 
-def _placeless(dataset: DatasetSettings) -> DatasetSettings:
-    # Of a file of embeddings the name stays: where data-dir is a folder of several, the run says which.
+def _without_dataset_paths(dataset: DatasetSettings) -> DatasetSettings:
+    # The name of a file of embeddings remains, because data-dir may be a folder with several such files.
     name = Path(dataset.path or "").name
     changes = {"root": None, "path": name if name not in ("", "..") else None}
-    return dataset.model_copy(update=changes | {"sets": [_placeless(part) for part in dataset.sets]})
+    return dataset.model_copy(update=changes | {"sets": [_without_dataset_paths(part) for part in dataset.sets]})
 
 
 def _check_code(settings: Settings, own: NodeConfig) -> None:
-    """Check that the settings name no class to be executed that the owner has not allowed, and hand it no path."""
+    """Check that the owner allows all custom classes in the settings, and that their arguments contain no path."""
     sections = {key: getattr(settings, key).model_dump(by_alias=True) for key in ("dataset", "encoder")}
     allowed = frozenset((own.allow_code or "").split())
     try:
-        refuse_code(sections, "the run", "this site executes what allow-code in its node configuration names", allowed)
+        remedy = "this site only executes the classes in allow-code of its node configuration"
+        refuse_code(sections, "the run", remedy, allowed)
     except UntrustedCodeError as error:
         raise PolicyViolationError(str(error)) from None
-    for key, value in _texts(sections):
-        if ".arguments" in key and _is_place(value):
-            raise PolicyViolationError(f"the run hands its own class the path {key}={value!r:.80}: a site takes none")
+    for key, value in _strings(sections):
+        if ".arguments" in key and _may_be_path(value):
+            raise PolicyViolationError(
+                f"the run passes the path {key}={value!r:.80} to a custom class: a site uses no path that the server "
+                "names"
+            )
 
 
-def _is_place(text: str) -> bool:
-    """Whether a text may mean a file or folder of this machine; the name of a repository, OWNER/NAME, does not."""
+def _may_be_path(text: str) -> bool:
+    """Whether a string may refer to a file or folder of this machine; OWNER/NAME of a repository does not."""
     if text.startswith(("/", "~", ".", "file:")) or "\\" in text or ".." in text.split("/"):
         return True
     try:
         return "/" in text and Path(text).exists()
-    except (OSError, ValueError):  # too long for a name, or with a zero byte
+    except (OSError, ValueError):  # too long for a path, or contains a zero byte
         return True
 
 
-def _texts(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Every text in nested values, with its dotted key."""
+def _strings(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """All strings in nested values, keys included, each with its dotted key."""
     if isinstance(value, str):
         return [(key, value)]
     if isinstance(value, Mapping):
-        places = ((name, f"{key}.{name}" if key else str(name)) for name in value)
-        return [text for name, place in places for text in [(place, str(name)), *_texts(value[name], place)]]
+        paths = ((name, f"{key}.{name}" if key else str(name)) for name in value)
+        return [text for name, path in paths for text in [(path, str(name)), *_strings(value[name], path)]]
     if isinstance(value, list | tuple):
-        return [text for place, part in enumerate(value) for text in _texts(part, f"{key}[{place}]")]
+        return [text for index, part in enumerate(value) for text in _strings(part, f"{key}[{index}]")]
     return []
 
 
@@ -179,27 +184,27 @@ def _check_targets(targets: TargetSettings) -> None:
     for key in ("path", "captions"):
         if getattr(targets, key) is not None:
             raise NodeConfigError(
-                f"the run names a file in targets.{key}: a site takes none from the server; give this node its own "
-                "(targets=FILE.npz in its configuration, as `fed-a2v targets` writes it)"
+                f"the run names a file in targets.{key}, and a site uses no file that the server names; set "
+                "targets=FILE.npz in the configuration of this node (`fed-a2v targets` writes such a file)"
             )
     for key, model in (("targets.clip", targets.clip), ("targets.t5", targets.t5)):
         if model is not None:
             _check_repository(key, model, "targets")
 
 
-def _check_repository(key: str, given: EncoderSettings | TextModelSettings, remedy: str) -> None:
-    """Check that a model is one of the hub, and no folder of this machine, nor leads to one."""
+def _check_repository(key: str, model: EncoderSettings | TextModelSettings, remedy: str) -> None:
+    """Check that a model is a repository of the hub, and that no part of its name may be a path on this machine."""
     for name in ("model", "revision", "subfolder"):
-        value = getattr(given, name, None)
+        value = getattr(model, name, None)
         if value and (not REPOSITORY.fullmatch(value) or (name == "model" and Path(value).exists())):
             raise NodeConfigError(
-                f"the run names {key}.{name}={value!r:.80}, which is none of the Hugging Face hub's: a site takes no "
-                f"folder from the server; name this node's own with {remedy} in its configuration"
+                f"the run has {key}.{name}={value!r:.80}, which is not from the Hugging Face hub, and a site uses no "
+                f"folder that the server names; set {remedy} in the configuration of this node"
             )
 
 
-def _of_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:
-    """The settings for another kind of data set, which this node has."""
+def _with_kind(dataset: DatasetSettings, kind: str) -> DatasetSettings:
+    """The settings changed to the kind of data set of this node."""
     try:
         return DatasetSettings.model_validate(dataset.model_dump() | {"name": kind})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A time limit for a site's work: whatever hangs, the server gets an answer, and the process can end."""
+"""A time limit for a site's work: even if the work hangs, the server gets a reply and the process can exit."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from fed_a2v.federation.process import serves_one_message
 
 Result = TypeVar("Result")
 
-# Seconds behind the deadline after which a process that cannot even answer is ended.
+# Seconds after the deadline after which a process that cannot even reply is terminated.
 GRACE = 15.0
 
 
 class DeadlineError(TimeoutError):
-    """A site's work took longer than it may."""
+    """A site's work exceeded its time limit."""
 
 
 def within(seconds: float, what: str, work: Callable[[], Result], key: str = "federation.site_timeout") -> Result:
-    """Do some work, but wait for it no longer than so many seconds.
+    """Call a function, and wait for it at most this many seconds.
 
-    A thread cannot be killed: work that takes longer goes on in a thread that nobody waits for, and that ends with
-    the process at the latest. In a deployment Flower starts a process for every message, which ends when the reply
-    is sent. Work that holds the interpreter's lock would keep even the reply from being sent: such a process is
-    ended `GRACE` seconds later, with the stacks of its threads on standard error, and Flower reports it as lost.
+    A thread cannot be killed: after the deadline the work continues in a daemon thread, at the latest until the process
+    exits. In a deployment Flower starts a process for every message, which exits when the reply is sent. Work that
+    keeps the interpreter's lock prevents even the reply: such a process is terminated `GRACE` seconds later, with the
+    stacks of its threads on standard error, and Flower reports it as lost.
 
     Args:
-        seconds: to wait at most.
-        what: the work, in words, for the error.
-        work: what is to be done.
-        key: the setting that holds `seconds`, for the error.
+        seconds: the time limit.
+        what: a description of the work, for the error message.
+        work: the function to call.
+        key: the setting with the value `seconds`, for the error message.
 
     Returns:
-        What `work` returns.
+        The result of `work`.
 
     Raises:
-        DeadlineError: it takes longer.
-        Exception: whatever `work` raises.
+        DeadlineError: the work exceeds the time limit.
+        Exception: any exception of `work`.
     """
     outcome: list[Result] = []
     errors: list[BaseException] = []
@@ -46,18 +46,18 @@ def within(seconds: float, what: str, work: Callable[[], Result], key: str = "fe
     def run() -> None:
         try:
             outcome.append(work())
-        except BaseException as error:  # raised again below, in the caller's thread
+        except BaseException as error:  # raised below in the caller's thread
             errors.append(error)
 
     worker = threading.Thread(target=run, name=what, daemon=True)
-    alone = serves_one_message()
-    if alone:
+    one_message = serves_one_message()
+    if one_message:
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
     try:
         worker.start()
         worker.join(seconds)
     finally:
-        if alone:
+        if one_message:
             faulthandler.cancel_dump_traceback_later()
     if worker.is_alive():
         raise DeadlineError(

@@ -1,19 +1,19 @@
-"""What crosses the wire, and the checks it must pass.
+"""The messages between server and sites, and the checks on everything that is received.
 
-A site's reply is one list of numpy arrays, the adapter weights first and the arrays of each class behind them, and
-a JSON manifest (`metrics["manifest"]`) that says which array is what. Shapes and types travel with the arrays, which
-are joined for the way (`npy`). The server knows what it may expect (`ReplySpec`); whatever differs is refused with a
-`InvalidReplyError`, whose reason is one short line, safe to log. Nothing is ever unpickled, and no declared size is
-believed.
-
-There are two kinds of message, `replies` and `scores`, one file each; both have a `manifest`, replies `arrays`, too.
+A reply to training or registration (`train_reply`) is a list of numpy arrays, the adapter weights first and then the
+arrays of each class, and a JSON manifest (`metrics["manifest"]`) that gives the meaning of each array. Shapes and types
+travel with the arrays, which are joined into one or two (`packing`). A reply to evaluation (`eval_reply`) is a manifest
+alone. The server specifies each reply that it expects (`ReplySpec`, `EvalReplySpec`) and refuses any other with an
+`InvalidReplyError`, whose reason is one short line that is safe to log. Nothing is ever unpickled, and no declared size
+is trusted.
 """
 
 from fed_a2v.federation.protocol.arrays import decode_weights, encode_weights, payload_bytes
-from fed_a2v.federation.protocol.errors import InvalidReplyError, show
+from fed_a2v.federation.protocol.errors import FederationError, InvalidReplyError, show
 from fed_a2v.federation.protocol.eval_reply import (
     VALIDATION,
     ClassScores,
+    EvalReplySpec,
     Scores,
     SideScores,
     decode_scores,
@@ -26,6 +26,8 @@ from fed_a2v.federation.protocol.train_reply import ReplySpec, Task, TrainReply,
 __all__ = [
     "VALIDATION",
     "ClassScores",
+    "EvalReplySpec",
+    "FederationError",
     "InvalidReplyError",
     "ReplySpec",
     "Scores",

@@ -1,4 +1,4 @@
-"""How a message from the other side is refused: with one short line that is safe to log, whatever was sent."""
+"""Errors of the federation, and the refusal of invalid messages with one short line that is safe to log."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fed_a2v.errors import UserError
+
 _MAX_REASON = 200  # characters
 
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 40
+_short_repr = reprlib.Repr()
+_short_repr.maxstring = _short_repr.maxother = 40
+
+
+class FederationError(UserError, RuntimeError):
+    """The federation cannot start or continue; the message gives the reason and the remedy."""
 
 
 class InvalidReplyError(ValueError):
-    """A message from the other side is not what it should be. `str(error)` is one short line."""
+    """A received message fails a check. `str(error)` is one short line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason[:_MAX_REASON])
 
 
 @contextmanager
-def only_bad_reply() -> Iterator[None]:
-    """The last resort: whatever the checks inside did not foresee is a bad reply, too, and no crash."""
+def as_invalid_reply() -> Iterator[None]:
+    """Turn unforeseen exceptions inside into an `InvalidReplyError`, because no message may cause a crash."""
     try:
         yield
     except InvalidReplyError:
@@ -31,5 +37,5 @@ def only_bad_reply() -> Iterator[None]:
 
 
 def show(value: object) -> str:
-    """A short one-line repr of a value that a stranger wrote."""
-    return _brief.repr(value)
+    """A short one-line repr of an untrusted value."""
+    return _short_repr.repr(value)

@@ -1,4 +1,4 @@
-"""How well the sites' models do on their test clips: sums that travel in the manifest, without arrays."""
+"""A site's reply to evaluation: sums of metrics over its clips, in the manifest of the message, without arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 from flwr.common import Scalar
 from pydantic import Field
 
-from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (
     MAX_COUNT,
     MAX_LOSS,
@@ -22,10 +22,10 @@ from fed_a2v.federation.protocol.manifest import (
     write_manifest,
 )
 
-# The model after the server step, scored on the clips for validation.
+# Name of the scores of the model after the server step on the validation clips.
 VALIDATION = "validation"
-_COSINE_TOLERANCE = 1.001  # a float32 cosine may exceed 1 by rounding
-_LOSS_TOLERANCE = 1e-3  # and so a loss may be below zero
+_COSINE_TOLERANCE = 1.001  # because of rounding a float32 cosine may exceed 1
+_LOSS_TOLERANCE = 1e-3  # and a loss may be below zero
 
 
 class SideScores(Strict):
@@ -34,7 +34,7 @@ class SideScores(Strict):
     Attributes:
         right_at_1: clips whose nearest class prompt is the right one.
         cosine: sum of the cosines to the right prompt.
-        loss: sum of this side's part of the losses.
+        loss: sum of the losses of this side.
     """
 
     right_at_1: Annotated[int, Field(ge=0)]
@@ -45,7 +45,7 @@ class SideScores(Strict):
 class ClassScores(Strict):
     """Sums over the clips of one class. Plain Python numbers only.
 
-    All but `loss` and `t5` are about the CLIP side.
+    All values except `loss` and `t5` are those of the CLIP side.
 
     Attributes:
         clips: clips scored.
@@ -53,11 +53,11 @@ class ClassScores(Strict):
         right_at_5: clips with the right prompt among the nearest five.
         cosine: sum of the cosines to the right prompt.
         loss: sum of the losses.
-        right_among: clips whose nearest prompt of their own kind, of recorded or of unseen classes, is the right one.
-            0 where no class is unseen.
-        right_calibrated: clips whose nearest prompt is the right one after calibration; likewise.
-        predicted: clips by the class of their nearest prompt; empty where it was not asked for.
-        t5: the T5 side; None where the model has none, or only its CLIP side was sent to be scored.
+        right_among: clips whose nearest prompt among the classes of the same kind, recorded or unseen, is the right
+            one; 0 if no class is unseen.
+        right_calibrated: clips whose nearest prompt is the right one after calibration; 0 if no class is unseen.
+        predicted: number of clips by the class of their nearest prompt; empty if not requested.
+        t5: the T5 side; None if the model has none or only its CLIP side was sent.
     """
 
     clips: Annotated[int, Field(ge=1)]
@@ -73,7 +73,7 @@ class ClassScores(Strict):
 
 @dataclass(frozen=True)
 class SideFigures:
-    """What `SideScores` come to per clip."""
+    """Means per clip of `SideScores`."""
 
     accuracy: float
     cosine: float
@@ -82,9 +82,9 @@ class SideFigures:
 
 @dataclass(frozen=True)
 class Scores:
-    """How well one model retrieves the right prompts, as sums by class name, so that sites add up exactly.
+    """Retrieval of the right prompts by one model, as sums by class name, so that sites can be added exactly.
 
-    The figures over all clips are nan where no clip was scored.
+    The means over all clips are nan if no clip was scored.
     """
 
     classes: dict[str, ClassScores]
@@ -92,10 +92,10 @@ class Scores:
     @staticmethod
     def merge(parts: Iterable[Scores]) -> Scores:
         """The sum over sites. It does not depend on their order: `math.fsum` rounds once, at the end."""
-        gathered: dict[str, list[ClassScores]] = {}
+        by_class: dict[str, list[ClassScores]] = {}
         for part in parts:
             for name, score in part.classes.items():
-                gathered.setdefault(name, []).append(score)
+                by_class.setdefault(name, []).append(score)
         return Scores(
             {
                 name: ClassScores(
@@ -106,15 +106,15 @@ class Scores:
                     loss=math.fsum(score.loss for score in scores),
                     right_among=sum(score.right_among for score in scores),
                     right_calibrated=sum(score.right_calibrated for score in scores),
-                    predicted=_added(score.predicted for score in scores),
-                    t5=_added_sides([score.t5 for score in scores]),
+                    predicted=_sum_counts(score.predicted for score in scores),
+                    t5=_sum_sides([score.t5 for score in scores]),
                 )
-                for name, scores in sorted(gathered.items())
+                for name, scores in sorted(by_class.items())
             }
         )
 
     def of(self, names: Container[str]) -> Scores:
-        """The part of some classes."""
+        """The scores of the classes in `names`."""
         return Scores({name: score for name, score in self.classes.items() if name in names})
 
     @property
@@ -134,7 +134,7 @@ class Scores:
 
     @property
     def accuracy_among(self) -> float:
-        """Share of clips whose nearest prompt of their own kind is the right one."""
+        """Share of clips whose nearest prompt among the classes of the same kind is the right one."""
         return self._per_clip(score.right_among for score in self.classes.values())
 
     @property
@@ -154,7 +154,7 @@ class Scores:
 
     @property
     def t5(self) -> SideFigures | None:
-        """The figures of the T5 side; None where it was not scored."""
+        """Means of the T5 side; None if it was not scored."""
         sides = [score.t5 for score in self.classes.values() if score.t5 is not None]
         if not sides:
             return None
@@ -173,16 +173,16 @@ class Scores:
         return math.fsum(sums) / self.clips if self.classes else math.nan
 
 
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum of counts by name, in sorted order."""
     total: Counter[str] = Counter()
-    for each in counts:
-        total.update(each)
+    for counter in counts:
+        total.update(counter)
     return dict(sorted(total.items()))
 
 
-def _added_sides(sides: Sequence[SideScores | None]) -> SideScores | None:
-    """The sum of sides; None unless every one was scored."""
+def _sum_sides(sides: Sequence[SideScores | None]) -> SideScores | None:
+    """The sum of the T5 sides; None unless all of them were scored."""
     scored = [side for side in sides if side is not None]
     if not scored or len(scored) < len(sides):
         return None
@@ -191,6 +191,33 @@ def _added_sides(sides: Sequence[SideScores | None]) -> SideScores | None:
         cosine=math.fsum(side.cosine for side in scored),
         loss=math.fsum(side.loss for side in scored),
     )
+
+
+@dataclass(frozen=True)
+class EvalReplySpec:
+    """The scores that the server expects from a site, and their limits.
+
+    Attributes:
+        site: name of the site.
+        round_number: the round of the request.
+        classes: names of all classes.
+        models: the models to score; no more and no fewer may be scored.
+        confusion: whether the predicted classes of the model "after" were requested; otherwise no reply may have them.
+        t5_models: the models that were sent with a T5 side; exactly these must have it scored.
+        has_unseen: whether there are classes that no site trains on; otherwise their two counts must be 0.
+        test_clips: number of the site's test clips of each class in its earlier replies; None: not reported yet.
+        max_loss: largest possible loss of a clip for each side of the adapters; None: `MAX_LOSS`.
+    """
+
+    site: str
+    round_number: int
+    classes: Collection[str]
+    models: Collection[str] = ("before", "after")
+    confusion: bool = False
+    t5_models: Collection[str] = ()
+    has_unseen: bool = False
+    test_clips: Mapping[str, int] | None = None
+    max_loss: Mapping[str, float] | None = None
 
 
 class _ScoresManifest(Manifest):
@@ -203,75 +230,60 @@ def encode_scores(site: str, round_number: int, scores: Mapping[str, Scores]) ->
     return write_manifest(_ScoresManifest(site=site, round_number=round_number, models=models))
 
 
-@only_bad_reply()
-def decode_scores(
-    metrics: Mapping[str, Scalar],
-    num_examples: int,
-    site: str,
-    round_number: int,
-    classes: Collection[str],
-    models: Collection[str] = ("before", "after"),
-    confusion: bool = False,
-    t5: Collection[str] = (),
-    unseen: bool = False,
-    registered: Mapping[str, int] | None = None,
-    highest: Mapping[str, float] | None = None,
-) -> dict[str, Scores]:
-    """Check the scores of a site and return them by model.
+@as_invalid_reply()
+def decode_scores(metrics: Mapping[str, Scalar], num_examples: int, expected: EvalReplySpec) -> dict[str, Scores]:
+    """Check a site's reply to evaluation and return its scores by model.
 
     Args:
-        metrics: metrics of the evaluation result.
-        num_examples: its number of examples; every model must have been scored on just as many test clips.
-        site: the site that was asked.
-        round_number: the round it was asked in.
-        classes: the known class names.
-        models: the models it was asked to score, no more and no fewer.
-        confusion: whether it was asked which classes were predicted; by the model after the server step.
-        t5: the models of which it was sent a T5 side: these, and no others, must have it scored.
-        unseen: whether there are classes that no site trains on, for which alone two of the counts are.
-        registered: its test clips of each class, as it has said in its replies; None: it has not.
-        highest: what the loss of a clip can be, for each side of the adapters; None: `MAX_LOSS`.
+        metrics: metrics of Flower's evaluation result.
+        num_examples: its number of examples; every model must be scored on exactly this many test clips.
+        expected: the request and its limits.
 
     Raises:
-        InvalidReplyError: anything is wrong with them. No other exception escapes, whatever the input.
+        InvalidReplyError: a check fails. No other exception is raised, whatever the input.
     """
-    entries = len(classes) * len(models)
-    if confusion:  # a class has no more entries than clips
-        entries += min(len(classes) ** 2, num_examples) if type(num_examples) is int else 0
+    entries = len(expected.classes) * len(expected.models)
+    if expected.confusion:  # a class has no more entries than clips
+        entries += min(len(expected.classes) ** 2, num_examples) if type(num_examples) is int else 0
     manifest = read_manifest(metrics, _ScoresManifest, entries)
-    check_origin(manifest, site, round_number)
-    if manifest.models.keys() != set(models):
-        raise InvalidReplyError(f"scores for models {show(sorted(manifest.models))}, asked was {show(sorted(models))}")
-    known = frozenset(classes)
+    check_origin(manifest, expected.site, expected.round_number)
+    if manifest.models.keys() != set(expected.models):
+        raise InvalidReplyError(
+            f"scores for models {show(sorted(manifest.models))}, expected {show(sorted(expected.models))}"
+        )
+    known = frozenset(expected.classes)
+    max_loss = expected.max_loss or {"clip": MAX_LOSS, "t5": MAX_LOSS}
     for model, by_class in manifest.models.items():
         for name, score in by_class.items():
-            _check_score(name, score, known, highest or {"clip": MAX_LOSS, "t5": MAX_LOSS})
-            if (score.predicted and not (confusion and model == "after")) or (
-                (score.right_among or score.right_calibrated) and not unseen
+            _check_score(name, score, known, max_loss)
+            if (score.predicted and not (expected.confusion and model == "after")) or (
+                (score.right_among or score.right_calibrated) and not expected.has_unseen
             ):
-                raise InvalidReplyError(f"{show(name)}: {model} has counts that nobody asked for")
-            if (score.t5 is not None) != (model in t5):
+                raise InvalidReplyError(f"{show(name)}: {model} has counts that were not requested")
+            if (score.t5 is not None) != (model in expected.t5_models):
                 raise InvalidReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
             raise InvalidReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
-        if registered is not None and model != VALIDATION:
-            _check_registered(model, result, registered)
+        if expected.test_clips is not None and model != VALIDATION:
+            _check_test_clips(model, result, expected.test_clips)
     return scores
 
 
-def _check_registered(model: str, scores: Scores, registered: Mapping[str, int]) -> None:
+def _check_test_clips(model: str, scores: Scores, test_clips: Mapping[str, int]) -> None:
+    """Check that the site scored exactly the test clips that it reported in its earlier replies."""
     clips = {name: score.clips for name, score in scores.classes.items()}
-    for name in sorted(clips.keys() | registered.keys()):
-        said, had = clips.get(name, 0), registered.get(name, 0)
-        if said != had:
+    for name in sorted(clips.keys() | test_clips.keys()):
+        scored, reported = clips.get(name, 0), test_clips.get(name, 0)
+        if scored != reported:
             raise InvalidReplyError(
-                f"{model}: scored {said} clips of {show(name)}, the site had said that it has {had}"
+                f"{model}: scored {scored} clips of {show(name)}, the site reported {reported} test clips before"
             )
 
 
-def _check_score(name: str, score: ClassScores, known: frozenset[str], highest: Mapping[str, float]) -> None:
+def _check_score(name: str, score: ClassScores, known: frozenset[str], max_loss: Mapping[str, float]) -> None:
+    """Check that the sums of one class are possible and consistent."""
     if name not in known:
         raise InvalidReplyError(f"unknown class {show(name)}")
     if score.clips > MAX_COUNT:
@@ -279,7 +291,7 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str], highest: 
     if not score.right_at_1 <= score.right_at_5 <= score.clips:
         raise InvalidReplyError(
             f"{show(name)}: {show(score.right_at_1)} right at 1, {show(score.right_at_5)} at 5, "
-            f"{score.clips} clips: must not decrease"
+            f"{score.clips} clips: these must not decrease"
         )
     if max(score.right_among, score.right_calibrated) > score.clips:
         raise InvalidReplyError(
@@ -293,15 +305,15 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str], highest: 
                 f"{show(name)}: {show(sum(score.predicted.values()))} predictions, {show(score.predicted.get(name))}"
                 f" of them right, for {score.clips} clips, {score.right_at_1} right"
             )
-    _check_sums(show(name), score, score.clips, sum(highest.values()) / len(highest))
+    _check_sums(show(name), score, score.clips, sum(max_loss.values()) / len(max_loss))
     if score.t5 is not None:
         if score.t5.right_at_1 > score.clips:
             raise InvalidReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
-        _check_sums(f"{show(name)}, T5", score.t5, score.clips, highest["t5"])
+        _check_sums(f"{show(name)}, T5", score.t5, score.clips, max_loss["t5"])
 
 
-def _check_sums(what: str, score: ClassScores | SideScores, clips: int, highest: float) -> None:
+def _check_sums(name: str, score: ClassScores | SideScores, clips: int, max_loss: float) -> None:
     if abs(score.cosine) > clips * _COSINE_TOLERANCE:
-        raise InvalidReplyError(f"{what}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
-    if not -clips * _LOSS_TOLERANCE <= score.loss <= clips * (1.01 * highest + _LOSS_TOLERANCE):
-        raise InvalidReplyError(f"{what}: losses of {clips} clips cannot sum to {score.loss:.6g}")
+        raise InvalidReplyError(f"{name}: cosines of {clips} clips cannot sum to {score.cosine:.6g}")
+    if not -clips * _LOSS_TOLERANCE <= score.loss <= clips * (1.01 * max_loss + _LOSS_TOLERANCE):
+        raise InvalidReplyError(f"{name}: losses of {clips} clips cannot sum to {score.loss:.6g}")

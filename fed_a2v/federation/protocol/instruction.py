@@ -1,7 +1,7 @@
-"""What the server asks of a site, as it travels in a message beside the arrays: written here, and read back strictly.
+"""The task that the server sends to a site, in the configuration of a Flower message.
 
-To a site on a machine of its own the server is a stranger: a message is data, and whatever is wrong with one is an
-`InvalidInstructionError`.
+The strategy writes it as a flat dict, the message handler of the client reads it with `read_instruction`. A deployed
+site does not trust the server: a message is data only, and any error in it raises `InvalidInstructionError`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from fed_a2v.config.schema import Settings
 from fed_a2v.federation.protocol import VALIDATION, show
 
-# Characters: the settings name all classes, and the prompts take 160 for each of them.
-LONGEST = 2**24
+# Characters. The settings contain the names of all classes, the fingerprint of the prompts takes 160 for each class.
+MAX_TEXT = 2**24
 
-Text = Annotated[str, Field(max_length=LONGEST)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 Model = Literal["before", "after", "validation"]
 
 
 class InvalidInstructionError(ValueError):
-    """A message of the server is not what it should be; `str(error)` is one short line without the message's text."""
+    """A message of the server is invalid; `str(error)` is one short line without text of the message."""
 
 
 class Instruction(BaseModel):
@@ -34,15 +34,15 @@ class Instruction(BaseModel):
     Attributes:
         task: register the site, train the adapters that the message carries, or evaluate them.
         round: from 1; 0 for the registration.
-        number: of the site in the experiment's partition.
-        site: what the server calls it.
+        number: number of the site in the experiment's partition.
+        site: the server's name for the site.
         settings_text: the experiment's `Settings` as JSON.
         classes: names of all classes.
-        prompts: the server's fingerprint of the class prompts; see `agreement`.
-        held: register, train: fingerprint of the prototypes that the server holds of the site.
-        models: evaluate: the models to be scored.
-        calibration: evaluate: taken off the scores of recorded classes.
-        confusion: evaluate: also say which classes are taken for which.
+        prompts: the server's fingerprint of the class prompts; see `prompt_check`.
+        held: register, train: fingerprint of the site's prototypes that the server has stored.
+        models: evaluate: the models to score.
+        calibration: evaluate: value subtracted from the scores of recorded classes.
+        confusion: evaluate: also report the predicted classes.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,39 +64,41 @@ class Instruction(BaseModel):
         """The settings of the experiment.
 
         Raises:
-            InvalidInstructionError: they are not what they should be.
+            InvalidInstructionError: the settings are invalid.
         """
         try:
-            return _settings(self.settings_text)
+            return _parse_settings(self.settings_text)
         except ValidationError as error:
-            raise _refusal(error, "settings.") from error
+            raise _invalid_instruction(error, "settings.") from error
 
 
 def read_instruction(config: Mapping[str, Scalar], *tasks: str) -> Instruction:
-    """The order in a message's configuration.
+    """The instruction in a message's configuration.
 
     Raises:
-        InvalidInstructionError: it is none, or none for one of these `tasks`.
+        InvalidInstructionError: the configuration is invalid or its task is none of `tasks`.
     """
     try:
-        order = Instruction.model_validate(dict(config))
+        instruction = Instruction.model_validate(dict(config))
     except ValidationError as error:
-        raise _refusal(error, "") from error
-    if order.task not in tasks:
+        raise _invalid_instruction(error, "") from error
+    if instruction.task not in tasks:
         raise InvalidInstructionError(
-            f"the server's message: task {order.task} has come as one to {' or '.join(tasks)}"
+            f"the server's message: the task is {instruction.task}, expected {' or '.join(tasks)}"
         )
-    if order.task == "evaluate" and not {*order.models} - {VALIDATION}:
-        raise InvalidInstructionError(f"the server's message: models {list(order.models)} name none to evaluate")
-    return order
+    if instruction.task == "evaluate" and not {*instruction.models} - {VALIDATION}:
+        raise InvalidInstructionError(
+            f"the server's message: models {list(instruction.models)} contain none to evaluate"
+        )
+    return instruction
 
 
 @lru_cache(maxsize=4)
-def _settings(text: str) -> Settings:
+def _parse_settings(text: str) -> Settings:
     return Settings.model_validate_json(text)
 
 
-def _refusal(error: ValidationError, prefix: str) -> InvalidInstructionError:
+def _invalid_instruction(error: ValidationError, prefix: str) -> InvalidInstructionError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = prefix + ".".join(str(step) for step in first["loc"][:4])
     return InvalidInstructionError(f"the server's message: {show(where)[1:-1]}: {first['type']}")

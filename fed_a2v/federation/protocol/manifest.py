@@ -1,4 +1,4 @@
-"""The manifest of a message: JSON in its metrics, read with exactly the keys and types that it should have."""
+"""The manifest of a message: JSON in the metrics of Flower, accepted only with exactly the expected keys and types."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, NoReturn, TypeVar
 from flwr.common import Scalar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 
-# Limits of what a site may say.
+# Largest values that a site may report.
 MAX_COUNT = 10**9  # clips
 MAX_LOSS = 1e12  # per clip
 
 _SCHEMA_VERSION = 2
-_KEY = "manifest"  # in the metrics
-_BASE, _ENTRY = 16384, 512  # characters at most, in all and for each entry; 150 are usual
+_KEY = "manifest"  # key in the metrics
+# Largest length in characters: a fixed part and a part for each entry. An entry usually takes 150.
+_MAX_FIXED, _MAX_ENTRY = 16384, 512
 
 
 class Strict(BaseModel):
@@ -28,7 +29,7 @@ class Strict(BaseModel):
 
 
 class Manifest(Strict):
-    """What every manifest says: in which format it is, which site it comes from, and the round it answers."""
+    """Fields of every manifest: version of the format, site that sends it, round that it belongs to."""
 
     schema_version: int = _SCHEMA_VERSION
     site: str
@@ -36,7 +37,7 @@ class Manifest(Strict):
 
 
 class _Sender(Strict):
-    """The one field that is read before it is known what the rest should be."""
+    """The sender alone: it is read first because the expected content depends on it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,18 +48,18 @@ _Kind = TypeVar("_Kind", bound=Strict)
 
 
 def write_manifest(manifest: Manifest) -> dict[str, Scalar]:
-    """The metrics that carry a manifest."""
+    """The metrics that contain a manifest."""
     return {_KEY: manifest.model_dump_json()}
 
 
 def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int) -> _Kind:
     """The manifest in `metrics`: JSON of this schema version with exactly the keys and types of `kind`.
 
-    Its length is limited by the number of `entries` it may have: a long one with a fault in every entry would
-    take seconds to refuse.
+    The length is limited by the largest number of `entries`, because a long manifest with an error in every entry
+    takes seconds to refuse.
 
     Raises:
-        InvalidReplyError: there is none, or it is not of that kind.
+        InvalidReplyError: the manifest is missing or not of this kind.
     """
     tree = _parsed(_text(metrics, entries))
     version = tree.get("schema_version")
@@ -68,37 +69,37 @@ def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int
         return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(_step, first["loc"][:4]))
+        where = ".".join(map(_show_key, first["loc"][:4]))
         raise InvalidReplyError(f"manifest {where}: {first['msg']}") from error
 
 
-@only_bad_reply()
+@as_invalid_reply()
 def claimed_site(metrics: Mapping[str, Scalar], classes: Collection[str]) -> str:
-    """The site that a reply or its scores name as their sender; nothing else is checked yet.
+    """The site that a reply names as its sender; no other field is checked.
 
     Raises:
-        InvalidReplyError: no sender can be read.
+        InvalidReplyError: the sender cannot be read.
     """
     return read_manifest(metrics, _Sender, 2 * len(classes)).site
 
 
 def check_origin(manifest: Manifest, site: str, round_number: int) -> None:
-    """Check that a manifest comes from the site that was asked, and answers the round it was asked in.
+    """Check that a manifest comes from the expected site and belongs to the expected round.
 
     Raises:
         InvalidReplyError: it does not.
     """
     if manifest.site != site:
-        raise InvalidReplyError(f"reply of site {show(manifest.site)}, asked was {show(site)}")
+        raise InvalidReplyError(f"reply of site {show(manifest.site)}, expected {show(site)}")
     if manifest.round_number != round_number:
-        raise InvalidReplyError(f"reply to round {show(manifest.round_number)}, asked was round {round_number}")
+        raise InvalidReplyError(f"reply to round {show(manifest.round_number)}, expected round {round_number}")
 
 
 def _text(metrics: Mapping[str, Scalar], entries: int) -> str:
     text = metrics.get(_KEY) if isinstance(metrics, Mapping) else None
     if type(text) is not str:
         raise InvalidReplyError(f"no manifest: metrics[{_KEY!r}] must be a string")
-    limit = _BASE + _ENTRY * entries
+    limit = _MAX_FIXED + _MAX_ENTRY * entries
     if len(text) > limit:
         raise InvalidReplyError(f"manifest of {len(text)} characters, the limit is {limit}")
     return text
@@ -106,7 +107,7 @@ def _text(metrics: Mapping[str, Scalar], entries: int) -> str:
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        tree = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        tree = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_non_finite)
     except RecursionError as error:
         raise InvalidReplyError("manifest is nested too deep") from error
     except InvalidReplyError:
@@ -126,11 +127,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _refuse_constant(token: str) -> NoReturn:
+def _refuse_non_finite(token: str) -> NoReturn:
     raise InvalidReplyError(f"manifest contains {token}")
 
 
-def _step(name: object) -> str:
-    """A key or an index on the way to a fault, as it stands if it is short and plain."""
-    text = str(name)
+def _show_key(key: object) -> str:
+    """A key or index of the path to an error: unchanged if it is short and plain, else its short repr."""
+    text = str(key)
     return text if len(text) <= 40 and text.replace("_", "").isalnum() else show(text)

@@ -1,12 +1,12 @@
-"""Do a site and the server mean the same prompts?
+"""Check that a site and the server use the same class prompts.
 
-Adapters that learn to reach other prompts cannot be averaged, and the difference shows in nothing but bad results.
-So the server's fingerprint of the class prompts travels with every message, and a site whose own prompts differ
-refuses to work. All classes are compared, not only those that the site has: the contrastive term and the adapters'
-centre and scale are made of all.
+Adapters that are trained towards different prompts cannot be averaged, and the only symptom is a bad result. So every
+message contains the server's fingerprint of the class prompts, and a site with other prompts refuses the task. All
+classes are compared, not only those of the site, because the contrastive loss and the centre and scale of the adapters
+depend on all prompts.
 
-The fingerprint is a short random projection of each prompt instead of a hash of its bytes: a text model gives
-slightly other numbers on another processor or in half precision, and that is no difference that matters.
+The fingerprint is a short random projection of each prompt, not a hash of its bytes: the output of a text model
+differs slightly between processors and in half precision, and such differences do not matter.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.text import TargetsError
 
 PROJECTIONS = 8
-# Of a prompt's length. Half precision makes about 0.01; another template for the same class 0.3 and more.
+# Relative to the norm of a prompt. Half precision gives about 0.01, another template for the same class 0.3 or more.
 TOLERANCE = 0.05
 
 
 class OtherPromptsError(TargetsError):
-    """A site's class prompts are not the server's; the message names classes that the server has named itself."""
+    """A site's class prompts differ from the server's; the message contains only class names that the server sent."""
 
 
 def fingerprint(prompts: ClassPrompts) -> str:
@@ -43,23 +43,23 @@ def fingerprint(prompts: ClassPrompts) -> str:
     )
 
 
-def check_same_prompts(prompts: ClassPrompts, servers: str) -> None:
+def check_same_prompts(prompts: ClassPrompts, expected: str) -> None:
     """Check a site's prompts against the server's fingerprint.
 
     Args:
-        prompts: the site's, of the federation's classes in the server's order.
-        servers: what `fingerprint` gave on the server.
+        prompts: the site's prompts of all classes, in the server's order.
+        expected: the result of `fingerprint` on the server.
 
     Raises:
-        OtherPromptsError: names the classes that differ, and what to do.
+        OtherPromptsError: prompts differ; the message gives the classes and the remedy.
     """
-    given = json.loads(servers)
+    server_sides = json.loads(expected)
     for kind, side in (("clip", prompts.clip), ("t5", prompts.t5)):
         if side is None:
             continue
-        mine, theirs = _projected(kind, side), torch.tensor(given[kind], dtype=torch.float64)
-        distance = (mine - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12)
-        if differing := [name for name, far in zip(prompts.names, distance > TOLERANCE, strict=True) if far]:
+        own, servers = _projected(kind, side), torch.tensor(server_sides[kind], dtype=torch.float64)
+        distance = (own - servers).norm(dim=1) / servers.norm(dim=1).clamp(min=1e-12)
+        if differing := [name for name, differs in zip(prompts.names, distance > TOLERANCE, strict=True) if differs]:
             raise OtherPromptsError(
                 f"this site's {kind.upper()} prompts of {listed(differing)} differ from the server's by "
                 f"{float(distance.max()):.0%}: give this node the server's file (targets=FILE in its node "
@@ -74,4 +74,5 @@ def _projected(kind: str, prompts: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _directions(kind: str, size: int) -> Tensor:
+    # Seeded by a constant, because the server and all sites need the same directions.
     return torch.from_numpy(numpy_generator("targets", kind).standard_normal((size, PROJECTIONS)))

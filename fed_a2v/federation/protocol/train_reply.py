@@ -1,4 +1,7 @@
-"""What a site answers when it registers or has trained: arrays, and the manifest that says which is what."""
+"""A site's reply to registration or training: arrays, and a manifest that gives the meaning of each array.
+
+The client encodes it with `pack_reply`, the server checks it against a `ReplySpec` with `decode_reply`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import Variance
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
-from fed_a2v.federation.protocol.errors import InvalidReplyError, only_bad_reply, show
+from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (
     MAX_COUNT,
     MAX_LOSS,
@@ -31,27 +34,28 @@ from fed_a2v.federation.protocol.packing import join_arrays
 
 Task = Literal["register", "train"]
 
-_PIECE = 1 << 14  # numbers converted at a time
+_CHUNK = 1 << 14  # weights converted to float32 at a time
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """What one site answers in one round.
+    """The reply of one site in one round.
 
     Attributes:
         site: the site's name.
-        round_number: the round it answers.
+        round_number: the round of the request.
         task: "register" (prototypes only, before any training) or "train".
-        num_examples: clips that the site trains on.
-        weights: the adapters' weights; empty when it registers. Those of a decoded reply are views of the
-            bytes received, float16 or float32: copies of all sites' weights would be most of the server's memory.
-        prompts: one entry for each class that the site shares.
-        fingerprint: identifies the site's prototypes; while it is unchanged, they need not travel again.
-        square_root: whether the embeddings are square roots of what the encoder gave.
+        num_examples: number of the site's training clips.
+        weights: the adapters' weights; empty for a registration. In a decoded reply they are views of the received
+            bytes, float16 or float32, because copies of all sites' weights would be most of the server's memory.
+        prompts: statistics of each class that the site shares.
+        fingerprint: identifies the site's prototypes; while it is unchanged, they are not sent again.
+        square_root: whether the embeddings are square roots of the encoder's output.
         losses: parts of the training loss by name, finite.
-        seconds: time spent at the site.
-        test_clips: clips of each class that the site has for the evaluation, so that those that fail in it are missed.
-        moments: of all its clips together; only when a site registers that shares no class.
+        seconds: time that the site took, in s.
+        test_clips: number of the site's test clips of each class. It lets the server notice when a later evaluation
+            lacks some of them.
+        moments: mean and variance of all clips together; only in a registration that shares no class.
     """
 
     site: str
@@ -70,31 +74,31 @@ class TrainReply:
 
 @dataclass(frozen=True)
 class ReplySpec:
-    """What the server expects of a reply, and its limits: what was asked for, and no more.
+    """The reply that the server expects from a site, and its limits.
 
     Attributes:
-        site: the site that was asked.
-        round_number: the round it was asked in.
-        task: what it was asked to do.
-        weight_shapes: shapes of the adapters' weights, in order; not used when a site registers.
-        classes: the known class names.
-        audio_shape: (S, Da) of the audio embeddings; None: any, as long as the reply's prototypes agree.
+        site: name of the site.
+        round_number: the round of the request.
+        task: the requested task.
+        weight_shapes: shapes of the adapters' weights, in order; not used for a registration.
+        classes: names of all classes.
+        audio_shape: (S, Da) of the audio embeddings; None: any shape, if all prototypes of the reply have the same.
         clip_shape: (Tc, Dc) of the CLIP adapter's output.
         t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
         square_root: whether the embeddings must be square roots; None: not known yet.
-        prototypes: whether classes come with prototypes; else none may.
-        groups: prototypes of a class at most; 0: each prototype is a single clip.
-        min_clips: clips behind each prototype, each class and the moments of all clips, at least.
-        variances: those that prototypes may come with: of each group, or one for all groups of a class, or none.
-        losses: names of the parts of the training loss; a reply that has trained names all of them, any other none.
-        outputs: whether classes come with mean outputs of the adapters once these are trained; else none may.
-        held_fingerprint: fingerprint of the site's prototypes in the bank; "" if it holds none.
-        held_classes: classes of the site whose prototypes the bank holds; only these may come without, and
+        prototypes: whether classes have prototypes; False allows none.
+        groups: largest number of prototypes of a class; 0: each prototype is a single clip.
+        min_clips: smallest number of clips of each prototype, of each class and of the moments of all clips.
+        variances: the variances that prototypes may have: for each group, one for all groups of a class, or none.
+        losses: names of the parts of the training loss; a reply to training has all of them, any other none.
+        outputs: whether the classes of a reply to training have mean outputs of the adapters; False allows none.
+        held_fingerprint: fingerprint of the site's prototypes in the bank; "" if the bank has none.
+        held_classes: classes of the site with prototypes in the bank; only these may be sent without prototypes, and
             only under the same fingerprint.
-        max_magnitude: limit on the magnitude of every weight, embedding and output; its square is the limit
-            for variances. Frozen encoders give 1e-3 to 1e2; the limit stops what would overflow later.
+        max_magnitude: limit on the magnitude of every weight, embedding and output; its square is the limit for
+            variances. Frozen encoders give 1e-3 to 1e2; the limit prevents later overflow.
         max_weight_rms: limit on the root mean square of all weights together.
-        max_count: clips per class, and in all, at most.
+        max_count: largest number of clips of a class, and of all classes together.
     """
 
     site: str
@@ -120,23 +124,23 @@ class ReplySpec:
 
     @property
     def max_arrays(self) -> int:
-        """Arrays that a reply may have: the weights, and five for each class."""
+        """Largest number of arrays in a reply: the weights, and five for each class."""
         return len(self.weight_shapes) + 5 * len(self.classes)
 
     def prototypes_of(self, clips: int) -> int:
-        """Prototypes that a class of so many clips may have."""
+        """Largest number of prototypes of a class with this many clips."""
         return max(1, min(self.groups, clips // self.min_clips)) if self.groups else clips
 
 
 _Index = Annotated[int, Field(ge=0)]
-# Rounding may bring what cannot be negative just below zero.
+# Because of rounding a loss may be just below zero.
 _Loss = Annotated[float, Field(ge=-1e-3, le=MAX_LOSS)]
 _LossName = Annotated[str, Field(pattern=r"^[\w ./-]{1,64}$")]
 _Fingerprint = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 
 
 class _PrototypeEntry(Strict):
-    """Where the prototypes of a class stand in the list of arrays; variances None: all zero, (1, S, Da): all alike."""
+    """Indices of the arrays of a class's prototypes; variances None: all zero, (1, S, Da): equal for all prototypes."""
 
     means: _Index
     counts: _Index
@@ -152,7 +156,7 @@ class _ClassEntry(Strict):
 
 
 class _MomentsEntry(Strict):
-    """Where the mean of all clips stands in the list of arrays, their variance and number."""
+    """Index of the array with the mean of all clips; their variance and number."""
 
     mean: _Index
     variance: Annotated[float, Field(ge=0)]
@@ -174,15 +178,15 @@ class _ReplyManifest(Manifest):
 def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
     """Arrays and metrics of a reply.
 
-    Arrays are copies in native byte order. One whose finite values would overflow in `dtype`, or positive
-    variances that would become zero, stay in float32.
+    Arrays are copies in native byte order. An array stays float32 if a finite value would overflow in `dtype`, or if a
+    positive variance would become zero.
 
     Args:
-        reply: what the site has to say.
-        dtype: type of weights, prototypes and outputs on the wire; counts are int64.
+        reply: the reply to encode.
+        dtype: type of weights, prototypes and outputs in the message; counts are int64.
 
     Raises:
-        ValueError: a loss, the time or the fingerprint is not what a manifest may hold; the message names it.
+        ValueError: a loss, the time or the fingerprint is outside the limits of the manifest; the message names it.
     """
     arrays = encode_weights(reply.weights, dtype)
 
@@ -196,10 +200,13 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
     def prototypes(audio: AudioPrototypes | None) -> _PrototypeEntry | None:
         if audio is None:
             return None
+        variances = audio.variances
+        if (variances == variances[:1]).all():  # the same for all prototypes: sent once
+            variances = variances[:1]
         return _PrototypeEntry(
             means=add(pack(audio.means, dtype)),
             counts=add(audio.counts.detach().to("cpu", torch.int64, copy=True).contiguous().numpy()),
-            variances=add(pack(_unlike(audio.variances), dtype, keep_positive=True)) if audio.variances.any() else None,
+            variances=add(pack(variances, dtype, keep_positive=True)) if variances.any() else None,
         )
 
     def moments(pooled: PooledMoments | None) -> _MomentsEntry | None:
@@ -233,43 +240,45 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
 
 
 def pack_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
-    """Arrays and metrics of a reply as Flower takes them; see `encode_reply`.
+    """Arrays and metrics of a reply for Flower; see `encode_reply`.
 
-    The weights are joined into one array and all else into another: the server keeps the weights as they came, and
-    lets go of the rest.
+    The weights are joined into one array and all other arrays into a second, because the server keeps the received
+    bytes of the weights and frees the rest.
     """
     arrays, metrics = encode_reply(reply, dtype)
     count = len(reply.weights)
     return [join_arrays(part) for part in (arrays[:count], arrays[count:]) if part], metrics
 
 
-@only_bad_reply()
+@as_invalid_reply()
 def decode_reply(
     arrays: Sequence[Array], metrics: Mapping[str, Scalar], num_examples: int, expected: ReplySpec
 ) -> TrainReply:
-    """Check a reply against what is expected.
+    """Check a reply against its specification.
 
-    The weights are views of `arrays`, not to be changed; all else is copied. Tensors keep the precision in which they
-    came, save that float64 becomes float32.
+    The weights are views of `arrays` and must not be changed; all other arrays are copied. Tensors keep the precision
+    of the message, except that float64 becomes float32.
 
-    Classes with too few clips may stay unshared, so the clips of the shared classes may be fewer than
-    `num_examples`, never more. Metrics other than the manifest are not read.
+    A site need not share classes with too few clips, so the clips of the shared classes may be fewer than
+    `num_examples`, but not more. Metrics other than the manifest are not read.
 
     Args:
-        arrays: the arrays of the fit result, as `read_arrays` gives them.
+        arrays: arrays of Flower's fit result, from `read_arrays`.
         metrics: its metrics.
         num_examples: its number of examples.
-        expected: what the server asked for.
+        expected: the request and its limits.
 
     Raises:
-        InvalidReplyError: anything is wrong with it. No other exception escapes, whatever the input.
+        InvalidReplyError: a check fails. No other exception is raised, whatever the input.
     """
     manifest = read_manifest(metrics, _ReplyManifest, len(expected.classes))
     check_origin(manifest, expected.site, expected.round_number)
     if manifest.task != expected.task:
-        raise InvalidReplyError(f"answers task {manifest.task!r}, asked was {expected.task!r}")
+        raise InvalidReplyError(f"reply to task {manifest.task!r}, expected {expected.task!r}")
     if expected.square_root not in (None, manifest.square_root):
-        raise InvalidReplyError(f"square_root is {manifest.square_root}, the other sites have {expected.square_root}")
+        raise InvalidReplyError(
+            f"square_root is {manifest.square_root}, expected {expected.square_root} as at the other sites"
+        )
     check_arrays(arrays)
     weight_shapes = list(expected.weight_shapes) if expected.task == "train" else []
     if manifest.weights != len(weight_shapes):
@@ -295,18 +304,18 @@ def decode_reply(
 
 
 def _check_indices(manifest: _ReplyManifest, available: int) -> None:
-    """Every array has exactly one use."""
+    """Check that every array of the reply is used exactly once."""
     used = list(range(manifest.weights))
     for entry in manifest.classes:
         audio = entry.prototypes
-        of_class = [entry.clip, entry.t5, *((audio.means, audio.counts, audio.variances) if audio else ())]
-        used += [index for index in of_class if index is not None]
+        indices = [entry.clip, entry.t5, *((audio.means, audio.counts, audio.variances) if audio else ())]
+        used += [index for index in indices if index is not None]
     if manifest.moments is not None:
         used.append(manifest.moments.mean)
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
-            raise InvalidReplyError(f"manifest names array {show(index)}, the reply has {available}")
+            raise InvalidReplyError(f"manifest uses array {show(index)}, the reply has {available} arrays")
         if times > 1:
             raise InvalidReplyError(f"manifest uses array {index} {times} times")
     if len(uses) != available:
@@ -314,11 +323,11 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
 
 
 def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplySpec) -> None:
-    """Names, counts, and which arrays each class must and must not have."""
+    """Check names and counts of the classes, and which arrays each class has."""
     if type(num_examples) is not int or not 1 <= num_examples <= expected.max_count:
         raise InvalidReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
-    known, held = frozenset(expected.classes), frozenset(expected.held_classes)
-    unchanged = manifest.fingerprint == expected.held_fingerprint
+    known, stored = frozenset(expected.classes), frozenset(expected.held_classes)
+    is_stored = manifest.fingerprint == expected.held_fingerprint
     outputs = expected.outputs and expected.task == "train"
     seen: set[str] = set()
     for entry in manifest.classes:
@@ -326,31 +335,31 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplyS
         if entry.name not in known:
             raise InvalidReplyError(f"unknown class {name}")
         if entry.name in seen:
-            raise InvalidReplyError(f"class {name} comes twice")
+            raise InvalidReplyError(f"class {name} occurs twice")
         seen.add(entry.name)
         if entry.count > expected.max_count:
             raise InvalidReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
         if entry.count < expected.min_clips:
             raise InvalidReplyError(f"class {name} has {entry.count} clips, share.min_clips is {expected.min_clips}")
-        if expected.prototypes and entry.prototypes is None and not (unchanged and entry.name in held):
-            raise InvalidReplyError(f"class {name} has no prototypes, and the bank holds none under its fingerprint")
+        if expected.prototypes and entry.prototypes is None and not (is_stored and entry.name in stored):
+            raise InvalidReplyError(f"class {name} has no prototypes, and the bank has none under its fingerprint")
         if not expected.prototypes and entry.prototypes is not None:
-            raise InvalidReplyError(f"class {name} has prototypes, and nobody asked for any")
+            raise InvalidReplyError(f"class {name} has prototypes that were not requested")
         if entry.prototypes is not None and entry.prototypes.variances is not None and expected.variances == "none":
-            raise InvalidReplyError(f"class {name} has variances, and nobody asked for any")
-        for kind, index, wanted in (
+            raise InvalidReplyError(f"class {name} has variances that were not requested")
+        for kind, index, is_expected in (
             ("clip", entry.clip, outputs),
             ("t5", entry.t5, outputs and expected.t5_shape is not None),
         ):
-            if (index is not None) != wanted:
-                raise InvalidReplyError(f"class {name} has {'no' if wanted else 'a'} {kind} output")
+            if (index is not None) != is_expected:
+                raise InvalidReplyError(f"class {name} has {'no' if is_expected else 'a'} {kind} output")
     clips = sum(entry.count for entry in manifest.classes)
     if clips > num_examples:
         raise InvalidReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
     if manifest.moments is not None:
         if expected.task == "train" or manifest.classes:
             raise InvalidReplyError(
-                f"moments of all clips beside {len(manifest.classes)} classes, task {manifest.task!r}"
+                f"moments of all clips together with {len(manifest.classes)} classes, task {manifest.task!r}"
             )
         if manifest.moments.count > num_examples:
             raise InvalidReplyError(f"moments of {show(manifest.moments.count)} clips, num_examples is {num_examples}")
@@ -361,10 +370,10 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplyS
 
 
 def _check_losses(manifest: _ReplyManifest, expected: ReplySpec) -> None:
-    """The losses are those that training gives: others would be columns that a site invents."""
-    wanted = set(expected.losses) if manifest.task == "train" else set()
-    if manifest.losses.keys() != wanted:
-        raise InvalidReplyError(f"losses are {show(sorted(manifest.losses))}, expected {show(sorted(wanted))}")
+    """Check the names of the losses, because each name becomes a column of the metrics."""
+    names = set(expected.losses) if manifest.task == "train" else set()
+    if manifest.losses.keys() != names:
+        raise InvalidReplyError(f"losses are {show(sorted(manifest.losses))}, expected {show(sorted(names))}")
 
 
 def _check_test_clips(clips: Mapping[str, int], expected: ReplySpec) -> None:
@@ -380,9 +389,9 @@ def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], ex
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
     ]
     size = sum(weight.numel() for weight in weights)
-    # Piece by piece: a whole copy in single precision for each site would tear the server's memory into holes.
-    pieces = (piece for weight in weights for piece in weight.reshape(-1).split(_PIECE))
-    norm = math.hypot(*(float(torch.linalg.vector_norm(piece.float())) for piece in pieces))
+    # In chunks, because a whole float32 copy for each site would fragment the server's memory.
+    chunks = (chunk for weight in weights for chunk in weight.reshape(-1).split(_CHUNK))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(chunk.float())) for chunk in chunks))
     if norm > expected.max_weight_rms * math.sqrt(size):
         rms = norm / math.sqrt(size)
         raise InvalidReplyError(
@@ -414,42 +423,38 @@ def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: R
 def _read_prototypes(
     arrays: Sequence[Array], entry: _ClassEntry, audio_shape: tuple[int, int] | None, expected: ReplySpec
 ) -> AudioPrototypes:
-    where, name = entry.prototypes, show(entry.name)
-    assert where is not None
-    counts, most = arrays[where.counts], expected.prototypes_of(entry.count)
-    if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= most:
+    indices, name = entry.prototypes, show(entry.name)
+    assert indices is not None
+    counts, max_groups = arrays[indices.counts], expected.prototypes_of(entry.count)
+    if counts.dtype != COUNTS or counts.ndim != 1 or not 1 <= len(counts) <= max_groups:
         raise InvalidReplyError(
             f"prototype counts of {name} are {show(str(counts.dtype))} {show(counts.shape)}, "
-            f"expected int64 (K,) with K up to {most} for {entry.count} clips"
+            f"expected int64 (K,) with K up to {max_groups} for {entry.count} clips"
         )
-    lowest, highest = (expected.min_clips, expected.max_count) if expected.groups else (1, 1)
-    if counts.min() < lowest or counts.max() > highest:
+    min_count, max_count = (expected.min_clips, expected.max_count) if expected.groups else (1, 1)
+    if counts.min() < min_count or counts.max() > max_count:
         raise InvalidReplyError(
-            f"prototypes of {name} have {counts.min()} to {counts.max()} clips, expected {lowest} to {highest}"
+            f"prototypes of {name} have {counts.min()} to {counts.max()} clips, expected {min_count} to {max_count}"
         )
     if counts.sum() > entry.count:
         raise InvalidReplyError(f"prototypes of {name} cover {counts.sum()} clips of {entry.count}")
-    means = arrays[where.means]
+    means = arrays[indices.means]
     if means.ndim != 3 or means.size == 0:
         raise InvalidReplyError(f"prototypes of {name} have shape {show(means.shape)}, expected (K, S, Da)")
     shape = (len(counts), *(audio_shape or means.shape[1:]))
     limit = expected.max_magnitude
-    if where.variances is None:
+    if indices.variances is None:
         variances = torch.zeros(shape)
     else:
-        given = arrays[where.variances]
-        rows = 1 if expected.variances == "class" or given.shape[:1] == (1,) else len(counts)
-        variances = read_floats(given, (rows, *shape[1:]), f"variances of {name}", limit**2, lowest=0.0)
+        sent = arrays[indices.variances]
+        # A variance that is the same for all prototypes is sent once.
+        rows = 1 if expected.variances == "class" or sent.shape[:1] == (1,) else len(counts)
+        variances = read_floats(sent, (rows, *shape[1:]), f"variances of {name}", limit**2, min_value=0.0)
     return AudioPrototypes(
         means=read_floats(means, shape, f"prototypes of {name}", limit),
         counts=torch.from_numpy(counts.astype(np.int64)),
         variances=variances.expand(shape).contiguous(),
     )
-
-
-def _unlike(variances: Tensor) -> Tensor:
-    """(K, S, Da) variances, or (1, S, Da) where all are alike: once is enough."""
-    return variances[:1] if bool((variances == variances[:1]).all()) else variances
 
 
 def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: ReplySpec) -> PooledMoments:

@@ -1,1 +1,1 @@
-"""What runs at the server."""
+"""The side of the server: Flower strategy, aggregation, evaluation and the trainer that runs them."""

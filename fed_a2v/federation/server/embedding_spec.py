@@ -1,4 +1,4 @@
-"""What kind of embeddings the sites have: adapters serve only one."""
+"""The kind of the sites' embeddings; adapters work with only one kind, and the strategy chooses it once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import known_shape
-from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.protocol import TrainReply
+from fed_a2v.federation.protocol.errors import FederationError
 
 
 class EmbeddingSpec(NamedTuple):
-    """Embeddings of shape (tokens, width), and whether they are square roots of what the encoder gave."""
+    """Shape (tokens, width) of embeddings, and whether they are square roots of the encoder's output."""
 
     tokens: int
     width: int
@@ -25,7 +25,7 @@ class EmbeddingSpec(NamedTuple):
 
 
 def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
-    """The kind of a site's embeddings; None if it shares nothing."""
+    """The kind of a site's embeddings; None if the site shares neither prototypes nor moments."""
     for prompt in reply.prompts:
         if prompt.audio is not None:
             return EmbeddingSpec(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
@@ -36,40 +36,41 @@ def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
 
 
 def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingSpec | None:
-    """The kind that the adapters are to serve; None if no site shares anything.
+    """The kind that the adapters must work with; None if no site shares anything.
 
-    Of the shape that the server's own encoder gives, where it knows that without fetching or loading a model: no site
-    is asked. Of what is left open the sites decide, each with one vote, whatever number of clips it claims.
+    The settings determine it as far as possible: the shape if the encoder's output shape is known without downloading
+    or loading a model, the square root if `dataset.square_root` is "always" or "never". The sites vote on the rest;
+    each has one vote, regardless of the number of clips that it claims.
 
     Args:
-        replies: of the registration.
-        settings: of the experiment.
+        replies: replies to the registration.
+        settings: settings of the experiment.
 
     Raises:
-        FederationError: no site is of the encoder's kind, or no kind is that of more than half of the sites.
+        FederationError: no site has the kind of the settings, or no kind has more than half of the votes.
     """
     kinds = Counter(kind for kind in map(embedding_spec, replies) if kind is not None)
     if not kinds:
         return None
-    told = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
-    encodes = any(part.name != "embeddings" for part in parts(settings.dataset))
-    shape = known_shape(settings.encoder) if encodes else None
+    reported = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
+    has_sounds = any(part.name != "embeddings" for part in parts(settings.dataset))
+    shape = known_shape(settings.encoder) if has_sounds else None
     root = {"always": True, "never": False}.get(settings.dataset.square_root)
     votes = Counter(
         {kind: number for kind, number in kinds.items() if kind[:2] == (shape or kind[:2]) and root in (None, kind[2])}
     )
     if not votes:
-        wanted = f"encoder={settings.encoder.name}" + (f" gives {shape[0]} x {shape[1]}" if shape else "")
+        required = f"encoder={settings.encoder.name}" + (f" gives {shape[0]} x {shape[1]}" if shape else "")
         raise FederationError(
-            f"the sites' embeddings (tokens x width) are {told}, but {wanted} and dataset.square_root="
-            f"{settings.dataset.square_root}; run with the sites' own encoder, or with dataset=embeddings where they "
-            "hold files of embeddings"
+            f"the sites' embeddings (tokens x width) are {reported}, but {required} and dataset.square_root="
+            f"{settings.dataset.square_root}; use the sites' encoder, or dataset=embeddings if they have files "
+            "of embeddings"
         )
     (most, number), *_ = votes.most_common(1)
     if 2 * number <= votes.total():
         raise FederationError(
-            f"the sites' embeddings (tokens x width) are {told}: no kind is that of more than half of the sites; give "
-            "all the same encoder or file of embeddings, set dataset.square_root to always or never, or leave out "
-            "those that differ"
+            f"the sites' embeddings (tokens x width) are {reported}: no kind is that of more than half of the sites; "
+            "use the same encoder or files of embeddings at all sites, set dataset.square_root to always or never, or "
+            "leave out the sites that differ"
         )
     return most

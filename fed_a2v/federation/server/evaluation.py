@@ -1,19 +1,14 @@
-"""Figures of the sites' scores: those of every round's row, and by class those after the last, `evaluation.json`."""
+"""Which test clips a round's scores rest on, and the figures by class after the last round, `evaluation.json`."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fed_a2v.core.prototype_bank import PrototypeBank
-from fed_a2v.core.zero_shot import UnseenAccuracy
-from fed_a2v.federation.protocol import VALIDATION, Scores
-
-# T5 is far behind CLIP if its cosine is less than this share of CLIP's.
-FAR_BEHIND = 0.5
+from fed_a2v.federation.protocol import Scores
 
 
 @dataclass(frozen=True)
@@ -59,106 +54,6 @@ class Coverage:
             "sites_total": len(self.sites) + self.nameless,
             "not_evaluated": self.missing,
         }
-
-
-def round_figures(scores: Mapping[str, Scores], coverage: Coverage, candidates: int) -> dict[str, Any]:
-    """What a round's row says of the test clips; fractions of them, or means over them.
-
-    Args:
-        scores: of the models "after" and, where it was scored, "before" the server step; and of "after" on the clips
-            for validation, where there are any.
-        coverage: which sites they come from.
-        candidates: class prompts among which the right one is looked for.
-
-    Returns:
-        The figures; in `per_class`, None for a class of whose test clips none was scored.
-    """
-    after = scores["after"]
-    per_class = dict.fromkeys(coverage.class_totals) | after.class_accuracy
-    figures = {
-        "accuracy": after.accuracy,
-        "accuracy_at_5": after.accuracy_at_5,
-        "cosine": after.cosine,
-        "loss": after.loss,
-        "per_class": dict(sorted(per_class.items())),
-    }
-    if after.t5 is not None:
-        figures |= {f"t5/{name}": getattr(after.t5, name) for name in ("accuracy", "cosine", "loss")}
-        figures["t5/far_behind"] = t5_is_far_behind(after, candidates)
-    if "before" in scores:
-        figures["accuracy_before"] = scores["before"].accuracy
-    if VALIDATION in scores and scores[VALIDATION].clips:
-        figures |= {"accuracy_validation": scores[VALIDATION].accuracy, "validation_clips": scores[VALIDATION].clips}
-    return figures
-
-
-def t5_is_far_behind(scores: Scores, candidates: int) -> bool:
-    """Whether the T5 side has learned far less than CLIP's.
-
-    It has where CLIP's accuracy is beyond that of chance, by two standard errors, and T5's is not, or T5's cosine is
-    less than half of CLIP's.
-
-    Args:
-        scores: with at least one clip, of a model with a T5 side.
-        candidates: class prompts among which the right one is looked for.
-    """
-    assert scores.t5 is not None
-    chance = 1 / candidates
-    limit = chance + 2 * math.sqrt(chance * (1 - chance) / scores.clips)
-    learned_less = scores.t5.accuracy <= limit or scores.t5.cosine < FAR_BEHIND * scores.cosine
-    return scores.accuracy > limit and learned_less
-
-
-def unseen_figures(
-    scores: Scores, classes: Collection[str], unseen: Collection[str], calibration: float
-) -> dict[str, Any]:
-    """Accuracy on the classes that no site trains on, and on the others; nothing where there are none.
-
-    Args:
-        scores: of the model after the server step.
-        classes: names of all classes.
-        unseen: those that no site trains on.
-        calibration: with which the calibrated figures were scored.
-    """
-    of_unseen, of_seen = scores.of(unseen), scores.of(set(classes) - set(unseen))
-    if not of_unseen.classes or not of_seen.classes:
-        return {}
-    plain = UnseenAccuracy(of_unseen.accuracy_among, of_unseen.accuracy, of_seen.accuracy)
-    calibrated = UnseenAccuracy(of_unseen.accuracy_among, of_unseen.accuracy_calibrated, of_seen.accuracy_calibrated)
-    return {
-        "unseen/among_unseen": plain.among_unseen,
-        "unseen/unseen": plain.unseen,
-        "unseen/seen": plain.seen,
-        "unseen/harmonic": plain.harmonic,
-        "unseen/unseen_calibrated": calibrated.unseen,
-        "unseen/seen_calibrated": calibrated.seen,
-        "unseen/harmonic_calibrated": calibrated.harmonic,
-        "unseen/calibration": calibration,
-    }
-
-
-def replay_figures(scores: Scores, bank: PrototypeBank, here: Collection[str]) -> dict[str, Any]:
-    """Accuracy on the classes heard of so far, and on those whose sites are all gone; of all prompts each time.
-
-    Args:
-        scores: of the model after the server step.
-        bank: says which sites train on a class.
-        here: the sites that are there in the round.
-
-    Returns:
-        `accuracy_known` and `accuracy_old` beside the numbers of these classes; None where no clip is of them.
-    """
-    known: dict[str, bool] = {}
-    for site, prompt in bank:
-        known[prompt.name] = known.get(prompt.name, False) or site in here
-    old = {name for name, present in known.items() if not present}
-    of_known, of_old = scores.of(known), scores.of(old)
-    return {
-        "classes_known": len(known),
-        "accuracy_known": of_known.accuracy if of_known.classes else None,
-        "classes_old": len(old),
-        "accuracy_old": of_old.accuracy if of_old.classes else None,
-    }
 
 
 def class_figures(

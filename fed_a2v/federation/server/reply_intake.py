@@ -12,6 +12,7 @@ from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
 from fed_a2v.federation.protocol import (
+    EvalReplySpec,
     InvalidReplyError,
     ReplySpec,
     Scores,
@@ -122,7 +123,7 @@ class ReplyValidator:
             models: that they were asked to score.
             confusion: whether they were asked which classes were predicted.
             t5: the models of which they were sent a T5 side.
-            unseen, highest: see `decode_scores`.
+            unseen, highest: see `has_unseen` and `max_loss` of `EvalReplySpec`.
             registered: by site, the test clips of each class that it has said it has.
         """
         self._count_failures(failures)
@@ -132,19 +133,18 @@ class ReplyValidator:
                 site = self._sender(node, result.metrics)
                 if site in scores:
                     raise InvalidReplyError(SECOND_REPLY)
-                scores[site] = decode_scores(
-                    result.metrics,
-                    result.num_examples,
-                    site,
-                    round_number,
-                    self.classes,
-                    models,
-                    confusion,
-                    t5,
-                    unseen,
-                    (registered or {}).get(site),
-                    highest,
+                expected = EvalReplySpec(
+                    site=site,
+                    round_number=round_number,
+                    classes=self.classes,
+                    models=models,
+                    confusion=confusion,
+                    t5_models=t5,
+                    has_unseen=unseen,
+                    test_clips=(registered or {}).get(site),
+                    max_loss=highest,
                 )
+                scores[site] = decode_scores(result.metrics, result.num_examples, expected)
             except InvalidReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)
         return dict(sorted(scores.items()))

@@ -1,4 +1,4 @@
-"""Who takes part in a round: which sites, and which node speaks for each of them."""
+"""Client sampling: the sites that take part in a round, and the Flower node that represents each of them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.core.names import plain_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.errors import FederationError
+from fed_a2v.federation.protocol.errors import FederationError
 
 log = logging.getLogger("fed_a2v")
 
 SITE_NAME = re.compile(r"site-[\w .-]{1,64}")
-# Seconds that a node has to say its name, for which it needs neither its data nor torch.
+# Seconds that a node has to send its name, for which it needs neither its data nor torch.
 NAME_TIMEOUT = 60.0
 
 
 def active_sites(settings: Settings, round_number: int) -> list[int]:
-    """Numbers of the sites that are there in a round: all of them, or the group whose turn it is in the scenario."""
+    """Numbers of the sites that are available in a round: all sites, or one group of them, as the scenario defines."""
     scenario, sites = settings.scenario, settings.partition.sites
     if scenario.name == "static":
         return list(range(sites))
@@ -35,7 +35,7 @@ def active_sites(settings: Settings, round_number: int) -> list[int]:
 
 
 def sampled_sites(settings: Settings, round_number: int) -> list[int]:
-    """Numbers of the sites that train in a round, drawn anew among those that are there; in order."""
+    """Numbers of the sites that train in a round, in order: a new random sample of the available sites."""
     active, share = active_sites(settings, round_number), settings.federation.sites_per_round
     if share == 1.0:
         return active
@@ -44,20 +44,20 @@ def sampled_sites(settings: Settings, round_number: int) -> list[int]:
 
 
 class NodeRegistry:
-    """Flower's nodes, and the sites that each of them speaks for.
+    """Flower's nodes and the sites that each of them represents.
 
-    The sites of a simulated federation are dealt to whatever nodes there are, several to a node if need be. With
-    `partition.kind = own` every node is a site, and says what it is called.
+    The sites of a simulated federation are distributed over the connected nodes, several to a node if necessary. With
+    `partition.kind = own` every node is a site and reports its own name.
 
     Args:
-        settings: of the experiment.
-        bound: a name belongs to the node that gave it first, for the whole run and where it is resumed: Flower knows
-            a node by the number of its registered key. Otherwise a name is free while its node is away, as in a
-            simulation, where a resumed run's nodes have other numbers.
+        settings: settings of the experiment.
+        bound: a name belongs to the node that reported it first, for the whole run including resumed parts. This is
+            safe in a deployment, where Flower identifies a node by its registered key. Otherwise a name is free while
+            its node is disconnected, as in a simulation, where a resumed run's nodes have other numbers.
 
     Attributes:
-        assigned: by site, the `cid` of the node that was asked to speak for it last.
-        nameless: nodes that were not asked last time, for they do not say which site they are.
+        assigned: by site, the `cid` of the node that represented it in the last request.
+        nameless: number of nodes that were left out of the last request because they did not report a name.
     """
 
     def __init__(self, settings: Settings, bound: bool = False) -> None:
@@ -66,125 +66,128 @@ class NodeRegistry:
         self.assigned: dict[str, str] = {}
         self.nameless = 0
         self._names: dict[str, str] = {}
-        # Of nodes that did not say their name: how often in a row, and how many more times they are passed over.
-        self._silent: dict[str, tuple[int, int]] = {}
+        # By `cid` of nodes without a name: failed requests in a row, and number of rounds until the next request.
+        self._backoff: dict[str, tuple[int, int]] = {}
 
     def state_dict(self) -> dict[str, str]:
-        """The names that nodes have, by their `cid`."""
+        """The names of nodes by their `cid`."""
         return dict(self._names) if self.bound else {}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Take over the names of an earlier part of the run."""
+        """Load the names of an earlier part of the run."""
         self._names = dict(state) if self.bound else {}
 
-    def wait(self, manager: ClientManager, wanted: int) -> None:
-        """Wait for so many nodes, with a word every 10 s.
+    def wait(self, manager: ClientManager, count: int) -> None:
+        """Wait for `count` nodes; log the number of missing nodes every 10 s.
 
         Raises:
-            FederationError: they do not come within `federation.start_timeout`.
+            FederationError: fewer nodes connect within `federation.start_timeout`.
         """
         limit = self.settings.federation.start_timeout
         deadline = time.monotonic() + limit
-        while not manager.wait_for(wanted, timeout=min(10, max(1, int(deadline - time.monotonic())))):
+        while not manager.wait_for(count, timeout=min(10, max(1, int(deadline - time.monotonic())))):
             present = manager.num_available()
             if time.monotonic() >= deadline:
                 raise FederationError(
-                    f"{present} of {wanted} nodes came within {limit:.0f} s: start more, or lower "
+                    f"{present} of {count} nodes came within {limit:.0f} s: start more, or lower "
                     "federation.min_nodes and aggregation.min_replies, or raise federation.start_timeout"
                 )
-            log.info("Waiting for %d more of %d nodes", wanted - present, wanted)
+            log.info("Waiting for %d more of %d nodes", count - present, count)
 
     def assign(
         self, manager: ClientManager, numbers: Iterable[int], registration: bool = False, ask: bool = True
     ) -> list[tuple[str, int, ClientProxy]]:
-        """Name, number and node of each of the sites `numbers`; of all nodes where each is a site of its own.
+        """Name, number and node of each of the sites `numbers`; of all nodes if every node is a site.
 
-        Flower passes over a round in which nobody is asked, as if it had been done: there is always somebody.
+        The result is never empty, because Flower counts a round without any request as done.
 
         Args:
-            manager: knows the nodes.
-            numbers: of the sites, where nodes are not sites of their own.
-            registration: nodes not heard of before get a name for the time being, and tell their own with what they
-                answer (`learn_names`); otherwise they are asked for it first.
-            ask: also ask nodes not heard of before; False leaves them out.
+            manager: Flower's list of connected nodes.
+            numbers: numbers of the sites; ignored if every node is a site.
+            registration: give new nodes a temporary name, which their reply replaces (`learn_names`), instead of
+                requesting their name first.
+            ask: also request the names of new nodes; False leaves them out.
 
         Raises:
-            FederationError: there is no node, and none comes within `federation.start_timeout`.
+            FederationError: there is no node, and none connects within `federation.start_timeout`.
         """
         self.wait(manager, 1)
         nodes = [node for _, node in sorted(manager.all().items())]
         if self.settings.partition.kind == "own":
             if ask and not registration:
-                self._ask_names(nodes)
+                self._request_names(nodes)
             names = {node.cid: f"site-{node.cid}" for node in nodes} if registration else {}
             names |= self._names
             sites = [(names[node.cid], 0, node) for node in nodes if node.cid in names]
         else:
             sites = [(site_name(number), number, nodes[number % len(nodes)]) for number in numbers if nodes]
         if not sites:
-            raise FederationError(f"none of {len(nodes)} nodes answers; see the log of their SuperNodes")
+            raise FederationError(
+                f"none of {len(nodes)} nodes reported the name of its site; see the logs of their SuperNodes"
+            )
         self.assigned = {site: node.cid for site, _, node in sites}
         return sites
 
-    def learn_names(self, told: Mapping[str, str]) -> None:
-        """Take in what the nodes that were asked last call their site, by their `cid`; see `assign`."""
-        self._learn(told, self.assigned.values())
+    def learn_names(self, reported: Mapping[str, str]) -> None:
+        """Replace the temporary names of the last request by the reported names, by `cid`; see `assign`."""
+        self._add_names(reported, self.assigned.values())
         self.assigned = {self._names.get(cid, site): cid for site, cid in self.assigned.items()}
 
-    def _learn(self, told: Mapping[str, str], present: Iterable[str]) -> None:
-        """Keep the names of nodes not heard of before; not those that are unusable, or another node's."""
-        here = set(present)
-        for cid, name in sorted(told.items()):
+    def _add_names(self, reported: Mapping[str, str], connected: Iterable[str]) -> None:
+        """Store the names of new nodes, except invalid names and names of other nodes."""
+        present = set(connected)
+        for cid, name in sorted(reported.items()):
             if cid in self._names:
                 continue
-            holders = self._names if self.bound else here & self._names.keys()
-            if name.casefold() in {self._names[other].casefold() for other in holders}:
-                why = "is another node's" + (
-                    "; if that node is gone for good, federation.bind_names=false frees it" if self.bound else ""
-                )
+            owners = self._names if self.bound else present & self._names.keys()
+            if name.casefold() in {self._names[other].casefold() for other in owners}:
+                problem = "belongs to another node"
+                if self.bound:
+                    problem += "; if that node does not come back, federation.bind_names=false frees the name"
             elif not SITE_NAME.fullmatch(name) or not _is_plain(name.removeprefix("site-")):
-                why = "is not 1 to 64 letters of one alphabet, digits, spaces or ._-"
+                problem = "is not 1 to 64 letters of one alphabet, digits, spaces or ._-"
             else:
                 self._names[cid] = name
                 continue
-            log.warning("Node %s is left out: the name of its site, %.80r, %s", cid, name, why)
+            log.warning("Node %s is left out: the name of its site, %.80r, %s", cid, name, problem)
 
-    def _ask_names(self, nodes: Sequence[ClientProxy]) -> None:
-        """Ask the nodes not heard of before, all at once, what they call their site; some may not answer.
+    def _request_names(self, nodes: Sequence[ClientProxy]) -> None:
+        """Request the names of new nodes, of all at once.
 
-        A node that does not for the second time is passed over once, then three times, seven times and so on: each
-        question may cost `NAME_TIMEOUT`.
+        A node that does not reply is skipped for 0, 1, 3, 7, ... rounds (exponential backoff), because each request may
+        take `NAME_TIMEOUT`.
         """
-        strangers = [node for node in nodes if node.cid not in self._names]
-        asked = [node for node in strangers if self._is_due(node.cid)]
-        with ThreadPoolExecutor(max_workers=len(asked) or 1) as pool:
-            told = zip(asked, pool.map(self._told_name, asked), strict=True)
-            names = {node.cid: name for node, name in told if name is not None}
-        for node in asked:
-            times = self._silent.pop(node.cid, (0, 0))[0]
+        unnamed = [node for node in nodes if node.cid not in self._names]
+        due = []
+        for node in unnamed:
+            failures, pause = self._backoff.get(node.cid, (0, 0))
+            if pause:
+                self._backoff[node.cid] = (failures, pause - 1)
+            else:
+                due.append(node)
+        with ThreadPoolExecutor(max_workers=len(due) or 1) as pool:
+            replies = zip(due, pool.map(self._request_name, due), strict=True)
+            names = {node.cid: name for node, name in replies if name is not None}
+        for node in due:
+            failures, _ = self._backoff.pop(node.cid, (0, 0))
             if node.cid not in names:
-                self._silent[node.cid] = (times + 1, 2**times - 1)
-        self.nameless = len(strangers) - len(names)
-        self._learn(names, [node.cid for node in nodes])
+                self._backoff[node.cid] = (failures + 1, 2**failures - 1)
+        self.nameless = len(unnamed) - len(names)
+        self._add_names(names, [node.cid for node in nodes])
 
-    def _is_due(self, cid: str) -> bool:
-        times, pause = self._silent.get(cid, (0, 0))
-        if pause:
-            self._silent[cid] = (times, pause - 1)
-        return not pause
-
-    def _told_name(self, node: ClientProxy) -> str | None:
-        """What a node calls its site; None if it does not answer."""
+    def _request_name(self, node: ClientProxy) -> str | None:
+        """The name that a node reports for its site; None if it does not reply."""
         timeout = min(NAME_TIMEOUT, self.settings.federation.round_timeout)
         try:
             properties = node.get_properties(GetPropertiesIns({}), timeout, 0).properties
-        except Exception as error:  # whatever the transport raises for a node that is lost
-            log.warning("Node %s does not say its name and is left out: %r", node.cid, error)
+        except Exception as error:  # any error of the transport, for a node that is disconnected
+            log.warning("Node %s does not report its name and is left out: %r", node.cid, error)
             return None
         return f"site-{properties.get('site', node.cid)!s}"
 
 
 def _is_plain(name: str) -> bool:
+    """Whether a name is already in the form of `plain_name`."""
     try:
         return plain_name(name) == name
     except ValueError:

@@ -1,4 +1,4 @@
-"""Flower's entry point for the server."""
+"""Flower's entry point for the server, used by `flwr run` in simulations and deployments."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def server_fn(context: Context) -> ServerAppComponents:
     folder = Path(output).expanduser() if output else Path.cwd() / "outputs" / "flwr" / str(context.run_id)
     trainer = Trainer(settings, folder, Console(stderr=True, force_terminal=False))
     config = ServerConfig(num_rounds=trainer.rounds_left, round_timeout=settings.federation.round_timeout)
-    # A finished run asks nobody for anything.
+    # A finished run must not send requests: FedAvg with no rounds and no parameters does nothing.
     strategy = trainer.strategy if trainer.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
     return ServerAppComponents(strategy=strategy, config=config)
 
 
 def _end_with_parent(grace: float = 10.0) -> None:
-    """End this process some seconds after the SuperLink's process that started it is gone.
+    """Exit this process `grace` seconds after the SuperLink's process that started it has exited.
 
-    Flower asks it to end, too, but waits for the threads that wait for the sites: they try to reach the lost SuperLink
-    for ever. The state of the last finished round is on disk; the run goes on from it when it is started again.
+    Flower's own shutdown first waits for the threads that wait for the sites, and these try to reach the lost SuperLink
+    forever. The state of the last finished round is on disk; the run resumes from it when it is started again.
     """
     parent = os.getppid()
 

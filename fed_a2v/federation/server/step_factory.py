@@ -1,4 +1,4 @@
-"""From settings to the parts of a federation: the one place that every engine uses."""
+"""Builds the server step and its generator from the settings; the trainer, the doctor and pooled training use it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fed_a2v.data.site import class_names
 from fed_a2v.federation.factory import new_adapters, seeded_adapters, torch_device, training_loss
 from fed_a2v.runs.generator_files import load_generator_family
 
-# Rows that go through the adapters at once where memory is to be saved.
-FRUGAL_CHUNK = 16
-# Arguments of a generator that the data and the adapters decide.
+# Rows in one pass through the adapters with optimize_memory_usage.
+LOW_MEMORY_CHUNK = 16
+# Arguments of a generator that depend on the data and the adapters, so that users cannot set them.
 SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 
 
@@ -48,11 +48,16 @@ def make_step(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int,
 
 
 def load_generator(step: ServerStep, settings: Settings, folder: Path) -> None:
-    """Start with the generator that `generator.load_checkpoint` asks for; nothing to do where it does not.
+    """Load the generator's checkpoint if `generator.load_checkpoint` is set.
+
+    Args:
+        step: the server step with the generator to load into.
+        settings: settings of the experiment.
+        folder: folder of the run.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is damaged, or of another kind or other dimensions.
+        FileNotFoundError: there is no checkpoint.
+        CheckpointError: the checkpoint is damaged, or is of another kind of generator or other dimensions.
     """
     if step.generator is None or not settings.generator.load_checkpoint:
         return
@@ -71,65 +76,67 @@ def load_generator(step: ServerStep, settings: Settings, folder: Path) -> None:
 def make_generator(
     settings: Settings, audio_shape: tuple[int, int], visual_dim: int, classes: Sequence[str] = ()
 ) -> Generator | None:
-    """The generator that the settings describe.
+    """The generator of the settings, with weights from the seed; None for `generator=none`.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         audio_shape: (S, Da) of the embeddings.
         visual_dim: width of the classes' CLIP prompts.
-        classes: names of all classes; needed where each, or each group of them, has a generator of its own.
+        classes: names of all classes; only needed if `generator.granularity` is not "unified".
 
     Raises:
-        ConfigError: its class does not know one of the keys, or refuses a value.
+        ConfigError: the generator's class has no such argument or refuses a value.
     """
     if settings.generator.target is None:
         return None
     arguments = settings.generator.arguments
     granularity, groups = arguments.get("granularity", "unified"), arguments.get("groups")
     make = _generator_maker(settings, audio_shape, visual_dim)
-    with torch.random.fork_rng(), _refusals_of(settings.generator):
+    with torch.random.fork_rng(), _as_config_error(settings.generator):
         torch.manual_seed(seed_for(settings.seed, "generator"))
-        together = groups_for(granularity, classes, groups)
-        made = make() if together is None else GroupedVAEGenerator(make, together)
+        class_groups = groups_for(granularity, classes, groups)
+        made = make() if class_groups is None else GroupedVAEGenerator(make, class_groups)
     if made.needs_t5 and not settings.adapters.t5_tokens:
         raise ConfigError(
-            f"generator={settings.generator.name} is conditioned on T5 prompts, and adapters={settings.adapters.name} "
+            f"generator={settings.generator.name} is conditioned on T5 prompts, but adapters={settings.adapters.name} "
             "has no T5 side (adapters.t5_tokens=0); choose adapters=flux, or generator=vae"
         )
     return made
 
 
 def model_bytes(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int]) -> int:
-    """Bytes of the adapters and of one generator that the settings describe; nothing is allocated to find out.
+    """Size in bytes of the adapters and of one generator; nothing is allocated, because they are built on "meta".
 
     Raises:
         ConfigError: see `make_generator`.
     """
-    nowhere = settings.model_copy(update={"device": "meta"})
-    shapes = ClassPrompts(prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta"))
-    with torch.random.fork_rng(), torch.device("meta"), _refusals_of(settings.generator):
-        models = [new_adapters(nowhere, shapes, audio_shape[1])]
+    on_meta = settings.model_copy(update={"device": "meta"})
+    meta_prompts = ClassPrompts(
+        prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta")
+    )
+    with torch.random.fork_rng(), torch.device("meta"), _as_config_error(settings.generator):
+        models = [new_adapters(on_meta, meta_prompts, audio_shape[1])]
         if settings.generator.target is not None:
             models.append(_generator_maker(settings, audio_shape, prompts.clip.shape[-1])())
         return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())
 
 
 def check_buildable(settings: Settings) -> None:
-    """Check, before any sound is decoded, the device, the generator's arguments, and the clips of every site.
+    """Check the device, the generator's arguments and the clips of every site before any sound is decoded.
 
     Raises:
-        ConfigError: there is no such device, or the generator's class refuses an argument.
+        ConfigError: the device does not exist, or the generator's class refuses an argument.
         DataError: see `check_data`.
     """
     torch_device(settings.device)
-    classes = class_names(settings.dataset)
-    make_generator(settings, (1, 512), 768, classes)
+    # The true shapes are not known before the encoder runs; arguments are checked with usual ones.
+    make_generator(settings, (1, 512), 768, class_names(settings.dataset))
     if settings.partition.kind != "own":
         check_data(settings)
 
 
 def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:
-    generator, finetune, frugal = settings.generator, settings.finetune, settings.optimize_memory_usage
+    generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
     return ServerStepSettings(
         seed=settings.seed,
         max_age=settings.aggregation.max_age,
@@ -149,31 +156,31 @@ def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSet
         from_nodes_adapters=finetune.from_nodes_adapters,
         rollback=finetune.rollback,
         optimiser=AdamWSettings(
-            finetune.learning_rate, finetune.weight_decay, finetune.batch_size, FRUGAL_CHUNK if frugal else 0
+            finetune.learning_rate, finetune.weight_decay, finetune.batch_size, LOW_MEMORY_CHUNK if low_memory else 0
         ),
         max_site_share=settings.aggregation.max_site_share,
         rows_per_class=settings.bank.rows_per_class,
-        half_precision_bank=frugal,
-        generator_waits_on_cpu=frugal,
+        half_precision_bank=low_memory,
+        generator_waits_on_cpu=low_memory,
     )
 
 
 def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_dim: int) -> Callable[[], Any]:
-    """What builds one generator; its arguments are checked here."""
+    """A function that builds one generator; the arguments are checked before."""
     generator = settings.generator
     assert generator.target is not None
     arguments = generator.arguments
     granularity = arguments.pop("granularity", "unified")
     arguments.pop("groups", None)
     objects = {
-        key: (str(value[TARGET]), {name: each for name, each in value.items() if name != TARGET})
+        key: (str(value[TARGET]), {name: argument for name, argument in value.items() if name != TARGET})
         for key, value in arguments.items()
         if isinstance(value, Mapping) and TARGET in value
     }
-    cls, parameters = _checked(generator.target, arguments, "generator", Generator, objects)
-    classes = {key: _checked(*each, f"generator.{key}", nn.Module)[0] for key, each in objects.items()}
+    cls, parameters = _check_arguments(generator.target, arguments, "generator", Generator, objects)
+    classes = {key: _check_arguments(*each, f"generator.{key}", nn.Module)[0] for key, each in objects.items()}
     if granularity == "per_class" and "conditional" in parameters:
-        arguments = {"conditional": False} | arguments  # of one class, the condition says nothing
+        arguments = {"conditional": False} | arguments  # for a single class the condition is constant
     tokens, width = audio_shape
     shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
     if "t5_dim" in parameters:
@@ -181,7 +188,7 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
 
     def make() -> Generator:
         made: Generator = cls(
-            **{**arguments, **{key: classes[key](**own) for key, (_, own) in objects.items()}, **shapes}
+            **{**arguments, **{key: classes[key](**values) for key, (_, values) in objects.items()}, **shapes}
         )
         return made
 
@@ -189,58 +196,59 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
 
 
 @contextmanager
-def _refusals_of(generator: GeneratorSettings) -> Iterator[None]:
-    """What a generator's class refuses is the user's to mend."""
+def _as_config_error(generator: GeneratorSettings) -> Iterator[None]:
+    """Turn errors of a generator's class into a `ConfigError`, because its arguments are settings of the user."""
     try:
         yield
     except Exception as error:
         raise ConfigError(f"generator={generator.name}: {error}") from error
 
 
-def _checked(
+def _check_arguments(
     target: str, arguments: Mapping[str, Any], section: str, base: type, objects: Collection[str] = ()
 ) -> tuple[type[Any], set[str]]:
-    """A class, with its arguments checked by its signature.
+    """Load a class and check arguments against its signature.
 
     Args:
-        target: MODULE.CLASS.
-        arguments: plain values, but for `objects`.
-        section: of the settings, for messages.
-        base: that the class must be derived from.
-        objects: keys of the arguments that are made of a class of their own.
+        target: import path of the class, MODULE.CLASS.
+        arguments: plain values, except for `objects`.
+        section: section of the settings, for error messages.
+        base: required base class.
+        objects: keys of the arguments that are instances of a class with its own `_target_`.
 
     Returns:
         The class, and the names of its parameters.
 
     Raises:
-        ConfigError: there is no such class, it is not derived from `base`, it does not know a key (the nearest is
-            named), a type is wrong, or an argument's value holds objects.
+        ConfigError: the class does not exist or is not derived from `base`, it has no such parameter (the message
+            suggests the nearest), a type is wrong, or a value contains objects.
     """
-    made = load_class(section, target)
-    if not issubclass(made, base):
+    cls = load_class(section, target)
+    if not issubclass(cls, base):
         raise ConfigError(
-            f"{section}.{TARGET}={target} is no {base.__name__.lower()}; derive it from "
+            f"{section}.{TARGET}={target} is not a {base.__name__.lower()}; derive it from "
             f"{base.__module__}.{base.__qualname__}"
         )
     try:
-        hints = get_type_hints(made.__dict__.get("__init__", made))
-    except NameError:  # types that a user's own class imports for type checkers only
+        hints = get_type_hints(cls.__dict__.get("__init__", cls))
+    except NameError:  # a custom class may import types for type checkers only
         hints = {}
-    signature = inspect.signature(made).parameters
+    signature = inspect.signature(cls).parameters
     parameters = {name for name, parameter in signature.items() if parameter.kind is not parameter.VAR_KEYWORD}
-    takes_all = len(parameters) < len(signature)
+    has_var_keyword = len(parameters) < len(signature)
     for key, value in arguments.items():
         if key not in objects:
             check_plain(f"{section}.{key}", value)
-        if takes_all and key not in parameters:
+        if has_var_keyword and key not in parameters:
             continue
         if key not in parameters:
             near = nearest(key, parameters - SHAPES)
-            hint = f"; did you mean {section}.{near}?" if near else f"; it has {', '.join(sorted(parameters - SHAPES))}"
+            keys = ", ".join(sorted(parameters - SHAPES))
+            hint = f"; did you mean {section}.{near}?" if near else f"; its keys are {keys}"
             raise ConfigError(f"unknown key {section}.{key} for {target.rpartition('.')[2]}{hint}")
         if key in hints and key not in objects:
             try:
                 TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value, strict=True)
             except ValidationError as error:
                 raise ConfigError(explain_validation(error, f"{section}.{key}")) from error
-    return made, parameters
+    return cls, parameters

@@ -1,4 +1,8 @@
-"""The Flower strategy: what the server asks of the sites, and what it does with their answers."""
+"""The Flower strategy: what the server sends to the sites in each round, and what it does with their replies.
+
+Flower's server calls the hooks in the order in which they are written; the trainer makes the strategy and is told of
+phases and finished rounds.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,12 @@ from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
 from fed_a2v.data.partition import site_name
-from fed_a2v.federation.errors import FederationError
 from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.protocol import (
     VALIDATION,
+    FederationError,
     InvalidReplyError,
     ReplySpec,
     Scores,
@@ -43,20 +47,16 @@ from fed_a2v.federation.protocol import (
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
-from fed_a2v.federation.server.evaluation import (
-    Coverage,
-    class_figures,
-    replay_figures,
-    round_figures,
-    unseen_figures,
-)
+from fed_a2v.federation.server.evaluation import Coverage, class_figures
+from fed_a2v.federation.server.metrics.base import Evaluation, build_metrics, compute_metrics
 from fed_a2v.federation.server.reply_intake import EvaluateResult, FitResult, ReplyValidator, fresh_row, reasons, reject
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
+from fed_a2v.federation.server.unshared_classes import UnsharedClasses
 
 log = logging.getLogger("fed_a2v")
 
-# Builds the server step once the sites have said how wide their embeddings are: (S, Da) -> step.
+# Makes the server step for embeddings of shape (S, Da), which the sites' registration tells.
 StepFactory = Callable[[tuple[int, int]], ServerStep]
 
 
@@ -77,20 +77,24 @@ class RoundListener:
 
 
 class FedA2V(Strategy):
-    """Averages the sites' adapters, trains a generator on what they sent, and fine-tunes the average.
+    """Averages the sites' adapters, trains a generator on their class statistics, and fine-tunes the average.
 
-    Before the first round the sites register: they send averages of their clips' embeddings, from
-    which the server learns the width of the embeddings and how to standardise them. The averages stay in its
-    bank; a site sends them again only when its data has changed.
+    Before the first round every site registers: it sends statistics of its clips' embeddings, which tell the server the
+    shape of the embeddings and how to standardise them. They stay in the server's bank; a site sends them again only
+    when its data has changed.
 
-    Results do not depend on the number of nodes: see `NodeRegistry`.
+    Results do not depend on the number of nodes, see `NodeRegistry`.
 
     Args:
         settings: of the experiment.
         prompts: the prompts of all classes.
-        make_step: builds the server step for embeddings of shape (S, Da).
+        make_step: makes the server step for embeddings of shape (S, Da).
         listener: told of phases and finished rounds.
-        max_workers: sites that work at the same time during the registration; None: Flower's default.
+        max_workers: sites that work at the same time during registration; None: Flower's default.
+
+    Attributes:
+        step: the server step; None before registration.
+        start_round: the last round of an earlier start, where the run is resumed: Flower counts from 1 again.
     """
 
     def __init__(
@@ -105,41 +109,38 @@ class FedA2V(Strategy):
         self.settings = settings
         self.classes = prompts.names
         self.prompts = prompts
-        self._prompts_fingerprint = fingerprint(prompts)
-        self._settings_json = _for_sites(settings).model_dump_json(by_alias=True)
         self.make_step = make_step
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
+        self.metrics = build_metrics(settings.metrics)
         self.step: ServerStep | None = None
-        # The last round of an earlier start; Flower counts from 1 again.
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
+        self._settings_json = _for_sites(settings).model_dump_json(by_alias=True)
+        self._prompts_fingerprint = fingerprint(prompts)
         self._nodes = NodeRegistry(settings, bound=settings.federation.bind_names and is_deployed_server())
+        self._unshared = UnsharedClasses(settings, self.classes)
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
-        self._manager: ClientManager | None = None
-        # By site, its test clips of each class as it has said last: those that fail in the evaluation are missed.
+        # By site, its number of test clips of each class as last reported; those of a site that fails are missing.
         self._test_clips: dict[str, dict[str, int]] = {}
-        # Classes of which no site has ever shared anything.
-        self._unshared = self.classes
-        # Rounds in a row that were skipped for want of good replies.
-        self._skipped = 0
-        # Shares that were cut in the last round's mean.
-        self._cut: dict[str, tuple[float, float]] = {}
+        self._skipped = 0  # rounds in a row
+        self._capped: dict[str, tuple[float, float]] = {}  # sites of the last warning about max_site_share
+        # Of the round that is going on.
         self._row: dict[str, Any] = {}
-        # What the registration cost, put into the row of the first round.
-        self._registration: dict[str, Any] = {}
-        self._before: NDArrays = []
-        # How far from the prompts' centre an output of the scored models can be: it limits what sites may call losses.
-        self._reach: dict[str, float] = {}
         self._clock = 0.0
+        self._manager: ClientManager | None = None
+        self._before: NDArrays = []  # the CLIP adapters before the server step
+        self._reach: dict[str, float] = {}  # distance of the scored models' outputs from the prompts: bounds the losses
+        # What registration cost and refused, for the row of the first round.
+        self._registration: dict[str, Any] = {}
 
     # Flower's hooks, in the order in which it calls them
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
-        """Wait for the nodes; let the sites register unless an earlier run did."""
+        """Wait for the nodes, and register the sites unless the run is resumed."""
         self._nodes.wait(client_manager, self.settings.federation.min_nodes)
         if self.step is None:
             self._register(client_manager)
@@ -148,7 +149,7 @@ class FedA2V(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Ask every site of the round to train the global adapters."""
+        """Send the global adapters to the sites of the round, to be trained."""
         del parameters
         round_number = server_round + self.start_round
         self._row = {"round": round_number, **fresh_row(), **self._registration}
@@ -164,10 +165,10 @@ class FedA2V(Strategy):
         results: list[FitResult],
         failures: list[FitResult | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Check the replies, average the adapters, and do the server's part of the round."""
+        """Check the replies, aggregate the adapters, and run the server step."""
         round_number = server_round + self.start_round
         row, step = self._row, self._step()
-        replies = self._good_replies(results, failures, round_number, "train", row)
+        replies = self._valid_replies(results, failures, round_number, "train", row)
         if self.settings.aggregation.if_too_few == "repeat":
             replies = self._repeated(round_number, row, replies)
         row["seconds/sites"] = time.perf_counter() - self._clock - row["seconds/replies"]
@@ -180,30 +181,30 @@ class FedA2V(Strategy):
             weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
             if weights is not None:
                 step.adapters.load_weights(weights)
-        self._tell_cut(replies, row)
-        if not self.settings.aggregation.distils:  # else the bytes that came would stay for the rest of the round
+        self._warn_of_capped_sites(replies, row)
+        if not self.settings.aggregation.distils:  # frees the bytes of the replies for the server step
             replies = [replace(reply, weights=[]) for reply in replies]
             return_free_memory()
         row["seconds/aggregation"] = time.perf_counter() - start
-        self._note_before()
+        self._keep_before()
         row |= _mean_losses(replies)
-        # Replaced by the server step where it takes any.
+        # The server step replaces its own count where it takes steps.
         row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [ClientUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
-        self._note_shared(round_number)
+        self._unshared.update(round_number, step)
         self.listener.server_step_done(round_number, step)
         return _joined(self._weights()), {}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
-        """The server has no test clips; the sites evaluate."""
+        """Do nothing: the test clips are at the sites."""
         del server_round, parameters
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Have every site score the adapters on its test clips, before and after the server step."""
+        """Send the adapters before and after the server step to all sites, to be scored on their test clips."""
         del parameters
         round_number = server_round + self.start_round
         self._clock = time.perf_counter()
@@ -213,16 +214,16 @@ class FedA2V(Strategy):
         self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
         arrays = self._before + after if "before" in self._models else after
         packed = _joined(arrays)
-        wanted: dict[str, Scalar] = {
+        request: dict[str, Scalar] = {
             "models": json.dumps(self._models),
             "calibration": self._step().calibration,
             "confusion": self._is_last(round_number),
         }
-        # Who has not said its name when the round began is not waited for once more.
+        # Nodes that did not report their name at the start of the round are not asked again.
         sites = self._nodes.assign(client_manager, range(self.settings.partition.sites), ask=False)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
-            (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **wanted)))
+            (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **request)))
             for site, number, node in sites
         ]
 
@@ -232,7 +233,7 @@ class FedA2V(Strategy):
         results: list[EvaluateResult],
         failures: list[EvaluateResult | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Add up the sites' counts, and close the round."""
+        """Add up the sites' scores, compute the metrics, and end the round."""
         round_number = server_round + self.start_round
         row = self._row
         answers = ReplyValidator(self.classes, self._nodes.assigned, row)
@@ -252,21 +253,21 @@ class FedA2V(Strategy):
         row["seconds/evaluate"] = time.perf_counter() - self._clock
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
         row |= {"test_clips": scores["after"].clips} | coverage.figures
-        lost = self.lost_classes(round_number)
+        lost = self._unshared.lost(round_number)
         row |= {"classes_lost": len(lost), "lost_classes": lost}
         if scores["after"].clips:
-            row |= self._figures(round_number, scores, coverage)
+            row |= self._metrics(round_number, scores, coverage)
         else:
-            log.warning("No site scored a clip of the test: the round has no accuracy")
+            log.warning("No site scored a test clip: the round has no accuracy")
         evaluation = class_figures(scores, self._step().bank, round_number, coverage, lost)
         self.listener.evaluated(round_number, self._step(), evaluation)
         self.listener.round_done(row)
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
 
-    # The registration
+    # Registration
 
     def _register(self, client_manager: ClientManager) -> None:
-        """Ask the sites what they have; build the server step for their embeddings, and fill its bank."""
+        """Request the sites' class statistics, make the server step for their embeddings, and fill its bank."""
         start = time.perf_counter()
         self.listener.phase(0, "registration")
         empty = ndarrays_to_parameters([])
@@ -282,105 +283,59 @@ class FedA2V(Strategy):
             group_id=0,
         )
         if self.settings.partition.kind == "own":
-            self._nodes.learn_names(self._told_names(results))
+            self._nodes.learn_names(self._reported_names(results))
         row = fresh_row()
-        replies = self._agreeing(self._good_replies(results, failures, 0, "register", row), row)
+        replies = self._matching(self._valid_replies(results, failures, 0, "register", row), row)
         if not replies or self.audio_shape is None:
             raise FederationError(f"no site could register: {reasons(row)}")
         self.step = self.make_step(self.audio_shape)
         self.step.fill_bank(0, [ClientUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
-        self._note_shared(0)
-        # The first round's row also has what went wrong here.
+        self._unshared.update(0, self.step)
         self._registration = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_registration": row["bytes_up"],
             "seconds_registration": time.perf_counter() - start,
         }
         log.info("%d sites registered in %.1f s", len(replies), time.perf_counter() - start)
 
-    def _told_names(self, results: Sequence[FitResult]) -> dict[str, str]:
-        """What the nodes call their sites in their answers, by their `cid`."""
-        told = {}
+    def _reported_names(self, results: Sequence[FitResult]) -> dict[str, str]:
+        """The site names in the replies, by the node's `cid`; replies without a valid one are counted later."""
+        names = {}
         for node, result in results:
-            with suppress(InvalidReplyError):  # counted when the replies are taken in
-                told[node.cid] = claimed_site(result.metrics, self.classes)
-        return told
+            with suppress(InvalidReplyError):
+                names[node.cid] = claimed_site(result.metrics, self.classes)
+        return names
 
-    def _agreeing(self, replies: list[TrainReply], row: dict[str, Any]) -> list[TrainReply]:
-        """The sites whose embeddings are of the kind that the adapters are to serve; the rest is turned away."""
+    def _matching(self, replies: list[TrainReply], row: dict[str, Any]) -> list[TrainReply]:
+        """The replies whose embeddings are of the agreed spec and scale; the others are rejected."""
         agreed = agreed_spec(replies, self.settings)
         if agreed is None:
             if replies:
-                few = f"no site has share.min_clips={self.settings.share.min_clips} clips, of one class or in all"
-                row["rejections"].append(few)
+                least = self.settings.share.min_clips
+                row["rejections"].append(f"no site has share.min_clips={least} clips, of one class or in all")
             return []
         self.audio_shape, self.square_root = (agreed.tokens, agreed.width), agreed.square_root
-        agreeing = []
+        matching = []
         for reply in replies:
-            kind = embedding_spec(reply)
-            if kind in (agreed, None):
-                agreeing.append(reply)
+            spec = embedding_spec(reply)
+            if spec in (agreed, None):
+                matching.append(reply)
             else:
-                reject(row, reply.site, f"its embeddings are {kind}, the federation's {agreed}")
-        off = self._off_scale(agreeing)
+                reject(row, reply.site, f"its embeddings are {spec}, the federation's {agreed}")
+        off = self._off_scale(matching)
         for site, reason in off.items():
             reject(row, site, reason)
-        return [reply for reply in agreeing if reply.site not in off]
+        return [reply for reply in matching if reply.site not in off]
 
-    # Classes that no site shares
-
-    def _note_shared(self, round_number: int) -> None:
-        """Take in of which classes something has been shared; once all sites have had their turn, name the others.
-
-        Raises:
-            FederationError: nothing is shared, and without it nobody would learn.
-        """
-        step, settings = self._step(), self.settings
-        shared = step.bank.counts().keys() | set(step.settings.unseen)  # those are not meant to be recorded
-        self._unshared = tuple(name for name in self._unshared if name not in shared)
-        if round_number != self._everyone_heard or not self._unshared or not self._serves:
-            return
-        log.warning(
-            "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
-            "(%s); lower it, or let fewer sites share a class",
-            settings.share.min_clips,
-            len(self._unshared),
-            len(self.classes),
-            ", ".join(self._unshared),
-        )
-        if step.bank.counts():
-            return
-        if settings.adapters.closed_form or not settings.aggregation.averages:
-            key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
-            raise FederationError(
-                f"{key}: only the server step teaches the adapters, and no site has share.min_clips="
-                f"{settings.share.min_clips} training clips of a class; lower it"
-            )
-        log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
-
-    @property
-    def _serves(self) -> bool:
-        """Whether there is a server step, for which classes can be lost."""
-        return self.settings.finetune.enabled or self.settings.aggregation.distils
-
-    @property
-    def _everyone_heard(self) -> int:
-        """The round in which the last group of sites has its first turn; 0, the registration, where all are there."""
-        scenario = self.settings.scenario
-        return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
-
-    def lost_classes(self, round_number: int) -> list[str]:
-        """The classes that the server step does not know, though all sites have had their turn."""
-        return list(self._unshared) if self._serves and round_number >= self._everyone_heard else []
-
-    # What the sites are asked
+    # Messages to the sites
 
     def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
-        """The messages that ask the sites of a round to train the global adapters."""
+        """A message with the global adapters to each site of the round."""
         arrays = self._weights()
-        self._note_before()
+        self._keep_before()
         parameters = _joined(arrays)
+        # A site whose statistics the bank has already does not send them again.
         held = self._step().bank.fingerprints
         sites = self._nodes.assign(manager, sampled_sites(self.settings, round_number))
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
@@ -402,22 +357,22 @@ class FedA2V(Strategy):
         }
 
     def _weights(self) -> NDArrays:
-        """The global adapters as they travel: weights, then the standardisation in full precision."""
+        """The arrays of the global adapters: weights, then the standardisation in full precision."""
         adapters = self._step().adapters
         weights = encode_weights(adapters.weights(), self.settings.share.dtype)
         return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
 
-    def _note_before(self) -> None:
-        """Keep what an evaluation of the adapters before the server step needs."""
+    def _keep_before(self) -> None:
+        """Keep what is needed to evaluate the adapters as they are before the server step."""
         self._before = self._clip_side()
         self._reach = self._step().adapters.reach()
 
     def _clip_side(self) -> NDArrays:
         return encode_weights(self._step().adapters.clip_weights(), self.settings.share.dtype)
 
-    # What they answer
+    # Replies of the sites
 
-    def _good_replies(
+    def _valid_replies(
         self,
         results: Sequence[FitResult],
         failures: Sequence[FitResult | BaseException],
@@ -425,28 +380,29 @@ class FedA2V(Strategy):
         task: Task,
         row: dict[str, Any],
     ) -> list[TrainReply]:
-        """The replies that pass every check, by site name."""
+        """The replies that pass every check, in the order of the site names."""
         answers = ReplyValidator(self.classes, self._nodes.assigned, row)
         largest = self._largest_weights()
         replies = answers.replies(
             results,
             failures,
             lambda site: self._expected(site, round_number, task, largest),
-            self._off_scale if task == "train" else None,  # else the kinds of embeddings are sorted out first
+            self._off_scale if task == "train" else None,  # at registration only after the specs agree
         )
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
         return replies
 
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
-        """The sites whose reply is not of the others' scale, each with the reason."""
+        """The sites whose reply is off the scale of the others, each with the reason."""
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 
     def _largest_weights(self) -> float:
-        """What the root mean square of a site's adapters may be, by that of those it was sent."""
+        """Largest root mean square of a site's adapters: a multiple of that of the adapters sent, or infinite."""
         sent = root_mean_square([] if self.step is None else self.step.adapters.weights())
         return self.settings.aggregation.scale_limit * sent if sent else math.inf
 
     def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> ReplySpec:
+        """What a reply of a site may hold."""
         step, settings = self.step, self.settings
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
@@ -473,14 +429,14 @@ class FedA2V(Strategy):
         )
 
     def _repeated(self, round_number: int, row: dict[str, Any], replies: list[TrainReply]) -> list[TrainReply]:
-        """The good replies, after asking all sites again while there are too few and `max_skipped_rounds` allows."""
+        """The valid replies, after sending the round again up to `max_skipped_rounds` times while they are too few."""
         settings = self.settings.aggregation
         assert self._manager is not None
         for repetition in range(1, settings.max_skipped_rounds + 1):
             if len(replies) >= settings.min_replies:
                 break
             log.warning(
-                "Round %d: %d good replies, aggregation.min_replies=%d: asking again (%d of %d)",
+                "Round %d: %d valid replies, aggregation.min_replies=%d: sending again (%d of %d)",
                 round_number,
                 len(replies),
                 settings.min_replies,
@@ -496,17 +452,17 @@ class FedA2V(Strategy):
                 group_id=round_number,
             )
             row["repetitions"] = repetition
-            replies = self._good_replies(results, failures, round_number, "train", row)
+            replies = self._valid_replies(results, failures, round_number, "train", row)
         return replies
 
-    def _tell_cut(self, replies: Sequence[TrainReply], row: dict[str, Any]) -> None:
-        """Say which sites `max_site_share` has kept below their share of the clips, where the mean is weighted."""
+    def _warn_of_capped_sites(self, replies: Sequence[TrainReply], row: dict[str, Any]) -> None:
+        """Warn of the sites that count for less than their clips in a weighted mean, whenever they change."""
         aggregation = self.settings.aggregation
         if aggregation.mode != "weighted":
             return
         cut = cut_shares(replies, aggregation)
         row["aggregation/capped_sites"] = len(cut)
-        if cut and cut != self._cut:
+        if cut and cut != self._capped:
             log.warning(
                 "aggregation.max_site_share=%g: the mean is not by clips alone: %s; where all are trusted, 1 lets "
                 "every clip count",
@@ -515,26 +471,26 @@ class FedA2V(Strategy):
                     [f"{site} has {had:.2f} of them and counts for {counts:.2f}" for site, (had, counts) in cut.items()]
                 ),
             )
-        self._cut = cut
+        self._capped = cut
 
     def _site_steps(self, round_number: int, replies: Sequence[TrainReply]) -> float:
-        """Optimiser steps of a site, in the mean over those that replied."""
+        """Mean number of optimiser steps of the sites that replied."""
         return fmean(site_steps(self.settings, round_number, reply.num_examples) for reply in replies)
 
     def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
-        """Leave the adapters as they are for a round; end the run where that is too often."""
+        """Keep the adapters for this round; end the run after too many such rounds in a row."""
         settings = self.settings.aggregation
-        few = f"round {round_number}: {replies} good replies, aggregation.min_replies={settings.min_replies}"
+        few = f"round {round_number}: {replies} valid replies, aggregation.min_replies={settings.min_replies}"
         most, repeats = settings.max_skipped_rounds, settings.if_too_few == "repeat"
         if repeats or self._skipped == most:
             tried = f"{most} repetitions" if repeats else f"{self._skipped} skipped rounds"
             raise FederationError(f"{few}, after {tried} (aggregation.max_skipped_rounds={most}): {reasons(row)}")
-        log.warning("%s: the adapters stay as they were", few.capitalize())
+        log.warning("%s: the adapters are kept", few.capitalize())
         self._skipped += 1
         row["skipped"] = True
 
     def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]]) -> Coverage:
-        """Which sites were evaluated, of all; says which were not."""
+        """Which of all sites were evaluated; warns of the others."""
         self._test_clips |= {
             site: {name: score.clips for name, score in scores["after"].classes.items()}
             for site, scores in by_site.items()
@@ -545,18 +501,15 @@ class FedA2V(Strategy):
             log.warning("The test clips of %s are not in the figures", ", ".join(coverage.missing))
         return coverage
 
-    def _figures(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
-        """What the row says of the scores."""
-        after, step = scores["after"], self._step()
-        figures = round_figures(scores, coverage, len(self.classes))
-        figures |= unseen_figures(after, self.classes, step.settings.unseen, step.calibration)
+    def _metrics(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
+        """The metrics of the round's row."""
+        active = None
         if self.settings.scenario.name != "static":
-            here = {site_name(number) for number in active_sites(self.settings, round_number)}
-            figures |= replay_figures(after, step.bank, here)
-        return figures
+            active = {site_name(number) for number in active_sites(self.settings, round_number)}
+        return compute_metrics(self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active))
 
     def _is_last(self, round_number: int) -> bool:
-        """Whether the run ends with this round: then the sites also say what they confuse."""
+        """Whether the run ends with this round; the sites then also report their confusion matrix."""
         return round_number == self.settings.rounds
 
     # State
@@ -568,7 +521,7 @@ class FedA2V(Strategy):
                 "audio_shape": list(self.audio_shape or ()),
                 "square_root": self.square_root,
                 "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
-                "unshared": list(self._unshared),
+                "unshared": list(self._unshared.names),
             },
             "nodes": self._nodes.state_dict(),
             **self._step().state_dict(),
@@ -580,32 +533,32 @@ class FedA2V(Strategy):
         self.audio_shape = (own["audio_shape"][0], own["audio_shape"][1])
         self.square_root = own["square_root"]
         self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
-        self._unshared = tuple(own["unshared"])
+        self._unshared.names = tuple(own["unshared"])
         self._nodes.load_state_dict(components["nodes"])
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(components)
 
     def _step(self) -> ServerStep:
         if self.step is None:
-            raise FederationError("no site has registered yet")
+            raise FederationError("no site has registered")
         return self.step
 
 
 def _for_sites(settings: Settings) -> Settings:
-    """The settings without what only the server runs: a site refuses to import a user's classes."""
+    """The settings without classes that only the server runs: a deployed site refuses to import a user's class."""
     aggregation = settings.aggregation
     if aggregation.target is not None:
         aggregation = aggregation.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
-    return settings.model_copy(update={"callbacks": {}, "aggregation": aggregation})
+    return settings.model_copy(update={"callbacks": {}, "metrics": {}, "aggregation": aggregation})
 
 
 def _joined(arrays: NDArrays) -> Parameters:
-    """Arrays as Flower takes them: one, whose bytes are all of them."""
+    """Arrays packed into one, as Flower's parameters."""
     return ndarrays_to_parameters([join_arrays(arrays)])
 
 
 def _mean_losses(replies: Sequence[TrainReply]) -> dict[str, float]:
-    """Training losses of the sites, by number of clips."""
+    """Training losses, averaged over the sites by their numbers of clips."""
     clips = sum(reply.num_examples for reply in replies)
     names = sorted({name for reply in replies for name in reply.losses})
     return {

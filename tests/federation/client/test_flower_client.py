@@ -19,6 +19,7 @@ from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.privacy_policy import PolicyViolationError
 from fed_a2v.federation.client.time_limit import DeadlineError
 from fed_a2v.federation.protocol import (
+    EvalReplySpec,
     InvalidReplyError,
     ReplySpec,
     decode_reply,
@@ -96,7 +97,7 @@ def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation
     weights = federation.strategy._weights()
     zeros = [np.zeros_like(array) for array in weights[:-2]]
     loss, clips, metrics = A2VClient({}).evaluate([join_arrays(zeros + weights)], message("evaluate"))
-    scores = decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes)
+    scores = decode_scores(metrics, clips, EvalReplySpec(SITES[1], 1, federation.strategy.classes))
     assert clips == scores["before"].clips == scores["after"].clips == 6
     assert scores["before"].accuracy == 0, "weights of zero find nothing"
     assert scores["before"].loss != scores["after"].loss
@@ -113,7 +114,8 @@ def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
 
     def scores(arrays):
         _, clips, metrics = A2VClient({}).evaluate([join_arrays(arrays)], asked)
-        return decode_scores(metrics, clips, SITES[1], 1, federation.strategy.classes, t5=("after",))
+        expected = EvalReplySpec(SITES[1], 1, federation.strategy.classes, t5_models=("after",))
+        return decode_scores(metrics, clips, expected)
 
     whole, part, same = scores(others + weights), scores(clip_side + weights), scores(weights[:-2] + weights)
     for name, score in part["before"].classes.items():

@@ -20,7 +20,7 @@ def clips(*numbers):
 
 @pytest.fixture
 def ledger(tmp_path):
-    return Ledger(tmp_path / "site" / "ledger.json", least=3)
+    return Ledger(tmp_path / "site" / "ledger.json", min_clips=3)
 
 
 def test_the_same_averages_may_be_asked_for_again(ledger):

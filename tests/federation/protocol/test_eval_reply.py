@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import ClassScores, InvalidReplyError, Scores, SideScores
+from fed_a2v.federation.protocol import ClassScores, EvalReplySpec, InvalidReplyError, Scores, SideScores
 from tests.federation.protocol.helpers import CLASSES
 from tests.federation.protocol.hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 from tests.refusals import refused
+
+
+def spec(**expected):
+    return EvalReplySpec("site-0", 3, CLASSES, **expected)
 
 
 def score(clips=4, right=2, right5=3, cosine=1.5, loss=2.0):
@@ -30,13 +34,13 @@ def sent_scores():
 
 def test_scores_survive_the_way():
     metrics = wire.encode_scores("site-0", 3, sent_scores())
-    assert wire.decode_scores(metrics, 10, "site-0", 3, CLASSES) == sent_scores()
+    assert wire.decode_scores(metrics, 10, spec()) == sent_scores()
 
 
 def test_predictions_survive_the_way_and_add_up():
     predicted = score().model_copy(update={"predicted": {"dog": 3, "rain": 1}})
     metrics = wire.encode_scores("site-0", 3, {"after": Scores({"dog": predicted})})
-    got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"], confusion=True)["after"]
+    got = wire.decode_scores(metrics, 4, spec(models=["after"], confusion=True))["after"]
     merged = Scores.merge([got, got, Scores({"dog": score().model_copy(update={"predicted": {"cat": 4}})})])
     assert merged.classes["dog"].predicted == {"cat": 4, "dog": 6, "rain": 2}
 
@@ -44,7 +48,7 @@ def test_predictions_survive_the_way_and_add_up():
 def test_the_t5_side_survives_the_way_and_adds_up_by_clips():
     scores = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5(1, 0.5, 8.0)})}
     metrics = wire.encode_scores("site-0", 3, scores)
-    got = wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, t5=("after",))
+    got = wire.decode_scores(metrics, 4, spec(t5_models=("after",)))
     assert got == scores
     assert got["before"].t5 is None
     other = Scores({"dog": with_t5(4, 2.5, 1.0, clips=6), "rain": with_t5(0, -1.5, 3.0, clips=2)})
@@ -56,9 +60,9 @@ def test_the_t5_side_survives_the_way_and_adds_up_by_clips():
 def test_clips_for_validation_may_be_more_or_fewer_than_those_for_the_test():
     scores = {"after": Scores({"dog": score(4)}), "validation": Scores({"rain": score(7)})}
     metrics = wire.encode_scores("site-0", 3, scores)
-    assert wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after", "validation"]) == scores
+    assert wire.decode_scores(metrics, 4, spec(models=["after", "validation"])) == scores
     with refused(InvalidReplyError, "['after']", "['after', 'validation']"):
-        wire.decode_scores(metrics, 4, "site-0", 3, CLASSES, ["after"])
+        wire.decode_scores(metrics, 4, spec(models=["after"]))
 
 
 def test_scores_give_figures_over_clips_not_over_sites():
@@ -92,7 +96,7 @@ def test_sums_over_sites_do_not_depend_on_their_order(parts, order):
 
 def test_sites_at_the_limit_can_still_be_merged():
     scores = {"after": Scores({"dog": score(clips=10**9, loss=1e21)})}
-    got = wire.decode_scores(wire.encode_scores("site-0", 3, scores), 10**9, "site-0", 3, CLASSES, models=("after",))
+    got = wire.decode_scores(wire.encode_scores("site-0", 3, scores), 10**9, spec(models=("after",)))
     assert Scores.merge([got["after"]] * 3).clips == 3 * 10**9
 
 
@@ -143,7 +147,7 @@ def test_hostile_scores_are_refused_with_their_reason(case):
     _, manifest = edit([], manifest)
     written = manifest if isinstance(manifest, str) else json.dumps(manifest)
     with refused(InvalidReplyError, *named) as caught:
-        wire.decode_scores({"manifest": written}, 10, "site-0", 3, CLASSES)
+        wire.decode_scores({"manifest": written}, 10, spec())
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
 
@@ -176,7 +180,7 @@ def test_a_hostile_t5_side_is_refused_with_its_reason(case):
     sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})}
     _, manifest = edit([], json.loads(wire.encode_scores("site-0", 3, sent)["manifest"]))
     with refused(InvalidReplyError, *named) as caught:
-        wire.decode_scores({"manifest": json.dumps(manifest)}, 4, "site-0", 3, CLASSES, t5=("after",))
+        wire.decode_scores({"manifest": json.dumps(manifest)}, 4, spec(t5_models=("after",)))
     assert manifest_fault(caught.value) == fault
     assert_presentable(caught.value)
 
@@ -188,7 +192,7 @@ def test_mutated_scores_are_refused_cleanly_or_are_sound(data, t5):
     manifest = json.loads(wire.encode_scores("site-0", 3, sent)["manifest"])
     _, written = mutate(data, [], manifest)
     try:
-        got = wire.decode_scores({"manifest": written}, clips, "site-0", 3, CLASSES, t5=sides)
+        got = wire.decode_scores({"manifest": written}, clips, spec(t5_models=sides))
     except InvalidReplyError as error:
         assert_presentable(error)
     else:
@@ -211,7 +215,7 @@ def test_figures_of_unseen_classes_are_checked_and_add_up(name):
 
 def decoded(scores, clips, **expected):
     metrics = wire.encode_scores("site-0", 3, scores)
-    return wire.decode_scores(metrics, clips, "site-0", 3, CLASSES, list(scores), **expected)
+    return wire.decode_scores(metrics, clips, spec(models=list(scores), **expected))
 
 
 @pytest.mark.parametrize(
@@ -225,19 +229,19 @@ def decoded(scores, clips, **expected):
     ids=["a class less", "a class more", "other clips", "none"],
 )
 def test_a_site_is_held_to_the_test_clips_that_it_has_said_it_has(registered, named):
-    assert decoded(sent_scores(), 10, registered={"dog": 4, "rain": 6}) == sent_scores()
-    assert decoded(sent_scores(), 10, registered=None) == sent_scores()
+    assert decoded(sent_scores(), 10, test_clips={"dog": 4, "rain": 6}) == sent_scores()
+    assert decoded(sent_scores(), 10, test_clips=None) == sent_scores()
     with refused(InvalidReplyError, *named):
-        decoded(sent_scores(), 10, registered=registered)
+        decoded(sent_scores(), 10, test_clips=registered)
 
 
 def test_losses_are_no_more_than_the_loss_can_be():
     scores = {"after": Scores({"dog": with_t5(1, 0.5, 8.0)})}  # of 4 clips: 0.5 of both sides, 2 of T5's
-    assert decoded(scores, 4, t5=("after",), highest={"clip": 0.5, "t5": 2.0}) == scores
+    assert decoded(scores, 4, t5_models=("after",), max_loss={"clip": 0.5, "t5": 2.0}) == scores
     with refused(InvalidReplyError, "'dog', T5", "losses", 8):
-        decoded(scores, 4, t5=("after",), highest={"clip": 5.0, "t5": 1.5})
+        decoded(scores, 4, t5_models=("after",), max_loss={"clip": 5.0, "t5": 1.5})
     with refused(InvalidReplyError, "'dog'", "losses", 2):
-        decoded(scores, 4, t5=("after",), highest={"clip": -1.5, "t5": 2.0})
+        decoded(scores, 4, t5_models=("after",), max_loss={"clip": -1.5, "t5": 2.0})
 
 
 def test_predictions_are_those_of_the_model_after_the_server_step():
@@ -249,4 +253,4 @@ def test_predictions_are_those_of_the_model_after_the_server_step():
 
 def test_counts_of_unseen_classes_are_taken_where_there_are_some():
     among = {"after": Scores({"dog": score().model_copy(update={"right_among": 1, "right_calibrated": 2})})}
-    assert decoded(among, 4, unseen=True) == among
+    assert decoded(among, 4, has_unseen=True) == among

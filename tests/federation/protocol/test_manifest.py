@@ -35,6 +35,6 @@ def test_no_junk_raises_anything_but_a_bad_reply(arrays, metrics, examples):
     with pytest.raises(InvalidReplyError):
         wire.decode_reply(arrays, metrics, examples, make_expected())
     with pytest.raises(InvalidReplyError):
-        wire.decode_scores(metrics, examples, "site-0", 3, CLASSES)
+        wire.decode_scores(metrics, examples, wire.EvalReplySpec("site-0", 3, CLASSES))
     with pytest.raises(InvalidReplyError):
         wire.claimed_site(metrics, CLASSES)

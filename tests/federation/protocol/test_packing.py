@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import InvalidReplyError, join_arrays, read_arrays
-from fed_a2v.federation.protocol import packing as npy_module
+from fed_a2v.federation.protocol import InvalidReplyError, join_arrays, packing, read_arrays
 from tests.federation.protocol.hostile import assert_presentable
 from tests.refusals import refused
 
@@ -117,8 +116,8 @@ def test_declared_sizes_are_not_believed():
 
 
 def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
-    read, looked_at = wire.npy._read_npy, []
-    monkeypatch.setattr(wire.npy, "_read_npy", lambda *given: looked_at.append(given) or read(*given))
+    read, looked_at = packing._read_npy, []
+    monkeypatch.setattr(packing, "_read_npy", lambda *given: looked_at.append(given) or read(*given))
     many = npy(joined(*[npy(np.zeros(0, np.float32))] * 100_000))
     with refused(InvalidReplyError, "arrays", 5):
         wire.read_arrays(received(many), 5)
@@ -186,6 +185,6 @@ def test_bytes_with_random_changes_raise_nothing_else(data):
 
 def test_parts_are_counted_before_any_is_read(monkeypatch):
     (part,) = ndarrays_to_parameters([join_arrays([])]).tensors
-    monkeypatch.setattr(npy_module, "_whole", None)
+    monkeypatch.setattr(packing, "_whole", None)
     with refused(InvalidReplyError, 100_000, 2):
         read_arrays(Parameters([part] * 100_000, "numpy.ndarray"), 5)

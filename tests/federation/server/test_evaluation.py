@@ -4,7 +4,10 @@ import pytest
 
 from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.federation.protocol import ClassScores, Scores, SideScores
-from fed_a2v.federation.server.evaluation import Coverage, class_figures, round_figures, t5_is_far_behind
+from fed_a2v.federation.server.evaluation import Coverage, class_figures
+from fed_a2v.federation.server.metrics.accuracy import Accuracy
+from fed_a2v.federation.server.metrics.base import Evaluation, compute_metrics
+from fed_a2v.federation.server.metrics.t5 import T5, t5_is_far_behind
 
 TOLD = {"a": {"dog": 10, "rain": 6}, "b": {"dog": 4}, "c": {"siren": 12}}
 
@@ -17,6 +20,11 @@ def scores(t5=None, **clips):
         for name, n in clips.items()
     }
     return Scores(each)
+
+
+def round_figures(by_model, coverage, candidates):
+    classes = [str(number) for number in range(candidates)]
+    return compute_metrics({"accuracy": Accuracy(), "t5": T5()}, Evaluation(by_model, coverage, classes, None, None))
 
 
 def test_sites_that_have_failed_are_counted_with_the_test_clips_that_they_said_they_have():

@@ -9,7 +9,7 @@ import pytest
 from flwr.server import SimpleClientManager
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.federation.errors import FederationError
+from fed_a2v.federation.protocol.errors import FederationError
 from fed_a2v.federation.server import sampling as participants
 from fed_a2v.federation.server import strategy as strategy_module
 from fed_a2v.federation.server.sampling import active_sites, sampled_sites
@@ -92,7 +92,7 @@ def test_every_10_s_a_message_says_how_many_nodes_are_missing(clock, caplog):
     federation = Federation("federation.min_nodes=3", "federation.start_timeout=35", nodes=0)
     with pytest.raises(FederationError), caplog.at_level("INFO", "fed_a2v"):
         federation.strategy.initialize_parameters(EmptyManager(clock))
-    said = [record.getMessage() for record in caplog.records if record.module == "participants"]
+    said = [record.getMessage() for record in caplog.records if record.module == "sampling"]
     assert [re.findall(r"\d+", line) for line in said] == [["3", "3"]] * 3
 
 

@@ -9,7 +9,7 @@ from flwr.common import ndarrays_to_parameters
 
 from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.client.local_training import Site
-from fed_a2v.federation.errors import FederationError
+from fed_a2v.federation.protocol.errors import FederationError
 from fed_a2v.federation.server.embedding_spec import EmbeddingSpec
 from tests.federation.helpers import (
     BAD,

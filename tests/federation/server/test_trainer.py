@@ -566,14 +566,14 @@ def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_r
 
 def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in, monkeypatch):
     tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
-    honest = strategy_module.round_figures
+    honest = strategy_module.compute_metrics
 
-    def figures(scores, *given):
-        found = honest(scores, *given)
-        assert found["validation_clips"] == scores["after"].clips == 30
+    def figures(metrics, evaluation):
+        found = honest(metrics, evaluation)
+        assert found["validation_clips"] == evaluation.scores["after"].clips == 30
         return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
 
-    monkeypatch.setattr(strategy_module, "round_figures", figures)
+    monkeypatch.setattr(strategy_module, "compute_metrics", figures)
     run = run_in("run", "rounds=3", "generator=none", "dataset.validation_folds=[3]")
     assert [path.name for path in run.folder.glob("checkpoints/best*")] == ["best_round_000003.pt"]
     assert (run.results["accuracy"], run.results["accuracy_validation"]) == (0.5, 0.8)

@@ -1,6 +1,6 @@
-"""From the sites' adapters to one: a file for each rule, and what all rules share.
+"""Aggregation of the sites' adapters: this file has what all rules share, and each rule has its own file.
 
-The sites' weights are views of the bytes that came; they are taken one site after the other.
+The strategy calls `aggregate`. The sites' weights are views of the received bytes and are converted one site at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def aggregate(
     """Combine the weights of one round's sites by the rule `aggregation.mode`.
 
     Args:
-        replies: checked ones, at least one, in a fixed order; they stay as they are.
-        sent: the weights that all of them started from. Updates longer than `max_update_norm` are shortened to it
-            before any rule sees them.
+        replies: checked replies, at least one, in a fixed order; they are not changed.
+        sent: the global weights that all sites started from. Updates with a norm above `max_update_norm` are clipped to
+            it before any rule.
         settings: the section `aggregation`.
 
     Returns:
-        The combined weights, float32; None to keep the adapters as they were.
+        The combined weights, float32; None to keep the global adapters.
     """
     limit = math.inf if settings.max_update_norm is None else settings.max_update_norm
     sites = (clipped(reply.weights, sent, limit) for reply in replies)
@@ -36,29 +36,29 @@ def aggregate(
 
 
 def cut_shares(replies: Sequence[TrainReply], settings: AggregationSettings) -> dict[str, tuple[float, float]]:
-    """The sites that count for less than their share of the clips in a `weighted` mean: that share, and what counts."""
+    """The sites whose weight in a `weighted` mean is capped: share of the clips and share after the cap, by site."""
     rule = make_rule(settings)
     if not isinstance(rule, weighted.Rule):
         return {}
     clips = [reply.num_examples for reply in replies]
-    counted = rule.factors(clips)
+    capped = rule.factors(clips)
     return {
-        reply.site: (claimed / sum(clips), weight / sum(counted))
-        for reply, claimed, weight in zip(replies, clips, counted, strict=True)
-        if weight < claimed
+        reply.site: (count / sum(clips), weight / sum(capped))
+        for reply, count, weight in zip(replies, clips, capped, strict=True)
+        if weight < count
     }
 
 
 def root_mean_square(weights: Sequence[Tensor]) -> float:
-    """Of all weights together; 0 where there are none."""
+    """Root mean square of all weights together; 0 if there are none."""
     size = sum(weight.numel() for weight in weights)
     return norm(weights) / math.sqrt(max(1, size))
 
 
 def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> Sequence[Tensor]:
-    """A site's weights, pulled back towards those it was sent until their distance is `limit` at most.
+    """A site's weights with the norm of their update clipped to `limit`.
 
-    The distance is the Euclidean norm of all weights' changes together (Sun et al. 2019, "Can you really backdoor
+    The norm is the Euclidean norm of the changes of all weights together (Sun et al. 2019, "Can you really backdoor
     federated learning?").
     """
     if math.isinf(limit):

@@ -1,4 +1,4 @@
-"""FedAvg (McMahan et al. 2017) in which all sites count alike."""
+"""FedAvg (McMahan et al. 2017) with the same weight for all sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of an aggregation rule, and where a rule is found by its name."""
+"""The interface of an aggregation rule, and `make_rule`, which finds a rule by its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AggregationRule(ABC):
     """Combines the adapters of a round's sites.
 
     Args:
-        settings: the section `aggregation`; `settings.arguments` has the keys of a rule of one's own.
+        settings: the section `aggregation`; `settings.arguments` has the keys of a custom rule.
     """
 
     def __init__(self, settings: AggregationSettings) -> None:
@@ -29,20 +29,20 @@ class AggregationRule(ABC):
         """The combined weights.
 
         Args:
-            sites: each site's weights, at least one site, in a fixed order because sums of floats depend on it. A
-                site's weights are unpacked when it is their turn: a rule that keeps none needs memory for one site.
+            sites: each site's weights, at least one site, in a fixed order because sums of floats depend on it. The
+                iterator decodes the weights of one site at a time, so a rule that keeps none needs memory for one site.
             clips: each site's number of training clips, in the same order.
 
         Returns:
-            float32 tensors in the shapes of a site's; None keeps the global adapters as they are.
+            float32 tensors with the shapes of one site's weights; None to keep the global adapters.
         """
 
 
 def make_rule(settings: AggregationSettings) -> AggregationRule:
-    """The rule that `aggregation.mode` names: the class `Rule` of the file of that name, or one's own.
+    """The rule that `aggregation.mode` names: the class `Rule` of the file of that name, or a custom class.
 
     Raises:
-        ConfigError: the class of a rule of one's own is not found, or is no `AggregationRule`.
+        ConfigError: the custom class is not found or is not derived from `AggregationRule`.
     """
     if settings.target is None:
         rule = importlib.import_module(f"fed_a2v.federation.server.aggregation.{settings.mode}").Rule
@@ -50,7 +50,7 @@ def make_rule(settings: AggregationSettings) -> AggregationRule:
         rule = load_class("aggregation", settings.target)
         if not issubclass(rule, AggregationRule):
             raise ConfigError(
-                f"aggregation._target_={settings.target} is no aggregation rule; derive it from "
+                f"aggregation._target_={settings.target} is not an aggregation rule; derive it from "
                 f"{AggregationRule.__module__}.{AggregationRule.__name__}"
             )
     made: AggregationRule = rule(settings)

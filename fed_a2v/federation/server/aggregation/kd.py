@@ -1,4 +1,4 @@
-"""Distillation: starts from the mean of the sites' weights; the server step then distils the sites' adapters."""
+"""Distillation: the mean of the sites' weights is the start, and the server step then distils the sites' adapters."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from fed_a2v.federation.server.aggregation import avg
 
 
 class Rule(avg.Rule):
-    """The mean of the sites' weights; see `fed_a2v.core.distillation` for the rest."""
+    """The mean of the sites' weights; `fed_a2v.core.distillation` does the distillation."""

@@ -1,4 +1,4 @@
-"""Multi-Krum (Blanchard et al. 2017), as Flower computes it; every site counts alike."""
+"""Multi-Krum (Blanchard et al. 2017), with Flower's implementation; all sites have the same weight."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fed_a2v.federation.server.aggregation.numpy_rules import as_flower, as_tens
 
 
 class Rule(AggregationRule):
-    """The mean of the sites whose weights lie closest to others', without `aggregation.malicious_sites` of them."""
+    """The mean without the `aggregation.malicious_sites` sites whose weights are farthest from those of others."""
 
     def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
         """See `AggregationRule`."""
-        bad = self.settings.malicious_sites
-        return as_tensors(aggregate_krum(as_flower(sites), bad, max(1, len(clips) - bad)))
+        malicious = self.settings.malicious_sites
+        return as_tensors(aggregate_krum(as_flower(sites), malicious, max(1, len(clips) - malicious)))

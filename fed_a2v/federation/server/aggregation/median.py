@@ -1,4 +1,4 @@
-"""The coordinate-wise median (Yin et al. 2018), as Flower computes it; every site counts alike."""
+"""The coordinate-wise median (Yin et al. 2018), with Flower's implementation; all sites have the same weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To and from the arrays that Flower's own aggregation rules take."""
+"""Conversion to and from the arrays of Flower's aggregation functions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def as_flower(sites: Iterable[Sequence[Tensor]]) -> list[tuple[NDArrays, int]]:
-    """Each site's weights with a count of 1."""
+    """Each site's weights with the number of examples 1, so that all sites have the same weight."""
     return [([weight.cpu().float().numpy() for weight in weights], 1) for weights in sites]
 
 
 def as_tensors(arrays: NDArrays) -> list[Tensor]:
-    """Combined weights as float32 tensors of their own."""
+    """Combined weights as float32 tensors; the data are copied."""
     return [torch.from_numpy(np.array(array, dtype=np.float32)) for array in arrays]

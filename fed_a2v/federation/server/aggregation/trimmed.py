@@ -1,4 +1,4 @@
-"""The coordinate-wise trimmed mean (Yin et al. 2018), as Flower computes it; every site counts alike."""
+"""The coordinate-wise trimmed mean (Yin et al. 2018), with Flower's implementation; all sites have the same weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fed_a2v.federation.server.aggregation.numpy_rules import as_flower, as_tens
 
 
 class Rule(AggregationRule):
-    """The mean of each weight without the `aggregation.trimmed_share` largest and smallest."""
+    """The mean of each weight without the `aggregation.trimmed_share` largest and the same share of smallest values."""
 
     def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
         """See `AggregationRule`."""

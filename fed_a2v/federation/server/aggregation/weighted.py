@@ -1,4 +1,4 @@
-"""FedAvg (McMahan et al. 2017) in which a site counts by its clips, up to `aggregation.max_site_share` of them."""
+"""FedAvg (McMahan et al. 2017) weighted by numbers of clips; `aggregation.max_site_share` caps the share of a site."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted
 
 
 class Rule(AggregationRule):
-    """The mean of the sites' weights by their capped numbers of clips."""
+    """The mean of the sites' weights, weighted by their capped numbers of clips."""
 
     def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return weighted_mean(sites, self.factors(clips))
 
     def factors(self, clips: Sequence[int]) -> list[float]:
-        """What each site counts for: its clips, capped."""
+        """The weight of each site: its capped number of clips."""
         return cap_client_weights(clips, self.settings.max_site_share)

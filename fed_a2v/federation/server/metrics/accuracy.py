@@ -1,0 +1,27 @@
+"""Accuracy, cosine and loss on the test clips, and accuracy by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fed_a2v.federation.server.metrics.base import Evaluation, Metric
+
+
+class Accuracy(Metric):
+    """Fractions of the test clips, or means over them, after and before the server step."""
+
+    def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
+        """`per_class` holds None for a class of whose test clips none was scored."""
+        after = evaluation.scores["after"]
+        per_class = dict.fromkeys(evaluation.coverage.class_totals) | after.class_accuracy
+        values = {
+            "accuracy": after.accuracy,
+            "accuracy_at_5": after.accuracy_at_5,
+            "cosine": after.cosine,
+            "loss": after.loss,
+            "per_class": dict(sorted(per_class.items())),
+        }
+        if "before" in evaluation.scores:
+            values["accuracy_before"] = evaluation.scores["before"].accuracy
+        return values

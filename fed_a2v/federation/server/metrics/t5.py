@@ -1,0 +1,42 @@
+"""The T5 side: its accuracy, cosine and loss, and whether it has learned far less than the CLIP side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fed_a2v.federation.protocol import Scores
+from fed_a2v.federation.server.metrics.base import Evaluation, Metric
+
+# T5 is far behind CLIP if its cosine is less than this share of CLIP's.
+FAR_BEHIND = 0.5
+
+
+class T5(Metric):
+    """`t5/...`, where the adapters have a T5 side."""
+
+    def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
+        """{} without a T5 side."""
+        after = evaluation.scores["after"]
+        if after.t5 is None:
+            return {}
+        values = {f"t5/{name}": getattr(after.t5, name) for name in ("accuracy", "cosine", "loss")}
+        return values | {"t5/far_behind": t5_is_far_behind(after, len(evaluation.classes))}
+
+
+def t5_is_far_behind(scores: Scores, candidates: int) -> bool:
+    """Whether the T5 side has learned far less than the CLIP side.
+
+    It has where CLIP's accuracy exceeds that of chance by two standard errors, and T5's does not, or T5's cosine is
+    less than half of CLIP's.
+
+    Args:
+        scores: with at least one clip, of a model with a T5 side.
+        candidates: number of class prompts among which the right one is retrieved.
+    """
+    assert scores.t5 is not None
+    chance = 1 / candidates
+    limit = chance + 2 * math.sqrt(chance * (1 - chance) / scores.clips)
+    learned_less = scores.t5.accuracy <= limit or scores.t5.cosine < FAR_BEHIND * scores.cosine
+    return scores.accuracy > limit and learned_less
