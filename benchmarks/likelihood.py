@@ -140,7 +140,7 @@ def drawn(moments: ClassMoments, seen: Rows, rows: PrototypeBatch) -> PrototypeB
         pooled = torch.randn(DRAWS_PER_CLASS, len(offsets), generator=random) @ offsets / len(offsets) ** 0.5
         alone = torch.randn(pooled.shape, generator=random) * offsets.square().mean().sqrt()
         draws = moments.mean[label] + scale * ((1 - share) ** 0.5 * pooled + share**0.5 * alone)
-        prompt = summarise_class(name, moments.cut(draws).unsqueeze(1), "samples")
+        prompt = summarise_class(name, moments.rectify(draws).unsqueeze(1), "samples")
         assert prompt is not None
         prompts.append(prompt)
     bank = PrototypeBank()

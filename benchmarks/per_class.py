@@ -89,8 +89,8 @@ def all_at_once(
     """Seconds of training and of the complete `fit`, and the generators."""
     rows, conditions = data()
     generator = GroupedVAEGenerator(make, groups_for("per_class", rows.names) or {})
-    fit, training = Stopwatch(generator.fit), Stopwatch(grouped._train_together)
-    with patch.object(grouped, "_train_together", training):
+    fit, training = Stopwatch(generator.fit), Stopwatch(grouped.train_together)
+    with patch.object(grouped, "train_together", training):
         fit(rows, conditions, epochs, 0.1, torch_generator(0))
     return (training.seconds, fit.seconds), generator
 
@@ -106,7 +106,7 @@ def one_after_another(
         # The random numbers of this class in the family.
         random = torch_generator(seed, "group", name)
         torch.manual_seed(seed_for(random.initial_seed(), "weights", name))
-        own = rows.take(rows.labels == label)
+        own = rows.index_select(rows.labels == label)
         own = PrototypeBatch(own.embeddings, torch.zeros_like(own.labels), own.counts, own.variances, (name,))
         generator = make()
         fit, training = Stopwatch(generator.fit), Stopwatch(generator._train)

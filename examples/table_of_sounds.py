@@ -38,4 +38,4 @@ class TableOfSounds(FoldedFiles):
             files, labels, recordings = ([row[name] for row in rows] for name in ("file", "label", "recording"))
         except (OSError, KeyError) as error:
             raise DataError(f"{self.table} cannot be read, or lacks a column: {error}") from error
-        return self.dealt(zip(files, labels, recordings, strict=True))
+        return self.assign_folds(zip(files, labels, recordings, strict=True))

@@ -1,4 +1,7 @@
-"""The adapters: from an audio embedding to the prompt embeddings of an image model.
+"""The adapters, which map an audio embedding to the prompt embeddings of an image model.
+
+Sites train them (`training`), the server averages and fine-tunes them (`server_step`), and image generation uses
+their outputs.
 
 Shapes: B clips, S audio tokens of width Da; T prompt tokens of width D.
 """
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 
 
 class ClassPrompts(NamedTuple):
-    """The class prompts that adapters learn to produce, and that retrieval chooses from.
+    """The class prompts: the targets of the adapters and the candidates of retrieval.
 
     Attributes:
         names: the C classes.
@@ -34,16 +37,16 @@ class AdapterOutput(NamedTuple):
     clip: Tensor
     t5: Tensor | None
 
-    def take(self, index: Tensor) -> AdapterOutput:
-        """The rows that `index` selects."""
+    def index_select(self, index: Tensor) -> AdapterOutput:
+        """The rows at `index` (integers or a mask)."""
         return AdapterOutput(self.clip[index], None if self.t5 is None else self.t5[index])
 
 
 def prompt_centre(prompts: Tensor) -> Tensor:
     """The mean of (C, T, D) class prompts over the classes, (T, D); zeros for a single class.
 
-    Text vectors crowd together (mean cosine between CLIP's class vectors about 0.8), so every comparison of
-    directions is made after the centre is taken off, and the image model gets it back.
+    Text vectors are close to each other (mean cosine between CLIP's class vectors about 0.8), so the centre is
+    subtracted before directions are compared, and added again for the image model.
     """
     return prompts.mean(dim=0) if len(prompts) > 1 else torch.zeros_like(prompts[0])
 
@@ -51,10 +54,10 @@ def prompt_centre(prompts: Tensor) -> Tensor:
 class PromptAdapter(nn.Module):
     """Audio tokens -> narrow hidden tokens -> attention pooling to the prompt's tokens -> prompt width.
 
-    The work is done at `hidden_width` and projected to the prompt's width once, at the end. LayerNorm
-    throughout: BatchNorm's running statistics cannot be averaged over sites that hold different classes.
-    The output starts at the centre of the class prompts, in their scale, so that the weights only learn what
-    tells the classes apart.
+    All layers work at `hidden_width`, except the last, which projects to the prompt's width. Normalisation is
+    LayerNorm: BatchNorm's running statistics cannot be averaged over sites with different classes. The output is
+    relative to the centre of the class prompts and in units of their standard deviation, so that the weights only
+    learn how classes differ.
 
     Args:
         audio_width: Da.
@@ -75,7 +78,7 @@ class PromptAdapter(nn.Module):
         self.mix = nn.Linear(hidden_width, hidden_width)
         self.output_norm = nn.LayerNorm(hidden_width)
         self.output = nn.Linear(hidden_width, width)
-        # Both sides derive these from the class prompts, so they are not part of the state that travels.
+        # Not persistent: server and sites compute these from the class prompts, so they need not be sent.
         centre = prompt_centre(prompts)
         self.register_buffer("centre", centre, persistent=False)
         self.register_buffer("scale", (prompts - centre).std().clamp(min=1e-6), persistent=False)
@@ -91,10 +94,10 @@ class PromptAdapter(nn.Module):
 
     @torch.no_grad()
     def reach(self) -> float:
-        """No output, flattened, is farther than this from the centre, whatever the input.
+        """Upper bound on the distance of a flattened output from the centre, for any input.
 
-        A layer norm gives vectors of length sqrt(width) at most, and a matrix lengthens none by more than its largest
-        singular value.
+        A layer norm (before its weight and bias) outputs vectors of length sqrt(width) at most, and a matrix multiplies
+        a length by at most its largest singular value.
         """
         norm, output = self.output_norm, self.output
         longest = math.sqrt(len(norm.weight)) * norm.weight.abs().max() + norm.bias.norm()
@@ -103,9 +106,9 @@ class PromptAdapter(nn.Module):
 
 
 class BilinearAdapter(nn.Module):
-    """Audio to a prompt by one matrix that is solved for, not trained; for classes that nobody has recorded.
+    """Maps audio to a prompt by one matrix that is solved in closed form, for classes without recordings.
 
-    The output has the direction that `BilinearMap` gives, and the length of an average class prompt. Tokens of audio
+    The output has the direction that `BilinearMap` gives and the mean length of the centred class prompts. Audio tokens
     are averaged first.
 
     Args:
@@ -132,12 +135,15 @@ class BilinearAdapter(nn.Module):
         return out.view(-1, *self.centre.shape) + self.centre
 
     def reach(self) -> float:
-        """See `PromptAdapter`: every output has this distance from the centre, but for rounding."""
+        """See `PromptAdapter.reach`. Every output has exactly this distance from the centre, except for rounding."""
         return float(self.length)
 
     @torch.no_grad()
-    def take(self, weight: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Take over a solution; the length of (Da, T x D) `weight` does not matter, so it is brought to RMS 1."""
+    def load_solution(self, weight: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Copy a solution: (Da, T x D) `weight`, (Da,) `mean` and `std`.
+
+        `weight` is scaled to RMS 1, as its scale has no effect on the normalised output.
+        """
         self.weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-30))
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -150,10 +156,10 @@ class Adapters(nn.Module):
         audio_width: Da.
         prompts: the class prompts.
         hidden_width: see `PromptAdapter`.
-        closed_form: CLIP alone, by a `BilinearAdapter` that the server solves for.
+        closed_form: use a `BilinearAdapter`, which the server solves; CLIP prompts only.
 
     Raises:
-        ValueError: a closed form with T5 prompts.
+        ValueError: `closed_form` with T5 prompts.
     """
 
     audio_mean: Tensor
@@ -164,7 +170,7 @@ class Adapters(nn.Module):
     ) -> None:
         super().__init__()
         if closed_form and prompts.t5 is not None:
-            raise ValueError("the closed form has no T5 adapter: a matrix of that width would have no end")
+            raise ValueError("closed_form does not support T5 prompts: the matrix would not fit in memory")
         self.audio_width = audio_width
         self.closed_form = closed_form
         self.clip = (
@@ -177,39 +183,39 @@ class Adapters(nn.Module):
         self.register_buffer("audio_std", torch.ones(audio_width))
 
     def forward(self, audio: Tensor, t5_audio: Tensor | None = None) -> AdapterOutput:
-        """(B, S, Da) audio embeddings to prompts; `t5_audio`, of the same shape, is for the T5 adapter alone."""
+        """(B, S, Da) audio embeddings to prompts; `t5_audio`, of the same shape, is the T5 adapter's input if given."""
         audio = self.standardised(audio)
         t5_audio = audio if t5_audio is None else self.standardised(t5_audio)
         return AdapterOutput(self.clip(audio), None if self.t5 is None else self.t5(t5_audio))
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
-        """Take (Da,) `mean` off the inputs and divide all of them by one number, the root mean square of `std`.
+        """Subtract (Da,) `mean` from the inputs and divide them by one number, the root mean square of (Da,) `std`.
 
-        Dividing each column by its own deviation was measured to be worse: it blows up columns that are active
-        in a handful of clips, and costs 0.02 of accuracy on real embeddings.
+        Dividing each column by its own deviation was measured to be worse: it amplifies columns that are active in a
+        few clips only, and costs 0.02 of accuracy on real embeddings.
         """
         self.audio_mean.copy_(mean)
         self.audio_std.fill_(float(std.square().mean().sqrt().clamp(min=1e-6)))
 
     def standardised(self, audio: Tensor) -> Tensor:
-        """(B, S, Da) audio embeddings as the adapters proper see them."""
+        """Standardised (B, S, Da) audio embeddings, the input of `clip` and `t5`."""
         return (audio - self.audio_mean) / self.audio_std
 
     def weights(self) -> list[Tensor]:
-        """The trained weights, in the fixed order in which they travel."""
+        """The trained weights, in the fixed order in which they are sent."""
         return [parameter.detach() for parameter in self.parameters()]
 
     def clip_weights(self) -> list[Tensor]:
-        """The weights of the CLIP side, which are the first of `weights()`."""
+        """The weights of the CLIP adapter, which come first in `weights()`."""
         return [parameter.detach() for parameter in self.clip.parameters()]
 
     def reach(self) -> dict[str, float]:
-        """The largest distance of an output from the prompts' centre, by `clip` and, where there is one, `t5`."""
+        """Upper bounds on the distance of an output from the prompts' centre, by `clip` and, if there is one, `t5`."""
         sides = {"clip": self.clip, "t5": self.t5}
         return {kind: side.reach() for kind, side in sides.items() if side is not None}
 
     def load_weights(self, weights: Sequence[Tensor]) -> None:
-        """Take over `weights`, given in the order of `weights()`."""
+        """Copy `weights`, given in the order of `weights()`."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters(), weights, strict=True):
                 parameter.copy_(value)

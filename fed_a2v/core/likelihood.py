@@ -1,10 +1,9 @@
-"""What a model's density says about rows that it has not seen.
+"""Log densities, used to measure how likely held-out rows are under a generator (`network`, the VAEs).
 
-A density depends on the units, and on a column that never varies it can be made as large as one likes. So all
-densities that are compared are taken in the same coordinates, those of the rows that the models learn from, and each
-is that of the rows with Gaussian noise on them (Theis et al. 2016), of `NOISE` times each column's deviation: no
-density can exceed 1.38 nats a dimension. They are given in nats a dimension of the standardised rows, which only
-shifts all of them by the same amount.
+A density depends on the units, and is unbounded on a column that never varies. So all densities that are compared use
+the same coordinates, those of the training rows, and Gaussian noise of `NOISE` times each column's deviation is added
+to the rows (Theis et al. 2016), which bounds a density at 1.38 nats per dimension. Results are in nats per dimension of
+the standardised rows; standardising shifts all of them by the same amount.
 
 Shapes: B rows of D columns; R factors; K draws of the latent.
 """
@@ -17,29 +16,29 @@ import torch
 from torch import Tensor
 
 NOISE = 0.1
-"""Deviation of the noise, in standardised units; the same as the generators' default `augmentation_noise`."""
+"""Standard deviation of the noise in standardised units; the default `augmentation_noise` of generators."""
 DRAWS = 64
-"""Draws of the latent behind a bound."""
+"""Draws of the latent for one importance-weighted bound."""
 LOG_2_PI = math.log(2 * math.pi)
 
 
 def column_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (D,) of (B, D) rows, for standardising.
+    """Mean and standard deviation (D,) of (B, D) rows, for standardising.
 
-    A column that is active in a few rows only must not be blown up, and a dead one stays finite: no deviation is less
-    than 0.3 times the root mean square of all.
+    The deviations are at least 0.3 times their root mean square, so that a column that is active in a few rows is not
+    amplified and a constant one stays finite.
     """
     std = rows.std(dim=0, correction=0)
     return rows.mean(dim=0), torch.maximum(std, (0.3 * std.square().mean().sqrt()).clamp(min=1e-6))
 
 
 def gaussian_log_density(offsets: Tensor, factors: Tensor, variances: Tensor) -> Tensor:
-    """(B,) log densities of (B, D) offsets from the mean of a Gaussian with covariance factors' factors + variances.
+    """(B,) log densities of a Gaussian with covariance factors' factors + diag(variances), in double precision.
 
-    By the matrix inversion lemma where there are fewer factors than dimensions; in double precision.
+    Uses the matrix inversion lemma if there are fewer factors than dimensions.
 
     Args:
-        offsets: (B, D).
+        offsets: (B, D) differences from the mean.
         factors: (R, D).
         variances: (D,), positive.
     """
@@ -56,21 +55,21 @@ def gaussian_log_density(offsets: Tensor, factors: Tensor, variances: Tensor) ->
 
 
 def normal_log_density(offsets: Tensor, log_variance: Tensor) -> Tensor:
-    """Log densities, entry by entry, of offsets from the mean of normal distributions."""
+    """Elementwise log densities of normal distributions at `offsets` from their means."""
     return -0.5 * (offsets.square() * (-log_variance).exp() + log_variance + LOG_2_PI)
 
 
 def student_log_density(offsets: Tensor, log_variance: Tensor, freedom: int) -> Tensor:
-    """The same of Student's t with `freedom` degrees of freedom, of the square of whose scale `log_variance` is."""
+    """Elementwise log densities of Student's t with `freedom` degrees of freedom; `log_variance` is 2 ln(scale)."""
     height = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
     tail = torch.log1p(offsets.square() * (-log_variance).exp() / freedom)
     return height - 0.5 * log_variance - (freedom + 1) / 2 * tail
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:
-    """(B,) lower bounds on log densities, from (K, B) `log p(x, z) - log q(z | x)` at draws z of q.
+    """(B,) lower bounds on log densities, from (K, B) `log p(x, z) - log q(z | x)` at draws z from q.
 
-    Burda et al. 2016: the mean of the weights in place of the mean of their logarithms, which is the ELBO. It tends
-    to the log density from below as K grows.
+    The logarithm of the mean weight (Burda et al. 2016), where the ELBO is the mean of the logarithms. It approaches
+    the log density from below as K grows.
     """
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))

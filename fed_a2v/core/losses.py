@@ -1,4 +1,4 @@
-"""Losses: of the adapters, and of the VAE with its KL schedules."""
+"""Loss functions: `AdapterLoss` for the adapters, `VAELoss` with its KL schedules for the VAE generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fed_a2v.core.adapters import AdapterOutput, ClassPrompts, prompt_centre
 
-# The terms of the adapters' loss.
+# The terms of the adapters' loss, as in the metrics.
 TERMS = ("mse", "cosine", "contrastive")
 
 
@@ -30,17 +30,17 @@ class AdapterLossWeights:
 class AdapterLoss:
     """MSE + cosine + contrastive over all class prompts, averaged over CLIP and T5.
 
-    * MSE in units of the class prompts' variance, so that its weight means the same for any target. It stays
-      beside the others because the output must *be* a prompt embedding.
+    * MSE in units of the class prompts' variance, so that its weight means the same for any target. The other two
+      terms ignore the scale, but the image model needs outputs that *are* prompt embeddings.
     * One minus the cosine of centred, flattened prompts.
     * Cross-entropy of the cosines with every class prompt over the temperature (InfoNCE, van den Oord et al.
       2018, with the class prompts as the negatives).
 
     Args:
         prompts: class prompts, (C, T, D) each.
-        weights: of the terms.
-        unseen: (C,) mask of classes that play no part in the contrastive term: to be told apart from all that
-            is recorded would be all that the adapters learned of them. Default: none.
+        weights: weights of the terms, and the temperature.
+        unseen: (C,) mask of classes that the contrastive term ignores, because otherwise they would only ever be
+            negatives. Default: none.
     """
 
     def __init__(self, prompts: ClassPrompts, weights: AdapterLossWeights, unseen: Tensor | None = None) -> None:
@@ -60,7 +60,7 @@ class AdapterLoss:
         Args:
             outputs: adapter outputs of B rows.
             labels: (B,) class of each row.
-            targets: (B, T, D) each; what MSE and cosine pull each row to. Default: its class's prompt.
+            targets: (B, T, D) each, targets of MSE and cosine. Default: the prompts of the rows' classes.
 
         Returns:
             The scalar loss, and detached scalars `mse`, `cosine`, `contrastive` averaged over CLIP and T5.
@@ -74,7 +74,7 @@ class AdapterLoss:
         return self._weighted(means), {name: value.detach() for name, value in means.items()}
 
     def sides(self, outputs: AdapterOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch by `clip` and `t5`, towards the classes' prompts; `__call__` gives their mean.
+        """The loss of a batch by `clip` and `t5`, with the class prompts as targets; `__call__` returns their mean.
 
         Args:
             outputs: adapter outputs of B rows.
@@ -86,20 +86,20 @@ class AdapterLoss:
         }
 
     def highest(self, reach: Mapping[str, float]) -> dict[str, float]:
-        """The largest loss that a row can have by `clip` and `t5`, whatever its class.
+        """Upper bound on the loss of a row of any class, by `clip` and `t5`.
 
         Args:
-            reach: the largest distance of an output from the prompts' centre, by the same.
+            reach: upper bound on the distance of an output from the prompts' centre, by `clip` and `t5`.
         """
-        weights, found = self.weights, {}
+        weights, bounds = self.weights, {}
         for kind, prompts in self.parts.items():
             classes, size = prompts.centred.shape
             longest = float(prompts.centred.norm(dim=1).max())
             mse = (reach[kind] + longest) ** 2 / size / float(prompts.variance)
-            # Between the cosines -1 and 1; a cross-entropy is at most the spread of the logits and ln C.
+            # A cross-entropy is at most the range of the logits, here 2 / temperature, plus ln C.
             contrastive = 2 / weights.temperature + math.log(classes)
-            found[kind] = weights.mse * mse + weights.cosine * 2 + weights.contrastive * contrastive
-        return found
+            bounds[kind] = weights.mse * mse + weights.cosine * 2 + weights.contrastive * contrastive
+        return bounds
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         weights = self.weights
@@ -110,21 +110,21 @@ class AdapterLoss:
     def _terms(
         self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
     ) -> dict[str, Tensor]:
-        wanted = prompts.centred[labels] if target is None else target.flatten(1) - prompts.centre.flatten()
-        # Flat before the difference: another number of tokens is an error then, where it would broadcast else.
+        expected = prompts.centred[labels] if target is None else target.flatten(1) - prompts.centre.flatten()
+        # Flattened before the difference, so that a wrong number of tokens is an error and does not broadcast.
         centred = output.flatten(1) - prompts.centre.flatten()
         logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature
         if self.unseen is not None:
             logits = logits.masked_fill(self.unseen, -torch.inf)
         return {
-            "mse": F.mse_loss(centred, wanted) / prompts.variance,
-            "cosine": 1 - F.cosine_similarity(centred, wanted, dim=-1).mean(),
+            "mse": F.mse_loss(centred, expected) / prompts.variance,
+            "cosine": 1 - F.cosine_similarity(centred, expected, dim=-1).mean(),
             "contrastive": F.cross_entropy(logits, labels),
         }
 
 
 class _CentredPrompts:
-    """Class prompts (C, T, D) with all that the loss derives from them, computed once."""
+    """Class prompts (C, T, D) with the values that the loss derives from them, computed once."""
 
     def __init__(self, prompts: Tensor) -> None:
         self.centre = prompt_centre(prompts)
@@ -136,7 +136,7 @@ class _CentredPrompts:
 class VAELossParts(NamedTuple):
     """Loss of a batch (scalar, differentiable) and its terms for each of the B rows (detached).
 
-    The terms are those of the loss, weights included: their means over the batch add up to `total`.
+    The terms include their weights: their means over the batch add up to `total`.
     """
 
     total: Tensor
@@ -149,25 +149,28 @@ class VAELoss(nn.Module):
     """Negative ELBO per data dimension, with an annealed KL term and an optional cosine term.
 
     With D data dimensions and a Gaussian decoder of variance s2, the ELBO of a row is
-    `-sum (recon - x)^2 / (2 s2) - KL`, up to a constant. Both terms are divided by D, so they stand in the same
-    proportion at any width and token count; summing one while averaging the other is what makes a decoder
-    ignore its latent. Kingma & Welling 2014; conditional: Sohn et al. 2015.
+    `-sum (recon - x)^2 / (2 s2) - KL`, up to a constant. Both terms are divided by D, so their proportion is the same
+    at any width and token count; a decoder ignores its latent if one is summed and the other averaged. Kingma & Welling
+    2014; conditional: Sohn et al. 2015.
 
-    A row's terms: `reconstruction` is its negative log-likelihood under the batch's decoder variance, `kl` the KL that
-    it is charged, times beta, and `similarity` the cosine term, times its weight. The first is that of a density,
-    which may exceed 1: below a deviation of 0.24 it is negative, and the loss with it.
+    A row's terms: `reconstruction` is its negative log-likelihood under the batch's decoder variance, `kl` the KL above
+    the free bits, times beta, and `similarity` the cosine term, times its weight. As a density may exceed 1,
+    `reconstruction` and the loss are negative below a standard deviation of 0.24.
 
     Args:
         beta_schedule: `constant`; `linear` from 0 to `beta_max` over `beta_epochs`; `cyclical`: that ramp over
             the first half of every `beta_epochs`, `beta_max` for the second (Fu et al. 2019).
         beta_max: weight of the KL term; 1 is the ELBO.
-        beta_epochs: length of the ramp or cycle in epochs, counted over the whole life of the generator.
+        beta_epochs: length of the ramp or cycle in epochs, counted over all rounds.
         variance: `unit`: s2 = 1 in standardised units; `optimal`: the batch's mean squared error, which is the
             maximum-likelihood value; `learned`: one weight, trained with the others (sigma-VAE, Rybkin et al.
-            2021). A decoder that says itself how likely the rows are (`log_likelihood`) needs none.
-        free_bits: nats that every latent unit may carry for nothing: the KL of a unit, averaged over the batch,
+            2021). Not used by a decoder with its own density (`log_likelihood`).
+        free_bits: nats of every latent unit that cost nothing: the KL of a unit, averaged over the batch,
             counts only above it (Kingma et al. 2016). 0 is the plain ELBO.
         similarity_weight: weight of one minus the cosine of reconstruction and input.
+
+    Raises:
+        ValueError: an unknown schedule or variance, or a value out of range.
     """
 
     def __init__(
@@ -221,8 +224,8 @@ class VAELoss(nn.Module):
             x: (B, ...) input, same shape.
             mu: (B, L) posterior mean.
             logvar: (B, L) posterior log variance.
-            epoch: of the generator's life, from 0.
-            log_likelihood: (B,) of the inputs under the decoder, where that has a density of its own.
+            epoch: number of the epoch over all rounds, from 0.
+            log_likelihood: (B,) log-likelihoods of the inputs, if the decoder has its own density.
         """
         recon_x, x = recon_x.flatten(1), x.flatten(1)
         dimensions = x.shape[1]
@@ -230,17 +233,17 @@ class VAELoss(nn.Module):
         unit_kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
         mean_kl = unit_kl.mean(dim=0)
         charged = mean_kl.clamp(min=self.free_bits).sum() / dimensions
-        told = None if log_likelihood is None else -log_likelihood / dimensions
-        likelihood = self._negative_log_likelihood(error.mean()) if told is None else told.mean()
+        given = None if log_likelihood is None else -log_likelihood / dimensions
+        likelihood = self._negative_log_likelihood(error.mean()) if given is None else given.mean()
         total = likelihood + self.beta(epoch) * charged
         similarity = torch.zeros_like(error)
         if self.similarity_weight > 0:
             similarity = 1 - F.cosine_similarity(recon_x, x, dim=1)
             total = total + self.similarity_weight * similarity.mean()
         with torch.no_grad():
-            # What the batch decides, its variance and the units that come free, holds for each of its rows.
+            # The decoder's variance and the units below the free bits are those of the batch, for each of its rows.
             spread = 0.5 * self._precision(error.mean()) * (error - error.mean())
-            reconstruction = likelihood + spread if told is None else told.detach()
+            reconstruction = likelihood + spread if given is None else given.detach()
             charged = torch.where(mean_kl > self.free_bits, unit_kl, self.free_bits).sum(dim=1) / dimensions
             kl = self.beta(epoch) * charged
         return VAELossParts(total, reconstruction, kl, self.similarity_weight * similarity.detach())
@@ -254,12 +257,12 @@ class VAELoss(nn.Module):
     def _negative_log_likelihood(self, error: Tensor) -> Tensor:
         """Per data dimension, of a Gaussian decoder with mean squared error `error`."""
         if self.variance == "unit":
-            return 0.5 * error  # but for a constant
+            return 0.5 * error  # up to a constant
         if self.log_variance is not None:
             return 0.5 * (math.log(2 * math.pi) + self.log_variance + error * (-self.log_variance).exp())
         return 0.5 * (math.log(2 * math.pi) + 1 + error.clamp(min=1e-8).log())
 
 
 def loss_value(loss: Tensor | VAELossParts | tuple[Tensor, ...]) -> Tensor:
-    """The differentiable total of a loss that returns parts, or of a user's own that returns a scalar."""
+    """The differentiable total of a loss that returns parts, or of a custom loss that returns a scalar."""
     return loss if isinstance(loss, torch.Tensor) else loss[0]

@@ -1,4 +1,7 @@
-"""How often, and how nearly, the adapters' outputs find the right class prompt."""
+"""Retrieval metrics: how often the class prompt nearest to an adapter output is the right one, and how near it is.
+
+Sites compute them on their test clips; `fed-a2v compare` and the choice of a calibration use them, too.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Outcome of looking up each output among all class prompts.
+    """Rank of the right class prompt for each output.
 
     Attributes:
-        ranks: (N,) int64, place of the right prompt by cosine, 1 being the nearest. A tie counts against the
-            output, and one that is not finite comes last, so a collapsed adapter never scores above chance.
+        ranks: (N,) int64, rank of the right prompt by cosine, 1 being the nearest. Ties count as worse and an
+            output that is not finite ranks last, so a collapsed adapter never scores above chance.
         similarity: (N,) float32, cosine to the right prompt.
     """
 
@@ -23,7 +26,7 @@ class Retrieval:
     similarity: Tensor
 
     def hits(self, k: int = 1) -> Tensor:
-        """(N,) bool: the right prompt is among the `k` nearest. With fewer than `k` classes that is every row."""
+        """(N,) bool: the right prompt is among the `k` nearest; always true with at most `k` classes."""
         return self.ranks <= k
 
     @property
@@ -45,10 +48,10 @@ class Retrieval:
 def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = True) -> Retrieval:
     """Rank all class prompts by their cosine to each output, tokens flattened.
 
-    Text vectors crowd together: two CLIP prompts have a cosine of about 0.8, so the raw cosine to the right
-    prompt says little. With `centre` the mean over the class prompts is subtracted from outputs and prompts
-    alike, and an output that is the same for every class has a similarity near 0. A single class, which
-    centring would wipe out, is compared as it stands.
+    Text vectors are close to each other: two CLIP prompts have a cosine of about 0.8, so the raw cosine to the right
+    prompt says little. With `centre` the mean over the class prompts is subtracted from both outputs and prompts, and
+    an output that is the same for every class has a similarity near 0. A single class is not centred, as its prompt
+    would become zero.
 
     Args:
         outputs: (N, Tc, D) adapter outputs.
@@ -84,8 +87,8 @@ def cosines(outputs: Tensor, prompts: Tensor, centre: bool = True) -> Tensor:
             "agree; choose the adapter that was built for these prompts"
         )
     candidates = prompts.float().flatten(1)
-    found = outputs.to(prompts.device).float().flatten(1)
+    rows = outputs.to(prompts.device).float().flatten(1)
     if centre and len(prompts) > 1:
         mean = candidates.mean(0)
-        candidates, found = candidates - mean, found - mean
-    return F.normalize(found, dim=1) @ F.normalize(candidates, dim=1).T
+        candidates, rows = candidates - mean, rows - mean
+    return F.normalize(rows, dim=1) @ F.normalize(candidates, dim=1).T

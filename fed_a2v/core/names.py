@@ -1,4 +1,4 @@
-"""Names: a class is known by its own everywhere, however each data set spells it; and names in messages."""
+"""Names of classes and sites: one normal form for all spellings, checks of names, and names in messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# Scripts whose letters look alike; of these a name has letters of one at most.
+# Scripts with letters that look alike; a name may have letters of at most one of them.
 LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): a Mac's files have their accents apart from the letters."""
+    """A name in Unicode's composed form (NFC): macOS stores file names with accents apart from their letters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -22,32 +22,32 @@ def clean_name(name: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known word that is most like `word`; None where none is."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
+    """The known word that is most similar to `word`, for suggestions in errors; None if none is similar enough."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first names of many, and how many more there are."""
+    """The first `most` names, comma-separated, and the number of the others."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def plain_name(text: str) -> str:
-    """A name that people and machines read alike: in Unicode's form NFKC, without spaces around it.
+    """A name in Unicode's form NFKC without surrounding spaces, so that names that look equal are equal.
 
     Raises:
-        ValueError: it is empty, has characters that cannot be seen, or mixes letters of scripts that look alike, such
-            as the Cyrillic and the Latin "a" (Unicode Technical Standard 39, "mixed scripts").
+        ValueError: it is empty, has invisible characters, or mixes letters of scripts that look alike, such as the
+            Cyrillic and the Latin "a" (Unicode Technical Standard 39, "mixed scripts").
     """
     name = unicodedata.normalize("NFKC", text).strip()
     if not name:
         raise ValueError("a name needs a letter or a digit")
-    if hidden := next((sign for sign in name if not sign.isprintable()), None):
-        raise ValueError(f"a name has no invisible character, such as U+{ord(hidden):04X}")
-    scripts = {unicodedata.name(sign, "").partition(" ")[0] for sign in name if sign.isalpha()} & LOOK_ALIKE
+    if invisible := next((character for character in name if not character.isprintable()), None):
+        raise ValueError(f"a name must not have invisible characters, such as U+{ord(invisible):04X}")
+    scripts = {unicodedata.name(letter, "").partition(" ")[0] for letter in name if letter.isalpha()} & LOOK_ALIKE
     if len(scripts) > 1:
         raise ValueError(
-            f"a name has letters of one alphabet, not of {' and '.join(script.title() for script in sorted(scripts))}"
+            f"a name must not mix alphabets, here {' and '.join(script.title() for script in sorted(scripts))}"
         )
     return name

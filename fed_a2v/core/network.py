@@ -1,10 +1,10 @@
-"""What the network of a generator has learned, apart from all that is put around it.
+"""Figures of a generator's network alone, without moments, residuals and calibration; validation calls it.
 
-Moments, residuals and calibration alone make samples that pass every gate, whatever the network does. So the network is
-asked by itself: how likely it finds rows that were held out of training, how well it gives them back, and what it draws
-on its own. Each figure stands beside what needs no network.
+Moments, residuals and calibration alone give samples that pass every gate, whatever the network does. So the network is
+measured by itself: log-likelihood of held-out rows, reconstruction error, and gates of its raw samples. Each figure has
+a baseline that needs no network.
 
-Likelihoods are in nats a dimension; `fed_a2v.core.likelihood` says in which coordinates.
+Likelihoods are in nats per dimension, in the coordinates of `fed_a2v.core.likelihood`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.likelihood import NOISE, column_scale
 from fed_a2v.core.quality import QUANTILE, GeneratorQuality, Interval, Rows, assess
 
-# The gates of raw samples, and what tells a decoder without spread.
+# Reported of raw samples: the gates, and the variance ratio, which shows a decoder without spread.
 RAW = ("tstr", "c2st", "nn_ratio", "variance_ratio")
 
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """What is known of a network; None where the generator has nothing of the kind.
+    """Figures of a network; None where the generator does not support one.
 
     Attributes:
         likelihood: mean log-likelihood of held-out rows, an importance-weighted bound.
         gaussian: the same of Gaussians in closed form, with the classes' means and shrunken covariances.
         gain: 95 % interval of the mean difference of the two, paired by rows; None for a single row.
         untrained: `likelihood` of the closed form that the network started from.
-        reconstruction: mean squared error of held-out rows that are encoded and decoded, standardised.
-        class_mean: the same of the class's mean.
-        raw: gates of what the network draws alone.
+        reconstruction: mean squared error of encoding and decoding held-out rows, standardised.
+        class_mean: the same with the class mean as the reconstruction.
+        raw: gates of the network's raw samples.
     """
 
     likelihood: float | None
@@ -48,7 +48,7 @@ class NetworkFigures:
     raw: GeneratorQuality | None
 
     def as_dict(self) -> dict[str, float]:
-        """All figures by name; those without a value, and what would stand beside them, are left out."""
+        """All figures by name, without those that have no value, and without their baselines."""
         named: dict[str, float | None] = {}
         if self.likelihood is not None:
             named = {"likelihood": self.likelihood, "likelihood_gaussian": self.gaussian}
@@ -58,25 +58,25 @@ class NetworkFigures:
         if self.reconstruction is not None:
             named |= {"reconstruction": self.reconstruction, "reconstruction_class_mean": self.class_mean}
         if self.raw is not None:
-            found = self.raw.as_dict()
-            named |= {f"raw_{name}": found.get(name) for name in RAW}
+            raw = self.raw.as_dict()
+            named |= {f"raw_{name}": raw.get(name) for name in RAW}
         return {name: value for name, value in named.items() if value is not None}
 
     def lines(self) -> list[str]:
-        """The same in words."""
-        found, lines = self.as_dict(), []
-        if "likelihood" in found:
+        """The same as lines of the log."""
+        figures, lines = self.as_dict(), []
+        if "likelihood" in figures:
             start = f", untrained {self.untrained:.3f}" if self.untrained is not None else ""
             around = f" [{self.gain[0]:+.3f}, {self.gain[1]:+.3f}]" if self.gain is not None else ""
             lines.append(
-                f"network alone, log-likelihood: {self.likelihood:.3f} nats a dimension (Gaussians {self.gaussian:.3f}"
-                f"{start}), gain {found['gain']:+.3f}{around}"
+                f"network alone, log-likelihood: {self.likelihood:.3f} nats per dimension "
+                f"(Gaussians {self.gaussian:.3f}{start}), gain {figures['gain']:+.3f}{around}"
             )
         if self.reconstruction is not None:
             lines.append(
                 f"network alone, reconstruction error: {self.reconstruction:.3f} (class mean {self.class_mean:.3f})"
             )
-        if raw := [f"{name} {found[f'raw_{name}']:.3f}" for name in RAW if f"raw_{name}" in found]:
+        if raw := [f"{name} {figures[f'raw_{name}']:.3f}" for name in RAW if f"raw_{name}" in figures]:
             lines.append(f"network alone, gates: {', '.join(raw)}")
         return lines
 
@@ -92,15 +92,15 @@ def examine(
     random: torch.Generator,
     **limits: Any,
 ) -> NetworkFigures | None:
-    """Ask a generator's network by itself; None where the generator has none.
+    """Measure a generator's network by itself; None if the generator has none.
 
     Args:
-        generator: after its training.
-        moments: of the rows that it was trained on.
-        seen: (N, S, Da) rows that it was trained on, as far from their class's mean as clips are.
-        held_out: M others.
-        conditions: (C, V) of the classes.
-        samples: of each class, for the gates.
+        generator: a trained generator.
+        moments: moments of its training rows.
+        seen: (N, S, Da) training rows, scaled to the spread of clips.
+        held_out: M held-out rows, scaled likewise.
+        conditions: (C, V) conditions of the classes.
+        samples: samples of each class, for the gates.
         random: source of all draws.
         limits: `seeds`, `max_rows` and `known` of `assess`.
     """
@@ -108,26 +108,25 @@ def examine(
     x, labels = held_out.embeddings, held_out.labels
     noise, of_rows = NOISE * scale, conditions[labels]
 
-    def a_dimension(nats: Tensor) -> Tensor:
+    def per_dimension(nats: Tensor) -> Tensor:
+        # The log determinant of the standardisation moves the density to standardised rows.
         return nats.double() / len(scale) + scale.double().log().mean()
 
     def likelihood(model: Generator | None) -> Tensor | None:
-        found = None if model is None else model.log_likelihood(x, of_rows, noise, random)
-        return None if found is None else a_dimension(found)
+        nats = None if model is None else model.log_likelihood(x, of_rows, noise, random)
+        return None if nats is None else per_dimension(nats)
 
     def error(rows: Tensor) -> float:
         return float(((rows.flatten(1) - x.flatten(1)) / scale).square().mean())
 
-    trained, start, decoded = (
-        likelihood(generator),
-        likelihood(generator.untrained()),
-        generator.reconstruct(x, of_rows),
-    )
-    drawn = generator.sample_raw(conditions.repeat_interleave(samples, 0), random)
-    if trained is None and decoded is None and drawn is None:
+    # In this order: all of them draw from `random`.
+    trained, start = likelihood(generator), likelihood(generator.untrained())
+    decoded = generator.reconstruct(x, of_rows)
+    raw = generator.sample_raw(conditions.repeat_interleave(samples, 0), random)
+    if trained is None and decoded is None and raw is None:
         return None
-    gaussian = a_dimension(moments.log_density(x.flatten(1), labels, SHRINKAGE, noise))
-    every = torch.arange(len(conditions), device=labels.device).repeat_interleave(samples)
+    gaussian = per_dimension(moments.log_density(x.flatten(1), labels, SHRINKAGE, noise))
+    raw_labels = torch.arange(len(conditions), device=labels.device).repeat_interleave(samples)
     return NetworkFigures(
         None if trained is None else float(trained.mean()),
         float(gaussian.mean()),
@@ -135,7 +134,7 @@ def examine(
         None if start is None else float(start.mean()),
         None if decoded is None else error(decoded),
         error(moments.mean[labels]),
-        None if drawn is None else assess(seen, held_out, Rows(drawn, every), **limits),
+        None if raw is None else assess(seen, held_out, Rows(raw, raw_labels), **limits),
     )
 
 

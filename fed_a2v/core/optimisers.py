@@ -1,8 +1,8 @@
-"""Adam and AdamW as torch has them, without its compiler.
+"""torch's Adam and AdamW, without the import of torch's compiler.
 
-torch guards these methods of every optimiser from being compiled, and imports its compiler for that when one is first
-called: 1 to 3 s, as much as torch itself. In a deployment a site's process lives for one message, and nothing here is
-compiled.
+torch wraps these methods of every optimiser in a guard against compilation, which imports the compiler at the first
+call: 1 to 3 s, as long as torch itself. In a deployment a site's process handles a single message, and the project
+compiles nothing, so the wrappers are removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A map of the embedding space: real prototypes and synthetic embeddings on their principal axes."""
+"""A map of the embedding space: real prototypes and synthetic embeddings on their principal axes.
+
+The callback `embedding_map` computes it; the report and `fed-a2v report` plot it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 
 Points = NDArray[np.float64]
-# Principal axes that are kept: two to look at, the others for methods that unfold them.
+# Principal axes that are kept: two to plot, the others as input of UMAP.
 AXES = 32
-# More points of a kind than this say nothing more to the eye.
+# Points of either kind (real, synthetic) at most: more do not make a plot clearer.
 MOST_POINTS = 2000
-# Synthetic embeddings of each class, where there is room for them.
+# Synthetic embeddings of each class, unless that exceeds MOST_POINTS.
 SAMPLES = 20
 
 
@@ -30,9 +33,9 @@ class EmbeddingMap:
         coordinates: (N, P) float32 along the principal axes of the real points, P up to `AXES`.
         explained: (P,) float32, share of the real points' variance along each axis.
         labels: (N,) int64, index into `classes`.
-        synthetic: (N,) bool, whether the generator drew the point.
-        counts: (N,) int64, clips behind a real point; 0 for a synthetic one.
-        sites: (N,) str, where a real point comes from; "" for a synthetic one.
+        synthetic: (N,) bool, whether the point is a sample of the generator.
+        counts: (N,) int64, clips of a real point; 0 for a synthetic one.
+        sites: (N,) str, site of a real point; "" for a synthetic one.
         classes: (C,) str, sorted.
     """
 
@@ -46,30 +49,30 @@ class EmbeddingMap:
 
 
 def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
-    """What the server holds of each class, and what its generator makes of it; None where there is nothing.
+    """Map the bank's prototypes and the generator's samples of each class; None without two finite points.
 
-    Axes are those of the real points (of the synthetic ones where the bank keeps no prototypes), so that the
-    generator does not choose the view it is judged by. An embedding of several tokens stands as their mean.
+    The axes are those of the real points, so that the generator does not affect the view in which it is judged; those
+    of the synthetic points if the bank keeps no prototypes. Several tokens are averaged.
 
     Args:
-        step: after a round. Its state stays as it is, its random numbers too.
-        round_number: the samples are drawn anew for each.
+        step: the server step after a round. Neither its state nor its random numbers change.
+        round_number: part of the seed of the samples.
     """
     sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
     classes = sorted({*names, *step.replayed})
     if not classes:
         return None
     synthetic = _samples(step, classes, round_number)
-    drawn = synthetic.shape[1]
+    samples = synthetic.shape[1]
     points = np.concatenate([real, synthetic.flatten(0, 1).numpy()])
-    labels = [classes.index(name) for name in names] + [label for label in range(len(classes)) for _ in range(drawn)]
+    labels = [classes.index(name) for name in names] + [label for label in range(len(classes)) for _ in range(samples)]
     finite = np.isfinite(points).all(axis=1)
     points, base = points[finite], (real if len(real) else points)
     base = base[np.isfinite(base).all(axis=1)]
     if len(base) < 2:
         return None
     mean, axes, explained = _principal_axes(base)
-    added = len(classes) * drawn
+    added = len(classes) * samples
     return EmbeddingMap(
         coordinates=((points - mean) @ axes.T).astype(np.float32),
         explained=explained.astype(np.float32),
@@ -84,8 +87,8 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
 def _principal_axes(base: Points) -> tuple[Points, Points, Points]:
     """Mean (D,), up to `AXES` principal axes (P, D) and their shares of the variance (P,), of (N, D) points.
 
-    Not scikit-learn's: importing it would take longer than most runs' last round. As there, the largest entry of an
-    axis is positive, so that a map keeps its sides.
+    Not scikit-learn's PCA, whose import takes longer than the last round of most runs. As there, the entry of an axis
+    that is largest by magnitude is positive, so that a map is not mirrored at random.
     """
     mean = base.mean(axis=0)
     _, deviations, axes = np.linalg.svd(base - mean, full_matrices=False)
@@ -96,14 +99,14 @@ def _principal_axes(base: Points) -> tuple[Points, Points, Points]:
 
 def _prototypes(bank: PrototypeBank, width: int) -> tuple[list[str], list[str], list[int], Points]:
     """Site, class, clips and (N, Da) embedding of the bank's prototypes, evenly thinned to `MOST_POINTS`."""
-    found = [
+    entries = [
         (site, prompt.name, int(count), mean)
         for site, prompt in bank
         if prompt.audio is not None
         for mean, count in zip(prompt.audio.means, prompt.audio.counts, strict=True)
     ]
-    step = max(1.0, len(found) / MOST_POINTS)
-    kept = [found[int(index * step)] for index in range(min(len(found), MOST_POINTS))]
+    step = max(1.0, len(entries) / MOST_POINTS)
+    kept = [entries[int(index * step)] for index in range(min(len(entries), MOST_POINTS))]
     points = np.empty((len(kept), width))
     for row, (*_, mean) in enumerate(kept):
         points[row] = mean.double().mean(dim=0).cpu().numpy()
@@ -112,23 +115,23 @@ def _prototypes(bank: PrototypeBank, width: int) -> tuple[list[str], list[str], 
 
 @torch.no_grad()
 def _samples(step: ServerStep, classes: list[str], round_number: int) -> Tensor:
-    """(C, number, Da) float64; no samples from a generator that was never trained."""
+    """(C, number, Da) float64 samples, with number 0 if there is no trained generator."""
     generator, width = step.generator, step.adapters.audio_mean.shape[-1]
     if generator is None or not step.trains_generator or not step.finetuned_rounds:
         return torch.empty(len(classes), 0, width, dtype=torch.float64)
     number = max(1, min(SAMPLES, MOST_POINTS // len(classes)))
-    place = next(generator.parameters(), step.conditions).device
+    device = next(generator.parameters(), step.conditions).device
     random = torch_generator(step.settings.seed, "map", round_number)
     generator.move_to(step.conditions.device)
     samples = generator.sample_classes(step.conditions_of(classes), number, random)
-    generator.move_to(place)
+    generator.move_to(device)  # back: it may wait on the CPU between rounds
     return samples.double().mean(dim=2).cpu()
 
 
 def umap_layout(coordinates: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """(N, 2) of (N, P) principal coordinates by UMAP (McInnes et al. 2018); None where umap-learn is not installed.
 
-    Neighbours stay neighbours; distances between far groups mean nothing.
+    UMAP preserves neighbourhoods; distances between distant groups have no meaning.
     """
     try:
         from umap import UMAP

@@ -1,4 +1,6 @@
-"""What the sites say about each class, and the bank in which the server keeps it.
+"""The sites' statistics of each class, and the bank in which the server stores them between rounds.
+
+The server step trains on the bank's prototypes; sites make theirs with `prototypes`.
 
 Shapes: S audio tokens of width Da; K prototypes; Tc x Dc CLIP and T x Dt T5 prompt tokens.
 Classes are keyed by name and sites by name, never by index: two sites may number their classes differently.
@@ -18,12 +20,12 @@ from torch import Tensor
 
 from fed_a2v.core.weight_cap import cap_client_weights
 
-# Sites that a median needs, so that a single one cannot be it.
+# Sites that a median needs: with two, a single site could set it.
 ENOUGH_SITES = 3
-# A site's mean of a class is contradicted where another class's median is so many times nearer to it.
-NEARER = 2.0
-# A site is contradicted as a whole where so many of its classes should be nearest to their own median, by what is usual
-# of sites, and hardly any is: at most one of so many.
+# A site's mean of a class is contradicted if another class's median is nearer than its own by this factor.
+CONTRADICTION_RATIO = 2.0
+# A whole site is contradicted if, at the median site's rate, at least this many of its classes should be nearest to
+# their own median, and at most one in this many of those is.
 EXPECTED_RIGHT = 8
 
 
@@ -33,8 +35,8 @@ class AudioPrototypes:
 
     Attributes:
         means: (K, S, Da), each the mean over a group of clips.
-        counts: (K,) int64, clips behind each mean.
-        variances: (K, S, Da), population variance within each group; zeros where a site does not send it.
+        counts: (K,) int64, clips of each group.
+        variances: (K, S, Da), population variance within each group; zeros if a site does not send it.
     """
 
     means: Tensor
@@ -44,13 +46,13 @@ class AudioPrototypes:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What one site says about one class.
+    """One site's statistics of one class.
 
     Attributes:
-        name: the class's name.
-        count: clips of the class that the site trains on.
-        audio: averaged audio embeddings, or None where the server holds them already or needs none.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None where it is not asked for.
+        name: name of the class.
+        count: the site's training clips of the class.
+        audio: averaged audio embeddings, or None if the server stores them already or needs none.
+        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None if not requested.
         t5: (T, Dt) mean T5 adapter output, or None.
     """
 
@@ -63,12 +65,12 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class PooledMoments:
-    """All training clips of a site, of whatever class, in two averages: what a site says that shares no class.
+    """Two averages over all training clips of a site, sent by a site that shares no class statistics.
 
     Attributes:
         mean: (S, Da), over the clips.
         variance: population variance over the clips, averaged over all S * Da entries.
-        count: clips behind both.
+        count: number of the clips.
     """
 
     mean: Tensor
@@ -76,7 +78,7 @@ class PooledMoments:
     count: int
 
     def as_prompts(self, name: str) -> ClassStatistics:
-        """The same as one prototype of a class of that name."""
+        """The moments as the single prototype of a class called `name`."""
         mean = self.mean[None]
         audio = AudioPrototypes(
             mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
@@ -91,7 +93,7 @@ class PrototypeBatch:
     Attributes:
         embeddings: (N, S, Da).
         labels: (N,) int64, index into `names`.
-        counts: (N,) float32, clips behind each row.
+        counts: (N,) float32, clips of each row.
         variances: (N, S, Da), variance within each row's group.
         names: the C classes that have rows, sorted.
     """
@@ -105,8 +107,8 @@ class PrototypeBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> PrototypeBatch:
-        """The rows that `index` (integers or a mask) selects; `names` and labels stay as they are."""
+    def index_select(self, index: Tensor) -> PrototypeBatch:
+        """The rows at `index` (integers or a mask); `names` and the numbering of labels do not change."""
         return PrototypeBatch(
             self.embeddings[index], self.labels[index], self.counts[index], self.variances[index], self.names
         )
@@ -122,14 +124,14 @@ class PrototypeBatch:
         )
 
     def joined(self, other: PrototypeBatch) -> PrototypeBatch:
-        """These rows and another's, numbered anew and ordered by class."""
+        """The rows of both, with new labels and ordered by class, on the device of `self`."""
         names = tuple(sorted({*self.names, *other.names}))
-        place = {name: label for label, name in enumerate(names)}
+        label_of = {name: label for label, name in enumerate(names)}
         labels = torch.cat(
-            [torch.tensor([place[name] for name in each.names])[each.labels.cpu()] for each in (self, other)]
+            [torch.tensor([label_of[name] for name in each.names])[each.labels.cpu()] for each in (self, other)]
         )
         order = labels.argsort(stable=True)
-        both = (
+        embeddings, counts, variances = (
             torch.cat([one, two.to(one)])[order.to(one.device)]
             for one, two in (
                 (self.embeddings, other.embeddings),
@@ -137,7 +139,6 @@ class PrototypeBatch:
                 (self.variances, other.variances),
             )
         )
-        embeddings, counts, variances = both
         return PrototypeBatch(embeddings, labels[order].to(embeddings.device), counts, variances, names)
 
     def split(self, share: float) -> tuple[PrototypeBatch, PrototypeBatch]:
@@ -146,13 +147,13 @@ class PrototypeBatch:
         for label in range(len(self.names)):
             rows = torch.nonzero(self.labels == label).flatten()
             held[rows[_spaced(len(rows), held_out_number(len(rows), share))]] = True
-        return self.take(~held), self.take(held)
+        return self.index_select(~held), self.index_select(held)
 
 
 def held_out_number(rows: int, share: float) -> int:
-    """How many of a class's rows stay out of training: `share` of them, one at least from three rows up, never all.
+    """Number of a class's rows to hold out: `share` of them, at least one of three or more, never all.
 
-    Two rows are both needed to tell how a class varies. 0 for a share of 0.
+    Of two rows none needs to be held out, as both are needed to estimate the variance. 0 for a share of 0.
     """
     if share == 0:
         return 0
@@ -160,7 +161,7 @@ def held_out_number(rows: int, share: float) -> int:
 
 
 def _spaced(rows: int, number: int) -> list[int]:
-    """`number` of `rows` places, evenly spaced; one: the middle.
+    """`number` evenly spaced indices below `rows`; a single one is the middle.
 
     Sites send similar groups next to each other, so the first and the last are the least typical.
     """
@@ -169,7 +170,13 @@ def _spaced(rows: int, number: int) -> list[int]:
 
 @dataclass
 class _Entry:
-    """What a site said of a class. `held_out`: which of its prototypes stay out of training; None: not decided yet."""
+    """A site's statistics of a class.
+
+    Attributes:
+        prompts: the statistics.
+        last_heard: round of the reply.
+        held_out: which of the prototypes are held out of training; None: not decided yet.
+    """
 
     prompts: ClassStatistics
     last_heard: int
@@ -177,7 +184,7 @@ class _Entry:
 
 
 class _Prototypes(NamedTuple):
-    """A site's prototypes of a class, with the (K,) float32 clips behind each and the (K,) mask of those held out."""
+    """A site's prototypes of a class, with the (K,) float32 clips of each and the (K,) mask of those held out."""
 
     name: str
     audio: AudioPrototypes
@@ -187,15 +194,17 @@ class _Prototypes(NamedTuple):
 
 @dataclass
 class PrototypeBank:
-    """All that the sites have said, by site and class. It outlives the round.
+    """The statistics of all sites, by site and class, over all rounds.
 
-    A site that is silent for a while still counts; `expire` drops it after a maximum age.
+    A site that sends nothing for some rounds still counts; `expire` drops it after a maximum age.
 
     Attributes:
-        max_site_share: of the clips, in all and of a class, that one site may count for; see `clips`.
-        half_precision: keep tensors as float16, in half the memory, where all their values fit. What came in float16
-            over the wire loses nothing.
-        contradicted: sites and classes that are left out of all that is made of the bank; see `contradict`.
+        entries: by site, then class name.
+        fingerprints: by site, of the prototypes that it sent last.
+        half_precision: store tensors as float16, in half the memory, if all their values fit. Tensors that are sent
+            in float16 lose nothing.
+        max_site_share: largest share of the clips, of all and of a class, that one site counts for; see `clips`.
+        contradicted: (site, class) pairs that everything computed from the bank ignores; see `contradict`.
     """
 
     entries: dict[str, dict[str, _Entry]] = field(default_factory=dict)
@@ -205,33 +214,33 @@ class PrototypeBank:
     contradicted: frozenset[tuple[str, str]] = frozenset()
 
     def update(self, site: str, prompts: Iterable[ClassStatistics], fingerprint: str, round_number: int) -> None:
-        """Put in one site's reply. It replaces all the site said before, save prototypes it need not resend.
+        """Store one site's reply, which replaces the site's earlier ones.
 
-        A class may come without prototypes of which the bank holds none: where nothing is done with them.
+        A class without prototypes keeps its stored ones if the fingerprint is the same. There may be none, for settings
+        that do not use prototypes.
         """
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
-        for prompt in prompts:
-            audio = prompt.audio
+        for statistics in prompts:
+            name, audio = statistics.name, statistics.audio
             held_out: list[bool] | None = None
             if audio is not None:
                 if self.half_precision:
                     audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
-                held_out = _decided(before.get(prompt.name), audio, prompt.name in known)
-            elif prompt.name in known:
-                audio, held_out = known[prompt.name].prompts.audio, known[prompt.name].held_out
-            clip, t5 = (self._kept(output) for output in (prompt.clip, prompt.t5))
-            said = ClassStatistics(prompt.name, prompt.count, audio, clip, t5)
-            entries[prompt.name] = _Entry(said, round_number, held_out)
+                held_out = _previous_hold_out(before.get(name), audio, name in known)
+            elif name in known:
+                audio, held_out = known[name].prompts.audio, known[name].held_out
+            clip, t5 = (
+                _halved(output) if output is not None and self.half_precision else output
+                for output in (statistics.clip, statistics.t5)
+            )
+            entries[name] = _Entry(ClassStatistics(name, statistics.count, audio, clip, t5), round_number, held_out)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
 
-    def _kept(self, tensor: Tensor | None) -> Tensor | None:
-        return tensor if tensor is None or not self.half_precision else _halved(tensor)
-
     def expire(self, round_number: int, max_age: int) -> list[str]:
-        """Drop the sites not heard from for more than `max_age` rounds (0: keep all); return their names."""
+        """Drop the sites without a reply for more than `max_age` rounds (0: keep all); return their names."""
         if max_age == 0:
             return []
         stale = [
@@ -244,16 +253,16 @@ class PrototypeBank:
         return stale
 
     def hold_out(self, share: float, most: int = 0) -> None:
-        """Decide which of the prototypes that have come since the last call stay out of training.
+        """Decide which of the prototypes that arrived since the last call are held out of training.
 
-        What is decided holds as long as the site says the same of the class: a prototype that has been trained on is
-        never held out later, nor the reverse. Only where other sites have left, and all that remains of a class is held
-        out, a site's prototypes of it go over to training. The decision depends on the sites' names and on what came
-        before, not on the order of the replies of a round.
+        A decision is valid as long as the site's prototypes of the class do not change: a prototype that was trained on
+        is never held out later, nor the reverse. The exception is a class of which all prototypes are held out because
+        other sites have left: then they are used for training. The decision depends on the sites' names and on earlier
+        rounds, not on the order of the replies of a round.
 
         Args:
-            share: see `held_out_number`; rows are counted over all sites so far, those forgotten since among them.
-            most: prototypes of a class that are held out at most; 0: no limit.
+            share: see `held_out_number`; rows are counted over all sites, including forgotten prototypes.
+            most: held-out prototypes of a class at most; 0: no limit.
         """
         entries = [
             (site, name, self.entries[site][name]) for site in sorted(self.entries) for name in self.entries[site]
@@ -267,28 +276,30 @@ class PrototypeBank:
             if entry.held_out is None and entry.prompts.audio is not None and (site, name) not in self.contradicted:
                 own = len(entry.prompts.audio.counts)
                 rows[name] += own
-                wanted = held_out_number(rows[name], share)
-                missing = min(own, max(0, (min(wanted, most) if most else wanted) - held[name]))
+                target = held_out_number(rows[name], share)
+                missing = min(own, max(0, (min(target, most) if most else target) - held[name]))
                 places = _spaced(own, missing)
                 entry.held_out = [place in places for place in range(own)]
                 held[name] += missing
+        # A class must not be without training rows.
         for _, name, entry in entries:
             if held[name] == rows[name] and entry.held_out and entry.prompts.audio is not None:
                 held[name] -= sum(entry.held_out)
                 entry.held_out = [False] * len(entry.held_out)
 
     def contradict(self) -> None:
-        """Find the sites whose prototypes of a class are rather those of another class, by what the other sites say.
+        """Find the sites whose prototypes of a class look like another class, compared with the other sites'.
 
-        Of each class that three sites have, the coordinate-wise median of the sites' means stands for it: one site
-        cannot move it far (Yin et al. 2018). Left out is a site's class whose mean has another class's median at less
-        than half the distance of its own; and a whole site that has hardly any class nearest to its own median, where
-        the median site has most. Honest sites of real sounds have hardly any such class, and none is left out whole.
+        A class of three or more sites is represented by the coordinate-wise median of the sites' means, which one site
+        cannot move far (Yin et al. 2018). A site's class is contradicted if another class's median is at less than half
+        the distance of its own; and a whole site is if hardly any of its classes is nearest to its own median although
+        most of the median site's are. In measurements on real sounds, honest sites had hardly any contradicted class
+        and were never contradicted as a whole.
         """
-        places, means = self._class_means()
+        owners, means = self._class_means()
         of_class: dict[str, list[int]] = {}
-        for place, (_, name) in enumerate(places):
-            of_class.setdefault(name, []).append(place)
+        for row, (_, name) in enumerate(owners):
+            of_class.setdefault(name, []).append(row)
         of_class = {name: rows for name, rows in of_class.items() if len(rows) >= ENOUGH_SITES}
         self.contradicted = frozenset()
         if len(of_class) < 2:
@@ -296,36 +307,36 @@ class PrototypeBank:
         medians = torch.stack([means[rows].median(dim=0).values for rows in of_class.values()])
         judged = torch.tensor([row for rows in of_class.values() for row in rows])
         own = torch.arange(len(of_class)).repeat_interleave(torch.tensor([len(rows) for rows in of_class.values()]))
-        # Not by a matrix product, whose rounding would decide between medians that are near each other.
+        # Without a matrix product, whose rounding errors could decide between medians that are close to each other.
         distances = torch.cdist(means[judged], medians, compute_mode="donot_use_mm_for_euclid_dist")
         to_own = distances.gather(1, own[:, None]).flatten()
         to_others = distances.scatter(1, own[:, None], torch.inf).min(dim=1).values
-        found = {places[int(row)] for row in judged[NEARER * to_others < to_own]}
+        single = {owners[int(row)] for row in judged[CONTRADICTION_RATIO * to_others < to_own]}
         right: dict[str, list[bool]] = {}
         for row, is_right in zip(judged.tolist(), (to_own <= to_others).tolist(), strict=True):
-            right.setdefault(places[row][0], []).append(is_right)
+            right.setdefault(owners[row][0], []).append(is_right)
         usual = float(torch.tensor([sum(each) / len(each) for each in right.values()]).median())
-        wrong = {
+        whole = {
             site
             for site, each in right.items()
             if usual * len(each) >= EXPECTED_RIGHT and EXPECTED_RIGHT * sum(each) <= usual * len(each)
         }
-        self.contradicted = frozenset(found | {place for place in places if place[0] in wrong})
+        self.contradicted = frozenset(single | {owner for owner in owners if owner[0] in whole})
 
     def _class_means(self) -> tuple[list[tuple[str, str]], Tensor]:
-        """(P, Da) mean of each site's clips of a class over their tokens, and whose and of what they are."""
-        said = [(site, prompt.name, prompt.audio) for site, prompt in self if prompt.audio is not None]
-        means = [(audio.counts / audio.counts.sum()) @ audio.means.float().mean(dim=1) for *_, audio in said]
-        return [(site, name) for site, name, _ in said], torch.stack(means) if means else torch.empty(0, 0)
+        """P (site, class) pairs and the (P, Da) means of their clips, over tokens as well."""
+        entries = [(site, each.name, each.audio) for site, each in self if each.audio is not None]
+        means = [(audio.counts / audio.counts.sum()) @ audio.means.float().mean(dim=1) for *_, audio in entries]
+        return [(site, name) for site, name, _ in entries], torch.stack(means) if means else torch.empty(0, 0)
 
     def forget_prototypes(self) -> None:
-        """Drop all prototypes. Names, counts, mean outputs and fingerprints stay, so sites do not send them again."""
+        """Drop all prototypes, but keep the fingerprints and all else, so that sites do not send them again."""
         for classes in self.entries.values():
             for entry in classes.values():
                 entry.prompts = replace(entry.prompts, audio=None)
 
     def __iter__(self) -> Iterator[tuple[str, ClassStatistics]]:
-        """Every (site, prompts) pair, sites and classes in sorted order."""
+        """Every (site, statistics of a class) pair, sites and classes in sorted order."""
         for site in sorted(self.entries):
             for name in sorted(self.entries[site]):
                 yield site, self.entries[site][name].prompts
@@ -333,24 +344,24 @@ class PrototypeBank:
     def counts(self) -> dict[str, int]:
         """Clips per class over all sites, by name in sorted order."""
         totals: dict[str, int] = {}
-        for _, prompt in self:
-            totals[prompt.name] = totals.get(prompt.name, 0) + prompt.count
+        for _, statistics in self:
+            totals[statistics.name] = totals.get(statistics.name, 0) + statistics.count
         return dict(sorted(totals.items()))
 
     def clips(self) -> dict[tuple[str, str], float]:
-        """Clips by site and class, as far as the bank believes in them.
+        """Clips by site and class after the cap on sites, which are the weights of the class statistics.
 
-        No site counts for more than `max_site_share` of all clips, nor of those of a class that others have, too:
-        whatever a site claims, it cannot own the result. What is contradicted is not among them.
+        No site counts for more than `max_site_share` of all clips, nor of a class's clips if several sites have the
+        class, so that a site cannot dominate the result with a false count. Contradicted pairs are not included.
         """
-        said = [(site, prompt) for site, prompt in self if (site, prompt.name) not in self.contradicted]
+        trusted = [(site, each) for site, each in self if (site, each.name) not in self.contradicted]
         total: dict[str, int] = {}
-        for site, prompt in said:
-            total[site] = total.get(site, 0) + prompt.count
-        belief = dict(zip(total, cap_client_weights(list(total.values()), self.max_site_share), strict=True))
+        for site, each in trusted:
+            total[site] = total.get(site, 0) + each.count
+        capped = dict(zip(total, cap_client_weights(list(total.values()), self.max_site_share), strict=True))
         of_class: dict[str, dict[str, float]] = {}
-        for site, prompt in said:
-            of_class.setdefault(prompt.name, {})[site] = prompt.count * belief[site] / total[site]
+        for site, each in trusted:
+            of_class.setdefault(each.name, {})[site] = each.count * capped[site] / total[site]
         return {
             (site, name): count
             for name, sites in of_class.items()
@@ -358,22 +369,22 @@ class PrototypeBank:
         }
 
     def capped(self) -> dict[str, list[str]]:
-        """By site the classes of which the bank believes in fewer clips than the site says; see `clips`."""
-        believed = self.clips()
-        cut: dict[str, list[str]] = {}
-        for site, prompt in self:
-            if believed.get((site, prompt.name), math.inf) < prompt.count * (1 - 1e-9):  # more than rounding
-                cut.setdefault(site, []).append(prompt.name)
-        return cut
+        """By site, the classes that count for fewer clips than the site reports; see `clips`."""
+        clips = self.clips()
+        capped: dict[str, list[str]] = {}
+        for site, each in self:
+            if clips.get((site, each.name), math.inf) < each.count * (1 - 1e-9):  # more than rounding
+                capped.setdefault(site, []).append(each.name)
+        return capped
 
     def moments(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and variance (Da,) of the clips behind all prototypes, in double precision; None without prototypes.
+        """Mean and variance (Da,) of the clips of all prototypes, in double precision; None without prototypes.
 
-        By the law of total variance the prototypes' means, counts and variances give the clips' own; tokens count
-        alike, and so do held out prototypes, for nothing of any class is in the result. Site by site, so that no more
-        than one site's prototypes are in double precision at a time.
+        By the law of total variance, they follow from the prototypes' means, counts and variances. All tokens have the
+        same weight. Held-out prototypes are included, as the result has no information on single classes. The sum is
+        over sites and classes one by one, so that only one's prototypes are in double precision at a time.
         """
-        parts = [(found.audio, found.counts.double()) for found in self._prototypes()]
+        parts = [(each.audio, each.counts.double()) for each in self._prototypes()]
         if not parts:
             return None
         clips = sum(float(counts.sum()) for _, counts in parts)
@@ -388,14 +399,14 @@ class PrototypeBank:
     def _prototypes(self) -> list[_Prototypes]:
         """All prototypes, ordered by class, then site."""
         clips = self.clips()
-        found = [
+        entries = [
             (name, site, entry)
             for site, classes in self.entries.items()
             for name, entry in classes.items()
             if entry.prompts.audio is not None and (site, name) not in self.contradicted
         ]
         prototypes = []
-        for name, site, entry in sorted(found, key=lambda item: item[:2]):
+        for name, site, entry in sorted(entries, key=lambda item: item[:2]):
             audio = entry.prompts.audio
             assert audio is not None
             counts = audio.counts.float() * (clips[site, name] / entry.prompts.count)
@@ -404,66 +415,72 @@ class PrototypeBank:
         return prototypes
 
     def rows(self) -> PrototypeBatch | None:
-        """All prototypes as rows, ordered by class, then site; None while the bank is empty."""
+        """All prototypes as rows, ordered by class, then site; None if there are none."""
         return self._rows(lambda held_out: [torch.arange(len(mask)) for mask in held_out])
 
     def training_rows(self, per_class: int = 0, random: torch.Generator | None = None) -> PrototypeBatch | None:
-        """`rows` without those that `hold_out` keeps out of training; `names` has every class of either.
+        """`rows` without the held-out ones; `names` are the classes of all rows.
 
-        Where three sites have a class, none has more than `max_site_share` of its rows, however many it sends: those of
-        the others come several times, with a part of their clips each time.
+        If at least three sites have a class, none has more than `max_site_share` of its rows: the rows of the others
+        are repeated, each time with a part of their clips.
 
         Args:
-            per_class: rows of a class at most, drawn by `random` where there are more; 0: all. Rows that come several
-                times to keep to the share are at most as many again.
-            random: source of the draws.
+            per_class: rows of a class at most, sampled with `random` if there are more; 0: all. Repetitions for
+                `max_site_share` at most double it.
+            random: source of the sampling.
         """
 
-        def drawn(held_out: Sequence[Tensor]) -> list[Tensor]:
+        def select(held_out: Sequence[Tensor]) -> list[Tensor]:
             kept = [torch.nonzero(~mask).flatten() for mask in held_out]
             numbers = [len(places) for places in kept if len(places)]
             shares = cap_client_weights(numbers, self.max_site_share) if len(numbers) >= ENOUGH_SITES else numbers
             if shares == numbers:
-                return _some(kept, per_class, random)
-            wanted = [min(len(each), max(shares)) for each in kept]
+                return _subsample(kept, per_class, random)
+            # Rows that each site may have after the cap.
+            allowed = [min(len(each), max(shares)) for each in kept]
             if 0 < per_class < sum(numbers):
                 part = per_class / sum(shares)
                 kept = [
-                    _some([each], math.ceil(part * number), random)[0]
-                    for each, number in zip(kept, wanted, strict=True)
+                    _subsample([each], math.ceil(part * number), random)[0]
+                    for each, number in zip(kept, allowed, strict=True)
                 ]
-            unit = max(map(len, kept)) / max(shares)  # what stands for one row, where nobody's are left out
+            # Repeat the others' rows instead of dropping the capped site's, so that no row is lost.
+            unit = max(map(len, kept)) / max(shares)
             return [
                 each.repeat(math.ceil(unit * number / max(1, len(each))))
-                for each, number in zip(kept, wanted, strict=True)
+                for each, number in zip(kept, allowed, strict=True)
             ]
 
-        return self._rows(drawn)
+        return self._rows(select)
 
     def held_out_rows(self) -> PrototypeBatch | None:
-        """The rows that `hold_out` keeps out of training; `names` has every class of `training_rows`."""
+        """The rows that `hold_out` holds out of training; `names` are those of `training_rows`."""
         return self._rows(lambda held_out: [torch.nonzero(mask).flatten() for mask in held_out])
 
-    def _rows(self, which: Callable[[Sequence[Tensor]], list[Tensor]]) -> PrototypeBatch | None:
-        """The rows whose places `which` names, site by site, by the masks of a class's held out ones.
+    def _rows(self, select: Callable[[Sequence[Tensor]], list[Tensor]]) -> PrototypeBatch | None:
+        """The prototypes that `select` returns for each class.
 
-        What it names several times shares the clips behind it.
+        Args:
+            select: from the held-out masks of the sites that have a class to the indices of their rows. An index may be
+                repeated; its clips are divided among the repetitions.
         """
-        found = self._prototypes()
-        if not found:
+        prototypes = self._prototypes()
+        if not prototypes:
             return None
-        by_class = [list(of_class) for _, of_class in groupby(found, key=lambda each: each.name)]
+        by_class = [list(of_class) for _, of_class in groupby(prototypes, key=lambda each: each.name)]
         names = tuple(of_class[0].name for of_class in by_class)
-        kept = [places for of_class in by_class for places in which([each.held_out for each in of_class])]
+        kept = [places for of_class in by_class for places in select([each.held_out for each in of_class])]
         times = [places.bincount(minlength=1)[places] for places in kept]
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in by_class]))
         return PrototypeBatch(
-            embeddings=torch.cat([each.audio.means[rows] for each, rows in zip(found, kept, strict=True)]).float(),
+            embeddings=torch.cat([each.audio.means[rows] for each, rows in zip(prototypes, kept, strict=True)]).float(),
             labels=labels.repeat_interleave(torch.tensor([len(rows) for rows in kept])),
             counts=torch.cat(
-                [each.counts[rows] / number for each, rows, number in zip(found, kept, times, strict=True)]
+                [each.counts[rows] / number for each, rows, number in zip(prototypes, kept, times, strict=True)]
             ),
-            variances=torch.cat([each.audio.variances[rows] for each, rows in zip(found, kept, strict=True)]).float(),
+            variances=torch.cat(
+                [each.audio.variances[rows] for each, rows in zip(prototypes, kept, strict=True)]
+            ).float(),
             names=names,
         )
 
@@ -472,20 +489,20 @@ class PrototypeBank:
 
         Args:
             kind: "clip" or "t5".
-            names: classes, in the order wanted.
+            names: names of classes.
 
         Returns:
-            A (tokens, width) tensor for each name, or None where no site has sent one.
+            A (tokens, width) tensor for each name, or None if no site has sent one.
         """
         clips = self.clips()
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
-        for site, prompt in self:
-            output = getattr(prompt, kind)
-            if output is not None and (site, prompt.name) not in self.contradicted:
-                count = clips[site, prompt.name]
-                sums[prompt.name] = sums.get(prompt.name, 0) + output.float() * count
-                weights[prompt.name] = weights.get(prompt.name, 0) + count
+        for site, each in self:
+            output = getattr(each, kind)
+            if output is not None and (site, each.name) not in self.contradicted:
+                count = clips[site, each.name]
+                sums[each.name] = sums.get(each.name, 0) + output.float() * count
+                weights[each.name] = weights.get(each.name, 0) + count
         return [sums[name] / weights[name] if name in sums else None for name in names]
 
     def state_dict(self) -> dict[str, Any]:
@@ -511,7 +528,7 @@ class PrototypeBank:
     def from_state_dict(
         cls, state: dict[str, Any], half_precision: bool = False, max_site_share: float = 1.0
     ) -> PrototypeBank:
-        """The bank that `state_dict` described."""
+        """Create a bank from the result of `state_dict`."""
         contradicted = frozenset((site, name) for site, name in state.get("contradicted", []))
         bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share, contradicted)
         for site, classes in state["sites"].items():
@@ -532,10 +549,15 @@ class PrototypeBank:
         return bank
 
 
-def _decided(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[bool] | None:
-    """Which of a class's prototypes were held out before, if they are the `same`, as a fingerprint or their values say.
+def _previous_hold_out(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[bool] | None:
+    """The earlier decision of `hold_out` on a class's prototypes; None if they changed or there is none.
 
-    A site of whose data one class has changed sends all anew.
+    Values are compared if the fingerprint differs: a site sends all prototypes again when those of one class change.
+
+    Args:
+        entry: the site's earlier entry of the class.
+        audio: the new prototypes.
+        same: whether the fingerprint is the same.
     """
     if entry is None or entry.held_out is None or len(entry.held_out) != len(audio.counts):
         return None
@@ -544,8 +566,8 @@ def _decided(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[b
     return entry.held_out if same else None
 
 
-def _some(places: Sequence[Tensor], most: int, random: torch.Generator | None) -> list[Tensor]:
-    """Of the places in all parts together `most`, drawn by `random`; 0: all."""
+def _subsample(places: Sequence[Tensor], most: int, random: torch.Generator | None) -> list[Tensor]:
+    """At most `most` indices of all parts together, sampled with `random`; 0: all."""
     sizes = [len(part) for part in places]
     if not 0 < most < sum(sizes):
         return list(places)
@@ -555,7 +577,7 @@ def _some(places: Sequence[Tensor], most: int, random: torch.Generator | None) -
 
 
 def _halved(tensor: Tensor) -> Tensor:
-    """The tensor as float16, unless a value would overflow there, or a positive one vanish."""
+    """The tensor as float16, unless a value would overflow or underflow to 0."""
     half = tensor.half()
     kept = half.isfinite() & ((half != 0) | (tensor == 0))
     return half if kept.all() else tensor

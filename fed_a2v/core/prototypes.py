@@ -1,4 +1,4 @@
-"""What a site says about its clips: averages of groups of similar clips, never single clips unless asked to."""
+"""The statistics that a site sends of its clips: averages of groups of similar clips (single clips by setting only)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 
-# Of the clips within a group, as a site tells it: that of each group, one for a class, or none.
+# The variance within groups that a site sends: of each group, one for a class, or none.
 Variance = Literal["groups", "class", "none"]
 
 
@@ -23,19 +23,20 @@ def summarise_class(
     min_clips: int = 3,
     variance: Variance = "groups",
 ) -> ClassStatistics | None:
-    """What a site says about one class.
+    """Compute a site's statistics of one class.
 
     Args:
-        name: of the class.
+        name: name of the class.
         embeddings: (N, S, Da) of the site's training clips of the class.
-        kind: `prototypes`: means of groups of similar clips; `mean`: one mean; `samples`: every clip itself.
-        prototypes: groups at most.
-        min_clips: clips behind each mean at least; with too few for two groups there is one mean.
-        variance: within groups: `groups` gives each its own, `class` all groups of the class the mean over its clips,
-            `none` zeros. Three clips' mean and variance tell whether a given clip is one of them.
+        kind: `prototypes`: means of groups of similar clips; `mean`: one mean; `samples`: every single clip.
+        prototypes: maximum number of groups.
+        min_clips: minimum number of clips in a group; with too few for two groups there is one mean.
+        variance: variance within groups: `groups`: of each group; `class`: its mean over the clips of the class, for
+            all groups; `none`: zeros. For privacy: the mean and variance of three clips reveal whether a given clip is
+            one of them.
 
     Returns:
-        The prompts without adapter outputs, or None where there are fewer than `min_clips` clips.
+        The statistics without adapter outputs, or None if there are fewer than `min_clips` clips.
     """
     groups = clip_groups(embeddings, kind, prototypes, min_clips)
     return share_groups(name, embeddings, groups, variance) if groups else None
@@ -44,7 +45,7 @@ def summarise_class(
 def clip_groups(
     embeddings: Tensor, kind: Literal["prototypes", "mean", "samples"], prototypes: int = 8, min_clips: int = 3
 ) -> list[Tensor]:
-    """The rows of `embeddings` that are averaged together, a group a mean; none where there are too few.
+    """Row indices of the groups that are averaged; no groups if there are too few clips.
 
     The arguments are those of `summarise_class`.
     """
@@ -59,7 +60,7 @@ def clip_groups(
 def share_groups(
     name: str, embeddings: Tensor, groups: Sequence[Tensor], variance: Variance = "groups"
 ) -> ClassStatistics:
-    """What a site says about one class whose clips are in these `groups`, one at least; see `summarise_class`."""
+    """Statistics of a class whose clips are in `groups`, at least one; see `summarise_class`."""
     means = torch.stack([embeddings[group].mean(dim=0) for group in groups])
     spread = torch.stack([embeddings[group].var(dim=0, correction=0) for group in groups])
     counts = torch.tensor([len(group) for group in groups])
@@ -70,17 +71,17 @@ def share_groups(
 
 
 def pooled_moments(embeddings: Tensor, min_clips: int = 3) -> PooledMoments | None:
-    """What a site says that may speak of none of its classes, so that the embeddings can be standardised.
+    """Moments of all clips of a site that may not share class statistics, for standardising the embeddings.
 
-    Beside the averages of a class it must not be sent: the difference of the two would be an average of what few
-    clips are left.
+    They must not be sent in addition to averages of classes: the difference would be an average of the few clips
+    that are in no class average.
 
     Args:
         embeddings: (N, S, Da) of all training clips of the site.
-        min_clips: clips behind an average at least.
+        min_clips: minimum number of clips.
 
     Returns:
-        Their moments, or None where there are fewer than `min_clips` clips.
+        Their moments, or None if there are fewer than `min_clips` clips.
     """
     if len(embeddings) < min_clips:
         return None
@@ -89,10 +90,10 @@ def pooled_moments(embeddings: Tensor, min_clips: int = 3) -> PooledMoments | No
 
 
 def similar_groups(rows: Tensor, number: int) -> list[Tensor]:
-    """Divide N rows of (N, D) into `number` groups of equal size (to within one), similar rows together.
+    """Divide (N, D) rows into `number` groups of similar rows, of equal size to within one; returns row indices.
 
-    The rows are halved along their direction of largest variance, again and again. Unlike k-means this never
-    makes a group of one, and it needs no random start.
+    The rows are halved recursively along their direction of largest variance. Unlike k-means, this never makes a
+    group of one and needs no random start.
     """
 
     def divide(index: Tensor, parts: int) -> list[Tensor]:
@@ -101,23 +102,23 @@ def similar_groups(rows: Tensor, number: int) -> list[Tensor]:
         left = parts // 2
         centred = rows[index].double()
         centred = centred - centred.mean(dim=0)
-        # The first right singular vector's scores are the first left one's: no need for the (D, D) matrix.
+        # Scores along the first principal axis, from the (n, n) Gram matrix in place of the larger (D, D) covariance.
         scores = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1]
-        # An eigenvector's sign is arbitrary: fix it, so that every machine makes the same groups.
+        # The sign of an eigenvector is arbitrary; fix it, so that every machine makes the same groups.
         scores = scores * torch.sign(scores[scores.abs().argmax()])
         order = index[scores.argsort(stable=True)]
-        cut = round(len(order) * left / parts)
-        return divide(order[:cut], left) + divide(order[cut:], parts - left)
+        middle = round(len(order) * left / parts)
+        return divide(order[:middle], left) + divide(order[middle:], parts - left)
 
     return divide(torch.arange(len(rows)), number)
 
 
 def fingerprint(prompts: list[ClassStatistics]) -> str:
-    """Hash of the prototypes, so that a site need send them only when its data has changed."""
+    """Hash of the prototypes, so that a site sends them only when its data has changed."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(repr((prompt.name, prompt.count)).encode())
-        if prompt.audio is not None:
-            for tensor in (prompt.audio.means, prompt.audio.counts, prompt.audio.variances):
+    for statistics in prompts:
+        digest.update(repr((statistics.name, statistics.count)).encode())
+        if statistics.audio is not None:
+            for tensor in (statistics.audio.means, statistics.audio.counts, statistics.audio.variances):
                 digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,23 +1,23 @@
-"""Does a generator generate? Figures that tell fresh, varied samples from each of the usual cheats.
+"""Quality of a generator's samples: figures that detect class means, copies of training rows and noise.
 
 No single figure can. Class means train a good classifier, copies of the training rows pass every two-sample test,
-and wide noise covers everything. Three gates together catch them, on rows that were held out of training:
+and wide noise covers everything. Three gates together detect them, on rows that were held out of training:
 
-- train on synthetic, test on real (TSTR): samples carry what tells the classes apart (Esteban et al., 2017);
+- train on synthetic, test on real (TSTR): samples have the features that separate the classes (Esteban et al., 2017);
 - two-sample test within classes (C2ST): a classifier cannot tell residuals of samples from residuals of real
   rows (Lopez-Paz & Oquab, 2017);
-- nearest-neighbour ratio: samples lie as far from the training rows as fresh real rows do.
+- nearest-neighbour ratio: samples are as far from the training rows as unseen real rows are.
 
-Each stands beside what real rows score in place of samples, with the number of rows and a 95 % interval: on ten or
-twenty rows a gate is a die, and below `FEWEST_JUDGED` rows it gives no verdict. Passing all three does not make
-samples indistinguishable from real rows: the two-sample test sees the directions of largest variance and overall size,
-and is blind to such things as exact zeros.
+Each is reported with the figure of real rows in place of samples, the number of rows and a 95 % interval. With ten or
+twenty rows the result of a gate is mostly chance, so there is no verdict below `FEWEST_JUDGED` rows. Samples that pass
+all three may still differ from real rows: the two-sample test sees the directions of largest variance and the overall
+size, but not, for example, exact zeros.
 
-Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless said otherwise, columns are standardised with
-the training rows' mean and max(std, 0.3 x RMS of all stds): the floor keeps columns that are active in a few rows
-from outweighing all others, and survives columns that never vary.
+Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless stated otherwise, columns are standardised with
+the training rows' mean and max(std, 0.3 x RMS of all stds): the floor prevents columns that are active in a few rows
+from outweighing all others, and division by zero.
 
-scikit-learn is imported where it is used: that takes seconds, and few rounds are validated.
+`validation` calls it. scikit-learn is imported where it is used, as that takes seconds and few rounds are validated.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ COMPONENTS = 64
 NEIGHBOURS = 5
 FOLDS = 5
 FEWEST_ROWS = 10
-"""Rows a side below which two-sample figures are not given: their standard error would exceed 0.16."""
+"""Minimum rows of either set for two-sample figures: with fewer, their standard error would exceed 0.16."""
 FEWEST_JUDGED = 40
-"""Rows a side below which no gate passes or fails: chance alone would fail the two-sample test of good samples, in one
-round or another."""
+"""Minimum rows of either set for the verdict of a gate: with fewer, good samples would fail the two-sample test by
+chance in some rounds."""
 QUANTILE = 1.96
+"""Of the normal distribution, for 95 % intervals."""
 RESAMPLES = 500
+"""Bootstrap resamples."""
 
 Interval = tuple[float, float]
 
@@ -55,7 +57,7 @@ class Rows(NamedTuple):
 
     Attributes:
         embeddings: (N, S, Da) or (N, D).
-        labels: (N,) integers; any numbers, the same for the same class everywhere.
+        labels: (N,) integers, with the same number for a class in all sets of rows.
     """
 
     embeddings: Tensor
@@ -63,22 +65,24 @@ class Rows(NamedTuple):
 
 
 Sampler = Callable[[int, int], Rows]
-"""`sampler(per_class, seed)` gives `per_class` fresh samples of every class; another seed, other samples."""
+"""`sampler(per_class, seed)` returns `per_class` samples of every class, which depend on the seed."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of one set of rows against held-out real rows; None where there are too few rows to say.
+    """Figures of one set of rows against held-out real rows; None if there are too few rows.
 
     Attributes:
-        accuracy: on held-out rows, of a classifier trained on this set, with as many rows a class from either set.
-        c2st: accuracy of telling this set from held-out rows by their residuals; 0.5 = cannot be told apart.
+        accuracy: accuracy on held-out rows of a classifier trained on this set; samples and real rows train on equally
+            many rows per class.
+        c2st: accuracy of a classifier between the residuals of this set and of held-out rows; 0.5 =
+            indistinguishable.
         nn_ratio: median distance to the nearest training row of the class, over the same for held-out rows.
-            0 = copies, 1 = like fresh rows, 1.4 and more = noise.
+            0 = copies, 1 = like unseen real rows, 1.4 and more = noise.
         variance_ratio: variance within classes (unbiased, summed over columns) over that of the training rows.
-        precision: share of this set that lies in the k-nearest-neighbour balls of the held-out rows.
-        recall: share of the held-out rows in the balls of this set. Only the pair says anything: class means have
-            precision 1 and recall 0, wide noise the reverse (Kynkaanniemi et al., 2019).
+        precision: share of this set in the k-nearest-neighbour balls of the held-out rows.
+        recall: share of the held-out rows in the balls of this set. Only both together are meaningful: class means
+            have precision 1 and recall 0, wide noise the reverse (Kynkaanniemi et al., 2019).
         one_nn_held_out: share of held-out rows whose nearest neighbour among both sets is a held-out row; 0.5 = mixed.
         one_nn_synthetic: the same for this set. Never average the two: a collapsed set has a low and a high one.
     """
@@ -95,16 +99,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate: a figure, the same figure for real rows, and the band in which the former passes.
+    """One gate: a figure of the samples, the same figure of real rows, and the range of values that pass.
 
     Attributes:
         name: `tstr`, `c2st` or `nn_ratio`.
-        value: the samples' figure, or None where it cannot be computed.
+        value: the samples' figure, or None if it cannot be computed.
         real: the figure of real rows in place of samples, or None.
-        low: least value that passes.
-        high: greatest value that passes.
-        rows: held-out rows behind the value.
-        interval: 95 % interval of the value, had other rows been held out; None where there is no value.
+        low: smallest value that passes.
+        high: largest value that passes.
+        rows: held-out rows that the value is computed from.
+        interval: 95 % interval of the value over the choice of held-out rows; None without a value.
     """
 
     name: str
@@ -117,14 +121,14 @@ class Gate:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the value lies in the band; None where there is no value, or too few rows for a verdict."""
+        """Whether the value passes; None without a value, or with too few rows for a verdict."""
         if self.value is None or self.rows < FEWEST_JUDGED:
             return None
         return self.low <= self.value <= self.high
 
     @property
     def surely_failed(self) -> bool:
-        """Whether the value fails, and its whole interval lies outside the band: not by chance, then."""
+        """Whether the value and its whole interval fail, so that chance is no likely cause."""
         if self.passed is not False or self.interval is None:
             return False
         return self.interval[1] < self.low or self.interval[0] > self.high
@@ -132,14 +136,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class GeneratorQuality:
-    """What `assess` found.
+    """Result of `assess`.
 
     Attributes:
         synthetic: figures of the samples, averaged over sampling seeds.
-        real: the same figures for training rows that were left out for the purpose (`accuracy`: of a classifier
+        real: the same figures of training rows that are left out for this purpose (`accuracy`: of a classifier
             trained on real rows).
         classes: number of classes compared.
-        rows: samples that were compared with as many held-out rows, each seed.
+        rows: number of samples, and of held-out rows, that are compared for each seed.
         intervals: 95 % intervals of `tstr` (`paired_ratio_interval`) and `nn_ratio` (bootstrap of the rows, Efron
             1979); that of `c2st` follows from its value, see `c2st_interval`.
     """
@@ -154,36 +158,36 @@ class GeneratorQuality:
     def tstr(self) -> float | None:
         """Accuracy after training on samples over that after training on real rows.
 
-        None for fewer than two classes, and where real rows do not beat chance themselves.
+        None for fewer than two classes, and if training on real rows is not better than chance.
         """
         if self.synthetic.accuracy is None or self.real.accuracy is None or self.classes < 2:
             return None
         return None if self.real.accuracy <= 1 / self.classes else self.synthetic.accuracy / self.real.accuracy
 
     def gates(self) -> tuple[Gate, Gate, Gate]:
-        """The three gates with their bands. None of them suffices alone."""
+        """The three gates with the ranges that pass. None of them suffices alone."""
         tstr, c2st, nn_ratio = self.tstr, self.synthetic.c2st, self.synthetic.nn_ratio
-        around_tstr, around_nn = (self.intervals.get(name) for name in ("tstr", "nn_ratio"))
-        around_c2st = None if c2st is None else c2st_interval(c2st, self.rows)
+        tstr_interval, nn_interval = self.intervals.get("tstr"), self.intervals.get("nn_ratio")
+        c2st_ends = None if c2st is None else c2st_interval(c2st, self.rows)
         return (
-            Gate("tstr", tstr, None if tstr is None else 1.0, 0.94, math.inf, self.rows, around_tstr),
-            Gate("c2st", c2st, self.real.c2st, 0.0, 0.63, self.rows, around_c2st),
-            Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, around_nn),
+            Gate("tstr", tstr, None if tstr is None else 1.0, 0.94, math.inf, self.rows, tstr_interval),
+            Gate("c2st", c2st, self.real.c2st, 0.0, 0.63, self.rows, c2st_ends),
+            Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, nn_interval),
         )
 
     def failed_gates(self) -> list[str]:
-        """Names of the gates whose value lies outside its band; a gate without a verdict is not among them."""
+        """Names of the gates that fail, without those that have no verdict."""
         return [gate.name for gate in self.gates() if gate.passed is False]
 
     @property
     def passed(self) -> bool:
-        """Whether all three gates could be judged and pass."""
+        """Whether all three gates have a verdict and pass."""
         return all(gate.passed for gate in self.gates())
 
     def as_dict(self) -> dict[str, float]:
-        """All figures by name, those of real rows with `_real` behind; figures without a value are left out.
+        """All figures that have a value, by name; those of real rows have the suffix `_real`.
 
-        Among them `rows`, and the ends of the gates' intervals, with `_low` and `_high` behind.
+        Includes `rows`, and the ends of the gates' intervals with the suffixes `_low` and `_high`.
         """
         figures = {"tstr": self.tstr, **asdict(self.synthetic), "rows": self.rows or None}
         figures |= {f"{name}_real": value for name, value in asdict(self.real).items()}
@@ -203,34 +207,34 @@ def assess(
 ) -> GeneratorQuality:
     """Compare a generator's samples with held-out real rows of the same classes, and real rows with real rows.
 
-    Equal numbers are compared: as many samples a class as there are held-out rows, and as many samples to train
-    the classifier as there are training rows. Figures are means over `seeds`. The real-against-real figures come
-    from up to a third of the training rows of each class: left out at random, they take the samples' place, and
-    what remains takes that of the training rows.
+    Equal numbers are compared: as many samples per class as there are held-out rows, and as many samples to train
+    the classifier as there are training rows. Figures are means over `seeds`. For the figures of real rows, up to a
+    third of the training rows of each class is left out at random and replaces the samples; the others are the training
+    rows.
 
-    All three sets must be rows of the same kind. Group means vary less than single clips, so samples of single
-    clips look too wide beside held-out group means.
+    All three sets must be rows of the same kind: group means vary less than single clips, so samples of single
+    clips would look too wide compared with held-out group means.
 
-    A class counts if it has at least two training rows, a held-out row and a sample.
+    Classes with at least two training rows, a held-out row and a sample are compared.
 
     Args:
-        train: rows the generator was trained on, (N, S, Da) or (N, D), on any device.
-        held_out: real rows it has not seen.
-        synthetic: a sampler, or samples drawn before; of these each seed takes another part, if there are enough.
+        train: the generator's training rows, (N, S, Da) or (N, D), on any device.
+        held_out: real rows that it was not trained on.
+        synthetic: a sampler, or samples; of these each seed uses another part, if there are enough.
         seeds: number of samplings to average, at least 1.
-        max_rows: of each set, about as many rows are compared at most, evenly over classes. It bounds the time;
-            the nearest training row is always sought among all.
-        known: of other samples, as many, beside the same rows: its figures of real rows are taken, which are half of
-            the work, and `tstr` gets no interval.
+        max_rows: about the maximum number of rows of each set to compare, evenly over classes, to limit the time.
+            The nearest training row is always searched among all.
+        known: result for equally many other samples and the same rows. Its figures of real rows are reused, which
+            saves half of the work, and `tstr` has no interval.
 
     Returns:
-        Figures for logs, gates and warnings. A figure is None where there are too few rows for it.
+        Figures for logs, gates and warnings. A figure is None if there are too few rows for it.
 
     Raises:
-        ValueError: widths differ, labels do not fit, or a value is not finite.
+        ValueError: widths differ, labels do not match, or a value is not finite.
     """
     if seeds < 1:
-        raise ValueError(f"seeds = {seeds}: at least one sampling is needed")
+        raise ValueError(f"seeds={seeds}: must be at least 1")
     real, held = _Table.of(train, "training"), _Table.of(held_out, "held-out")
     classes = np.intersect1d(real.classes(at_least=2), held.classes())
     limit = max(2, max_rows // max(1, len(classes)))
@@ -244,14 +248,14 @@ def assess(
     samples = [draw(seed) for seed in range(seeds)]
     for table in (held, *samples):
         if table.x.shape[1] != real.x.shape[1]:
-            raise ValueError(f"rows are {table.x.shape[1]} wide where training rows are {real.x.shape[1]}")
+            raise ValueError(f"rows have width {table.x.shape[1]}, but training rows have width {real.x.shape[1]}")
     for table in samples:
         classes = np.intersect1d(classes, table.classes())
     if len(classes) == 0:
         return GeneratorQuality(Figures(), Figures(), classes=0, rows=0)
 
     real, held, *samples = (table.of_classes(classes) for table in (real, held, *samples))
-    held = held.take(np.full(len(classes), limit), "held-out")
+    held = held.choose(np.full(len(classes), limit), "held-out")
     scale = _Scale.of(real.x)
     real, held, *samples = (_Table(scale(table.x), table.y) for table in (real, held, *samples))
 
@@ -259,19 +263,19 @@ def assess(
     intervals: dict[str, list[Interval]] = {"tstr": [], "nn_ratio": []}
     for seed, table in enumerate(samples):
         to_train = np.minimum(np.minimum(real.counts, table.counts), limit)
-        figures, around = _compare(real, held, table, seed)
-        found = _right(table.take(to_train, "tstr", seed), held)
-        synthetic_figures.append({**figures, "accuracy": _share(found)})
-        intervals["nn_ratio"] += [] if around is None else [around]
+        figures, interval = _compare(real, held, table, seed)
+        correct = _correct(table.choose(to_train, "tstr", seed), held)
+        synthetic_figures.append({**figures, "accuracy": _share(correct)})
+        intervals["nn_ratio"] += [] if interval is None else [interval]
         if known is not None:
             continue
         left_out, remaining = real.split(np.minimum(held.counts, real.counts // 3), "left-out", seed)
         figures, _ = _compare(remaining, held, left_out, seed)
-        if seed == 0 or (to_train < real.counts).any():
-            found_by_real = _right(real.take(to_train, "tstr", seed), held)
-        real_figures.append({**figures, "accuracy": _share(found_by_real)})
-        if found is not None and found_by_real is not None and found_by_real.any():
-            intervals["tstr"].append(paired_ratio_interval(found, found_by_real))
+        if seed == 0 or (to_train < real.counts).any():  # else the same as that of seed 0
+            correct_by_real = _correct(real.choose(to_train, "tstr", seed), held)
+        real_figures.append({**figures, "accuracy": _share(correct_by_real)})
+        if correct is not None and correct_by_real is not None and correct_by_real.any():
+            intervals["tstr"].append(paired_ratio_interval(correct, correct_by_real))
     rows = int(np.minimum(held.counts, np.min([table.counts for table in samples], axis=0)).sum())
     means = {name: _mean_interval(each) for name, each in intervals.items() if each}
     of_real = known.real if known is not None else _mean(real_figures)
@@ -279,11 +283,11 @@ def assess(
 
 
 def c2st_interval(accuracy: float, rows: int) -> Interval:
-    """The 95 % interval of a cross-validated accuracy with `rows` rows a side: Wilson's (1927), with `rows` trials.
+    """95 % interval of a cross-validated accuracy on two sets of `rows` rows: Wilson's (1927), with `rows` trials.
 
-    Not with 2 x `rows`, all that are classified: folds share their training rows, so the accuracy varies more from one
-    set of rows to the next than as many coins would (Bengio & Grandvalet, 2004). With half of them the interval holds
-    the 0.5 of rows from one distribution 19 times in 20; with all of them 15 to 17 times.
+    Not with 2 x `rows` trials, the number of rows classified: folds share their training rows, so the accuracy varies
+    more between sets of rows than that of independent trials (Bengio & Grandvalet, 2004). For two sets from one
+    distribution, the interval contains 0.5 in 19 of 20 cases with `rows` trials, in 15 to 17 with twice as many.
     """
     squared = QUANTILE**2
     centre = (accuracy * rows + squared / 2) / (rows + squared)
@@ -292,11 +296,11 @@ def c2st_interval(accuracy: float, rows: int) -> Interval:
 
 
 def paired_ratio_interval(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
-    """The 95 % interval of the ratio of two accuracies on the same rows (Bonett & Price, 2006).
+    """95 % interval of the ratio of two accuracies on the same rows (Bonett & Price, 2006).
 
     Args:
-        one: (N,) mask of the rows that the first classifier has right.
-        other: (N,) of the second; at least one.
+        one: (N,) mask of the rows that the first classifier classifies correctly.
+        other: (N,) mask of the second, with at least one row.
     """
     either, discordant = int((one | other).sum()), int((one ^ other).sum())
     first, second = int(one.sum()), int(other.sum())
@@ -321,10 +325,10 @@ class SampleValidation:
     """Agreement of samples with held-out rows of their class: expectations over all pairs, then over classes.
 
     Attributes:
-        similarity: mean cosine, of each token.
+        similarity: mean cosine, by token.
         mse: mean squared difference.
         l1: mean absolute difference.
-        per_class: mean cosine of each class validated, by name in sorted order.
+        per_class: mean cosine of each validated class, by name in sorted order.
     """
 
     similarity: float
@@ -336,9 +340,9 @@ class SampleValidation:
 def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> SampleValidation:
     """Cosine, MSE and L1 between each sample and each held-out row of its class, in the embeddings' own space.
 
-    Real rows differ among themselves, so the best possible similarity is not 1: compare with
-    `validate_samples(train, held_out, names)`. And a generator that always gives the class mean scores *better*
-    than real rows do; `assess` tells the two apart.
+    Real rows differ from each other, so the best possible similarity is not 1: compare with
+    `validate_samples(train, held_out, names)`. A generator that always returns the class mean scores *better* than real
+    rows; `assess` detects it.
 
     Args:
         synthetic: samples, (N, S, Da) or (N, D).
@@ -369,15 +373,15 @@ def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> S
 def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | None:
     """Number of latent units whose posterior mean varies over the rows *of a class* (Burda et al., 2016).
 
-    Units that only repeat the class, which the condition tells the decoder anyway, do not count.
+    Units that only encode the class do not count, as the decoder gets the class from its condition.
 
     Args:
         mu: (N, L) posterior means.
         labels: (N,) integers.
-        threshold: least variance (unbiased, pooled over classes) of an active unit.
+        threshold: minimum variance (unbiased, pooled over classes) of an active unit.
 
     Returns:
-        A number from 0 to L, or None where no class has two rows.
+        A number from 0 to L, or None if no class has two rows.
     """
     _, index = labels.unique(return_inverse=True)
     counts = index.bincount()
@@ -391,11 +395,11 @@ def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | N
 
 
 def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
-    """What is wrong with a generator and what to do about it, one line each; empty for a good one.
+    """Problems of a generator with their remedies, one line each; empty for a good one.
 
-    Of a gate is only warned where its whole interval lies outside the band, and never on fewer than `FEWEST_JUDGED`
-    rows: a warning is never the play of chance alone. `generator=gaussian`, which several of them name, measures the
-    moments of the same rows: what it does not reach, the rows do not allow.
+    A gate only causes a warning if its whole interval fails, with at least `FEWEST_JUDGED` rows, so that no warning is
+    due to chance alone. Several remedies name `generator=gaussian`, which uses the moments of the same rows: what it
+    does not reach, the rows do not allow.
 
     Args:
         quality: from `assess`.
@@ -404,40 +408,42 @@ def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[s
     failed = {gate.name: gate for gate in quality.gates() if gate.surely_failed}
     nn_ratio, variance = quality.synthetic.nn_ratio, quality.synthetic.variance_ratio
     flat = variance is not None and variance < 0.5
-    found = []
+    warnings = []
     if active is not None and active <= 1:
-        found.append(
+        warnings.append(
             f"The posterior has collapsed: {active} active latent units within classes. Lower the loss's beta_max, or "
-            "give the units free_bits."
+            "set free_bits."
         )
     if flat:
-        found.append(
-            f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Draw "
+        warnings.append(
+            f"Samples have no spread: their variance within classes is {variance:.2f} of the training rows'. Sample "
             "with the moments of each class, as generator=gaussian does."
         )
+    # Flat samples are at the class mean, closer to training rows than real rows are without being copies.
     if "nn_ratio" in failed and nn_ratio is not None and nn_ratio < (0.5 if flat else 1):
-        found.append(
-            f"Samples copy training rows: they lie {nn_ratio:.2f} times as far from them as fresh rows do. Draw from "
-            "the moments of each class, as generator=gaussian does."
+        warnings.append(
+            f"Samples copy training rows: they are {nn_ratio:.2f} times as far from them as unseen rows are. Sample "
+            "from the moments of each class, as generator=gaussian does."
         )
     if "nn_ratio" in failed and nn_ratio is not None and nn_ratio > 1:
-        found.append(
-            f"Samples are {'noise' if 'c2st' in failed else 'off their class'}: they lie {nn_ratio:.2f} times as far "
-            "from the training rows as fresh rows do. Use each class's own spread, correlated as its residuals are, "
-            "as generator=gaussian does, and check that every row has its own class's condition."
+        warnings.append(
+            f"Samples are {'noise' if 'c2st' in failed else 'off their class'}: they are {nn_ratio:.2f} times as far "
+            "from the training rows as unseen rows are. Use each class's own spread, with the correlations of its "
+            "residuals, as generator=gaussian does, and check that every row has the condition of its class."
         )
     elif "c2st" in failed and not flat:
-        found.append(
-            f"Samples vary unlike real rows: a classifier tells them apart {quality.synthetic.c2st:.2f} of the time. "
-            "Draw residuals that are correlated as the class's are, as generator=gaussian does."
+        warnings.append(
+            f"Samples vary unlike real rows: a classifier between them has accuracy "
+            f"{quality.synthetic.c2st:.2f}. Sample residuals with the correlations of the class, as generator=gaussian "
+            "does."
         )
     if "tstr" in failed:
-        found.append(
-            f"Samples do not carry their class: a classifier trained on them is {quality.tstr:.2f} times as accurate "
-            "as one trained on real rows. Check that every row has its own class's condition, and compare with "
-            "generator=gaussian."
+        warnings.append(
+            f"Samples do not carry their class: a classifier trained on them is {quality.tstr:.2f} times as "
+            "accurate as one trained on real rows. Check that every row has the condition of its class, and compare "
+            "with generator=gaussian."
         )
-    return found
+    return warnings
 
 
 # The comparison itself, on numpy arrays.
@@ -455,7 +461,7 @@ class _Table:
         x = rows.embeddings.detach().float().cpu().flatten(1).numpy()
         y = rows.labels.detach().cpu().numpy().astype(np.int64)
         if y.shape != x.shape[:1]:
-            raise ValueError(f"{len(x)} {kind} rows need as many labels, got shape {y.shape}")
+            raise ValueError(f"{len(x)} {kind} rows need {len(x)} labels, got shape {y.shape}")
         if bad := int((~np.isfinite(x).all(1)).sum()):
             raise ValueError(f"{bad} of {len(x)} {kind} rows are not finite; lower generator.learning_rate")
         return cls(x, y)
@@ -477,20 +483,20 @@ class _Table:
         return np.bincount(self.y)
 
     def split(self, counts: NDArray[np.int64], *purpose: int | str) -> tuple[_Table, _Table]:
-        """Up to `counts[c]` rows of each class c, at random, and the others."""
+        """Up to `counts[c]` rows of each class c, at random, and the others; `purpose` is the seed."""
         shuffled = numpy_generator("quality", *purpose).permutation(len(self.y))
         order = shuffled[np.argsort(self.y[shuffled], kind="stable")]
         place = np.arange(len(order)) - np.searchsorted(self.y[order], self.y[order])
         first = place < counts[self.y[order]]
-        taken, others = order[first], order[~first]
-        return _Table(self.x[taken], self.y[taken]), _Table(self.x[others], self.y[others])
+        chosen, others = order[first], order[~first]
+        return _Table(self.x[chosen], self.y[chosen]), _Table(self.x[others], self.y[others])
 
-    def take(self, counts: NDArray[np.int64], *purpose: int | str) -> _Table:
+    def choose(self, counts: NDArray[np.int64], *purpose: int | str) -> _Table:
         return self.split(counts, *purpose)[0]
 
 
 class _Scale:
-    """Standardisation with a floor under the standard deviations."""
+    """Standardisation with a minimum standard deviation."""
 
     def __init__(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
         self.mean, self.std = mean, std
@@ -506,9 +512,9 @@ class _Scale:
 
 
 def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> tuple[dict[str, float | None], Interval | None]:
-    """All figures but the accuracy of `other` against `held`, equal numbers of either a class.
+    """All figures except accuracy of `other` against `held`, and the 95 % interval of `nn_ratio`.
 
-    Also the 95 % interval of `nn_ratio`.
+    Equal numbers of either are compared in each class.
     """
     means = _class_means(train)
     train_variance, variance = _within_variance(train), _within_variance(other)
@@ -516,21 +522,21 @@ def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> tuple[dic
     varied = train_variance is not None and train_variance > 1e-8 * train.x.shape[1]
     ratio = variance / train_variance if varied and variance is not None and train_variance else None
     counts = np.minimum(np.bincount(held.y, minlength=len(means)), np.bincount(other.y, minlength=len(means)))
-    held = held.take(counts, "compared", "held-out", seed)
-    other = other.take(counts, "compared", "other", seed)
+    held = held.choose(counts, "compared", "held-out", seed)
+    other = other.choose(counts, "compared", "other", seed)
     if len(other.y) == 0:
         return {"variance_ratio": ratio}, None
     near, near_held = _nearest_in_class(train, other), _nearest_in_class(train, held)
     figures: dict[str, float | None] = {"variance_ratio": ratio}
-    around = None
-    # Held-out rows that are copies of training rows are no measure of anything.
+    interval = None
+    # If held-out rows are copies of training rows, their distance is no reference.
     if np.median(near_held) > 1e-3:
         figures["nn_ratio"] = float(np.median(near) / np.median(near_held))
-        around = _median_ratio_interval(near, near_held, seed)
+        interval = _median_ratio_interval(near, near_held, seed)
     if len(other.y) < FEWEST_ROWS:
-        return figures, around
+        return figures, interval
     c2st = _c2st(train, means, held, other, seed) if varied else None
-    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}, around
+    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}, interval
 
 
 def _class_means(rows: _Table) -> NDArray[np.float32]:
@@ -539,7 +545,7 @@ def _class_means(rows: _Table) -> NDArray[np.float32]:
 
 
 def _within_variance(rows: _Table) -> float | None:
-    """Unbiased variance within classes, summed over columns; None without two rows of a class."""
+    """Unbiased variance within classes, summed over columns; None if no class has two rows."""
     freedom = len(rows.y) - len(rows.classes())
     if freedom < 1:
         return None
@@ -549,19 +555,19 @@ def _within_variance(rows: _Table) -> float | None:
     return float(total) / freedom
 
 
-def _right(train: _Table, test: _Table) -> NDArray[np.bool_] | None:
-    """Which rows of `test` a logistic regression trained on `train` has right; None for a single class."""
+def _correct(train: _Table, test: _Table) -> NDArray[np.bool_] | None:
+    """Rows of `test` that a logistic regression trained on `train` classifies correctly; None for a single class."""
     if len(train.classes()) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit(train.x, train.y)
-    right: NDArray[np.bool_] = model.predict(test.x) == test.y
-    return right
+    correct: NDArray[np.bool_] = model.predict(test.x) == test.y
+    return correct
 
 
-def _share(right: NDArray[np.bool_] | None) -> float | None:
-    return None if right is None else float(right.mean())
+def _share(mask: NDArray[np.bool_] | None) -> float | None:
+    return None if mask is None else float(mask.mean())
 
 
 def _nearest_in_class(train: _Table, rows: _Table) -> NDArray[np.float32]:
@@ -575,30 +581,29 @@ def _nearest_in_class(train: _Table, rows: _Table) -> NDArray[np.float32]:
 
 
 def _median_ratio_interval(one: NDArray[np.float32], other: NDArray[np.float32], seed: int) -> Interval:
-    """The 95 % interval of the ratio of two medians: percentiles over resampled rows."""
+    """95 % interval of the ratio of two medians: percentiles over bootstrap resamples."""
     random = numpy_generator("quality", "bootstrap", seed)
 
     def medians(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = np.median(
-            values[random.integers(len(values), size=(RESAMPLES, len(values)))], axis=1
-        )
-        return found
+        rows = random.integers(len(values), size=(RESAMPLES, len(values)))
+        resampled: NDArray[np.float32] = np.median(values[rows], axis=1)
+        return resampled
 
     low, high = np.percentile(medians(one) / np.maximum(medians(other), 1e-12), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _mean_interval(intervals: Sequence[Interval]) -> Interval:
-    """The mean of the ends. Other samplings of the same held-out rows tell little more of them."""
+    """The mean of the ends, no narrower interval: more samplings are no additional held-out rows."""
     low, high = np.mean(intervals, axis=0)
     return float(low), float(high)
 
 
 def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table, seed: int) -> float | None:
-    """Cross-validated accuracy of telling `other` from `held` by what is left after the training class means.
+    """Cross-validated accuracy of a classifier between `other` and `held`, on residuals from the training class means.
 
-    Features: the top principal components within the training rows' classes, their absolute values (a wider or
-    narrower spread shows there), and the log norm of the whole residual.
+    Features: the top principal components of the training rows' residuals, their absolute values (for a different
+    spread), and the log norm of the whole residual.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
@@ -607,7 +612,7 @@ def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table
     from sklearn.preprocessing import StandardScaler
 
     residuals = train.x - means[train.y]
-    # Of N - C directions in the training residuals, the smaller half is mostly sampling error.
+    # Of the N - C directions of the training residuals, the half with less variance is mostly sampling error.
     size = min(COMPONENTS, (len(train.y) - len(means)) // 2, residuals.shape[1])
     if size < 1:
         return None
@@ -645,7 +650,7 @@ def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> di
 
 
 def _mean(figures: Sequence[dict[str, float | None]]) -> Figures:
-    """The mean of each figure over those that could be computed."""
+    """The mean of each figure over the sets that have a value for it."""
     means = {}
     for name in (each.name for each in fields(Figures)):
         values = [value for each in figures if (value := each.get(name)) is not None]

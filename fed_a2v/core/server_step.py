@@ -1,9 +1,9 @@
-"""The server's part of a round, after the sites' adapters have been averaged.
+"""The server's part of a round, after the sites' adapters have been averaged; the Flower strategy calls it.
 
-    put the replies into the bank -> train the generator -> validate it -> distil the sites' adapters, if asked to
+    store the replies in the bank -> train the generator -> validate it -> distil the sites' adapters (optional)
     -> fine-tune the global adapters
 
-It knows nothing of Flower, so it runs in milliseconds in a test and can be used elsewhere.
+It does not depend on Flower, so a test runs it in milliseconds and other projects can use it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import Scorer, choose_calibration, solve_adapter
 
 log = logging.getLogger("fed_a2v")
-# A line per class and epoch: for the run's log file rather than for the terminal.
+# A line per class and epoch, which only the log file of the run gets.
 class_log = logging.getLogger("fed_a2v.classes")
-# Samples of a class that stand in for its prototypes where these may not be kept.
+# Samples of a class that replace its prototypes if these may not be kept.
 REPLAYED_ROWS = 32
-# Groups of recorded classes that play unrecorded ones, one after the other.
+# Groups of recorded classes that are left out in turn to choose the calibration.
 CALIBRATION_GROUPS = 4
-# At most so many epochs of a round are reported class by class.
+# Epochs of a round, at most, whose loss is logged class by class.
 REPORTED_EPOCHS = 5
-# The guide's words for the terms of a VAE's loss.
+# Names of the terms of a VAE's loss in the log, which are those of the guide.
 PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
 
 @dataclass(frozen=True)
 class ServerStepSettings:
-    """Settings of the server step; the names and meanings are those of the configuration."""
+    """Settings of the server step, with the names and meanings of the configuration."""
 
     seed: int = 0
     max_age: int = 0
@@ -75,7 +75,14 @@ class ServerStepSettings:
 
 
 class ClientUpdate(NamedTuple):
-    """What one site has said in a round. Its adapters' weights are only needed for distillation."""
+    """One site's reply in a round.
+
+    Attributes:
+        site: name of the site.
+        prompts: statistics of its classes.
+        fingerprint: hash of its prototypes.
+        weights: its adapters' weights, for distillation only.
+    """
 
     site: str
     prompts: list[ClassStatistics]
@@ -84,17 +91,21 @@ class ClientUpdate(NamedTuple):
 
 
 class _Synthetic(NamedTuple):
-    """(N, S, Da) samples with their (N,) labels, and others of the same classes where the T5 adapter has its own."""
+    """(N, S, Da) samples with their (N,) labels, and separate samples of the same rows' classes for the T5 adapter."""
 
     audio: Tensor
     labels: Tensor
     t5_audio: Tensor | None
 
 
-class _Material(NamedTuple):
-    """(N, S, Da) rows with their (N,) class indices, and which of them are synthetic, where any are.
+class _TrainingRows(NamedTuple):
+    """Training rows of the adapters.
 
-    Where the T5 adapter has samples of its own, `t5_audio` are the rows that it learns from.
+    Attributes:
+        audio: (N, S, Da).
+        labels: (N,) class indices.
+        mixture: which rows are synthetic; None if rows are of one kind.
+        t5_audio: (N, S, Da) inputs of the T5 adapter if it has separate samples.
     """
 
     audio: Tensor
@@ -104,13 +115,13 @@ class _Material(NamedTuple):
 
 
 class ServerStep:
-    """The state that the server keeps between rounds, and what it does with each round's replies.
+    """Processes each round's replies and holds the server's state between rounds.
 
     Args:
         adapters: the global adapters; changed in place.
         prompts: the class prompts.
-        generator: learns the sites' prototypes; None fine-tunes on the prototypes alone.
-        loss: of the adapters.
+        generator: is trained on the sites' prototypes; None: fine-tune on the prototypes only.
+        loss: loss of the adapters.
         settings: see `ServerStepSettings`.
     """
 
@@ -132,141 +143,154 @@ class ServerStep:
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
         self.finetuned_rounds = 0
-        # Taken off the scores of recorded classes, so that unrecorded ones are found; see `_calibrate`.
+        # Subtracted from the scores of recorded classes, which are higher than those of unseen ones; see `_calibrate`.
         self.calibration = 0.0
         self._calibrated_on: tuple[str, ...] = ()
         self._initial = copy.deepcopy(adapters.state_dict()) if settings.unseen else {}
-        self._said_nothing_held_out = False
-        # Classes whose prototypes are gone and that the generator remembers.
+        self._logged_nothing_held_out = False
+        # Classes whose prototypes were dropped and that the generator replays.
         self.replayed: tuple[str, ...] = ()
-        self._told_capped: dict[str, list[str]] = {}
+        self._logged_capped: dict[str, list[str]] = {}
 
     @property
     def trains_generator(self) -> bool:
-        """Whether the settings have any use for a generator."""
+        """Whether there is a generator and the settings use its samples."""
         return self.generator is not None and (self.settings.finetune or self.settings.distil)
 
     def run(self, round_number: int, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
-        """Do the server's part of a round.
+        """Run the server's part of a round.
 
         Args:
             round_number: from 1.
-            updates: the good replies, in a fixed order.
+            updates: the valid replies, in a fixed order.
 
         Returns:
-            What goes into the round's row of the metrics.
+            The metrics of the round.
         """
-        row: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         self.fill_bank(round_number, updates)
-        fresh = self._fresh_rows(round_number)
-        if (fresh is None and not self.replayed) or not (self.settings.finetune or self.settings.distil):
-            return row
-        row |= {"bank/capped_sites": self._tell_capped(), "bank/contradicted": len(self.bank.contradicted)}
+        stored = self._stored_rows(round_number)
+        if (stored is None and not self.replayed) or not (self.settings.finetune or self.settings.distil):
+            return metrics
+        metrics |= {"bank/capped_sites": self._log_capped(), "bank/contradicted": len(self.bank.contradicted)}
         log.info("=== Round %d: Training Generator and Global Adapters ===", round_number)
         device = self.conditions.device
         if self.generator is not None:
             self.generator.move_to(device)
-        trained_on = self._known_rows(round_number, fresh).to(device)
+        trained_on = self._with_replay(round_number, stored).to(device)
         held_out = self._held_out_rows(trained_on)
         if not len(held_out):
-            self._say_that_nothing_is_held_out()
+            self._log_nothing_held_out()
         synthetic = None
         if self.generator is not None:
-            if fresh is not None and len(fresh):  # else there is nothing to learn but its own samples
-                with _timed(row, "generator"):
-                    row |= self._train_generator(round_number, trained_on)
+            if stored is not None and len(stored):  # else it would only be trained on its own samples
+                with _timed(metrics, "generator"):
+                    metrics |= self._train_generator(round_number, trained_on)
                 if len(held_out) and self._validates(round_number):
-                    with _timed(row, "validation"):
-                        row |= self._validate(round_number, fresh.to(device), held_out)
+                    with _timed(metrics, "validation"):
+                        metrics |= self._validate(round_number, stored.to(device), held_out)
             synthetic = self._synthetic_rows(round_number, trained_on)
             if self.settings.generator_waits_on_cpu:
                 self.generator.move_to(torch.device("cpu"))
         if self.adapters.closed_form:
-            with _timed(row, "finetune"):
-                row |= self._solve(trained_on.joined(held_out))
-            return self._end_of_round(trained_on, held_out, row)
-        material = self._material(trained_on, synthetic)
-        steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
-        if self.settings.distil:
-            with _timed(row, "distil"):
-                row |= self._distil(round_number, updates, material, steps)
-        if self.settings.finetune:
-            with _timed(row, "finetune"):
-                row |= self._finetune(round_number, material, held_out, steps, self._may_roll_back(fresh))
-        row["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in row))
-        return self._end_of_round(trained_on, held_out, row)
-
-    def _end_of_round(
-        self, trained_on: PrototypeBatch, held_out: PrototypeBatch, row: dict[str, Any]
-    ) -> dict[str, Any]:
+            with _timed(metrics, "finetune"):
+                metrics |= self._solve(trained_on.joined(held_out))
+        else:
+            metrics |= self._train_adapters(round_number, updates, stored, trained_on, held_out, synthetic)
         self.finetuned_rounds += 1
         if self.settings.unseen and self._calibrated_on != trained_on.names:
-            with _timed(row, "calibration"):
+            with _timed(metrics, "calibration"):
                 self._calibrate(trained_on.joined(held_out))
         if not self.settings.keep_prototypes:
             self.bank.forget_prototypes()
             self.replayed = trained_on.names
-        return row
+        return metrics
 
-    def _fresh_rows(self, round_number: int) -> PrototypeBatch | None:
-        """The bank's prototypes to train on; of a class that very many sites have, other ones each round.
+    def _train_adapters(
+        self,
+        round_number: int,
+        updates: Sequence[ClientUpdate],
+        stored: PrototypeBatch | None,
+        trained_on: PrototypeBatch,
+        held_out: PrototypeBatch,
+        synthetic: _Synthetic | None,
+    ) -> dict[str, Any]:
+        """Distil and fine-tune, each only if it is set."""
+        metrics: dict[str, Any] = {}
+        rows = self._training_rows(trained_on, synthetic)
+        steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
+        if self.settings.distil:
+            with _timed(metrics, "distil"):
+                metrics |= self._distil(round_number, updates, rows, steps)
+        if self.settings.finetune:
+            # Held-out rows must not undo a fine-tuning that also trains classes with replayed samples only:
+            # none of their rows are held out, and the gain for them may cost accuracy on the classes of this round,
+            # which the averaged adapters fit best.
+            may_roll_back = self.settings.rollback and set(self.replayed) <= set(() if stored is None else stored.names)
+            with _timed(metrics, "finetune"):
+                metrics |= self._finetune(round_number, rows, held_out, steps, may_roll_back)
+        metrics["server/optimiser_steps"] = steps * (self.settings.finetune + ("distil/loss" in metrics))
+        return metrics
 
-        So the time of a round does not grow with the number of sites. A closed form takes all: it costs little.
+    def _stored_rows(self, round_number: int) -> PrototypeBatch | None:
+        """The bank's prototypes to train on, sampled again each round for classes with more than `rows_per_class`.
+
+        So the time of a round does not grow with the number of sites. A closed form uses all, as it takes little time.
         """
         limit = 0 if self.adapters.closed_form else self.settings.rows_per_class
         return self.bank.training_rows(limit, torch_generator(self.settings.seed, "rows", round_number))
 
     def _held_out_rows(self, trained_on: PrototypeBatch) -> PrototypeBatch:
-        """The bank's prototypes that no round trains on; never the generator's own samples.
+        """The bank's prototypes that the server step never trains on; never samples of the generator.
 
-        The sites' adapters have learned the clips behind them; what the server step trains has not.
+        The sites' adapters are trained on the clips of these prototypes.
         """
         held_out = self.bank.held_out_rows()
         nothing = torch.empty(0, dtype=torch.int64)
-        return trained_on.take(nothing) if held_out is None else held_out.to(trained_on.labels.device)
+        return trained_on.index_select(nothing) if held_out is None else held_out.to(trained_on.labels.device)
 
-    def _say_that_nothing_is_held_out(self) -> None:
-        """Say once why there are no figures on held out prototypes."""
-        if self._said_nothing_held_out or self.settings.holdout == 0:
+    def _log_nothing_held_out(self) -> None:
+        """Log once why there are no figures on held-out prototypes."""
+        if self._logged_nothing_held_out or self.settings.holdout == 0:
             return
-        self._said_nothing_held_out = True
+        self._logged_nothing_held_out = True
         if self.replayed:
             log.info(
-                "No averages that were held out came in this round: the generator is not validated, and fine-tuning "
-                "not rolled back. So it is in every such round"
+                "No new prototypes were held out in this round: the generator is not validated, and fine-tuning is not "
+                "rolled back. The same applies to later rounds without held-out prototypes"
             )
         else:
             log.warning(
-                "No class has three averages, so none can be held out: the generator is not validated, and a "
-                "fine-tuning that does harm is not rolled back. A site with three times share.min_clips clips of a "
-                "class gives three with share=prototypes; so do three sites that have the class"
+                "No class has three prototypes, so none can be held out: the generator is not validated, and harmful "
+                "fine-tuning is not rolled back. A site with three times share.min_clips clips of a class sends three "
+                "prototypes with share=prototypes; three sites with the class also suffice"
             )
 
     def _validates(self, round_number: int) -> bool:
-        """Whether validation is due. What is forgotten after its round can be compared in no other."""
+        """Whether to validate in this round. Prototypes that are dropped after their round must be used in it."""
         return not self.settings.keep_prototypes or round_number % self.settings.validation_frequency == 0
 
-    def _known_rows(self, round_number: int, fresh: PrototypeBatch | None) -> PrototypeBatch:
-        """The prototypes to train on, and the generator's samples for the classes that only it remembers.
+    def _with_replay(self, round_number: int, stored: PrototypeBatch | None) -> PrototypeBatch:
+        """The prototypes to train on, and the generator's samples for replayed classes.
 
-        Generative replay (Shin et al. 2017): samples stand in for rows that may not be kept.
+        Generative replay (Shin et al. 2017): samples replace rows that may not be kept.
         """
         if not self.replayed:
-            assert fresh is not None
-            return fresh
+            assert stored is not None
+            return stored
         assert self.generator is not None
         random = torch_generator(self.settings.seed, "remembered", round_number)
         samples = self.generator.sample_classes(self.conditions_of(self.replayed), REPLAYED_ROWS, random)
         rows = samples.flatten(0, 1)
         labels = torch.arange(len(self.replayed), device=rows.device).repeat_interleave(REPLAYED_ROWS)
         ones = torch.ones(len(rows), device=rows.device)
-        known = PrototypeBatch(rows, labels, ones, torch.zeros_like(rows), self.replayed)
-        return known if fresh is None else fresh.to(rows.device).joined(known)
+        replayed = PrototypeBatch(rows, labels, ones, torch.zeros_like(rows), self.replayed)
+        return replayed if stored is None else stored.to(rows.device).joined(replayed)
 
     def _solve(self, rows: PrototypeBatch) -> dict[str, Any]:
-        """Closed-form adapters: all prototypes at once, without steps."""
+        """Solve closed-form adapters on all prototypes."""
         if len(rows.names) < 2:
-            log.warning("One class alone gives no bilinear form: the adapters stay as they were")
+            log.warning("adapters.closed_form needs at least two classes with prototypes: the adapters are not changed")
             return {}
         labels = self._class_indices(rows.names).to(rows.labels.device)
         solve_adapter(self.adapters, rows, self.prompts.clip[labels])
@@ -274,13 +298,17 @@ class ServerStep:
         return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
 
     def _calibrate(self, rows: PrototypeBatch) -> None:
-        """Choose the calibration on recorded classes that play unrecorded ones.
+        """Choose the calibration by cross-validation over recorded classes.
 
-        For each group of them CLIP adapters are trained without it, from the start, on prototypes alone.
+        For each group that is left out, CLIP adapters are trained from the initial weights on prototypes of the others.
         """
         self._calibrated_on = rows.names
         if len(rows.names) < 2 * CALIBRATION_GROUPS:
-            log.warning("%d recorded classes are too few to choose a calibration", len(rows.names))
+            log.warning(
+                "%d recorded classes are too few to choose a calibration of unseen ones: at least %d are needed",
+                len(rows.names),
+                2 * CALIBRATION_GROUPS,
+            )
             return
         shape, settings = self.prompts.clip.shape[1:], self.settings
 
@@ -310,63 +338,65 @@ class ServerStep:
 
         vectors = self.prompts.clip[self._class_indices(rows.names).to(self.prompts.clip.device)].flatten(1)
         self.calibration = choose_calibration(fit, rows, vectors, CALIBRATION_GROUPS, settings.seed)
-        log.info("Calibration of recorded against unrecorded classes: %.3f", self.calibration)
+        log.info("Calibration of recorded against unseen classes: %.3f", self.calibration)
 
     def fill_bank(self, round_number: int, updates: Iterable[ClientUpdate]) -> None:
-        """Put the replies into the bank, drop what is too old or contradicted, decide what of the new is held out."""
-        news = False
+        """Store the replies, drop outdated and contradicted ones, and decide which new prototypes are held out."""
+        changed = False
         for update in updates:
             self.bank.update(update.site, update.prompts, update.fingerprint, round_number)
-            news = news or any(prompt.audio is not None for prompt in update.prompts)
+            changed = changed or any(statistics.audio is not None for statistics in update.prompts)
         for site in self.bank.expire(round_number, self.settings.max_age):
-            log.info("%s has been silent for more than %d rounds: dropped", site, self.settings.max_age)
-            news = True
-        if news:
+            log.info("%s has not replied for more than %d rounds: dropped", site, self.settings.max_age)
+            changed = True
+        if changed:
             self._contradict()
         share, limit = self.settings.holdout, self.settings.rows_per_class
         self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
 
     def _contradict(self) -> None:
-        """Leave out what other sites contradict; say so whenever it is something else than before."""
+        """Ignore prototypes that other sites contradict; log them if they differ from those of the round before."""
         before = self.bank.contradicted
         self.bank.contradict()
         if self.bank.contradicted and self.bank.contradicted != before:
             classes = Counter(site for site, _ in self.bank.contradicted)
             log.warning(
-                "Left out of the server step, for by the other sites' averages they are of another class: those of %s",
+                "Prototypes that look like another class, judged by the other sites' prototypes, are ignored by the "
+                "server step: those of %s",
                 listed([f"{site} ({number} classes)" for site, number in sorted(classes.items())]),
             )
 
-    def _tell_capped(self) -> int:
-        """Sites that count for less than they say; they are named in the log whenever they are others than before."""
-        cut = self.bank.capped()
-        if cut and cut != self._told_capped:
+    def _log_capped(self) -> int:
+        """Number of sites whose clips are capped; logs their names if they differ from those of the call before."""
+        capped = self.bank.capped()
+        if capped and capped != self._logged_capped:
             log.info(
-                "aggregation.max_site_share=%g cuts what these sites count for in the moments of their classes: %s; "
-                "where all are trusted, 1 lets every clip count",
+                "aggregation.max_site_share=%g caps the weights of these sites in the statistics of their classes: %s; "
+                "if all sites are trusted, 1 removes the cap",
                 self.settings.max_site_share,
-                listed([f"{site} ({len(names)} classes)" for site, names in sorted(cut.items())]),
+                listed([f"{site} ({len(names)} classes)" for site, names in sorted(capped.items())]),
             )
-        self._told_capped = cut
-        return len(cut)
+        self._logged_capped = capped
+        return len(capped)
 
     def standardise_adapters(self, pooled: Mapping[str, PooledMoments] | None = None) -> None:
-        """Standardise the adapters' input with the moments of all clips behind the bank's prototypes.
+        """Standardise the adapters' input with the moments of the clips of the bank's prototypes.
 
         Args:
-            pooled: by site, the moments of all clips of those that share no class.
+            pooled: by site, the moments of all clips of sites that share no class statistics.
         """
+        # A copy, as the pooled moments are no class and must not stay in the bank.
         bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
         for site, of_site in (pooled or {}).items():
             bank.update(site, [of_site.as_prompts(site)], "", 0)
         moments = bank.moments()
         if moments is not None:
-            self._tell_capped()
+            self._log_capped()
             mean, variance = moments
             self.adapters.set_standardisation(mean.float(), variance.sqrt().float())
 
     def state_dict(self) -> dict[str, Any]:
-        """By component, all that the next round depends on."""
+        """The state that the next round depends on, by component."""
         return {
             "adapters": self.adapters.state_dict(),
             "generator": None if self.generator is None else self.generator.checkpoint(),
@@ -376,12 +406,12 @@ class ServerStep:
                 "replayed": list(self.replayed),
                 "calibration": self.calibration,
                 "calibrated_on": list(self._calibrated_on),
-                "said_nothing_held_out": self._said_nothing_held_out,
+                "said_nothing_held_out": self._logged_nothing_held_out,
             },
         }
 
     def load_state_dict(self, components: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load the result of `state_dict`."""
         self.adapters.load_state_dict(components["adapters"])
         if self.generator is not None:
             self.generator.load_checkpoint(components["generator"])
@@ -393,7 +423,7 @@ class ServerStep:
         self.replayed = tuple(own["replayed"])
         self.calibration = own["calibration"]
         self._calibrated_on = tuple(own["calibrated_on"])
-        self._said_nothing_held_out = own["said_nothing_held_out"]
+        self._logged_nothing_held_out = own["said_nothing_held_out"]
 
     def _train_generator(self, round_number: int, rows: PrototypeBatch) -> dict[str, Any]:
         assert self.generator is not None
@@ -417,13 +447,13 @@ class ServerStep:
         return {"server/generator_loss": average, **parts}
 
     def _training_epochs(self, rows: PrototypeBatch) -> int:
-        """As many epochs as are asked for, or more: what a network learns in depends on its steps, not on epochs."""
+        """`training_epochs`, or more to reach `min_steps`, as epochs on few rows have too few steps for a network."""
         assert self.generator is not None
         settings, steps = self.settings, self.generator.steps_per_epoch(rows)
         if not steps or settings.training_epochs * steps >= settings.min_steps:
             return settings.training_epochs
         log.info(
-            "%d epochs on %d rows are %d steps of the generator, generator.min_steps=%d asks for more",
+            "%d epochs on %d rows are %d steps of the generator; epochs are added to reach generator.min_steps=%d",
             settings.training_epochs,
             len(rows),
             settings.training_epochs * steps,
@@ -441,13 +471,13 @@ class ServerStep:
             log.warning("The generator cannot be validated: %s", error)
             return {}
         if result is None:
-            self._say_that_nothing_is_held_out()
+            self._log_nothing_held_out()
             return {}
         result.report()
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[ClientUpdate], material: _Material, steps: int
+        self, round_number: int, updates: Sequence[ClientUpdate], rows: _TrainingRows, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -455,9 +485,9 @@ class ServerStep:
             Teacher(
                 update.weights,
                 {
-                    class_of[said.name]: clips[update.site, said.name]
-                    for said in update.prompts
-                    if (update.site, said.name) not in self.bank.contradicted
+                    class_of[statistics.name]: clips[update.site, statistics.name]
+                    for statistics in update.prompts
+                    if (update.site, statistics.name) not in self.bank.contradicted
                 },
             )
             for update in updates
@@ -467,61 +497,53 @@ class ServerStep:
             self.adapters,
             self.prompts,
             teachers,
-            material.audio,
-            material.labels,
+            rows.audio,
+            rows.labels,
             steps,
             self.settings.optimiser,
             random,
-            material.mixture,
-            material.t5_audio,
+            rows.mixture,
+            rows.t5_audio,
         )
         return {f"distil/{name}": value for name, value in losses.items()}
 
-    def _may_roll_back(self, fresh: PrototypeBatch | None) -> bool:
-        """Whether held-out rows may undo a fine-tuning.
-
-        Not where classes are trained that only the generator remembers: of these nothing is held out, and what a round
-        gains for them it may take from the classes that have just come, which the sites' adapters fit best before it.
-        """
-        return self.settings.rollback and set(self.replayed) <= set(() if fresh is None else fresh.names)
-
     def _finetune(
-        self, round_number: int, material: _Material, held_out: PrototypeBatch, steps: int, may_roll_back: bool
+        self, round_number: int, rows: _TrainingRows, held_out: PrototypeBatch, steps: int, may_roll_back: bool
     ) -> dict[str, Any]:
+        """Fine-tune the global adapters; restore them if the loss on held-out prototypes gets worse."""
         settings = self.settings
         before = copy.deepcopy(self.adapters.state_dict())
         loss_before = self._held_out_loss(held_out)
         losses = train_steps(
             self.adapters,
-            material.audio,
-            material.labels,
+            rows.audio,
+            rows.labels,
             self.loss,
             steps,
             settings.optimiser,
             torch_generator(settings.seed, "finetune", round_number),
             self._targets() if settings.from_nodes_adapters else None,
-            mixture=material.mixture,
-            t5_audio=material.t5_audio,
+            mixture=rows.mixture,
+            t5_audio=rows.t5_audio,
         )
-        row: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
-        row |= {f"finetune/{name}": value for name, value in losses.items()}
-        row["rolled_back"] = False
+        metrics: dict[str, Any] = {"server/adapter_finetuning_loss": losses.pop("loss")}
+        metrics |= {f"finetune/{name}": value for name, value in losses.items()}
+        metrics["rolled_back"] = False
         if loss_before is not None:
             loss_after = self._held_out_loss(held_out)
-            row |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
-            row["finetune/held_out_rows"] = len(held_out)
+            metrics |= {"finetune/held_out_before": loss_before, "finetune/held_out_after": loss_after}
+            metrics["finetune/held_out_rows"] = len(held_out)
+            # Not ">", which is false if the loss is NaN.
             if may_roll_back and not loss_after <= loss_before:  # type: ignore[operator]
                 self.adapters.load_state_dict(before)
-                row["rolled_back"] = True
+                metrics["rolled_back"] = True
                 log.warning(
-                    "Fine-tuning made the held-out loss worse (%.4f to %.4f): rolled back",
-                    loss_before,
-                    loss_after,
+                    "Fine-tuning made the held-out loss worse (%.4f to %.4f): rolled back", loss_before, loss_after
                 )
-        return row
+        return metrics
 
     def _synthetic_rows(self, round_number: int, real: PrototypeBatch) -> _Synthetic | None:
-        """Equally many synthetic embeddings of every class."""
+        """`synthetic_samples_per_class` samples of every class; None without a generator or a share for them."""
         if self.generator is None or self.settings.synthetic_share == 0:
             return None
         classes, number = len(real.names), self.settings.synthetic_samples_per_class
@@ -530,21 +552,21 @@ class ServerStep:
         labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
         return _Synthetic(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
 
-    def _material(self, real: PrototypeBatch, synthetic: _Synthetic | None) -> _Material:
-        """What the adapters are trained on: prototypes and synthetic rows, drawn by `finetune.synthetic_share`."""
+    def _training_rows(self, real: PrototypeBatch, synthetic: _Synthetic | None) -> _TrainingRows:
+        """Prototypes and synthetic rows for the adapters, mixed by `finetune.synthetic_share`."""
         audio, labels, mixture, t5_audio = real.embeddings, real.labels, None, None
         if synthetic is not None and self.settings.synthetic_share == 1:
             audio, labels, t5_audio = synthetic
         elif synthetic is not None:
-            drawn = torch.arange(len(real) + len(synthetic.labels), device=labels.device) >= len(real)
-            mixture = Mixture(drawn, self.settings.synthetic_share)
+            is_synthetic = torch.arange(len(real) + len(synthetic.labels), device=labels.device) >= len(real)
+            mixture = Mixture(is_synthetic, self.settings.synthetic_share)
             if synthetic.t5_audio is not None:
                 t5_audio = torch.cat([audio, synthetic.t5_audio])
             audio, labels = torch.cat([audio, synthetic.audio]), torch.cat([labels, synthetic.labels])
-        return _Material(audio, self._class_indices(real.names).to(labels.device)[labels], mixture, t5_audio)
+        return _TrainingRows(audio, self._class_indices(real.names).to(labels.device)[labels], mixture, t5_audio)
 
     def _class_indices(self, names: Iterable[str]) -> Tensor:
-        """The places of classes among the prompts."""
+        """Indices of classes in the class prompts."""
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         return torch.tensor([class_of[name] for name in names])
 
@@ -555,41 +577,45 @@ class ServerStep:
         return loss_on(self.adapters, held_out.embeddings, labels, self.loss, self.settings.optimiser.chunk_size)
 
     def _targets(self) -> AdapterOutput:
-        """The sites' mean adapter outputs; the class prompt stands in for a class that no site has sent."""
-        return AdapterOutput(
-            self._sites_outputs("clip", self.prompts.clip),
-            None if self.prompts.t5 is None else self._sites_outputs("t5", self.prompts.t5),
-        )
+        """The sites' mean adapter outputs, and the class prompts of classes that no site has sent."""
 
-    def _sites_outputs(self, kind: str, prompts: Tensor) -> Tensor:
-        outputs = self.bank.mean_outputs(kind, self.prompts.names)
-        return torch.stack(
-            [prompt if output is None else output.to(prompt) for output, prompt in zip(outputs, prompts, strict=True)]
+        def outputs_or(prompts: Tensor, kind: str) -> Tensor:
+            outputs = self.bank.mean_outputs(kind, self.prompts.names)
+            return torch.stack(
+                [
+                    prompt if output is None else output.to(prompt)
+                    for output, prompt in zip(outputs, prompts, strict=True)
+                ]
+            )
+
+        prompts = self.prompts
+        return AdapterOutput(
+            outputs_or(prompts.clip, "clip"), None if prompts.t5 is None else outputs_or(prompts.t5, "t5")
         )
 
     def conditions_of(self, names: Iterable[str]) -> Tensor:
-        """(C, V) conditions of the classes `names`, as the generator makes them from their prompts."""
+        """(C, V) conditions of the classes `names`, which the generator computes from their prompts."""
         return self.conditions[self._class_indices(names).to(self.conditions.device)]
 
 
 def _report_epochs(history: list[EpochLosses], kind: str) -> None:
-    """The guide's line for each class, or one for all, for evenly spaced epochs up to the last."""
+    """Log the loss of evenly spaced epochs up to the last, for each class if known, with the wording of the guide."""
     shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
     for number, epoch in enumerate(history, start=1):
         if number in shown:
             for name, parts in epoch.per_class.items():
-                loss = _loss_in_words(kind, sum(parts.values()), parts)
+                loss = _format_loss(kind, sum(parts.values()), parts)
                 class_log.info("  Epoch %d Class '%s': %s", number, name, loss)
             if not epoch.per_class:
-                class_log.info("  Epoch %d: %s", number, _loss_in_words(kind, epoch.total, epoch.parts))
+                class_log.info("  Epoch %d: %s", number, _format_loss(kind, epoch.total, epoch.parts))
             if epoch.critic:
                 class_log.info(
-                    "  Epoch %d: %s", number, _loss_in_words("Critic", sum(epoch.critic.values()), epoch.critic)
+                    "  Epoch %d: %s", number, _format_loss("Critic", sum(epoch.critic.values()), epoch.critic)
                 )
 
 
-def _loss_in_words(of: str, total: float, parts: Mapping[str, float]) -> str:
-    """A loss and, in brackets, the terms that add up to it."""
+def _format_loss(of: str, total: float, parts: Mapping[str, float]) -> str:
+    """A loss and, in parentheses, the terms that add up to it."""
     terms = ", ".join(
         f"{PART_NAMES.get(name) or name.replace('_', ' ').capitalize()}={value:.4f}" for name, value in parts.items()
     )
@@ -597,7 +623,7 @@ def _loss_in_words(of: str, total: float, parts: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def _timed(row: dict[str, Any], phase: str) -> Iterator[None]:
+def _timed(metrics: dict[str, Any], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    row[f"seconds/{phase}"] = time.perf_counter() - start
+    metrics[f"seconds/{phase}"] = time.perf_counter() - start

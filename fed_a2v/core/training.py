@@ -1,4 +1,7 @@
-"""Training of the adapters: at a site, on the server, and pooled (the upper bound)."""
+"""Training loops of the adapters.
+
+`train_epochs` is called by sites and by `fed-a2v compare`, `train_steps` by the server step.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from fed_a2v.core.optimisers import AdamW
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """The optimiser of the adapters. It starts anew with every call: averaging has moved the weights.
+    """Settings of the adapters' optimiser, whose state starts from zero in every call, as averaging moves the weights.
 
     Attributes:
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
+        learning_rate: learning rate of AdamW.
+        weight_decay: decoupled weight decay of AdamW.
         batch_size: rows of an optimiser step.
-        chunk_size: rows that go through the adapters at once; 0: the whole batch. The gradients add up to the same,
-            but for rounding, in less memory: 64 rows of T5 outputs, 17 x 4096, take 18 MB for each copy.
+        chunk_size: rows of one forward pass; 0: the whole batch. The accumulated gradients are the same except for
+            rounding, in less memory: 64 rows of T5 outputs, 17 x 4096, take 18 MB for each copy.
     """
 
     learning_rate: float = 1e-3
@@ -34,11 +37,11 @@ class AdamWSettings:
 
 
 class Mixture(NamedTuple):
-    """Rows of two kinds, of which every batch holds a fixed share of the second.
+    """Real and synthetic rows, with a fixed share of synthetic ones in every batch.
 
     Attributes:
-        synthetic: (N,) mask of the second kind.
-        share: of a batch, between 0 and 1.
+        synthetic: (N,) mask of the synthetic rows.
+        share: their share of a batch, between 0 and 1.
     """
 
     synthetic: Tensor
@@ -62,12 +65,12 @@ def train_epochs(
         adapters: changed in place.
         audio: (N, S, Da).
         labels: (N,) index into the class prompts.
-        loss: of the adapters.
+        loss: loss of the adapters.
         epochs: passes over the clips.
-        optimiser: its settings.
+        optimiser: settings of AdamW.
         random: source of the shuffling.
         proximal: weight of FedProx's term, proximal / 2 * |w - w_global|^2 (Li et al. 2020).
-        more_steps: optimiser steps that follow on the epochs, in the order of further epochs.
+        more_steps: optimiser steps after the epochs, on the batches of further epochs.
 
     Returns:
         Mean loss of the last epoch's steps, under `loss`, and its parts.
@@ -78,13 +81,13 @@ def train_epochs(
             order = torch.randperm(len(audio), generator=random, device=random.device)
             yield from order.to(audio.device).split(optimiser.batch_size)
 
-    drawn = islice(batches(), epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps)
-    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, drawn, proximal)
+    steps = epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps
+    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, islice(batches(), steps), proximal)
     return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
 
 
 def epoch_steps(clips: int, epochs: int, batch_size: int) -> int:
-    """Optimiser steps of passes over so many clips; a batch may be smaller than the others, no clip is left out."""
+    """Number of optimiser steps of `epochs` passes over `clips` clips; the last batch of a pass may be smaller."""
     return epochs * -(-clips // batch_size)
 
 
@@ -103,13 +106,21 @@ def train_steps(
 ) -> dict[str, float]:
     """Train for a fixed number of optimiser steps on rows balanced over the classes.
 
-    Comparisons count steps, not epochs: more rows would otherwise mean more training, which helps by itself.
+    The number of steps, not of epochs, is fixed: otherwise more rows would mean more training, and settings would not
+    be comparable.
 
     Args:
-        targets: (C, T, D) each, what MSE and cosine pull to; default: the class prompts.
+        adapters: changed in place.
+        audio: (N, S, Da).
+        labels: (N,) index into the class prompts.
+        loss: loss of the adapters.
+        steps: number of optimiser steps.
+        optimiser: settings of AdamW.
+        random: source of the order of the rows.
+        targets: (C, T, D) each, targets of MSE and cosine; default: the class prompts.
         one_target_a_row: `targets` are (N, T, D), one for each row instead of each class.
-        mixture: which rows are synthetic, and their share of every batch; default: rows are rows.
-        t5_audio: (N, S, Da) of the same classes, what the T5 adapter learns from; default: `audio`.
+        mixture: which rows are synthetic, and their share of every batch; default: no distinction.
+        t5_audio: (N, S, Da) of the same classes, inputs of the T5 adapter; default: `audio`.
 
     Returns:
         Mean loss over all steps, under `loss`, and its parts.
@@ -123,60 +134,59 @@ def train_steps(
 
 
 def balanced_order(labels: Tensor, number: int, random: torch.Generator) -> Tensor:
-    """`number` row indices in which every class comes equally often, and its rows equally often within it.
+    """`number` row indices with every class equally often, and the rows of a class equally often.
 
-    The order runs in rounds: each round draws every class once, and every row of a class is drawn before any
-    is drawn again. So rare classes weigh as much as common ones and no row is left out while another repeats.
+    Each pass has every class once, in random order, and every row of a class is used before any is repeated. So rare
+    classes count as much as common ones, and no row is left out while another repeats.
     """
     classes = labels.unique().cpu()
-    rounds = -(-number // len(classes))
-    columns = []
-    for label in classes:
-        columns.append(_dealt(torch.nonzero(labels.cpu() == label).flatten(), rounds, random))
+    passes = -(-number // len(classes))
+    columns = [_cycle(torch.nonzero(labels.cpu() == label).flatten(), passes, random) for label in classes]
     table = torch.stack(columns, dim=1)
     within = torch.rand(table.shape, generator=random).argsort(dim=1)
     return table.gather(1, within).flatten()[:number].to(labels.device)
 
 
 def mixed_order(labels: Tensor, mixture: Mixture, number: int, random: torch.Generator) -> Tensor:
-    """`balanced_order` in which the share of synthetic rows is kept as well, however many rows there are of either.
+    """`balanced_order` with a fixed share of synthetic rows, whatever the numbers of real and synthetic rows.
 
-    Of any rows in succession, so of every batch, the share is synthetic to within a row; so it is of each class's
-    draws. Each round still draws every class once: the classes take turns at giving a synthetic row. Of a class's rows
-    of either kind every one is drawn before any is drawn again; a class that has one kind alone gives that.
+    The share is kept to within one row in every run of successive rows, so in every batch, and in the rows of each
+    class. As in `balanced_order`, each pass has every class once, so the classes take turns to give a synthetic row.
+    Every row of a class and kind is used before any is repeated; a class with one kind only always gives that.
     """
     device, labels, synthetic = labels.device, labels.cpu(), mixture.synthetic.cpu()
     classes = labels.unique()
-    rounds, size = -(-number // len(classes)), len(classes)
-    # The same product decides on a place and on a turn: what it is rounded to, they agree.
-    due = (torch.arange(rounds * size + 1, dtype=torch.float64) * mixture.share + 1e-9).floor()
-    drawn = due.diff().bool().view(rounds, size)
-    places = torch.nonzero(drawn.flatten()).flatten()
-    turn = torch.zeros(rounds, size, dtype=torch.bool)
+    passes, size = -(-number // len(classes)), len(classes)
+    # Positions in the order that are synthetic, evenly spaced. Both the positions and the turns of the classes follow
+    # from this one product, so they agree however it is rounded.
+    due = (torch.arange(passes * size + 1, dtype=torch.float64) * mixture.share + 1e-9).floor()
+    is_synthetic = due.diff().bool().view(passes, size)
+    places = torch.nonzero(is_synthetic.flatten()).flatten()
+    turn = torch.zeros(passes, size, dtype=torch.bool)
     turn[places // size, torch.arange(len(places)) % size] = True
-    # Random classes, those whose turn it is on the places of synthetic rows.
-    chosen = (torch.rand(rounds, size, generator=random) - turn.float()).argsort(dim=1)
-    who = torch.empty_like(chosen).scatter_(1, (~drawn).int().argsort(dim=1, stable=True), chosen)
-    order = torch.empty(rounds, size, dtype=torch.int64)
-    for number_of_class, label in enumerate(classes):
+    # The classes of a pass in random order, but those whose turn it is at the synthetic positions.
+    chosen = (torch.rand(passes, size, generator=random) - turn.float()).argsort(dim=1)
+    class_at = torch.empty_like(chosen).scatter_(1, (~is_synthetic).int().argsort(dim=1, stable=True), chosen)
+    order = torch.empty(passes, size, dtype=torch.int64)
+    for class_number, label in enumerate(classes):
         of_class = labels == label
         for kind in (False, True):
-            there = (who == number_of_class) & (drawn == kind)
+            positions = (class_at == class_number) & (is_synthetic == kind)
             rows = torch.nonzero(of_class & (synthetic == kind)).flatten()
             rows = rows if len(rows) else torch.nonzero(of_class).flatten()
-            order[there] = _dealt(rows, int(there.sum()), random)
+            order[positions] = _cycle(rows, int(positions.sum()), random)
     return order.flatten()[:number].to(device)
 
 
-def _dealt(rows: Tensor, number: int, random: torch.Generator) -> Tensor:
-    """`number` of the (N,) `rows`, at random, each before any is drawn again."""
+def _cycle(rows: Tensor, number: int, random: torch.Generator) -> Tensor:
+    """`number` of the (N,) `rows`, in random order, each before any is repeated."""
     passes = -(-number // len(rows))
     return torch.cat([rows[:0], *(rows[torch.randperm(len(rows), generator=random)] for _ in range(passes))])[:number]
 
 
 @torch.no_grad()
 def loss_on(adapters: Adapters, audio: Tensor, labels: Tensor, loss: AdapterLoss, chunk_size: int = 0) -> float:
-    """The mean loss of all rows, without training; `chunk_size` rows at once, or all (0)."""
+    """Mean loss of all rows, without training, in forward passes of `chunk_size` rows (0: all)."""
     parts = torch.arange(len(audio), device=audio.device).split(chunk_size or len(audio))
     return sum(float(loss(adapters(audio[part]), labels[part])[0]) * len(part) for part in parts) / len(audio)
 
@@ -202,8 +212,10 @@ def _train(
     batches: Iterator[Tensor],
     proximal: float,
 ) -> list[dict[str, Tensor]]:
+    """Train on `batches` of row indices; returns the loss and its parts for each optimiser step."""
     parameters = list(adapters.parameters())
-    anchor = [parameter.detach().clone() for parameter in parameters] if proximal else []
+    # FedProx pulls towards the weights at the start, which are the global ones.
+    initial = [parameter.detach().clone() for parameter in parameters] if proximal else []
     optimiser = AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     history = []
     adapters.train()
@@ -211,15 +223,15 @@ def _train(
         optimiser.zero_grad(set_to_none=True)
         means: dict[str, Tensor] = {}
         for part in batch.split(settings.chunk_size or len(batch)):
-            wanted = None if targets is None else targets.take(target_rows[part])
-            total, parts = loss(adapters(*(audio[part] for audio in inputs)), labels[part], wanted)
+            expected = None if targets is None else targets.index_select(target_rows[part])
+            total, parts = loss(adapters(*(audio[part] for audio in inputs)), labels[part], expected)
             share = len(part) / len(batch)
             (share * total).backward()
             for name, value in {"loss": total.detach(), **parts}.items():
                 means[name] = means[name] + share * value if name in means else share * value
         if proximal:
-            pull = torch.stack([(p - a).square().sum() for p, a in zip(parameters, anchor, strict=True)]).sum()
-            (0.5 * proximal * pull).backward()
+            distance = torch.stack([(p - a).square().sum() for p, a in zip(parameters, initial, strict=True)]).sum()
+            (0.5 * proximal * distance).backward()
         optimiser.step()
         history.append(means)
     adapters.eval()

@@ -1,7 +1,7 @@
-"""Validation of a generator in the server step, on prototypes that it has not seen and on fresh samples.
+"""Validation of a generator in the server step, on held-out prototypes and new samples.
 
-Prototypes are means of groups of clips, and lie closer together than samples do, which are like single clips. Where
-the spread matters, they are stretched first, by what the training prototypes tell of their class's spread.
+Prototypes are means of groups of clips, so they vary less than samples, which are like single clips. Where the spread
+matters, the prototypes are first scaled to the spread of their class, estimated from the training prototypes.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from fed_a2v.core.quality import (
 )
 
 log = logging.getLogger("fed_a2v")
-# A line per class: for the run's log file rather than for the terminal.
+# A line per class, which only the log file of the run gets.
 class_log = logging.getLogger("fed_a2v.classes")
 
-# Fresh samples of each class.
+# Samples of each class.
 SAMPLES = 100
-# About as many rows are compared at most: a validation takes seconds, not minutes.
+# About the maximum number of rows to compare, so that a validation takes seconds, not minutes.
 COMPARED_ROWS = 600
-# What samples and prototypes are compared by, and the guide's words for it.
+# Measures of samples against prototypes, with their names in the log, which are those of the guide.
 MEASURES = {"similarity": "Cosine Similarity", "mse": "MSE Loss", "l1": "L1 Loss"}
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation has found.
+    """Result of `validate`.
 
     Attributes:
         agreement: cosine, MSE and L1 between samples and held-out prototypes.
-        real: the same of real rows in the samples' place: training prototypes, stretched to the spread of clips. What
-            as good samples as clips reach, and copies of the training rows as well.
-        blind: the same of a constant that knows no class, the mean over all classes. It may score more than real rows,
-            for it has no spread: a cosine says little, and nothing without the other two beside it.
-        rows: held-out prototypes behind them.
-        quality: the three gates and the diagnostics, on stretched prototypes.
+        real: the same with real rows in place of samples: training prototypes scaled to the spread of clips. Samples as
+            good as clips reach these values, and so do copies of the training rows.
+        blind: the same with the mean over all classes in place of each sample. It may score better than real rows, as
+            it has no spread: a cosine alone says little without the other two.
+        rows: number of held-out prototypes.
+        quality: the three gates and the diagnostics, on scaled prototypes.
         active: latent units that vary within classes; None for a generator without a latent.
-        network: what the network does alone, on the same rows; None for a generator without one.
+        network: figures of the network alone, on the same rows; None for a generator without one.
     """
 
     agreement: SampleValidation
@@ -67,15 +67,15 @@ class Validation:
     network: NetworkFigures | None
 
     def warnings(self) -> list[str]:
-        """What is wrong with the generator, and what to do about it."""
+        """Problems of the generator with their remedies."""
         return warnings_for(self.quality, self.active)
 
     def metrics(self) -> dict[str, Any]:
-        """All figures, by the names under which a round's row has them."""
+        """All figures, by their names in the metrics of a round."""
         row: dict[str, Any] = {"server/generator_validation_rows": self.rows}
         for measure in MEASURES:
-            for behind, found in (("", self.agreement), ("_real", self.real), ("_blind", self.blind)):
-                row[f"server/generator_validation_{measure}{behind}"] = getattr(found, measure)
+            for suffix, figures in (("", self.agreement), ("_real", self.real), ("_blind", self.blind)):
+                row[f"server/generator_validation_{measure}{suffix}"] = getattr(figures, measure)
         row["generator_validation_per_class"] = self.agreement.per_class
         row |= {f"generator_quality/{name}": value for name, value in self.quality.as_dict().items()}
         if self.active is not None:
@@ -85,13 +85,13 @@ class Validation:
         return row
 
     def report(self) -> None:
-        """Say it in the log, in the guide's words."""
+        """Log the figures and the warnings, with the wording of the guide."""
         log.info("=== Generator Validation Metrics ===")
         for measure, words in MEASURES.items():
             form = "Average %s: %.4f (real rows: %.4f, class-blind: %.4f)"
             if measure != "similarity":
                 form = form.replace("%.4f", "%.6f")
-            log.info(form, words, *(getattr(found, measure) for found in (self.agreement, self.real, self.blind)))
+            log.info(form, words, *(getattr(each, measure) for each in (self.agreement, self.real, self.blind)))
         log.info("Classes validated: %d, on %d held-out averages", len(self.agreement.per_class), self.rows)
         for name, similarity in self.agreement.per_class.items():
             class_log.info("  - %s: %.4f", name, similarity)
@@ -105,12 +105,12 @@ class Validation:
 
 
 def in_words(gate: Gate) -> str:
-    """A gate's value with its interval, what it rests on, and its verdict."""
-    around = "" if gate.interval is None else f" [{gate.interval[0]:.3f}, {gate.interval[1]:.3f}]"
+    """A gate's value with its interval, its number of rows and its verdict, for the log."""
+    interval = "" if gate.interval is None else f" [{gate.interval[0]:.3f}, {gate.interval[1]:.3f}]"
     real = "" if gate.real is None else f", real rows {gate.real:.3f}"
-    failed = "failed" if gate.surely_failed else "outside its band, perhaps by chance"
+    failed = "failed" if gate.surely_failed else "outside its range, perhaps by chance"
     verdict = {True: "passed", False: failed, None: f"no verdict below {FEWEST_JUDGED} rows"}[gate.passed]
-    return f"{gate.name}: {gate.value:.3f}{around} on {gate.rows} rows{real}: {verdict}"
+    return f"{gate.name}: {gate.value:.3f}{interval} on {gate.rows} rows{real}: {verdict}"
 
 
 @torch.no_grad()
@@ -121,20 +121,22 @@ def validate(
     conditions: Tensor,
     random: torch.Generator,
 ) -> Validation | None:
-    """Validate a generator; None where no class has a held-out prototype beside two others.
+    """Validate a generator; None if no class has a held-out prototype and two others.
 
     Args:
-        generator: after its training.
-        trained_on: N prototypes that it was trained on.
-        held_out: M others, of some of the same C classes; of those classes that have two of the N.
-        conditions: (C, V), in the order of both's `names`.
+        generator: a trained generator.
+        trained_on: its N training prototypes.
+        held_out: M held-out prototypes of some of the same C classes. Those of classes with fewer than two training
+            prototypes are ignored.
+        conditions: (C, V), in the order of `names`, which is the same for both.
         random: source of the samples.
 
     Raises:
         ValueError: samples are not finite.
     """
     classes, device = len(conditions), held_out.labels.device
-    held_out = held_out.take(trained_on.labels.bincount(minlength=classes)[held_out.labels] >= 2)
+    # The spread of a class needs two training prototypes.
+    held_out = held_out.index_select(trained_on.labels.bincount(minlength=classes)[held_out.labels] >= 2)
     if not len(held_out):
         return None
     samples = generator.sample_classes(conditions, SAMPLES, random)
@@ -168,15 +170,16 @@ def validate(
     )
 
 
-def _as_clips(stretched: Rows, moments: ClassMoments) -> Rows:
-    """Rows that are `stretched`, with exactly the variance of their class's clips.
+def _as_clips(scaled: Rows, moments: ClassMoments) -> Rows:
+    """Scale rows once more, so that their total variance is exactly that of their class's clips.
 
-    Of few rows each column cannot have it; their mean square can.
+    With few rows, this is not possible for each column, but for the sum over columns.
     """
-    embeddings, labels = stretched
+    embeddings, labels = scaled
     mean = moments.mean[labels]
     offsets = embeddings.flatten(1) - mean
-    of_class = F.one_hot(labels, len(moments.mean)).to(offsets)  # a product: the same bits each time on a GPU
+    # Sums by a matrix product, whose result is reproducible on a GPU, unlike that of index_add.
+    of_class = F.one_hot(labels, len(moments.mean)).to(offsets)
     squares = offsets.square().sum(dim=1) @ of_class
     scale = (moments.std.square().sum(dim=1) * of_class.sum(dim=0) / squares.clamp(min=1e-12)).sqrt()
     return Rows((mean + scale[labels].unsqueeze(1) * offsets).view_as(embeddings), labels)

@@ -1,4 +1,7 @@
-"""How much each site weighs, so that none owns the result by claiming more clips than it has."""
+"""A cap on the weights of sites, so that no site dominates an average by reporting too many clips.
+
+Used by the prototype bank and by the aggregation of adapters.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,26 @@ from collections.abc import Sequence
 
 
 def cap_client_weights(counts: Sequence[float], max_share: float) -> list[float]:
-    """Counts of which none is more than `max_share` of their sum.
+    """Cap counts so that none exceeds `max_share` of their sum.
 
-    Those that are too large are cut to one value, the largest that keeps to the share; the others stay. Where there
-    are so few that the share cannot be kept, all weigh as much as the smallest. A single one has nobody to outweigh.
+    Counts that are too large are reduced to one common value, the largest that satisfies the share; the others do not
+    change. If there are too few counts to satisfy it, all are reduced to the smallest. A single count is not capped.
 
     Args:
-        counts: positive, one a site.
-        max_share: 0 to 1; 1 leaves all as they are.
+        counts: positive, one per site.
+        max_share: 0 to 1; 1 means no cap.
     """
     if max_share >= 1 or len(counts) < 2:
         return list(counts)
     descending = sorted(counts, reverse=True)
     rest = sum(descending)
     limit = descending[-1]
-    for cut, largest in enumerate(descending):
-        # With the first `cut` at one limit, that limit is max_share of (rest + cut * limit).
-        if cut * max_share >= 1:
-            limit = descending[cut - 1]
+    for capped, largest in enumerate(descending):
+        # With the first `capped` counts at a common limit, limit = max_share * (rest + capped * limit).
+        if capped * max_share >= 1:
+            limit = descending[capped - 1]
             break
-        solved = max_share * rest / (1 - cut * max_share)
+        solved = max_share * rest / (1 - capped * max_share)
         if solved >= largest:
             limit = solved
             break

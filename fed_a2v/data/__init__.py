@@ -1,1 +1,1 @@
-"""Sound in: data sets, their division among sites, and the cache of embeddings."""
+"""Audio data: data sets, the division of their clips among sites, and the cache of embeddings."""

@@ -1,6 +1,7 @@
-"""What a data set is to the rest of the program: first an index of clips, then their embeddings.
+"""Clips, their index and their embeddings: the types of the data package, and the selection of clips by the settings.
 
-The index is made without decoding any sound. Labels are positions in `classes`; classes are known by name.
+`fed_a2v.data.index` builds the index from lists of clips without decoding any audio; `fed_a2v.data.site` embeds it.
+Labels are positions in `classes`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fed_a2v.config.schema import DatasetSettings
 from fed_a2v.core.names import clean_name, listed, nearest
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.aliases import ClassNames
-from fed_a2v.data.datasets.folds import FOLDS, drawn
+from fed_a2v.data.datasets.folds import FOLDS, shuffle_key
 from fed_a2v.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,22 +34,21 @@ IntArray = NDArray[np.int64]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-
-# Data sets whose clips are dealt to folds, for want of official ones.
-FOLDS_DEALT = ("vegas", "vggsound", "folder")
-# A source that begins so is the same in every data set; any other is known within its own only.
-WORLDWIDE = ("youtube:", "freesound:")
+# Data sets without official folds, whose clips are assigned to folds by their hash.
+ASSIGNED_FOLDS = ("vegas", "vggsound", "folder")
+# Sources with these prefixes identify the same recording in every data set; other sources are local to their data set.
+GLOBAL_SOURCES = ("youtube:", "freesound:")
 
 
 class Record(NamedTuple):
-    """A clip as its data set lists it.
+    """A clip in the list of its data set.
 
     Attributes:
-        key: unique in the data set.
-        category: the class's name there.
-        fold: from 1; official, or drawn where the data set has none.
-        source: the video or recording that it was cut from, "youtube:ID" or "freesound:ID" where it has such a
-            number; "" where nothing is known.
+        key: unique key in the data set.
+        category: the class's name in the data set.
+        fold: number from 1; official, or assigned if the data set has no folds.
+        source: the video or recording that the clip was cut from, "youtube:ID" or "freesound:ID" if it has such an
+            ID; "" if unknown.
     """
 
     key: str
@@ -58,14 +58,14 @@ class Record(NamedTuple):
 
 
 class ClipSource(Protocol):
-    """A data set of sounds."""
+    """Interface of a data set of audio clips."""
 
     def watched(self) -> list[Path]:
-        """The files and folders that change when `records` would."""
+        """The files and folders whose sizes or times change whenever `records` does."""
         ...
 
     def records(self) -> list[Record]:
-        """All clips, in the data set's order, without decoding any.
+        """All clips in the data set's order, without decoding any.
 
         Raises:
             DataError: the data set cannot be read.
@@ -73,11 +73,11 @@ class ClipSource(Protocol):
         ...
 
     def mtime_key(self, key: str) -> str | None:
-        """Changes whenever `content` does, and is quicker to look up; None where there is no such thing."""
+        """A string that changes whenever `content` does, and is quicker to compute; None if there is none."""
         ...
 
     def content(self, key: str) -> str:
-        """What identifies the clip's sound: changes whenever `waveform` would.
+        """A string that identifies the clip's audio: it changes whenever `waveform` does.
 
         Raises:
             BadClipError: the clip cannot be read.
@@ -98,12 +98,12 @@ class ClipIndex:
     """The N clips that the settings' classes and folds select.
 
     Attributes:
-        records: of the clips.
-        rows: (N,) int64, their positions in the data set's list.
+        records: N records of the clips.
+        rows: (N,) int64, the clips' positions in the list of their data set.
         labels: (N,) int64, positions in `classes`.
         splits: N of "train", "validation", "test".
         classes: the class names.
-        sets: (N,) int64, which data set of a mix each clip is from.
+        sets: (N,) int64, position of each clip's data set in the mix.
     """
 
     records: tuple[Record, ...]
@@ -116,7 +116,7 @@ class ClipIndex:
     def __len__(self) -> int:
         return len(self.records)
 
-    def take(self, positions: Iterable[int]) -> ClipIndex:
+    def index_select(self, positions: Iterable[int]) -> ClipIndex:
         """The index of the clips at these positions."""
         chosen = np.fromiter(positions, dtype=np.int64)
         return ClipIndex(
@@ -129,7 +129,7 @@ class ClipIndex:
         )
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as an object: tensors have no truth value
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, because == of tensors has no single truth value
 class EmbeddedClips:
     """The embeddings of N clips, S tokens of width Da each.
 
@@ -139,11 +139,11 @@ class EmbeddedClips:
         splits: N of "train", "validation", "test".
         classes: the class names.
         keys: N unique keys.
-        square_root: whether the embeddings are the square roots of what the encoder gave.
-        skipped: clips left out because they could not be read.
+        square_root: whether the embeddings are square roots of the encoder's output.
+        skipped: number of clips left out because they could not be read.
         unseen: the classes that no site trains on; they have test clips only.
-        sets: (N,) int64, which data set of a mix each clip is from; None: there is one.
-        contents: N hashes of what was embedded: of a file's bytes, or of the embedding itself; empty: not known.
+        sets: (N,) int64, position of each clip's data set in the mix; None: there is one data set.
+        contents: N hashes of the embedded content: of the file's bytes, or of the embedding; empty: unknown.
     """
 
     embeddings: Tensor
@@ -171,10 +171,10 @@ class EmbeddedClips:
 
 
 def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Sequence[str]) -> ClipIndex:
-    """Select the clips of one data set: those of `classes` and of the named folds, `max_clips_per_class` at most.
+    """Select the clips of one data set: those of `classes` and the named folds, at most `max_clips_per_class`.
 
-    Of `dataset.unseen` classes those for the test only. Clips for training that come from the same recording as a
-    clip for the test are left out.
+    Classes of `dataset.unseen` get test clips only. Training clips from the same recording as a test clip are left
+    out.
 
     Raises:
         DataError: two clips have the same key, or no clip is left for training.
@@ -185,7 +185,7 @@ def build_index(records: Sequence[Record], dataset: DatasetSettings, classes: Se
 
 
 def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: Sequence[str]) -> ClipIndex:
-    """`build_index` without its last two steps, which look at all data sets of a mix together."""
+    """`build_index` without its last two steps, which a mix applies to all its data sets together."""
     seen: set[str] = set()
     for record in records:
         if record.key in seen:
@@ -193,15 +193,15 @@ def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: S
         seen.add(record.key)
     split_of = split_by_fold(records, dataset)
     label_of = ClassNames(dataset.aliases).labels({record.category for record in records}, classes)
-    _tell_folds(Counter(record.fold for record in records if record.category in label_of), split_of, dataset)
+    _log_folds(Counter(record.fold for record in records if record.category in label_of), split_of, dataset)
     unseen = unseen_classes(dataset, classes)
-    tested_only = {name for name, label in label_of.items() if classes[label] in unseen}
+    test_only = {name for name, label in label_of.items() if classes[label] in unseen}
     rows = [
         row
         for row, record in enumerate(records)
         if record.fold in split_of
         and record.category in label_of
-        and (split_of[record.fold] == "test" or record.category not in tested_only)
+        and (split_of[record.fold] == "test" or record.category not in test_only)
     ]
     if dataset.max_clips_per_class is not None:
         rows = _limited(rows, records, label_of, dataset.max_clips_per_class, dataset.split_seed)
@@ -216,16 +216,16 @@ def select_clips(records: Sequence[Record], dataset: DatasetSettings, classes: S
 
 
 def folds_of(records: Iterable[Record], dataset: DatasetSettings) -> list[int]:
-    """The folds that the data set has, in order."""
-    if dataset.name in FOLDS_DEALT:  # so few clips that a fold got none are no other division
+    """The folds of the data set, in order."""
+    if dataset.name in ASSIGNED_FOLDS:  # a fold may have got no clip of a small data set, and still exists
         return list(range(1, FOLDS + 1))
     return sorted({record.fold for record in records})
 
 
 def split_by_fold(records: Iterable[Record], dataset: DatasetSettings) -> dict[int, Split]:
-    """What each fold is for. What the settings leave open: the last fold that there is tests, all others train.
+    """The split of each fold. By default the last fold is for the test, and all others are for training.
 
-    A fold that is all there is trains, and nothing tests.
+    If there is only one fold, it is for training, and there is no test.
     """
     named: dict[str, Collection[int]] = dict(dataset.named_folds)
     validation = named["validation_folds"]
@@ -241,16 +241,24 @@ def split_by_fold(records: Iterable[Record], dataset: DatasetSettings) -> dict[i
     }
 
 
-def _tell_folds(clips: Mapping[int, int], split_of: Mapping[int, Split], dataset: DatasetSettings) -> None:
-    """Say in the log what is not as with the official five folds: others that there are, and clips without a use."""
-    numbers = {split: [fold for fold, its in split_of.items() if its == split] for split in SPLITS}
-    chosen = dataset.test_fold is None and dataset.test_folds is None
-    if chosen and sorted(split_of) != list(range(1, FOLDS + 1)):
-        uses = (f"{split} {', '.join(map(str, folds))}" for split, folds in numbers.items() if folds)
-        logger.info("Folds of dataset=%s: %s; dataset.test_fold=N tests on another", dataset.name, "; ".join(uses))
+def _log_folds(clips: Mapping[int, int], split_of: Mapping[int, Split], dataset: DatasetSettings) -> None:
+    """Log the split of each fold if the folds are not 1 to 5, and warn of folds with clips that are not used.
+
+    Args:
+        clips: number of clips of each fold.
+        split_of: the split of each fold that is used.
+        dataset: settings of the data set.
+    """
+    folds_of_split = {split: [fold for fold, other in split_of.items() if other == split] for split in SPLITS}
+    default = dataset.test_fold is None and dataset.test_folds is None
+    if default and sorted(split_of) != list(range(1, FOLDS + 1)):
+        uses = (f"{split} {', '.join(map(str, folds))}" for split, folds in folds_of_split.items() if folds)
+        logger.info(
+            "Folds of dataset=%s: %s; choose the test fold with dataset.test_fold=N", dataset.name, "; ".join(uses)
+        )
     if unused := {fold: count for fold, count in sorted(clips.items()) if fold not in split_of}:
         logger.warning(
-            "%d clips of dataset=%s are used for nothing: %s",
+            "%d clips of dataset=%s are not used: %s",
             sum(unused.values()),
             dataset.name,
             ", ".join(f"{count} of fold {fold}" for fold, count in unused.items()),
@@ -260,47 +268,48 @@ def _tell_folds(clips: Mapping[int, int], split_of: Mapping[int, Split], dataset
 def _limited(
     rows: Sequence[int], records: Sequence[Record], label_of: dict[str, int], limit: int, seed: int
 ) -> list[int]:
-    """At most `limit` clips a class, drawn; of every fold as many as of the others while it has them."""
+    """A random sample of at most `limit` clips per class, as evenly divided among the folds as possible."""
     folds: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row in rows:
         folds[label_of[records[row].category], records[row].fold].append(row)
-    places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    ranked: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for (label, fold), members in folds.items():
-        members.sort(key=lambda row: (drawn(seed, records[row].key), records[row].key))
-        places[label].extend((place, fold, row) for place, row in enumerate(members))
-    return sorted(row for members in places.values() for _, _, row in sorted(members)[:limit])
+        members.sort(key=lambda row: (shuffle_key(seed, records[row].key), records[row].key))
+        ranked[label].extend((rank, fold, row) for rank, row in enumerate(members))
+    # Sorted by rank first: the first clip of every fold, then the second of every fold, and so on.
+    return sorted(row for members in ranked.values() for _, _, row in sorted(members)[:limit])
 
 
 def without_leaks(index: ClipIndex) -> ClipIndex:
-    """The index without the training clips of recordings that the test or the validation has clips of.
+    """The index without training clips from recordings of validation or test clips.
 
-    Nor does the validation keep clips of recordings that the test has.
+    Validation clips from recordings of test clips are left out, too.
     """
     leaks = leaking([record.source for record in index.records], index.splits)
     if not leaks:
         return index
     logger.warning(
-        "Left out %d clips for training or validation, which come from the same recordings as clips for the test: %s",
+        "Left out %d training or validation clips that come from the same recordings as test or validation clips: %s",
         len(leaks),
         listed([index.records[position].key for position in leaks], 5),
     )
-    return index.take(position for position in range(len(index)) if position not in leaks)
+    return index.index_select(position for position in range(len(index)) if position not in leaks)
 
 
 def leaking(origins: Sequence[str | bytes], splits: Sequence[Split]) -> dict[int, int]:
-    """Clips that have one origin with a clip of another split, and give way to it.
+    """Clips with the same origin as a clip of another split that takes precedence.
 
-    The test keeps its clips, so that it is the same whatever the sites train on; and validation keeps them against
-    training.
+    Test clips take precedence over validation clips, and these over training clips, so that the test does not depend
+    on what the sites train on.
 
     Args:
-        origins: of the N clips; "" where it is unknown.
-        splits: of the clips.
+        origins: N origins of the clips; "" if unknown.
+        splits: N splits of the clips.
 
     Returns:
-        Positions of the clips that give way, in order, each with that of the first clip for which it does.
+        {position of a clip to leave out: position of the first clip that takes precedence}, in order.
     """
-    order = {split: place for place, split in enumerate(SPLITS)}
+    order = {split: rank for rank, split in enumerate(SPLITS)}
     kept: dict[str | bytes, int] = {}
     for position, origin in enumerate(origins):
         if origin and order[splits[position]] > order[splits[kept.setdefault(origin, position)]]:
@@ -313,56 +322,59 @@ def leaking(origins: Sequence[str | bytes], splits: Sequence[Split]) -> dict[int
 
 
 def square_roots(embeddings: Tensor) -> Tensor:
-    """Square roots, with the sign kept: never NaN, whatever a clip has that was not there when they were chosen."""
+    """Square roots of the absolute values with the original signs.
+
+    They are never NaN, even if a clip has negative values that the training clips do not have.
+    """
     return embeddings.abs().sqrt_().copysign_(embeddings)
 
 
 def check_trainable(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:
-    """Check that there is a clip for training.
+    """Check that there is a training clip.
 
     Raises:
-        DataError: names the folds asked for and those of the data.
+        DataError: there is none; the message names the folds of the settings and of the data.
     """
     if "train" not in index.splits:
         folds = sorted({record.fold for record in records})
         raise DataError(
-            f"no clip for training: {_named(dataset)}, the data has the folds {folds}; "
-            "dataset.test_fold=N trains on all but one"
+            f"no training clips: {_fold_settings(dataset)}, the data has the folds {folds}; "
+            "dataset.test_fold=N trains on all folds except N"
         )
 
 
 def check_splits(index: ClipIndex, records: Sequence[Record], dataset: DatasetSettings) -> None:
-    """Check that there is a clip for the test, and for validation where folds are kept for it.
+    """Check that there is a test clip, and a validation clip if the settings have validation folds.
 
     Raises:
-        DataError: names the split, and the folds that have clips.
+        DataError: there is none; the message names the split, and the folds that have clips.
     """
-    ours = ClassNames(dataset.aliases).labels({record.category for record in records}, index.classes)
-    folds = sorted({record.fold for record in records if record.category in ours})
+    label_of = ClassNames(dataset.aliases).labels({record.category for record in records}, index.classes)
+    folds = sorted({record.fold for record in records if record.category in label_of})
     for split in SPLITS[1:]:
         if split not in index.splits and (split == "test" or dataset.validates):
             remedy = f"name one of these in dataset.{split}_folds=[N]"
             if len(folds) == 1:
-                remedy = "more clips are needed, or clips of other recordings"
+                remedy = "add more clips, or clips of other recordings"
             raise DataError(
-                f"no clip for the {split}: {_named(dataset)}, and the clips of these classes are in the folds {folds}; "
+                f"no {split} clips: {_fold_settings(dataset)}, but the clips of these classes are in folds {folds}; "
                 f"{remedy}"
             )
 
 
-def tell_lacking(index: ClipIndex, dataset: DatasetSettings) -> None:
-    """Name in the log the classes that cannot be learned, and those about which the test says nothing."""
+def warn_of_missing_classes(index: ClipIndex, dataset: DatasetSettings) -> None:
+    """Warn of the classes without training clips, and of those without test clips."""
     splits = np.array(index.splits)
-    for split, unlike in ((SPLITS[0], "cannot be learned"), (SPLITS[2], "are not tested")):
-        there = set(index.labels[splits == split].tolist())
+    for split, effect in ((SPLITS[0], "cannot be learned"), (SPLITS[2], "are not tested")):
+        present = set(index.labels[splits == split].tolist())
         unseen = unseen_classes(dataset, index.classes) if split == "train" else ()
-        lacking = [name for label, name in enumerate(index.classes) if label not in there and name not in unseen]
-        if lacking and there:
-            logger.warning("No clip for %s, so that they %s: %s", split, unlike, listed(lacking, 10))
+        missing = [name for label, name in enumerate(index.classes) if label not in present and name not in unseen]
+        if missing and present:
+            logger.warning("Classes without %s clips, which %s: %s", split, effect, listed(missing, 10))
 
 
-def _named(dataset: DatasetSettings) -> str:
-    """The folds that the settings name."""
+def _fold_settings(dataset: DatasetSettings) -> str:
+    """The folds that the settings name, for messages."""
     return ", ".join(f"dataset.{key} is {folds}" for key, folds in dataset.named_folds.items() if folds) or (
         "dataset.test_fold is null"
     )
@@ -372,14 +384,14 @@ def merged(indexes: Sequence[ClipIndex], names: Sequence[str]) -> ClipIndex:
     """One index of the clips of several data sets.
 
     Args:
-        indexes: of the data sets, all for the same classes.
-        names: of the data sets; with their position they keep keys and sources of different sets apart.
+        indexes: the data sets' indexes, all with the same classes.
+        names: the data sets' names; name and position become a prefix that makes keys and local sources unique.
     """
     records: list[Record] = []
     for position, (index, name) in enumerate(zip(indexes, names, strict=True)):
         for record in index.records:
             source = record.source
-            if source and not source.startswith(WORLDWIDE):
+            if source and not source.startswith(GLOBAL_SOURCES):
                 source = f"{position}-{name}/{source}"
             records.append(record._replace(key=f"{position}-{name}/{record.key}", source=source))
     return replace(
@@ -396,39 +408,39 @@ def unseen_classes(dataset: DatasetSettings, classes: Sequence[str]) -> tuple[st
     """The classes that no site trains on, in the order of `classes`.
 
     Raises:
-        DataError: a name is no class, or fewer than two classes are left to train on.
+        DataError: a name is not a class, or fewer than two classes are left to train on.
     """
-    wanted = dataset.unseen
-    if isinstance(wanted, int):
+    requested = dataset.unseen
+    if isinstance(requested, int):
         order = numpy_generator(dataset.unseen_seed, "unseen").permutation(len(classes))
-        names = {classes[place] for place in order[:wanted]}
+        names = {classes[label] for label in order[:requested]}
     else:
         by_clean_name = {clean_name(name): name for name in classes}
-        for name in wanted:
+        for name in requested:
             if clean_name(name) not in by_clean_name:
                 near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
                 hint = f"; did you mean {by_clean_name[near]!r}?" if near else ""
-                raise DataError(f"dataset.unseen names {name!r}, which is no class of the data{hint}")
-        names = {by_clean_name[clean_name(name)] for name in wanted}
+                raise DataError(f"dataset.unseen names {name!r}, which is not a class of the data{hint}")
+        names = {by_clean_name[clean_name(name)] for name in requested}
     if names and len(classes) - len(names) < 2:
         raise DataError(f"dataset.unseen leaves {len(classes) - len(names)} of {len(classes)} classes to train on")
     return tuple(name for name in classes if name in names)
 
 
 def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:
-    """Check that every class and fold of the settings has a clip: a data set of one site only need not.
+    """Check that every class and fold of the settings has a clip; not called for a site's own data (partition=own).
 
     Raises:
-        DataError: names what is missing, and the nearest there is.
+        DataError: the message names what is missing, and the nearest class.
     """
     folds = folds_of(records, dataset)
-    for key, wanted in dataset.named_folds.items():
-        if unknown := sorted(set(wanted) - set(folds)):
+    for key, named in dataset.named_folds.items():
+        if unknown := sorted(set(named) - set(folds)):
             raise DataError(f"dataset.{key} names fold {unknown[0]}, but the data has the folds {folds}")
     if "test" not in split_by_fold(records, dataset).values():
         raise DataError(
-            f"no fold for the test: {_named(dataset)}, the data has the folds {folds}; deal the clips to two folds at "
-            "least, or leave one over with dataset.train_folds"
+            f"no fold for the test: {_fold_settings(dataset)}, the data has the folds {folds}; assign the clips to at "
+            "least two folds, or leave a fold out of dataset.train_folds"
         )
     check_classes(records, dataset)
 
@@ -437,24 +449,24 @@ def check_classes(records: Iterable[Record], dataset: DatasetSettings) -> None:
     """Check that every class of `dataset.classes` has a clip.
 
     Raises:
-        DataError: names the class that has none, and the nearest there is.
+        DataError: a class has none; the message names it, and the nearest class.
     """
-    wanted = dataset.classes or []
+    classes = dataset.classes or []
     categories = sorted({record.category for record in records})
-    labels = set(ClassNames(dataset.aliases).labels(categories, wanted).values())
-    for label, name in enumerate(wanted):
+    labels = set(ClassNames(dataset.aliases).labels(categories, classes).values())
+    for label, name in enumerate(classes):
         if label not in labels:
             present = {clean_name(category): category for category in categories}
             near = nearest(clean_name(name), present, cutoff=0.6)
             hint = f"did you mean {present[near]}?" if near else f"it has {', '.join(sorted(present.values()))}"
-            raise DataError(f"dataset.classes names {name!r}, of which the data has no clip; {hint}")
+            raise DataError(f"dataset.classes names {name!r}, but the data has no clip of it; {hint}")
 
 
 def classes_of(categories: Iterable[str], dataset: DatasetSettings) -> tuple[str, ...]:
-    """The class names: `dataset.classes` as given, else those of the clips in sorted order.
+    """The class names: `dataset.classes` if set, else those of the clips in sorted order.
 
-    Names that differ in case, spaces, hyphens and underscores only are one class. In a mix of data sets classes go
-    by their common name (`dataset.aliases`), in a single one by its own.
+    Names that differ only in case, spaces, hyphens and underscores are one class. A mix of data sets uses the common
+    names of the classes (`dataset.aliases`), a single data set its own names.
 
     Raises:
         DataError: `dataset.classes` is empty or names a class twice.
@@ -467,7 +479,7 @@ def classes_of(categories: Iterable[str], dataset: DatasetSettings) -> tuple[str
             names.setdefault(clean_name(name), name)
         return tuple(sorted(names.values()))
     if not dataset.classes:
-        raise DataError("dataset.classes is empty; name the classes to keep, or set it to null for all")
+        raise DataError("dataset.classes is empty; list the classes to use, or set it to null for all")
     cleaned = [clean_name(name) for name in dataset.classes]
     for i, name in enumerate(cleaned):
         if name in cleaned[:i]:

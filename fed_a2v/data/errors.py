@@ -1,4 +1,4 @@
-"""Errors about data: each names the file or value, and what to do."""
+"""Errors about data sets; each message names the file or value, and the remedy."""
 
 from fed_a2v.errors import UserError
 
@@ -8,8 +8,8 @@ class DataError(UserError, ValueError):
 
 
 class BadClipError(DataError):
-    """One clip cannot be used; `dataset.skip_bad=true` goes on without it."""
+    """A clip cannot be used; `dataset.skip_bad=true` continues without it."""
 
 
 class PartitionError(DataError):
-    """The clips cannot be divided among the sites as asked."""
+    """The clips cannot be divided among the sites as the settings require."""

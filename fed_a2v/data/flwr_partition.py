@@ -1,6 +1,6 @@
-"""The partitioners of flwr-datasets that the federations use as they are, fed with labels alone.
+"""Partitions by flwr-datasets, which `fed_a2v.data.partition` uses for partition=pathological and partition=shards.
 
-They come with the extra `partitions`, and are imported when they are asked for.
+flwr-datasets is in the extra `partitions`, and is imported only for these two kinds.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def pathological(labels: IntArray, sites: int, classes_per_site: int, seed: int) -> IntArray:
-    """Every site draws its classes, and shares each with the other sites that drew it.
+    """Sample the classes of every site, and divide the clips of a class among the sites that have it.
 
     As in Li et al., 2021 ("Federated Learning on Non-IID Data Silos", arXiv:2102.02079), site i always has class i.
 
     Args:
-        labels: (n,) of the training clips.
+        labels: (n,) labels of the training clips.
         sites: number of sites.
-        classes_per_site: classes that each draws.
-        seed: of the drawing.
+        classes_per_site: number of classes of each site.
+        seed: seed of the draw.
 
     Returns:
-        (n,) the site of each clip; -1: of no site, as no site drew its class.
+        (n,) the site of each clip; -1: no site has its class.
 
     Raises:
         PartitionError: there are too few classes or clips, or the extra `partitions` is missing.
     """
-    _need_flwr_datasets("pathological")
+    _require_flwr_datasets("pathological")
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     present = len(np.unique(labels))
@@ -52,32 +52,32 @@ def pathological(labels: IntArray, sites: int, classes_per_site: int, seed: int)
         seed=seed_for(seed, "partition", "pathological") % 2**32,
     )
     try:
-        return _owners(partitioner, labels)
+        return _site_of_clip(partitioner, labels)
     except ValueError as error:
         raise PartitionError(
             f"partition=pathological: {sites} sites with {classes_per_site} classes each need more clips of a class "
-            "than there are; lower partition.sites or partition.classes_per_site"
+            "than the data has; lower partition.sites or partition.classes_per_site"
         ) from error
 
 
 def shards(labels: IntArray, sites: int, shards_per_site: int, seed: int) -> IntArray:
-    """The clips, sorted by class, are cut into blocks of one size, and every site gets as many of them.
+    """Sort the clips by class, cut them into blocks of equal size, and assign the same number of blocks to every site.
 
-    As in McMahan et al., 2017 (arXiv:1602.05629). What is left at the end, less than a clip a block, goes to no site.
+    As in McMahan et al., 2017 (arXiv:1602.05629). The remainder, less than one clip per block, goes to no site.
 
     Args:
-        labels: (n,) of the training clips.
+        labels: (n,) labels of the training clips.
         sites: number of sites.
-        shards_per_site: blocks that each gets.
-        seed: of the dealing.
+        shards_per_site: number of blocks of each site.
+        seed: seed of the draw.
 
     Returns:
-        (n,) the site of each clip; -1: of no site.
+        (n,) the site of each clip; -1: no site.
 
     Raises:
         PartitionError: there are fewer clips than blocks, or the extra `partitions` is missing.
     """
-    _need_flwr_datasets("shards")
+    _require_flwr_datasets("shards")
     from flwr_datasets.partitioner import ShardPartitioner
 
     if len(labels) < sites * shards_per_site:
@@ -91,10 +91,10 @@ def shards(labels: IntArray, sites: int, shards_per_site: int, seed: int) -> Int
         num_shards_per_partition=shards_per_site,
         seed=seed_for(seed, "partition", "shards") % 2**32,
     )
-    return _owners(partitioner, labels)
+    return _site_of_clip(partitioner, labels)
 
 
-def _need_flwr_datasets(kind: str) -> None:
+def _require_flwr_datasets(kind: str) -> None:
     try:
         import flwr_datasets  # noqa: F401
     except ImportError as error:
@@ -103,13 +103,13 @@ def _need_flwr_datasets(kind: str) -> None:
         ) from error
 
 
-def _owners(partitioner: Partitioner, labels: IntArray) -> IntArray:
+def _site_of_clip(partitioner: Partitioner, labels: IntArray) -> IntArray:
     from datasets import Dataset
 
     site_of_clip = np.full(len(labels), -1, dtype=np.int64)
     partitioner.dataset = Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on classes that no site has: the caller's warning names them
+        warnings.simplefilter("ignore")  # about classes that no site has: the caller warns of them by name
         for site in range(partitioner.num_partitions):
             site_of_clip[partitioner.load_partition(site)["row"][:]] = site
     return site_of_clip

@@ -1,6 +1,6 @@
-"""From settings to an index of clips: which data set, where it is, and which of its clips are meant.
+"""Building the index of clips from the settings: opening the data sets, listing their clips, and selecting from them.
 
-No sound is decoded here; 200,000 clips are a matter of seconds.
+`fed_a2v.data.site`, `fed_a2v.data.check` and the commands call it. No audio is decoded; 200,000 clips take seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fed_a2v.data.clips import (
     folds_of,
     merged,
     select_clips,
-    tell_lacking,
+    warn_of_missing_classes,
     without_leaks,
 )
 from fed_a2v.data.datasets.class_folders import ClassFolders
@@ -40,12 +40,12 @@ from fed_a2v.data.errors import DataError
 
 logger = logging.getLogger("fed_a2v")
 
-# What `ClipSource` asks of a class.
-SOURCE_NEEDS = ("watched", "records", "mtime_key", "content", "waveform")
+# The methods of `ClipSource` that a custom class must have.
+SOURCE_METHODS = ("watched", "records", "mtime_key", "content", "waveform")
 
 
 def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
-    """The data sets of a mix, with what the mix says for all of them; else the data set itself."""
+    """The data sets of a mix, each with the mix's common settings; for a single data set, the data set itself."""
     if dataset.name != "mixed":
         return (dataset,)
     common = {"unseen": dataset.unseen, "unseen_seed": dataset.unseen_seed, "aliases": dataset.aliases}
@@ -53,16 +53,16 @@ def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
 
 
 def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
-    """The sounds of one data set; `seed` is that of the synthesised ones.
+    """Open one data set of audio clips; `seed` is the seed of synthesised clips.
 
     Raises:
-        ValueError: it is a mix, or a file of embeddings, which has no sounds.
-        ConfigError: a class of the user's own cannot be used.
+        ValueError: it is a mix, or a file of embeddings, which has no audio.
+        ConfigError: a custom class cannot be used.
     """
     root, split_seed = str(dataset.root), dataset.split_seed
     match dataset.name:
         case "synth":
-            # Imported here: a site with sounds of its own needs no scipy for each message.
+            # Imported here, so that clients with other data sets do not import scipy for each message.
             from fed_a2v.data.datasets.synth import SynthClips
 
             return SynthClips(seed, dataset.clips_per_class)
@@ -75,19 +75,19 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
         case "folder":
             return ClassFolders(root, split_seed)
         case "custom":
-            place = {} if dataset.root is None else {"root": root}
+            default = {} if dataset.root is None else {"root": root}
             source: ClipSource = make_object(
-                "dataset", str(dataset.target), {**place, **dataset.arguments}, SOURCE_NEEDS
+                "dataset", str(dataset.target), {**default, **dataset.arguments}, SOURCE_METHODS
             )
             return source
         case other:
-            raise ValueError(f"dataset={other} is no set of sounds")
+            raise ValueError(f"dataset={other} has no audio clips")
 
 
 def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
     """All clips of one data set.
 
-    The list is kept in memory until the data set's table or folders change.
+    The list is cached in memory until the data set's table or folders change.
 
     Raises:
         DataError: the data set cannot be read.
@@ -96,27 +96,27 @@ def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
 
 
 @contextmanager
-def overheard() -> Iterator[list[str]]:
-    """The warnings that the block would log, in a list instead of the log; only this thread's, and this package's."""
-    heard: list[str] = []
+def captured_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that this package logs in the block and in this thread, instead of logging them."""
+    warnings: list[str] = []
     thread = threading.get_ident()
 
-    def keep(record: logging.LogRecord) -> bool:
+    def capture(record: logging.LogRecord) -> bool:
         if record.thread != thread:
             return True
         if record.levelno >= logging.WARNING:
-            heard.append(record.getMessage())
+            warnings.append(record.getMessage())
         return False
 
-    logger.filters.insert(0, keep)  # the innermost block hears first
+    logger.filters.insert(0, capture)  # first, so that the innermost of nested blocks captures the warning
     try:
-        yield heard
+        yield warnings
     finally:
-        logger.removeFilter(keep)
+        logger.removeFilter(capture)
 
 
 def folds(dataset: DatasetSettings) -> list[int]:
-    """The folds of the data, in order; of a mix those that all its data sets have.
+    """The folds of the data, in order; for a mix, the folds that all its data sets have.
 
     Raises:
         DataError: the data set cannot be read.
@@ -125,9 +125,9 @@ def folds(dataset: DatasetSettings) -> list[int]:
 
 
 def class_names(dataset: DatasetSettings) -> tuple[str, ...]:
-    """The names of the classes: `dataset.classes` where it is set, else those of the data, sorted.
+    """The names of the classes: `dataset.classes` if it is set, else those of the data, sorted.
 
-    No sound is decoded; where `dataset.classes` is set, no data need be there at all.
+    No audio is decoded; if `dataset.classes` is set, the data set is not read at all.
 
     Raises:
         DataError: the data set cannot be read.
@@ -142,16 +142,16 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
 
     Args:
         dataset: one data set, or a mix.
-        classes: names of the classes that the federation has agreed on; the data set may then lack some of them.
+        classes: class names of the federation, if they are already fixed; the data set may lack some of them.
 
     Raises:
         DataError: the data set cannot be read, a class or fold of the settings has no clip, none is left for
             training, or a clip is listed twice.
     """
-    # Listed once: to find out whether a list in memory still holds, every folder of sounds is looked into.
+    # Each list is looked up only once, because `mtime_key` walks through all folders of the data set.
     lists = [_listed(part.model_dump_json(), mtime_key(part)) for part in parts(dataset)]
-    for remark in (remark for _, remarks in lists for remark in remarks):
-        logger.warning("%s", remark)
+    for warning in (warning for _, warnings in lists for warning in warnings):
+        logger.warning("%s", warning)
     names = class_names(dataset) if classes is None else tuple(classes)
     everything = [record for records, _ in lists for record in records]
     if dataset.name != "mixed":
@@ -165,36 +165,36 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
         index = without_leaks(merged(indexes, [part.name for part in dataset.sets]))
         check_trainable(index, everything, dataset)
     if classes is None:
-        tell_lacking(index, dataset)
+        warn_of_missing_classes(index, dataset)
     return index
 
 
 def mtime_key(dataset: DatasetSettings) -> tuple[int, ...]:
-    """What changes when the data set's tables, files of embeddings or folders do; empty where there are none."""
-    places = [place for part in parts(dataset) for place in _watched(part)]
-    stats = [place.stat() for place in places if place.exists()]
+    """Sizes and modification times of the data set's tables, embeddings files and folders; empty if there are none."""
+    paths = [path for part in parts(dataset) for path in _watched(part)]
+    stats = [path.stat() for path in paths if path.exists()]
     return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
 def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
-    """The settings with this machine's place of the data.
+    """The settings with the location of the data on this machine.
 
-    Of a mix, the folder is that of one data set: it is known by its layout, and must be in the mix.
+    For a mix, `data_dir` is the folder of one of its data sets, which is detected by the folder's layout.
 
     Raises:
-        DataError: the data set reads no files, or the folder is none of the mix.
+        DataError: the data set reads no files, or the folder is not one of the mix.
     """
     if data_dir is None:
         return dataset
-    if not data_dir.strip():  # which would be the working directory
-        raise DataError("data-dir is empty; name the folder or file of this machine's data")
+    if not data_dir.strip():  # Path("") would be the working directory
+        raise DataError("data-dir is empty; set it to the folder or file of this machine's data")
     place = Path(data_dir).expanduser()
     if dataset.name == "mixed":
         kind = layout(place)
         own = next((part for part in parts(dataset) if part.name == kind), None)
         if own is None:
             raise DataError(
-                f"{place} looks like dataset={kind}, which is not among dataset.sets: "
+                f"{place} has the layout of dataset={kind}, which is not in dataset.sets: "
                 f"{', '.join(part.name for part in dataset.sets)}"
             )
         return located(own, data_dir)
@@ -207,7 +207,7 @@ def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
 
 
 def layout(place: Path) -> str:
-    """Which data set's layout a folder or file has."""
+    """The name of the data set whose layout a folder or file has."""
     if place.is_file():
         return "embeddings"
     if (place / "meta" / "esc50.csv").is_file():
@@ -219,22 +219,23 @@ def layout(place: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _listed(dataset_json: str, mtime_key: tuple[int, ...]) -> tuple[tuple[Record, ...], tuple[str, ...]]:  # noqa: ARG001
-    """The clips, and what there was to warn of; `mtime_key` is a part of the memory's key."""
+    """The clips, and the warnings of listing them; `mtime_key` is only a part of the cache key."""
     dataset = DatasetSettings.model_validate_json(dataset_json)
-    with overheard() as remarks:
+    # The warnings are returned, because a later call gets the cached list, and should log them again.
+    with captured_warnings() as warnings:
         if dataset.name == "embeddings":
             records = read_records(str(dataset.path))
         else:
             records = open_source(dataset, seed=0).records()  # the list does not depend on the seed
     names: dict[str, str] = {}
-    return tuple(_as_record(record, dataset, names) for record in records), tuple(remarks)
+    return tuple(_as_record(record, dataset, names) for record in records), tuple(warnings)
 
 
 def _as_record(record: Record, dataset: DatasetSettings, names: dict[str, str]) -> Record:
-    """The record with its class's name composed; `names` are those met so far.
+    """The record with its class name in Unicode's composed form; `names` caches the names.
 
     Raises:
-        DataError: a class of the user's own lists something else.
+        DataError: a custom class lists something other than valid records.
     """
     match record:
         case (str(), str(category), int(fold), str()) if fold >= 1:
@@ -243,18 +244,18 @@ def _as_record(record: Record, dataset: DatasetSettings, names: dict[str, str]) 
             if names[category]:
                 return record if names[category] == category else Record(*record)._replace(category=names[category])
     raise DataError(
-        f"dataset={dataset.target or dataset.name} lists {record!r}: each clip is a Record of key, category (with a "
-        "word), fold (from 1) and source, texts but for the fold"
+        f"dataset={dataset.target or dataset.name} lists {record!r}: each clip must be a Record of key, category (with "
+        "a word), fold (an integer from 1) and source, all strings except the fold"
     )
 
 
 def _part_index(part: DatasetSettings, names: Sequence[str]) -> ClipIndex:
-    """Of a data set of a mix, the clips of its own `classes` that are also classes of the federation."""
+    """The index of a data set of a mix: clips of its own `classes` that are also classes of the federation."""
     records = list_clips(part)
     check_complete(records, part)
     index = select_clips(records, part, names)
     own = _own_categories(part)
-    return index.take(row for row, record in enumerate(index.records) if record.category in own)
+    return index.index_select(row for row, record in enumerate(index.records) if record.category in own)
 
 
 def _own_categories(part: DatasetSettings) -> set[str]:

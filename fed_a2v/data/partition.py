@@ -1,4 +1,7 @@
-"""Dividing a data set's clips among sites: disjoint, seeded, and written down."""
+"""Dividing a data set's clips among the sites: one disjoint, seeded partition for each `partition` of the settings.
+
+`fed_a2v.data.site` calls `partition` for the clips of a site; the server stores `describe` in the run folder.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from fed_a2v.data.flwr_partition import pathological, shards
 
 logger = logging.getLogger("fed_a2v")
 
-# For each split, the site of every clip of the data set; -1: of no site.
+# The site of every clip of the data set, (N,) int64; -1: no site.
 SiteOfClip = IntArray
 
 
@@ -45,45 +48,50 @@ class SiteClips:
 
 
 def site_name(site: int) -> str:
-    """The name of site number `site`, counted from 0."""
+    """The name of site number `site`, which starts at 0."""
     return f"site-{site:03d}"
 
 
 def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> list[SiteClips]:
     """Divide the clips among the sites.
 
-    `classes`: the classes, in a drawn order, are dealt to the sites, `classes_per_site` to each; a class dealt to
-    several sites is divided among them. `dirichlet`: each class is divided in drawn proportions, Dirichlet(alpha)
-    over the sites (Hsu et al., 2019, arXiv:1909.06335). `pathological`: every site draws `classes_per_site` classes
-    (Li et al., 2021, arXiv:2102.02079). `shards`: the clips, sorted by class, are cut into blocks, and each site
-    gets `shards_per_site` of them (McMahan et al., 2017, arXiv:1602.05629). `iid`: every class is dealt clip by
-    clip. `own`: one site has all. In every kind a site is tested on classes that it trains on, as far as there are
-    clips enough. With `by_set` each data set of a mix has an even share of the sites to itself, and is divided among
-    them.
+    Kinds of partition:
+        classes: the classes, in random order, are assigned to the sites, `classes_per_site` to each; a class of
+            several sites is divided among them.
+        dirichlet: each class is divided in proportions from Dirichlet(alpha) over the sites (Hsu et al., 2019,
+            arXiv:1909.06335).
+        pathological: `classes_per_site` random classes for every site (Li et al., 2021, arXiv:2102.02079).
+        shards: the clips, sorted by class, are cut into blocks, `shards_per_site` for each site (McMahan et al., 2017,
+            arXiv:1602.05629).
+        iid: the clips of every class are divided evenly.
+        own: one site has all clips.
 
-    Only labels are looked at, never the embeddings. `pathological` and `shards` are flwr-datasets' own. `dirichlet`
-    and `iid` are not: flwr-datasets' Dirichlet draws the whole division anew until every site has its least number
-    of clips, and gives up after ten times, which a small alpha and many sites soon come to; here a poor site takes
-    from the richest. What one class draws does not depend on the other classes, and validation and test clips follow
-    those of training, of which a partitioner of one list knows nothing. IID there ignores the classes; here every
-    site has a like share of each.
+    In every kind, the validation and test clips of a site are of classes that it trains on, if there are enough
+    clips. With `by_set`, the sites are divided evenly among the data sets of a mix, and each data set is divided
+    among its own sites.
+
+    The partition depends on labels only, not on embeddings. `pathological` and `shards` are flwr-datasets'
+    partitioners. `dirichlet` is not, because flwr-datasets repeats the whole draw until every site has its minimum of
+    clips, and fails after ten draws, which happens with a small alpha and many sites; here such a site gets clips of
+    the largest site. Also, the draw of a class does not depend on the other classes here, and validation and test
+    clips follow the training clips. `iid` is not, because flwr-datasets' ignores the classes; here every site has an
+    equal share of each.
 
     Raises:
         PartitionError: there are not enough clips or classes for the sites, or a package is missing.
     """
     if settings.by_set and clips.sets is not None and settings.kind != "own":
         return _partition_by_set(clips, clips.sets, settings, seed)
-    labels = clips.labels.numpy()
-    divide: dict[str, Callable[[], SiteOfClip]] = {
-        "classes": lambda: _by_classes(clips, labels, settings, seed),
-        "dirichlet": lambda: _dirichlet(clips, labels, settings, seed),
-        "pathological": lambda: _pathological(clips, labels, settings, seed),
-        "shards": lambda: _shards(clips, labels, settings, seed),
-        "iid": lambda: _iid(clips, labels, settings.sites, seed),
-        "own": lambda: np.zeros(len(clips), dtype=np.int64),
+    divide: dict[str, Callable[[EmbeddedClips, IntArray, PartitionSettings, int], SiteOfClip]] = {
+        "classes": _by_classes,
+        "dirichlet": _dirichlet,
+        "pathological": _pathological,
+        "shards": _shards,
+        "iid": _iid,
+        "own": lambda clips, labels, settings, seed: np.zeros(len(clips), dtype=np.int64),  # noqa: ARG005
     }
     count = 1 if settings.kind == "own" else settings.sites
-    site_of_clip = divide[settings.kind]()
+    site_of_clip = divide[settings.kind](clips, clips.labels.numpy(), settings, seed)
     sites = [
         SiteClips(
             site_name(site),
@@ -91,10 +99,10 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
         )
         for site in range(count)
     ]
-    if poor := [site.name for site in sites if len(site.train) < settings.min_clips]:
-        least = "no training clip" if settings.min_clips == 1 else f"less than {settings.min_clips} training clips"
+    if small := [site.name for site in sites if len(site.train) < settings.min_clips]:
+        least = "no training clip" if settings.min_clips == 1 else f"fewer than {settings.min_clips} training clips"
         raise PartitionError(
-            f"{len(poor)} of {count} sites get {least} ({', '.join(poor[:5])}); there are "
+            f"{len(small)} of {count} sites get {least} ({', '.join(small[:5])}); the data has "
             f"{len(clips.rows('train'))} in {len(clips.classes)} classes: lower partition.sites={count}"
         )
     check_disjoint(sites, clips)
@@ -102,13 +110,14 @@ def partition(clips: EmbeddedClips, settings: PartitionSettings, seed: int) -> l
 
 
 def _partition_by_set(clips: EmbeddedClips, sets: IntArray, settings: PartitionSettings, seed: int) -> list[SiteClips]:
-    """Divide each data set of a mix among sites of its own."""
+    """Divide each data set of a mix among its own sites."""
     present = np.unique(sets)
     if settings.sites < len(present):
         raise PartitionError(
-            f"partition.by_set=true: {len(present)} data sets need as many sites, partition.sites={settings.sites}"
+            f"partition.by_set=true: {len(present)} data sets need at least as many sites, "
+            f"partition.sites={settings.sites}"
         )
-    made: list[SiteClips] = []
+    sites: list[SiteClips] = []
     for number, numbers in zip(present, np.array_split(np.arange(settings.sites), len(present)), strict=True):
         rows = np.flatnonzero(sets == number)
         own = replace(
@@ -120,16 +129,17 @@ def _partition_by_set(clips: EmbeddedClips, sets: IntArray, settings: PartitionS
             sets=None,
         )
         for site in partition(own, settings.model_copy(update={"sites": len(numbers)}), seed):
-            made.append(SiteClips(site_name(len(made)), *(rows[site.rows(split)].astype(np.int64) for split in SPLITS)))
-    check_disjoint(made, clips)
-    return made
+            name = site_name(len(sites))
+            sites.append(SiteClips(name, *(rows[site.rows(split)].astype(np.int64) for split in SPLITS)))
+    check_disjoint(sites, clips)
+    return sites
 
 
 def check_disjoint(sites: Sequence[SiteClips], clips: EmbeddedClips) -> None:
     """Check that no clip is at two sites or in two splits, and that each is in its own split.
 
     Raises:
-        PartitionError: names the clip and where it is.
+        PartitionError: the message names the clip, its sites and splits.
     """
     place: dict[str, str] = {}
     for site in sites:
@@ -144,39 +154,38 @@ def check_disjoint(sites: Sequence[SiteClips], clips: EmbeddedClips) -> None:
 
 
 def check_classes(count: int, settings: PartitionSettings) -> None:
-    """Check that partition=classes can deal `count` classes to the sites; other kinds deal clips.
+    """Check that partition=classes can assign `count` classes to the sites; other kinds divide clips.
 
     Raises:
-        PartitionError: there are more sites than classes and nothing says that they may share, or a site is to have
-            more classes than there are.
+        PartitionError: there are more sites than classes and classes_per_site is null, or it is more than `count`.
     """
     sites, each = settings.sites, settings.classes_per_site
     if settings.kind != "classes":
         return
     if each is None and sites > count:
         raise PartitionError(
-            f"partition.sites={sites}, but there are {count} classes to train on: lower it to {count}, let sites share "
+            f"partition.sites={sites}, but the data has {count} classes to train on: lower it to {count}, share "
             "classes (partition.classes_per_site=1), or choose partition=iid"
         )
     if each is not None and each > count:
         raise PartitionError(
-            f"partition.classes_per_site={each}, but there are {count} classes; set it to {count} at most, or to null"
+            f"partition.classes_per_site={each}, but there are {count} classes; set it to at most {count}, or to null"
         )
 
 
 def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]:
-    """Who has what, for JSON: per site its classes with their counts, and the clips' keys and contents, by split.
+    """The partition for JSON: for each site its classes with their counts, and the clips' keys and contents, by split.
 
-    `unassigned` names the classes that no site trains on.
+    `unassigned` lists the classes that no site trains on.
     """
     labels = clips.labels.numpy()
     described: dict[str, Any] = {}
     for site in sites:
-        here = sorted({int(label) for split in SPLITS for label in labels[site.rows(split)]})
+        present = sorted({int(label) for split in SPLITS for label in labels[site.rows(split)]})
         described[site.name] = {
             "classes": {
                 clips.classes[label]: {split: int((labels[site.rows(split)] == label).sum()) for split in SPLITS}
-                for label in here
+                for label in present
             },
             "clips": {split: [clips.keys[row] for row in site.rows(split)] for split in SPLITS},
             "contents": {
@@ -190,24 +199,31 @@ def describe(sites: Sequence[SiteClips], clips: EmbeddedClips) -> dict[str, Any]
 
 def _by_classes(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     seen = [label for label, name in enumerate(clips.classes) if name not in clips.unseen]
-    dealt = [[seen[place] for place in places] for places in _deal_classes(len(seen), settings, seed)]
+    labels_of_site = [[seen[place] for place in places] for places in _assign_classes(len(seen), settings, seed)]
     site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for label in range(len(clips.classes)):
-        sharing = [site for site, classes in enumerate(dealt) if label in classes]
+        sharing = [site for site, assigned in enumerate(labels_of_site) if label in assigned]
         if label not in seen:
-            sharing = list(range(len(dealt)))  # test clips alone, a part for each site
+            sharing = list(range(len(labels_of_site)))  # an unseen class has test clips only: every site gets a part
         if not sharing:
             continue
         for split in SPLITS:
             rows = _shuffled(clips, labels, split, label, seed)
             site_of_clip[rows] = np.array(sharing)[np.arange(len(rows)) % len(sharing)]
-    if idle := [clips.classes[label] for label in seen if not any(label in site for site in dealt)]:
-        logger.warning("No site records %d of %d classes: %s", len(idle), len(seen), ", ".join(idle))
+    _warn_of_unassigned(
+        clips, seen, [label for label in seen if not any(label in assigned for assigned in labels_of_site)]
+    )
     return site_of_clip
 
 
-def _deal_classes(count: int, settings: PartitionSettings, seed: int) -> list[list[int]]:
-    """The classes of each site: neighbours in a drawn order, which starts again when it is used up."""
+def _warn_of_unassigned(clips: EmbeddedClips, labels: Sequence[int], unassigned: Sequence[int]) -> None:
+    if unassigned:
+        names = ", ".join(clips.classes[label] for label in unassigned)
+        logger.warning("No site has %d of %d classes: %s", len(unassigned), len(labels), names)
+
+
+def _assign_classes(count: int, settings: PartitionSettings, seed: int) -> list[list[int]]:
+    """The classes of each site: consecutive ones in a random order, which is repeated as often as needed."""
     order = numpy_generator(seed, "partition", "classes").permutation(count).tolist()
     check_classes(count, settings)
     each = settings.classes_per_site
@@ -220,7 +236,7 @@ def _dirichlet(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettin
     sites = settings.sites
     shares = np.stack([_proportions(settings.alpha, sites, seed, label) for label in range(len(clips.classes))])
     train = {label: _shuffled(clips, labels, "train", label, seed) for label in range(len(clips.classes))}
-    counts = np.stack([_cut(len(rows), shares[label]) for label, rows in train.items()])
+    counts = np.stack([_apportion(len(rows), shares[label]) for label, rows in train.items()])
     _enforce_min_samples(counts, settings.min_clips)
     site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for label, rows in train.items():
@@ -232,32 +248,32 @@ def _dirichlet(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettin
 def _pathological(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     assert settings.classes_per_site is not None  # checked by the settings
     train = clips.rows("train")
-    return _from_training(
-        clips, labels, pathological(labels[train], settings.sites, settings.classes_per_site, seed), settings, seed
-    )
+    site_of_training = pathological(labels[train], settings.sites, settings.classes_per_site, seed)
+    return _from_training(clips, labels, site_of_training, settings, seed)
 
 
 def _shards(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     train = clips.rows("train")
-    return _from_training(
-        clips, labels, shards(labels[train], settings.sites, settings.shards_per_site, seed), settings, seed
-    )
+    site_of_training = shards(labels[train], settings.sites, settings.shards_per_site, seed)
+    return _from_training(clips, labels, site_of_training, settings, seed)
 
 
 def _from_training(
-    clips: EmbeddedClips, labels: IntArray, dealt: SiteOfClip, settings: PartitionSettings, seed: int
+    clips: EmbeddedClips, labels: IntArray, site_of_training: SiteOfClip, settings: PartitionSettings, seed: int
 ) -> SiteOfClip:
-    """The sites of all clips, where those of the training clips, `dealt`, are known."""
+    """The sites of all clips, given those of the training clips."""
     train = clips.rows("train")
     site_of_clip = np.full(len(clips), -1, dtype=np.int64)
-    site_of_clip[train] = dealt
+    site_of_clip[train] = site_of_training
+    assigned = site_of_training >= 0
     counts = np.zeros((len(clips.classes), settings.sites), dtype=np.int64)
-    np.add.at(counts, (labels[train[dealt >= 0]], dealt[dealt >= 0]), 1)
-    taught = np.unique(labels[train])
-    if idle := [clips.classes[label] for label in taught if not counts[label].any()]:
-        logger.warning("No site records %d of %d classes: %s", len(idle), len(taught), ", ".join(idle))
+    np.add.at(counts, (labels[train[assigned]], site_of_training[assigned]), 1)
+    trained = np.unique(labels[train]).tolist()
+    unassigned = [label for label in trained if not counts[label].any()]
+    _warn_of_unassigned(clips, trained, unassigned)
+    # Classes without training clips (unseen ones) are divided evenly; unassigned classes belong to no site.
     even = np.full(counts.shape, 1 / settings.sites)
-    even[[label for label in taught if not counts[label].any()]] = 0
+    even[unassigned] = 0
     _follow_training(site_of_clip, clips, labels, counts, even, seed)
     return site_of_clip
 
@@ -270,39 +286,43 @@ def _follow_training(
     otherwise: NDArray[np.float64],
     seed: int,
 ) -> None:
-    """Deal the clips for validation and test, in place, as those of training: nobody is tested on the unheard.
+    """Divide the validation and test clips like the training clips: a site is tested on classes that it trains on.
 
     Args:
-        owners: of all clips.
-        clips: of the data set.
-        labels: of the clips.
-        counts: (classes, sites) training clips.
-        otherwise: (classes, sites) shares of the classes without training clips; where all are 0, no site has them.
-        seed: of the drawing.
+        site_of_clip: (N,) the site of each clip; updated in place.
+        clips: the N clips of the data set.
+        labels: (N,) labels of the clips.
+        counts: (classes, sites) numbers of training clips.
+        otherwise: (classes, sites) shares of the classes without training clips; if all are 0, no site has the class.
+        seed: seed of the draw.
     """
     for label in range(len(clips.classes)):
         shares = counts[label] / counts[label].sum() if counts[label].any() else otherwise[label]
         for split in SPLITS[1:]:
             rows = _shuffled(clips, labels, split, label, seed)
             if shares.any():
-                site_of_clip[rows] = np.repeat(np.arange(len(shares)), _cut(len(rows), shares))
+                site_of_clip[rows] = np.repeat(np.arange(len(shares)), _apportion(len(rows), shares))
 
 
 def _proportions(alpha: float, sites: int, seed: int, label: int) -> NDArray[np.float64]:
-    drawn = numpy_generator(seed, "partition", "dirichlet", label).dirichlet(np.full(sites, alpha))
-    # Beyond about 1e300 the draw overflows to zeros; its limit is the even share.
-    return drawn if drawn.sum() > 0.5 else np.full(sites, 1 / sites)
+    sample = numpy_generator(seed, "partition", "dirichlet", label).dirichlet(np.full(sites, alpha))
+    # For alpha above about 1e300 the sample overflows to zeros; its limit is the even share.
+    return sample if sample.sum() > 0.5 else np.full(sites, 1 / sites)
 
 
-def _cut(total: int, shares: NDArray[np.float64]) -> IntArray:
-    """Whole numbers in proportion to `shares` that add up to `total`; a share of 0 gets none."""
+def _apportion(total: int, shares: NDArray[np.float64]) -> IntArray:
+    """Integers in proportion to `shares` that sum to `total`; a share of 0 gets 0."""
     edges = np.round(np.cumsum(shares) / shares.sum() * total).astype(np.int64)
     counts: IntArray = np.diff(edges, prepend=0)
     return counts
 
 
 def _enforce_min_samples(counts: IntArray, least: int) -> None:
-    """Give each site with fewer than `least` clips some of the site that has most, from its largest class, in place.
+    """Move clips, in place, until each site has at least `least`: from the largest class of the site with most clips.
+
+    Args:
+        counts: (classes, sites) numbers of training clips.
+        least: minimum of clips of a site.
 
     Raises:
         PartitionError: there are not enough clips.
@@ -321,16 +341,17 @@ def _enforce_min_samples(counts: IntArray, least: int) -> None:
             counts[label, site] += 1
 
 
-def _iid(clips: EmbeddedClips, labels: IntArray, sites: int, seed: int) -> SiteOfClip:
+def _iid(clips: EmbeddedClips, labels: IntArray, settings: PartitionSettings, seed: int) -> SiteOfClip:
     site_of_clip = np.full(len(clips), -1, dtype=np.int64)
     for split in SPLITS:
         rows = np.concatenate([_shuffled(clips, labels, split, label, seed) for label in range(len(clips.classes))])
-        site_of_clip[rows] = np.arange(len(rows)) % sites
+        # Continuing from class to class, so that the sites' totals differ by at most one clip.
+        site_of_clip[rows] = np.arange(len(rows)) % settings.sites
     return site_of_clip
 
 
 def _shuffled(clips: EmbeddedClips, labels: IntArray, split: Split, label: int, seed: int) -> IntArray:
-    """The clips of one class and split in a drawn order."""
+    """The clips of one class and split in random order; the order does not depend on other classes."""
     rows = clips.rows(split)
     rows = rows[labels[rows] == label]
     return numpy_generator(seed, "partition", split, clips.classes[label]).permutation(rows)

@@ -1,4 +1,7 @@
-"""The way in: the clips of this machine's data set, and those of one site."""
+"""Entry point of the data package: the embedded clips of this machine's data set, and those of one site.
+
+The clients call `site_clips`; the server and the commands call `load_clips`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +44,7 @@ logger = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """n clips: embeddings (n, S, Da) float32, labels (n,) int64, positions in a list of class names, and their keys."""
+    """n clips: embeddings (n, S, Da) float32, labels (n,) int64 (positions in a list of class names), and n keys."""
 
     embeddings: Tensor
     labels: Tensor
@@ -53,16 +56,16 @@ class LabelledClips:
 
 @dataclass(frozen=True)
 class SiteData:
-    """What one site holds.
+    """The clips of one site.
 
     Attributes:
         name: "site-000", ...
-        classes: the class names that the labels point into; a site need not have clips of all.
+        classes: the class names that the labels refer to; a site may lack clips of some.
         train: training clips, never empty.
         validation: validation clips.
         test: test clips.
-        square_root: whether the embeddings are the square roots of what the encoder gave.
-        skipped: unreadable clips left out of the data set that the site's clips come from.
+        square_root: whether the embeddings are square roots of the encoder's output.
+        skipped: number of unreadable clips left out of the data set that the site's clips come from.
     """
 
     name: str
@@ -72,14 +75,6 @@ class SiteData:
     test: LabelledClips
     square_root: bool
     skipped: int
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the training clips and the names of their classes: changes when the site's data does."""
-        names = [self.classes[label] for label in self.train.labels.tolist()]
-        digest = hashlib.sha256(repr((tuple(self.train.embeddings.shape), names)).encode())
-        digest.update(self.train.embeddings.contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def labelled_rows(clips: EmbeddedClips | LabelledClips, rows: Tensor) -> LabelledClips:
@@ -94,22 +89,22 @@ def load_clips(
     cache_dir: Path,
     classes: Sequence[str] | None = None,
 ) -> EmbeddedClips:
-    """Embed the clips of this machine's data set, or take them from the cache.
+    """Embed the clips of this machine's data set, or load them from the cache.
 
-    The result is also kept in memory, for the sites that one process plays; it is shared, so nobody may change it.
-    In memory a data set is known by its table (or file of embeddings) and its folder's list of files: a sound file
-    that is overwritten in place while the process runs is noticed by the next process.
+    The result is also cached in memory, for the sites that one process simulates; it is shared and must not be
+    modified. The memory cache checks the times of the data set's table (or embeddings file) and folders only: a sound
+    file that is overwritten in place while the process runs is noticed by the next process.
 
     Args:
-        dataset: which data set, classes and folds.
-        encoder: the frozen encoder; unused with dataset=embeddings.
-        seed: of the synthesised sounds.
+        dataset: settings of the data set.
+        encoder: settings of the frozen encoder; unused with dataset=embeddings.
+        seed: seed of synthesised clips.
         cache_dir: folder of the cache.
-        classes: class names that the labels point into, when the federation has agreed on them. The data set may
+        classes: class names of the federation that the labels refer to, if they are already fixed. The data set may
             then lack some of them; clips of other classes are left out, with a warning.
 
     Raises:
-        DataError: the data set cannot be used; `BadClipError` where that is due to one clip.
+        DataError: the data set cannot be used; `BadClipError` if the cause is one clip.
     """
     return _load(
         dataset.model_dump_json(),
@@ -126,40 +121,41 @@ def site_clips(
 ) -> SiteData:
     """The clips of one site.
 
-    With `partition=own` they are all that is under `data_dir`. In every other kind each machine has a copy of the
-    whole data set, under `data_dir` or where the settings say, and takes its part of it.
+    With `partition=own` they are all clips in `data_dir`. With every other kind each machine has a copy of the whole
+    data set, in `data_dir` or at the path of the settings, of which the site uses its part.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         site: the site's number, from 0.
-        data_dir: this machine's place of the data: the root of the data set, or for embeddings the file or its folder.
-            Where the settings name a mix, its layout says which of the data sets it is.
+        data_dir: location of the data on this machine: the root of the data set, or for embeddings the file or its
+            folder; None: that of the settings. If the settings have a mix, the layout identifies the data set.
         cache: folder of the cache.
         classes: see `load_clips`.
 
     Raises:
-        DataError: the data set cannot be used, or there is no such site.
+        DataError: the data set cannot be used, or the site does not exist.
     """
     own = settings.partition.kind == "own"
     if own and data_dir is None and site > 0:
-        raise PartitionError(f"partition=own: {site_name(site)} has no folder of its own; give each node its data-dir")
+        raise PartitionError(f"partition=own: {site_name(site)} has no data folder; set data-dir for each node")
     dataset = located(settings.dataset, data_dir)
     if own:
-        # A site's own folder need not have every class; a copy of the whole data set must.
-        agreed = class_names(dataset) if classes is None else classes
-        clips = load_clips(dataset, settings.encoder, settings.seed, cache, agreed)
+        # A site's own data may lack some classes, but a copy of the whole data set may not. Passing the names makes
+        # `index_clips` skip the check.
+        names = class_names(dataset) if classes is None else classes
+        clips = load_clips(dataset, settings.encoder, settings.seed, cache, names)
         part = partition(clips, settings.partition, settings.seed)[0]
     else:
         clips = load_clips(dataset, settings.encoder, settings.seed, cache)
         if classes is not None and tuple(classes) != clips.classes:
             raise DataError(
-                f"this machine's data has the classes {clips.classes}, the federation {tuple(classes)}; "
-                "name the same dataset.classes everywhere, or give each site its own folder (partition=own)"
+                f"this machine's data has the classes {clips.classes}, the federation has {tuple(classes)}; "
+                "set the same dataset.classes everywhere, or give each site its own folder (partition=own)"
             )
-        parts = _parts(clips, settings.partition.model_dump_json(), settings.seed)
-        if not 0 <= site < len(parts):
-            raise PartitionError(f"there is no site {site}: partition.sites is {len(parts)}")
-        part = parts[site]
+        sites = _partition(clips, settings.partition.model_dump_json(), settings.seed)
+        if not 0 <= site < len(sites):
+            raise PartitionError(f"there is no site {site}: partition.sites is {len(sites)}")
+        part = sites[site]
 
     def labelled(split: Split) -> LabelledClips:
         return labelled_rows(clips, torch.from_numpy(part.rows(split)))
@@ -182,12 +178,14 @@ def _load(
     seed: int,
     cache_dir: Path,
     classes: tuple[str, ...] | None,
-    changed: tuple[int, ...],  # noqa: ARG001 - a part of the memory's key
+    mtimes: tuple[int, ...],  # noqa: ARG001 - only a part of the cache key
 ) -> EmbeddedClips:
     dataset = DatasetSettings.model_validate_json(dataset_json)
     settings = EncoderSettings.model_validate_json(encoder_json)
     if classes is not None:
-        _warn_of_others(dataset, classes)
+        names = {record.category for part in parts(dataset) for record in list_clips(part)}
+        if others := sorted(names - set(ClassNames(dataset.aliases).labels(names, classes))):
+            logger.warning("Left out the clips of classes that the federation does not have: %s", ", ".join(others))
     index = index_clips(dataset, classes)
     embedded = [
         _embed(part, settings, index.rows[index.sets == number], seed, cache_dir)
@@ -196,21 +194,21 @@ def _load(
     widths = {values.shape[1:] for values, *_ in embedded}
     if len(widths) > 1:
         raise DataError(
-            f"the data sets of the mix have embeddings of different shapes, {sorted(widths)}; use one encoder"
+            f"the data sets of the mix have embeddings of different shapes, {sorted(widths)}; use the same encoder"
         )
     embeddings = np.concatenate([values for values, *_ in embedded]) if len(embedded) > 1 else embedded[0][0]
     good = np.concatenate([np.flatnonzero(index.sets == number)[rows] for number, (_, rows, _) in enumerate(embedded)])
     if skipped := len(index) - len(good):
         logger.warning("Skipped %d of %d clips that cannot be read", skipped, len(index))
     contents = [content for *_, contents in embedded for content in contents]
-    rows = [hashlib.sha256(row.tobytes()).hexdigest() for row in embeddings]
-    copies = _copies(index.take(good), rows, contents)
+    hashes = [hashlib.sha256(row.tobytes()).hexdigest() for row in embeddings]
+    copies = _copies(index.index_select(good), hashes, contents)
     if copies:
         kept = np.array([row for row in range(len(good)) if row not in copies], dtype=np.int64)
         embeddings, good = embeddings[kept], good[kept]
-        rows, contents = [rows[row] for row in kept], [contents[row] for row in kept]
+        hashes, contents = [hashes[row] for row in kept], [contents[row] for row in kept]
     values = torch.from_numpy(embeddings)
-    square_root = _takes_square_root(index.take(good), embeddings, dataset)
+    square_root = _takes_square_root(index.index_select(good), embeddings, dataset)
     return EmbeddedClips(
         embeddings=square_roots(values) if square_root else values,
         labels=torch.from_numpy(index.labels[good]),
@@ -222,8 +220,8 @@ def _load(
         unseen=unseen_classes(dataset, index.classes),
         sets=index.sets[good],
         contents=tuple(
-            (hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest() if content else row)[:16]
-            for content, row in zip(contents, rows, strict=True)
+            (hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest() if content else embedding_hash)[:16]
+            for content, embedding_hash in zip(contents, hashes, strict=True)
         ),
     )
 
@@ -231,9 +229,11 @@ def _load(
 def _embed(
     part: DatasetSettings, encoder: EncoderSettings, rows: IntArray, seed: int, cache: Path
 ) -> tuple[FloatArray, IntArray, list[str]]:
-    """The embeddings of the good ones among these clips of one data set, which of the `rows` they are, their contents.
+    """Embed clips of one data set.
 
-    Of a file of embeddings the contents are unknown, "".
+    Returns:
+        The embeddings of the clips that can be read, their positions in `rows`, and their contents; the contents of
+        an embeddings file are unknown, "".
     """
     records = list_clips(part)
     if part.name == "embeddings":
@@ -242,36 +242,43 @@ def _embed(
     return embed_contents(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
 
 
-def _copies(index: ClipIndex, rows: Sequence[str], contents: Sequence[str]) -> set[int]:
-    """Clips for training that are copies of clips for the test: with the same content, or the same embedding.
+def _copies(index: ClipIndex, hashes: Sequence[str], contents: Sequence[str]) -> set[int]:
+    """Positions of training and validation clips that are copies of test clips, which are left out with a warning.
 
-    Both are known by their hashes; `rows` are those of the embeddings.
+    Copies have the same content or the same embedding. Equal contents find copies that data sets of a mix crop to
+    different lengths; equal embeddings find copies in embeddings files, and of one recording in two formats.
 
-    The log names them. The first finds copies that data sets of a mix crop to other lengths, the second those in
-    files of embeddings, and of one sound in two formats.
+    Args:
+        index: the N clips.
+        hashes: N hashes of the embeddings.
+        contents: N contents; "" if unknown.
 
     Raises:
-        DataError: nothing else is there to train on.
+        DataError: all training clips are copies.
     """
-    copies = leaking(rows, index.splits) | leaking(contents, index.splits)
+    copies = leaking(hashes, index.splits) | leaking(contents, index.splits)
     if not copies:
         return set()
     keys = [record.key for record in index.records]
     pairs = [f"{keys[row]} ({keys[other]})" for row, other in sorted(copies.items())]
-    told = f"{len(copies)} clips for training or validation, which are copies of clips for the test: {listed(pairs, 5)}"
+    described = f"{len(copies)} training or validation clips that are copies of test clips: {listed(pairs, 5)}"
     if all(row in copies for row, split in enumerate(index.splits) if split == "train"):
-        raise DataError(f"no clip for training is left without the {told}")
-    logger.warning("Left out %s", told)
+        raise DataError(f"no training clip is left without the {described}")
+    logger.warning("Left out %s", described)
     return set(copies)
 
 
 @lru_cache(maxsize=4)
-def _parts(clips: EmbeddedClips, partition_json: str, seed: int) -> list[SiteClips]:
+def _partition(clips: EmbeddedClips, partition_json: str, seed: int) -> list[SiteClips]:
     return partition(clips, PartitionSettings.model_validate_json(partition_json), seed)
 
 
 def _takes_square_root(index: ClipIndex, embeddings: FloatArray, dataset: DatasetSettings) -> bool:
-    """Whether to take square roots, by the clips for training alone."""
+    """Whether to take square roots of the embeddings; "auto" depends on the training clips only.
+
+    Raises:
+        DataError: square_root=always, but a training clip has negative values.
+    """
     if dataset.square_root == "never":
         return False
     least = embeddings.min(axis=(1, 2))
@@ -286,15 +293,9 @@ def _takes_square_root(index: ClipIndex, embeddings: FloatArray, dataset: Datase
         return False
     if others := [*negative["validation"], *negative["test"]]:
         logger.warning(
-            "%d clips for validation or the test have negative values, which no clip for training has; their square "
-            "roots keep the sign (dataset.square_root=never takes none): %s",
+            "%d validation or test clips have negative values, but no training clip has; their square roots keep the "
+            "sign (dataset.square_root=never disables square roots): %s",
             len(others),
             listed([f"{index.records[row].key} ({least[row]:.4g})" for row in others], 5),
         )
     return True
-
-
-def _warn_of_others(dataset: DatasetSettings, classes: Sequence[str]) -> None:
-    names = {record.category for part in parts(dataset) for record in list_clips(part)}
-    if others := sorted(names - set(ClassNames(dataset.aliases).labels(names, classes))):
-        logger.warning("Left out the clips of classes that the federation has not: %s", ", ".join(others))

@@ -1,1 +1,1 @@
-"""Frozen encoders: of sound, and of the class names that the adapters learn to reach."""
+"""Frozen encoders: audio encoders, and text encoders that compute the class prompts."""

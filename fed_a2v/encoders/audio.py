@@ -1,4 +1,7 @@
-"""Frozen audio encoders: waveforms in, embeddings of S tokens x width Da out."""
+"""Frozen audio encoders, which embed waveforms as S tokens of width Da: the log-mel encoder, and the choice of encoder.
+
+`fed_a2v.data.cache` embeds the clips of a data set with the encoder that `load_encoder` returns.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ FloatArray = NDArray[np.float32]
 
 
 class AudioEncoder(Protocol):
-    """A frozen encoder. A clip's embedding does not depend on the other clips of its batch.
+    """Interface of a frozen audio encoder. A clip's embedding must not depend on the other clips of its batch.
 
     Attributes:
-        name: as in the settings.
-        sample_rate: of the waveforms, in Hz.
+        name: the encoder's name in the settings.
+        sample_rate: sample rate of the waveforms, in Hz.
         tokens: S, tokens per clip.
         width: Da, width of a token.
     """
@@ -36,7 +39,7 @@ class AudioEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the embeddings would; part of the cache's key."""
+        """A string that changes whenever the embeddings would; part of the cache key."""
         ...
 
     def encode(self, waveforms: FloatArray) -> FloatArray:
@@ -44,19 +47,19 @@ class AudioEncoder(Protocol):
         ...
 
 
-# What `AudioEncoder` asks of a class.
-ENCODER_NEEDS = ("name", "sample_rate", "tokens", "width", "fingerprint")
+# The attributes of `AudioEncoder` that a custom class must have.
+ENCODER_ATTRIBUTES = ("name", "sample_rate", "tokens", "width", "fingerprint")
 
 
 def mel_filters(sample_rate: int, frame: int, bands: int) -> FloatArray:
     """Triangular filters (bands, frame // 2 + 1) for the spectrum of a frame, from 0 Hz to half the sample rate.
 
-    They are as wide as each other on Slaney's mel scale (Auditory Toolbox, 1998), which is linear up to 1000 Hz and
-    logarithmic above, and have one area: the peak of each is 2 over its width in Hz. The values are those of
-    `librosa.filters.mel`, in whose order double precision is left for single.
+    The filters have equal width on Slaney's mel scale (Auditory Toolbox, 1998), which is linear up to 1000 Hz and
+    logarithmic above, and equal area: the peak of each is 2 over its width in Hz. The values are those of
+    `librosa.filters.mel`; like there, the triangles are converted to float32 before they are scaled to equal area.
     """
     linear, corner = 200 / 3, 1000.0  # Hz per mel, below the corner in Hz
-    corner_mel, step = corner / linear, np.log(6.4) / 27  # above it, 27 mels are a factor of 6.4
+    corner_mel, step = corner / linear, np.log(6.4) / 27  # above the corner, 27 mels are a factor of 6.4 in Hz
     highest = sample_rate / 2
     highest_mel = highest / linear if highest < corner else corner_mel + np.log(highest / corner) / step
     mels = np.linspace(0, highest_mel, bands + 2)
@@ -71,11 +74,11 @@ def mel_filters(sample_rate: int, frame: int, bands: int) -> FloatArray:
 
 
 class LogMelEncoder:
-    """Statistics of the log-mel spectrogram: 128 bands x (mean, deviation, mean absolute delta, maximum).
+    """Statistics of the log-mel spectrogram: 128 bands x (mean, standard deviation, mean absolute delta, maximum).
 
-    It has no weights and needs no download: 16 kHz, frames of 64 ms every 20 ms, one token of width 512. Each of
-    the four statistics is divided by a constant, about its deviation over environmental sounds, so that none
-    outweighs the others.
+    The encoder has no weights and needs no download. Sample rate 16 kHz, frames of 64 ms every 20 ms, one token of
+    width 512. Each of the four statistics is divided by a constant, about its standard deviation over environmental
+    sounds, so that all four have a similar scale.
     """
 
     name = "logmel"
@@ -91,8 +94,8 @@ class LogMelEncoder:
 
     @cached_property
     def _mel(self) -> sparse.csr_matrix:
-        # Every bin lies in two bands at most: the sparse product is both faster than the dense one and, unlike
-        # a threaded matrix product, the same to the last bit whatever the number of threads.
+        # Every bin is in at most two bands: the sparse product is faster than the dense one and, unlike a threaded
+        # matrix product, gives the same bits for every number of threads.
         from scipy import sparse
 
         return sparse.csr_matrix(mel_filters(self.sample_rate, self.frame, self.bands))
@@ -105,17 +108,17 @@ class LogMelEncoder:
         """Embed waveforms of shape (B, samples) as (B, 1, 512); B = 0 is allowed.
 
         Raises:
-            ValueError: `waveforms` is not a matrix, or has no samples.
+            ValueError: `waveforms` is not two-dimensional, or has no samples.
         """
         if waveforms.ndim != 2 or waveforms.shape[1] == 0:
-            raise ValueError(f"waveforms have shape {waveforms.shape}; (clips, samples) is needed")
-        # Clip by clip: the spectrogram of one clip fits into the processor's cache, that of a batch does not.
+            raise ValueError(f"waveforms have shape {waveforms.shape}; expected (clips, samples)")
+        # One clip at a time: the spectrogram of one clip fits into the processor's cache, that of a batch does not.
         rows = [self._statistics(self.spectrogram(waveform)) for waveform in waveforms]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.tokens, self.width)
 
     def spectrogram(self, waveform: FloatArray) -> FloatArray:
         """Log-mel spectrogram (natural logarithm of power) of one waveform (samples,), as (bands, frames)."""
-        from scipy import fft  # here, as above: a site whose embeddings are cached needs none of it
+        from scipy import fft  # imported here because a site with cached embeddings does not need scipy
 
         padded = np.pad(waveform.astype(np.float32, copy=False), self.frame // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.frame)[:: self.hop]
@@ -125,31 +128,34 @@ class LogMelEncoder:
         return log_mel
 
     def _statistics(self, log_mel: FloatArray) -> FloatArray:
-        # A single frame has no delta; its mean would be NaN.
+        # A single frame has no delta: the mean of an empty array would be NaN.
         delta = np.abs(np.diff(log_mel, axis=1)) if log_mel.shape[1] > 1 else np.zeros_like(log_mel)
         statistics = (log_mel.mean(1), log_mel.std(1), delta.mean(1), log_mel.max(1))
         return np.concatenate([row / scale for row, scale in zip(statistics, self.scales, strict=True)])
 
 
 def load_encoder(settings: EncoderSettings) -> AudioEncoder:
-    """The encoder that the settings name.
+    """Create the encoder that the settings name.
 
     Raises:
-        ModelError: a pretrained model is missing or of another kind, or its packages are not installed.
-        ConfigError: a class of the user's own cannot be used.
+        ModelError: a pretrained model is missing or of another type, or its packages are not installed.
+        ConfigError: a custom class cannot be used.
     """
     if settings.name == LogMelEncoder.name:
         return LogMelEncoder()
     if settings.target is not None:
-        made: AudioEncoder = make_object("encoder", settings.target, settings.arguments, ["encode"], ENCODER_NEEDS)
-        return made
+        encoder: AudioEncoder = make_object(
+            "encoder", settings.target, settings.arguments, ["encode"], ENCODER_ATTRIBUTES
+        )
+        return encoder
     return _pretrained(settings.name)(settings)
 
 
 def known_shape(settings: EncoderSettings) -> tuple[int, int] | None:
-    """(S, Da) of an encoder, if this machine knows it: nothing is fetched, no weights are read, no user's code is run.
+    """(S, Da) of an encoder without loading it: nothing is downloaded, no weights are read, no custom code is run.
 
-    Of a pretrained model the configuration is enough. None where it is not on this machine, or for `encoder=custom`.
+    For a pretrained model the configuration file is enough. None if that is not on this machine, and for
+    `encoder=custom`.
     """
     if settings.name == LogMelEncoder.name:
         return LogMelEncoder.tokens, LogMelEncoder.width
@@ -162,12 +168,12 @@ def known_shape(settings: EncoderSettings) -> tuple[int, int] | None:
     try:
         config = Pretrained(settings.model, settings.revision, "", "encoder").read("AutoConfig", local_files_only=True)
         return _pretrained(settings.name).shape(config, settings.tokens)
-    except (ModelError, AttributeError):  # of another kind of model
+    except (ModelError, AttributeError):  # AttributeError: the configuration is that of another type of model
         return None
 
 
 def _pretrained(name: str) -> type[ASTEncoder | ClapEncoder]:
-    # Here, so that whoever takes log-mel needs neither torch's time nor transformers.
+    # Imported here, so that the log-mel encoder works without transformers and without the time to import torch.
     from fed_a2v.encoders.audio_models import ASTEncoder, ClapEncoder
 
     models: dict[str, type[ASTEncoder | ClapEncoder]] = {ASTEncoder.name: ASTEncoder, ClapEncoder.name: ClapEncoder}

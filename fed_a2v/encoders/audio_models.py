@@ -1,4 +1,7 @@
-"""Pretrained audio encoders: the Audio Spectrogram Transformer (AST) and CLAP."""
+"""Pretrained audio encoders, loaded with transformers: the Audio Spectrogram Transformer (AST) and CLAP.
+
+`fed_a2v.encoders.audio.load_encoder` creates them for encoder=ast and encoder=clap.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +23,41 @@ logger = logging.getLogger("fed_a2v")
 
 FloatArray = NDArray[np.float32]
 
-# Half a step of 16-bit sound: what is below cannot be told from digital silence.
+# Half a quantisation step of 16-bit audio: smaller values are indistinguishable from digital silence.
 SILENCE = 2.0**-16
 
 
 def real_part(waveform: FloatArray) -> FloatArray:
-    """The waveform (samples,) without the silence that it was padded with; all of it if there is no sound at all.
+    """The waveform (samples,) without the silence at its end; unchanged if it is silent throughout.
 
-    Clips are padded with zeros to a common length, by whoever read them or, as in ESC-50, by the data set itself.
+    Clips are padded with zeros to a common length, by `read_clip` or, as in ESC-50, in the data set itself.
     """
-    sounding = np.flatnonzero(np.abs(waveform) > SILENCE)
-    return waveform[: sounding[-1] + 1] if len(sounding) else waveform
+    audible = np.flatnonzero(np.abs(waveform) > SILENCE)
+    return waveform[: audible[-1] + 1] if len(audible) else waveform
 
 
 def pool(tokens: Tensor, count: int) -> Tensor:
-    """(R, D) tokens in their order as (count, D): averages of `count` stretches, which share tokens unless they fit."""
+    """Average (R, D) tokens over `count` segments of the sequence, as (count, D).
+
+    Neighbouring segments overlap if R is not a multiple of `count`.
+    """
     pooled: Tensor = F.adaptive_avg_pool1d(tokens.T[None], count)[0].T
     return pooled
 
 
 class PretrainedEncoder(ABC):
-    """An encoder by transformers, loaded when the first clip is to be embedded.
+    """Base of the encoders by transformers; the weights are loaded when the first clip is embedded.
 
-    A clip's embedding never depends on others: on the CPU each goes through the network alone, which costs little
-    there and gives the same bits in every batch. Of a clip longer than the model's window the beginning is taken.
+    A clip's embedding never depends on other clips: on the CPU the batch size is 1, which costs little there and
+    gives the same bits whatever else is embedded. Of a clip longer than the model's window only the beginning is
+    used.
 
     Args:
-        settings: `tokens` is `cls`, `mean`, a number of averages over the clip's real part in time, or `full`.
+        settings: `tokens` is `cls`, `mean`, a number of averages over the clip without its padding, or `full`.
 
     Raises:
-        ModelError: transformers is not installed, the model is missing or of another kind, or there is no such
-            device.
+        ModelError: transformers is not installed, the model is missing or of another type, or the device does not
+            exist.
     """
 
     name: str
@@ -58,7 +65,7 @@ class PretrainedEncoder(ABC):
     sample_rate: int
     tokens: int
     width: int
-    # Goes up whenever the code below would give other embeddings.
+    # Increase it whenever a change of this code changes the embeddings.
     version = 1
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -83,48 +90,53 @@ class PretrainedEncoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The model's content or commit, and the settings that the embeddings depend on."""
+        """The model's file hash or commit, and the settings that affect the embeddings."""
         settings = self.settings
         return f"{self.name}-{self.version} {self.source.identity()} {settings.tokens} {settings.precision}"
 
     @classmethod
     @abstractmethod
     def shape(cls, config: Any, tokens: str | int) -> tuple[int, int]:
-        """(S, Da) by the model's configuration and `encoder.tokens`."""
+        """(S, Da) from the model's configuration and `encoder.tokens`."""
 
     @property
     @abstractmethod
     def window(self) -> int:
-        """Samples that the model takes in."""
+        """Length of the model's input in samples."""
 
     @abstractmethod
     def embed(self, features: Tensor, samples: list[int]) -> Tensor:
-        """Features of B clips as (B, S, Da), of which each has so many real samples."""
+        """Embed B clips as (B, S, Da).
+
+        Args:
+            features: (B, ...) the extractor's features.
+            samples: B lengths of the clips in samples, without padding.
+        """
 
     def encode(self, waveforms: FloatArray) -> FloatArray:
         """Embed waveforms of shape (B, samples) as (B, S, Da) float32; B = 0 is allowed.
 
         Raises:
-            ValueError: `waveforms` is not a matrix, or has no samples.
+            ValueError: `waveforms` is not two-dimensional, or has no samples.
             ModelError: the weights are missing.
         """
         if waveforms.ndim != 2 or waveforms.shape[1] == 0:
-            raise ValueError(f"waveforms have shape {waveforms.shape}; (clips, samples) is needed")
+            raise ValueError(f"waveforms have shape {waveforms.shape}; expected (clips, samples)")
         embeddings = np.zeros((len(waveforms), self.tokens, self.width), np.float32)
         for start in range(0, len(waveforms), self.batch_size):
-            clips = [self._heard(waveform) for waveform in waveforms[start : start + self.batch_size]]
+            clips = [self._cropped(waveform) for waveform in waveforms[start : start + self.batch_size]]
             features = torch.stack([self._features(clip) for clip in clips]).to(self.device, self.dtype)
             with torch.inference_mode():
                 embedded = self.embed(features, [len(clip) for clip in clips])
             embeddings[start : start + len(clips)] = embedded.float().cpu().numpy()
         return embeddings
 
-    def _heard(self, waveform: FloatArray) -> FloatArray:
+    def _cropped(self, waveform: FloatArray) -> FloatArray:
         clip = real_part(waveform)
         if len(clip) > self.window and not self._warned:
             self._warned = True
             logger.warning(
-                "%s hears the first %.4g s of a clip; this one has %.4g s",
+                "%s uses the first %.4g s of a clip; this clip has %.4g s",
                 self.name,
                 self.window / self.sample_rate,
                 len(clip) / self.sample_rate,
@@ -132,23 +144,23 @@ class PretrainedEncoder(ABC):
         return clip[: self.window]
 
     def _features(self, clip: FloatArray) -> Tensor:
-        # One at a time: CLAP's extractor draws one clip of a batch at random to be treated as a long one.
-        found = self.extractor(clip, sampling_rate=self.sample_rate, return_tensors="pt")
-        features: Tensor = found[self.extractor.model_input_names[0]][0]
+        # One clip at a time: CLAP's extractor treats a random clip of a batch as longer than the window.
+        extracted = self.extractor(clip, sampling_rate=self.sample_rate, return_tensors="pt")
+        features: Tensor = extracted[self.extractor.model_input_names[0]][0]
         return features
 
 
 class ASTEncoder(PretrainedEncoder):
-    """AST (Gong et al. 2021): a vision transformer over the log-mel spectrogram, 16 x 16 patches every 10 x 10.
+    """AST (Gong et al. 2021): a vision transformer over the log-mel spectrogram, 16 x 16 patches with stride 10 x 10.
 
-    The spectrogram has a fixed length, 1024 frames of 10 ms in the published models, and a shorter clip is padded.
-    `mean` and numbers average the patches over frequency and then over time, and only those patches that lie within
-    the clip. `full` is everything: the class token, the distillation token, and all patches, those of padding too.
+    The spectrogram has a fixed length, 1024 frames of 10 ms in the published models; shorter clips are padded. `mean`
+    and numbers average the patches over frequency and then over time, without the patches of padding. `full` is the
+    class token, the distillation token, and all patches, including those of padding.
     """
 
     name = "ast"
     model_type = "audio-spectrogram-transformer"
-    # Of the extractor, in samples at 16 kHz; it does not follow the sample rate.
+    # Frame and hop of the extractor in samples at 16 kHz; they do not depend on the sample rate.
     frame, hop = 400, 160
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -157,7 +169,7 @@ class ASTEncoder(PretrainedEncoder):
 
     @staticmethod
     def grid(config: Any) -> tuple[int, int]:
-        """Patches in frequency and in time."""
+        """Numbers of patches in frequency and in time."""
         bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         return bands, (config.max_length - config.patch_size) // config.time_stride + 1
 
@@ -178,7 +190,7 @@ class ASTEncoder(PretrainedEncoder):
         return self.source.network("ASTModel", self.dtype, self.device)
 
     def _features(self, clip: FloatArray) -> Tensor:
-        # Less than one frame gives no spectrogram.
+        # The extractor needs at least one frame.
         return super()._features(np.pad(clip, (0, max(0, self.frame - len(clip)))))
 
     def embed(self, features: Tensor, samples: list[int]) -> Tensor:
@@ -193,19 +205,18 @@ class ASTEncoder(PretrainedEncoder):
         return torch.stack([pool(row[: self._patches(count)], self.tokens) for row, count in rows])
 
     def _patches(self, samples: int) -> int:
-        """Patches in time that lie within the clip; one at least."""
+        """Patches in time that are within the clip; at least one."""
         frames = 1 + max(0, samples - self.frame) // self.hop
         return max(1, (frames - int(self.config.patch_size)) // int(self.config.time_stride) + 1)
 
 
 class ClapEncoder(PretrainedEncoder):
-    """CLAP (Wu et al. 2023): a Swin transformer (HTS-AT) whose output shares a space with that of a text model.
+    """CLAP (Wu et al. 2023): a Swin transformer (HTS-AT) whose output is in a space shared with a text model.
 
-    A short clip is repeated as often as it fits into the window, 10 s in the published models, and padded. `cls` is
-    what `get_audio_features` gives. `mean`, numbers and `full` are made of the tokens before the last pooling,
-    averaged over frequency; each average goes through the projection into the shared space. `mean` and numbers
-    average over the first time that the clip is heard, so neither padding nor a repetition counts. All tokens have
-    length 1.
+    A short clip is repeated as often as it fits into the window, 10 s in the published models, and then padded. `cls`
+    is the output of `get_audio_features`. `mean`, numbers and `full` use the tokens before the last pooling, averaged
+    over frequency and projected into the shared space. `mean` and numbers average over the first occurrence of the
+    clip, without its repetitions and padding. All tokens have norm 1.
     """
 
     name = "clap"
@@ -217,7 +228,7 @@ class ClapEncoder(PretrainedEncoder):
 
     @staticmethod
     def length(config: Any) -> int:
-        """Tokens in time: the last stage's grid, its strips of frequency laid end to end."""
+        """Tokens in time: those of the last stage's grid, whose frequency strips are concatenated in time."""
         audio = config.audio_config
         strips = audio.spec_size // audio.num_mel_bins
         stride = int(np.broadcast_to(audio.patch_stride, 2)[1])
@@ -241,7 +252,7 @@ class ClapEncoder(PretrainedEncoder):
     def embed(self, features: Tensor, samples: list[int]) -> Tensor:
         """See `PretrainedEncoder`."""
         network = self._network
-        # No clip is longer than the window, so a model with fusion has nothing to fuse.
+        # No clip is longer than the window, so a model with feature fusion never fuses.
         longer = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
         output = network.audio_model(input_features=features, is_longer=longer)
         if self.settings.tokens == "cls":
@@ -249,11 +260,11 @@ class ClapEncoder(PretrainedEncoder):
         else:
             over_time = output.last_hidden_state.mean(dim=2).transpose(1, 2)
             rows = zip(over_time, samples, strict=True)
-            pooled = torch.stack([pool(row[: self._heard_once(count)], self.tokens) for row, count in rows])
+            pooled = torch.stack([pool(row[: self._first_occurrence(count)], self.tokens) for row, count in rows])
         return F.normalize(network.audio_projection(pooled), dim=-1)
 
-    def _heard_once(self, samples: int) -> int:
-        """Tokens in time that the clip fills once; one at least, all of them for `full`."""
+    def _first_occurrence(self, samples: int) -> int:
+        """Tokens in time that the clip fills without its repetitions; at least one, all for `full`."""
         if self.settings.tokens == "full":
             return self.times
         return max(1, min(self.times, int(self.times * samples / self.window)))

@@ -1,4 +1,4 @@
-"""A file of captions: what was said about each clip."""
+"""Reading a CSV file of captions, from which the text models compute class prompts (`targets.captions`)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 class CaptionsError(ValueError):
-    """A file of captions cannot be used."""
+    """The captions file cannot be used."""
 
 
 def read_captions(path: str | Path) -> list[tuple[str, str]]:
-    """The (category, caption) of each row of a CSV file; its other columns, such as `filename`, are not read.
+    """The (category, caption) of each row of a CSV file; other columns, such as `filename`, are ignored.
 
     Raises:
-        CaptionsError: the file is missing, no CSV with the two columns, lists nothing, or has an empty field.
+        CaptionsError: the file is missing, is not a CSV with the two columns, has no rows, or has an empty field.
     """
     try:
         with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,7 @@
-"""Pretrained models by transformers: from a local folder, or from the Hugging Face hub at a pinned revision."""
+"""Loading pretrained models with transformers, from a local folder or from the Hugging Face hub at a revision.
+
+The audio encoders and the text models use this module.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ INSTALL = "pip install 'fed-a2v[hf]'"
 
 
 class ModelError(UserError, ValueError):
-    """A pretrained model cannot be used: not installed, not on this machine, or of another kind."""
+    """A pretrained model cannot be used: transformers or the model is missing, or the model is of another type."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Where a pretrained model is.
+    """Location of a pretrained model.
 
     Attributes:
-        model: a local folder, or the name of a repository of the hub.
+        model: a local folder, or the name of a repository on the hub.
         revision: commit, tag or branch of the repository; None: its main branch. Unused with a folder.
-        subfolder: of the folder or repository, e.g. `text_encoder` of an image pipeline.
-        key: of the settings that name it, for messages: "encoder", "targets.clip", ...
+        subfolder: subfolder of the folder or repository, e.g. `text_encoder` of an image pipeline; "" for none.
+        key: key of the settings that name the model, for messages: "encoder", "targets.clip", ...
     """
 
     model: str
@@ -41,69 +44,74 @@ class Pretrained:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder of the files; None for a repository of the hub."""
+        """The local folder of the files; None for a repository on the hub."""
         root = Path(self.model).expanduser()
         return root / self.subfolder if root.is_dir() else None
 
     def read(self, name: str, subfolder: str | None = None, **options: Any) -> Any:
-        """`from_pretrained` of the class `name` of transformers, in this or in another subfolder.
+        """Call `from_pretrained` of the class `name` of transformers.
+
+        Args:
+            name: the class, e.g. "AutoConfig".
+            subfolder: None: that of this model.
+            options: further arguments of `from_pretrained`.
 
         Raises:
-            ModelError: transformers is not installed, or the files are missing or of another kind.
+            ModelError: transformers is not installed, or the files are missing or of another type.
         """
-        library = self._transformers()
+        try:
+            import transformers
+        except ImportError as error:
+            raise ModelError(f"{self.key}.model={self.model} needs the package transformers: {INSTALL}") from error
         root = Path(self.model).expanduser()
         if not root.is_dir() and (root.is_absolute() or self.model.startswith((".", "~"))):
             raise ModelError(f"{self.key}.model={self.model}: no such folder")
         try:
-            with quiet(library):
-                return getattr(library, name).from_pretrained(
+            with quiet(transformers):
+                return getattr(transformers, name).from_pretrained(
                     str(root) if root.is_dir() else self.model,
                     revision=self.revision,
                     subfolder=self.subfolder if subfolder is None else subfolder,
                     **options,
                 )
-        except Exception as error:  # whatever a damaged or foreign file makes of transformers and safetensors
-            raise ModelError(self._explained(error, root.is_dir())) from error
+        except Exception as error:  # damaged files make transformers and safetensors raise any type of error
+            raise ModelError(self._explanation(error, root.is_dir())) from error
 
     def network(self, name: str, dtype: torch.dtype, device: torch.device) -> Any:
-        """The network of class `name` with its frozen weights, ready to be called.
+        """The network of class `name` in evaluation mode on `device`, with frozen weights.
 
         Raises:
-            ModelError: see `read`; or the files lack some of its weights, which would be random.
+            ModelError: see `read`; or the files lack some of the weights, which transformers would initialise randomly.
         """
         network, report = self.read(name, dtype=dtype, output_loading_info=True)
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"{self.key}.model={self.model} has no weights for {len(missing)} parts of {name} ({missing[0]}, ...): "
-                "it is another kind of model"
+                "it is another type of model"
             )
         return network.eval().requires_grad_(False).to(device)
 
     def identity(self) -> str:
-        """Changes whenever the model does, and holds no path: the repository's commit, or a hash of the files."""
+        """Identifies the model on every machine, without a path: the repository's commit, or a hash of the files."""
         if self.folder is not None:
-            return _content(self.folder)
+            digest = hashlib.sha256()
+            for path in _files(self.folder):
+                with path.open("rb") as file:
+                    digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            return digest.hexdigest()
         commit = self.revision
-        if commit is None or not re.fullmatch("[0-9a-f]{40}", commit):  # a branch or a tag: to what it points now
+        if commit is None or not re.fullmatch("[0-9a-f]{40}", commit):  # a branch or a tag: resolve it to a commit
             commit = self.read("AutoConfig")._commit_hash or commit
         return f"{self.model}@{commit} {self.subfolder}".strip()
 
     def version_key(self) -> tuple[object, ...]:
-        """As `identity`, for use on this machine alone: weights of several GB are not read for it."""
+        """Like `identity`, but for this machine only: file sizes and times instead of a hash of several GB."""
         if self.folder is None:
             return (self.identity(),)
         stats = [(path, path.stat()) for path in _files(self.folder)]
         return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
-    def _transformers(self) -> ModuleType:
-        try:
-            import transformers
-        except ImportError as error:
-            raise ModelError(f"{self.key}.model={self.model} needs the package transformers: {INSTALL}") from error
-        return transformers
-
-    def _explained(self, error: Exception, local: bool) -> str:
+    def _explanation(self, error: Exception, local: bool) -> str:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, ImportError):
             return f"{self.key}.model={self.model} needs a package that is not installed ({reason}): {INSTALL}"
@@ -115,19 +123,19 @@ class Pretrained:
         revision = f" --revision {self.revision}" if self.revision else ""
         only = f" --include '{self.subfolder}/*' --include 'tokenizer*'" if self.subfolder else ""
         return (
-            f"{self.key}.model={self.model} is not on this machine and cannot be fetched: run "
-            f"`hf download {self.model}{revision}{only}` where there is a network, or set {self.key}.model to a folder "
-            f"that holds it ({reason})"
+            f"{self.key}.model={self.model} is not on this machine and cannot be downloaded: run "
+            f"`hf download {self.model}{revision}{only}` with a network connection, or set {self.key}.model to a "
+            f"folder with the model ({reason})"
         )
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `name`; "auto" takes the first GPU where there is one.
+    """The device `name`; "auto" is the first GPU if there is one, else the CPU.
 
     Raises:
-        ModelError: there is no such device.
+        ModelError: the device does not exist.
     """
-    import torch  # here: who only asks what a model is called does without its second of import
+    import torch  # imported here because it takes a second, which callers that only read a configuration do not need
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,17 +151,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def _content(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in _files(folder):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def quiet(library: ModuleType) -> Iterator[None]:
-    """No progress bar and no report of what a checkpoint holds beyond what is asked for: what matters is an error."""
+    """Hide transformers' progress bars and its reports of unused weights; errors are raised as usual."""
     logging = library.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

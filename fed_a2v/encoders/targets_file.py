@@ -1,4 +1,4 @@
-"""Targets as a file, for sites that have no text model."""
+"""Writing class prompts to a file, for sites without a text model: `fed-a2v targets`, read with targets=file."""
 
 from __future__ import annotations
 
@@ -14,24 +14,33 @@ from fed_a2v.storage.files import replacing
 
 
 def write_targets(settings: Settings, classes: Sequence[str], path: str | Path) -> ClassPrompts:
-    """Write the targets that `settings` describe into an `.npz` file that `targets=file targets.path=...` reads.
-
-    The file has `category` (C,), `vectors` (C, Tc, Dc) and, where the adapters have a T5 side, `t5_vectors`
-    (C, T, Dt), float32: to the last bit what was computed. It fits adapters of the same shapes.
+    """Compute the class prompts that `settings` describe, and write them to a file; see `save_targets`.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         classes: the C class names.
-        path: of the file; replaced in one step if it is there.
+        path: the file; replaced atomically if it exists.
 
     Raises:
-        TargetsError: see `load_targets`; so `ModelError`.
+        TargetsError, ModelError: see `load_targets`.
         OSError: the file cannot be written.
     """
-    targets = targets_for(settings, classes)
-    arrays = {"category": np.array(targets.names), "vectors": targets.clip.numpy()}
-    if targets.t5 is not None:
-        arrays["t5_vectors"] = targets.t5.numpy()
-    with replacing(Path(path).expanduser().absolute()) as file:
+    prompts = targets_for(settings, classes)
+    save_targets(prompts, Path(path).expanduser().absolute())
+    return prompts
+
+
+def save_targets(prompts: ClassPrompts, path: Path) -> None:
+    """Write class prompts to an `.npz` file that `targets=file targets.path=...` reads.
+
+    The file has `category` (C,), `vectors` (C, Tc, Dc) and, if the prompts have a T5 part, `t5_vectors` (C, T, Dt),
+    float32, with the same bits as `prompts`. It fits adapters of the same shapes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
+    if prompts.t5 is not None:
+        arrays["t5_vectors"] = prompts.t5.cpu().numpy()
+    with replacing(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    return targets

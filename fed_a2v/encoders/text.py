@@ -1,4 +1,7 @@
-"""Targets: the prompt embeddings of the classes, which the adapters learn to produce from sound."""
+"""Class prompts: the prompt embedding of each class, which the adapters learn to produce from audio embeddings.
+
+Server and sites call `targets_for`, and get the class prompts from text models, from a file, or as random vectors.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fed_a2v")
 
 CLIP_WIDTH = 768
-# Mean cosine between the CLIP ViT-B/32 text vectors of ESC-50's classes: text vectors crowd together.
+# Mean cosine similarity between the CLIP ViT-B/32 text vectors of ESC-50's classes.
 MEAN_COSINE = 0.8
 
 
 class TargetsError(UserError, ValueError):
-    """The targets do not fit: classes are missing, or the shapes are not those of the adapters."""
+    """The class prompts cannot be used: classes are missing, or the shapes do not match the adapters."""
 
 
 def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> ClassPrompts:
-    """The targets of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
+    """The class prompts of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         names: the classes.
-        cache: folder of this machine's cache, where it differs from the settings'.
+        cache: folder of this machine's cache; default: that of the settings.
     """
     adapters = settings.adapters
     return load_targets(
@@ -58,19 +61,19 @@ def load_targets(
     t5_shape: tuple[int, int] | None,
     cache: Path | None = None,
 ) -> ClassPrompts:
-    """The targets of the classes `names`, which are compared after `clean_name`.
+    """The class prompts of the classes `names`; names are compared after `clean_name`.
 
     Args:
         settings: `random`, `file` with a path, or text models.
         names: the C classes.
-        clip_shape: (Tc, Dc); Dc None takes the width of the file or model, or 768 for random prompts. From CLIP's text
-            model Tc = 1 gives the pooled output, as FLUX takes it, and more the last hidden state (Stable Diffusion).
+        clip_shape: (Tc, Dc); Dc None: the width of the file or model, or 768 for random prompts. With CLIP's text
+            model, Tc = 1 is the pooled output (for FLUX), and Tc > 1 the last hidden state (for Stable Diffusion).
         t5_shape: (T, Dt), or None without a T5 adapter.
-        cache: folder in which what the text models gave is kept; None computes it anew.
+        cache: folder that caches the output of the text models; None: do not cache.
 
     Raises:
-        TargetsError: two names are the same class, the file is unreadable, lacks a class, or a shape does not fit.
-        ModelError: a text model is missing or of another kind, or its packages are not installed.
+        TargetsError: two names are the same class, the file is unreadable or lacks a class, or a shape does not match.
+        ModelError: a text model is missing or of another type, or its packages are not installed.
         OSError: the cache cannot be written.
     """
     _distinct(names, "the list of classes")
@@ -91,10 +94,10 @@ def load_targets(
 
 
 def class_prompts(settings: TargetSettings, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The texts that describe each class: all its captions where the file has some, else its name in the templates.
+    """The texts that describe each class: its captions if the file has any, else its name in the templates.
 
     Raises:
-        TargetsError: the file of captions cannot be used.
+        TargetsError: the captions file cannot be used.
     """
     captions: dict[str, list[str]] = {}
     if settings.captions is not None:
@@ -115,7 +118,7 @@ def _by_model(
     shape: tuple[int, int | None],
     cache: Path | None,
 ) -> Tensor:
-    """(C, *shape): for each class the mean over its prompts of what the text model makes of them."""
+    """(C, *shape): for each class the mean of the text model's output over the class's prompts."""
     from fed_a2v.encoders.text_models import TextModel
 
     chosen = settings.clip if kind == "clip" else settings.t5
@@ -125,10 +128,14 @@ def _by_model(
 
     def compute() -> Arrays:
         logger.info("Embedding the prompts of %d classes with %s", len(prompts), chosen.model)
-        cut = model.too_long([prompt for texts in prompts for prompt in texts], tokens)
-        if cut:
+        truncated = model.too_long([prompt for texts in prompts for prompt in texts], tokens)
+        if truncated:
             logger.warning(
-                "%d prompts are longer than the %s side's tokens and are cut, such as %r", len(cut), kind, cut[0]
+                "%d prompts are longer than the %s prompt's %d tokens and are truncated, e.g. %r",
+                len(truncated),
+                kind,
+                tokens,
+                truncated[0],
             )
         return {"vectors": np.stack([model.embed(texts, tokens).mean(axis=0) for texts in prompts])}
 
@@ -136,19 +143,19 @@ def _by_model(
     vectors = compute()["vectors"] if cache is None else cached(cache / "targets", key, compute)["vectors"]
     if width not in (None, vectors.shape[-1]):
         raise TargetsError(
-            f"{chosen.model} is {vectors.shape[-1]} wide, adapters.{kind}_width is {width}; "
+            f"{chosen.model} has width {vectors.shape[-1]}, but adapters.{kind}_width is {width}; "
             f"set adapters.{kind}_width={vectors.shape[-1]}"
         )
     return _tensor(vectors)
 
 
 def _random_prompts(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
-    """Normal vectors drawn from each class's name alone, as (C, *shape): no meaning, but fixed and distinct.
+    """Normal vectors, seeded by each class's name, as (C, *shape): without meaning, but fixed and distinct.
 
-    All share one component, so that the mean cosine between two classes is that of CLIP's text vectors. The
-    elements have variance 1.
+    All have a common component, so that the mean cosine similarity between two classes is that of CLIP's text
+    vectors. The elements have variance 1.
     """
-    # The word "anchors" only seeds the draw.
+    # The word "anchors" only seeds the draw; another word would change the vectors.
     shared = numpy_generator("anchors", kind).standard_normal(shape, dtype=np.float32)
     own = np.stack(
         [numpy_generator("anchors", kind, clean_name(name)).standard_normal(shape, dtype=np.float32) for name in names]
@@ -163,7 +170,14 @@ def _from_file(
     try:
         arrays = read_arrays(path, ("category", "vectors"), ("t5_vectors",))
         known = as_names(arrays["category"], f"category of {path}")
-        rows = _rows(path, known, names)
+        _distinct(known, f"category of {path}")
+        row_of = {clean_name(name): row for row, name in enumerate(known)}
+        if missing := [name for name in names if clean_name(name) not in row_of]:
+            raise TargetsError(
+                f"{path} has no vector for {len(missing)} of {len(names)} classes: {', '.join(missing)}; "
+                "add them to the file, or keep only the others with dataset.classes=[...]"
+            )
+        rows = [row_of[clean_name(name)] for name in names]
         clip = _tokens(path, "vectors", arrays["vectors"], len(known), clip_shape, "adapters.clip")[rows]
         t5 = None
         if t5_shape is not None:
@@ -178,20 +192,8 @@ def _from_file(
     for kind, tensor in (("vectors", clip), ("t5_vectors", t5)):
         if tensor is not None and not tensor.isfinite().all():
             bad = int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])
-            raise TargetsError(f"{path}: {kind} of {names[bad]!r} holds NaN or infinite numbers")
+            raise TargetsError(f"{path}: {kind} of {names[bad]!r} contains NaN or infinite numbers")
     return _prompts(names, clip, t5)
-
-
-def _rows(path: str, known: Sequence[str], names: Sequence[str]) -> list[int]:
-    _distinct(known, f"category of {path}")
-    row = {clean_name(name): i for i, name in enumerate(known)}
-    missing = [name for name in names if clean_name(name) not in row]
-    if missing:
-        raise TargetsError(
-            f"{path} has no vector for {len(missing)} of {len(names)} classes: {', '.join(missing)}; "
-            "add them to the file, or keep the others only with dataset.classes=[...]"
-        )
-    return [row[clean_name(name)] for name in names]
 
 
 def _tokens(
@@ -202,7 +204,7 @@ def _tokens(
     shape: tuple[int, int | None],
     key: str,
 ) -> Tensor:
-    """`values` as (count, tokens, width), checked against `shape`, which the settings `key`_* ask for."""
+    """`values` as (count, tokens, width), checked against `shape`, the settings KEY_tokens and KEY_width."""
     array = as_floats(values, f"{name} of {path}", (2, 3))
     if len(array) != count:
         raise TargetsError(f"{path}: {len(array)} {name} for {count} names in category")
@@ -210,12 +212,12 @@ def _tokens(
     tokens, width = shape
     if array.shape[1] != tokens:
         raise TargetsError(
-            f"{path}: {name} has {array.shape[1]} token(s) a class, {key}_tokens is {tokens}; "
-            f"give {name} the shape (classes, {tokens}, width), or set {key}_tokens={array.shape[1]}"
+            f"{path}: {name} has {array.shape[1]} token(s) per class, but {key}_tokens is {tokens}; "
+            f"store {name} with the shape (classes, {tokens}, width), or set {key}_tokens={array.shape[1]}"
         )
     if width is not None and array.shape[2] != width:
         raise TargetsError(
-            f"{path}: {name} is {array.shape[2]} wide, {key}_width is {width}; set {key}_width={array.shape[2]}"
+            f"{path}: {name} has width {array.shape[2]}, but {key}_width is {width}; set {key}_width={array.shape[2]}"
         )
     return _tensor(array)
 
@@ -225,22 +227,22 @@ def _distinct(names: Sequence[str], where: str) -> None:
     for name in names:
         cleaned = clean_name(name)
         if not cleaned:
-            raise TargetsError(f"{where} has the name {name!r}, which holds no word")
+            raise TargetsError(f"{where} has the name {name!r}, which contains no word")
         if cleaned in seen:
-            raise TargetsError(f"{where} names one class twice: {seen[cleaned]!r} and {name!r}; keep one of them")
+            raise TargetsError(f"{where} lists a class twice: {seen[cleaned]!r} and {name!r}; keep one of them")
         seen[cleaned] = name
     if not seen:
         raise TargetsError(f"{where} is empty")
 
 
 def _prompts(names: Sequence[str], clip: Tensor, t5: Tensor | None) -> ClassPrompts:
-    from fed_a2v.core.adapters import ClassPrompts  # imports torch, see `_tensor`
+    from fed_a2v.core.adapters import ClassPrompts  # it imports torch: see `_tensor`
 
     return ClassPrompts(tuple(names), clip, t5)
 
 
 def _tensor(array: Array) -> Tensor:
-    # torch takes a second to import: not for those who need only the names, such as `fed-a2v embed`.
+    # Imported here because it takes a second, which callers such as `fed-a2v embed` do not need.
     import torch
 
     return torch.from_numpy(array)

@@ -74,7 +74,7 @@ def text_column(subjects: Sequence[Subject], targets: ClassPrompts) -> Column:
     """The ablation: images from the text prompt of the true class."""
     rows = [row for row, subject in enumerate(subjects) if subject.category is not None]
     places = torch.tensor([targets.names.index(str(subjects[row].category)) for row in rows], dtype=torch.int64)
-    prompts = AdapterOutput(targets.clip, targets.t5).take(places.to(targets.clip.device))
+    prompts = AdapterOutput(targets.clip, targets.t5).index_select(places.to(targets.clip.device))
     return Column(TEXT, "True text prompt", rows, prompts)
 
 
@@ -120,7 +120,9 @@ def draw_gallery(
             for start in range(0, len(column.rows), settings.batch_size):
                 rows = column.rows[start : start + settings.batch_size]
                 seeds = [seed_for(settings.seed, "picture", subjects[row].name) for row in rows]
-                prompts = column.prompts.take(torch.arange(start, start + len(rows), device=column.prompts.clip.device))
+                prompts = column.prompts.index_select(
+                    torch.arange(start, start + len(rows), device=column.prompts.clip.device)
+                )
                 for row, picture in zip(rows, model.draw(prompts, seeds), strict=True):
                     name = f"{column.name}/{files[row]}.png"
                     picture.save(temporary / name)

@@ -1,1 +1,1 @@
-"""Files that the rest is kept in: written whole or not at all, and never unpickled."""
+"""Reading and writing files safely: atomic writes, checks of untrusted content, and no unpickling."""

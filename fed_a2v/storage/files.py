@@ -1,4 +1,7 @@
-"""Writing files so that a reader, or a run that was killed, never meets half of one."""
+"""Atomic writing of files, and JSON: every file of a run folder is written through this module.
+
+A reader never sees a partly written file, even if the writing process is killed.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from fed_a2v.storage.untrusted import LARGEST_JSON, UntrustedFileError, check_va
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to be written whole: `path` is replaced when the block ends well, else left as it was.
+    """Open a file for atomic writing: `path` is replaced if the block succeeds, and unchanged if it raises.
 
-    The bytes go to a temporary file in the same folder (made if need be), reach the disk, and take the
-    name `path` in one step.
+    The bytes go to a temporary file in the same folder (created if missing), are synced to the disk, and the
+    temporary file is renamed to `path`.
 
     Raises:
         OSError: the folder cannot be written (full, read-only, ...); the message names it.
@@ -40,9 +43,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if interrupted(error):  # torch.save ends in an error of its own
+        if interrupted(error):  # torch.save turns Ctrl-C into an error of another type
             raise KeyboardInterrupt from error
-        # torch.save reports a full disk as a RuntimeError of its own, with the OSError behind it.
+        # torch.save reports a full disk as a RuntimeError whose context is the OSError.
         reason = error if isinstance(error, OSError) else error.__context__
         if isinstance(error, OSError | RuntimeError) and isinstance(reason, OSError):
             raise _unwritable(path, reason) from error
@@ -51,21 +54,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that `replacing` left in a folder when it was killed."""
+    """Delete the temporary files that `replacing` left in a folder when its process was killed."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Check that a folder's disk has room before hours of work depend on it.
+    """Check that a folder's disk has enough free space, before a run spends hours on results that it cannot store.
 
     Args:
-        folder: that exists.
+        folder: an existing folder.
         needed: bytes.
-        what: needs them, in words.
+        what: what needs the space, for the message.
 
     Raises:
-        OSError: there is less; names the folder, both sizes, and the remedy.
+        OSError: there is less; the message names the folder, both sizes, and the remedy.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -77,10 +80,10 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def free_folder(path: Path) -> Path:
-    """Make the first folder of `path`, `path-2`, `path-3`, ... that is not there: no two callers get the same one.
+    """Create the first of `path`, `path-2`, `path-3`, ... that does not exist; two callers never get the same folder.
 
     Raises:
-        OSError: the folder that it is to be in cannot be written.
+        OSError: the parent folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -93,43 +96,43 @@ def free_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
+    """A temporary folder that is renamed to `path` if the block succeeds, and removed if it raises.
 
     Raises:
-        FileExistsError: `path` exists already, and is no empty folder.
-        OSError: the folder that it is to be in cannot be written.
+        FileExistsError: `path` exists, and is not an empty folder.
+        OSError: the parent folder cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; choose another folder, or remove it")
-    growing = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    growing.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
     try:
-        yield growing
-        growing.rename(path)
+        yield temporary
+        temporary.rename(path)
     except BaseException:
-        shutil.rmtree(growing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write or replace a file in one step; see `replacing`."""
+    """Write or replace a file atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
     return path
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write or replace a UTF-8 text file in one step; see `replacing`."""
+    """Write or replace a UTF-8 text file atomically; see `replacing`."""
     return write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write or replace a JSON file in one step; see `plain` for what becomes of numbers and arrays."""
+    """Write or replace a JSON file atomically; `plain` converts numbers and arrays."""
     return write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to a JSON-lines file and bring it to the disk.
+    """Append one line to a JSON-lines file and sync it to the disk.
 
     Raises:
         OSError: the folder cannot be written; the message names it.
@@ -145,27 +148,28 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, [] where there is none; a last line that a kill cut short is left out.
+    """The rows of a JSON-lines file, [] if there is no file; a last line that is incomplete is left out.
 
     Raises:
-        UntrustedFileError: another line is no JSON object, or the file is too large; the message names file and line.
+        UntrustedFileError: another line is not a JSON object, or the file is too large; the message names file and
+            line.
     """
     rows: list[dict[str, Any]] = []
     for number, line in read_lines(path):
         row = parse_row(line, path)
         if row is not None:
             rows.append(row)
-        # A whole line ends in a newline, so only a cut one can be without.
+        # Only the last line can lack its newline: the process was killed while it wrote it.
         elif line.endswith(b"\n"):
             raise UntrustedFileError(f"{path}, line {number}: not a JSON object: {line[:80].strip()!r}")
     return rows
 
 
 def read_lines(path: Path) -> list[tuple[int, bytes]]:
-    """The lines of a JSON-lines file with their numbers, from 1; none where there is no file. Empty ones are left out.
+    """The lines of a JSON-lines file with their numbers, from 1; [] if there is no file. Empty lines are left out.
 
     Raises:
-        UntrustedFileError: the file is no regular file, or too large.
+        UntrustedFileError: the file is not a regular file, or too large.
     """
     if not path.exists():
         return []
@@ -175,7 +179,7 @@ def read_lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def parse_row(line: bytes, path: Path) -> dict[str, Any] | None:
-    """The JSON object in a line of a JSON-lines file; None where it is none."""
+    """The JSON object in a line of a JSON-lines file; None if the line is not a JSON object."""
     try:
         row = parse_json(line, path)
     except UntrustedFileError:
@@ -184,7 +188,7 @@ def parse_row(line: bytes, path: Path) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN and infinity become null, arrays lists, keys and paths strings.
+    """Convert `value` to what JSON can store: NaN and infinity to null, arrays to lists, keys and paths to strings.
 
     Raises:
         TypeError: a value has no JSON form; the message names its type.
@@ -197,15 +201,15 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # of numpy or torch, which takes a second to import
+    if hasattr(value, "tolist"):  # an array or tensor; no isinstance, because torch takes a second to import
         return plain(value.tolist())
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; hand over plain values")
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; pass plain values")
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
-    """The entries that are finite numbers; only they make curves."""
+    """The entries that are finite numbers: those that can be plotted as curves."""
     plain_values = {key: plain(value) for key, value in values.items()}
     return {key: value for key, value in plain_values.items() if isinstance(value, int | float)}
 
@@ -219,8 +223,8 @@ def _unwritable(path: Path, error: OSError) -> OSError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the folder's new entry to the disk, where the file system can."""
-    with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is whole by now
+    """Sync the folder's new entry to the disk, if the file system supports it."""
+    with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is already synced
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,7 @@
-"""Reading named arrays from `.npz` files that others wrote: nothing is unpickled, no malformed file crashes."""
+"""Reading named arrays from `.npz` files that users or other programs wrote: embeddings, class prompts.
+
+Nothing is unpickled, and a malformed file raises one type of error.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Array = NDArray[Any]
 
 
 class ArrayFileError(UserError, ValueError):
-    """A file of arrays is missing, broken, or lacks what is needed."""
+    """An array file is missing or malformed, or lacks a required array."""
 
 
 def read_arrays(
@@ -28,17 +31,17 @@ def read_arrays(
     optional: Collection[str] = (),
     most: int | Literal["file"] | None = None,
 ) -> dict[str, Array]:
-    """Read the arrays named `required`, and those of `optional` that are there; others stay unread.
+    """Read the arrays named in `required`, and those in `optional` that exist; other arrays are not read.
 
     Args:
-        path: of the file.
+        path: the file.
         required, optional: names of arrays.
-        most: bytes of all arrays together, or "file": no more than the file has, as numpy.savez writes it; default:
-            no limit.
+        most: limit of the bytes of all arrays together, or "file": at most the size of the file, which holds for
+            what numpy.savez writes; default: no limit.
 
     Raises:
-        ArrayFileError: the file is missing or no `.npz`, a required array is missing, one holds objects, or all are
-            larger than `most`.
+        ArrayFileError: the file is missing or not an `.npz`, a required array is missing, an array contains Python
+            objects, or the arrays are larger than `most`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -48,7 +51,7 @@ def read_arrays(
             check_archive(path, None if most == "file" else most)
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ArrayFileError(f"{path} holds one array without a name; save it with numpy.savez")
+            raise ArrayFileError(f"{path} contains one array without a name; save it with numpy.savez")
         with file:
             missing = [name for name in required if name not in file]
             if missing:
@@ -58,7 +61,7 @@ def read_arrays(
             return {name: _array(file, name, path) for name in (*required, *optional) if name in file}
     except ArrayFileError:
         raise
-    # What numpy, zipfile and zlib raise on bytes that are not what they claim to be.
+    # What numpy, zipfile and zlib raise on malformed bytes.
     except (
         OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RuntimeError,
         NotImplementedError, AttributeError, struct.error, zlib.error, zipfile.BadZipFile,
@@ -73,20 +76,20 @@ def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
         if "Object arrays" not in str(error):
             raise
         raise ArrayFileError(
-            f"{path}: {name} holds Python objects, as pandas and ragged lists make them, and none is unpickled; save "
-            f"{name}.astype(str) for names, {name}.astype(int) for whole numbers, numpy.stack({name}) for vectors"
+            f"{path}: {name} contains Python objects (pandas and ragged lists produce them), which are not unpickled; "
+            f"save {name}.astype(str) for names, {name}.astype(int) for integers, numpy.stack({name}) for vectors"
         ) from error
 
 
 def as_names(values: Array, what: str) -> list[str]:
-    """The texts of a one-dimensional text array.
+    """The strings of a one-dimensional string array.
 
     Raises:
         ArrayFileError: `values`, called `what` in the message, has another type or shape, or an empty name.
     """
     if values.ndim != 1 or values.dtype.kind != "U":
         raise ArrayFileError(
-            f"{what} is {values.dtype} of shape {values.shape}; one text a row is needed: save its .astype(str)"
+            f"{what} is {values.dtype} of shape {values.shape}; it must have one string per row: save its .astype(str)"
         )
     names = [str(value) for value in values]
     if not all(name.strip() for name in names):
@@ -95,15 +98,20 @@ def as_names(values: Array, what: str) -> list[str]:
 
 
 def as_floats(values: Array, what: str, dimensions: Collection[int]) -> NDArray[np.float32]:
-    """`values` as float32.
+    """Convert `values` to float32.
+
+    Args:
+        values: the array.
+        what: its name in the message.
+        dimensions: allowed numbers of dimensions.
 
     Raises:
-        ArrayFileError: `values`, called `what` in the message, is not numeric or has other dimensions.
+        ArrayFileError: `values` is not numeric, is empty, or has another number of dimensions.
     """
     if values.dtype.kind not in "fiu" or values.ndim not in dimensions or 0 in values.shape:
         allowed = " or ".join(str(number) for number in dimensions)
         raise ArrayFileError(
-            f"{what} is {values.dtype} of shape {values.shape}; real numbers in {allowed} dimensions are needed"
+            f"{what} is {values.dtype} of shape {values.shape}; it must have real numbers in {allowed} dimensions"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which the caller rejects
         return values.astype(np.float32)

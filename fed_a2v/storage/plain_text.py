@@ -1,8 +1,8 @@
-"""Text on its way out of the program: into a terminal, a log, a table, a CSV file.
+"""Escaping text that the program prints, logs, or writes into tables and CSV files.
 
-Names of classes, sites and files, and what errors say of them, were written by others. A terminal would obey an escape
-sequence in them, a reader be misled by a direction mark or a line of its own, a spreadsheet compute a formula. What
-leaves the program goes through one of the functions here.
+Names of classes, sites and files, and the error messages that quote them, are untrusted: a terminal would execute an
+escape sequence in them, a direction mark or an extra line would mislead a reader, and a spreadsheet would compute a
+formula. All output goes through one of these functions.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Control characters (C0, C1, ESC), halves of pairs (bytes of a name that is not UTF-8), ends of lines and paragraphs,
-# and what orders, hides or joins letters. The two joiners are a part of words in Persian and in Indian scripts.
+# Unicode categories: control characters (C0, C1, ESC), surrogates (bytes of a name that is not UTF-8), line and
+# paragraph separators, and format characters, which reorder or hide letters. The two joiners are allowed, because
+# words in Persian and in Indian scripts contain them.
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp", "Cf")
 _JOINERS = "\u200c\u200d"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-# What begins a formula in a spreadsheet, in its wide form, too; behind a semicolon, which separates cells in some.
+# The start of a spreadsheet formula, also in full-width characters; also after a semicolon, which separates cells in
+# some locales.
 _FORMULA = re.compile(r"(^|;)(\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def one_line(text: object) -> str:
-    r"""A text in one line of letters, signs and blanks; other characters are named, `\n`, `\x1b`, `\u202e`."""
+    r"""The text in one line; control and hidden characters are escaped: `\n`, `\x1b`, `\u202e`."""
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in _HIDDEN and letter not in _JOINERS
@@ -35,30 +37,30 @@ def one_line(text: object) -> str:
 
 
 def printable(text: object) -> str:
-    """A text whose lines are as in `one_line`; those behind the first are indented, so that none passes for another."""
+    """The text with each line as in `one_line`; lines after the first are indented, so that none imitates a message."""
     first, *rest = (one_line(line) for line in str(text).replace("\r\n", "\n").split("\n"))
     return "\n".join([first, *(line if not line or line.startswith("  ") else f"  {line}" for line in rest)])
 
 
 def csv_cell(text: object) -> str:
-    """A text as a cell of a table that a spreadsheet may open: a number, or words, never a formula."""
+    """The text as a CSV cell: a number or plain text, never a formula."""
     cell = one_line(text)
     return cell if cell == "-" or _NUMBER.fullmatch(cell) else _FORMULA.sub(r"\1'\2", cell)
 
 
 def markdown_cell(text: object) -> str:
-    """A text as a cell of a Markdown table: no other cell, no tag, no link."""
+    """The text as a cell of a Markdown table; it cannot start another cell, a tag or a link."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def say(console: Console, *lines: object, style: str = "", wrap: bool = False) -> None:
-    """Print lines as they are: without markup, highlights or pictures for words.
+    """Print lines literally: without rich's markup, highlighting or emoji codes.
 
     Args:
-        console: where people read.
-        lines: one or several; of one with line ends in it, what follows is indented.
-        style: of all, e.g. "red".
-        wrap: break long lines between words; else the terminal breaks them where they end.
+        console: the console to print to.
+        lines: each is escaped by `printable`.
+        style: style of all lines, e.g. "red".
+        wrap: wrap long lines at word boundaries; otherwise the terminal breaks them at its width.
     """
     from rich.text import Text
 
@@ -66,13 +68,13 @@ def say(console: Console, *lines: object, style: str = "", wrap: bool = False) -
 
 
 class PlainLines(logging.Filter):
-    """Makes each record that passes printable, its traceback included, whoever shows it."""
+    """A logging filter that escapes each record, including its traceback, by `printable`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through."""
+        """Escape the record in place; no record is dropped."""
         try:
             record.msg, record.args = printable(record.getMessage()), ()
-        except (TypeError, ValueError):  # arguments that do not fit: said by whoever shows it
+        except (TypeError, ValueError):  # the arguments do not fit the format: the handler reports it
             return True
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)

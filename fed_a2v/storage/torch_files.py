@@ -1,6 +1,6 @@
-"""Files of torch, written whole or not at all, and read without unpickling anything.
+"""torch files of checkpoints and generators, written atomically and read with torch's safe loading.
 
-Each carries a digest of its content and the version of its layout.
+Each contains a digest of its content and a schema version.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from fed_a2v.errors import UserError
 from fed_a2v.storage.files import replacing
 from fed_a2v.storage.untrusted import check_archive
 
-# Of the layout of saved states and generators.
+# Version of the layout of checkpoints and generator files.
 SCHEMA = 4
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint is damaged, or does not fit what is to be done with it."""
+    """A checkpoint is damaged, or does not fit the run that loads it."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is not what was written: cut short, or changed since."""
+    """A checkpoint differs from what was written: it is truncated or altered."""
 
 
 def numbered_files(folder: Path, stem: str, suffix: str) -> list[tuple[int, Path]]:
-    """The files `STEM_round_N.SUFFIX` in a folder, highest N first."""
+    """The files `STEM_round_N.SUFFIX` in a folder as (N, path), highest N first."""
     pattern = re.compile(rf"{re.escape(stem)}_round_(\d+){re.escape(suffix)}")
-    found = [(int(match[1]), path) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    files = [(int(match[1]), path) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
+    return sorted(files, reverse=True)
 
 
 def save_torch(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values so that `torch.load(path)`, safe loading and all, reads them.
+    """Write tensors and plain values so that `torch.load(path, weights_only=True)` can read them.
 
     Raises:
-        TypeError: a value that safe loading would refuse; the message names where it stands.
+        TypeError: a value that safe loading would reject; the message names its place in `content`.
         OSError: the folder cannot be written.
     """
     storable = _storable({**content, "schema": SCHEMA}, path.name)
@@ -56,36 +56,37 @@ def load_torch(path: Path) -> dict[str, Any]:
     """Read a file that `save_torch` wrote, with safe loading.
 
     Raises:
-        DamagedError: its bytes or its content are not what was written.
-        CheckpointError: it is no checkpoint, or one of another schema version.
+        DamagedError: its bytes or its content differ from what was written.
+        CheckpointError: it is not a checkpoint, or has another schema version.
     """
     try:
-        # torch.load notices a file cut short but not a changed byte: the zip format's checksums do.
+        # torch.load detects a truncated file but not a changed byte; the checksums of the zip format do.
         check_archive(path)
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise DamagedError(f"{path} is damaged (wrong checksum of {broken})")
+            damaged_entry = archive.testzip()
+        if damaged_entry is not None:
+            raise DamagedError(f"{path} is damaged (wrong checksum of {damaged_entry})")
         content = dict(torch.load(path, map_location="cpu", weights_only=True))
-        # A view may repeat a few bytes without end, and takes memory as soon as anybody copies it. Ours share some.
+        # A crafted tensor can be a view that repeats a few bytes, and takes much memory as soon as it is copied. The
+        # factor 2 allows for tensors that share storage in our own files.
         if tensor_bytes(content) > 2 * path.stat().st_size:
             raise DamagedError(f"{path} is damaged (its tensors are larger than the file)")
-        digest, found = content.pop("digest", None), content_digest(content)
+        stored, computed = content.pop("digest", None), content_digest(content)
     except (OSError, DamagedError):
         raise
-    except Exception as error:  # a damaged file may break the reader at any step
+    except Exception as error:  # a damaged file can make torch.load raise any type of error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedError(f"{path} is damaged ({reason})") from error
     if "schema" not in content:
-        raise CheckpointError(f"{path} is no checkpoint of this program")
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
     if content["schema"] != SCHEMA:
         raise CheckpointError(
             f"{path} has schema version {content['schema']}, this program reads {SCHEMA}; "
-            "go on with the version that wrote it, or start anew with resume=never"
+            "continue with the version that wrote it, or start again with resume=never"
         )
-    # A file that was changed and packed anew has the right checksums, but not the right digest.
-    if digest != found:
-        raise DamagedError(f"{path} is damaged (its content is not what was saved)")
+    # A file that was changed and packed again has the right checksums, but not the right digest.
+    if stored != computed:
+        raise DamagedError(f"{path} is damaged (its content differs from what was saved)")
     return content
 
 
@@ -99,7 +100,7 @@ def tensor_bytes(value: Any) -> int:
 
 
 def content_digest(value: Any) -> str:
-    """SHA-256 of a nested structure of tensors and plain values: of types, keys, order, shapes and all bytes."""
+    """SHA-256 of a nested structure of tensors and plain values: their types, keys, order, shapes and bytes."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -123,14 +124,18 @@ def content_digest(value: Any) -> str:
 
 
 def _storable(value: Any, where: str) -> Any:
-    """A copy of `value` that safe loading reads back: plain containers, values and tensors on the CPU.
+    """A copy of `value` that safe loading can read: plain containers, plain values, and tensors on the CPU.
+
+    Args:
+        value: the value to be stored.
+        where: its place in the file, for the message.
 
     Raises:
-        TypeError: names the place of a value of another type.
+        TypeError: a value has another type; the message names its place.
     """
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        # A view would drag the whole storage it looks into onto the disk.
+        # torch.save writes the whole storage of a view; a clone has only the view's own elements.
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if type(value) in (dict, OrderedDict) or (isinstance(value, Mapping) and not isinstance(value, dict)):
         return {_storable(key, where): _storable(item, f"{where}: {key}") for key, item in value.items()}

@@ -1,7 +1,7 @@
-"""Reading files that a stranger may have made: a run's folder is data, whoever it comes from.
+"""Reading JSON and YAML from untrusted files: a run folder may come from somebody else.
 
-Nothing but a regular file is opened, no link leads out of the folder, and a small file cannot ask for much memory.
-Arrays in `.npz` files are read by `fed_a2v.storage.npz`, saved states by `fed_a2v.runs.checkpoint`.
+Only regular files are opened, links out of the folder are rejected, and a small file cannot make the reader allocate
+much memory. `fed_a2v.storage.npz` reads `.npz` files, `fed_a2v.runs.checkpoint` checkpoints.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ import yaml
 
 from fed_a2v.errors import UserError
 
-LARGEST_JSON = 256_000_000
-LARGEST_YAML = 1_000_000
-# Values in a JSON text. Each takes about a hundred bytes in memory, and two in a text such as `[[],[],[]]`.
+LARGEST_JSON = 256_000_000  # bytes
+LARGEST_YAML = 1_000_000  # bytes
+# Values in a JSON text. A value takes about a hundred bytes in memory, but can take as few as two characters in the
+# text: `[[],[],[]]`.
 MOST_VALUES = 4_000_000
 
 
 class UntrustedFileError(UserError, ValueError):
-    """A file of a folder is not what it must be to be read safely; the message names it."""
+    """A file cannot be read safely; the message names it."""
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """`path`, if it lies in `folder` with all links followed; the folder itself may be a link.
+    """Return `path` if it is in `folder` after resolving all links; the folder itself may be a link.
 
     Raises:
         UntrustedFileError: a link leads out of the folder.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UntrustedFileError(
-            f"{path} leads out of {folder}, to {path.resolve()}: links out of a run's folder are not followed; put a "
-            "copy of the file in its place if it belongs there"
+            f"{path} leads out of {folder}, to {path.resolve()}: links out of a run folder are not followed; replace "
+            "the link with a copy of the file if it belongs there"
         )
     return path
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of `most` bytes at most.
+    """The content of a regular file of at most `most` bytes.
 
     Raises:
-        FileNotFoundError: there is none.
-        UntrustedFileError: it is something else, such as a pipe, or larger.
+        FileNotFoundError: the file does not exist.
+        UntrustedFileError: it is not a regular file (a pipe, a folder, ...), or larger.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise UntrustedFileError(f"{path} is no file")
-    if found.st_size > most:
+    size = _regular_size(path)
+    if size > most:
         raise UntrustedFileError(
-            f"{path} has {found.st_size / 1e6:.1f} MB, more than the {most / 1e6:.0f} MB of any run"
+            f"{path} has {size / 1e6:.1f} MB, more than the limit of {most / 1e6:.0f} MB for files of a run"
         )
     with path.open("rb") as file:
         return file.read(most)
 
 
 def check_values(text: bytes, what: object) -> None:
-    """Check that a JSON text, called `what` in the message, holds no more values than any run's.
+    """Check that a JSON text, called `what` in the message, has at most `MOST_VALUES` values, without parsing it.
 
     Raises:
-        UntrustedFileError: it may hold more.
+        UntrustedFileError: it may have more.
     """
+    # An upper bound: each value follows one of these characters, except the first.
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_VALUES:
         raise UntrustedFileError(f"{what} has more than {MOST_VALUES:,} values")
 
@@ -72,24 +72,24 @@ def parse_json(text: bytes, what: object) -> Any:
     """The value of a JSON text in UTF-8.
 
     Args:
-        text: the content.
+        text: the JSON text.
         what: its name in messages.
 
     Raises:
-        UntrustedFileError: it is no JSON text, nested too deeply, or of too many values.
+        UntrustedFileError: the text is not JSON, is nested too deeply, or has too many values.
     """
     check_values(text, what)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # of UnicodeDecodeError, too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise UntrustedFileError(f"{what} is damaged: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file.
+    """The JSON object in a file; {} if the file does not exist.
 
     Raises:
-        UntrustedFileError: the file is damaged, no object, or too large.
+        UntrustedFileError: the file is damaged, not a JSON object, or too large.
     """
     if not path.exists():
         return {}
@@ -100,26 +100,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _PlainSafeLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe loading without anchors: a few nested ones stand for more values than there is memory for."""
+    """YAML's safe loader without aliases: a few nested ones can expand to more values than fit into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it refers to an anchor")
+            raise yaml.YAMLError("it has an alias of an anchor")
         return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings, as plain values: `${...}` stays as it is.
+    """The mapping in a YAML file of settings, as plain values; `${...}` is not resolved.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UntrustedFileError: the file is damaged, no mapping, or too large.
+        FileNotFoundError: the file does not exist.
+        UntrustedFileError: the file is damaged, not a mapping, or too large.
     """
+    text = read_bytes(path, LARGEST_YAML)
     try:
-        value = yaml.load(read_bytes(path, LARGEST_YAML), Loader=_PlainSafeLoader)
+        value = yaml.load(text, Loader=_PlainSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        if isinstance(error, UntrustedFileError):
-            raise
         raise UntrustedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(value, dict):
         raise UntrustedFileError(f"{path} is damaged: not a mapping")
@@ -127,17 +126,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """The lines `name: other name` of a YAML file, as they are written: `no`, `010` and `true` are words like others.
+    """The lines `name: other name` of a YAML file, all as strings: `no`, `010` and `true` are not converted.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UntrustedFileError: the file is damaged, has anything but such lines, names one twice, or is too large.
+        FileNotFoundError: the file does not exist.
+        UntrustedFileError: the file is damaged, has lines of another form, has a name twice, or is too large.
     """
+    text = read_bytes(path, LARGEST_YAML)
     try:
-        node = yaml.compose(read_bytes(path, LARGEST_YAML), Loader=yaml.BaseLoader)
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UntrustedFileError):
-            raise
         raise UntrustedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(node, yaml.MappingNode):
         raise UntrustedFileError(f"{path} needs lines of the form `name: other name`")
@@ -147,26 +145,34 @@ def read_names(path: Path) -> dict[str, str]:
         if not all(isinstance(each, yaml.ScalarNode) and each.value for each in (key, value)):
             raise UntrustedFileError(f"{line}: needs the form `name: other name`")
         if key.value in names:
-            raise UntrustedFileError(f"{line}: {key.value!r} is there twice; keep one")
+            raise UntrustedFileError(f"{line}: {key.value!r} is listed twice; keep one")
         names[key.value] = value.value
     return names
 
 
 def check_archive(path: Path, most: int | None = None) -> None:
-    """Check a zip archive by its directory: entries that are not compressed, or `most` bytes in all when unpacked.
+    """Check the unpacked size of a zip archive by its directory, before anything is unpacked.
+
+    Args:
+        path: the archive.
+        most: limit of the unpacked bytes; None: the size of the file, which holds if no entry is compressed.
 
     Raises:
-        OSError: there is no such file.
-        UntrustedFileError: it is no regular file, or unpacks into more than it should.
-        zipfile.BadZipFile: it is no archive.
+        OSError: the file does not exist.
+        UntrustedFileError: it is not a regular file, or its unpacked size is above the limit.
+        zipfile.BadZipFile: it is not a zip archive.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise UntrustedFileError(f"{path} is no file")
+    size = _regular_size(path)
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > (found.st_size if most is None else most):
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > (size if most is None else most):
         raise UntrustedFileError(
-            f"{path} unpacks from {found.st_size / 1e6:.1f} MB into {unpacked / 1e6:.1f} MB, more than any run's does"
+            f"{path} unpacks from {size / 1e6:.1f} MB to {unpacked / 1e6:.1f} MB, more than any file of a run"
         )
+
+
+def _regular_size(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedFileError(f"{path} is not a regular file")
+    return status.st_size

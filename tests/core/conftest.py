@@ -1,4 +1,4 @@
-"""Builders that the tests of `core` share: an easy world of sounds, and generators that can be watched."""
+"""Builders that the tests of `core` share: an easy world of sounds, and generators that record their calls."""
 
 import io
 
@@ -41,7 +41,7 @@ class World:
         size = tokens * width
         self.means = 2 * torch.randn(classes, size, generator=random)
         self.directions = torch.randn(classes, 4, size, generator=random) / 4**0.5
-        # Crowded, as text vectors are.
+        # Close to each other, as text vectors are.
         self.conditions = torch.randn(classes, condition, generator=random) + 2
 
     def clips(self, per_class, seed=2):
@@ -140,7 +140,7 @@ def assert_same_bits(left, right):
 
 
 class StubGenerator(Generator):
-    """Remembers what it was trained on and what it made: rows `distance` away from the data, each different."""
+    """Records its training rows and samples, which are random and `distance` away from the data."""
 
     kind = "stub"
 
@@ -162,7 +162,7 @@ class StubGenerator(Generator):
 
 
 class WatchedAdapters(Adapters):
-    """Adapters that remember the rows on which they were trained."""
+    """Adapters that record their training rows."""
 
     def forward(self, audio):
         if torch.is_grad_enabled():

@@ -34,14 +34,14 @@ def test_stable_diffusion_adapters_give_77_clip_tokens_and_no_t5():
 
 
 @pytest.mark.parametrize("audio_tokens", [1, 4])
-def test_prompt_tokens_differ_even_where_the_class_prompts_tokens_do_not(audio_tokens):
+def test_prompt_tokens_differ_even_if_the_tokens_of_class_prompts_do_not(audio_tokens):
     prompts = torch.randn(3, 1, 16).repeat(1, 6, 1)
     out = PromptAdapter(12, prompts, 32)(torch.randn(5, audio_tokens, 12))
     distances = torch.cdist(out, out) + torch.eye(6)
     assert distances.min() > 0.01
 
 
-def test_every_audio_token_counts():
+def test_every_audio_token_affects_the_output():
     adapters = Adapters(12, class_prompts(3, (1, 16), (4, 20)), 32)
     audio = torch.randn(2, 5, 12)
     before = adapters(audio)
@@ -78,7 +78,7 @@ def test_there_is_no_batch_norm_and_no_running_statistic():
     assert all(torch.equal(before[name], value) for name, value in adapters.state_dict().items())
 
 
-def test_weights_carry_all_that_was_learned_to_other_adapters():
+def test_loading_weights_reproduces_the_outputs():
     world = World()
     source, other = world.adapters(t5=(3, 10)), world.adapters(t5=(3, 10))
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_inputs_are_standardised_so_their_unit_does_not_matter():
 
 
 @pytest.mark.parametrize("dead", [slice(0, 3), slice(None)], ids=["some columns", "all columns"])
-def test_columns_without_variance_survive_standardisation(dead):
+def test_constant_columns_stay_finite_after_standardisation(dead):
     adapters = World().adapters()
     std = torch.ones(48)
     std[dead] = 0
@@ -118,7 +118,7 @@ def test_columns_without_variance_survive_standardisation(dead):
     assert adapters(torch.randn(2, 1, 48)).clip.isfinite().all()
 
 
-def test_a_nearly_constant_column_is_not_blown_up():
+def test_a_nearly_constant_column_is_not_amplified():
     adapters = World().adapters()
     std = torch.ones(48)
     std[0] = 1e-7

@@ -1,4 +1,4 @@
-"""Sites' adapters taught to the global ones: every class by those who own it."""
+"""Distillation of the sites' adapters into the global ones; teachers of a class are the sites that have it."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def outputs_of(world, teacher, audio):
         return adapters(audio)
 
 
-def test_each_class_is_taught_by_its_owner(world, teachers):
+def test_teachers_of_a_class_are_the_sites_that_have_it(world, teachers):
     audio, labels = world.clips(2)
     taught, targets = distillation_targets(world.adapters(t5=T5), teachers, audio, labels)
     assert taught.all()
@@ -47,7 +47,7 @@ def test_each_class_is_taught_by_its_owner(world, teachers):
         torch.testing.assert_close(targets.t5[rows], t5)
 
 
-def test_owners_of_one_class_weigh_as_many_clips_as_they_have(world, teachers):
+def test_teachers_of_one_class_are_weighted_by_their_clips(world, teachers):
     audio, labels = world.clips([3] + [0] * 9)
     both = [Teacher(teachers[0].weights, {0: 30}), Teacher(teachers[1].weights, {0: 10})]
     _, targets = distillation_targets(world.adapters(t5=T5), both, audio, labels)
@@ -55,14 +55,14 @@ def test_owners_of_one_class_weigh_as_many_clips_as_they_have(world, teachers):
     torch.testing.assert_close(targets.clip, 0.75 * one + 0.25 * other)
 
 
-def test_a_class_that_nobody_owns_this_round_is_left_out(world, teachers):
+def test_rows_of_a_class_without_teacher_are_left_out(world, teachers):
     audio, labels = world.clips(2)
     taught, targets = distillation_targets(world.adapters(t5=T5), teachers[:1], audio, labels)
     assert taught.tolist() == [label < 5 for label in labels.tolist()]
     assert len(targets.clip) == 10
 
 
-def test_rows_in_chunks_are_taught_the_same(world, teachers):
+def test_chunks_give_the_same_targets(world, teachers):
     audio, labels = world.clips(5)
     whole, parts = (distillation_targets(world.adapters(t5=T5), teachers, audio, labels, size)[1] for size in (0, 7))
     torch.testing.assert_close(whole.clip, parts.clip)
@@ -88,7 +88,7 @@ def test_the_global_adapters_come_closer_to_every_teacher(world, teachers):
     assert set(losses) == {"loss", "mse", "cosine"}
 
 
-def test_no_teacher_changes_nothing(world):
+def test_without_teachers_the_adapters_do_not_change(world):
     adapters = world.adapters(t5=T5)
     before = [weight.clone() for weight in adapters.weights()]
     audio, labels = world.clips(2)
@@ -123,7 +123,7 @@ def test_the_server_step_distils_what_averaging_lost(world, teachers):
 
 
 @pytest.mark.parametrize(("finetune", "taken"), [(False, [7, 3]), (True, [14, 6])])
-def test_the_steps_of_distillation_count_beside_those_of_fine_tuning(world, teachers, finetune, taken):
+def test_the_step_count_includes_distillation_and_fine_tuning(world, teachers, finetune, taken):
     settings = ServerStepSettings(distil=True, finetune=finetune, first_steps=7, steps=3)
     prompts = world.prompts(t5=T5)
     step = ServerStep(world.adapters(t5=T5), prompts, None, AdapterLoss(prompts, AdapterLossWeights()), settings)
@@ -157,7 +157,7 @@ def test_chunks_of_a_batch_train_the_same_adapters(world):
     assert first == pytest.approx(second, rel=1e-4)
 
 
-def test_a_half_precision_bank_takes_half_and_gives_back_the_same(world):
+def test_a_half_precision_bank_takes_half_the_memory_and_returns_the_same_values(world):
     updates = world.updates()
     rows = []
     for half in (False, True):
@@ -171,7 +171,7 @@ def test_a_half_precision_bank_takes_half_and_gives_back_the_same(world):
     assert rows[1].embeddings.dtype == torch.float32
 
 
-def test_what_half_precision_cannot_hold_stays_as_it_is(world):
+def test_values_outside_half_precision_are_stored_exactly(world):
     site, prompts, fingerprint, _ = world.updates()[0]
     audio = prompts[0].audio
     large = replace(prompts[0], audio=replace(audio, means=1e6 * audio.means, variances=1e-9 + 0 * audio.variances))

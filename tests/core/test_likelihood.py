@@ -26,7 +26,7 @@ def test_a_gaussian_of_factors_is_the_one_with_that_covariance(factors):
     torch.testing.assert_close(gaussian_log_density(offsets, rows, variances), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_entries_have_the_densities_of_their_distributions():
+def test_elementwise_densities_are_those_of_torch():
     random = draws(1)
     offsets, log_variance = torch.randn(4, 3, generator=random), torch.randn(4, 3, generator=random)
     scale = (0.5 * log_variance).exp()
@@ -50,7 +50,7 @@ def test_the_bound_rises_towards_the_density_with_the_draws():
     assert bounds[2] == pytest.approx(wanted, abs=0.02)
 
 
-def test_columns_that_hardly_vary_are_not_blown_up():
+def test_columns_that_hardly_vary_are_not_amplified():
     rows = torch.randn(200, 4, generator=draws(3)) * torch.tensor([1.0, 1.0, 1e-3, 0.0]) + 5
     mean, scale = column_scale(rows)
     torch.testing.assert_close(mean, rows.mean(dim=0))

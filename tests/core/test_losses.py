@@ -43,7 +43,7 @@ def test_each_part_is_what_its_formula_says():
 
 @pytest.mark.parametrize("closed_form", [False, True])
 @pytest.mark.parametrize("enlarged", [1.0, 30.0])
-def test_no_input_and_no_class_has_a_loss_beyond_the_highest(closed_form, enlarged):
+def test_highest_is_an_upper_bound_for_any_input_and_class(closed_form, enlarged):
     prompts = World().prompts(t5=None if closed_form else (3, 10))
     adapters = Adapters(48, prompts, 8, closed_form)
     adapters.load_weights([enlarged * torch.randn_like(weight) for weight in adapters.weights()])
@@ -74,7 +74,7 @@ def test_an_output_at_the_centre_of_crowded_prompts_is_not_rewarded():
     assert parts["cosine"] > 0.5
 
 
-def test_outputs_with_and_without_a_token_axis_cost_the_same():
+def test_outputs_with_and_without_a_token_axis_have_the_same_loss():
     """(B, 1, D) against (B, D) must not broadcast to (B, B, D)."""
     world = World()
     labels = torch.tensor([0, 3, 3, 7])
@@ -96,7 +96,7 @@ def test_targets_that_would_broadcast_over_the_tokens_are_refused():
         loss(AdapterOutput(outputs.clip[:, :1], None), labels)
 
 
-def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
+def test_targets_affect_mse_and_cosine_but_not_the_contrastive_term():
     world = World()
     prompts, labels = world.prompts(), torch.tensor([0, 3, 5])
     outputs = torch.randn(3, 1, 24)
@@ -112,7 +112,7 @@ def test_targets_move_mse_and_cosine_but_not_the_contrastive_term():
     assert prompts.clip.shape == targets.shape
 
 
-def test_clip_and_t5_both_pull():
+def test_clip_and_t5_both_affect_the_loss():
     world = World()
     clip, t5 = torch.randn(2, 1, 24, requires_grad=True), torch.randn(2, 3, 10, requires_grad=True)
     total, _ = adapter_loss(world, t5=(3, 10))(AdapterOutput(clip, t5), torch.tensor([1, 2]))
@@ -180,7 +180,7 @@ def test_the_total_is_the_negative_elbo_per_dimension_at_any_width(variance, wid
 
 @pytest.mark.parametrize("variance", ["unit", "optimal"])
 @pytest.mark.parametrize("times", [2, 17])
-def test_repeating_data_and_latent_alike_changes_neither_the_total_nor_the_proportion(variance, times):
+def test_repeating_data_and_latent_changes_neither_the_total_nor_the_proportion_of_terms(variance, times):
     tensors = batch()
     loss = VAELoss(variance=variance, similarity_weight=0.1)
     once, repeated = loss(*tensors, 0), loss(*(tensor.repeat(1, times) for tensor in tensors), 0)
@@ -188,7 +188,7 @@ def test_repeating_data_and_latent_alike_changes_neither_the_total_nor_the_propo
         torch.testing.assert_close(one, other)
 
 
-def test_rows_with_tokens_cost_the_same_as_flat_rows():
+def test_rows_with_tokens_have_the_same_loss_as_flat_rows():
     """(B, 1, D) against (B, D) must not broadcast to (B, B, D)."""
     recon, x, mu, logvar = batch()
     loss = VAELoss(similarity_weight=1.0)
@@ -225,7 +225,7 @@ def test_each_rows_terms_are_its_likelihood_kl_and_cosine_with_their_weights(var
 
 
 @pytest.mark.parametrize("settings", vae_losses(), ids=str)
-def test_a_decoder_may_tell_the_likelihood_itself(settings):
+def test_a_decoder_may_supply_its_own_likelihood(settings):
     log_likelihood = torch.randn(6, requires_grad=True)
     total, *terms = vae_loss(**settings)(*batch(), 3, log_likelihood=log_likelihood)
     torch.testing.assert_close(terms[0], -log_likelihood.detach() / 20)
@@ -234,7 +234,7 @@ def test_a_decoder_may_tell_the_likelihood_itself(settings):
     torch.testing.assert_close(log_likelihood.grad, torch.full((6,), -1 / 120))
 
 
-def test_units_that_come_free_are_charged_alike_to_every_row():
+def test_units_below_the_free_bits_count_the_same_for_every_row():
     recon, x, mu, logvar = batch()
     mu[:, 0], logvar[:, 0] = 0.1 * mu[:, 0], 0.0  # it carries next to nothing
     kl = VAELoss(free_bits=0.2)(recon, x, mu, logvar, 0).kl
@@ -242,7 +242,7 @@ def test_units_that_come_free_are_charged_alike_to_every_row():
     torch.testing.assert_close(kl, (others + 0.2) / 20)
 
 
-def test_the_loss_is_negative_where_the_decoder_is_surer_than_a_density_of_one():
+def test_the_loss_is_negative_if_the_density_exceeds_one():
     _, x, mu, logvar = batch()
     surest = 1 / math.sqrt(2 * math.pi * math.e)  # 0.24
     losses = [VAELoss(beta_max=0.0)(x + error, x, mu, logvar, 0).total for error in (1.1 * surest, 0.9 * surest)]
@@ -293,7 +293,7 @@ def test_an_unknown_setting_is_an_error_that_names_it(arguments, named):
         VAELoss(**arguments)
 
 
-def test_the_value_of_a_loss_is_its_total_whatever_it_returns():
+def test_loss_value_is_the_total_for_every_return_type():
     scalar = torch.tensor(3.0)
     assert loss_value(scalar) is scalar
     assert loss_value((scalar, torch.zeros(2))) is scalar
@@ -321,7 +321,7 @@ def test_the_best_learned_variance_is_the_mean_squared_error():
     torch.testing.assert_close(closure().detach(), best)
 
 
-def test_unseen_classes_are_nothing_to_be_told_apart_from():
+def test_unseen_classes_are_not_negatives_of_the_contrastive_term():
     world = World()
     prompts, weights = world.prompts(), AdapterLossWeights(mse=0.0, cosine=0.0)
     unseen = torch.zeros(10, dtype=torch.bool)

@@ -8,12 +8,12 @@ from tests.refusals import refused
 
 
 def prompts(classes=7, tokens=3, width=16, crowding=5.0):
-    """Class prompts that crowd together, as text vectors do."""
+    """Class prompts that are close to each other, as text vectors are."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(classes, tokens, width, generator=generator) + crowding
 
 
-def test_outputs_equal_to_their_prompts_are_all_found():
+def test_outputs_equal_to_their_prompts_rank_first():
     targets = prompts()
     labels = torch.tensor([3, 0, 6, 6])
     found = retrieval(targets[labels], labels, targets)
@@ -35,7 +35,7 @@ def test_ranks_agree_with_sorting_each_row_by_hand():
     assert found.accuracy == (found.ranks == 1).float().mean()
 
 
-def test_an_output_that_ignores_the_sound_has_no_similarity_unless_centring_is_off():
+def test_a_constant_output_has_no_similarity_unless_centring_is_off():
     targets = prompts()
     labels = torch.arange(7)
     constant = targets.mean(0).expand(7, -1, -1) + 1e-3 * torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
@@ -44,7 +44,7 @@ def test_an_output_that_ignores_the_sound_has_no_similarity_unless_centring_is_o
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
-def test_a_collapsed_output_finds_nothing(value):
+def test_a_collapsed_output_has_accuracy_zero(value):
     targets = prompts()
     found = retrieval(torch.full_like(targets, value), torch.arange(7), targets, centre=False)
     assert found.accuracy == 0

@@ -9,7 +9,7 @@ from tests.refusals import refused
 
 
 @pytest.mark.parametrize("name", ["Crying_Baby", "crying-baby", " crying  baby ", "crying_-baby"])
-def test_spelling_does_not_make_another_class(name):
+def test_spellings_of_a_class_have_the_same_clean_name(name):
     assert clean_name(name) == "crying baby"
 
 
@@ -34,7 +34,7 @@ def test_cleaning_twice_changes_nothing(name):
         ("\u0441\u0435\u0432\u0435\u0440", "\u0441\u0435\u0432\u0435\u0440"),
     ],
 )
-def test_one_name_has_one_spelling(text, name):
+def test_plain_name_normalises_unicode(text, name):
     assert plain_name(text) == name
 
 
@@ -51,13 +51,13 @@ def test_one_name_has_one_spelling(text, name):
         ("\u202ehtron", "U+202E"),
     ],
 )
-def test_a_name_that_deceives_the_eye_is_refused(text, named):
+def test_a_name_with_invisible_or_mixed_characters_is_refused(text, named):
     with refused(ValueError, named):
         plain_name(text)
 
 
 @given(st.text())
-def test_a_plain_name_is_plain(text):
+def test_plain_name_is_idempotent(text):
     try:
         name = plain_name(text)
     except ValueError:

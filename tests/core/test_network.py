@@ -1,4 +1,4 @@
-"""A network is asked by itself, whatever is put around it."""
+"""Figures of a generator's network alone."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.core.conftest import World, draws
 
 
 def examined(world, generator, epochs=30, groups=16):
-    """A generator's figures on fresh clips, which the prototypes it has learned from know nothing of."""
+    """A generator's figures on new clips, which are not in its training prototypes."""
     rows = world.rows(groups)
     generator.fit(rows, world.conditions, epochs, 0.1, draws(0))
     moments = ClassMoments()
@@ -37,7 +37,7 @@ def vae(seed=7, **settings):
 
 
 @pytest.mark.parametrize("kind", [GaussianGenerator, NoiseGenerator])
-def test_what_has_no_network_has_no_figures(world, kind):
+def test_a_generator_without_network_has_no_figures(world, kind):
     assert examined(world, kind(48, 24)) is None
 
 
@@ -45,12 +45,12 @@ def test_training_raises_the_likelihood_and_lowers_the_reconstruction_error(worl
     start, trained = (examined(world, vae(), epochs) for epochs in (0, 60))
     assert trained.likelihood > start.likelihood + 0.1
     assert trained.reconstruction < start.reconstruction
-    # Neither moves what needs no network.
+    # The baselines do not depend on the network.
     assert trained.gaussian == start.gaussian
     assert trained.class_mean == start.class_mean
 
 
-def test_a_vae_that_starts_in_closed_form_beats_the_gaussians_and_says_where_it_started(alike):
+def test_a_vae_with_a_closed_form_start_beats_the_gaussians_and_reports_the_start(alike):
     figures = examined(alike, vae(closed_form=True))
     assert figures.gain[0] > 0
     assert figures.likelihood == pytest.approx(figures.gaussian + sum(figures.gain) / 2)
@@ -59,7 +59,7 @@ def test_a_vae_that_starts_in_closed_form_beats_the_gaussians_and_says_where_it_
     assert examined(alike, vae()).untrained is None
 
 
-def test_the_bound_of_a_linear_model_is_near_the_density_that_made_the_rows(alike):
+def test_the_bound_of_a_linear_model_is_near_the_true_density(alike):
     figures = examined(alike, vae(closed_form=True), epochs=0, groups=64)
     clips, labels = alike.clips(12, seed=77)
     covariance = alike.directions[0].T @ alike.directions[0] + 0.25 * torch.eye(48)
@@ -80,7 +80,7 @@ def test_the_gates_are_those_of_raw_samples(world):
     assert {"raw_tstr", "raw_c2st"} <= set(flow)
 
 
-def test_every_figure_has_a_name_and_those_in_words_are_the_same(world):
+def test_all_figures_are_in_the_dict_and_in_the_log_lines(world):
     figures = examined(world, vae(closed_form=True))
     found = figures.as_dict()
     assert {"likelihood", "likelihood_gaussian", "likelihood_untrained", "gain", "gain_low", "gain_high"} <= set(found)

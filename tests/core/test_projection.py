@@ -56,14 +56,14 @@ def test_the_axes_are_scikit_learns_principal_components():
     np.testing.assert_allclose(found.explained, pca.explained_variance_ratio_, rtol=1e-5)
 
 
-def test_points_that_are_all_the_same_have_a_map():
+def test_identical_points_have_a_map():
     mean, axes, explained = _principal_axes(np.ones((3, 5)))
     assert np.array_equal(mean, np.ones(5))
     assert np.isfinite(axes).all()
     assert not explained.any()
 
 
-def test_drawing_a_map_changes_nothing_and_repeats_itself():
+def test_a_map_is_reproducible_and_does_not_change_the_step():
     step = after_a_round(World(classes=4), "vae")
     before = step.state_dict()
     first = embedding_map(step, 1)
@@ -75,7 +75,7 @@ def test_drawing_a_map_changes_nothing_and_repeats_itself():
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_without_a_generator_there_are_the_prototypes(tokens):
+def test_without_a_generator_the_map_shows_prototypes_only(tokens):
     found = embedding_map(after_a_round(World(classes=4, tokens=tokens)), 1)
     assert not found.synthetic.any()
 
@@ -85,13 +85,13 @@ def test_an_untrained_generator_is_not_shown():
     assert not embedding_map(after_a_round(world, "gaussian", finetune=False), 1).synthetic.any()
 
 
-def test_a_bank_without_prototypes_shows_what_the_generator_remembers():
+def test_a_bank_without_prototypes_shows_samples_of_replayed_classes():
     found = embedding_map(after_a_round(World(classes=4), "gaussian", keep_prototypes=False), 1)
     assert found.synthetic.all()
     assert list(found.classes) == list(World(classes=4).names)
 
 
-def test_before_any_site_has_spoken_there_is_no_map():
+def test_without_replies_there_is_no_map():
     assert embedding_map(step_of(World(classes=4)), 1) is None
 
 

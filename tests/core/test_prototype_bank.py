@@ -29,7 +29,7 @@ def of_class(rows, name):
     return rows.embeddings[rows.labels == rows.names.index(name)]
 
 
-def test_two_sites_that_order_their_classes_differently_do_not_clash():
+def test_sites_may_order_their_classes_differently():
     bank = bank_of(a=[says("dog", 1), says("cat", 2)], b=[says("cat", 20), says("cow", 30), says("dog", 10)])
     rows = bank.rows()
     assert rows.names == ("cat", "cow", "dog")
@@ -38,14 +38,14 @@ def test_two_sites_that_order_their_classes_differently_do_not_clash():
     assert of_class(rows, "cow").unique().tolist() == [30]
 
 
-def test_rows_come_in_the_same_order_whoever_answers_first():
+def test_the_order_of_rows_does_not_depend_on_the_order_of_replies():
     sites = {"b": [says("dog", 10), says("cat", 20)], "a": [says("cat", 2), says("dog", 1)]}
     one, other = bank_of(**sites).rows(), bank_of(**dict(reversed(sites.items()))).rows()
     assert_same_bits(vars(one), vars(other))
     assert one.embeddings[:, 0, 0].tolist() == [2, 2, 20, 20, 1, 1, 10, 10]
 
 
-def test_rows_are_float32_whatever_came_over_the_wire():
+def test_rows_are_float32_for_every_type_of_input():
     prompts = AudioPrototypes(torch.ones(2, 1, 4).half(), torch.tensor([3, 4]), torch.ones(2, 1, 4).half())
     rows = bank_of(a=[ClassStatistics("dog", 7, prompts)]).rows()
     assert {rows.embeddings.dtype, rows.counts.dtype, rows.variances.dtype} == {torch.float32}
@@ -58,13 +58,13 @@ def test_an_empty_bank_has_no_rows():
     assert bank_of(a=[]).rows() is None
 
 
-def test_a_site_that_is_silent_still_counts():
+def test_a_site_without_a_new_reply_still_counts():
     bank = bank_of(a=[says("dog", 1)], b=[says("cat", 2)])
     bank.update("a", [says("dog", 3)], "new", 9)
     assert bank.rows().names == ("cat", "dog")
 
 
-def test_a_reply_replaces_all_that_the_site_said_before():
+def test_a_reply_replaces_the_sites_earlier_reply():
     bank = bank_of(a=[says("dog", 1), says("cat", 2)])
     bank.update("a", [says("cow", 3)], "new", 2)
     assert bank.rows().names == ("cow",)
@@ -78,7 +78,7 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
 
 
 @pytest.mark.parametrize(("name", "data"), [("cow", "data of a"), ("dog", "other data")], ids=["class", "fingerprint"])
-def test_a_class_that_comes_without_audio_has_none_where_the_bank_does_not_hold_it(name, data):
+def test_a_class_sent_without_audio_has_none_if_the_bank_has_none(name, data):
     bank = bank_of(a=[says("dog", 1)])
     bank.update("a", [ClassStatistics(name, 6)], data, 2)
     assert bank.rows() is None
@@ -94,12 +94,12 @@ def test_a_site_is_dropped_after_its_maximum_age_and_not_before():
     assert set(bank.fingerprints) == {"b"}
 
 
-def test_a_site_that_shares_no_class_has_no_age():
+def test_a_site_without_classes_does_not_expire():
     bank = bank_of(a=[], b=[says("cat", 2)])
     assert bank.expire(1, 3) == [], "it has just been heard"
 
 
-def test_nobody_is_dropped_where_the_maximum_age_is_zero():
+def test_no_site_expires_with_a_maximum_age_of_zero():
     bank = bank_of(a=[says("dog", 1)])
     assert bank.expire(10_000, 0) == []
     assert len(bank.rows()) == 2
@@ -110,7 +110,7 @@ def test_counts_are_summed_over_the_sites_by_name():
     assert list(bank.counts().items()) == [("cat", 1), ("dog", 12)]
 
 
-def test_mean_outputs_weigh_every_clip_alike_and_skip_who_sent_none():
+def test_mean_outputs_are_weighted_by_clips_over_the_sites_that_sent_them():
     bank = bank_of(a=[says("dog", 1, count=30, clip=1)], b=[says("dog", 1, count=10, clip=5), says("cat", 1)])
     dog, cat, cow = bank.mean_outputs("clip", ["dog", "cat", "cow"])
     assert dog.unique().tolist() == [2.0]
@@ -118,7 +118,7 @@ def test_mean_outputs_weigh_every_clip_alike_and_skip_who_sent_none():
     assert cow is None
 
 
-def test_the_bank_comes_back_from_a_file_bit_for_bit():
+def test_a_bank_survives_a_file_bit_for_bit():
     bank = bank_of(
         a=[says("dog", 1, clip=2), says("cat", 2)], b=[ClassStatistics("dog", 3, audio(4), t5=torch.ones(3, 2))]
     )
@@ -154,7 +154,7 @@ def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts
         assert torch.equal(part.labels, rows.labels[part.embeddings.flatten().long()])
 
 
-def test_a_share_is_held_out_and_one_row_at_least_from_three_up():
+def test_a_share_is_held_out_and_at_least_one_of_three_rows():
     _, held = rows_with([8, 1, 2, 3, 16]).split(0.125)
     assert held.labels.tolist() == [0, 3, 4, 4]
     assert held.embeddings.flatten().tolist() == [4, 12, 18, 26], "the middle ones"
@@ -175,7 +175,7 @@ def test_the_same_rows_are_held_out_every_time():
 
 
 def numbered(name, first, groups, count=3):
-    """A class whose prototypes are the numbers from `first` on."""
+    """A class whose prototypes are successive numbers from `first`."""
     means = torch.arange(float(first), first + groups).view(-1, 1, 1).repeat(1, 1, 4)
     return ClassStatistics(
         name, groups * count, AudioPrototypes(means, torch.full((groups,), count), torch.zeros_like(means))
@@ -186,7 +186,7 @@ def values(rows):
     return [] if rows is None else rows.embeddings[:, 0, 0].tolist()
 
 
-def test_every_site_gives_the_middle_one_of_its_eight_prototypes():
+def test_the_middle_one_of_eight_prototypes_of_each_site_is_held_out():
     bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)], b=[numbered("dog", 10, 8)])
     bank.hold_out(0.125)
     assert values(bank.held_out_rows()) == [54, 4, 14]
@@ -198,13 +198,13 @@ def test_every_site_gives_the_middle_one_of_its_eight_prototypes():
 @pytest.mark.parametrize(
     ("groups", "held"), [([1, 1], []), ([3], [1]), ([2], []), ([1, 1, 1], [20]), ([2, 2], [11]), ([5, 3], [2])]
 )
-def test_a_class_gives_one_from_three_prototypes_over_all_sites_up(groups, held):
+def test_one_of_three_prototypes_over_all_sites_is_held_out(groups, held):
     bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, number)] for k, number in enumerate(groups)})
     bank.hold_out(0.125)
     assert values(bank.held_out_rows()) == held
 
 
-def test_nothing_is_held_out_before_that_is_decided_nor_for_a_share_of_zero():
+def test_nothing_is_held_out_before_the_decision_or_for_a_share_of_zero():
     bank = bank_of(a=[numbered("dog", 0, 8)])
     assert values(bank.held_out_rows()) == []
     bank.hold_out(0.0)
@@ -213,7 +213,7 @@ def test_nothing_is_held_out_before_that_is_decided_nor_for_a_share_of_zero():
     assert len(bank.training_rows()) == 8
 
 
-def test_what_is_held_out_does_not_depend_on_who_answers_first():
+def test_the_held_out_rows_do_not_depend_on_the_order_of_replies():
     sites = {"c": [numbered("dog", 20, 3)], "a": [numbered("dog", 0, 1)], "b": [numbered("dog", 10, 4)]}
     one, other = bank_of(**sites), bank_of(**dict(reversed(sites.items())))
     for bank in (one, other):
@@ -221,13 +221,13 @@ def test_what_is_held_out_does_not_depend_on_who_answers_first():
     assert values(one.held_out_rows()) == values(other.held_out_rows()) == [12, 21]
 
 
-def test_at_most_so_many_are_held_out():
+def test_the_number_of_held_out_rows_is_limited():
     bank = bank_of(**{f"site{k}": [numbered("dog", 10 * k, 8)] for k in range(9)})
     bank.hold_out(0.125, most=2)
     assert values(bank.held_out_rows()) == [4, 14]
 
 
-def test_a_site_that_has_changed_another_class_keeps_what_was_decided():
+def test_a_change_of_another_class_keeps_the_decision():
     bank = bank_of(a=[numbered("dog", 0, 8), numbered("cat", 50, 8)])
     bank.hold_out(0.125)
     bank.update("a", [numbered("dog", 0, 8), numbered("cat", 70, 16)], "new", 2)
@@ -235,7 +235,7 @@ def test_a_site_that_has_changed_another_class_keeps_what_was_decided():
     assert values(bank.held_out_rows()) == [71, 73, 75, 77, 79, 81, 83, 85, 4]
 
 
-def test_a_class_of_which_only_held_out_prototypes_are_left_goes_over_to_training():
+def test_held_out_prototypes_are_used_for_training_if_a_class_has_no_others():
     bank = bank_of(a=[numbered("dog", 0, 1)], b=[numbered("dog", 10, 1)])
     bank.update("c", [numbered("dog", 20, 1)], "data of c", 5)
     bank.hold_out(0.125)
@@ -252,7 +252,7 @@ SENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["dog", "cat"]), st.int
 
 
 @given(st.lists(st.lists(SENT, max_size=3), min_size=1, max_size=5), st.sampled_from([0.125, 0.34, 0.8]))
-def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
+def test_rows_that_were_trained_on_are_never_held_out(rounds, share):
     bank, trained_on, first = PrototypeBank(), set(), 0
     for number, sent in enumerate(rounds):
         for site, name, groups in sent:
@@ -267,11 +267,11 @@ def test_nothing_is_held_out_that_a_round_has_trained_on(rounds, share):
             assert set(bank.training_rows().labels.tolist()) == set(range(len(bank.rows().names)))
 
 
-# Nobody owns a class
+# Caps on sites
 
 
 def liar_and_honest(claim, share):
-    """Four honest sites say 1.0, one that claims `claim` clips says 0.0, all of one class."""
+    """Four honest sites send 1.0, one that reports `claim` clips sends 0.0, all of one class."""
     bank = PrototypeBank(max_site_share=share)
     for number in range(4):
         bank.update(f"site-{number}", [says("dog", 1.0, clip=1.0)], "mark", 1)
@@ -280,24 +280,24 @@ def liar_and_honest(claim, share):
 
 
 @given(claim=st.integers(1000, 10**9), share=st.floats(0.2, 0.9))
-def test_a_site_that_claims_many_clips_counts_for_no_more_than_its_share(claim, share):
+def test_a_site_that_reports_many_clips_is_capped_at_its_share(claim, share):
     bank = liar_and_honest(claim, share)
     clips = bank.clips()
     assert clips["liar", "dog"] <= share * sum(clips.values()) * (1 + 1e-9)
     assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) >= (1 - share) * (1 - 1e-5)
     rows = bank.rows()
     of_liar = rows.embeddings[:, 0, 0] == 0
-    # It claims more clips than stand behind its prototypes: these count as they came, scaled down likewise.
+    # It reports more clips than its prototypes have; the counts of these are scaled down by the same factor.
     assert rows.counts[of_liar].sum() <= share / (1 - share) * rows.counts[~of_liar].sum() * (1 + 1e-5)
 
 
-def test_without_a_cap_clips_are_what_the_sites_say():
+def test_without_a_cap_clips_are_those_that_sites_report():
     bank = liar_and_honest(10**9, 1.0)
     assert bank.clips()["liar", "dog"] == 10**9
     assert float(bank.mean_outputs("clip", ["dog"])[0].mean()) < 1e-6
 
 
-def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
+def test_the_only_site_of_a_class_is_capped_over_all_classes():
     bank = PrototypeBank(max_site_share=0.5)
     bank.update("a", [says("cat", 1.0, count=10)], "mark", 1)
     bank.update("b", [says("cow", 1.0, count=10)], "mark", 1)
@@ -305,7 +305,7 @@ def test_a_site_that_alone_has_a_class_cannot_outweigh_all_the_others_classes():
     assert bank.clips() == {("a", "cat"): 10, ("b", "cow"): 10, ("liar", "dog"): 20}
 
 
-def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
+def test_capped_lists_the_sites_that_count_for_less_than_they_report():
     bank = PrototypeBank(max_site_share=0.5)
     bank.update("even", [says("cat", 1.0, count=10), says("cow", 1.0, count=10)], "mark", 1)
     bank.update("odd", [says("cat", 1.0, count=10), says("dog", 1.0, count=10)], "mark", 1)
@@ -317,7 +317,7 @@ def test_the_bank_says_of_which_sites_it_believes_less_than_they_say():
     assert PrototypeBank.from_state_dict(bank.state_dict()).capped() == {}, "without a cap"
 
 
-def test_moments_are_those_of_the_clips_behind_the_prototypes():
+def test_moments_are_those_of_the_clips_of_the_prototypes():
     random = torch.Generator().manual_seed(0)
     groups = [torch.randn(size, 1, 4, generator=random).double() + size for size in (3, 5, 9, 4)]
     bank = PrototypeBank()
@@ -338,7 +338,7 @@ def test_moments_are_those_of_the_clips_behind_the_prototypes():
 # Very many sites
 
 
-def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
+def test_each_round_samples_some_of_very_many_prototypes_of_a_class():
     bank = PrototypeBank()
     for number in range(20):
         bank.update(f"site-{number:02d}", [says("dog", number, groups=3), says("cat", -number, groups=1)], "mark", 1)
@@ -355,7 +355,7 @@ def test_of_very_many_prototypes_a_round_draws_some_of_each_class():
     assert_same_bits(vars(bank.training_rows(1000, torch.Generator())), vars(everything))
 
 
-# Sites that the others contradict, and sites that send very much
+# Contradicted sites, and sites with very many rows
 
 
 def at(name, value, count=6):
@@ -372,7 +372,7 @@ def honest_sites(number=3, classes=2, off=0.1):
     }
 
 
-def test_labels_that_one_site_has_swapped_are_left_out_of_all_that_is_made_of_the_bank():
+def test_swapped_labels_of_one_site_are_ignored():
     honest, swapped = honest_sites(), [at("class 0", 10, count=10**9), at("class 1", 0, count=10**9)]
     bank, without = bank_of(**honest, x=swapped), bank_of(**honest)
     bank.max_site_share = without.max_site_share = 0.4
@@ -386,7 +386,7 @@ def test_labels_that_one_site_has_swapped_are_left_out_of_all_that_is_made_of_th
     assert_same_bits(vars(bank.training_rows()), vars(without.training_rows()))
 
 
-def test_mean_outputs_of_a_contradicted_class_do_not_count():
+def test_mean_outputs_of_a_contradicted_class_are_ignored():
     said = {site: [replace(prompt, clip=torch.ones(1, 8)) for prompt in of] for site, of in honest_sites().items()}
     bank = bank_of(**said, x=[replace(at("class 0", 10), clip=torch.full((1, 8), 99.0)), at("class 1", 10)])
     bank.contradict()
@@ -398,14 +398,14 @@ def test_mean_outputs_of_a_contradicted_class_do_not_count():
     ("value", "contradicted"),
     [(0.0, False), (4.0, False), (6.0, False), (6.5, False), (7.0, True), (10.0, True), (1e3, False)],
 )
-def test_a_class_is_contradicted_where_anothers_median_is_twice_as_near(value, contradicted):
+def test_a_class_is_contradicted_if_the_median_of_another_is_twice_as_near(value, contradicted):
     """The medians lie at 0 and 10: the distances are value and 10 - value."""
     bank = bank_of(**honest_sites(5, off=0.0), x=[at("class 0", value)])
     bank.contradict()
     assert bank.contradicted == ({("x", "class 0")} if contradicted else set())
 
 
-def test_two_sites_that_disagree_are_both_believed():
+def test_of_two_sites_none_is_contradicted():
     bank = bank_of(a=[at("class 0", 0), at("class 1", 10)], b=[at("class 0", 10), at("class 1", 0)])
     bank.contradict()
     assert bank.contradicted == frozenset()
@@ -413,7 +413,7 @@ def test_two_sites_that_disagree_are_both_believed():
 
 
 @pytest.mark.parametrize(("classes", "all_left_out"), [(8, True), (7, False)])
-def test_a_site_that_has_none_of_many_classes_near_their_medians_is_left_out_whole(classes, all_left_out):
+def test_a_site_with_no_class_near_its_median_is_contradicted_as_a_whole(classes, all_left_out):
     # Between two medians, a little nearer to the wrong one: of no class alone could it be said.
     swapped = [at(f"class {label}", 10 * label + (5.5 if label < classes - 1 else -5.5)) for label in range(classes)]
     bank = bank_of(**honest_sites(4, classes), x=[*swapped, at("only here", 500)])
@@ -423,7 +423,7 @@ def test_a_site_that_has_none_of_many_classes_near_their_medians_is_left_out_who
     )
 
 
-def test_what_is_contradicted_survives_a_file():
+def test_contradicted_pairs_survive_a_file():
     bank = bank_of(**honest_sites(), x=[at("class 0", 10), at("class 1", 0)])
     bank.contradict()
     back = PrototypeBank.from_state_dict(through_a_file(bank.state_dict()))
@@ -443,7 +443,7 @@ def flooded(many, share=0.5, others=2):
 
 @pytest.mark.parametrize("per_class", [0, 30, 128], ids=["all", "thirty", "more than there are"])
 @pytest.mark.parametrize("many", [6, 100, 5000])
-def test_no_site_has_more_than_its_share_of_the_rows_of_a_class_that_three_have(many, per_class):
+def test_no_site_exceeds_its_share_of_rows_if_three_have_the_class(many, per_class):
     rows = flooded(many).training_rows(per_class, torch.Generator().manual_seed(0))
     values = rows.embeddings[:, 0, 0]
     assert {0.0, 1.0, 100.0} == set(values.tolist())
@@ -451,7 +451,7 @@ def test_no_site_has_more_than_its_share_of_the_rows_of_a_class_that_three_have(
     assert per_class == 0 or len(rows) <= 2 * per_class
 
 
-def test_rows_that_come_several_times_share_the_clips_behind_them():
+def test_repeated_rows_divide_their_clips():
     bank = flooded(100)
     rows, everything = bank.training_rows(), bank.rows()
     for value in (0, 1, 100):
@@ -462,5 +462,5 @@ def test_rows_that_come_several_times_share_the_clips_behind_them():
 @pytest.mark.parametrize(
     "bank", [flooded(2), flooded(100, others=1), flooded(100, share=1.0)], ids=["within", "two sites", "no limit"]
 )
-def test_rows_within_the_share_come_once_and_as_they_are(bank):
+def test_rows_within_the_share_are_not_repeated(bank):
     assert_same_bits(vars(bank.training_rows()), vars(bank.rows()))

@@ -14,7 +14,7 @@ def clips(number, tokens=2, width=6):
     return torch.randn(number, tokens, width, generator=draws(0))
 
 
-def test_pooled_moments_are_those_of_all_clips_and_need_as_many_as_any_average():
+def test_pooled_moments_are_those_of_all_clips_and_need_min_clips():
     rows = clips(7)
     found = pooled_moments(rows, min_clips=7)
     torch.testing.assert_close(found.mean, rows.mean(dim=0))
@@ -84,14 +84,14 @@ def test_one_variance_for_a_class_is_the_mean_within_its_groups():
     torch.testing.assert_close(one.variances[0], (weight * groups.variances).sum(0))
 
 
-def test_the_variance_stays_at_home_where_it_is_not_wanted():
+def test_variance_none_sends_zeros():
     shared = summarise_class("dog", clips(24), "prototypes", variance="none")
     assert not shared.audio.variances.any()
     assert shared.audio.variances.shape == (8, 2, 6)
 
 
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 6))
-def test_no_mean_is_over_fewer_clips_than_allowed(number, prototypes, min_clips):
+def test_every_mean_is_over_min_clips_or_more(number, prototypes, min_clips):
     shared = summarise_class("dog", clips(number), "prototypes", prototypes, min_clips)
     if number < min_clips:
         assert shared is None
@@ -122,7 +122,7 @@ def test_sharing_the_mean_gives_one_mean():
     torch.testing.assert_close(audio.variances, embeddings.var(0, correction=0, keepdim=True))
 
 
-def test_sharing_samples_gives_every_clip_itself():
+def test_sharing_samples_sends_every_clip():
     embeddings = clips(5)
     audio = summarise_class("dog", embeddings, "samples", min_clips=3).audio
     assert torch.equal(audio.means, embeddings)

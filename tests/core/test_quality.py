@@ -142,14 +142,14 @@ def test_real_rows_given_as_samples_pass_all_gates(world, train, held_out):
     assert assess(train, held_out, world(24, -3)).passed
 
 
-def test_copies_and_noise_lie_on_either_side_of_a_fresh_rows_distance(qualities):
+def test_copies_are_nearer_and_noise_is_farther_than_unseen_rows(qualities):
     assert qualities["copies"].synthetic.nn_ratio < 1e-3
     assert qualities["jittered copies"].synthetic.nn_ratio < 0.5
     assert qualities["independent noise"].synthetic.nn_ratio > 1.2
     assert qualities["wide noise"].synthetic.nn_ratio > 2
 
 
-def test_precision_and_recall_and_both_nearest_neighbour_sides_tell_collapse_from_noise(qualities):
+def test_precision_recall_and_nearest_neighbours_distinguish_collapse_from_noise(qualities):
     means, noise = qualities["class means"].synthetic, qualities["wide noise"].synthetic
     assert (means.precision, means.recall, means.one_nn_synthetic) == (1, 0, 1)
     assert noise.precision < 0.1 < 0.9 < noise.recall
@@ -158,7 +158,7 @@ def test_precision_and_recall_and_both_nearest_neighbour_sides_tell_collapse_fro
     assert noise.variance_ratio == pytest.approx(4, rel=0.1)
 
 
-def test_each_gate_stands_beside_what_real_rows_score(qualities):
+def test_each_gate_reports_the_figure_of_real_rows(qualities):
     tstr, c2st, nn_ratio = qualities["wide noise"].gates()
     assert tstr.real == 1
     assert 0.4 < c2st.real < 0.6
@@ -192,7 +192,7 @@ def test_the_logged_figures_are_plain_numbers(qualities):
     assert all(type(value) is float for value in logged.values())
 
 
-def test_few_rows_give_what_they_can_and_no_invented_figure(world):
+def test_few_rows_give_only_the_figures_that_they_allow(world):
     small = World(classes=3)
     quality = assess(small(2, -1), small(2, -2), small)
     assert quality.rows == 6
@@ -206,7 +206,7 @@ def test_few_rows_give_what_they_can_and_no_invented_figure(world):
     assert "c2st" not in quality.as_dict()
 
 
-def test_figures_exist_from_ten_rows_a_side_on():
+def test_two_sample_figures_need_ten_rows():
     small = World(classes=2)
     quality = assess(small(5, -1), small(5, -2), small)
     assert None not in vars(quality.synthetic).values()
@@ -219,7 +219,7 @@ def test_one_class_has_no_classifier_to_train():
     assert quality.synthetic.c2st < 0.7
 
 
-def test_tstr_is_not_given_where_real_rows_do_not_beat_chance():
+def test_tstr_is_none_if_real_rows_are_not_better_than_chance():
     quality = GeneratorQuality(Figures(accuracy=0.5), Figures(accuracy=0.25), classes=4, rows=100)
     assert quality.tstr is None
 
@@ -312,7 +312,7 @@ def test_below_forty_rows_a_gate_has_a_value_and_no_verdict(rows, verdict):
     assert not quality.passed
 
 
-def test_of_what_may_be_chance_nobody_is_warned():
+def test_there_is_no_warning_of_what_may_be_chance():
     within, beyond = ({"tstr": (0.8, high), "nn_ratio": (0.9, 1.1)} for high in (0.95, 0.93))
     for intervals, warned in ((within, 0), (beyond, 1)):
         quality = GeneratorQuality(Figures(0.78, 0.66, 1.0, 1.0), Figures(0.9, 0.5, 1.0, 1.0), 10, 50, intervals)
@@ -320,7 +320,7 @@ def test_of_what_may_be_chance_nobody_is_warned():
         assert len(warnings_for(quality)) == warned
 
 
-def test_a_gate_fails_for_sure_on_either_side_of_its_band():
+def test_a_gate_surely_fails_on_either_side_of_its_range():
     def gate(*interval):
         return Gate("nn_ratio", sum(interval) / 2, 1.0, 0.85, 1.15, 100, interval)
 
@@ -342,7 +342,7 @@ def test_intervals_are_those_of_the_papers():
     assert paired_ratio_interval(nothing, other)[0] == 0
 
 
-def test_the_interval_of_the_two_sample_test_holds_chance_nineteen_times_in_twenty():
+def test_the_interval_of_the_two_sample_test_contains_chance_in_19_of_20_cases():
     """Rows of one distribution: 0.5 is the truth. With twice the trials, all rows that are classified, it would not."""
     small = World(classes=8)
     held, twice = 0, 0
@@ -356,7 +356,7 @@ def test_the_interval_of_the_two_sample_test_holds_chance_nineteen_times_in_twen
     assert twice < 36
 
 
-def test_intervals_narrow_with_the_rows_and_hold_the_value(world, train):
+def test_intervals_contain_the_value_and_narrow_with_more_rows(world, train):
     widths = []
     for per_class in (2, 16):
         quality = assess(train, world(per_class, -2), world, seeds=1)
@@ -446,12 +446,12 @@ def test_class_means_are_not_called_copies(qualities):
     assert not any("copy" in line for line in warnings_for(qualities["class means"]))
 
 
-def test_a_two_sample_failure_alone_is_still_warned_of():
+def test_a_two_sample_failure_alone_causes_a_warning():
     odd = GeneratorQuality(Figures(0.9, 0.8, 1.0, 1.0), Figures(0.9, 0.5, 1.0, 1.0), classes=10, rows=400)
     assert [line.split(":")[0] for line in warnings_for(odd)] == ["Samples vary unlike real rows"]
 
 
-def test_a_collapsed_posterior_is_warned_of(qualities):
+def test_a_collapsed_posterior_causes_a_warning(qualities):
     assert "posterior has collapsed" in warnings_for(qualities["truth"], active=0)[0]
     assert warnings_for(qualities["truth"], active=12) == []
 
@@ -487,7 +487,7 @@ def test_real_embeddings_give_the_known_figures_of_each_cheat():
     assert assess(rows_of([1, 2]), held_out, rows_of([3])).passed
 
 
-def test_what_is_known_of_real_rows_is_not_found_anew():
+def test_known_figures_of_real_rows_are_reused():
     world = World()
     train, held_out, samples, others = world(12, 0), world(6, 1), world(12, 2), world(12, 3)
     once, alone = (assess(train, held_out, rows, seeds=1) for rows in (samples, others))

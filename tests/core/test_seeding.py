@@ -19,7 +19,7 @@ def test_seeds_fit_both_libraries(purpose):
     numpy_generator(*purpose)
 
 
-def test_numbers_are_not_taken_for_words_or_run_together():
+def test_numbers_are_distinct_from_words_and_from_each_other():
     assert len({seed_for(1, 11), seed_for(11, 1), seed_for("1", 11), seed_for(111)}) == 4
 
 

@@ -82,7 +82,7 @@ def updates_from(world, clips, labels, **share):
 KINDS = pytest.mark.parametrize("kind", [None, "gaussian", "vae"])
 
 
-# What enters the fine-tuning
+# Rows of the fine-tuning
 
 
 def test_synthetic_rows_change_the_fine_tuned_adapters():
@@ -113,7 +113,7 @@ def test_every_real_and_every_synthetic_row_enters_the_loss():
     ("samples", "clips", "groups"), [(8, 24, 8), (5, 9, 3), (20, 112, 112)], ids=["few", "guide", "112 rows a class"]
 )
 @pytest.mark.parametrize("distilled", [False, True])
-def test_the_share_of_synthetic_rows_is_the_one_asked_for(samples, clips, groups, share, distilled):
+def test_the_share_of_synthetic_rows_is_that_of_the_settings(samples, clips, groups, share, distilled):
     world = World(classes=4)
     generator, adapters = StubGenerator(world), world.adapters(kind=WatchedAdapters)
     settings = {"distil": distilled, "finetune": not distilled, "first_steps": 10, "holdout": 0.0}
@@ -127,7 +127,7 @@ def test_the_share_of_synthetic_rows_is_the_one_asked_for(samples, clips, groups
     assert drawn.view(10, 32).sum(dim=1).tolist() == [32 * share] * 10
 
 
-def test_rare_classes_enter_as_often_as_common_ones():
+def test_rare_classes_are_used_as_often_as_common_ones():
     world = World(classes=3)
     clips, labels = world.clips([3, 3, 48])
     common = world.adapters(kind=WatchedAdapters)
@@ -143,7 +143,7 @@ def test_rare_classes_enter_as_often_as_common_ones():
     assert max(drawn) - min(drawn) <= 1
 
 
-def test_samples_are_fresh_in_every_round():
+def test_samples_differ_in_every_round():
     world = World()
     generator = StubGenerator(world)
     step = step_of(world, generator, validation_frequency=100)
@@ -227,7 +227,7 @@ def test_the_generator_gets_each_class_with_its_own_condition():
     torch.testing.assert_close(step.conditions_of(rows.names), world.conditions + 1.5)
 
 
-# What fine-tuning does
+# Fine-tuning
 
 
 @KINDS
@@ -251,7 +251,7 @@ def test_both_adapters_are_trained_and_learn_the_classes(kind):
     assert row["finetune/held_out_after"] <= row["finetune/held_out_before"]
 
 
-def test_sites_may_number_their_classes_as_they_like():
+def test_results_do_not_depend_on_the_order_of_classes_and_replies():
     """The adapters learn the prompt of the name, whatever the order of the prompts and of the replies."""
     world = World()
     prompts = world.prompts()
@@ -280,7 +280,7 @@ def test_the_first_round_takes_more_steps_than_later_ones():
     assert seen == [20 * 32, 30 * 32, 40 * 32]
 
 
-def test_fine_tuning_can_pull_to_the_sites_outputs():
+def test_the_sites_outputs_can_be_the_targets_of_fine_tuning():
     world = World()
     clips, labels = world.clips(24)
     wanted = torch.randn(10, 1, 24) * 3
@@ -297,7 +297,7 @@ def test_fine_tuning_can_pull_to_the_sites_outputs():
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_the_class_prompt_stands_in_where_no_site_has_sent_outputs():
+def test_the_class_prompt_is_the_target_if_no_site_has_sent_outputs():
     world = World()
     step = step_of(world, None, t5=T5)
     updates = world.updates()
@@ -311,7 +311,7 @@ def test_the_class_prompt_stands_in_where_no_site_has_sent_outputs():
     assert torch.equal(t5, world.prompts(t5=T5).t5)
 
 
-def test_without_fine_tuning_the_average_stays_as_it_is():
+def test_without_fine_tuning_the_average_does_not_change():
     world = World()
     step = step_of(world, "gaussian", finetune=False)
     before = weights_of(step)
@@ -327,10 +327,10 @@ def test_a_round_without_any_prototype_changes_nothing():
     assert same(before, weights_of(step))
 
 
-# Sites that count for less than they say
+# Capped sites
 
 
-def test_sites_that_are_cut_are_counted_in_the_row_and_named_once(caplog):
+def test_capped_sites_are_counted_in_the_metrics_and_logged_once(caplog):
     world = World()
     step = step_of(world, None, max_site_share=0.5)
     with caplog.at_level(logging.INFO, "fed_a2v"):
@@ -348,7 +348,7 @@ def test_sites_that_are_cut_are_counted_in_the_row_and_named_once(caplog):
 
 
 @pytest.mark.parametrize("rate", [50.0, 1e38], ids=["worse", "not even finite"])
-def test_a_worse_held_out_loss_brings_the_adapters_back_bit_for_bit(rate, caplog):
+def test_a_worse_held_out_loss_restores_the_adapters_bit_for_bit(rate, caplog):
     world = World()
     step = step_of(world, "gaussian", t5=T5, optimiser=AdamWSettings(rate, 0.0, 32))
     before = {name: value.clone() for name, value in step.adapters.state_dict().items()}
@@ -361,7 +361,7 @@ def test_a_worse_held_out_loss_brings_the_adapters_back_bit_for_bit(rate, caplog
     assert_same_bits(dict(step.adapters.state_dict()), before)
 
 
-def test_nothing_is_rolled_back_where_that_is_switched_off():
+def test_rollback_can_be_switched_off():
     world = World()
     step = step_of(world, None, optimiser=AdamWSettings(50.0, 0.0, 32), rollback=False)
     before = weights_of(step)
@@ -372,7 +372,7 @@ def test_nothing_is_rolled_back_where_that_is_switched_off():
 
 
 @pytest.mark.parametrize("rollback", [True, False])
-def test_nothing_to_hold_out_is_told_once_with_the_remedy(caplog, rollback):
+def test_nothing_to_hold_out_is_logged_once_with_the_remedy(caplog, rollback):
     world = World()
     step = step_of(world, "gaussian", validation_frequency=1, rollback=rollback)
     with caplog.at_level(logging.INFO, "fed_a2v"):
@@ -391,7 +391,7 @@ def test_nothing_to_hold_out_is_told_once_with_the_remedy(caplog, rollback):
 
 
 @pytest.mark.parametrize("settings", [{"holdout": 0.0}, {}], ids=["not wanted", "held out"])
-def test_nobody_is_warned_who_wants_no_figure_or_has_one(caplog, settings):
+def test_no_warning_without_hold_out_setting_or_with_held_out_rows(caplog, settings):
     world = World()
     step_of(world, "gaussian", **settings).run(1, world.updates(clips_per_class=9))
     assert "share=prototypes" not in caplog.text
@@ -400,7 +400,7 @@ def test_nobody_is_warned_who_wants_no_figure_or_has_one(caplog, settings):
 # Validation
 
 
-def test_validation_compares_fresh_samples_with_rows_the_generator_never_saw():
+def test_validation_compares_new_samples_with_held_out_rows():
     world = World()
     step = step_of(world, "gaussian")
     names = {f"server/generator_validation_{measure}" for measure in ("similarity", "mse", "l1")}
@@ -411,14 +411,14 @@ def test_validation_compares_fresh_samples_with_rows_the_generator_never_saw():
     assert set(row["generator_validation_per_class"]) == set(world.names)
 
 
-def test_validation_sees_a_generator_that_ignores_the_class():
+def test_validation_detects_a_generator_that_ignores_the_class():
     """Reconstructing the training rows, or one mean for all, must not look good."""
     world = World()
     row = step_of(world, StubGenerator(world)).run(2, world.updates())
     assert row["server/generator_validation_similarity"] < 0.3
 
 
-def test_the_round_is_told_in_the_guides_words(caplog):
+def test_the_log_of_a_round_has_the_lines_of_the_guide(caplog):
     world = World()
     with caplog.at_level(logging.INFO, "fed_a2v"):
         step_of(world, "vae").run(10, world.updates())
@@ -461,7 +461,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(("epochs", "at_least"), [(2, 0), (2, 6), (2, 17), (20, 4)])
-def test_a_round_takes_its_epochs_and_more_where_these_are_too_few_steps(kind, epochs, at_least, caplog):
+def test_epochs_are_added_to_reach_the_minimum_steps(kind, epochs, at_least, caplog):
     make, an_epoch = NETWORKS[kind]
     step = step_of(World(), make(), training_epochs=epochs, min_steps=at_least)
     wanted = max(epochs, math.ceil(at_least / an_epoch))
@@ -474,7 +474,7 @@ def test_a_round_takes_its_epochs_and_more_where_these_are_too_few_steps(kind, e
     assert steps_taken(step.generator) == math.floor(2 * wanted * an_epoch)
 
 
-def test_of_many_generators_each_takes_as_many_steps():
+def test_each_of_many_generators_gets_the_minimum_steps():
     world = World()
     groups = {"few": world.names[:1], "many": world.names[1:]}
     generator = GroupedVAEGenerator(lambda: ConditionedVAEGenerator(*SHAPE, latent_dim=6, **SMALL), groups)
@@ -483,13 +483,13 @@ def test_of_many_generators_each_takes_as_many_steps():
     assert [steps_taken(generator.member(key)) for key in groups] == [9, 27]
 
 
-def test_a_closed_form_takes_no_steps_and_is_asked_for_none(caplog):
+def test_a_closed_form_generator_ignores_the_minimum_steps(caplog):
     with caplog.at_level(logging.INFO, "fed_a2v"):
         step_of(World(), "gaussian", training_epochs=1, min_steps=100).run(1, World().updates())
     assert "Training generator for 1 epochs with augmentation=True" in caplog.messages
 
 
-def test_the_losses_of_generator_and_critic_stand_apart():
+def test_the_losses_of_generator_and_critic_are_separate():
     world = World()
     row = step_of(world, GANGenerator(*SHAPE, **SMALL), training_epochs=1, min_steps=10).run(1, world.updates())
     parts = ("generator/generator", "generator/class", "generator/critic", "generator/gradient_penalty")
@@ -497,7 +497,7 @@ def test_the_losses_of_generator_and_critic_stand_apart():
     assert row["generator/critic"] < 0 < row["generator/gradient_penalty"]
 
 
-# What is said of the losses
+# Log lines of the losses
 
 LOSS = re.compile(
     r"  Epoch (?P<epoch>\d+)(?: Class '(?P<of>.*)')?: (?P<kind>\w+) Loss=(?P<loss>\S+)(?: \((?P<terms>.*)\))?"
@@ -505,7 +505,7 @@ LOSS = re.compile(
 
 
 def loss_lines(generator, caplog, **settings):
-    """The lines that a round says of the generator's losses, taken apart, and the round's row."""
+    """The parsed log lines of a round about the losses of the generator, and the metrics of the round."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "fed_a2v"):
         row = step_of(World(), generator, **settings).run(1, World().updates())
@@ -517,7 +517,7 @@ def loss_lines(generator, caplog, **settings):
 
 
 @pytest.mark.parametrize("settings", vae_losses()[::5], ids=str)
-def test_the_class_lines_are_the_loss_that_is_trained(caplog, settings):
+def test_the_logged_class_losses_are_the_trained_loss(caplog, settings):
     world = World()
     generator = ConditionedVAEGenerator(world.shape[1], 24, 32, 6, world.shape[0], loss=vae_loss(**settings))
     lines, row = loss_lines(generator, caplog)
@@ -534,7 +534,7 @@ def test_the_class_lines_are_the_loss_that_is_trained(caplog, settings):
 
 
 class OwnLoss(torch.nn.Module):
-    """A loss of a user's own, which has no terms to tell of."""
+    """A custom loss without terms."""
 
     def forward(self, recon_x, x, mu, logvar, epoch):
         return (recon_x - x).square().mean() + 1e-3 * mu.square().mean()
@@ -549,7 +549,7 @@ class OwnLoss(torch.nn.Module):
     ],
     ids=["own loss", "flow", "gan"],
 )
-def test_a_line_of_another_loss_has_the_terms_that_there_are(caplog, make, kind, of, terms):
+def test_the_log_lines_of_other_losses_have_their_own_terms(caplog, make, kind, of, terms):
     lines, row = loss_lines(make(48, 24, 1), caplog)
     own = [line for line in lines if line["kind"] == kind]
     assert {line["of"] for line in own} == of
@@ -565,7 +565,7 @@ def test_a_line_of_another_loss_has_the_terms_that_there_are(caplog, make, kind,
         assert critics[-1]["terms"] == pytest.approx(critic, abs=1e-4)
 
 
-# What the sites may say
+# Kinds of statistics
 
 
 @KINDS
@@ -581,7 +581,7 @@ def test_a_line_of_another_loss_has_the_terms_that_there_are(caplog, make, kind,
     ],
     ids=["one class", "means", "means without variance", "one mean in all", "uneven", "single clips"],
 )
-def test_whatever_the_sites_share_a_round_ends_with_finite_adapters(kind, classes, clips, share):
+def test_adapters_are_finite_for_every_kind_of_shared_statistics(kind, classes, clips, share):
     world = World(classes=classes)
     step = step_of(world, kind, t5=T5, rollback=False)
     before = weights_of(step)
@@ -593,7 +593,7 @@ def test_whatever_the_sites_share_a_round_ends_with_finite_adapters(kind, classe
 
 
 @KINDS
-def test_sequences_of_audio_tokens_go_through(kind):
+def test_sequences_of_audio_tokens_are_supported(kind):
     world = World(width=12, tokens=4)
     step = step_of(world, kind)
     step.standardise_adapters()
@@ -612,7 +612,7 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
     assert_same_bits(one.state_dict(), other.state_dict())
 
 
-def test_a_silent_site_counts_until_it_is_too_old(caplog):
+def test_a_site_without_a_new_reply_counts_until_the_maximum_age(caplog):
     world = World()
     step = step_of(world, None, max_age=2)
     first, second = world.updates()
@@ -627,7 +627,7 @@ def test_a_silent_site_counts_until_it_is_too_old(caplog):
 
 
 @pytest.mark.parametrize("share", [{}, {"kind": "mean"}, {"kind": "samples"}])
-def test_adapters_are_standardised_with_the_clips_own_moments(share):
+def test_adapters_are_standardised_with_the_moments_of_the_clips(share):
     world = World(width=12, tokens=4, scale=5, offset=20)
     step = step_of(world)
     step.fill_bank(0, world.updates(**share))
@@ -654,13 +654,13 @@ def test_sites_that_share_no_class_count_in_the_standardisation_by_all_their_cli
     assert len(step.bank.counts()) == 5 * sharing, "the bank has classes only"
 
 
-def test_an_empty_bank_leaves_the_standardisation_alone():
+def test_an_empty_bank_does_not_change_the_standardisation():
     step = step_of(World())
     step.standardise_adapters()
     assert torch.equal(step.adapters.audio_std, torch.ones(48))
 
 
-# The same bits
+# Reproducibility
 
 
 @KINDS
@@ -705,7 +705,7 @@ def test_a_step_that_was_stopped_and_resumed_equals_one_that_was_not(kind):
         assert_same_bits(resumed.state_dict(), step.state_dict())
 
 
-# A bank that keeps nothing but the generator
+# Replay: a bank that stores no prototypes
 
 
 def forgetful(world, kind="gaussian", **settings):
@@ -719,7 +719,7 @@ def later(world, labels):
     return updates_from(world, clips[rows], all_labels[rows])
 
 
-def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
+def test_prototypes_are_dropped_after_the_round_and_not_sent_again():
     world = World()
     step = forgetful(world)
     updates = world.updates()
@@ -728,7 +728,7 @@ def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
     assert step.bank.counts() == dict.fromkeys(world.names, 24)
     assert set(step.bank.fingerprints) == {update.site for update in updates}
     assert step.replayed == world.names
-    # The same sites, without their prototypes: the wire allows it, for the fingerprint is held.
+    # The same sites, without their prototypes, which the protocol allows, as the fingerprint is stored.
     silent = [update._replace(prompts=[replace(p, audio=None) for p in update.prompts]) for update in updates]
     row = step.run(2, silent)
     assert "server/adapter_finetuning_loss" in row
@@ -737,7 +737,7 @@ def test_uploads_are_forgotten_after_the_round_and_need_not_be_sent_again():
     assert "server/generator_validation_mse" not in row
 
 
-def test_only_fresh_rows_decide_where_the_generator_remembers_the_others(judged, caplog):
+def test_with_replay_only_held_out_prototypes_decide(judged, caplog):
     world = World()
     adapters = world.adapters(kind=WatchedAdapters)
     step = step_of(world, "gaussian", adapters, keep_prototypes=False, validation_frequency=100)
@@ -758,11 +758,11 @@ def test_only_fresh_rows_decide_where_the_generator_remembers_the_others(judged,
     assert len([message for message in caplog.messages if "held out" in message]) == 1
 
 
-def test_classes_that_have_just_come_do_not_undo_what_serves_those_that_are_remembered():
+def test_new_classes_do_not_roll_back_training_on_replayed_ones():
     world = World()
     step = forgetful(world, first_steps=150, steps=150)
     step.run(1, later(world, range(5)))
-    # As the average of sites that know the new classes alone: it fits these, and has lost the others.
+    # Like the average of sites with the new classes only: it fits these and has forgotten the others.
     alone = step_of(world, None, first_steps=400)
     alone.run(1, later(world, range(5, 10)))
     step.adapters.load_weights(alone.adapters.weights())
@@ -771,14 +771,14 @@ def test_classes_that_have_just_come_do_not_undo_what_serves_those_that_are_reme
     assert row["rolled_back"] is False
     audio, labels = world.clips(20, seed=9)
     assert retrieval(step.adapters(audio).clip, labels, step.prompts.clip).hits(1)[labels < 5].float().mean() > 0.85
-    # Where the same classes come again, the held-out rows speak for all.
+    # When the same classes are sent again, the held-out rows cover all of them.
     step.adapters.load_weights(alone.adapters.weights())
     step.settings = replace(step.settings, optimiser=AdamWSettings(50.0, 0.0, 32))
     assert step.run(3, later(world, range(10)))["rolled_back"] is True
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "vae"])
-def test_the_generator_keeps_classes_alive_whose_sites_are_gone(kind):
+def test_replay_preserves_classes_whose_sites_are_gone(kind):
     world = World()
     step = forgetful(world, kind, training_epochs=60, first_steps=150, steps=80)
     step.run(1, later(world, range(5)))
@@ -792,7 +792,7 @@ def test_the_generator_keeps_classes_alive_whose_sites_are_gone(kind):
     assert found.hits(1)[labels < 5].float().mean() > 0.85
 
 
-def test_what_is_remembered_survives_a_file():
+def test_replayed_classes_survive_a_file():
     world = World()
     step, back = forgetful(world), forgetful(world)
     step.run(1, later(world, range(5)))
@@ -816,13 +816,13 @@ def test_rows_of_two_sources_are_joined_by_name():
 
 
 def swapped(update):
-    """What a site says, under the names of the classes next to them."""
+    """Statistics of a site under the names of the neighbouring classes."""
     names = [said.name for said in update.prompts]
     said = [replace(said, name=name) for said, name in zip(update.prompts, names[1:] + names[:1], strict=True)]
     return update._replace(site="x", prompts=said)
 
 
-def test_swapped_labels_change_nothing_and_are_counted_and_named_once(caplog):
+def test_swapped_labels_have_no_effect_and_are_counted_and_logged_once(caplog):
     world = World()
     sites = [world.updates(sites=1)[0]._replace(site=f"site {number}") for number in range(3)]
     honest, attacked = step_of(world, "gaussian"), step_of(world, "gaussian")

@@ -62,7 +62,7 @@ def test_site_training_passes_over_every_clip_in_every_epoch():
     assert all(len(batch.unique()) > 3 for batch in seen)
 
 
-def test_more_steps_follow_on_the_epochs_as_further_ones_would():
+def test_more_steps_continue_with_the_batches_of_further_epochs():
     def batches(epochs, more_steps):
         adapters, audio, labels, loss = setting()
         seen = []
@@ -118,7 +118,7 @@ def test_the_reported_loss_leaves_the_proximal_term_out():
     assert reported[0] == pytest.approx(reported[1], rel=1e-3)
 
 
-def test_fine_tuning_takes_exactly_the_steps_it_was_given():
+def test_fine_tuning_runs_exactly_the_given_steps():
     adapters, audio, labels, loss = setting()
     sizes = []
 
@@ -130,7 +130,7 @@ def test_fine_tuning_takes_exactly_the_steps_it_was_given():
     assert sizes == [64] * 13
 
 
-def test_fine_tuning_pulls_to_the_targets_it_is_given():
+def test_fine_tuning_uses_the_given_targets():
     world = World()
     adapters, audio, labels, loss = setting(world, contrastive=0.0)
     prompts = world.prompts(t5=T5)
@@ -157,13 +157,13 @@ def test_a_balanced_order_is_balanced_at_every_length(counts, number, seed):
         assert own.max() - own.min() <= 1
 
 
-def test_rare_classes_come_as_often_as_common_ones():
+def test_rare_classes_are_in_the_order_as_often_as_common_ones():
     labels = torch.tensor([0] * 2 + [1] * 50)
     order = balanced_order(labels, 200, draws(0))
     assert labels[order].bincount().tolist() == [100, 100]
 
 
-def test_every_row_is_drawn_before_any_row_of_its_class_is_drawn_again():
+def test_every_row_is_used_before_a_row_of_its_class_is_repeated():
     labels = torch.tensor([0] * 3 + [1] * 7)
     order = balanced_order(labels, 14, draws(0))
     assert set(order[labels[order] == 1].tolist()) == set(range(3, 10))
@@ -192,7 +192,7 @@ def mixture_of(real, samples, share):
 @pytest.mark.parametrize("real", [[2] * 10, [112] * 50, [1, 3, 8, 112]], ids=["guide", "112 rows", "uneven"])
 @pytest.mark.parametrize("samples", [1, 5, 20])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
-def test_every_batch_has_the_share_of_synthetic_rows_whatever_there_is_of_either(real, samples, share):
+def test_every_batch_has_the_share_of_synthetic_rows_for_any_numbers_of_rows(real, samples, share):
     labels, mixture = mixture_of(real, samples, share)
     order = mixed_order(labels, mixture, 40 * 64, draws(0))
     drawn = mixture.synthetic[order]
@@ -212,7 +212,7 @@ def test_every_batch_has_the_share_of_synthetic_rows_whatever_there_is_of_either
             assert own.max() - own.min() <= 1
 
 
-def test_a_class_without_samples_comes_as_often_as_the_others():
+def test_a_class_without_samples_is_used_as_often_as_the_others():
     labels, synthetic = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([False, True, True, False, False])
     order = mixed_order(labels, Mixture(synthetic, 0.5), 40, draws(0))
     assert labels[order].bincount().tolist() == [20, 20]

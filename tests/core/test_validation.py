@@ -1,4 +1,4 @@
-"""The server's own validation sees a dead generator, although it has only averaged rows to compare with."""
+"""The validation detects bad generators, although its held-out rows are averages of clips."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from tests.core.conftest import StubGenerator, World, draws
 
 
 class Cheat(StubGenerator):
-    """Gives what `make(label, number, random)` makes of the training rows."""
+    """Returns `make(label, number, random)` as samples."""
 
     def __init__(self, world, make):
         super().__init__(world)
@@ -48,7 +48,7 @@ def test_a_good_generator_passes_without_a_warning():
         assert result.agreement.similarity == pytest.approx(result.real.similarity, abs=0.02)
 
 
-def test_every_figure_stands_beside_that_of_real_rows():
+def test_every_figure_has_the_baseline_of_real_rows():
     row = validated(GaussianGenerator(48, 24)).metrics()
     for name in ("c2st", "nn_ratio", "accuracy"):
         assert {f"generator_quality/{name}", f"generator_quality/{name}_real"} <= row.keys()
@@ -60,12 +60,12 @@ def means(world):
     return lambda label, number, random: (world.scale * world.means[label]).repeat(number, 1).unsqueeze(1)
 
 
-def test_samples_without_spread_are_found():
+def test_samples_without_spread_are_detected():
     world = World()
     assert any("no spread" in line for line in validated(Cheat(world, means(world))).warnings())
 
 
-def test_copies_of_the_training_rows_are_found():
+def test_copies_of_the_training_rows_are_detected():
     world = World()
     trained_on, _ = world.rows(groups=32).split(0.125)
     moments = GaussianGenerator(48, 24)
@@ -79,11 +79,11 @@ def test_copies_of_the_training_rows_are_found():
     assert any("copy" in line for line in validated(Cheat(world, copies)).warnings())
 
 
-def test_a_generator_that_ignores_its_class_is_found():
+def test_a_generator_that_ignores_its_class_is_detected():
     assert any("do not carry their class" in line for line in validated(StubGenerator(World())).warnings())
 
 
-def test_a_collapsed_posterior_is_found():
+def test_a_collapsed_posterior_is_detected():
     world = World()
     result = validated(vae(world, loss=VAELoss(beta_max=200.0)))
     assert result.active == 0
@@ -101,7 +101,7 @@ def test_generators_of_one_class_each_are_validated_together():
 
 
 @pytest.mark.parametrize("family", [False, True])
-def test_what_the_network_does_alone_is_told_beside_what_needs_none(caplog, family):
+def test_figures_of_the_network_alone_are_logged_with_their_baselines(caplog, family):
     world = World()
     one = vae(world)
     with caplog.at_level(logging.INFO, "fed_a2v"):
@@ -143,7 +143,7 @@ def cosine(one, other):
     return float(pairs.mean())
 
 
-def test_the_similarity_stands_beside_that_of_real_rows_and_of_a_constant(caplog):
+def test_the_similarity_has_baselines_of_real_rows_and_of_a_constant(caplog):
     world = World(tokens=2, width=24)
     trained_on, held_out = world.rows(groups=16).split(0.125)
     generator = GaussianGenerator(24, 24, 2)
@@ -188,7 +188,7 @@ def test_samples_as_good_as_clips_score_as_real_rows_do(groups, non_negative):
         assert 0.92 < getattr(found.real, measure) / getattr(found.agreement, measure) < 1.1, measure
 
 
-def test_a_constant_may_score_more_than_real_rows_and_knows_no_class():
+def test_a_constant_may_score_better_than_real_rows():
     world = World(offset=20.0)  # crowded, and clips of a class differ more than classes do
     world.means *= 0.3
     constant = world.clips(50)[0].mean(dim=0, keepdim=True)
@@ -198,10 +198,10 @@ def test_a_constant_may_score_more_than_real_rows_and_knows_no_class():
     assert found.quality.tstr < 0.2
 
 
-# What the warnings advise
+# Remedies of the warnings
 
 
-def test_the_generator_that_a_warning_names_passes_where_the_other_failed():
+def test_the_generator_that_a_warning_recommends_passes():
     world = World()
     trained_on, _ = world.rows(groups=32).split(0.125)
 
@@ -220,16 +220,16 @@ def test_the_generator_that_a_warning_names_passes_where_the_other_failed():
     assert [gate.passed for gate in result.quality.gates()] == [True] * 3
 
 
-def test_a_class_without_two_rows_to_train_on_is_compared_with_nothing():
+def test_a_class_without_two_training_rows_is_not_compared():
     world = World(classes=3)
     rows = world.rows(groups=4)
-    held_out = rows.take(torch.tensor([0, 4, 8]))
+    held_out = rows.index_select(torch.tensor([0, 4, 8]))
     generator = GaussianGenerator(48, 24)
     generator.fit(rows, world.conditions, 1, 0.0, draws(0))
-    few = rows.take(torch.tensor([1, 5, 6, 7]))  # one of the first class, none of the last
+    few = rows.index_select(torch.tensor([1, 5, 6, 7]))  # one of the first class, none of the last
     found = validate(generator, few, held_out, world.conditions, draws(1))
     assert list(found.agreement.per_class) == list(found.real.per_class) == ["class 01"]
-    assert validate(generator, few.take(torch.tensor([0, 1])), held_out, world.conditions, draws(1)) is None
+    assert validate(generator, few.index_select(torch.tensor([0, 1])), held_out, world.conditions, draws(1)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

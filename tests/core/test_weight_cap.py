@@ -9,7 +9,7 @@ SHARES = st.floats(0.01, 1.0)
 
 
 @given(COUNTS, SHARES)
-def test_none_is_more_than_its_share_and_none_grows(counts, share):
+def test_no_count_exceeds_its_share_or_grows(counts, share):
     held = cap_client_weights(counts, share)
     possible = max(share, 1 / len(counts))
     assert max(held) <= possible * sum(held) * (1 + 1e-9)
@@ -17,7 +17,7 @@ def test_none_is_more_than_its_share_and_none_grows(counts, share):
 
 
 @given(COUNTS, SHARES)
-def test_only_the_largest_are_cut_and_all_to_one_value(counts, share):
+def test_only_the_largest_counts_are_capped_and_all_at_one_value(counts, share):
     held = cap_client_weights(counts, share)
     cut = {after for after, before in zip(held, counts, strict=True) if after < before}
     assert len(cut) <= 1
@@ -27,13 +27,13 @@ def test_only_the_largest_are_cut_and_all_to_one_value(counts, share):
 
 
 @given(COUNTS, SHARES)
-def test_counts_that_keep_to_the_share_stay(counts, share):
+def test_counts_within_the_share_do_not_change(counts, share):
     if max(counts) <= share * sum(counts):
         assert cap_client_weights(counts, share) == counts
 
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8), st.floats(0.2, 0.6), st.integers(10**6, 10**12))
-def test_however_many_clips_a_site_claims_the_others_keep_their_weight(honest, share, claim):
+def test_the_weight_of_others_does_not_depend_on_a_sites_false_count(honest, share, claim):
     held = cap_client_weights([*honest, claim], share)
     assert sum(held[:-1]) >= (1 - max(share, 1 / len(held))) * sum(held) * (1 - 1e-9)
     assert cap_client_weights([*honest, 10 * claim], share) == pytest.approx(held)

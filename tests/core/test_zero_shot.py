@@ -1,4 +1,4 @@
-"""Prompts of classes that nobody has recorded."""
+"""Retrieval of classes without recordings."""
 
 import pytest
 import torch
@@ -53,14 +53,14 @@ def fitted(world, absent, **penalties):
     return BilinearMap.fit(without(world.rows(), absent), world.vectors[~absent], **penalties)
 
 
-def test_classes_without_a_recording_are_found_among_each_other(world, absent):
+def test_unseen_classes_are_retrieved_among_each_other(world, absent):
     test = world.rows(20, seed=3)
     found = unseen_accuracy(fitted(world, absent)(test.embeddings, world.vectors), test.labels, absent)
     assert found.among_unseen > 0.7  # chance is 1 in 6
     assert found.seen > 0.5
 
 
-def test_shuffled_vectors_of_unrecorded_classes_are_not_found(world, absent):
+def test_shuffled_vectors_of_unseen_classes_are_not_retrieved(world, absent):
     vectors = world.vectors.clone()
     vectors[absent] = vectors[absent].roll(1, dims=0)
     test = world.rows(20, seed=3)
@@ -89,7 +89,7 @@ def test_group_means_with_their_variance_standardise_as_clips_do(world):
     torch.testing.assert_close(one.std, other.std)
 
 
-def test_a_column_that_never_varies_is_harmless(world, absent):
+def test_a_constant_column_has_no_effect(world, absent):
     rows = without(world.rows(), absent)
     rows.embeddings[..., 0] = 7.0
     assert BilinearMap.fit(rows, world.vectors[~absent]).weight.isfinite().all()
@@ -101,7 +101,7 @@ def test_vectors_that_do_not_fit_are_refused(world, vectors):
         BilinearMap.fit(world.rows(), world.vectors[:vectors])
 
 
-def test_recorded_classes_win_without_calibration_and_share_with_it(absent):
+def test_calibration_raises_the_accuracy_on_unseen_classes(absent):
     world = MeaningfulWorld(condition=40, own=0.7)
     seen = without(world.rows(), absent)
     calibration = choose_calibration(BilinearMap.fit, seen, world.vectors[~absent])
@@ -114,7 +114,7 @@ def test_recorded_classes_win_without_calibration_and_share_with_it(absent):
     assert calibrated.among_unseen == plain.among_unseen
 
 
-def test_the_calibration_never_sees_an_unrecorded_class(world):
+def test_the_calibration_uses_recorded_classes_only(world):
     """It is fitted to parts of the recorded classes only, each class being left out once."""
     fits = []
 
@@ -129,7 +129,7 @@ def test_the_calibration_never_sees_an_unrecorded_class(world):
     assert sum(map(len, left_out)) == len(world.names)
 
 
-def test_one_mean_a_class_is_enough_to_choose_a_calibration(world, absent):
+def test_one_mean_per_class_suffices_to_choose_a_calibration(world, absent):
     rows = without(world.rows(1), absent)
     assert choose_calibration(BilinearMap.fit, rows, world.vectors[~absent]) >= 0
 
@@ -141,7 +141,7 @@ def test_too_few_classes_for_a_calibration_are_refused(world):
         choose_calibration(BilinearMap.fit, without(world.rows(), gone), world.vectors[:19], groups=10)
 
 
-def test_the_harmonic_mean_is_zero_unless_both_are_served():
+def test_the_harmonic_mean_is_zero_if_either_accuracy_is():
     scores = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     labels, unseen = torch.tensor([0, 1]), torch.tensor([False, True])
     assert unseen_accuracy(scores, labels, unseen).harmonic == 0
@@ -175,7 +175,7 @@ def test_the_closed_form_adapters_rank_as_the_bilinear_map_does(world, absent, t
     torch.testing.assert_close(direction, F.normalize(x @ found.weight, dim=1), atol=1e-3, rtol=1e-2)
 
 
-def test_a_solution_survives_half_precision_on_the_wire(world):
+def test_a_solution_survives_half_precision(world):
     adapters, prompts = closed_form(world)
     solve_adapter(adapters, world.rows(), prompts.clip)
     test = world.rows(5, seed=3).embeddings

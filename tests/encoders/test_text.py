@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.encoders.text import ClassPrompts, TargetsError, load_targets
+from fed_a2v.encoders.text import TargetsError, load_targets
 from tests.refusals import refused
 
 ANCHORS = compose_settings().targets
@@ -66,19 +66,6 @@ def test_a_class_named_twice_is_an_error():
             load_targets(ANCHORS, names, (1, 8), None)
     with pytest.raises(TargetsError):
         load_targets(ANCHORS, [], (1, 8), None)
-
-
-def test_the_fingerprint_follows_names_and_numbers():
-    clip = torch.zeros(1, 1, 4)
-    prints = {
-        ClassPrompts(("a",), clip, None).fingerprint,
-        ClassPrompts(("b",), clip, None).fingerprint,
-        ClassPrompts(("a",), clip + 1, None).fingerprint,
-        ClassPrompts(("a",), clip.reshape(1, 2, 2), None).fingerprint,
-        ClassPrompts(("a",), clip, clip).fingerprint,
-    }
-    assert len(prints) == 5
-    assert ClassPrompts(("a",), clip.clone(), None).fingerprint in prints
 
 
 def test_a_file_gives_the_rows_asked_for_in_their_order(tmp_path):

@@ -58,7 +58,7 @@ class TestBoth:
         assert np.array_equal(pixels(together), pixels(again))
 
     def test_prompt_and_seed_both_matter(self, model, kind):
-        first, second = prompts(kind).take(torch.tensor([0])), prompts(kind).take(torch.tensor([1]))
+        first, second = prompts(kind).index_select(torch.tensor([0])), prompts(kind).index_select(torch.tensor([1]))
         picture = pixels(model(kind).draw(first, [1]))
         assert not np.array_equal(picture, pixels(model(kind).draw(second, [1])))
         assert not np.array_equal(picture, pixels(model(kind).draw(first, [2])))

@@ -1,7 +1,7 @@
-"""The interface of all generators.
+"""The interface of all generators; the server step trains one and fine-tunes the adapters on its samples.
 
-A generator learns from the bank's prototypes what the audio embeddings of each class look like, and draws new
-ones. Classes are told apart by a condition: the class's CLIP prompt, averaged over its tokens.
+A generator learns the distribution of the audio embeddings of each class from the prototypes in the bank, and samples
+it. A class is identified by a condition: the class's CLIP prompt, averaged over its tokens.
 
 Shapes: S audio tokens of width Da; C classes; V the width of the condition.
 """
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fed_a2v.core.prototype_bank import PrototypeBatch
 
-# A condition counts as a known class's where its direction is this close; adapters' mean outputs come near
-# enough to their class's prompt, other classes do not.
+# Cosine from which a condition counts as that of a known class: mean outputs of adapters are this close to the prompt
+# of their class, other classes are not.
 SAME_CLASS_COSINE = 0.95
 
 
@@ -28,10 +28,10 @@ class EpochLosses(NamedTuple):
 
     Attributes:
         total: mean over the rows of the loss that trains the generator.
-        parts: its named terms, e.g. reconstruction, kl, similarity, which add up to it; empty if it has none.
-        per_class: the terms of each class's rows, by class name. They add up to the class's loss, and the mean of
-            these, weighted by rows, is the total. Empty where classes are not told apart.
-        critic: the terms of the loss of a critic that is trained against the generator; empty where there is none.
+        parts: the named terms of `total`, e.g. reconstruction, kl, similarity, which add up to it; empty without terms.
+        per_class: the terms of each class's rows, by class name. They add up to the class's loss; the mean of the
+            classes' losses, weighted by rows, is the total. Empty if losses are not recorded by class.
+        critic: the terms of the loss of a critic that is trained against the generator; empty without a critic.
     """
 
     total: float
@@ -50,7 +50,7 @@ class Generator(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    # Whether `conditions_from` cannot do without T5 prompts.
+    # Whether `conditions_from` needs T5 prompts.
     needs_t5: ClassVar[bool] = False
 
     def __init__(self, input_dim: int, visual_dim: int, sequence_length: int) -> None:
@@ -78,13 +78,13 @@ class Generator(nn.Module, ABC):
     def fit(
         self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
-        """Go on learning from `rows`; what was learned in earlier rounds is kept.
+        """Train on `rows`, starting from the state that earlier rounds left.
 
         Args:
             rows: N prototypes of C classes.
             conditions: (C, V), in the order of `rows.names`.
             epochs: passes over the rows.
-            noise: deviation of Gaussian noise on the standardised inputs; the target stays clean.
+            noise: deviation of Gaussian noise on the standardised inputs; the target has none.
             random: source of all random draws.
 
         Returns:
@@ -92,7 +92,7 @@ class Generator(nn.Module, ABC):
         """
 
     def steps_per_epoch(self, rows: PrototypeBatch) -> float:
-        """Optimiser steps of the generator in one epoch of `fit` on `rows`; 0 for a closed form, which takes none."""
+        """Optimiser steps of the generator in one epoch of `fit` on `rows`; 0 for a closed form."""
         del rows
         return 0
 
@@ -104,13 +104,13 @@ class Generator(nn.Module, ABC):
         device: torch.device | str | None = None,
         random: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw new audio embeddings of the class that `visual_condition` stands for.
+        """Sample new audio embeddings of the class that `visual_condition` stands for.
 
         Args:
             num_samples: number of embeddings, each different.
             visual_condition: (V,), (1, V) or (num_samples, V); T5 or unpooled CLIP tokens (..., T, V) are
                 averaged over the tokens.
-            device: of the result; default: the generator's own.
+            device: device of the result; default: that of the generator.
             random: source of the draws; default: torch's global one.
 
         Returns:
@@ -118,14 +118,14 @@ class Generator(nn.Module, ABC):
         """
 
     def sample_classes(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> Tensor:
-        """Draw `num_samples` embeddings for each of (C, V) `conditions` in one batch, as (C, num_samples, S, Da)."""
+        """Sample `num_samples` embeddings for each of (C, V) `conditions` in one batch, (C, num_samples, S, Da)."""
         rows = self.sample(len(conditions) * num_samples, conditions.repeat_interleave(num_samples, 0), None, random)
         return rows.view(len(conditions), num_samples, *rows.shape[1:])
 
     def sample_sides(
         self, conditions: Tensor, num_samples: int, random: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """What the adapters are fine-tuned on: `num_samples` embeddings for each of (C, V) `conditions`.
+        """The samples that the adapters are fine-tuned on: `num_samples` for each of (C, V) `conditions`.
 
         Returns:
             (C, num_samples, S, Da) for the CLIP adapter, and the same for the T5 adapter; None where both learn from
@@ -134,7 +134,7 @@ class Generator(nn.Module, ABC):
         return self.sample_classes(conditions, num_samples, random), None
 
     def posterior(self, x: Tensor, visual_condition: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The latents of B embeddings, where the generator has any.
+        """The latents of B embeddings, if the generator has latents.
 
         Args:
             x: (B, S, Da).
@@ -146,8 +146,8 @@ class Generator(nn.Module, ABC):
         del x, visual_condition
         return None
 
-    # What the network of a generator has learned, without the moments, residuals and calibration around it. Each gives
-    # None where a generator has nothing of the kind.
+    # The next three describe a generator's network alone, without the moments, residuals and calibration around it.
+    # Each returns None where a generator has no such thing.
 
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor | None:
         """Log densities of B embeddings, or lower bounds on them.
@@ -155,8 +155,9 @@ class Generator(nn.Module, ABC):
         Args:
             x: (B, S, Da).
             conditions: (B, V), as in `fit`.
-            noise: (D,) deviation of Gaussian noise that all variances get on top; see `fed_a2v.core.likelihood`.
-            random: source of the draws behind a bound.
+            noise: (D,) deviation of Gaussian noise whose variance is added to all variances; see
+                `fed_a2v.core.likelihood`.
+            random: source of the draws for a bound.
 
         Returns:
             (B,) nats, in the units of the embeddings.
@@ -165,35 +166,35 @@ class Generator(nn.Module, ABC):
         return None
 
     def reconstruct(self, x: Tensor, conditions: Tensor) -> Tensor | None:
-        """(B, S, Da) embeddings under (B, V) conditions, encoded and decoded again."""
+        """(B, S, Da) reconstructions of embeddings under (B, V) conditions."""
         del x, conditions
         return None
 
     def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor | None:
-        """(B, S, Da): what the network alone draws under each of (B, V) conditions."""
+        """(B, S, Da) samples of the network alone, one under each of (B, V) conditions."""
         del conditions, random
         return None
 
     def untrained(self) -> Generator | None:
-        """A copy as it is before its network's training, where that starts from more than random weights."""
+        """A copy with its networks as before training; None where they start from random weights."""
         return None
 
     def training_state(self) -> dict[str, Any]:
-        """What training needs beside the weights to go on as if never stopped (optimiser, epoch counter)."""
+        """State that training needs besides the weights to resume exactly (optimiser, epoch counter)."""
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take over what `training_state` returned."""
+        """Load what `training_state` returned."""
 
     def move_to(self, device: torch.device) -> None:
-        """Move everything to another device, what only training needs included."""
+        """Move everything to another device, including the training state."""
         if any(tensor.device != device for tensor in self.state_dict().values()):
             state = self.training_state()
             self.to(device)
             self.load_training_state(state)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything about the generator, in tensors and plain types."""
+        """The complete state of the generator, in tensors and plain types."""
         return {
             "generator_type": self.kind,
             "dimensions": self.dimensions,
@@ -202,22 +203,22 @@ class Generator(nn.Module, ABC):
         }
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over a `checkpoint()` of the same type and dimensions."""
+        """Load a `checkpoint()` of the same type and dimensions."""
         self.load_state_dict(checkpoint["generator_state"])
         self.load_training_state(checkpoint["optimizer_state"])
         self.eval()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of the generators that it is made of; a generator that is one has the empty key."""
+        """The keys of the generators that it consists of; a single generator has the empty key."""
         return ("",)
 
     def checkpoints(self) -> dict[str, dict[str, Any]]:
-        """A checkpoint by key, each for a file of its own."""
+        """The checkpoints by key, each for a separate file."""
         return {"": self.checkpoint()}
 
     def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
-        """Take over what `checkpoints` returned."""
+        """Load what `checkpoints` returned."""
         self.load_checkpoint(checkpoints[""])
 
 
@@ -225,10 +226,10 @@ def as_rows(condition: Tensor, num_samples: int, visual_dim: int) -> Tensor:
     """A condition in any accepted shape as (num_samples, V), one per row.
 
     Raises:
-        ValueError: the shape does not fit.
+        ValueError: the shape is wrong.
     """
     if condition.shape[-1] != visual_dim:
-        raise ValueError(f"visual_condition has width {condition.shape[-1]}, the generator {visual_dim}")
+        raise ValueError(f"visual_condition has width {condition.shape[-1]}, but the generator needs {visual_dim}")
     if condition.dim() == 3:
         condition = condition.mean(dim=1)
     if condition.dim() == 2 and condition.shape[0] not in (1, num_samples):
@@ -249,3 +250,14 @@ def at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+
+
+def at_most_one(**values: float) -> None:
+    """Check shares and probabilities.
+
+    Raises:
+        ValueError: one is not between 0 and 1; names it.
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}: must be between 0 and 1")

@@ -1,24 +1,27 @@
-"""Flow matching: a network that carries noise to embeddings of a class along straight lines."""
+"""Flow matching: a network that moves noise along straight lines to embeddings of a class."""
 
 from __future__ import annotations
 
 import copy
 import math
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, at_least_one
-from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
-from fed_a2v.core.optimisers import AdamW
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.generators.parts.class_conditional import TrainingData
+from fed_a2v.core.generators.parts.draws import normal, normal_like, uniform
+from fed_a2v.core.generators.parts.networks import perceptron, update_average
+from fed_a2v.core.generators.parts.reduced import ReducedGenerator
+from fed_a2v.core.optimisers import Adam, AdamW
 
+# Width of the sine features of the time.
 TIME_DIM = 32
 
 
-class FlowGenerator(CalibratedGenerator):
+class FlowGenerator(ReducedGenerator):
     """Conditional flow matching (Lipman et al. 2023) in the main directions of the standardised embeddings.
 
     The network learns the velocity `x1 - x0` at `(1 - t) x0 + t x1`, from noise x0 to a row x1 of the class.
@@ -29,18 +32,19 @@ class FlowGenerator(CalibratedGenerator):
         visual_dim: V, default 768.
         sequence_length: S, default 1.
         reduced_dim: main directions that are learned.
-        whiten: give every main direction unit variance. Without it signed embeddings, whose spread within a class
-            lies in few directions, get too much of it in the others.
+        whiten: give every main direction unit variance. Without it, samples of signed embeddings, whose spread within a
+            class is in few directions, have too much spread in the others.
         hidden_dim: width of the three hidden layers.
         condition_dim: width to which the condition is mapped.
-        steps: Heun steps of a sample; two evaluations of the network each.
+        steps: Heun steps of a sample, with two evaluations of the network each.
         ema: decay of the running average of the weights.
-        learning_rate, weight_decay: of AdamW.
+        learning_rate, weight_decay: learning rate and weight decay of AdamW.
         batch_size: rows of all classes together.
         calibrate: move the samples of known classes to their moments.
     """
 
     kind: ClassVar[str] = "flow"
+    counters: ClassVar[tuple[str, ...]] = ("epoch", "updates")
 
     def __init__(
         self,
@@ -59,100 +63,65 @@ class FlowGenerator(CalibratedGenerator):
         batch_size: int = 128,
         calibrate: bool = True,
     ) -> None:
-        super().__init__(input_dim, visual_dim, sequence_length, reduced_dim, whiten, calibrate)
+        super().__init__(input_dim, visual_dim, sequence_length, reduced_dim, whiten, calibrate, batch_size, ema)
         at_least_one(hidden_dim=hidden_dim, steps=steps, batch_size=batch_size)
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema={ema}: must lie in [0, 1)")
         self.hidden_dim = hidden_dim
         self.steps = steps
-        self.ema = ema
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.batch_size = batch_size
         self.network = _Velocity(self.reduced_dim, visual_dim, hidden_dim, condition_dim)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.updates = 0
-        self._optimiser: AdamW | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:
         """See `Generator.dimensions`."""
         return super().dimensions | {"hidden_dim": self.hidden_dim, "reduced_dim": self.reduced_dim}
 
-    def training_state(self) -> dict[str, Any]:
-        """See `Generator.training_state`."""
-        optimiser = None if self._optimiser is None else self._optimiser.state_dict()
-        return {"epoch": self.epoch, "updates": self.updates, "optimiser": optimiser}
+    def _train_reduced(self, data: TrainingData) -> list[EpochLosses]:
+        directions = self.directions(self.conditions)[data.labels]
+        errors = data.x.new_zeros(data.epochs, len(data.x))
+        for epoch, batches in enumerate(self._shuffled(data)):
+            for batch in batches:
+                errors[epoch, batch] = self._step(data.x[batch], directions[batch], data.noise, data.random)
+        return _losses(errors, data.labels, data.names)
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """See `Generator.load_training_state`."""
-        self.epoch, self.updates = state["epoch"], state["updates"]
-        self._optimiser = None
-        if state["optimiser"] is not None:
-            self.get_optimiser().load_state_dict(state["optimiser"])
-
-    def steps_per_epoch(self, rows: PrototypeBatch) -> float:
-        """See `Generator.steps_per_epoch`."""
-        return self.moments.batches(rows, self.batch_size)
-
-    def _train(
-        self,
-        z: Tensor,
-        labels: Tensor,
-        names: tuple[str, ...],
-        epochs: int,
-        noise: float,
-        random: torch.Generator,
-    ) -> list[EpochLosses]:
-        directions = self.directions(self.conditions)[labels]
-        errors = z.new_zeros(epochs, len(z))
-        for epoch in range(epochs):
-            order = torch.randperm(len(z), generator=random, device=random.device).to(z.device)
-            for batch in order.split(self.batch_size):
-                errors[epoch, batch] = self._step(z[batch], directions[batch], noise, random)
-        return _losses(errors, labels, names)
-
-    def _step(self, data: Tensor, directions: Tensor, noise: float, random: torch.Generator) -> Tensor:
+    def _step(self, rows: Tensor, directions: Tensor, noise: float, random: torch.Generator) -> Tensor:
         """One optimiser step; the (B,) squared errors, detached."""
         optimiser = self.get_optimiser()
-        start = _normal(data.shape, data, random)
-        time = torch.rand(len(data), 1, generator=random, device=random.device).to(data)
-        noisy = data + noise * _normal(data.shape, data, random) if noise > 0 else data
+        start = normal_like(rows, random)
+        time = uniform((len(rows), 1), rows, random)
+        noisy = rows + noise * normal_like(rows, random) if noise > 0 else rows
         velocity = self.network((1 - time) * start + time * noisy, time, self.network.condition(directions))
-        error = (velocity - (data - start)).square().mean(dim=1)
+        error = (velocity - (rows - start)).square().mean(dim=1)
         optimiser.zero_grad(set_to_none=True)
         error.mean().backward()
         optimiser.step()
-        with torch.no_grad():
-            # In the beginning the average follows more closely, or it would remember the first weights.
-            self.updates += 1
-            decay = min(self.ema, self.updates / (9 + self.updates))
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
+        self.updates += 1
+        # At first the average follows more closely: otherwise it would keep much of the random first weights.
+        update_average(self.averaged, self.network, min(self.ema, self.updates / (9 + self.updates)))
         squared: Tensor = error.detach()
         return squared
 
-    def _draw(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
+    def _draw_reduced(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
         del labels
-        z = _normal((len(directions), self.reduced_dim), directions, random)
+        z = normal((len(directions), self.reduced_dim), directions, random)
         condition = self.averaged.condition(directions)
+
+        def velocity(z: Tensor, time: float) -> Tensor:
+            out: Tensor = self.averaged(z, z.new_full((len(z), 1), time), condition)
+            return out
+
         times = torch.linspace(0, 1, self.steps + 1, device=z.device).tolist()
         for now, then in pairwise(times):
-            first = self._velocity(z, now, condition)
-            second = self._velocity(z + (then - now) * first, then, condition)
+            first = velocity(z, now)
+            second = velocity(z + (then - now) * first, then)
             z = z + (then - now) * 0.5 * (first + second)
         return z
 
-    def _velocity(self, z: Tensor, time: float, condition: Tensor) -> Tensor:
-        out: Tensor = self.averaged(z, z.new_full((len(z), 1), time), condition)
-        return out
-
-    def get_optimiser(self) -> AdamW:
-        """The optimiser, which keeps its state over the rounds."""
-        if self._optimiser is None:
-            self._optimiser = AdamW(
-                self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-            )
-        return self._optimiser
+    def _new_optimisers(self) -> dict[str, Adam]:
+        weights = self.network.parameters()
+        return {"optimiser": AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)}
 
 
 class _Velocity(nn.Module):
@@ -162,15 +131,7 @@ class _Velocity(nn.Module):
         super().__init__()
         self.condition = nn.Linear(visual_dim, condition_dim)
         inputs = width + condition_dim + TIME_DIM
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, width),
-        )
+        self.layers = perceptron(inputs, hidden, hidden, hidden, width, activation=nn.SiLU())
 
     def forward(self, z: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """(B, k) velocity; `time` is (B, 1) from 0 (noise) to 1 (data), `condition` as mapped by `condition`."""
@@ -189,7 +150,3 @@ def _losses(errors: Tensor, labels: Tensor, names: tuple[str, ...]) -> list[Epoc
         EpochLosses(total, {"velocity": total}, {n: {"velocity": e} for n, e in zip(names, row, strict=True)})
         for total, row in zip(totals, by_class.tolist(), strict=True)
     ]
-
-
-def _normal(shape: tuple[int, ...], like: Tensor, random: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)

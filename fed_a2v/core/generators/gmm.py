@@ -1,4 +1,4 @@
-"""A mixture of Gaussians per class, in closed form but for a short EM."""
+"""A mixture of Gaussians per class, in closed form except for a short EM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.core.generators.base import EpochLosses
-from fed_a2v.core.generators.parts.buffers import take_shapes
-from fed_a2v.core.generators.parts.moments import ClassMoments
-from fed_a2v.core.generators.parts.reduced import CalibratedGenerator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.generators.base import EpochLosses, at_most_one
+from fed_a2v.core.generators.parts.class_conditional import TrainingData
+from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
+from fed_a2v.core.generators.parts.reduced import ReducedGenerator
 
 Covariance = Literal["spherical", "diag", "tied", "full"]
 Matrix = NDArray[np.float64]
@@ -22,25 +21,27 @@ Matrix = NDArray[np.float64]
 SMALLEST_VARIANCE = 1e-3
 
 
-class GMMGenerator(CalibratedGenerator):
+class GMMGenerator(ReducedGenerator):
     """Per-class Gaussian mixtures (scikit-learn) in the main directions of the standardised embeddings.
 
-    Every class has its own noise. `tied` and `full` covariances are shrunk to the component's own deviations
-    with the pooled correlation of all classes, for a few rows span a few directions only. The condition only
-    finds the class: the nearest known one is sampled. Each `fit` starts anew.
+    `tied` and `full` covariances are shrunk to the component's own deviations with the pooled correlation of all
+    classes, because a few rows span only a few directions. The noise outside the main directions has the spread of the
+    class. The condition only finds the class: the nearest known one is sampled. Each `fit` starts again.
 
     Args:
         input_dim, visual_dim, sequence_length: see `Generator`.
-        components: of each class's mixture; fewer where the class has few rows.
+        components: number of components of each class's mixture; fewer where the class has few rows.
         covariance: `spherical`, `diag`, `tied` (one for all components of a class) or `full`.
         shrinkage: share of a `tied` or `full` covariance that comes from the pooled correlation.
-        rows_per_component: a class has at most one component for so many rows; with fewer rows than that its
-            Gaussian has the pooled covariance.
+        rows_per_component: rows that each component needs; a class with fewer rows than that is a Gaussian with the
+            pooled covariance.
         reduced_dim: main directions that are modelled.
         calibrate: move samples to the classes' moments.
     """
 
     kind: ClassVar[str] = "gmm"
+    draws_unknown: ClassVar[bool] = False
+    data_sized: ClassVar[tuple[str, ...]] = (*ReducedGenerator.data_sized, "weights", "means", "factors")
     weights: Tensor  # (C, M)
     means: Tensor  # (C, M, k)
     factors: Tensor  # (C, M, k, k): w @ factor with w ~ N(0, I) has the component's covariance
@@ -53,7 +54,7 @@ class GMMGenerator(CalibratedGenerator):
         *,
         components: int = 2,
         covariance: Covariance = "full",
-        shrinkage: float = 0.3,
+        shrinkage: float = SHRINKAGE,
         rows_per_component: int = 4,
         reduced_dim: int = 64,
         calibrate: bool = True,
@@ -65,8 +66,7 @@ class GMMGenerator(CalibratedGenerator):
             raise ValueError(
                 f"components={components} must be at least 1, rows_per_component={rows_per_component} at least 2"
             )
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage={shrinkage}: must lie between 0 and 1")
+        at_most_one(shrinkage=shrinkage)
         self.components = components
         self.covariance: Covariance = covariance
         self.shrinkage = shrinkage
@@ -74,27 +74,12 @@ class GMMGenerator(CalibratedGenerator):
         for name in ("weights", "means", "factors"):
             self.register_buffer(name, torch.empty(0))
 
-    def fit(
-        self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
-    ) -> list[EpochLosses]:
-        """See `Generator.fit`; `epochs` and `noise` play no part."""
-        del epochs, noise
-        return super().fit(rows, conditions, 0, 0.0, random)
-
-    def _train(
-        self,
-        z: Tensor,
-        labels: Tensor,
-        names: tuple[str, ...],
-        epochs: int,
-        noise: float,
-        random: torch.Generator,
-    ) -> list[EpochLosses]:
-        del epochs, noise
+    def _train_reduced(self, data: TrainingData) -> list[EpochLosses]:
+        z, labels, random = data.x, data.labels, data.random
         table, classes = z.double().cpu().numpy(), labels.cpu().numpy()
-        centre = np.stack([table[classes == label].mean(0) for label in range(len(names))])
-        pooled = _covariance(table - centre[classes], len(names))
-        # Rows drawn from the moments, which stand in for missing ones, do not count.
+        centre = np.stack([table[classes == label].mean(0) for label in range(len(data.names))])
+        pooled = _covariance(table - centre[classes], len(data.names))
+        # Rows drawn from the moments in place of missing ones do not count.
         own_rows = (self.moments.directions.square().sum(dim=2) > 0).sum(dim=1).tolist()
         fitted = []
         for label, number in enumerate(own_rows):
@@ -128,20 +113,12 @@ class GMMGenerator(CalibratedGenerator):
         target = deviation[:, :, None] * correlation * deviation[:, None, :]
         return mixture.weights_, mixture.means_, (1 - self.shrinkage) * own + self.shrinkage * target
 
-    def _draw(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
+    def _draw_reduced(self, directions: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
         del directions
         chosen = torch.multinomial(self.weights[labels].to(random.device), 1, generator=random).flatten()
         index = labels * self.components + chosen.to(labels)
         spread = ClassMoments.draw_directions(self.factors.flatten(0, 1), index, random)
         return self.means.flatten(0, 1)[index] + spread
-
-    def _labels(self, conditions: Tensor) -> Tensor:
-        """The nearest known class of each (B, V) condition."""
-        return torch.cdist(conditions, self.conditions).argmin(dim=1)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        take_shapes(self, ["weights", "means", "factors"], state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _covariance(residuals: Matrix, classes: int) -> Matrix:
@@ -152,7 +129,7 @@ def _covariance(residuals: Matrix, classes: int) -> Matrix:
 
 
 def _padded(part: Matrix, components: int) -> Tensor:
-    """(M', ...) as (M, ...): components that a class does not have weigh nothing."""
+    """(M', ...) as (M, ...): components that a class lacks have weight 0."""
     missing = components - len(part)
     if part.ndim == 3:
         part = np.concatenate([part, np.broadcast_to(np.eye(part.shape[1]), (missing, *part.shape[1:]))])

@@ -1,7 +1,7 @@
-"""Noise that knows nothing of classes: the placebo among the generators.
+"""Noise that is the same for all classes: the placebo that other generators are compared with.
 
-Whoever fine-tunes on more rows takes the same number of steps on other data. What noise gains over fine-tuning on
-prototypes alone is owed to that, and not to anything a generator has learned.
+Fine-tuning with samples takes as many steps as without, on other rows. A gain of noise over fine-tuning on prototypes
+alone comes from that alone, and not from anything that a generator has learned.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator
+from fed_a2v.core.generators.parts.draws import normal
 from fed_a2v.core.prototype_bank import PrototypeBatch
 
 
 class NoiseGenerator(Generator):
-    """Gaussian noise with the mean and the deviation of all rows together, whatever the condition.
+    """Gaussian noise with the mean and the deviation of all rows, independent of the condition.
 
     Args:
         input_dim, visual_dim, sequence_length: see `Generator`.
@@ -34,7 +35,7 @@ class NoiseGenerator(Generator):
     def fit(
         self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
-        """Measure the rows' mean and deviation; nothing else plays a part."""
+        """Measure mean and deviation of the rows; the other arguments have no effect."""
         del conditions, epochs, noise, random
         self.mean.copy_(rows.embeddings.mean(dim=0))
         self.std.copy_(rows.embeddings.std(dim=0, correction=0))
@@ -50,6 +51,5 @@ class NoiseGenerator(Generator):
     ) -> Tensor:
         """See `Generator.sample`."""
         del visual_condition
-        source = random or torch.default_generator
-        drawn = torch.randn(num_samples, *self.mean.shape, generator=source, device=source.device)
-        return (self.mean + self.std * drawn.to(self.mean)).to(device or self.mean.device)
+        noise = normal((num_samples, *self.mean.shape), self.mean, random or torch.default_generator)
+        return (self.mean + self.std * noise).to(device or self.mean.device)

@@ -20,17 +20,17 @@ KEYS = ("clip", "t5")
 class VAEWithT5Generator(Generator):
     """A VAE conditioned on CLIP (V) and a second one conditioned on T5 (T), trained on the same rows, independently.
 
-    Samples of the first fine-tune the CLIP adapter, those of the second the T5 adapter: see `sample_sides`. Wherever
-    one set of samples is wanted, such as in validation, every second one is the second's.
+    Samples of the first fine-tune the CLIP adapter, those of the second the T5 adapter: see `sample_sides`. Where one
+    set of samples is needed, such as in validation, the two alternate.
 
     In `fit`, `sample` and `sample_classes` a condition is the two parts side by side, (C, V + T), as
-    `conditions_from` makes them: the mean over each one's tokens.
+    `conditions_from` makes them: the mean tokens of each.
 
     Args:
-        input_dim, visual_dim, hidden_dim, latent_dim, sequence_length: see `ConditionedVAEGenerator`; of both.
+        input_dim, visual_dim, hidden_dim, latent_dim, sequence_length: see `ConditionedVAEGenerator`; same for both.
         t5_dim: T, default 4096.
         condition_dim, closed_form, ema, loss, learning_rate, weight_decay, batch_size: see `ConditionedVAEGenerator`;
-            of both. Each has a copy of the loss.
+            same for both. Each has a copy of the loss.
     """
 
     kind: ClassVar[str] = "vae_t5"
@@ -76,30 +76,32 @@ class VAEWithT5Generator(Generator):
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """See `Generator.dimensions`: those of both."""
+        """See `Generator.dimensions`: the dimensions of both."""
         return self.clip.dimensions | {"t5_dim": self.t5_dim}
 
     def conditions_from(self, clip: Tensor, t5: Tensor | None) -> Tensor:
         """(C, V + T): the mean tokens of (C, Tc, V) CLIP and (C, T5 tokens, T) T5 prompts, side by side.
 
         Raises:
-            ValueError: there are no T5 prompts.
+            ValueError: T5 prompts are missing.
         """
         if t5 is None:
-            raise ValueError(f"a generator of type {self.kind} is conditioned on T5 prompts, and there are none")
+            raise ValueError(
+                f"a generator of type {self.kind} is conditioned on T5 prompts, but there are none; set adapters=flux"
+            )
         return torch.cat([clip.mean(dim=1), t5.mean(dim=1)], dim=1)
 
     def fit(
         self, rows: PrototypeBatch, conditions: Tensor, epochs: int, noise: float, random: torch.Generator
     ) -> list[EpochLosses]:
-        """See `Generator.fit`; the loss is the sum of both, whose terms stand apart."""
+        """See `Generator.fit`; the loss is the sum of both losses, whose terms are reported separately."""
         clip, t5 = self._parts(conditions)
         first = self.clip.fit(rows, clip, epochs, noise, random)
         second = self.t5.fit(rows, t5, epochs, noise, random)
         return [_joined(one, other) for one, other in zip(first, second, strict=True)]
 
     def steps_per_epoch(self, rows: PrototypeBatch) -> float:
-        """See `Generator.steps_per_epoch`: of either."""
+        """See `Generator.steps_per_epoch`: the same for both."""
         return self.clip.steps_per_epoch(rows)
 
     @torch.no_grad()
@@ -110,14 +112,14 @@ class VAEWithT5Generator(Generator):
         device: torch.device | str | None = None,
         random: torch.Generator | None = None,
     ) -> Tensor:
-        """See `Generator.sample`; with both parts of the condition every second sample is the second VAE's.
+        """See `Generator.sample`; with both parts of the condition, samples of the two VAEs alternate.
 
-        A condition of width V alone is CLIP's and asks the first VAE only.
+        A condition of width V is a CLIP condition: all samples are then the first VAE's.
         """
         if visual_condition.shape[-1] == self.visual_dim:
             return self.clip.sample(num_samples, visual_condition, device, random)
         conditions = as_rows(visual_condition, num_samples, self.visual_dim + self.t5_dim)
-        rows = self._in_turn(conditions, lambda vae, part: vae.sample(len(part), part, part.device, random))
+        rows = self._alternating(conditions, lambda vae, part: vae.sample(len(part), part, part.device, random))
         return rows.to(device or rows.device)
 
     def sample_sides(self, conditions: Tensor, num_samples: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -136,15 +138,15 @@ class VAEWithT5Generator(Generator):
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
-        """See `Generator.log_likelihood`: of what `sample` draws from, both VAEs in equal parts."""
+        """See `Generator.log_likelihood`: the mixture that `sample` draws from, both VAEs in equal parts."""
         parts = zip((self.clip, self.t5), self._parts(conditions), strict=True)
-        both = [vae.log_likelihood(x, part, noise, random) for vae, part in parts]
-        return torch.logaddexp(*both) - math.log(2)
+        densities = [vae.log_likelihood(x, part, noise, random) for vae, part in parts]
+        return torch.logaddexp(*densities) - math.log(2)
 
     @torch.no_grad()
     def sample_raw(self, conditions: Tensor, random: torch.Generator) -> Tensor:
-        """See `Generator.sample_raw`: every second sample is the second VAE's."""
-        return self._in_turn(conditions, lambda vae, part: vae.sample_raw(part, random))
+        """See `Generator.sample_raw`: samples of the two VAEs alternate."""
+        return self._alternating(conditions, lambda vae, part: vae.sample_raw(part, random))
 
     def training_state(self) -> dict[str, Any]:
         """See `Generator.training_state`."""
@@ -161,21 +163,21 @@ class VAEWithT5Generator(Generator):
         return KEYS
 
     def checkpoints(self) -> dict[str, dict[str, Any]]:
-        """Those of both by key, with the `key` and the keys of the `family`; type and dimensions are the pair's."""
+        """Checkpoints of both by key, with `key` and the keys of the `family`; type and dimensions are the pair's."""
         pair = {"generator_type": self.kind, "dimensions": self.dimensions, "family": list(KEYS)}
         vaes = zip(KEYS, (self.clip, self.t5), strict=True)
         return {key: vae.checkpoint() | pair | {"key": key} for key, vae in vaes}
 
     def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
-        """Take over what `checkpoints` returned."""
+        """Load what `checkpoints` returned."""
         self.clip.load_checkpoint(checkpoints["clip"])
         self.t5.load_checkpoint(checkpoints["t5"])
 
-    def _in_turn(self, conditions: Tensor, draw: Callable[[ConditionedVAEGenerator, Tensor], Tensor]) -> Tensor:
-        """(B, S, Da) draws under (B, V + T) conditions, every second one of the second VAE."""
+    def _alternating(self, conditions: Tensor, draw: Callable[[ConditionedVAEGenerator, Tensor], Tensor]) -> Tensor:
+        """(B, S, Da) draws under (B, V + T) conditions, alternately of the first and the second VAE."""
         rows = conditions.new_empty(len(conditions), self.sequence_length, self.input_dim)
-        for place, (vae, part) in enumerate(zip((self.clip, self.t5), self._parts(conditions), strict=True)):
-            rows[place::2] = draw(vae, part[place::2])
+        for first, (vae, part) in enumerate(zip((self.clip, self.t5), self._parts(conditions), strict=True)):
+            rows[first::2] = draw(vae, part[first::2])
         return rows
 
     def _parts(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,12 +186,12 @@ class VAEWithT5Generator(Generator):
 
 
 def _joined(clip: EpochLosses, t5: EpochLosses) -> EpochLosses:
-    """Both losses as one, the sum; the terms of the second have `t5` in front."""
+    """The sum of both losses; the names of the second one's terms start with `t5_`."""
 
-    def together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    def merged(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
         return {**one, **{f"t5_{name}": value for name, value in other.items()}}
 
-    if not clip.parts:  # a loss of the user's own, which tells no terms
+    if not clip.parts:  # a custom loss without terms
         return EpochLosses(clip.total + t5.total, {"clip": clip.total, "t5": t5.total}, {})
-    per_class = {name: together(terms, t5.per_class[name]) for name, terms in clip.per_class.items()}
-    return EpochLosses(clip.total + t5.total, together(clip.parts, t5.parts), per_class)
+    per_class = {name: merged(terms, t5.per_class[name]) for name, terms in clip.per_class.items()}
+    return EpochLosses(clip.total + t5.total, merged(clip.parts, t5.parts), per_class)

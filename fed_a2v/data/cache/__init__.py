@@ -1,1 +1,1 @@
-"""Embeddings on disk: computed once, found by the content of the clips."""
+"""Cache of embeddings on disk: each clip is embedded once, and looked up by the content of its file."""

@@ -1,4 +1,7 @@
-"""Which content a file has, remembered by its size and times: 200,000 files are not read again to know them again."""
+"""Cache of content hashes by file size and times, so that a data set of 200,000 files is not read again to hash it.
+
+`fed_a2v.data.cache.embed` looks up the contents of clips here.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ logger = logging.getLogger("fed_a2v")
 
 
 class ContentHashIndex:
-    """The contents of a data set's clips, as far as they were ever looked up.
+    """The contents of a data set's clips that were computed before.
 
-    The file behind it is added to and never rewritten: lines [key, mtime_key, content], of which the last of a clip
-    counts, and one that a kill cut short is passed over.
+    The index file is append-only: lines [key, mtime_key, content], of which the last for a clip is valid. Incomplete
+    lines of a killed process are ignored.
 
     Args:
         source: the data set.
@@ -27,8 +30,8 @@ class ContentHashIndex:
 
     def __init__(self, source: ClipSource, cache: Path) -> None:
         self.source = source
-        place = repr([str(path.absolute()) for path in source.watched()[:1]])
-        name = f"{type(source).__name__}{place}"
+        root = repr([str(path.absolute()) for path in source.watched()[:1]])
+        name = f"{type(source).__name__}{root}"
         self.file = cache / "contents" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.jsonl"
         self._known: dict[str, tuple[str, str]] = {}
         if self.file.is_file():
@@ -40,7 +43,7 @@ class ContentHashIndex:
                     continue
 
     def get(self, key: str) -> str | None:
-        """The content of a clip, if it is known and its file has not changed since, or if it is quick to look up."""
+        """The content of a clip if it is cached and the file is unchanged, or if it is quick to compute; else None."""
         mtime_key = self.source.mtime_key(key)
         if mtime_key is None:
             try:
@@ -50,22 +53,22 @@ class ContentHashIndex:
         known = self._known.get(key)
         return known[1] if known is not None and known[0] == mtime_key else None
 
-    def add(self, found: Sequence[tuple[str, str, str]]) -> None:
-        """Remember (key, mtime_key, content) of some clips.
+    def add(self, entries: Sequence[tuple[str, str, str]]) -> None:
+        """Store (key, mtime_key, content) of clips.
 
         Raises:
             DataError: the folder cannot be written.
         """
-        new = [entry for entry in found if self._known.get(entry[0]) != entry[1:]]
+        new = [entry for entry in entries if self._known.get(entry[0]) != entry[1:]]
         if not new:
             return
         self._known |= {key: (mtime_key, content) for key, mtime_key, content in new}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab") as file:
-                # A line that was cut short ends here, whatever it was.
+                # The newline at the start ends the incomplete line that a killed process may have left.
                 file.write(b"\n" + b"".join(json.dumps(entry).encode() + b"\n" for entry in new))
         except OSError as error:
             raise DataError(
-                f"{self.file} cannot be written: {error}; set cache_dir to a folder with room that can be written"
+                f"{self.file} cannot be written: {error}; set cache_dir to a writable folder with free space"
             ) from error

@@ -1,7 +1,7 @@
-"""From clips to embeddings, through the cache.
+"""Embedding clips, with a cache by content; `fed_a2v.data.site` and `fed-a2v embed` call it.
 
-The clips are embedded in shards, by this process or by several; a shard that is done is kept, come what may. What
-they sound like decides whether there is an embedding already, not where they lie or in which order.
+The clips are embedded in shards, in this process or in several. A finished shard is stored, and survives a crash. A
+cached embedding is found by the clip's content, independent of its path and of the order of the clips.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
 
 from fed_a2v.data.audio import check_waveform
 from fed_a2v.data.cache.content_hashes import ContentHashIndex
@@ -21,21 +20,21 @@ from fed_a2v.data.cache.embedding_store import EmbeddingStore, clip_id
 from fed_a2v.data.clips import ClipSource, FloatArray, IntArray
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.encoders.audio import AudioEncoder
-from fed_a2v.storage.array_cache import cache_key
+from fed_a2v.storage.array_cache import acquire_lock, cache_key
 
 logger = logging.getLogger("fed_a2v")
 
-BATCH = 16
-BATCH_SECONDS = 16 * 60.0
-SHARD = 64
-REMEDY = "mend or remove it, or set dataset.skip_bad=true"
+BATCH = 16  # clips
+BATCH_SECONDS = 16 * 60.0  # limits the batch size of long clips
+SHARD = 64  # clips
+REMEDY = "repair or remove it, or set dataset.skip_bad=true"
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some clips to be embedded, and their contents as far as they are known."""
+    """Clips to be embedded; `contents` has None for a clip whose content is not yet known."""
 
     keys: tuple[str, ...]
     contents: tuple[str | None, ...]
@@ -43,12 +42,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What became of a shard.
+    """Result of embedding a shard.
 
     Attributes:
-        contents: of its clips; None of one that cannot be opened.
-        mtime_keys: (key, mtime_key, content) of clips whose content was looked up.
-        bad: what is wrong with the clips that were left out.
+        contents: contents of the shard's clips; None for a clip that cannot be opened.
+        mtime_keys: (key, mtime_key, content) of clips whose content was computed.
+        bad: error messages of the clips that were left out.
     """
 
     contents: tuple[str | None, ...]
@@ -63,10 +62,10 @@ class _Clip(NamedTuple):
 
 
 class ShardPool(Protocol):
-    """Who embeds shards: an `Embedder` in this process, or several in others."""
+    """Interface of what embeds shards: an `Embedder` in this process, or a `WorkerPool` of several processes."""
 
     def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
-        """Embed and store shards, and say what became of each, in their order."""
+        """Embed and store shards, and yield the result of each in order."""
         ...
 
 
@@ -77,10 +76,10 @@ class Embedder:
     Attributes:
         source: the data set.
         encoder: the frozen encoder.
-        seconds: clips are cropped or padded to this length.
-        skip_bad: leave out clips that cannot be used, instead of stopping.
+        seconds: length to which clips are cropped or padded.
+        skip_bad: leave out clips that cannot be used, instead of raising.
         cache: folder of the cache.
-        dtype: of the stored embeddings, "float32" or "float16".
+        dtype: type of the stored embeddings, "float32" or "float16".
     """
 
     source: ClipSource
@@ -105,7 +104,7 @@ class Embedder:
         return map(self.work, shards)
 
     def start(self) -> None:
-        """Look up once which clips have an embedding already."""
+        """Load the set of clips that already have an embedding; call it before `work`."""
         self._stored = self.store.known()
 
     def work(self, shard: Shard) -> ShardDone:
@@ -113,7 +112,7 @@ class Embedder:
 
         Raises:
             BadClipError: a clip cannot be used, and `skip_bad` is off.
-            DataError: the encoder gives embeddings of another shape than it says.
+            DataError: the encoder returns embeddings of another shape than its attributes state.
         """
         contents: dict[str, str] = {}
         mtime_keys: list[tuple[str, str, str]] = []
@@ -132,7 +131,7 @@ class Embedder:
                 batch.append(_Clip(key, content, waveform_of(self.source, key, self.encoder.sample_rate, self.seconds)))
                 seen.add(content)
             except BadClipError as error:
-                self._refuse(str(error), bad)
+                self._reject(str(error), bad)
             if len(batch) == self.batch:
                 new |= self._encode(batch, bad)
                 batch = []
@@ -145,37 +144,41 @@ class Embedder:
 
     @property
     def batch(self) -> int:
-        """Clips at once: fewer of long ones, so that all fit into memory."""
+        """Batch size: smaller for long clips, so that a batch fits into memory."""
         return max(1, min(BATCH, int(BATCH_SECONDS / self.seconds)))
 
-    def _refuse(self, reason: str, bad: list[str]) -> None:
+    def _reject(self, reason: str, bad: list[str]) -> None:
+        """Raise, or with `skip_bad` add the reason to `bad`."""
         if not self.skip_bad:
             raise BadClipError(f"{reason}; {REMEDY}")
         bad.append(reason)
 
     def _encode(self, clips: Sequence[_Clip], bad: list[str]) -> dict[str, FloatArray]:
-        """The embeddings of the clips by their contents, without those that are no numbers."""
+        """The embeddings of the clips by content, without those with NaN or infinity."""
         embeddings = self.encoder.encode(np.stack([clip.waveform for clip in clips]))
         expected = (len(clips), self.encoder.tokens, self.encoder.width)
         if embeddings.shape != expected:
             raise DataError(
-                f"the encoder {self.encoder.name} gave embeddings of shape {embeddings.shape}; {expected} is needed"
+                f"the encoder {self.encoder.name} returned embeddings of shape {embeddings.shape}; expected {expected}"
             )
         new = {}
         for clip, embedding in zip(clips, embeddings, strict=True):
             if np.isfinite(embedding).all():
                 new[clip.content] = embedding
             else:
-                wanted = f"finite ones of shape {(1, *expected[1:])} are needed"
-                self._refuse(f"the encoder {self.encoder.name} gives NaN or infinity for {clip.key}; {wanted}", bad)
+                self._reject(
+                    f"the encoder {self.encoder.name} returns NaN or infinity for {clip.key}; expected finite values "
+                    f"of shape {(1, *expected[1:])}",
+                    bad,
+                )
         return new
 
 
 def waveform_of(source: ClipSource, key: str, sample_rate: int, seconds: float) -> FloatArray:
-    """A clip as (round(seconds * sample_rate),) float32, whatever a data set of the user's own gives.
+    """Read a clip as (round(seconds * sample_rate),) float32, and check what a custom data set returns.
 
     Raises:
-        BadClipError: the clip cannot be read, or is no such waveform.
+        BadClipError: the clip cannot be read, or is not such a waveform.
     """
     waveform = source.waveform(key, sample_rate, seconds)
     return check_waveform(waveform, round(seconds * sample_rate), f"the waveform of {key}")
@@ -184,7 +187,7 @@ def waveform_of(source: ClipSource, key: str, sample_rate: int, seconds: float) 
 def embed_clips(
     embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
 ) -> tuple[FloatArray, IntArray]:
-    """Embed N clips, as `embed_contents` does, without saying what they contain."""
+    """`embed_contents` without the contents."""
     embeddings, rows, _ = embed_contents(embedder, keys, pool, progress)
     return embeddings, rows
 
@@ -192,19 +195,19 @@ def embed_clips(
 def embed_contents(
     embedder: Embedder, keys: Sequence[str], pool: ShardPool | None = None, progress: Progress | None = None
 ) -> tuple[FloatArray, IntArray, list[str]]:
-    """Embed N clips, or take what is cached: then neither the sounds nor the encoder's model are touched.
+    """Embed N clips, or load them from the cache; cached clips need neither the audio nor the encoder's model.
 
-    Of several processes that want the same embeddings one computes, the others wait. Without bad clips the array
-    is the cache's file itself, memory-mapped, if all clips were embedded together and the type is float32.
+    If several processes need the same embeddings, one computes and the others wait. If there are no bad clips, all
+    clips were embedded together, and the type is float32, the array is the memory-mapped file of the cache.
 
     Args:
-        embedder: what to do with a clip that has no embedding yet.
-        keys: of the clips.
-        pool: who does it; this process by default.
-        progress: is told how many of how many clips are done.
+        embedder: embeds a clip that has no embedding yet.
+        keys: keys of the clips.
+        pool: runs the embedding; default: `embedder` in this process.
+        progress: called with the number of finished clips and the total.
 
     Returns:
-        Embeddings (M, S, Da) float32 of the good clips, their M positions in `keys`, and what identifies their sound.
+        Embeddings (M, S, Da) float32 of the good clips, their M positions in `keys`, and their contents.
 
     Raises:
         BadClipError: a clip cannot be used, and `skip_bad` is off.
@@ -213,7 +216,10 @@ def embed_contents(
     known = ContentHashIndex(embedder.source, embedder.cache)
     contents = [known.get(key) for key in keys]
     if _missing(embedder, contents):
-        lock = _lock(embedder.store.folder)
+        try:
+            lock = acquire_lock(embedder.store.folder / "lock", "these embeddings")
+        except OSError as error:
+            raise DataError(str(error)) from error
         try:
             contents = _embed_missing(embedder, keys, contents, known, pool or embedder, progress)
         finally:
@@ -225,7 +231,7 @@ def embed_contents(
 
 
 def _missing(embedder: Embedder, contents: Sequence[str | None]) -> list[int]:
-    """Positions of the clips of unknown content, and of those without an embedding."""
+    """Positions of the clips of unknown content, and of those without an embedding in the store."""
     stored = embedder.store.known()
     return [row for row, content in enumerate(contents) if content is None or clip_id(content) not in stored]
 
@@ -238,44 +244,28 @@ def _embed_missing(
     pool: ShardPool,
     progress: Progress | None,
 ) -> list[str | None]:
-    """Embed what has no embedding; returns the contents, None of clips that cannot be opened."""
+    """Embed the clips without an embedding; returns the contents, None for clips that cannot be opened."""
     embedder.store.clean()
-    missing = _missing(embedder, contents)
+    missing = _missing(embedder, contents)  # again: another process may have embedded them while this one waited
     if missing:
         logger.info("Embedding %d clips with %s", len(missing), embedder.encoder.name)
     parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
     shards = [Shard(tuple(keys[row] for row in part), tuple(contents[row] for row in part)) for part in parts]
-    found, done = list(contents), 0
+    contents, done = list(contents), 0
     for part, result in zip(parts, pool.map(shards), strict=True):
         for row, content in zip(part, result.contents, strict=True):
-            found[row] = content
+            contents[row] = content
         known.add(result.mtime_keys)
         for reason in result.bad:
             logger.warning("Skipped a clip: %s", reason)
         done += len(part)
         if progress is not None:
             progress(done, len(missing))
-    embedder.store.merge([content for content in found if content is not None])
-    return found
+    embedder.store.merge([content for content in contents if content is not None])
+    return contents
 
 
 def _read(embedder: Embedder, contents: Sequence[str | None]) -> tuple[FloatArray, IntArray]:
     opened = np.array([row for row, content in enumerate(contents) if content is not None], dtype=np.int64)
     embeddings, rows = embedder.store.read([content for content in contents if content is not None])
     return embeddings, opened[rows]
-
-
-def _lock(folder: Path) -> BaseFileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            logger.info("Waiting for another process that embeds clips")
-            lock.acquire()
-    except OSError as error:
-        raise DataError(
-            f"the cache folder {folder} cannot be used: {error}; set cache_dir to one that can be written"
-        ) from error
-    return lock

@@ -1,10 +1,10 @@
-"""Embeddings on disk, found by what the clips sound like, and read without copying.
+"""Store of embeddings on disk, looked up by the contents of clips, and read without copying; `embed` uses it.
 
     FOLDER/NAME.npy         (n, S, Da) float32 or float16: the embeddings of n clips, memory-mapped
-    FOLDER/NAME.clips.npy   (n,) of each clip the hash of its content, and a checksum of its embedding
+    FOLDER/NAME.clips.npy   (n,) table: for each clip the hash of its content, and the checksum of its embedding
 
-Such a pair, a segment, is written once and never changed; it counts from the moment its second file is there. So a
-process that is killed loses the segment at hand and no other, and a reader never meets half of one.
+Such a pair is a segment. The embeddings of a segment are never changed, and it is valid once its table exists, which
+is written last: a process that is killed loses only the segment that it was writing.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ logger = logging.getLogger("fed_a2v")
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]
 
-# In the place of a clip whose embedding has been damaged.
-FORGOTTEN = bytes(32)
+# Replaces the hash of a clip whose embedding is damaged.
+REMOVED = bytes(32)
 TABLE = np.dtype([("clip", "V32"), ("checksum", "<u4")])
 
 
 class EmbeddingStore:
-    """The embeddings that one encoder gave, in one type.
+    """The embeddings of one encoder, in one type.
 
     Args:
-        folder: of the segments; made when the first is written.
-        dtype: "float32", or "float16", which halves the room.
+        folder: folder of the segments; created when the first is written.
+        dtype: "float32", or "float16", which needs half the space.
     """
 
     def __init__(self, folder: Path, dtype: str) -> None:
@@ -45,14 +45,14 @@ class EmbeddingStore:
         self.dtype = np.dtype(dtype)
 
     def known(self) -> set[bytes]:
-        """The clips that have an embedding, as `clip_id` names them."""
+        """The `clip_id` of each clip that has an embedding."""
         return set(self._places())
 
     def write(self, contents: Sequence[str], embeddings: Array) -> None:
         """Add a segment.
 
         Args:
-            contents: of n clips.
+            contents: n contents of the clips.
             embeddings: (n, S, Da), finite.
 
         Raises:
@@ -62,7 +62,7 @@ class EmbeddingStore:
             rows = np.ascontiguousarray(embeddings.astype(self.dtype))
         if not np.isfinite(rows).all():
             raise DataError(
-                f"an embedding has a value of {np.abs(embeddings).max():.4g}, too large for float16; "
+                f"an embedding has a value of {np.abs(embeddings).max():.4g}, which is too large for float16; "
                 "set dataset.cache_dtype=float32"
             )
         table = np.empty(len(rows), TABLE)
@@ -71,42 +71,42 @@ class EmbeddingStore:
         self._write(table, [rows], rows.shape)
 
     def read(self, contents: Sequence[str]) -> tuple[Array, IntArray]:
-        """The embeddings of those among N clips that have one.
+        """The embeddings of those of N clips that have one.
 
-        Where the M found lie one behind the other in one segment, the array is the file itself, memory-mapped.
+        If they are consecutive rows of one segment, the array is the memory-mapped file.
 
         Returns:
-            Embeddings (M, S, Da) of the store's type, and their M positions in `contents`; (0, 0, 0) where none is.
+            Embeddings (M, S, Da) of the store's type, and their M positions in `contents`; (0, 0, 0) if M is 0.
         """
         ids = [clip_id(content) for content in contents]
         while True:
             places = self._places()
-            found = np.array([position for position, clip in enumerate(ids) if clip in places], dtype=np.int64)
-            chosen = [places[ids[position]] for position in found]
+            positions = np.array([position for position, clip in enumerate(ids) if clip in places], dtype=np.int64)
+            selected = [places[ids[position]] for position in positions]
             try:
-                rows, checksums = self._gather(chosen)
-            except FileNotFoundError:  # merged into another segment meanwhile, or of no use
+                rows, checksums = self._gather(selected)
+            except FileNotFoundError:  # the segment was merged into another since, or is damaged: look it up again
                 continue
             damaged = [
                 place
-                for place, row, checksum in zip(chosen, rows, checksums, strict=True)
+                for place, row, checksum in zip(selected, rows, checksums, strict=True)
                 if _checksum(row) != checksum
             ]
             if not damaged:
-                return rows, found
-            logger.warning("%d embeddings in %s are damaged: computing them anew", len(damaged), self.folder)
-            self._forget(damaged)
+                return rows, positions
+            logger.warning("%d embeddings in %s are damaged; computing them again", len(damaged), self.folder)
+            self._remove(damaged)
 
     def merge(self, contents: Sequence[str]) -> None:
-        """Put the embeddings of these clips into one segment, in this order, as far as theirs hold no other clips.
+        """Merge the segments that have only these clips into one segment, in this order.
 
-        The caller sees to it that nobody else writes.
+        Segments that also have other clips are unchanged. The caller must hold the lock of the store.
         """
         places = self._places()
         ids = list(dict.fromkeys(clip for clip in map(clip_id, contents) if clip in places))
-        wanted = set(ids)
+        merging = set(ids)
         tables = {name: _table(self.folder, name) for name in {places[clip][0] for clip in ids}}
-        tables = {name: table for name, table in tables.items() if {row.tobytes() for row in table["clip"]} <= wanted}
+        tables = {name: table for name, table in tables.items() if {row.tobytes() for row in table["clip"]} <= merging}
         if len(tables) < 2:
             return
         values = {name: np.load(self._rows_file(name), mmap_mode="r", allow_pickle=False) for name in tables}
@@ -119,11 +119,11 @@ class EmbeddingStore:
             self._rows_file(name).unlink()
 
     def clean(self) -> None:
-        """Delete what killed processes left behind. The caller sees to it that nobody else writes."""
-        whole = set(self._names())
+        """Delete the incomplete files of killed processes. The caller must hold the lock of the store."""
+        complete = set(self._names())
         for file in self.folder.glob("*"):
             name = file.name.partition(".")[0]
-            if file.suffix == ".tmp" or (file.suffix == ".npy" and name not in whole):
+            if file.suffix == ".tmp" or (file.suffix == ".npy" and name not in complete):
                 file.unlink(missing_ok=True)
 
     def _write(self, table: Array, rows: Iterable[Array], shape: tuple[int, ...]) -> str:
@@ -137,7 +137,7 @@ class EmbeddingStore:
             with replacing(self._table_file(name)) as file:
                 np.save(file, table)
         except OSError as error:
-            raise DataError(f"{error}; set cache_dir to a folder with room that can be written") from error
+            raise DataError(f"{error}; set cache_dir to a writable folder with free space") from error
         return name
 
     def _places(self) -> dict[bytes, tuple[str, int]]:
@@ -148,28 +148,28 @@ class EmbeddingStore:
                 clips = _table(self.folder, name)["clip"]
             except (OSError, ValueError, EOFError) as error:
                 if self._table_file(name).exists():
-                    logger.warning("%s is damaged (%s): computing it anew", self._table_file(name), error)
+                    logger.warning("%s is damaged (%s); computing it again", self._table_file(name), error)
                     self._table_file(name).unlink(missing_ok=True)
                 continue
-            raw = clips.tobytes()
+            raw = clips.tobytes()  # slicing bytes is much faster than converting each row
             for row in range(len(clips)):
                 places[raw[32 * row : 32 * row + 32]] = (name, row)
-        places.pop(FORGOTTEN, None)
+        places.pop(REMOVED, None)
         return places
 
-    def _forget(self, places: Iterable[tuple[str, int]]) -> None:
-        """Strike rows off their segments' tables."""
+    def _remove(self, places: Iterable[tuple[str, int]]) -> None:
+        """Mark rows as removed in the tables of their segments."""
         by_name: dict[str, list[int]] = {}
         for name, row in places:
             by_name.setdefault(name, []).append(row)
         for name, rows in by_name.items():
             table = _table(self.folder, name)
-            table["clip"][rows] = np.void(FORGOTTEN)
+            table["clip"][rows] = np.void(REMOVED)
             with replacing(self._table_file(name)) as file:
                 np.save(file, table)
 
     def _gather(self, places: Sequence[tuple[str, int]]) -> tuple[Array, Array]:
-        """Embeddings and checksums of rows of segments, without copying where they are one stretch of one file."""
+        """Embeddings and checksums of rows of segments, without copying if they are consecutive rows of one segment."""
         if not places:
             return np.zeros((0, 0, 0), self.dtype), np.zeros(0, np.uint32)
         names = np.array([name for name, _ in places])
@@ -177,8 +177,8 @@ class EmbeddingStore:
         segments = {str(name): self._open(str(name)) for name in np.unique(names)}
         if len(segments) == 1 and (np.diff(rows) == 1).all():
             values, table = next(iter(segments.values()))
-            stretch = slice(rows[0], rows[-1] + 1)
-            return values[stretch], table["checksum"][stretch]
+            consecutive = slice(rows[0], rows[-1] + 1)
+            return values[consecutive], table["checksum"][consecutive]
         shape = next(iter(segments.values()))[0].shape[1:]
         gathered, checksums = np.empty((len(rows), *shape), self.dtype), np.empty(len(rows), np.uint32)
         for name, (values, table) in segments.items():
@@ -189,13 +189,13 @@ class EmbeddingStore:
     def _open(self, name: str) -> tuple[Array, Array]:
         table = _table(self.folder, name)
         try:
-            # Copy on write: torch wants arrays that it could write to; the file stays as it is.
+            # Copy-on-write mode, because torch requires writable arrays; the file is never changed.
             values = np.load(self._rows_file(name), mmap_mode="c", allow_pickle=False)
-            whole = len(values) == len(table) and values.dtype == self.dtype and values.ndim == 3
-        except (OSError, ValueError, EOFError):  # not there, or cut short
-            whole = False
-        if not whole:
-            logger.warning("%s is damaged: computing it anew", self._rows_file(name))
+            intact = len(values) == len(table) and values.dtype == self.dtype and values.ndim == 3
+        except (OSError, ValueError, EOFError):  # missing or truncated
+            intact = False
+        if not intact:
+            logger.warning("%s is damaged; computing it again", self._rows_file(name))
             self._table_file(name).unlink(missing_ok=True)
             raise FileNotFoundError(name)
         return values, table
@@ -211,14 +211,14 @@ class EmbeddingStore:
 
 
 def clip_id(content: str) -> bytes:
-    """32 bytes that stand for a clip's content."""
+    """32 bytes that identify a clip's content."""
     return hashlib.sha256(content.encode()).digest()
 
 
 def _table(folder: Path, name: str) -> Array:
     table: Array = np.load(folder / f"{name}.clips.npy", allow_pickle=False)
     if table.dtype != TABLE or table.ndim != 1:
-        raise ValueError("no table of clips")
+        raise ValueError("not a table of clips")
     return table
 
 

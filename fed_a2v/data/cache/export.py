@@ -1,4 +1,4 @@
-"""Embedding a whole data set at once, for `fed-a2v embed`, and handing the embeddings on as a file."""
+"""Embedding a whole data set and exporting the embeddings to a file, for `fed-a2v embed`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_a2v.config.schema import DatasetSettings, Settings
-from fed_a2v.data.cache.embed import Embedder, Progress, embed_clips
+from fed_a2v.config.schema import Settings
+from fed_a2v.data.cache.embed import Progress, embed_clips
 from fed_a2v.data.cache.workers import WorkerPool, make_embedder
-from fed_a2v.data.clips import FloatArray, IntArray, Record
+from fed_a2v.data.clips import FloatArray, Record
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import index_clips, list_clips, parts
 from fed_a2v.storage.files import replacing
@@ -18,13 +18,13 @@ from fed_a2v.storage.files import replacing
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """What `embed_dataset` made or found.
+    """The embeddings of a data set or mix.
 
     Attributes:
-        embeddings: of each data set of a mix, (M, S, Da) float32.
-        records: of each data set, its M clips.
-        new: clips that had no embedding before.
-        skipped: clips that cannot be read.
+        embeddings: for each data set of the mix, (M, S, Da) float32.
+        records: for each data set of the mix, its M clips.
+        new: number of clips that were not in the cache.
+        skipped: number of clips that cannot be read.
     """
 
     embeddings: tuple[FloatArray, ...]
@@ -40,55 +40,46 @@ def embed_dataset(settings: Settings, cache: Path, workers: int, progress: Progr
     """Embed the clips that the settings select, with several processes.
 
     Args:
-        settings: of an experiment; its partition does not matter.
+        settings: settings of an experiment; the partition has no effect.
         cache: folder of the cache.
-        workers: processes; 1 is this one.
-        progress: is told how many of how many clips are done.
+        workers: number of processes; 1: embed in this process.
+        progress: called with the number of finished clips and the total, for each data set of a mix.
 
     Raises:
-        DataError: the data set cannot be used, or has no sounds.
+        DataError: the data set cannot be used, or has no audio.
     """
     dataset = settings.dataset
     if any(part.name == "embeddings" for part in parts(dataset)):
-        raise DataError("dataset=embeddings is embedded already; choose a data set of sounds")
+        raise DataError("dataset=embeddings has embeddings already; choose a data set of audio clips")
     index = index_clips(dataset)
-    made = EmbeddedDataset((), (), 0, 0)
+    embedded = EmbeddedDataset((), (), 0, 0)
     for number, part in enumerate(parts(dataset)):
         records = [list_clips(part)[row] for row in index.rows[index.sets == number]]
-        embeddings, good, new = _embed_part(
-            settings, part, [record.key for record in records], cache, workers, progress
+        embedder = make_embedder(part, settings.encoder, settings.seed, cache)
+        pool = None
+        if workers > 1:
+            pool = WorkerPool(workers, part, settings.encoder, settings.seed, cache, settings.threads)
+        before = len(embedder.store.known())
+        embeddings, good = embed_clips(embedder, [record.key for record in records], pool, progress)
+        embedded = replace(
+            embedded,
+            embeddings=(*embedded.embeddings, embeddings),
+            records=(*embedded.records, tuple(records[row] for row in good)),
+            new=embedded.new + len(embedder.store.known()) - before,
+            skipped=embedded.skipped + len(records) - len(good),
         )
-        made = replace(
-            made,
-            embeddings=(*made.embeddings, embeddings),
-            records=(*made.records, tuple(records[row] for row in good)),
-            new=made.new + new,
-            skipped=made.skipped + len(records) - len(good),
-        )
-    return made
-
-
-def _embed_part(
-    settings: Settings, part: DatasetSettings, keys: list[str], cache: Path, workers: int, progress: Progress | None
-) -> tuple[FloatArray, IntArray, int]:
-    embedder: Embedder = make_embedder(part, settings.encoder, settings.seed, cache)
-    pool = None
-    if workers > 1:
-        pool = WorkerPool(workers, part, settings.encoder, settings.seed, cache, settings.threads)
-    before = len(embedder.store.known())
-    embeddings, good = embed_clips(embedder, keys, pool, progress)
-    return embeddings, good, len(embedder.store.known()) - before
+    return embedded
 
 
 def write_embeddings(embedded: EmbeddedDataset, path: Path) -> None:
-    """Write a file that `dataset=embeddings` reads: embeddings, category, fold, filename, source.
+    """Write an `.npz` file that `dataset=embeddings` reads: embeddings, category, fold, filename, source.
 
     Raises:
         DataError: the data sets of a mix have embeddings of different shapes.
         OSError: the file cannot be written.
     """
     if len({values.shape[1:] for values in embedded.embeddings}) > 1:
-        raise DataError("the data sets of the mix have embeddings of different shapes; use one encoder for all")
+        raise DataError("the data sets of the mix have embeddings of different shapes; use the same encoder for all")
     several = len(embedded.records) > 1
     named = [
         (record, f"{number}/{record.key}" if several else record.key)

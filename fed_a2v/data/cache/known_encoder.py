@@ -1,8 +1,10 @@
-"""The audio encoder as the cache needs it: known by its fingerprint, even where its model is no longer there."""
+"""Attributes of encoders in the cache, so that cached embeddings can be used on a machine without the encoder's model.
+
+`fed_a2v.data.cache.workers` loads every encoder through `known_encoder`.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +16,14 @@ from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.storage.array_cache import cache_key
 from fed_a2v.storage.files import write_json
+from fed_a2v.storage.untrusted import read_json
 
 logger = logging.getLogger("fed_a2v")
 
 
 @dataclass
 class CachedEncoderInfo:
-    """What is known of an encoder that this machine had once, or that another machine's cache was made with."""
+    """Stands for an encoder that cannot be loaded on this machine; `reason` is the error message of loading it."""
 
     name: str
     sample_rate: int
@@ -30,30 +33,30 @@ class CachedEncoderInfo:
     reason: str
 
     def encode(self, waveforms: FloatArray) -> FloatArray:
-        """Nothing can be embedded.
+        """Not supported.
 
         Raises:
-            ModelError: says what is missing.
+            ModelError: always; the message is `reason`.
         """
         del waveforms
         raise ModelError(self.reason)
 
 
 def known_encoder(settings: EncoderSettings, cache: Path) -> AudioEncoder:
-    """The encoder that the settings name; where it cannot be loaded, what the cache knows of it.
+    """Load the encoder that the settings name; if that fails, return its cached attributes.
 
-    So a machine that was given a cache trains without transformers and without the model.
+    So a machine with a copy of the cache can train without transformers and without the model.
 
     Raises:
-        ModelError: the encoder cannot be loaded, and the cache does not know it.
+        ModelError: the encoder cannot be loaded, and its attributes are not in the cache.
         DataError: the cache cannot be written.
     """
-    # Neither the device nor the size of batches makes other embeddings.
+    # Device and batch size do not affect the embeddings.
     identity = settings.model_dump(exclude={"device", "batch_size"})
     file = cache / "encoders" / f"{cache_key(sorted(identity.items()))}.json"
     try:
         encoder = load_encoder(settings)
-        facts = {
+        attributes = {
             "name": encoder.name,
             "sample_rate": encoder.sample_rate,
             "tokens": encoder.tokens,
@@ -61,31 +64,31 @@ def known_encoder(settings: EncoderSettings, cache: Path) -> AudioEncoder:
             "fingerprint": encoder.fingerprint,
         }
     except ModelError as error:
-        if (absent := _recall(file, str(error))) is None:
+        if (cached := _read_info(file, str(error))) is None:
             raise
-        return absent
-    known = _recall(file, "")
-    if known is None or asdict(known) != facts | {"reason": ""}:
+        return cached
+    cached = _read_info(file, "")
+    if cached is None or asdict(cached) != attributes | {"reason": ""}:
         try:
-            write_json(file, facts)
+            write_json(file, attributes)
         except OSError as error:
-            raise DataError(f"{error}; set cache_dir to one that can be written") from error
+            raise DataError(f"{error}; set cache_dir to a writable folder") from error
     return encoder
 
 
-def _recall(file: Path, reason: str) -> CachedEncoderInfo | None:
+def _read_info(file: Path, reason: str) -> CachedEncoderInfo | None:
+    """The cached attributes; None if the file is missing or damaged."""
     try:
-        facts = json.loads(file.read_bytes())
+        if not (attributes := read_json(file)):
+            return None
         return CachedEncoderInfo(
-            str(facts["name"]),
-            int(facts["sample_rate"]),
-            int(facts["tokens"]),
-            int(facts["width"]),
-            str(facts["fingerprint"]),
+            str(attributes["name"]),
+            int(attributes["sample_rate"]),
+            int(attributes["tokens"]),
+            int(attributes["width"]),
+            str(attributes["fingerprint"]),
             reason,
         )
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s is damaged (%s): it is written anew", file, error)
+        logger.warning("%s is damaged (%s); writing it again", file, error)
         return None

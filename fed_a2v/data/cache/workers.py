@@ -1,4 +1,7 @@
-"""Several processes that embed shards of one data set. They end with the process that started them."""
+"""Embedding with several processes: `WorkerPool`, for `fed-a2v embed`, and `make_embedder`, which each process calls.
+
+The worker processes exit when the process that started them exits.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from fed_a2v.data.index import open_source
 
 
 def make_embedder(dataset: DatasetSettings, encoder: EncoderSettings, seed: int, cache: Path) -> Embedder:
-    """Who embeds the clips of one data set.
+    """Create the embedder of one data set.
 
     Raises:
-        ModelError: the encoder cannot be loaded, and the cache does not know it.
+        ModelError: the encoder cannot be loaded, and its attributes are not in the cache.
     """
     return Embedder(
         open_source(dataset, seed),
@@ -34,15 +37,15 @@ def make_embedder(dataset: DatasetSettings, encoder: EncoderSettings, seed: int,
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """See `ShardPool`; each process has an embedder of its own, and gives the same bits as any other.
+    """A `ShardPool` of several processes, each with its own embedder; the number of processes does not affect the bits.
 
     Attributes:
-        processes: how many.
-        dataset: one data set.
-        encoder: the frozen encoder.
-        seed: of the synthesised sounds.
+        processes: number of processes.
+        dataset: settings of one data set.
+        encoder: settings of the frozen encoder.
+        seed: seed of synthesised clips.
         cache: folder of the cache.
-        threads: of torch, in each process.
+        threads: number of torch threads in each process.
     """
 
     processes: int
@@ -53,12 +56,12 @@ class WorkerPool:
     threads: int
 
     def map(self, shards: Sequence[Shard]) -> Iterator[ShardDone]:
-        """Embed shards, and yield what became of each in their order."""
+        """Embed and store shards, and yield the result of each in order."""
         with ProcessPoolExecutor(
             min(self.processes, max(1, len(shards))),
-            # Not forked: torch's threads and the lock of the cache stay where they are.
+            # Not forked, because a fork would copy the state of torch's threads and of the cache's lock.
             multiprocessing.get_context("spawn"),
-            _start,
+            _start_worker,
             (self.dataset.model_dump_json(), self.encoder.model_dump_json(), self.seed, str(self.cache), self.threads),
         ) as executor:
             try:
@@ -68,14 +71,14 @@ class WorkerPool:
                 raise
 
 
-_embedder: Embedder | None = None
+_embedder: Embedder | None = None  # of a worker process
 
 
-def _start(dataset_json: str, encoder_json: str, seed: int, cache: str, threads: int) -> None:
+def _start_worker(dataset_json: str, encoder_json: str, seed: int, cache: str, threads: int) -> None:
     import torch
 
     global _embedder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _embedder = make_embedder(
         DatasetSettings.model_validate_json(dataset_json),
@@ -86,7 +89,7 @@ def _start(dataset_json: str, encoder_json: str, seed: int, cache: str, threads:
     _embedder.start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

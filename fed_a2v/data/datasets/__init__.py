@@ -1,1 +1,1 @@
-"""One file per data set: how its files become clips."""
+"""Data sets, one per file: each lists its clips and reads their audio (`fed_a2v.data.clips.ClipSource`)."""

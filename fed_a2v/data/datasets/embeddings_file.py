@@ -1,11 +1,11 @@
-"""A file of precomputed embeddings, as `.npz`.
+"""dataset=embeddings: precomputed embeddings in an `.npz` file.
 
 embeddings   (N, D) or (N, S, D)
-category     (N,) class names; or else
+category     (N,) class names; or instead
 target       (N,) class numbers, which become the names class_00, class_01, ...
-fold         (N,) official folds
+fold         (N,) folds, from 1
 filename     (N,) optional, unique names of the clips
-source       (N,) optional, the recordings that the clips were cut from; "" where unknown
+source       (N,) optional, the recordings that the clips were cut from; "" if unknown
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from fed_a2v.storage.npz import Array, ArrayFileError, as_floats, as_names, read
 
 logger = logging.getLogger("fed_a2v")
 
-# A row whose values are so many times those of the middle one is damage: all others would vanish beside it.
+# A row whose largest value is more than this times the median row's is damaged, and would dominate all statistics.
 OUT_OF_SCALE = 1e4
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The clips that the file lists; the embeddings stay unread.
+    """The clips that the file lists; the embeddings are not read.
 
     Raises:
-        DataError: the file is missing, malformed, or its arrays do not fit each other.
+        DataError: the file is missing or malformed, or its arrays have different lengths.
     """
     try:
         arrays = read_arrays(path, ("fold",), ("category", "target", "filename", "source"))
@@ -42,7 +42,7 @@ def read_records(path: str | Path) -> list[Record]:
             targets = _integers(arrays["target"], f"target of {path}", minimum=0)
             categories = [f"class_{target:02d}" for target in targets]
         else:
-            raise DataError(f"{path} has neither category nor target; the classes of the clips are needed")
+            raise DataError(f"{path} has neither category nor target; add one of them for the classes of the clips")
         if "filename" in arrays:
             keys = as_names(arrays["filename"], f"filename of {path}")
         else:
@@ -57,26 +57,26 @@ def read_records(path: str | Path) -> list[Record]:
         raise DataError(f"{path} lists no clip")
     for row, name in enumerate(categories):
         if not clean_name(name):
-            raise DataError(f"{path}: category {name!r} in row {row} holds no word")
+            raise DataError(f"{path}: category {name!r} in row {row} contains no word")
     return [Record(*values) for values in zip(keys, categories, folds.tolist(), sources, strict=True)]
 
 
 def read_embeddings(
     path: str | Path, records: Sequence[Record], rows: IntArray, skip_bad: bool
 ) -> tuple[FloatArray, IntArray]:
-    """The embeddings of some rows.
+    """The embeddings of the requested rows.
 
     Args:
         path: the file.
-        records: all that `read_records` gave.
-        rows: (N,) the rows wanted.
-        skip_bad: leave out rows with NaN, infinite or absurdly large numbers.
+        records: all records, as `read_records` returns them.
+        rows: (N,) the requested rows.
+        skip_bad: leave out rows with NaN, infinite or out-of-scale values.
 
     Returns:
-        Embeddings (M, S, D) float32, and the M positions in `rows` that they belong to.
+        Embeddings (M, S, D) float32, and their M positions in `rows`.
 
     Raises:
-        BadClipError: a row has NaN, infinite or absurdly large numbers, and `skip_bad` is off.
+        BadClipError: a row has NaN, infinite or out-of-scale values, and `skip_bad` is off.
         DataError: the array is missing or has another shape.
     """
     embeddings = _embeddings(path)
@@ -84,24 +84,24 @@ def read_embeddings(
         raise DataError(f"{path}: {len(embeddings)} rows in embeddings, {len(records)} in fold")
     embeddings = embeddings[rows] if embeddings.ndim == 3 else embeddings[rows, None]
     largest = np.maximum(embeddings.max(axis=(1, 2)), -embeddings.min(axis=(1, 2)))
-    numbers = np.isfinite(largest)
-    usual = float(np.median(largest[numbers])) if numbers.any() else 0.0
-    good = numbers & ((largest <= OUT_OF_SCALE * usual) | (usual == 0))
+    finite = np.isfinite(largest)
+    median = float(np.median(largest[finite])) if finite.any() else 0.0
+    good = finite & ((largest <= OUT_OF_SCALE * median) | (median == 0))
     if not good.all():
-        place = int(np.flatnonzero(~good)[0])
-        found = f"values of up to {largest[place]:.3g}, where {usual:.3g} is usual"
+        first = int(np.flatnonzero(~good)[0])
+        fault = f"values of up to {largest[first]:.3g}, while the median is {median:.3g}"
         reason = (
-            f"{path}: row {rows[place]} ({records[rows[place]].key}) of embeddings holds "
-            f"{found if numbers[place] else 'NaN or infinite numbers'}"
+            f"{path}: row {rows[first]} ({records[rows[first]].key}) of embeddings has "
+            f"{fault if finite[first] else 'NaN or infinite values'}"
         )
         if not skip_bad:
             raise BadClipError(f"{reason}; dataset.skip_bad=true skips such rows")
-        logger.warning("%s; skipped, with %d more such rows", reason, int((~good).sum()) - 1)
+        logger.warning("%s; skipped this row and %d others", reason, int((~good).sum()) - 1)
     return embeddings[good], np.flatnonzero(good).astype(np.int64)
 
 
 def read_shape(path: str | Path) -> tuple[int, int]:
-    """S tokens of width D: the shape of an embedding.
+    """(S, D) of the embeddings.
 
     Raises:
         DataError: see `read_embeddings`.
@@ -122,14 +122,16 @@ def _sources(arrays: dict[str, Array], count: int, path: str | Path) -> list[str
         return [""] * count
     values = arrays["source"]
     if values.ndim != 1 or values.dtype.kind != "U":
-        raise ArrayFileError(f"source of {path} is {values.dtype} of shape {values.shape}; one text a row is needed")
+        raise ArrayFileError(
+            f"source of {path} is {values.dtype} of shape {values.shape}; it must have one string per row"
+        )
     return [str(value) for value in values]
 
 
 def _integers(values: Array, what: str, minimum: int) -> IntArray:
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ArrayFileError(f"{what} is {values.dtype} of shape {values.shape}; one integer a row is needed")
+        raise ArrayFileError(f"{what} is {values.dtype} of shape {values.shape}; it must have one integer per row")
     for value in (values.min(), values.max()) if len(values) else ():
         if not minimum <= value < 2**31:
-            raise ArrayFileError(f"{what} has the value {value}; at least {minimum} is needed")
+            raise ArrayFileError(f"{what} has the value {value}; it must be from {minimum} to {2**31 - 1}")
     return values.astype(np.int64)

@@ -1,15 +1,14 @@
-"""Ten kinds of sound, synthesised: the data that needs no download.
+"""dataset=synth: synthesised clips of ten classes, which need no download.
 
-The classes are those of ESC-10. Each clip is drawn on its own: pitch, rhythm, timbre and position of the events,
-then a room, a background of coloured noise, faintly another class's sound, a microphone and a level. A clip
-depends on the seed, its class and its number alone.
+The classes are those of ESC-10. Each clip is sampled independently: pitch, rhythm, timbre and position of the events,
+then the faint sound of another class, a room, a background of coloured noise, a microphone and a level. A clip depends
+only on the seed, its class and its number.
 """
 
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.audio import fit_clip
 from fed_a2v.data.clips import FloatArray, Record
 from fed_a2v.data.errors import DataError
+from fed_a2v.storage.files import write_text
 
-# scipy.signal is written out in full where it is used: scipy then loads it there, and not for every site's message.
+# scipy.signal is used by its full name, so that scipy imports it on first use: most messages to a client need none.
 Rng = np.random.Generator
 Wave = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ RATE = 16_000
 SECONDS = 5
 SAMPLES = RATE * SECONDS
 FOLDS = 4
-# Raise it when the sounds change: cached embeddings of the old ones are then left alone.
+# Increase it when the synthesis changes, so that cached embeddings of the old clips are not used for the new ones.
 VERSION = 1
 
 # The class numbers of ESC-50.
@@ -51,9 +51,9 @@ TARGETS = {
 
 
 class SynthClips:
-    """The built-in data set: `clips_per_class` clips of each class, dealt evenly to the folds 1 to 4.
+    """The built-in data set: `clips_per_class` clips of each class, assigned evenly to the folds 1 to 4.
 
-    A clip's key is the name of the file that `write_wavs` makes of it.
+    A clip's key is the name of the file to which `write_wavs` writes it.
     """
 
     def __init__(self, seed: int, clips_per_class: int) -> None:
@@ -65,21 +65,21 @@ class SynthClips:
         return [Record(key, name, fold_of(number)) for key, (name, number) in self.clips.items()]
 
     def watched(self) -> list[Path]:
-        """Nothing: the list is fixed."""
+        """[], because the list never changes."""
         return []
 
     def mtime_key(self, key: str) -> str | None:
-        """None: the content itself is quick to look up."""
+        """None, because `content` itself is quick to compute."""
         del key
         return None
 
     def content(self, key: str) -> str:
-        """The clip's parameters: all that it is computed from."""
+        """Everything that the clip is computed from."""
         name, number = self.clips[key]
         return f"synth-{VERSION}:{self.seed}:{name}:{number}"
 
     def waveform(self, key: str, sample_rate: int, seconds: float) -> FloatArray:
-        """The clip, resampled, cropped or padded."""
+        """The clip, resampled, and cropped or padded."""
         name, number = self.clips[key]
         return fit_clip(synthesise(name, number, self.seed), RATE, sample_rate, seconds)
 
@@ -90,22 +90,28 @@ def fold_of(number: int) -> int:
 
 
 def file_name(name: str, number: int) -> str:
-    """The name of a clip's file, as ESC-50 has it: fold-id-take-target.wav."""
+    """The name of a clip's file in ESC-50's form: fold-id-take-target.wav."""
     return f"{fold_of(number)}-{number:05d}-A-{TARGETS[name]}.wav"
 
 
 def write_wavs(folder: str | Path, clips_per_class: int, seed: int, classes: Sequence[str] = tuple(TARGETS)) -> Path:
-    """Write the data set in ESC-50's layout (16-bit mono WAV at 16 kHz), to be listened to or read by dataset=esc50.
+    """Write the data set in ESC-50's layout (16-bit mono WAV at 16 kHz), for listening and for dataset=esc50.
+
+    Args:
+        folder: the folder; created if missing.
+        clips_per_class: number of clips of each class.
+        seed: seed of the clips.
+        classes: the classes to write.
 
     Returns:
-        The folder, which then holds audio/ and meta/esc50.csv.
+        The folder, with audio/ and meta/esc50.csv.
 
     Raises:
-        DataError: there is no such class.
+        DataError: a class does not exist.
     """
     for name in classes:
         if name not in TARGETS:
-            raise DataError(f"there is no built-in sound of {name!r}; there are {', '.join(TARGETS)}")
+            raise DataError(f"there is no built-in class {name!r}; choose from {', '.join(TARGETS)}")
     folder = Path(folder).expanduser()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     (folder / "meta").mkdir(exist_ok=True)
@@ -121,23 +127,21 @@ def write_wavs(folder: str | Path, clips_per_class: int, seed: int, classes: Seq
                 "target": TARGETS[name],
                 "category": name,
                 "esc10": True,
-                "src_file": "",  # each clip is a recording of its own
+                "src_file": "",  # unknown source: every clip is its own recording
                 "take": "A",
             }
         )
-    # The table comes last and at once: a folder with a table has all its clips.
-    handle, temporary = tempfile.mkstemp(dir=folder / "meta", suffix=".tmp")
-    with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(folder / "meta" / "esc50.csv")
+    # The table is written last, atomically: a folder with a table has all its clips.
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames=list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+    write_text(folder / "meta" / "esc50.csv", text.getvalue())
     return folder
 
 
 def synthesise(name: str, number: int, seed: int) -> FloatArray:
-    """Clip `number` of class `name` as (80000,) float32 at 16 kHz, within (-1, 1)."""
+    """Synthesise clip `number` of class `name` as (80000,) float32 at 16 kHz, within (-1, 1)."""
     rng = numpy_generator(seed, "synth", name, number)
     clip = _unit(SOUNDS[name](rng))
     if rng.random() < 0.7:
@@ -150,11 +154,11 @@ def synthesise(name: str, number: int, seed: int) -> FloatArray:
     return levelled
 
 
-# --- The classes: each draws one clip of SAMPLES samples ---------------------------------------------------------
+# --- The classes: each function synthesises one clip of SAMPLES samples ------------------------------------------
 
 
 def _dog(rng: Rng) -> Wave:
-    """Barks in bursts: a short falling voice with two formants and breath."""
+    """Barks in bursts: a short falling voice with two formants and breath noise."""
     pitch, length = rng.uniform(250, 850), rng.uniform(0.08, 0.22)
     formants = [(pitch * rng.uniform(1.3, 2.2), 250.0, 1.0), (rng.uniform(1300, 2400), 400.0, 0.6)]
     breath = rng.uniform(0.2, 0.8)
@@ -206,7 +210,7 @@ def _crying_baby(rng: Rng) -> Wave:
 
 
 def _sneezing(rng: Rng) -> Wave:
-    """Sneezes: a drawn breath, a short voice, and a burst of air."""
+    """Sneezes: an inhalation, a short voice, and a burst of air."""
     events, time = [], rng.uniform(0, 1.5)
     pitch, bright = rng.uniform(140, 420), rng.uniform(1000, 3000)
     formants = [(rng.uniform(500, 1000), 250.0, 1.0), (rng.uniform(1200, 2200), 400.0, 0.6)]
@@ -248,7 +252,7 @@ def _clock_tick(rng: Rng) -> Wave:
 
 
 def _rain(rng: Rng) -> Wave:
-    """A hiss of many drops, some of them heard singly."""
+    """A hiss of many drops, with some audible single drops."""
     hiss = _noise(rng, SAMPLES, rng.uniform(150, 1200), 7800, rng.uniform(0, 1.1))
     hiss *= 1 + rng.uniform(0, 0.4) * _slow(rng, 0.7)
     drops = _impacts(rng, rng.uniform(10, 300), rng.uniform(1200, 4500), rng.uniform(0.001, 0.006), 1.0)
@@ -319,7 +323,7 @@ SOUNDS: dict[str, Callable[[Rng], Wave]] = {
 }
 
 
-# --- What they are made of ---------------------------------------------------------------------------------------
+# --- Components of the sounds ------------------------------------------------------------------------------------
 
 
 def _decibels(level: float) -> float:
@@ -346,7 +350,7 @@ def _noise(rng: Rng, n: int, low: float, high: float, tilt: float) -> Wave:
 
 
 def _slow(rng: Rng, hertz: float) -> Wave:
-    """A smooth random curve between about -1 and 1, with `hertz` turns a second."""
+    """A smooth random curve between about -1 and 1, with about `hertz` oscillations per second."""
     knots = max(4, int(SECONDS * hertz * 2) + 2)
     return np.interp(np.linspace(0, knots - 1, SAMPLES), np.arange(knots), rng.uniform(-1, 1, knots))
 
@@ -363,7 +367,7 @@ def _tone(rng: Rng, pitch: Wave, tilt: float) -> Wave:
 
 
 def _voice(rng: Rng, pitch: Wave, formants: Sequence[tuple[float, float, float]], breath: float) -> Wave:
-    """A throat: a tone and breath, through resonances given as (Hz, width in Hz, gain)."""
+    """A voice: a tone and breath noise, filtered by formants given as (Hz, width in Hz, gain)."""
     n = len(pitch)
     source = _tone(rng, pitch, 1.0)
     source = source / (np.sqrt(np.mean(source**2)) + 1e-12) + breath * _noise(rng, n, 200, 7500, 0.3)
@@ -375,9 +379,9 @@ def _voice(rng: Rng, pitch: Wave, formants: Sequence[tuple[float, float, float]]
 
 
 def _impacts(rng: Rng, rate: float, hertz: float, decay: float, spread: float) -> Wave:
-    """Random clicks, `rate` a second, that ring at about `hertz` and fade within `decay` seconds.
+    """Random clicks, `rate` per second, that ring at about `hertz` and decay with the time constant `decay` in seconds.
 
-    `spread` is the deviation of their log strength.
+    `spread` is the standard deviation of their log amplitude.
     """
     n = int(RATE * 8 * decay) + 16
     time = np.arange(n) / RATE
@@ -404,7 +408,7 @@ def _swell(n: int, attack: float, release: float) -> Wave:
 
 
 def _placed(events: Iterable[tuple[float, Wave]]) -> Wave:
-    """The events, each given with its start in seconds, in one clip."""
+    """Mix events, each given with its start in seconds, into one clip."""
     clip = np.zeros(SAMPLES)
     for time, event in events:
         start = max(0, int(time * RATE))
@@ -414,7 +418,7 @@ def _placed(events: Iterable[tuple[float, Wave]]) -> Wave:
 
 
 def _room(rng: Rng, clip: Wave) -> Wave:
-    """The clip with a decaying tail of echoes, from dry to a large hall."""
+    """Add reverberation: from a dry room to a large hall."""
     time = np.arange(int(0.6 * RATE)) / RATE
     echoes = rng.standard_normal(len(time)) * np.exp(-time / rng.uniform(0.02, 0.18))
     tail = scipy.signal.oaconvolve(clip, echoes / np.sqrt((echoes**2).sum()))[: len(clip)]
@@ -423,7 +427,7 @@ def _room(rng: Rng, clip: Wave) -> Wave:
 
 
 def _microphone(rng: Rng, clip: Wave) -> Wave:
-    """The clip through a microphone that cuts lows and highs and colours what is between."""
+    """Apply a microphone's frequency response: a band-pass with a random colouring."""
     hertz = fft.rfftfreq(len(clip), 1 / RATE)
     octaves = np.log2(np.maximum(hertz, 20) / 1000)
     bumps = np.interp(octaves, np.linspace(-6, 3, 7), rng.normal(0, 3, 7))

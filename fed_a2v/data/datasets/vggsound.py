@@ -1,10 +1,10 @@
-"""VGGSound (Chen et al., 2020, "VGGSound: A Large-Scale Audio-Visual Dataset", arXiv:2004.14368).
+"""dataset=vggsound: VGGSound (Chen et al., 2020, "VGGSound: A Large-Scale Audio-Visual Dataset", arXiv:2004.14368).
 
-    ROOT/vggsound.csv             YouTube id, start second, label, train or test: without a header
-    ROOT/ID_000030.wav            the clip that starts at second 30, of any kind that libsndfile reads; here or in any
+    ROOT/vggsound.csv             YouTube ID, start second, label, train or test; no header
+    ROOT/ID_000030.wav            the clip that starts at second 30, in any format that libsndfile reads; here or in any
                                   subfolder
 
-The official test clips are fold 5; those of training are dealt to the folds 1 to 4, so that some can be kept for
+The official test clips are fold 5; the training clips are assigned to the folds 1 to 4, so that a fold can be used for
 validation. Videos disappear from YouTube: clips without a file are left out, with one warning for all.
 """
 
@@ -20,11 +20,12 @@ from fed_a2v.data.datasets.folds import FOLDS
 from fed_a2v.data.datasets.sound_files import (
     FoldedFiles,
     advice,
+    open_csv,
     sound_files,
     stem,
     tree,
     warn_of_missing,
-    warn_of_silent,
+    warn_of_unreadable,
 )
 from fed_a2v.data.errors import DataError
 
@@ -37,11 +38,11 @@ class _Row(NamedTuple):
 
 
 class VggSoundFolder(FoldedFiles):
-    """The clips under a folder in VGGSound's layout. A clip's key is its path below the folder.
+    """The clips in a folder with VGGSound's layout. A clip's key is its path relative to the folder.
 
     Args:
         root: folder of the data set.
-        split_seed: of the dealing of training clips to the folds 1 to 4.
+        split_seed: seed of the assignment of training clips to the folds 1 to 4.
     """
 
     def __init__(self, root: str | Path, split_seed: int = 0) -> None:
@@ -49,69 +50,63 @@ class VggSoundFolder(FoldedFiles):
         self.table = self.root / "vggsound.csv"
 
     def watched(self) -> list[Path]:
-        """The files and folders that change when the list of clips does."""
-        return [self.table, *(place for place, _ in tree(self.root))]
+        """The files and folders whose times change when the list of clips does."""
+        return [self.table, *(folder for folder, _ in tree(self.root))]
 
     def records(self) -> list[Record]:
-        """The rows of the csv that have a file.
+        """The rows of the CSV file that have a sound file.
 
         Raises:
-            DataError: the csv is missing or malformed, or none of its clips has a file; names the line.
+            DataError: the CSV file is missing or malformed (the message names the line), or no clip has a file.
         """
         rows = self._rows()
-        silent: list[str] = []
-        files = self._files(silent)
+        unreadable: list[str] = []
+        files: dict[str, str] = {}  # keys by file name without suffix
+        for key in sound_files(self.root, unreadable):
+            files.setdefault(stem(key), key)
         present = [row for row in rows if row.stem in files]
         if not present:
             raise DataError(
                 f"none of the {len(rows)} clips in {self.table} has a sound file, e.g. {rows[0].stem}.wav; "
-                + (advice(silent) or "put the clips into dataset.root or a subfolder of it")
+                + (advice(unreadable) or "put the clips into dataset.root or a subfolder of it")
             )
-        absent = next((row.stem for row in rows if row.stem not in files), "")
-        warn_of_missing(len(rows) - len(present), len(rows), f"{absent}.wav", self.table)
-        absent_stems = {row.stem for row in rows} - files.keys()
-        warn_of_silent([key for key in silent if stem(key) in absent_stems], self.root)
+        absent = [row.stem for row in rows if row.stem not in files]
+        example = f"{absent[0]}.wav" if absent else ""
+        warn_of_missing(len(rows) - len(present), len(rows), example, self.table)
+        absent_stems = set(absent)
+        warn_of_unreadable([key for key in unreadable if stem(key) in absent_stems], self.root)
         clips = ((files[row.stem], row.label, f"youtube:{row.video}") for row in present)
-        return self.dealt(clips, [0 if row.split == "train" else FOLDS for row in present], FOLDS - 1)
-
-    def _files(self, silent: list[str]) -> dict[str, str]:
-        """Keys by file name without suffix; what cannot be read is added to `silent`."""
-        found: dict[str, str] = {}
-        for key in sound_files(self.root, silent):
-            found.setdefault(stem(key), key)
-        return found
+        return self.assign_folds(clips, [0 if row.split == "train" else FOLDS for row in present], FOLDS - 1)
 
     def _rows(self) -> list[_Row]:
         if not self.table.is_file():
-            raise DataError(f"{self.table}: no such file; dataset.root is the folder that holds vggsound.csv")
+            raise DataError(f"{self.table}: no such file; set dataset.root to the folder with vggsound.csv")
         rows: list[_Row] = []
-        # Labels and splits recur: one text for all rows saves most of the memory.
-        same: dict[str, str] = {}
-        try:
-            with self.table.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
-                rows.extend(self._row(values, reader.line_num, same) for values in reader if values)
-        except (UnicodeDecodeError, csv.Error, OSError) as error:
-            raise DataError(f"{self.table} is not a readable csv: {error}") from error
+        # Labels and splits recur: sharing one string object among all rows saves most of the memory.
+        shared: dict[str, str] = {}
+        with open_csv(self.table) as file:
+            reader = csv.reader(file)
+            rows.extend(self._row(values, reader.line_num, shared) for values in reader if values)
         if not rows:
-            raise DataError(f"{self.table} lists no clip; get it anew from the data set's page")
+            raise DataError(f"{self.table} lists no clip; download it again from the data set's page")
         return rows
 
-    def _row(self, values: list[str], line: int, same: dict[str, str]) -> _Row:
+    def _row(self, values: list[str], line: int, shared: dict[str, str]) -> _Row:
         if len(values) < 4:
-            raise self._error(line, f"{len(values)} columns instead of YouTube id, start second, label, train or test")
-        # A label may hold commas, and not every copy of the table quotes it.
+            raise self._error(line, f"{len(values)} columns instead of YouTube ID, start second, label, train or test")
+        # A label may contain commas, and some copies of the table do not quote it.
         video, start, *words, split = map(str.strip, values)
         label = ", ".join(words)
         if not (start.isascii() and start.isdigit() and len(start) <= 6):
-            raise self._error(line, f"start second {start!r} is not a whole number; the table has no header line")
+            raise self._error(line, f"start second {start!r} is not an integer; the table must have no header line")
         if split not in ("train", "test"):
             raise self._error(line, f"split {split!r} is neither train nor test")
-        if label not in same and not clean_name(label):
-            raise self._error(line, f"label {label!r} holds no word")
+        if label not in shared and not clean_name(label):
+            raise self._error(line, f"label {label!r} contains no word")
         if not video or "/" in video or "\0" in video:
-            raise self._error(line, f"{video!r} is no YouTube id")
-        return _Row(f"{video}_{int(start):06d}", video, same.setdefault(label, label), same.setdefault(split, split))
+            raise self._error(line, f"{video!r} is not a YouTube ID")
+        name = f"{video}_{int(start):06d}"
+        return _Row(name, video, shared.setdefault(label, label), shared.setdefault(split, split))
 
     def _error(self, line: int, reason: str) -> DataError:
         return DataError(f"{self.table}, line {line}: {reason}")

@@ -82,13 +82,13 @@ def test_a_class_with_few_rows_gets_one_component_with_the_pooled_covariance():
     few = torch.ones(len(rows), dtype=torch.bool)
     few[torch.nonzero(rows.labels == 3).flatten()[2:]] = False
     few[torch.nonzero(rows.labels == 4).flatten()[5:]] = False
-    generator = fitted(world, rows.take(few))
+    generator = fitted(world, rows.index_select(few))
     assert generator.weights[3].tolist() == [1, 0]
     assert generator.weights[4].tolist() == [1, 0]
     assert (generator.weights[5] > 0).all()
     # Class 4 has rows enough for one Gaussian of its own, class 3 has not.
     covariances = generator.factors[:, 0].mT @ generator.factors[:, 0]
-    one = fitted(world, rows.take(few), rows_per_component=6)
+    one = fitted(world, rows.index_select(few), rows_per_component=6)
     pooled = (one.factors[:, 0].mT @ one.factors[:, 0])[3]
     torch.testing.assert_close(covariances[3], pooled)
     assert not torch.allclose(covariances[4], pooled)

@@ -77,7 +77,7 @@ def test_leaving_parts_out_in_training_is_what_lets_one_part_serve_alone(world, 
 
 def test_rows_in_training_see_both_parts_or_the_other_one_doubled():
     generator = generator_for(condition_dropout=0.4)
-    seen = generator.condition_dropout(torch.ones(4000, 24 + T5[1]), draws(0))
+    seen = generator._drop_conditions(torch.ones(4000, 24 + T5[1]), draws(0))
     clip, t5 = seen[:, 0], seen[:, -1]
     assert set(zip(clip.tolist(), t5.tolist(), strict=True)) == {(1.0, 1.0), (2.0, 0.0), (0.0, 2.0)}
     assert abs(float((clip == 2).float().mean()) - 0.2) < 0.03
@@ -87,7 +87,7 @@ def test_rows_in_training_see_both_parts_or_the_other_one_doubled():
 def test_a_row_that_has_one_part_keeps_it_in_training():
     generator = generator_for(condition_dropout=1.0)
     directions = F.pad(torch.ones(50, 24), (0, T5[1]))
-    assert torch.equal(generator.condition_dropout(directions, draws(0)), directions)
+    assert torch.equal(generator._drop_conditions(directions, draws(0)), directions)
 
 
 def test_each_part_counts_the_same_however_wide_and_large_it_is(prompts):

@@ -266,7 +266,7 @@ def test_a_users_own_loss_that_returns_a_scalar_works(world):
 def test_the_loss_that_is_trained_is_the_sum_of_its_terms_and_the_mean_of_the_classes(settings):
     world = World(classes=4)
     rows = world.rows(groups=12)
-    rows = rows.take((rows.labels != 1) | (torch.arange(48) % 12 == 0))  # 12, 1, 12 and 12 of the classes
+    rows = rows.index_select((rows.labels != 1) | (torch.arange(48) % 12 == 0))  # 12, 1, 12 and 12 of the classes
     # Batches of 32 and 12: a class with more rows in the second counts no more than the others.
     loss = Watched(vae_loss(**settings), parts=True)
     losses = generator_for(world, loss=loss, batch_size=32).fit(rows, world.conditions, 3, 0.1, draws(0))
@@ -417,7 +417,7 @@ def test_uneven_classes_keep_their_own_spread():
     rows = world.rows(groups=12)
     keep = torch.ones(48, dtype=torch.bool)
     keep[1:12], keep[15:24] = False, False
-    generator = trained(world, rows=rows.take(keep))
+    generator = trained(world, rows=rows.index_select(keep))
     samples = generator.sample_classes(world.conditions, 60, draws(0)).flatten(0, 1)
     labels = torch.arange(4).repeat_interleave(60)
     assert (world.nearest_class(samples) == labels).float().mean() > 0.9
@@ -428,7 +428,7 @@ def test_uneven_classes_keep_their_own_spread():
 def test_classes_may_come_and_go_between_fits(closed_form):
     world = World()
     rows = world.rows()
-    first = rows.take(rows.labels < 3)
+    first = rows.index_select(rows.labels < 3)
     generator = generator_for(world, closed_form=closed_form)
     early = PrototypeBatch(first.embeddings, first.labels, first.counts, first.variances, world.names[:3])
     generator.fit(early, world.conditions[:3], 30, 0.1, draws(0))

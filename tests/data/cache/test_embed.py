@@ -40,7 +40,7 @@ def embed(tmp_path):
 @pytest.fixture
 def old(monkeypatch):
     """Files count as old enough for their times to be trusted."""
-    monkeypatch.setattr("fed_a2v.data.datasets.sound_files.YOUNG", -1.0)
+    monkeypatch.setattr("fed_a2v.data.datasets.sound_files.RECENT", -1.0)
 
 
 ROWS = [(f"{i}.wav", i % 4 + 1, "dog" if i % 2 else "rain") for i in range(BATCH + 3)]
@@ -114,7 +114,7 @@ def test_files_so_young_that_they_may_change_unnoticed_are_read_again(embed, esc
     root, encoder = esc50_folder(ROWS[:2]), CountingEncoder()
     assert Esc50Folder(root).mtime_key("0.wav") is None
     embed(root, encoder)
-    monkeypatch.setattr("fed_a2v.data.datasets.sound_files.YOUNG", -1.0)
+    monkeypatch.setattr("fed_a2v.data.datasets.sound_files.RECENT", -1.0)
     assert Esc50Folder(root).mtime_key("0.wav") is not None
 
 

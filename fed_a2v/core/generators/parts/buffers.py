@@ -1,16 +1,22 @@
-"""Buffers whose shapes depend on the data."""
+"""Modules with buffers whose shapes depend on the data, such as one row for each known class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 
-def take_shapes(module: nn.Module, names: Iterable[str], state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Give the buffers `names` the checkpoint's shapes, before they are loaded. They stay on their device."""
-    for name in names:
-        if prefix + name in state_dict:
-            device = module.get_buffer(name).device
-            setattr(module, name, torch.empty_like(state_dict[prefix + name], device=device))
+class DataSizedModule(nn.Module):
+    """A module that gives its buffers the shapes of a checkpoint before it loads them. They stay on their device."""
+
+    # Names of the buffers that may have other shapes; None: all buffers of the module itself.
+    data_sized: ClassVar[tuple[str, ...] | None] = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        for name in self._buffers if self.data_sized is None else self.data_sized:
+            if prefix + name in state_dict:
+                device = self.get_buffer(name).device
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,4 +1,4 @@
-"""The map from a model's own samples to the known moments of each class.
+"""The map from a model's own samples to the known moments of each class, which `ClassConditionalGenerator` applies.
 
 Shapes: C classes, D = S x Da data dimensions.
 """
@@ -6,22 +6,23 @@ Shapes: C classes, D = S x Da data dimensions.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fed_a2v.core.generators.parts.buffers import take_shapes
+from fed_a2v.core.generators.parts.buffers import DataSizedModule
 from fed_a2v.core.generators.parts.moments import ClassMoments
 
 # Samples per class from which a model's own mean and deviation are measured.
 CALIBRATION_SAMPLES = 100
+# Largest factor by which the deviation of samples is scaled.
 LARGEST_CALIBRATION = 3.0
 
 
-class Calibration(nn.Module):
-    """What a model's own samples look like, and the map from there to the classes' moments.
+class Calibration(DataSizedModule):
+    """The moments of a model's own samples, and the map from these to the classes' moments.
 
-    A network trained on a thousand rows draws too little spread around means that are a little off. Both are
-    known per class and dimension from the prototypes, so they are put right after the fact; the network is left
-    with the shape of the distribution. Only classes with known moments can be calibrated.
+    A network trained on a thousand rows samples too little spread around slightly wrong means. Both are known per class
+    and dimension from the prototypes, so they are corrected afterwards; the network contributes the shape of the
+    distribution. Only classes with known moments can be calibrated.
     """
 
     sampled_mean: Tensor  # (C, D), in the units of the data
@@ -34,12 +35,12 @@ class Calibration(nn.Module):
 
     @staticmethod
     def labels(classes: int, device: torch.device) -> Tensor:
-        """The classes of the samples that `fit` wants."""
+        """The classes of the samples that `fit` expects."""
         return torch.arange(classes, device=device).repeat_interleave(CALIBRATION_SAMPLES)
 
     @torch.no_grad()
     def fit(self, rows: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Measure the model's own moments.
+        """Measure the moments of the model's own samples.
 
         Args:
             rows: (C * CALIBRATION_SAMPLES, D) standardised samples of the classes that `labels` gives.
@@ -53,7 +54,3 @@ class Calibration(nn.Module):
         """(B, D) samples of the classes `labels`, in the units of the data, with the classes' `drawn` moments."""
         scale = (moments.drawn_std / self.sampled_std.clamp(min=1e-12)).clamp(max=LARGEST_CALIBRATION)
         return moments.drawn_mean[labels] + scale[labels] * (rows - self.sampled_mean[labels])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        take_shapes(self, self._buffers, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)

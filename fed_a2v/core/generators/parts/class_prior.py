@@ -1,8 +1,8 @@
-"""How a trained VAE is sampled: a prior per class, and the noise that its decoder leaves out.
+"""The prior of each class that a trained VAE is sampled with, and the noise that its decoder leaves out.
 
-The decoder's mean at N(0, I) has hardly any spread: the aggregate posterior of a class is far from N(0, I), and
-the decoder drops what it cannot explain. Measured on real embeddings, both parts below bring back some of the
-spread that a class's clips have; calibration (`calibration.py`) the rest.
+`vae.py` fits it after training. The decoder's mean at N(0, I) has hardly any spread: the aggregate posterior of a class
+is far from N(0, I), and the decoder drops what it cannot explain. Measured on real embeddings, the prior and the noise
+restore part of the spread of a class's clips, and calibration (`calibration.py`) the rest.
 
 Shapes: C classes, K rows of a class at most, L latent dimensions, D data dimensions.
 """
@@ -14,20 +14,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fed_a2v.core.generators.parts.buffers import take_shapes
+from fed_a2v.core.generators.parts.buffers import DataSizedModule
+from fed_a2v.core.generators.parts.draws import normal, normal_like
 from fed_a2v.core.generators.parts.moments import ClassMoments
 
-# Shares of the variance that come from the class itself; the rest comes from all classes together (latent) or
-# is independent over the dimensions (residuals).
+# Share of the variance that comes from the class itself. The rest comes from all classes together (latent), or is
+# independent in each dimension (residuals).
 CLASS_SHARE = 0.7
-# The same of a latent that is N(0, I) within the classes, as that of a linear model is.
+# The same for a latent that is N(0, I) within the classes, as in a linear model.
 NORMAL_CLASS_SHARE = 0.3
 
 
-class ClassPrior(nn.Module):
+class ClassPrior(DataSizedModule):
     """Per class: a Gaussian over the latent, and the decoder's residuals.
 
-    All is measured on the training rows after each fit, and kept as buffers that a checkpoint carries.
+    All are measured on the training rows after each fit, and are buffers, so that a checkpoint has them.
 
     Args:
         normal: whether the latent is N(0, I) within the classes; default false: measured over all of them.
@@ -68,15 +69,15 @@ class ClassPrior(nn.Module):
     def draw(self, decode: Callable[[Tensor, Tensor], Tensor], labels: Tensor, random: torch.Generator) -> Tensor:
         """(B, D) samples of the classes `labels`, before calibration; `decode` maps latents and labels to rows."""
         own = ClassMoments.draw_directions(self.latent_rows, labels, random)
-        own = own + self.latent_std[labels] * _normal_like(own, random)
+        own = own + self.latent_std[labels] * normal_like(own, random)
         if self.normal:
-            share, common = NORMAL_CLASS_SHARE, _normal_like(own, random)
+            share, common = NORMAL_CLASS_SHARE, normal_like(own, random)
         else:
-            share, common = CLASS_SHARE, _normal((len(labels), len(self.pooled_rows)), own, random) @ self.pooled_rows
-            common = common + self.latent_std.square().mean(dim=0).sqrt() * _normal_like(own, random)
+            share, common = CLASS_SHARE, normal((len(labels), len(self.pooled_rows)), own, random) @ self.pooled_rows
+            common = common + self.latent_std.square().mean(dim=0).sqrt() * normal_like(own, random)
         latent = self.latent_mean[labels] + share**0.5 * own + (1 - share) ** 0.5 * common
         noise = CLASS_SHARE**0.5 * ClassMoments.draw_directions(self.residual_rows, labels, random)
-        independent = _normal_like(noise, random) * self.residual_rms[labels]
+        independent = normal_like(noise, random) * self.residual_rms[labels]
         rows: Tensor = decode(latent, labels) + noise + (1 - CLASS_SHARE) ** 0.5 * independent
         return rows
 
@@ -85,13 +86,9 @@ class ClassPrior(nn.Module):
         return self.residual_rms.square().mean() if len(self.residual_rms) else self.residual_rms.new_ones(())
 
     def pooled_residuals(self, number: int, random: torch.Generator) -> Tensor:
-        """(number, D) residual noise for a class that was never seen."""
+        """(number, D) residual noise for an unknown class."""
         rms = self.residual_rms.square().mean(dim=0).sqrt()
-        return _normal((number, len(rms)), rms, random) * rms
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        take_shapes(self, self._buffers, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        return normal((number, len(rms)), rms, random) * rms
 
 
 def _class_means(values: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -103,11 +100,3 @@ def _table(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(N, X) rows as (C, K, X), padded with zero rows."""
     groups = [values[labels == label] for label in range(classes)]
     return nn.utils.rnn.pad_sequence(groups, batch_first=True)
-
-
-def _normal(shape: tuple[int, int], like: Tensor, random: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=random, device=random.device, dtype=like.dtype).to(like.device)
-
-
-def _normal_like(like: Tensor, random: torch.Generator) -> Tensor:
-    return _normal((like.shape[0], like.shape[1]), like, random)

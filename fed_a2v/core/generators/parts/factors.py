@@ -1,28 +1,30 @@
-"""The linear-Gaussian model that a VAE starts from: factor analysis within the classes, in closed form.
+"""The linear-Gaussian model that a VAE with `closed_form` starts from: factor analysis within the classes.
 
     x = centre_c + scale_c * t * (loadings z + rest),   z ~ N(0, I),   log t ~ N(0, loudness^2)
 
-Centres and scales are those of the clips of class c. What all classes share, the correlation, is a few factors and an
-uncorrelated rest (factor analysis, Rubin & Thayer 1982; fitted by principal components of what the rest of the last
-pass leaves). And rows differ in loudness t, all columns together. The first of the L latent dimensions is log t in
-units of its deviation, the others are z.
+Centres and scales are those of the clips of class c. All classes share the correlation: a few factors and an
+uncorrelated rest (factor analysis, Rubin & Thayer 1982; fitted by principal components in units of the rest of the
+previous pass). Rows differ in loudness t, which scales all columns together. The first of the L latent dimensions is
+log t in units of its deviation, the others are z.
 
-Given a row, the posterior of z is normal and known. So a VAE that starts here is this density from the beginning, with
-a tight bound, and all that its networks learn comes on top.
+Given a row, the posterior of z is normal and known. So a VAE that starts here has this density from the beginning, with
+a tight bound, and its networks learn corrections of it.
 
 Shapes: N rows of D columns, standardised; C classes; L latent dimensions.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import ClassVar
 
-from fed_a2v.core.generators.parts.buffers import take_shapes
+import torch
+from torch import Tensor
+
+from fed_a2v.core.generators.parts.buffers import DataSizedModule
 from fed_a2v.core.generators.parts.moments import ledoit_wolf_shrinkage
 from fed_a2v.core.likelihood import NOISE
 
-# Clips that the average of all classes counts for in a class's own variance.
+# Weight, in clips, of the average of all classes in a class's own variance.
 PRIOR_CLIPS = 12
 # Passes of the factor analysis, and steps of power iteration in each.
 PASSES = 5
@@ -31,15 +33,17 @@ LEAST_VARIANCE = 1e-4
 LEAST_LOUDNESS = 0.05
 
 
-class FactorModel(nn.Module):
-    """The linear part of a VAE, as buffers that a checkpoint carries.
+class FactorModel(DataSizedModule):
+    """The linear part of a VAE, as buffers, so that a checkpoint has it.
 
     Args:
         width: D.
         latent_dim: L.
     """
 
-    centre: Tensor  # (C + 1, D); the last row of either is for a class of which nothing is known
+    # One row for each class, and a last row for unknown classes; the number of classes is the checkpoint's.
+    data_sized: ClassVar[tuple[str, ...]] = ("centre", "scale")
+    centre: Tensor  # (C + 1, D)
     scale: Tensor  # (C + 1, D)
     loadings: Tensor  # (D, L - 1)
     rest: Tensor  # (D,): variance that the factors leave
@@ -55,9 +59,9 @@ class FactorModel(nn.Module):
 
     @torch.no_grad()
     def measure(self, mean: Tensor, std: Tensor, clips: Tensor) -> None:
-        """Take in the classes: (C, D) means and deviations of their clips, and (C,) numbers of these.
+        """Set centres and scales from the (C, D) means and deviations of the classes' clips, and their (C,) numbers.
 
-        A class's own variances are shrunk to those of all classes, by as much as the clips are few.
+        The fewer clips a class has, the more its variances are shrunk to those of all classes.
         """
         own = (clips / (clips + PRIOR_CLIPS)).unsqueeze(1)
         pooled = std.square().mean(dim=0, keepdim=True)
@@ -67,7 +71,7 @@ class FactorModel(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, labels: Tensor) -> None:
-        """Fit all that the classes share to (N, D) rows, `widened`."""
+        """Fit what the classes share to (N, D) `widened` rows."""
         rows = ((x - self.centre[labels]) / self.scale[labels]).double()
         log_t, *_ = _infer(rows, *_factor_analysis(rows, self.loadings.shape[1]))
         log_t = log_t - log_t.mean()
@@ -97,14 +101,9 @@ class FactorModel(nn.Module):
         log_t = self.loudness * latent[..., :1]
         return log_t.exp() * (latent[..., 1:] @ self.loadings.T), 2 * log_t + self.rest.log()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        # One row per known class: the number of classes is the checkpoint's.
-        take_shapes(self, ["centre", "scale"], state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
 
 def widened(x: Tensor, centre: Tensor, labels: Tensor) -> Tensor:
-    """(N, D) rows as far from their class's (N, D) centre as rows are that had no part in it."""
+    """(N, D) rows as far from their class's (N, D) centre as rows that the centre was not computed from."""
     counts = labels.bincount().to(x)[labels].unsqueeze(1)
     return centre + (counts / (counts - 1).clamp(min=1)).sqrt() * (x - centre)
 

@@ -71,7 +71,7 @@ def test_a_class_with_one_mean_and_no_variance_borrows_the_others_spread():
     rows.variances[rows.labels == 0] = 0
     alone = torch.ones(len(rows), dtype=torch.bool)
     alone[1:8] = False
-    moments = measured(rows.take(alone))
+    moments = measured(rows.index_select(alone))
     torch.testing.assert_close(moments.std[0], moments.std[1:].square().mean(0).sqrt())
 
 
@@ -118,7 +118,7 @@ def test_spread_rows_lie_as_far_from_their_mean_as_clips_do():
 
 def test_spread_rows_keep_the_order_of_the_rows():
     world = World()
-    rows = world.rows().take(torch.randperm(80, generator=draws(0)))
+    rows = world.rows().index_select(torch.randperm(80, generator=draws(0)))
     spread = measured(rows).spread_rows(rows)
     assert torch.equal(torch.cdist(spread, rows.embeddings.flatten(1)).argmin(1), torch.arange(80))
 
@@ -148,7 +148,7 @@ def test_uneven_numbers_of_prototypes_do_not_disturb_each_other():
     rows = world.rows()
     keep = torch.ones(24, dtype=torch.bool)
     keep[1:8], keep[10:16] = False, False
-    uneven, even = measured(rows.take(keep)), measured(rows)
+    uneven, even = measured(rows.index_select(keep)), measured(rows)
     torch.testing.assert_close(uneven.std[2], even.std[2])
     torch.testing.assert_close(uneven.mean[2], even.mean[2])
     labels = torch.arange(3).repeat_interleave(400)
