@@ -135,7 +135,7 @@ class JsonView(SilentView):
 
 
 class LiveView:
-    """Rounds, phases, sites, accuracy and the time left, drawn anew four times a second; below, the last log lines.
+    """Rounds, phases, sites, accuracy and the time left, refreshed four times a second; below, the last log lines.
 
     While it is shown it takes the place of the logger's `ConsoleHandler`s: a line for each round and warnings
     scroll by above it and stay, other lines pass through the last few below it.

@@ -107,7 +107,7 @@ class Wandb(Callback):
             rows = [[name, *(plain(row.get(figure)) for figure in figures)] for name, row in classes.items()]
             media["classes"] = wandb.Table(columns=["class", *figures], data=rows)
         if self.folder.map.exists():
-            # Offline is the default: whoever did not ask for W&B misses nothing, for the report has the map.
+            # Offline is the default: without W&B nothing is missed, because the report has the map.
             pixels = map_pixels(load_map(self.folder.map), logging.WARNING if self._online else logging.DEBUG)
             if pixels is not None:
                 media["embeddings"] = wandb.Image(pixels)

@@ -1,4 +1,4 @@
-"""Which test clips a round's scores rest on, and the figures by class after the last round, `evaluation.json`."""
+"""Which test clips the scores of a round cover, and the figures by class of `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fed_a2v.federation.protocol import Scores
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which part of the federation's test clips a round's figures rest on.
+    """Which part of the federation's test clips the figures of a round cover.
 
     Attributes:
         evaluated: the sites whose scores are in the figures.
-        sites: all sites heard of, and those that were asked.
-        told: by site, its test clips of each class, as it has said last; a site not in it has never said.
-        nameless: nodes that could not be asked, for they do not say which site they are.
+        sites: all sites that have ever replied, and those that were asked.
+        reported: by site, its number of test clips of each class as last reported; sites that never did are not in it.
+        nameless: nodes that could not be asked, because they do not report which site they are.
     """
 
     evaluated: Collection[str]
     sites: Collection[str]
-    told: Mapping[str, Mapping[str, int]]
+    reported: Mapping[str, Mapping[str, int]]
     nameless: int = 0
 
     @property
@@ -34,20 +34,20 @@ class Coverage:
 
     @property
     def class_totals(self) -> dict[str, int]:
-        """Test clips of each class at the sites that have said how many they have, by name in sorted order."""
+        """Test clips of each class at the sites that have reported them, by name in sorted order."""
         totals: Counter[str] = Counter()
-        for clips in self.told.values():
+        for clips in self.reported.values():
             totals.update(clips)
         return dict(sorted(totals.items()))
 
     @property
     def is_known(self) -> bool:
-        """Whether every site has said how many test clips it has."""
-        return not self.nameless and set(self.sites) <= self.told.keys()
+        """Whether every site has reported its number of test clips."""
+        return not self.nameless and set(self.sites) <= self.reported.keys()
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What the row says: `test_clips_total` is None where a site has never said how many it has."""
+        """Values of the row: `test_clips_total` is None if a site has never reported its number."""
         return {
             "test_clips_total": sum(self.class_totals.values()) if self.is_known else None,
             "sites_evaluated": len(self.evaluated),
@@ -67,17 +67,17 @@ def class_figures(
 
     Args:
         scores: of the models "after" and, where it was scored, "before" the server step.
-        bank: says which sites train on a class, and on how many clips.
+        bank: has which sites train on a class, and on how many clips.
         round_number: the round.
         coverage: which sites the scores come from.
-        lost: the classes that no site has enough clips of to share anything.
+        lost: the classes of which no site shares statistics.
 
     Returns:
         `classes`: by name `sites`, `clips` (trained on), `test_clips` (scored), `test_clips_total` (of all sites; None
-        where a site has never said how many it has), `accuracy`, `accuracy_at_5`, `accuracy_before`, `cosine` (to the
+        if a site has never reported its number), `accuracy`, `accuracy_at_5`, `accuracy_before`, `cosine` (to the
         class's prompt) and, where the adapters have a T5 side, `t5/accuracy`, `t5/cosine`; None where nothing was
-        scored. Of a class that is `lost` nobody has said how many sites and clips it has. `confusion`: clips by their
-        class and by the class that they were taken for.
+        scored. Of a `lost` class the numbers of sites and clips are not known. `confusion`: clips by their class and by
+        the predicted class.
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))
     trained: dict[str, list[int]] = {}

@@ -1,4 +1,7 @@
-"""The sites' answers: those that pass every check are used, the others counted in the round's row with the reason."""
+"""The sites' replies: valid ones are returned, the others counted in the round's row with the reason.
+
+Called by the strategy with what Flower has received.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,12 @@ SECOND_REPLY = "a second reply of the same site"
 
 
 def fresh_row() -> dict[str, Any]:
-    """What a row counts, before any answer has come."""
+    """The counters of a row before any reply."""
     return {"rejected": 0, "rejections": [], "failures": 0, "failure_reasons": [], "bytes_up": 0, "bytes_down": 0}
 
 
 def reject(row: dict[str, Any], what: str, reason: InvalidReplyError | str) -> None:
-    """Count and log an answer that is not used."""
+    """Count and log a reply that is not used."""
     row["rejected"] += 1
     row["rejections"].append(str(reason))
     log.warning("Rejected %s: %s", what, reason)
@@ -48,18 +51,18 @@ def reject(row: dict[str, Any], what: str, reason: InvalidReplyError | str) -> N
 
 
 def reasons(row: Mapping[str, Any]) -> str:
-    """Why sites were rejected or failed: the first three different reasons, in one line."""
+    """The first three different reasons why sites were rejected or failed, in one line."""
     different = dict.fromkeys([*row["rejections"], *row["failure_reasons"]])
     return "; ".join(" ".join(reason.split()) for reason in list(different)[:3]) or "no site answered"
 
 
 class ReplyValidator:
-    """Takes in what comes back from the sites that were asked.
+    """Checks the replies to one message of the server.
 
     Args:
         classes: names of all classes.
-        asked: by site, the `cid` of the node that was asked to speak for it.
-        row: of the round, made by `fresh_row`: counts bytes, failures and what is rejected.
+        asked: by site, the `cid` of the node that the message was sent to.
+        row: row of the round, made by `fresh_row`; bytes, failures and rejections are counted in it.
     """
 
     def __init__(self, classes: Collection[str], asked: Mapping[str, str], row: dict[str, Any]) -> None:
@@ -74,13 +77,13 @@ class ReplyValidator:
         expected: Callable[[str], ReplySpec],
         off_scale: Callable[[list[TrainReply]], Mapping[str, str]] | None = None,
     ) -> list[TrainReply]:
-        """The good replies, by site name; the row says of every site how it answered.
+        """The valid replies, in the order of the site names; the row records the status of every site.
 
         Args:
-            results: with a reply. The arrays of those that are read are taken out: a good reply keeps them.
-            failures: what Flower could not get, or a site could not do.
-            expected: of a site's reply.
-            off_scale: which sites' replies are not of the others' scale, and why; None: nobody asks.
+            results: training replies. Their arrays are moved into the returned replies, to free memory.
+            failures: exceptions of Flower, and replies with an error status.
+            expected: what the reply of a site may hold.
+            off_scale: finds the sites whose reply is off the scale of the others, with the reason; None: no check.
         """
         start = time.perf_counter()
         self._count_failures(failures)
@@ -106,25 +109,14 @@ class ReplyValidator:
         self,
         results: Iterable[EvaluateResult],
         failures: Sequence[EvaluateResult | BaseException],
-        round_number: int,
-        models: Collection[str],
-        confusion: bool,
-        t5: Collection[str] = (),
-        unseen: bool = False,
-        registered: Mapping[str, Mapping[str, int]] | None = None,
-        highest: Mapping[str, float] | None = None,
+        expected: Callable[[str], EvalReplySpec],
     ) -> dict[str, dict[str, Scores]]:
-        """The good scores of each site, by its name and by model, in the order of the names.
+        """The valid scores of each site by model, in the order of the site names.
 
         Args:
-            results: with scores.
-            failures: what Flower could not get, or a site could not do.
-            round_number: the round the sites were asked in.
-            models: that they were asked to score.
-            confusion: whether they were asked which classes were predicted.
-            t5: the models of which they were sent a T5 side.
-            unseen, highest: see `has_unseen` and `max_loss` of `EvalReplySpec`.
-            registered: by site, the test clips of each class that it has said it has.
+            results: evaluation replies.
+            failures: exceptions of Flower, and replies with an error status.
+            expected: what the reply of a site may hold.
         """
         self._count_failures(failures)
         scores: dict[str, dict[str, Scores]] = {}
@@ -133,24 +125,13 @@ class ReplyValidator:
                 site = self._sender(node, result.metrics)
                 if site in scores:
                     raise InvalidReplyError(SECOND_REPLY)
-                expected = EvalReplySpec(
-                    site=site,
-                    round_number=round_number,
-                    classes=self.classes,
-                    models=models,
-                    confusion=confusion,
-                    t5_models=t5,
-                    has_unseen=unseen,
-                    test_clips=(registered or {}).get(site),
-                    max_loss=highest,
-                )
-                scores[site] = decode_scores(result.metrics, result.num_examples, expected)
+                scores[site] = decode_scores(result.metrics, result.num_examples, expected(site))
             except InvalidReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)
         return dict(sorted(scores.items()))
 
     def _claims(self, results: Iterable[FitResult]) -> tuple[list[tuple[str, ClientProxy, FitRes]], set[str]]:
-        """Replies with the site they claim to come from, by its name; and the sites of nodes that claim another."""
+        """Replies with the site they name, in the order of the names; and the sites whose node names another one."""
         claims: list[tuple[str, ClientProxy, FitRes]] = []
         refused: set[str] = set()
         for node, result in results:
@@ -162,21 +143,25 @@ class ReplyValidator:
         return sorted(claims, key=lambda claim: claim[0]), refused
 
     def _sender(self, node: ClientProxy, metrics: Mapping[str, Scalar]) -> str:
-        """The site that an answer claims to come from, if that node was asked for it."""
+        """The site that a reply names.
+
+        Raises:
+            InvalidReplyError: the node was not asked for that site.
+        """
         site = claimed_site(metrics, self.classes)
         if self.asked.get(site) != node.cid:
             raise InvalidReplyError(f"it names site {show(site)}, which this node was not asked for")
         return site
 
     def _unpacked(self, result: FitRes, expected: ReplySpec) -> TrainReply:
-        """The reply in `result`; its weights alone keep hold of the bytes."""
+        """The reply in `result`; afterwards only its weights reference the bytes."""
         arrays = read_arrays(result.parameters, expected.max_arrays)
         result.parameters = Parameters([], result.parameters.tensor_type)
         self.row["bytes_up"] += payload_bytes(arrays)
         return decode_reply(arrays, result.metrics, result.num_examples, expected)
 
     def _record(self, replies: Mapping[str, TrainReply], refused: Container[str]) -> None:
-        """Put into the row, and into the log, who gave a good reply and who did not."""
+        """Record the status of every site in the row; log the sites without a valid reply."""
         self.row["replies"] = len(replies)
         self.row["sites"] = {
             site: "replied" if site in replies else "rejected" if site in refused else "failed"
@@ -184,21 +169,23 @@ class ReplyValidator:
         }
         self.row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
         if missing := [site for site, answer in self.row["sites"].items() if answer != "replied"]:
-            log.warning("No good reply of %s", ", ".join(missing))
+            log.warning("No valid reply of %s", ", ".join(missing))
 
     def _count_failures(self, failures: Sequence[Any]) -> None:
-        """Count and log why sites failed: an exception, or a reply with an error status."""
+        """Count and log the failures: exceptions, and replies with an error status."""
         self.row["failures"] += len(failures)
         for failure in failures:
-            reason = failure[1].status.message if isinstance(failure, tuple) else _raised(failure)
+            reason = failure[1].status.message if isinstance(failure, tuple) else _one_line(failure)
             reason = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
             self.row["failure_reasons"].append(reason)
             log.warning("A site failed: %s", reason)
 
 
-def _raised(failure: BaseException) -> str:
-    """An exception in one line; of one that was raised at a site, what Flower tells of it."""
-    told = re.search(r"\(reason: (?:<class '[\w.]*?(\w+)'>:<')?(.*?)(?:'>)?\)\. It originated", str(failure), re.DOTALL)
-    if told is None:
+def _one_line(failure: BaseException) -> str:
+    """An exception in one line; of one raised at a site, the type and message that Flower quotes."""
+    quoted = re.search(
+        r"\(reason: (?:<class '[\w.]*?(\w+)'>:<')?(.*?)(?:'>)?\)\. It originated", str(failure), re.DOTALL
+    )
+    if quoted is None:
         return repr(failure)
-    return " ".join(": ".join(part for part in told.groups() if part).split())
+    return " ".join(": ".join(part for part in quoted.groups() if part).split())

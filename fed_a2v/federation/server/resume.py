@@ -1,4 +1,4 @@
-"""Where a run begins: anew, after the last finished round of an earlier start, or at its end.
+"""Where a run starts: at round 1, after the last finished round of an earlier start, or at its end.
 
 Called by the trainer before it touches the run's folder.
 """

@@ -33,6 +33,7 @@ from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.protocol import (
     VALIDATION,
+    EvalReplySpec,
     FederationError,
     InvalidReplyError,
     ReplySpec,
@@ -237,17 +238,7 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         row = self._row
         answers = ReplyValidator(self.classes, self._nodes.assigned, row)
-        by_site = answers.scores(
-            results,
-            failures,
-            round_number,
-            self._models,
-            self._is_last(round_number),
-            () if self.prompts.t5 is None else ("after",),
-            bool(self._step().settings.unseen),
-            self._test_clips,
-            self._step().loss.highest(self._reach),
-        )
+        by_site = answers.scores(results, failures, lambda site: self._expected_scores(site, round_number))
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
         row["seconds/evaluate"] = time.perf_counter() - self._clock
@@ -426,6 +417,20 @@ class FedA2V(Strategy):
             outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
+        )
+
+    def _expected_scores(self, site: str, round_number: int) -> EvalReplySpec:
+        """What a site's evaluation reply may hold."""
+        return EvalReplySpec(
+            site=site,
+            round_number=round_number,
+            classes=self.classes,
+            models=self._models,
+            confusion=self._is_last(round_number),
+            t5_models=() if self.prompts.t5 is None else ("after",),
+            has_unseen=bool(self._step().settings.unseen),
+            test_clips=self._test_clips.get(site),
+            max_loss=self._step().loss.highest(self._reach),
         )
 
     def _repeated(self, round_number: int, row: dict[str, Any], replies: list[TrainReply]) -> list[TrainReply]:
