@@ -49,8 +49,8 @@ def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable
     """Corrupt the statistics of each class."""
 
     def spoil(reply: TrainReply, _: GarbageNode) -> TrainReply:
-        said = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.prompts]
-        return claiming(replace(reply, prompts=said))
+        said = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.statistics]
+        return claiming(replace(reply, statistics=said))
 
     return spoil
 
@@ -58,11 +58,11 @@ def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable
 def claiming(reply: TrainReply, clips: int = 0) -> TrainReply:
     """The reply with numbers of clips that fit its content, or `clips` for each prototype."""
     said = []
-    for prompt in reply.prompts:
+    for prompt in reply.statistics:
         counts = torch.full_like(prompt.audio.counts, clips) if clips else prompt.audio.counts
         said.append(replace(prompt, count=int(counts.sum()), audio=replace(prompt.audio, counts=counts)))
     examples = max(reply.num_examples, sum(prompt.count for prompt in said))
-    return replace(reply, prompts=said, num_examples=examples)
+    return replace(reply, statistics=said, num_examples=examples)
 
 
 def scaled(factor: float, variance: float = 1.0) -> Callable[..., TrainReply]:
@@ -78,12 +78,12 @@ def many(audio: AudioPrototypes) -> AudioPrototypes:
 
 def faked(reply: TrainReply, node: GarbageNode) -> TrainReply:
     """Eight prototypes of every class, which are the site's own of other classes, of a million clips each."""
-    own = torch.cat([prompt.audio.means for prompt in reply.prompts])
+    own = torch.cat([prompt.audio.means for prompt in reply.statistics])
     said = []
     for place, name in enumerate(node.classes):
         means = own[(torch.arange(8) + 3 * place) % len(own)]
         said.append(ClassStatistics(name, 8, AudioPrototypes(means, torch.ones(8).long(), torch.zeros_like(means))))
-    return claiming(replace(reply, prompts=said), 10**6)
+    return claiming(replace(reply, statistics=said), 10**6)
 
 
 def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
@@ -91,8 +91,8 @@ def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
     if reply.task == "train":
         return reply
     one = [replace(p, audio=replace(p.audio, means=p.audio.means[..., :1], variances=p.audio.variances[..., :1]))
-           for p in reply.prompts[:1]]  # fmt: skip
-    return claiming(replace(reply, prompts=one), 10**9)
+           for p in reply.statistics[:1]]  # fmt: skip
+    return claiming(replace(reply, statistics=one), 10**9)
 
 
 def old(reply: TrainReply, node: GarbageNode) -> TrainReply:

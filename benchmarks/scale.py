@@ -155,7 +155,7 @@ class Player(A2VClient):
             task="train" if trained else "register",
             num_examples=CLIPS * CLASSES,
             weights=[weight + 1e-3 * torch.randn(weight.shape, generator=random) for weight in weights],
-            prompts=[said(name, trained, random) for name in NAMES],
+            statistics=[said(name, trained, random) for name in NAMES],
             fingerprint="same",
             square_root=False,
         )

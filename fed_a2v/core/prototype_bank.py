@@ -77,7 +77,7 @@ class PooledMoments:
     variance: float
     count: int
 
-    def as_prompts(self, name: str) -> ClassStatistics:
+    def as_statistics(self, name: str) -> ClassStatistics:
         """The moments as the single prototype of a class called `name`."""
         mean = self.mean[None]
         audio = AudioPrototypes(
@@ -173,12 +173,12 @@ class _Entry:
     """A site's statistics of a class.
 
     Attributes:
-        prompts: the statistics.
+        statistics: the statistics.
         last_heard: round of the reply.
         held_out: which of the prototypes are held out of training; None: not decided yet.
     """
 
-    prompts: ClassStatistics
+    statistics: ClassStatistics
     last_heard: int
     held_out: list[bool] | None = None
 
@@ -230,7 +230,7 @@ class PrototypeBank:
                     audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
                 held_out = _previous_hold_out(before.get(name), audio, name in known)
             elif name in known:
-                audio, held_out = known[name].prompts.audio, known[name].held_out
+                audio, held_out = known[name].statistics.audio, known[name].held_out
             clip, t5 = (
                 _halved(output) if output is not None and self.half_precision else output
                 for output in (statistics.clip, statistics.t5)
@@ -273,8 +273,8 @@ class PrototypeBank:
                 rows[name] += len(entry.held_out)
                 held[name] += sum(entry.held_out)
         for site, name, entry in entries:
-            if entry.held_out is None and entry.prompts.audio is not None and (site, name) not in self.contradicted:
-                own = len(entry.prompts.audio.counts)
+            if entry.held_out is None and entry.statistics.audio is not None and (site, name) not in self.contradicted:
+                own = len(entry.statistics.audio.counts)
                 rows[name] += own
                 target = held_out_number(rows[name], share)
                 missing = min(own, max(0, (min(target, most) if most else target) - held[name]))
@@ -283,7 +283,7 @@ class PrototypeBank:
                 held[name] += missing
         # A class must not be without training rows.
         for _, name, entry in entries:
-            if held[name] == rows[name] and entry.held_out and entry.prompts.audio is not None:
+            if held[name] == rows[name] and entry.held_out and entry.statistics.audio is not None:
                 held[name] -= sum(entry.held_out)
                 entry.held_out = [False] * len(entry.held_out)
 
@@ -333,13 +333,13 @@ class PrototypeBank:
         """Drop all prototypes, but keep the fingerprints and all else, so that sites do not send them again."""
         for classes in self.entries.values():
             for entry in classes.values():
-                entry.prompts = replace(entry.prompts, audio=None)
+                entry.statistics = replace(entry.statistics, audio=None)
 
     def __iter__(self) -> Iterator[tuple[str, ClassStatistics]]:
         """Every (site, statistics of a class) pair, sites and classes in sorted order."""
         for site in sorted(self.entries):
             for name in sorted(self.entries[site]):
-                yield site, self.entries[site][name].prompts
+                yield site, self.entries[site][name].statistics
 
     def counts(self) -> dict[str, int]:
         """Clips per class over all sites, by name in sorted order."""
@@ -403,13 +403,13 @@ class PrototypeBank:
             (name, site, entry)
             for site, classes in self.entries.items()
             for name, entry in classes.items()
-            if entry.prompts.audio is not None and (site, name) not in self.contradicted
+            if entry.statistics.audio is not None and (site, name) not in self.contradicted
         ]
         prototypes = []
         for name, site, entry in sorted(entries, key=lambda item: item[:2]):
-            audio = entry.prompts.audio
+            audio = entry.statistics.audio
             assert audio is not None
-            counts = audio.counts.float() * (clips[site, name] / entry.prompts.count)
+            counts = audio.counts.float() * (clips[site, name] / entry.statistics.count)
             held = entry.held_out or [False] * len(counts)
             prototypes.append(_Prototypes(name, audio, counts, torch.tensor(held)))
         return prototypes
@@ -510,10 +510,10 @@ class PrototypeBank:
         sites = {
             site: {
                 name: {
-                    "count": entry.prompts.count,
-                    "audio": None if entry.prompts.audio is None else vars(entry.prompts.audio),
-                    "clip": entry.prompts.clip,
-                    "t5": entry.prompts.t5,
+                    "count": entry.statistics.count,
+                    "audio": None if entry.statistics.audio is None else vars(entry.statistics.audio),
+                    "clip": entry.statistics.clip,
+                    "t5": entry.statistics.t5,
                     "last_heard": entry.last_heard,
                     "held_out": entry.held_out,
                 }
@@ -561,7 +561,7 @@ def _previous_hold_out(entry: _Entry | None, audio: AudioPrototypes, same: bool)
     """
     if entry is None or entry.held_out is None or len(entry.held_out) != len(audio.counts):
         return None
-    before = entry.prompts.audio
+    before = entry.statistics.audio
     same = same or (before is not None and torch.equal(before.means.float(), audio.means.float()))
     return entry.held_out if same else None
 

@@ -79,13 +79,13 @@ class ClientUpdate(NamedTuple):
 
     Attributes:
         site: name of the site.
-        prompts: statistics of its classes.
+        statistics: statistics of its classes.
         fingerprint: hash of its prototypes.
         weights: its adapters' weights, for distillation only.
     """
 
     site: str
-    prompts: list[ClassStatistics]
+    statistics: list[ClassStatistics]
     fingerprint: str
     weights: Sequence[Tensor] = ()
 
@@ -344,8 +344,8 @@ class ServerStep:
         """Store the replies, drop outdated and contradicted ones, and decide which new prototypes are held out."""
         changed = False
         for update in updates:
-            self.bank.update(update.site, update.prompts, update.fingerprint, round_number)
-            changed = changed or any(statistics.audio is not None for statistics in update.prompts)
+            self.bank.update(update.site, update.statistics, update.fingerprint, round_number)
+            changed = changed or any(statistics.audio is not None for statistics in update.statistics)
         for site in self.bank.expire(round_number, self.settings.max_age):
             log.info("%s has not replied for more than %d rounds: dropped", site, self.settings.max_age)
             changed = True
@@ -388,7 +388,7 @@ class ServerStep:
         # A copy, as the pooled moments are no class and must not stay in the bank.
         bank = replace(self.bank, entries=dict(self.bank.entries), fingerprints=dict(self.bank.fingerprints))
         for site, of_site in (pooled or {}).items():
-            bank.update(site, [of_site.as_prompts(site)], "", 0)
+            bank.update(site, [of_site.as_statistics(site)], "", 0)
         moments = bank.moments()
         if moments is not None:
             self._log_capped()
@@ -486,7 +486,7 @@ class ServerStep:
                 update.weights,
                 {
                     class_of[statistics.name]: clips[update.site, statistics.name]
-                    for statistics in update.prompts
+                    for statistics in update.statistics
                     if (update.site, statistics.name) not in self.bank.contradicted
                 },
             )

@@ -81,9 +81,9 @@ def _columns_of_sites(round_number: int, step: ServerStep) -> list[Column]:
     columns = []
     for site, classes in sorted(step.bank.entries.items()):
         sent = [
-            entry.prompts
+            entry.statistics
             for entry in classes.values()
-            if entry.last_heard == round_number and entry.prompts.clip is not None
+            if entry.last_heard == round_number and entry.statistics.clip is not None
         ]
         if sent:
             t5 = [prompt.t5.float() for prompt in sent if prompt.t5 is not None]

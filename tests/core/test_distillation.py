@@ -136,8 +136,8 @@ def test_the_step_count_includes_distillation_and_fine_tuning(world, teachers, f
 def halves(world):
     """Replies of two sites, with the first and the last five classes."""
     one, other = world.updates(sites=2)
-    prompts = sorted([*one.prompts, *other.prompts], key=lambda prompt: prompt.name)
-    return one._replace(prompts=prompts[:5]), other._replace(prompts=prompts[5:])
+    prompts = sorted([*one.statistics, *other.statistics], key=lambda prompt: prompt.name)
+    return one._replace(statistics=prompts[:5]), other._replace(statistics=prompts[5:])
 
 
 # Saving memory
@@ -163,7 +163,7 @@ def test_a_half_precision_bank_takes_half_the_memory_and_returns_the_same_values
     for half in (False, True):
         bank = PrototypeBank(half_precision=half)
         for update in updates:
-            bank.update(update.site, update.prompts, update.fingerprint, 1)
+            bank.update(update.site, update.statistics, update.fingerprint, 1)
         rows.append(bank.rows())
         kinds = {prompt.audio.means.dtype for _, prompt in bank}
         assert kinds == {torch.float16 if half else torch.float32}

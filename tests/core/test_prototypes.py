@@ -158,4 +158,4 @@ def test_a_fingerprint_of_views_is_that_of_their_values():
 
 
 def test_sites_with_the_same_world_share_every_class():
-    assert [len(update.prompts) for update in World().updates(sites=3)] == [4, 3, 3]
+    assert [len(update.statistics) for update in World().updates(sites=3)] == [4, 3, 3]

@@ -257,7 +257,7 @@ def test_results_do_not_depend_on_the_order_of_classes_and_replies():
     prompts = world.prompts()
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     shuffled = prompts._replace(names=tuple(prompts.names[k] for k in order), clip=prompts.clip[order])
-    updates = [update._replace(prompts=update.prompts[::-1]) for update in world.updates()]
+    updates = [update._replace(statistics=update.statistics[::-1]) for update in world.updates()]
     loss = AdapterLoss(shuffled, AdapterLossWeights())
     step = ServerStep(
         world.adapters(), shuffled, generator_of("gaussian", world), loss, replace(QUICK, first_steps=100)
@@ -285,7 +285,7 @@ def test_the_sites_outputs_can_be_the_targets_of_fine_tuning():
     clips, labels = world.clips(24)
     wanted = torch.randn(10, 1, 24) * 3
     updates = [
-        update._replace(prompts=[replace(p, clip=wanted[world.names.index(p.name)]) for p in update.prompts])
+        update._replace(statistics=[replace(p, clip=wanted[world.names.index(p.name)]) for p in update.statistics])
         for update in world.updates()
     ]
     errors = []
@@ -301,10 +301,10 @@ def test_the_class_prompt_is_the_target_if_no_site_has_sent_outputs():
     world = World()
     step = step_of(world, None, t5=T5)
     updates = world.updates()
-    updates[0].prompts[0] = replace(updates[0].prompts[0], clip=torch.full((1, 24), 9.0))
+    updates[0].statistics[0] = replace(updates[0].statistics[0], clip=torch.full((1, 24), 9.0))
     step.fill_bank(1, updates)
     clip, t5 = step._targets()
-    name = updates[0].prompts[0].name
+    name = updates[0].statistics[0].name
     expected = world.prompts().clip.clone()
     expected[world.names.index(name)] = 9
     assert torch.equal(clip, expected)
@@ -605,7 +605,7 @@ def test_a_site_that_resends_without_audio_keeps_its_prototypes():
     world = World()
     one, other = step_of(world, "gaussian"), step_of(world, "gaussian")
     updates = world.updates()
-    short = [u._replace(prompts=[ClassStatistics(p.name, p.count) for p in u.prompts]) for u in updates]
+    short = [u._replace(statistics=[ClassStatistics(p.name, p.count) for p in u.statistics]) for u in updates]
     one.run(1, updates)
     other.run(1, updates)
     assert_same_bits(without_seconds(one.run(2, updates)), without_seconds(other.run(2, short)))
@@ -622,7 +622,7 @@ def test_a_site_without_a_new_reply_counts_until_the_maximum_age(caplog):
     assert len(step.bank.rows().names) == 10
     with caplog.at_level(logging.INFO, "fed_a2v"):
         step.run(4, [second])
-    assert step.bank.rows().names == tuple(sorted(prompts.name for prompts in second.prompts))
+    assert step.bank.rows().names == tuple(sorted(prompts.name for prompts in second.statistics))
     assert any("site 0" in message for message in caplog.messages)
 
 
@@ -729,7 +729,7 @@ def test_prototypes_are_dropped_after_the_round_and_not_sent_again():
     assert set(step.bank.fingerprints) == {update.site for update in updates}
     assert step.replayed == world.names
     # The same sites, without their prototypes, which the protocol allows, as the fingerprint is stored.
-    silent = [update._replace(prompts=[replace(p, audio=None) for p in update.prompts]) for update in updates]
+    silent = [update._replace(statistics=[replace(p, audio=None) for p in update.statistics]) for update in updates]
     row = step.run(2, silent)
     assert "server/adapter_finetuning_loss" in row
     assert not [name for name in row if "held_out" in name]
@@ -748,7 +748,7 @@ def test_with_replay_only_held_out_prototypes_decide(judged, caplog):
     assert decided == judged["rollback"][1::2] == judged["validation"]
     assert [len(rows_of) for rows_of in decided] == [5, 3, 2], "one of eight of each class that came"
     for updates, of_round in zip([uploads[0], uploads[1], uploads[4]], decided, strict=True):
-        sent = as_set(torch.cat([prompts.audio.means for update in updates for prompts in update.prompts]))
+        sent = as_set(torch.cat([prompts.audio.means for update in updates for prompts in update.statistics]))
         assert of_round <= sent
         all_of_them |= of_round
     assert as_set(adapters.seen).isdisjoint(all_of_them)
@@ -817,9 +817,9 @@ def test_rows_of_two_sources_are_joined_by_name():
 
 def swapped(update):
     """Statistics of a site under the names of the neighbouring classes."""
-    names = [said.name for said in update.prompts]
-    said = [replace(said, name=name) for said, name in zip(update.prompts, names[1:] + names[:1], strict=True)]
-    return update._replace(site="x", prompts=said)
+    names = [said.name for said in update.statistics]
+    said = [replace(said, name=name) for said, name in zip(update.statistics, names[1:] + names[:1], strict=True)]
+    return update._replace(site="x", statistics=said)
 
 
 def test_swapped_labels_have_no_effect_and_are_counted_and_logged_once(caplog):

@@ -236,7 +236,7 @@ class Site:
             task=task,
             num_examples=len(self.data.train.labels),
             weights=weights,
-            prompts=statistics,
+            statistics=statistics,
             fingerprint=prototype_fingerprint,
             square_root=self.data.square_root,
             losses=losses,

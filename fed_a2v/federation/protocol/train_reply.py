@@ -48,7 +48,7 @@ class TrainReply:
         num_examples: number of the site's training clips.
         weights: the adapters' weights; empty for a registration. In a decoded reply they are views of the received
             bytes, float16 or float32, because copies of all sites' weights would be most of the server's memory.
-        prompts: statistics of each class that the site shares.
+        statistics: statistics of each class that the site shares.
         fingerprint: identifies the site's prototypes; while it is unchanged, they are not sent again.
         square_root: whether the embeddings are square roots of the encoder's output.
         losses: parts of the training loss by name, finite.
@@ -63,7 +63,7 @@ class TrainReply:
     task: Task
     num_examples: int
     weights: list[Tensor]
-    prompts: list[ClassStatistics]
+    statistics: list[ClassStatistics]
     fingerprint: str
     square_root: bool
     losses: dict[str, float] = field(default_factory=dict)
@@ -232,7 +232,7 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
                 clip=output(prompt.clip),
                 t5=output(prompt.t5),
             )
-            for prompt in reply.prompts
+            for prompt in reply.statistics
         ],
         moments=moments(reply.moments),
     )
@@ -293,7 +293,7 @@ def decode_reply(
         task=manifest.task,
         num_examples=num_examples,
         weights=_read_weights(arrays[: manifest.weights], weight_shapes, expected),
-        prompts=_read_prompts(arrays, manifest, expected),
+        statistics=_read_prompts(arrays, manifest, expected),
         fingerprint=manifest.fingerprint,
         square_root=manifest.square_root,
         losses=dict(manifest.losses),

@@ -26,7 +26,7 @@ class EmbeddingSpec(NamedTuple):
 
 def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
     """The kind of a site's embeddings; None if the site shares neither prototypes nor moments."""
-    for prompt in reply.prompts:
+    for prompt in reply.statistics:
         if prompt.audio is not None:
             return EmbeddingSpec(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
     if reply.moments is not None:

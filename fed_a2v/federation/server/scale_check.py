@@ -20,7 +20,7 @@ def sizes(prompts: Iterable[ClassStatistics], moments: PooledMoments | None = No
 
     `typical prototype` is over all prototypes, the other values are of the largest one of their kind.
     """
-    statistics = [*prompts, *([] if moments is None else [moments.as_prompts("")])]
+    statistics = [*prompts, *([] if moments is None else [moments.as_statistics("")])]
     audio = [each.audio for each in statistics if each.audio is not None]
     squares = [_means(each.means, power=2) for each in audio]
     values_of = {
@@ -49,11 +49,11 @@ def off_scale(replies: Sequence[TrainReply], bank: PrototypeBank | None, factor:
         bank: the stored prototypes; None in the registration.
         factor: more than 1; math.inf turns the check off.
     """
-    now = {reply.site: sizes(reply.prompts, reply.moments) for reply in replies}
+    now = {reply.site: sizes(reply.statistics, reply.moments) for reply in replies}
     stored: dict[str, dict[str, float]] = {}
     if bank is not None and any("typical prototype" in size for size in now.values()):
         stored = {
-            site: sizes(entry.prompts for entry in classes.values() if entry.prompts.audio is not None)
+            site: sizes(entry.statistics for entry in classes.values() if entry.statistics.audio is not None)
             for site, classes in bank.entries.items()
         }
     all_sites = stored | {site: size for site, size in now.items() if "typical prototype" in size}

@@ -192,7 +192,7 @@ class FedA2V(Strategy):
         # The server step replaces its own count where it takes steps.
         row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
-        updates = [ClientUpdate(reply.site, reply.prompts, reply.fingerprint, reply.weights) for reply in replies]
+        updates = [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
         self._unshared.update(round_number, step)
         self.listener.server_step_done(round_number, step)
@@ -280,7 +280,7 @@ class FedA2V(Strategy):
         if not replies or self.audio_shape is None:
             raise FederationError(f"no site could register: {reasons(row)}")
         self.step = self.make_step(self.audio_shape)
-        self.step.fill_bank(0, [ClientUpdate(reply.site, reply.prompts, reply.fingerprint) for reply in replies])
+        self.step.fill_bank(0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint) for reply in replies])
         if self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)

@@ -66,8 +66,8 @@ def read(federation, fit_result, task, **changes):
 def test_asked_to_register_it_sends_prototypes_and_no_weights(federation, message):
     reply = read(federation, A2VClient({}).fit([], message("register")), "register")
     assert reply.weights == []
-    assert (len(reply.prompts), reply.num_examples) == (2, 18)
-    assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.prompts)
+    assert (len(reply.statistics), reply.num_examples) == (2, 18)
+    assert all(isinstance(prompt.audio, AudioPrototypes) and prompt.clip is None for prompt in reply.statistics)
 
 
 def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_outputs(federation, message, weights):
@@ -79,7 +79,7 @@ def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_
     sent = federation.strategy.step.adapters.weights()
     assert [w.shape for w in reply.weights] == [w.shape for w in sent]
     assert not torch.allclose(reply.weights[0].float(), sent[0], atol=1e-5)
-    assert all(prompt.clip.shape == (1, 768) for prompt in reply.prompts)
+    assert all(prompt.clip.shape == (1, 768) for prompt in reply.statistics)
     assert reply.losses["loss"] > 0
     with refused(InvalidReplyError, "clip"):
         read(federation, fitted, "train")
@@ -88,9 +88,9 @@ def test_asked_to_train_it_sends_changed_weights_and_where_it_is_asked_its_mean_
 def test_prototypes_that_the_server_holds_are_not_sent_again(federation, message, weights):
     fingerprint = federation.strategy.step.bank.fingerprints[SITES[1]]
     again = read(federation, A2VClient({}).fit(weights, message("train", held=fingerprint)), "train")
-    assert all(prompt.audio is None for prompt in again.prompts)
+    assert all(prompt.audio is None for prompt in again.statistics)
     anew = read(federation, A2VClient({}).fit(weights, message("train", held="other")), "train")
-    assert all(prompt.audio is not None for prompt in anew.prompts)
+    assert all(prompt.audio is not None for prompt in anew.statistics)
 
 
 def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation, message):

@@ -67,10 +67,10 @@ def test_the_reply_says_which_clips_it_rests_on(make_site):
     site = make_site()
     reply = site.register(0)
     assert (reply.site, reply.task, reply.round_number, reply.num_examples) == ("site-000", "register", 0, 18)
-    assert {prompt.name for prompt in reply.prompts} == {
+    assert {prompt.name for prompt in reply.statistics} == {
         site.classes[label] for label in site.data.train.labels.unique().tolist()
     }
-    for prompt in reply.prompts:
+    for prompt in reply.statistics:
         rows = site.data.train.embeddings[site.data.train.labels == site.classes.index(prompt.name)]
         counts = prompt.audio.counts[:, None, None].float()
         mean = (prompt.audio.means * counts).sum(dim=0) / counts.sum()
@@ -79,7 +79,7 @@ def test_the_reply_says_which_clips_it_rests_on(make_site):
 
 def test_test_clips_are_never_shared_or_trained_on(make_site):
     site = make_site("share=samples")
-    shared = torch.cat([prompt.audio.means for prompt in site.register(0).prompts])
+    shared = torch.cat([prompt.audio.means for prompt in site.register(0).statistics])
     distances = torch.cdist(site.data.test.embeddings.flatten(1), shared.flatten(1))
     assert distances.min() > 1e-3
 
@@ -87,7 +87,7 @@ def test_test_clips_are_never_shared_or_trained_on(make_site):
 def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
     site = make_site("share.min_clips=10")
     reply, clips = site.register(0), site.data.train.embeddings
-    assert reply.prompts == []
+    assert reply.statistics == []
     assert reply.num_examples == reply.moments.count == len(clips) == 18
     torch.testing.assert_close(reply.moments.mean, clips.mean(dim=0))
     assert reply.moments.variance == pytest.approx(float((clips - clips.mean(dim=0)).square().mean()), rel=1e-5)
@@ -96,7 +96,7 @@ def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_on
 
 def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
     reply = make_site("share.min_clips=19").register(0)
-    assert (reply.prompts, reply.moments) == ([], None)
+    assert (reply.statistics, reply.moments) == ([], None)
 
 
 def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
@@ -107,7 +107,7 @@ def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
     np.savez(path, embeddings=random.normal(size=(10, 5)).astype(np.float32), category=labels, fold=folds)
     settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=1"])
     reply = Site(settings, ("dog", "rain"), 0).register(0)
-    assert [prompt.name for prompt in reply.prompts] == ["dog"]
+    assert [prompt.name for prompt in reply.statistics] == ["dog"]
     assert (reply.num_examples, reply.moments) == (8, None)
 
 
@@ -128,7 +128,7 @@ def test_its_mean_outputs_are_those_of_the_trained_adapters(make_site):
     site = make_site(OUTPUTS)
     adapters = adapters_for(site)
     reply = site.train(1, adapters, "")
-    for prompt in reply.prompts:
+    for prompt in reply.statistics:
         rows = site.data.train.embeddings[site.data.train.labels == site.classes.index(prompt.name)]
         with torch.no_grad():
             torch.testing.assert_close(prompt.clip, adapters(rows).clip.mean(dim=0))
@@ -153,12 +153,12 @@ def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrid
     adapters = adapters_for(site)
     reply = site.train(1, adapters, "")
     assert [weight.shape for weight in reply.weights] == [weight.shape for weight in adapters.weights() if weights]
-    assert len(reply.prompts) == 2, "names and numbers of clips are always told"
-    for prompt in reply.prompts:
+    assert len(reply.statistics) == 2, "names and numbers of clips are always told"
+    for prompt in reply.statistics:
         assert prompt.count == 9
         assert (prompt.audio is not None) == prototypes
         assert (prompt.clip is not None) == outputs
-    told = site.register(0).prompts
+    told = site.register(0).statistics
     groups = 9 if "share=samples" in overrides and prototypes else 3 if prototypes else 1
     assert [len(prompt.audio.counts) for prompt in told] == [groups] * 2
 
@@ -166,7 +166,7 @@ def test_a_site_sends_what_the_settings_need_and_nothing_else(make_site, overrid
 def test_with_a_t5_adapter_the_site_reports_both_outputs(make_site):
     site = make_site("adapters=flux", "adapters.t5_width=8", "adapters.t5_tokens=3", OUTPUTS)
     reply = site.train(1, adapters_for(site), "")
-    assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.prompts)
+    assert all(prompt.clip.shape == (1, 768) and prompt.t5.shape == (3, 8) for prompt in reply.statistics)
 
 
 def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
@@ -281,7 +281,7 @@ def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
             [*SMALL, "partition=own", "dataset=embeddings", "dataset.classes=[cat,dog,rain]", "share.min_clips=1"]
         )
         site = Site(settings, ("cat", "dog", "rain"), 0, data_dir=str(path), name=f"site-{name}")
-        replies[name] = [prompt.name for prompt in site.register(0).prompts]
+        replies[name] = [prompt.name for prompt in site.register(0).statistics]
     assert replies == {"a": ["dog", "rain"], "b": ["cat", "dog"]}
 
 
@@ -290,7 +290,7 @@ def test_unseen_classes_are_tested_on_and_never_trained_on(make_site):
     unseen = {name for name, gone in zip(sites[0].classes, sites[0].unseen.tolist(), strict=True) if gone}
     assert len(unseen) == 2
     for site in sites:
-        assert unseen.isdisjoint(prompt.name for prompt in site.register(0).prompts)
+        assert unseen.isdisjoint(prompt.name for prompt in site.register(0).statistics)
     tested = set().union(*(site.evaluate(adapters_for(site)).classes for site in sites))
     assert unseen <= tested
 

@@ -42,7 +42,7 @@ def make_reply(seed=0, task="train", names=("dog", "rain"), **options):
         weights=[torch.tensor(rng.normal(size=shape), dtype=torch.float32) for shape in SHAPES]
         if task == "train"
         else [],
-        prompts=said,
+        statistics=said,
         fingerprint="abc123",
         square_root=True,
         losses={"mse": 0.25, "contrastive": 1.5} if task == "train" else {},

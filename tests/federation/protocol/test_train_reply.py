@@ -25,7 +25,7 @@ def assert_same(got, wanted, tolerance):
     assert (got.num_examples, got.fingerprint) == (wanted.num_examples, wanted.fingerprint)
     assert (got.square_root, got.losses, got.seconds) == (wanted.square_root, wanted.losses, wanted.seconds)
     pairs = list(zip(got.weights, wanted.weights, strict=True))
-    for one, other in zip(got.prompts, wanted.prompts, strict=True):
+    for one, other in zip(got.statistics, wanted.statistics, strict=True):
         assert (one.name, one.count) == (other.name, other.count)
         pairs += [(one.clip, other.clip), (one.t5, other.t5)]
         assert (one.audio is None) == (other.audio is None)
@@ -70,18 +70,18 @@ def test_zero_variances_do_not_travel():
     without, manifest, examples = sent(make_reply(variance=False))
     assert len(without) == len(with_variance) - 2
     got = decode(without, manifest, examples)
-    assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.prompts)
+    assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.statistics)
 
 
 def test_one_variance_for_all_groups_of_a_class_travels_once():
     reply = make_reply()
-    for prompt in reply.prompts:
+    for prompt in reply.statistics:
         prompt.audio.variances[:] = prompt.audio.variances[:1]
     arrays, manifest, examples = sent(reply)
     assert sum(array.nbytes for array in sent(make_reply())[0]) - sum(array.nbytes for array in arrays) > 0
     for said in ("class", "groups"):
         got = decode(arrays, manifest, examples, make_expected(variances=said))
-        for prompt, meant in zip(got.prompts, reply.prompts, strict=True):
+        for prompt, meant in zip(got.statistics, reply.statistics, strict=True):
             torch.testing.assert_close(prompt.audio.variances, meant.audio.variances, atol=2e-3, rtol=2e-3)
     with refused(InvalidReplyError, "variances of 'dog'"):
         decode(*sent(), make_expected(variances="class"))
@@ -90,7 +90,7 @@ def test_one_variance_for_all_groups_of_a_class_travels_once():
 def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
     reply = make_reply()
     reply.weights[0][0, 0] = 70000.0
-    reply.prompts[0].audio.variances[0, 0, 0] = 1e-12
+    reply.statistics[0].audio.variances[0, 0, 0] = 1e-12
     arrays, manifest, examples = sent(reply, "float16")
     entry = manifest["classes"][0]["prototypes"]
     assert [a.dtype.name for a in arrays[:3]] == ["float32", "float16", "float16"]
@@ -98,7 +98,7 @@ def test_an_array_that_half_precision_cannot_hold_stays_in_single_precision():
     assert arrays[entry["means"]].dtype == np.float16
     got = decode(arrays, manifest, examples, make_expected(max_weight_rms=1e5))
     assert got.weights[0][0, 0] == 70000.0
-    assert got.prompts[0].audio.variances[0, 0, 0] > 0
+    assert got.statistics[0].audio.variances[0, 0, 0] > 0
 
 
 def test_encoded_arrays_share_no_memory_with_the_models_and_decoded_weights_alone_with_the_bytes():
@@ -110,18 +110,20 @@ def test_encoded_arrays_share_no_memory_with_the_models_and_decoded_weights_alon
     for array in arrays:
         array[...] = 99
     assert all((weight == 99).all() for weight in got.weights), "a copy of what waits in memory anyway"
-    audio = got.prompts[0].audio
-    assert not any((tensor == 99).any() for tensor in (audio.means, audio.counts, audio.variances, got.prompts[0].clip))
+    audio = got.statistics[0].audio
+    assert not any(
+        (tensor == 99).any() for tensor in (audio.means, audio.counts, audio.variances, got.statistics[0].clip)
+    )
 
 
 def test_arrays_keep_the_precision_in_which_they_came():
     got = decode(*sent(dtype="float16"))
-    audio = got.prompts[0].audio
+    audio = got.statistics[0].audio
     assert {tensor.dtype for tensor in (*got.weights, audio.means, audio.variances)} == {torch.float16}
     arrays, manifest, examples = sent()
     arrays[0], arrays[3] = arrays[0].astype(np.float64), arrays[3].astype(np.float64)
     got = decode(arrays, manifest, examples)
-    assert {got.weights[0].dtype, got.prompts[0].audio.means.dtype} == {torch.float32}
+    assert {got.weights[0].dtype, got.statistics[0].audio.means.dtype} == {torch.float32}
 
 
 def test_a_site_cannot_encode_a_loss_that_is_not_finite():
@@ -321,7 +323,7 @@ def test_an_registration_carries_neither_weights_nor_outputs():
 def test_the_moments_of_all_clips_survive_the_way(dtype):
     reply = make_moments_reply()
     got = decode(*sent(reply, dtype), make_expected("register", audio_shape=None))
-    assert (got.prompts, got.moments.variance, got.moments.count) == ([], 0.7, 6)
+    assert (got.statistics, got.moments.variance, got.moments.count) == ([], 0.7, 6)
     torch.testing.assert_close(got.moments.mean.float(), reply.moments.mean, rtol=2e-3, atol=2e-3)
     assert decode(*sent(make_reply(task="register")), make_expected("register")).moments is None
 
@@ -362,7 +364,7 @@ def test_moments_come_with_an_registration_without_classes_and_with_nothing_else
         decode(*sent(beside), make_expected(task))
     if task == "train":
         with refused(InvalidReplyError, "moments", "0 classes", task):
-            decode(*sent(replace(beside, prompts=[])), make_expected(task))
+            decode(*sent(replace(beside, statistics=[])), make_expected(task))
 
 
 @settings(max_examples=2 * settings.default.max_examples)
@@ -377,7 +379,7 @@ def test_mutated_moments_are_refused_cleanly_or_are_sound(data):
     except InvalidReplyError as error:
         assert_presentable(error)
     else:
-        assert got.weights == got.prompts == []
+        assert got.weights == got.statistics == []
         if got.moments is not None:
             assert got.moments.mean.ndim == 2
             assert got.moments.mean.isfinite().all()
@@ -390,7 +392,7 @@ def grouped(counts, clips):
     means = torch.ones(len(counts), 2, 5)
     audio = AudioPrototypes(means, torch.tensor(counts), torch.zeros_like(means))
     reply = make_reply(task="register", names=())
-    return replace(reply, num_examples=clips, prompts=[ClassStatistics("dog", clips, audio)])
+    return replace(reply, num_examples=clips, statistics=[ClassStatistics("dog", clips, audio)])
 
 
 @pytest.mark.parametrize(
@@ -422,7 +424,7 @@ def test_moments_of_fewer_clips_than_were_asked_are_refused():
 def test_variances_that_nobody_asked_for_are_refused():
     with refused(InvalidReplyError, "'dog'", "variances"):
         decode(*sent(), make_expected(variances="none"))
-    assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).prompts) == 2
+    assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).statistics) == 2
 
 
 def test_an_registration_has_no_losses():
@@ -442,10 +444,10 @@ def test_what_nobody_asked_for_is_refused_and_its_absence_is_not(wanted, kind):
     with refused(InvalidReplyError, "'dog'", kind):
         decode(*sent(reply), make_expected(**{wanted: False}))
     without = {"prototypes": {"audio": None}, "outputs": {"clip": None, "t5": None}}[wanted]
-    bare = replace(reply, prompts=[replace(prompt, **without) for prompt in reply.prompts])
+    bare = replace(reply, statistics=[replace(prompt, **without) for prompt in reply.statistics])
     got = decode(*sent(bare), make_expected(**{wanted: False}))
-    assert [(prompt.name, prompt.count) for prompt in got.prompts] == [(p.name, p.count) for p in reply.prompts]
-    assert all(getattr(prompt, field) is None for prompt in got.prompts for field in without)
+    assert [(prompt.name, prompt.count) for prompt in got.statistics] == [(p.name, p.count) for p in reply.statistics]
+    assert all(getattr(prompt, field) is None for prompt in got.statistics for field in without)
     with refused(InvalidReplyError, "'dog'", kind):
         decode(*sent(bare))
 
@@ -456,7 +458,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
     got = decode(*message, held)
     bank = PrototypeBank()
     bank.update("site-0", make_reply().prompts, "abc123", 2)
-    bank.update(got.site, got.prompts, got.fingerprint, 3)
+    bank.update(got.site, got.statistics, got.fingerprint, 3)
     assert len(bank.rows()) == 4
     for missing in (
         make_expected(),
@@ -470,7 +472,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
 def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree():
     unknown = make_expected(audio_shape=None)
     arrays, manifest, examples = sent()
-    assert decode(arrays, manifest, examples, unknown).prompts[1].audio.means.shape == (2, 2, 5)
+    assert decode(arrays, manifest, examples, unknown).statistics[1].audio.means.shape == (2, 2, 5)
     arrays[8] = arrays[8][..., :4]
     with refused(InvalidReplyError, "'rain'", "prototypes", (2, 2, 4), (2, 2, 5)):
         decode(arrays, manifest, examples, unknown)
@@ -479,12 +481,12 @@ def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree()
 def assert_sound(reply, expected):
     """What an accepted reply promises, whatever was sent."""
     assert [tuple(w.shape) for w in reply.weights] == list(expected.weight_shapes)
-    names = [p.name for p in reply.prompts]
+    names = [p.name for p in reply.statistics]
     assert len(names) == len(set(names))
     assert set(names) <= set(expected.classes)
     assert all(math.isfinite(loss) for loss in reply.losses.values())
     tensors = list(reply.weights)
-    for p in reply.prompts:
+    for p in reply.statistics:
         k = len(p.audio.counts)
         assert type(p.count) is int
         assert p.audio.counts.min() >= 1

@@ -21,7 +21,7 @@ def said(size=1.0, deviation=0.5, name="dog", prototypes=2, clip=None):
 
 def replies(*of_sites):
     return [
-        replace(make_moments_reply(), site=f"site-{number}", moments=None, prompts=list(prompts))
+        replace(make_moments_reply(), site=f"site-{number}", moments=None, statistics=list(prompts))
         for number, prompts in enumerate(of_sites)
     ]
 
