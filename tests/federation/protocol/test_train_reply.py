@@ -409,7 +409,7 @@ def grouped(counts, clips):
 )
 def test_a_class_has_as_many_prototypes_as_were_asked_each_of_clips_enough(limits, fine, too_much):
     expected = make_expected("register", **limits)
-    (said,) = decode(*sent(grouped(*fine)), expected).prompts
+    (said,) = decode(*sent(grouped(*fine)), expected).statistics
     assert said.audio.counts.tolist() == fine[0]
     with refused(InvalidReplyError, "'dog'"):
         decode(*sent(grouped(*too_much)), expected)
@@ -457,7 +457,7 @@ def test_prototypes_may_stay_away_only_if_the_bank_holds_these_of_this_class():
     held = make_expected(held_fingerprint="abc123", held_classes={"dog", "rain"})
     got = decode(*message, held)
     bank = PrototypeBank()
-    bank.update("site-0", make_reply().prompts, "abc123", 2)
+    bank.update("site-0", make_reply().statistics, "abc123", 2)
     bank.update(got.site, got.statistics, got.fingerprint, 3)
     assert len(bank.rows()) == 4
     for missing in (
