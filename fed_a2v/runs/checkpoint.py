@@ -23,7 +23,7 @@ from torch import Tensor
 from fed_a2v.conf_tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.storage.files import plain, replacing
-from fed_a2v.storage.foreign import check_archive, inside
+from fed_a2v.storage.foreign import check_archive, check_text, inside
 
 logger = logging.getLogger("fed_a2v")
 
@@ -145,6 +145,10 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
         )
+    try:
+        check_text(json.loads(json.dumps(state["config"])))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not hold settings: {str(error).splitlines()[0]}") from error
     return state
 
 

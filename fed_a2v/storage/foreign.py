@@ -78,9 +78,29 @@ def parse_json(text: bytes, what: object) -> Any:
     """
     check_values(text, what)
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if b"\\u" in text:
+            check_text(value)
     except (ValueError, RecursionError) as error:  # of UnicodeDecodeError, too
         raise ForeignFileError(f"{what} is damaged: {error}") from error
+    return value
+
+
+def check_text(value: Any) -> None:
+    """Check that all text in nested values can be written: an escape may stand for half a character.
+
+    Raises:
+        UnicodeEncodeError: some cannot.
+    """
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key)
+            check_text(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_text(item)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,6 +135,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         value = yaml.load(read_bytes(path, LARGEST_YAML), Loader=_PlainSafeLoader)
+        check_text(value)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         if isinstance(error, ForeignFileError):
             raise
