@@ -1,6 +1,6 @@
 """Check on 2000 manipulated run folders that none runs code, reads or writes outside, or crashes.
 
-    python benchmarks/hostile_folders.py [--folders 2000] [--seed 0] [--write]
+    python benchmarks/hostile_folders.py [--folders 2000] [--seed 0] [--kinds KIND,...] [--only NUMBER,...] [--write]
 
 Every folder is a copy of a real run with one of the changes below: to its YAML, JSON and array files, to its saved
 states, whose digest is corrected afterwards, or by links, pipes and archive bombs. Each is passed to `load_run`,
@@ -414,6 +414,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="numbers of single folders, separated by commas")
+    parser.add_argument(
+        "--kinds", default=",".join(CHANGES), help="of changes, separated by commas; others are left out"
+    )
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -421,7 +425,11 @@ def main() -> None:
         watched(given.watched)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        found = run_all(Path(temporary), given.folders, given.seed)
+        only = [int(number) for number in given.only.split(",") if number]
+        indices = [number - 1 for number in only] or range(given.folders)
+        kinds = given.kinds.split(",")
+        chosen = [index for index in indices if list(CHANGES)[index % len(CHANGES)] in kinds]
+        found = run_all(Path(temporary), chosen, given.seed)
     text = table(found)
     print(text)
     if given.write:
@@ -430,21 +438,21 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def run_all(root: Path, number: int, seed: int) -> list[dict[str, Any]]:
-    """Manipulate the given number of folders, and collect the outcomes."""
+def run_all(root: Path, indices: list[int], seed: int) -> list[dict[str, Any]]:
+    """Manipulate the folders with these indices, and collect the outcomes."""
     original = root / "original"
     settings = compose_settings(["experiment=quick", "rounds=2", "generator.validation_frequency=1", "report=false"])
     with Path(os.devnull).open("w") as nowhere:
         run_in_process(settings, original, Console(file=nowhere))
     found: list[dict[str, Any]] = []
-    for start in range(0, number, BATCH):
+    for start in range(0, len(indices), BATCH):
         place = root / "batch"
         (place / "outside").mkdir(parents=True)
         (place / "outside" / "secret.txt").write_text(SECRET)
         (place / f"{CANARY}.py").write_text("raise SystemExit('the canary was imported')\n")
         shutil.copytree(original, place / "runs" / "0000-unchanged")
         kinds = {}
-        for index in range(start, min(start + BATCH, number)):
+        for index in indices[start : start + BATCH]:
             kind = list(CHANGES)[index % len(CHANGES)]
             name = f"{index + 1:04}-{kind}"
             shutil.copytree(original, place / "runs" / name)
@@ -452,7 +460,7 @@ def run_all(root: Path, number: int, seed: int) -> list[dict[str, Any]]:
             kinds[name] = kind
         found += batch(place, kinds)
         shutil.rmtree(place)
-        print(f"{len(found)} of {number}", file=sys.stderr, flush=True)
+        print(f"{len(found)} of {len(indices)}", file=sys.stderr, flush=True)
     return found
 
 
@@ -484,7 +492,7 @@ def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]]) -> str:
     """Outcomes of the folders by kind, and every fault."""
     lines = ["| changed | folders | refused to load | loaded | faults |", "|---|---|---|---|---|"]
-    for kind in CHANGES:
+    for kind in dict.fromkeys(each["kind"] for each in found):
         own = [each for each in found if each["kind"] == kind]
         ends = Counter(each["ends"].get("load") for each in own)
         faults = sum(bool(each["faults"]) for each in own)

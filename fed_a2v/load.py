@@ -201,12 +201,22 @@ class LoadedRun:
                 self._check_size((tokens, width))
             self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (tokens, width))
             self.step.load_state_dict(self._components)
+            self._try_out((tokens, width))
         except UserError:
             raise
         except Exception as error:  # with an untrusted state, torch may raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"the state in {folder.path} does not fit its settings: {reason}") from error
         self.step.adapters.eval()
+
+    @torch.no_grad()
+    def _try_out(self, audio_shape: tuple[int, int]) -> None:
+        """Use adapters and generator once: the parts of a state may fit the settings but not each other."""
+        self.step.adapters(torch.zeros(1, *audio_shape, device=self.device))
+        names = {statistics.name for _, statistics in self.step.bank} | {*self.step.replayed}
+        if self.step.generator is not None and self.step.trains_generator and self.step.finetuned_rounds and names:
+            random = torch_generator(0, "trial")
+            self.step.generator.sample_classes(self.step.conditions_of(sorted(names)), 1, random)
 
     def _check_size(self, audio_shape: tuple[int, int]) -> None:
         """Refuse settings that describe larger models than the state contains: they could exhaust the memory."""

@@ -239,6 +239,43 @@ def test_a_state_that_does_not_fit_is_an_error_of_the_file(own, change):
         fed_a2v.load.LoadedRun(RunFolder(own), state, "cpu")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda generator: generator.update(conditions=generator["conditions"][:, :2]),
+        lambda generator: generator.update(conditions=generator["conditions"].flatten()),
+    ],
+    ids=["narrow conditions", "flat conditions"],
+)
+def test_a_generator_whose_parts_do_not_fit_one_another_is_an_error_of_the_file(own, change):
+    state = load_state(own)
+    change(state["components"]["generator"]["generator_state"])
+    with refused(CheckpointError, own):
+        fed_a2v.load.LoadedRun(RunFolder(own), state, "cpu")
+
+
+def test_numbers_of_another_precision_are_taken_in_the_models_own(own):
+    state = load_state(own)
+    generator = state["components"]["generator"]["generator_state"]
+    generator |= {name: tensor.double() for name, tensor in generator.items() if tensor.is_floating_point()}
+    run = fed_a2v.load.LoadedRun(RunFolder(own), state, "cpu")
+    assert torch.equal(run.generator.sample("dog", 2, seed=0), load_run(own).generator.sample("dog", 2, seed=0))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), "\ud800", {"a": [torch.zeros(1)]}])
+def test_settings_that_are_no_plain_text_and_numbers_are_an_error_of_the_file(own, value):
+    changed(own, lambda state: state["config"]["generator"].update(loss=value))
+    with refused(CheckpointError, own, "settings"):
+        load_run(own)
+
+
+def test_half_a_character_in_a_file_is_refused_by_whoever_reads_it(own):
+    config = (own / "config.yaml").read_text()
+    (own / "config.yaml").write_text(config.replace("project: fed_a2v", r'project: "\ud800"'))
+    with refused(UntrustedFileError, own / "config.yaml"):
+        compare_runs([own])
+
+
 def test_links_out_of_the_folder_are_not_followed(own, folder):
     for name, use in {
         "results.json": lambda: compare_runs([own]),
@@ -483,8 +520,8 @@ def test_integers_count_from_full_scale(type_):
         (np.zeros((2, 2, 100)), "(2, 2, 100)"),
         (np.zeros((100, 100)), "(100, 100)"),
         (np.zeros((100, 2000)), "(100, 2000)"),
-        (np.array([1.0, np.nan]), "finite: False"),
-        (np.array([1e300, 0.0]), "finite: False"),
+        (np.array([1.0, np.nan]), "NaN or infinite"),
+        (np.array([1e300, 0.0]), "NaN or infinite"),
         (np.zeros(10, np.int64), "int64"),
         (np.zeros(10, bool), "bool"),
         (np.zeros(10, complex), "complex"),

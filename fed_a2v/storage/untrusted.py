@@ -80,9 +80,29 @@ def parse_json(text: bytes, what: object) -> Any:
     """
     check_values(text, what)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        value = json.loads(text)
+        if b"\\u" in text:
+            check_text(value)
+    except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
         raise UntrustedFileError(f"{what} is damaged: {error}") from error
+    return value
+
+
+def check_text(value: Any) -> None:
+    """Check that all strings in nested values can be encoded: an escape may stand for half a character.
+
+    Raises:
+        UnicodeEncodeError: one cannot.
+    """
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key)
+            check_text(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_text(item)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,6 +138,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_bytes(path, LARGEST_YAML)
     try:
         value = yaml.load(text, Loader=_PlainSafeLoader)
+        check_text(value)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise UntrustedFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(value, dict):

@@ -19,6 +19,17 @@ from fed_a2v.storage.untrusted import (
 from tests.refusals import refused
 
 
+@pytest.mark.parametrize("text", [r'{"a": ["\ud800"]}', r'{"\udfff": 1}', r'{"a": {"b": "x\ud83dy"}}'])
+def test_half_a_character_is_damage_and_a_whole_one_is_text(tmp_path, text):
+    for read, path in ((read_json, tmp_path / "a.json"), (read_yaml, tmp_path / "a.yaml")):
+        path.write_text(text)
+        with refused(UntrustedFileError, path):
+            read(path)
+        path.write_text(r'{"a": "caf\u00e9"}')
+        assert read(path) == {"a": "café"}
+    assert parse_json(rb'"\ud83d\ude00"', "a face") == "\U0001f600"
+
+
 def test_links_within_a_folder_are_followed_and_those_out_of_it_are_not(tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     for each in (folder, other):
