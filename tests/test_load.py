@@ -378,7 +378,7 @@ def test_sounds_that_cannot_be_used_are_refused(run, tmp_path):
         run.prompts(np.zeros(0), rate=16_000)
     with refused(BadClipError, "(100,)", "3.28e+04"):
         run.prompts(np.full(100, 32_767.0), rate=16_000)
-    with refused(BadClipError, "(100,)", "False"):
+    with refused(BadClipError, "(100,)", "NaN"):
         run.prompts(np.full(100, np.nan), rate=16_000)
     with refused(RunError, "rate="):
         run.prompts(np.zeros(100))
