@@ -145,8 +145,16 @@ def settings_from(config: DictConfig) -> Settings:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(tree, dict)
-    named = {str(key): value for key, value in tree.items()}
-    return checked_settings(named | {"dataset": _complete_dataset(named.get("dataset"))})
+    return complete_settings({str(key): value for key, value in tree.items()})
+
+
+def complete_settings(tree: Mapping[str, Any]) -> Settings:
+    """Typed settings of nested plain values in which places may be relative, and the data sets of a mix short.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    return checked_settings({**tree, "dataset": _complete_dataset(tree.get("dataset"))})
 
 
 def checked_settings(tree: Mapping[str, Any]) -> Settings:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -371,7 +370,7 @@ class LoadedRun:
             ForeignCodeError: a change names code that is not this program's, and `trust_code` was not set.
             CheckpointError: a change would make another experiment of the run.
         """
-        from fed_a2v.config import settings_from
+        from fed_a2v.config import complete_settings
         from fed_a2v.federation.engine import run_in_process
 
         newest = load_state(self.folder.path)
@@ -381,16 +380,27 @@ class LoadedRun:
             )
         going_on = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
         of_this_user = {"cache_dir": None, "wandb.mode": "disabled"}
-        tree = OmegaConf.create(self.config)
+        # Not by OmegaConf: it would put this user's environment into what a stranger has written.
+        tree = self.config
         for key, value in (going_on | of_this_user | dict(changes or {})).items():
-            OmegaConf.update(tree, key, value)
-        settings = settings_from(tree)
+            _set(tree, key, value)
+        settings = complete_settings(tree)
         if not self.trust_code:
             refuse_code(
                 settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True"
             )
         run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value under its dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"unknown key {key}: {section} is no section")
+    tree[name] = value
 
 
 def mono(waveform: NDArray[Any]) -> FloatArray:

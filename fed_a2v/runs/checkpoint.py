@@ -23,7 +23,7 @@ from torch import Tensor
 from fed_a2v.conf_tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.storage.files import plain, replacing
-from fed_a2v.storage.foreign import check_archive, check_text, inside
+from fed_a2v.storage.foreign import check_archive, inside
 
 logger = logging.getLogger("fed_a2v")
 
@@ -146,7 +146,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} is not the state of a run; name its folder or a state_round_N.pt in checkpoints/"
         )
     try:
-        check_text(json.loads(json.dumps(state["config"])))
+        json.dumps(state["config"], ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold settings: {str(error).splitlines()[0]}") from error
     return state

@@ -78,7 +78,7 @@ def parse_json(text: bytes, what: object) -> Any:
     """
     check_values(text, what)
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("utf-8-sig"))  # of bytes, json takes half a character for one
         if b"\\u" in text:
             check_text(value)
     except (ValueError, RecursionError) as error:  # of UnicodeDecodeError, too
