@@ -428,7 +428,7 @@ def main() -> None:
         only = [int(number) for number in given.only.split(",") if number]
         indices = [number - 1 for number in only] or range(given.folders)
         kinds = given.kinds.split(",")
-        chosen = [index for index in indices if list(CHANGES)[index % len(CHANGES)] in kinds]
+        chosen = [index for index in indices if kind_of(index) in kinds]
         found = run_all(Path(temporary), chosen, given.seed)
     text = table(found)
     print(text)
@@ -436,6 +436,11 @@ def main() -> None:
         write_block("hostile folders", text)
     if any(each["faults"] for each in found):
         raise SystemExit(1)
+
+
+def kind_of(index: int) -> str:
+    """How a folder is changed."""
+    return list(CHANGES)[index % len(CHANGES)]
 
 
 def run_all(root: Path, indices: list[int], seed: int) -> list[dict[str, Any]]:
@@ -453,7 +458,7 @@ def run_all(root: Path, indices: list[int], seed: int) -> list[dict[str, Any]]:
         shutil.copytree(original, place / "runs" / "0000-unchanged")
         kinds = {}
         for index in indices[start : start + BATCH]:
-            kind = list(CHANGES)[index % len(CHANGES)]
+            kind = kind_of(index)
             name = f"{index + 1:04}-{kind}"
             shutil.copytree(original, place / "runs" / name)
             spoil(place / "runs" / name, kind, random.Random(f"{seed} {index}"))

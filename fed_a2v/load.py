@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -372,7 +371,7 @@ class LoadedRun:
             UntrustedCodeError: a change names code outside this program, and `trust_code` is not set.
             CheckpointError: a change affects the results of the run.
         """
-        from fed_a2v.config.compose import settings_from
+        from fed_a2v.config.compose import complete_settings
         from fed_a2v.federation.simulation import run_in_process
 
         newest = load_state(self.folder.path)
@@ -382,16 +381,27 @@ class LoadedRun:
             )
         defaults = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
         defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
-        tree = OmegaConf.create(self.config)
+        # OmegaConf would resolve interpolations: environment variables of this user in a stranger's settings.
+        tree = self.config
         for key, value in (defaults | dict(changes or {})).items():
-            OmegaConf.update(tree, key, value)
-        settings = settings_from(tree)
+            _set(tree, key, value)
+        settings = complete_settings(tree)
         if not self.trust_code:
             refuse_code(
                 settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True"
             )
         run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value under its dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"unknown key {key}: {section} is not a section")
+    tree[name] = value
 
 
 def mono(waveform: NDArray[Any]) -> FloatArray:

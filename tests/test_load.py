@@ -414,11 +414,12 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
     """What a stranger's configuration says of caches and W&B is not followed; what the user says is."""
     state = load_state(own)
     state["config"]["cache_dir"] = str(tmp_path / "strangers")
-    state["config"]["wandb"]["mode"] = "offline"
+    state["config"]["wandb"] |= {"mode": "offline", "project": "${oc.env:HOME}"}
     save_state(own, state)
     monkeypatch.setenv("FED_A2V_CACHE", str(tmp_path / "users"))
     continued = load_run(own).continue_training(rounds=1)
     assert (continued.settings.cache_dir, continued.settings.wandb.mode) == (None, "disabled")
+    assert continued.settings.wandb.project == "${oc.env:HOME}"
     assert not (tmp_path / "strangers").exists()
     assert not (own / "wandb").exists()
     continued = continued.continue_training(1, {"cache_dir": str(tmp_path / "mine"), "report": False})
@@ -430,6 +431,7 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
     [
         ({"adapters.no_such": 1}, ConfigError, ["adapters.no_such"]),
         ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
+        ({"rounds.many": 1}, ConfigError, ["rounds.many"]),
         (
             {"generator": {"name": "custom", "_target_": "os.system"}},
             UntrustedCodeError,

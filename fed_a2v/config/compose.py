@@ -147,8 +147,16 @@ def settings_from(config: DictConfig) -> Settings:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(tree, dict)
-    named = {str(key): value for key, value in tree.items()}
-    return checked_settings(named | {"dataset": _complete_dataset(named.get("dataset"))})
+    return complete_settings({str(key): value for key, value in tree.items()})
+
+
+def complete_settings(tree: Mapping[str, Any]) -> Settings:
+    """Typed settings from nested plain values; relative paths are made absolute, and data sets of a mix completed.
+
+    Raises:
+        ConfigError: names the key, the value and the allowed values.
+    """
+    return checked_settings({**tree, "dataset": _complete_dataset(tree.get("dataset"))})
 
 
 def checked_settings(tree: Mapping[str, Any]) -> Settings:

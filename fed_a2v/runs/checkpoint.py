@@ -17,7 +17,7 @@ from fed_a2v.config.schema import affects_result
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.storage.files import plain, replacing
 from fed_a2v.storage.torch_files import CheckpointError, DamagedError, load_torch, numbered_files, save_torch
-from fed_a2v.storage.untrusted import check_text, inside
+from fed_a2v.storage.untrusted import inside
 
 logger = logging.getLogger("fed_a2v")
 
@@ -101,7 +101,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} is not the state of a run; choose its folder or a state_round_N.pt in checkpoints/"
         )
     try:
-        check_text(json.loads(json.dumps(state["config"])))
+        json.dumps(state["config"], ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold settings: {str(error).splitlines()[0]}") from error
     return state

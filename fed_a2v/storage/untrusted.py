@@ -80,7 +80,7 @@ def parse_json(text: bytes, what: object) -> Any:
     """
     check_values(text, what)
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("utf-8-sig"))  # from bytes, json accepts half a character
         if b"\\u" in text:
             check_text(value)
     except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError

@@ -27,6 +27,8 @@ def test_half_a_character_is_damage_and_a_whole_one_is_text(tmp_path, text):
             read(path)
         path.write_text(r'{"a": "caf\u00e9"}')
         assert read(path) == {"a": "café"}
+    with refused(UntrustedFileError, "half"):
+        parse_json(b'"\xed\xa0\x80"', "half")
     assert parse_json(rb'"\ud83d\ude00"', "a face") == "\U0001f600"
 
 
