@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import AggregationSettings
+from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.federation.server.aggregation.base import AggregationRule
 
 

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class ConfigError(UserError, ValueError):
+    """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
+
+
 def interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C caused an error; some libraries, such as torch's file writer, raise their own error instead."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fed_a2v.config.plugins import refuse_code
-from fed_a2v.config.schema import ConfigError, Settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
@@ -36,7 +36,7 @@ from fed_a2v.data.clips import square_roots
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
-from fed_a2v.errors import UserError
+from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.server.step_factory import make_step, model_bytes
 from fed_a2v.runs.checkpoint import load_state, read_state
 from fed_a2v.runs.folder import RunFolder

@@ -1,6 +1,6 @@
 """The page of all settings, made from the typed settings and the files in `conf/` whenever the site is built.
 
-Types, ranges and meanings are those of `fed_a2v/config/schema.py`; values are those of `conf/`; a generator's own keys
+Types, ranges and meanings are those of `fed_a2v/config/sections/`; values are those of `conf/`; a generator's own keys
 are the arguments of its class, with the meanings that its docstring gives.
 """
 
@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fed_a2v.config.compose import conf_dir
-from fed_a2v.config.schema import GeneratorSettings, Settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.training import GeneratorSettings
 from fed_a2v.config.tree import option_values
 
 MARKER = "<!-- all settings -->"

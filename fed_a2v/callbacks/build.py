@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from fed_a2v.callbacks.base import Callback, CallbackList
 from fed_a2v.config.plugins import load_class, make_object
-from fed_a2v.config.schema import ComponentSettings, ConfigError
+from fed_a2v.config.sections.base import ComponentSettings
+from fed_a2v.errors import ConfigError
 
 
 def build_callbacks(settings: Mapping[str, ComponentSettings | None]) -> CallbackList:

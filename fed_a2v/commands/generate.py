@@ -15,7 +15,7 @@ from fed_a2v.config.compose import ConfigError, checked_settings, compose_settin
 from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
-    from fed_a2v.config.schema import ImageSettings
+    from fed_a2v.config.sections.output import ImageSettings
     from fed_a2v.images.subjects import Subjects
     from fed_a2v.load import LoadedRun
 

@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from fed_a2v.config.messages import explain_composition, explain_validation
-from fed_a2v.config.schema import ConfigError, Settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.config.tree import conf_dir, dotted_keys, option_values, options
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.untrusted import UntrustedFileError, read_names
 
 __all__ = ["ConfigError", "compose_settings", "conf_dir", "settings_from", "sources", "to_yaml"]

@@ -16,9 +16,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from fed_a2v.config.schema import ConfigError
 from fed_a2v.config.tree import option_keys, sections
 from fed_a2v.core.names import nearest
+from fed_a2v.errors import ConfigError
 
 Tree = Mapping[str, Mapping[str, Any]]
 

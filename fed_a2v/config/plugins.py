@@ -11,9 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from fed_a2v.config.schema import ConfigError
 from fed_a2v.config.tree import conf_dir
-from fed_a2v.errors import UserError
+from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.storage.untrusted import read_yaml
 
 TARGET = "_target_"

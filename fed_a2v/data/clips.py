@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fed_a2v.config.schema import DatasetSettings
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.names import clean_name, listed, nearest
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.aliases import ClassNames

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fed_a2v.config.plugins import make_object
-from fed_a2v.config.schema import DatasetSettings
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.names import clean_name, composed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.clips import (

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fed_a2v.config.schema import PartitionSettings
+from fed_a2v.config.sections.data import PartitionSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.clips import SPLITS, EmbeddedClips, IntArray, Split
 from fed_a2v.data.errors import PartitionError

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import DatasetSettings, EncoderSettings, PartitionSettings, Settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings, PartitionSettings
 from fed_a2v.core.names import listed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.cache.embed import embed_contents

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed_a2v.config.plugins import make_object
-from fed_a2v.config.schema import EncoderSettings
+from fed_a2v.config.sections.data import EncoderSettings
 
 if TYPE_CHECKING:
     from scipy import sparse

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.config.schema import EncoderSettings
+from fed_a2v.config.sections.data import EncoderSettings
 from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
 
 logger = logging.getLogger("fed_a2v")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fed_a2v.config.schema import Settings, TargetSettings, cache_dir
+from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.config.sections.data import TargetSettings
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.captions import CaptionsError, read_captions

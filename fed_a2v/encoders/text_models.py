@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fed_a2v.config.schema import TextModelSettings
+from fed_a2v.config.sections.data import TextModelSettings
 from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
 
 FloatArray = NDArray[np.float32]

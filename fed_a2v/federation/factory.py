@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import ConfigError, Settings
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.encoders.text import targets_for
+from fed_a2v.errors import ConfigError
 
 
 def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> ClassPrompts:

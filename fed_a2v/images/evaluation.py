@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.config.schema import ImageSettings
+from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.encoders.pretrained import INSTALL, ModelError, Pretrained, pick_device

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import ImageSettings, TargetSettings
+from fed_a2v.config.sections.data import TargetSettings
+from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device, quiet
 

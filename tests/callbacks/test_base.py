@@ -7,7 +7,7 @@ import pytest
 from fed_a2v.callbacks.base import Callback, CallbackList
 from fed_a2v.callbacks.build import build_callbacks
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.schema import ComponentSettings
+from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import load_state

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.config.schema import PartitionSettings
+from fed_a2v.config.sections.data import PartitionSettings
 from fed_a2v.data.clips import SPLITS
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.partition import SiteClips, check_disjoint, describe, partition

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.schema import EncoderSettings
+from fed_a2v.config.sections.data import EncoderSettings
 from fed_a2v.data.audio import fit_clip, read_clip
 from fed_a2v.data.cache.embed import Embedder, embed_clips
 from fed_a2v.data.datasets.synth import synthesise

@@ -9,7 +9,7 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fed_a2v.config.schema import EncoderSettings
+from fed_a2v.config.sections.data import EncoderSettings
 from fed_a2v.data.clips import FloatArray
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fed_a2v.config.schema import DatasetSettings, EncoderSettings
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
 from fed_a2v.data.cache.embed import Embedder, Shard, ShardDone
 from fed_a2v.data.cache.known_encoder import known_encoder
 from fed_a2v.data.index import open_source

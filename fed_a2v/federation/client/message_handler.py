@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from flwr.common import Config, NDArrays, Scalar
 
-from fed_a2v.config.schema import ConfigError
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.client.ledger import Ledger
 from fed_a2v.federation.client.local_training import Site
 from fed_a2v.federation.client.node_config import NodeConfigError, read_node_config

@@ -10,8 +10,10 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fed_a2v.config.schema import ConfigError, Count, DatasetSettings, Device
+from fed_a2v.config.sections.base import Count, Device
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.names import nearest, plain_name
+from fed_a2v.errors import ConfigError
 
 KINDS = get_args(DatasetSettings.model_fields["name"].annotation)
 # Keys whose values must not leave the site, not even in an error.

@@ -16,15 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from fed_a2v.config.plugins import UntrustedCodeError, refuse_code
-from fed_a2v.config.schema import (
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import (
     DatasetSettings,
     EncoderSettings,
-    Settings,
-    ShareSettings,
     TargetSettings,
     TextModelSettings,
     targets_in_file,
 )
+from fed_a2v.config.sections.federation import ShareSettings
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import LabelledClips, SiteData, labelled_rows
 from fed_a2v.federation.client.node_config import NodeConfig, NodeConfigError

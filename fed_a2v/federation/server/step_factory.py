@@ -14,7 +14,8 @@ from torch import nn
 
 from fed_a2v.config.messages import explain_validation
 from fed_a2v.config.plugins import TARGET, check_plain, load_class
-from fed_a2v.config.schema import ConfigError, GeneratorSettings, Settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.training import GeneratorSettings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
@@ -25,6 +26,7 @@ from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.check import check_data
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.site import class_names
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import new_adapters, seeded_adapters, torch_device, training_loss
 from fed_a2v.runs.generator_files import load_generator_family
 

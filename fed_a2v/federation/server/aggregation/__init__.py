@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fed_a2v.config.schema import AggregationSettings
+from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import weighted
 from fed_a2v.federation.server.aggregation.base import make_rule, norm

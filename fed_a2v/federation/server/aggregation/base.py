@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fed_a2v.config.plugins import load_class
-from fed_a2v.config.schema import AggregationSettings, ConfigError
+from fed_a2v.config.sections.federation import AggregationSettings
+from fed_a2v.errors import ConfigError
 
 
 class AggregationRule(ABC):

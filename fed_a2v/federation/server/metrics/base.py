@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fed_a2v.config.plugins import load_class, make_object
-from fed_a2v.config.schema import ComponentSettings, ConfigError
+from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.protocol import Scores
 from fed_a2v.federation.server.evaluation import Coverage
 

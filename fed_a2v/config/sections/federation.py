@@ -1,0 +1,145 @@
+"""Sections of the settings about the federation: messages, aggregation, the order of sites, timeouts."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section
+from fed_a2v.config.tree import options
+from fed_a2v.core.names import nearest
+
+
+class ShareSettings(Section):
+    """Statistics of each class that a site sends besides its adapters."""
+
+    kind: Literal["prototypes", "mean", "samples"] = Field(
+        description="kind of statistics: means of groups of similar clips, one mean per class, or single clips"
+    )
+    prototypes: Count = Field(description="maximum number of group means per class")
+    min_clips: Count = Field(description="minimum number of clips per mean")
+    variance: Literal["groups", "class", "none"] = Field(
+        description="variance within groups: one per group, one for all groups of a class, or none"
+    )
+    dtype: Literal["float16", "float32"] = Field(description="type of the arrays in a message")
+
+
+def _aggregation_mode(name: str) -> str:
+    if name not in options("aggregation"):
+        near = nearest(name, options("aggregation"))
+        raise ValueError(f"choose {', '.join(options('aggregation'))}" + (f"; did you mean {near}?" if near else ""))
+    return name
+
+
+# A rule is an option in `conf/aggregation/` and a file in `federation/server/aggregation/`.
+AggregationMode = Annotated[str, AfterValidator(_aggregation_mode)]
+
+
+class AggregationSettings(Section):
+    """Aggregation of the sites' adapters."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    mode: AggregationMode = Field(
+        description="rule; avg: mean; weighted: mean by clips, limited by `max_site_share`; median; trimmed: trimmed "
+        "mean; krum: Multi-Krum; kd: distillation; none: no averaging; custom: your own rule"
+    )
+    target: str | None = Field(alias="_target_", description="import path of a subclass of `AggregationRule` (custom)")
+    arguments: dict[str, Any] = Field(description="arguments of the rule, in its `settings.arguments` (custom)")
+    trimmed_share: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        description="share of the sites to leave out at either end, for each weight (trimmed)"
+    )
+    malicious_sites: Annotated[int, Field(ge=0)] = Field(description="number of sites to leave out (krum)")
+    max_update_norm: Positive | None = Field(
+        description="maximum norm of a site's update; larger ones are scaled down to it; null: no limit"
+    )
+    max_site_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="maximum weight of one site, as a share of all clips and of a class's clips; 1: no limit; the log "
+        "and `aggregation/capped_sites`, `bank/capped_sites` report where it applies"
+    )
+    max_scale: Annotated[float, Field(gt=1.0)] | None = Field(
+        description="maximum factor between a reply and its reference, else the reply is refused: adapters against "
+        "those sent to the site; prototypes, deviations and mean outputs against the median of three or more sites; "
+        "null: no limit"
+    )
+    min_replies: Count = Field(description="minimum number of valid replies of a round")
+    if_too_few: Literal["skip", "repeat"] = Field(
+        description="action on too few valid replies: skip the round and keep the old adapters, or repeat it"
+    )
+    max_skipped_rounds: Annotated[int, Field(ge=0)] = Field(
+        json_schema_extra=NO_RESULT,
+        description="maximum number of rounds skipped in a row, or of repeats of one round, before the run ends",
+    )
+    max_age: Annotated[int, Field(ge=0)] = Field(
+        description="number of rounds that prototypes of a site without replies are kept; 0: always"
+    )
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> AggregationSettings:
+        if (self.mode == "custom") != (self.target is not None):
+            raise ValueError("aggregation=custom needs aggregation._target_=MODULE.CLASS, and only custom takes it")
+        return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether a rule combines the sites' adapters into the global ones."""
+        return self.mode != "none"
+
+    @property
+    def distils(self) -> bool:
+        """Whether the server step distils the sites' adapters."""
+        return self.mode == "kd"
+
+    @property
+    def scale_limit(self) -> float:
+        """`max_scale`; infinite for null."""
+        return math.inf if self.max_scale is None else self.max_scale
+
+
+class ScenarioSettings(Section):
+    """Participation of the sites over time."""
+
+    name: Literal["static", "class_incremental"] = Field(
+        description="all sites in every round, or one group of sites after another"
+    )
+    steps: Count = Field(description="number of groups of sites (class_incremental)")
+    rounds_per_step: Count = Field(description="number of rounds of each group (class_incremental)")
+
+
+class FederationSettings(Section):
+    """Rounds, timeouts and nodes."""
+
+    round_timeout: Positive = Field(
+        json_schema_extra=NO_RESULT, description="maximum time in seconds that a round waits for its sites"
+    )
+    site_timeout: Positive | None = Field(
+        json_schema_extra=NO_RESULT,
+        description="maximum time in seconds of a site for one message; null: nine tenths of round_timeout",
+    )
+    start_timeout: Positive = Field(
+        json_schema_extra=NO_RESULT,
+        description="maximum time in seconds to wait for nodes, at the start or after all have disconnected",
+    )
+    min_nodes: Count = Field(description="number of nodes to wait for before the start")
+    sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites in a round")
+    evaluate_before: bool = Field(description="whether to also evaluate the average before the server step")
+    bind_names: bool = Field(
+        description="whether a site's name is bound to the first node that uses it, identified by its key (deployed, "
+        "partition=own); false: for nodes without keys, whose number changes with each connection"
+    )
+
+    @property
+    def site_seconds(self) -> float:
+        """Maximum time of a site for one message, in seconds."""
+        return 0.9 * self.round_timeout if self.site_timeout is None else self.site_timeout
+
+    @model_validator(mode="after")
+    def _check(self) -> FederationSettings:
+        if self.site_timeout is not None and self.site_timeout >= self.round_timeout:
+            raise ValueError(
+                f"federation.site_timeout={self.site_timeout:g} must be below federation.round_timeout="
+                f"{self.round_timeout:g}, or a site could not report in time that it was too slow"
+            )
+        return self
