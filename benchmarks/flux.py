@@ -201,7 +201,7 @@ def train_in_one_place(head: nn.Module, settings: Settings, prompts: ClassPrompt
     rate = settings.site.learning_rate * (0.3 if isinstance(head, WideHead) else 1.0)
     optimiser = AdamWSettings(rate, settings.site.weight_decay, 32)
     random = torch_generator(settings.seed, "one place")
-    train_steps(head, audio, labels, adapter_loss(settings, prompts), steps, optimiser, random)  # type: ignore[arg-type]
+    train_steps(head, audio, labels, adapter_loss(settings.loss, prompts), steps, optimiser, random)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.prototype_bank import PrototypeBatch
@@ -28,12 +29,13 @@ from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.factory import (
+    adapter_loss,
     more_steps,
     prompt_set,
     seeded_adapters,
     site_optimiser,
     site_steps,
-    training_loss,
+    unseen_mask,
 )
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.report.page import write_report
@@ -74,7 +76,7 @@ def compare(
         The round metrics of each run by label, the experiment last.
     """
     settings = compose_settings(overrides)
-    arms = {name: _arm(overrides, settings, BASELINES[name]) for name in baselines}
+    arms = {name: _arm(overrides, settings.aggregation, BASELINES[name]) for name in baselines}
     label = next((name for name, arm in arms.items() if arm == settings), _label(settings))
     mine = _run(settings, folder / label, console)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -167,8 +169,9 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     device = prompts.clip.device
     audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    adapters = seeded_adapters(settings, prompts, audio.shape[-1])
-    loss, optimiser = training_loss(settings, prompts), site_optimiser(settings)
+    adapters = seeded_adapters(settings.adapters, prompts, audio.shape[-1], settings.seed)
+    loss = adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts))
+    site, finetune = settings.site, settings.finetune
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)
         adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
@@ -176,11 +179,16 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
         _solve(adapters, audio, labels, prompts)
     rows = []
     for number in range(1, settings.rounds + 1):
-        taken = site_steps(settings, number, len(audio)) if steps is None else steps[number - 1]
+        if steps is not None:
+            epochs, more, taken = 0, steps[number - 1], steps[number - 1]
+        elif adapters.closed_form:
+            epochs, more, taken = 0, 0, 0
+        else:
+            epochs, more = site.epochs, more_steps(site, finetune, number)
+            taken = site_steps(site, finetune, number, len(audio))
         if taken:
-            epochs, more = (settings.site.epochs, more_steps(settings, number)) if steps is None else (0, taken)
             random = torch_generator(settings.seed, "pooled", number)
-            train_epochs(adapters, audio, labels, loss, epochs, optimiser, random, more_steps=more)
+            train_epochs(adapters, audio, labels, loss, epochs, site_optimiser(site), random, more_steps=more)
         with torch.no_grad():
             outputs = adapters(test_audio)
             scores = retrieval(outputs.clip, test_labels, prompts.clip)
@@ -205,11 +213,11 @@ def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassProm
     solve_adapter(adapters, PrototypeBatch(audio, places, ones, zeros, names), prompts.clip[present])
 
 
-def _arm(overrides: Sequence[str], settings: Settings, extra: list[str] | None) -> Settings | None:
+def _arm(overrides: Sequence[str], aggregation: AggregationSettings, extra: list[str] | None) -> Settings | None:
     """The settings of a baseline; None for pooled training."""
     if extra is None:
         return None
-    if "finetune.enabled=false" in extra and (settings.aggregation.distils or not settings.aggregation.averages):
+    if "finetune.enabled=false" in extra and (aggregation.distils or not aggregation.averages):
         extra = [*extra, "aggregation.mode=avg"]  # the baseline is plain averaging, not kd or none
     return compose_settings([*overrides, *extra])
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fed_a2v.config.plugins import refuse_code
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
+from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
 from fed_a2v.core.seeding import torch_generator
@@ -37,6 +37,7 @@ from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
+from fed_a2v.federation.factory import torch_device
 from fed_a2v.federation.server.step_factory import make_step, model_bytes
 from fed_a2v.runs.checkpoint import load_state, read_state
 from fed_a2v.runs.folder import RunFolder
@@ -186,11 +187,8 @@ class LoadedRun:
                 f"the run in {folder.path}",
                 "if you trust the author of the folder, load it with trust_code=True (--trust-code)",
             )
-        self.device = torch.device(device)
-        targets = folder.read_targets()
-        self.targets = ClassPrompts(
-            targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device)
-        )
+        self.device = torch_device(device)
+        self.targets = folder.read_targets().to(device)
         self.classes = self.targets.names
         try:
             self.round = int(state["round"])
@@ -198,7 +196,7 @@ class LoadedRun:
             tokens, width = self._components["strategy"]["audio_shape"]
             if not trust_code:
                 self._check_size((tokens, width))
-            self.step = make_step(self.settings.model_copy(update={"device": device}), self.targets, (tokens, width))
+            self.step = make_step(self.settings, self.targets, (tokens, width))
             self.step.load_state_dict(self._components)
             self._try_out((tokens, width))
         except UserError:
@@ -234,7 +232,7 @@ class LoadedRun:
     @property
     def config(self) -> dict[str, Any]:
         """All settings as nested dictionaries."""
-        return self.settings.model_dump(mode="json", by_alias=True)
+        return self.settings.as_dict()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -387,9 +385,7 @@ class LoadedRun:
             _set(tree, key, value)
         settings = complete_settings(tree)
         if not self.trust_code:
-            refuse_code(
-                settings.model_dump(mode="json", by_alias=True), "`changes`", "load the run with trust_code=True"
-            )
+            refuse_code(settings.as_dict(), "`changes`", "load the run with trust_code=True")
         run_in_process(settings, self.folder.path)
         return load_run(self.folder.path, str(self.device), trust_code=self.trust_code)
 

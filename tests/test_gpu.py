@@ -8,7 +8,7 @@ from fed_a2v.cli import main
 from fed_a2v.compare import pooled_rows
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.encoders.audio import load_encoder
-from fed_a2v.encoders.text import targets_for
+from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
 from fed_a2v.runs.checkpoint import load_state
@@ -151,7 +151,7 @@ def test_text_targets_are_those_of_the_cpu(model_folder, tmp_path):
     for side, make in (("clip", tiny_clip_text), ("t5", tiny_t5)):
         words += [f"targets.{side}.model={model_folder(make)}", f"targets.{side}.precision=float32"]
     made, wanted = (
-        targets_for(compose_settings([*words, f"targets.device={device}", f"cache_dir={tmp_path / device}"]), NAMES)
+        prompt_set(compose_settings([*words, f"targets.device={device}", f"cache_dir={tmp_path / device}"]), NAMES)
         for device in ("auto", "cpu")
     )
     torch.testing.assert_close(made.clip, wanted.clip, rtol=1e-3, atol=1e-3)

@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.errors import UserError
@@ -29,7 +28,7 @@ class RunContext:
     """What a callback may use of a run.
 
     Attributes:
-        settings: of the experiment; a callback reads its own section.
+        config: all settings as plain values, as in `config.yaml`; a callback reads its own section.
         folder: of the run.
         prompts: the class prompts.
         rounds_done: rounds of an earlier start, where the run is resumed; 0 in a new one.
@@ -42,7 +41,7 @@ class RunContext:
         last_log: for lines that say where results and report are; not shown where the command says so itself.
     """
 
-    settings: Settings
+    config: Mapping[str, Any]
     folder: RunFolder
     prompts: ClassPrompts
     rounds_done: int

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
+from fed_a2v.config.sections.output import CheckpointSettings
 from fed_a2v.runs.checkpoint import save_state
 from fed_a2v.runs.rounds import best_row
 
@@ -20,7 +21,7 @@ class Checkpoint(Callback):
 
     def on_run_start(self, run: RunContext) -> None:
         """Read the section `checkpoint`."""
-        self.run, self.settings = run, run.settings.checkpoint
+        self.run, self.settings = run, CheckpointSettings(**run.config["checkpoint"])
 
     def on_round_end(self, metrics: Mapping[str, Any]) -> None:
         """Save the state where it is due; drop older ones."""
@@ -30,7 +31,7 @@ class Checkpoint(Callback):
 
     def _is_due(self, metrics: Mapping[str, Any]) -> bool:
         number = int(metrics["round"])
-        return number % self.settings.frequency == 0 or number == self.run.settings.rounds
+        return number % self.settings.frequency == 0 or number == self.run.config["rounds"]
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the round is better than every one saved before it; see `best_row`."""

@@ -16,7 +16,7 @@ class EmbeddingMapFile(Callback):
 
     def on_run_start(self, run: RunContext) -> None:
         """Remember the folder."""
-        self.folder, self.rounds = run.folder, run.settings.rounds
+        self.folder, self.rounds = run.folder, run.config["rounds"]
 
     def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
         """Write the map after the last round."""

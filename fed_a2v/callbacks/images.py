@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
+from fed_a2v.config.sections.data import TargetSettings
+from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.server_step import ServerStep
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ class TrainingImages(Callback):
         """
         self.run = run
         self.pictures: TrainingPictures | None = None
-        settings = run.settings
-        if settings.generate_global_images_frequency or settings.generate_nodes_images_frequency:
+        config = run.config
+        every, every_nodes = config["generate_global_images_frequency"], config["generate_nodes_images_frequency"]
+        if every or every_nodes:
             from fed_a2v.images.training import TrainingPictures  # seconds, which other runs need not wait
 
-            self.pictures = TrainingPictures(settings, run.folder)
+            images, targets = ImageSettings(**config["images"]), TargetSettings(**config["targets"])
+            self.pictures = TrainingPictures(images, targets, every, every_nodes, run.folder)
 
     def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
         """Draw the pictures that are due; a failure, e.g. too little memory, is logged and tried again when due."""

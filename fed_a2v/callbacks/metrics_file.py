@@ -8,6 +8,7 @@ from typing import Any
 from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.config.compose import to_yaml
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.encoders.targets_file import save_targets
 from fed_a2v.runs.environment import environment
 from fed_a2v.storage.files import write_json
 
@@ -21,9 +22,9 @@ class MetricsFile(Callback):
 
     def on_run_start(self, run: RunContext) -> None:
         """Prepare the folder; rows behind the last finished round are removed."""
-        self.folder, self.rounds = run.folder, run.settings.rounds
-        run.folder.start(to_yaml(run.settings), run.partition, run.rounds_done)
-        run.folder.write_targets(run.prompts)
+        self.folder, self.rounds = run.folder, run.config["rounds"]
+        run.folder.start(to_yaml(run.config), run.partition, run.rounds_done)
+        save_targets(run.prompts, run.folder.targets)
         write_json(run.folder.environment, environment())
 
     def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:

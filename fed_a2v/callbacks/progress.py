@@ -38,7 +38,7 @@ class Progress(Callback):
 
     def on_run_start(self, run: RunContext) -> None:
         """Start showing."""
-        self.view = progress_view(run.settings.rounds, run.console, run.rounds_done, run.output, run.title)
+        self.view = progress_view(run.config["rounds"], run.console, run.rounds_done, run.output, run.title)
         self.view.__enter__()
 
     def on_phase(self, round_number: int, phase: str) -> None:

@@ -21,7 +21,7 @@ class Report(Callback):
 
     def on_run_end(self, results: Mapping[str, Any] | None) -> None:
         """Write the report."""
-        if self.run.settings.report and results is not None:
+        if self.run.config["report"] and results is not None:
             write_run_report(self.run.folder, self.run.last_log)
 
 

@@ -26,7 +26,7 @@ class TensorBoard(Callback):
         """
         self.folder = run.folder
         self.writer: Any = None
-        if not run.settings.tracking.tensorboard:
+        if not run.config["tracking"]["tensorboard"]:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter

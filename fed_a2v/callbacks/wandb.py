@@ -10,6 +10,7 @@ from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.callbacks.embedding_map_plot import map_pixels
+from fed_a2v.config.sections.output import WandbSettings
 from fed_a2v.runs.embedding_map import load_map
 from fed_a2v.runs.wandb_file import logged_rounds
 from fed_a2v.storage.files import numbers, plain
@@ -36,7 +37,7 @@ class Wandb(Callback):
 
     def on_run_start(self, run: RunContext) -> None:
         """Start or resume the W&B run; an error leaves the experiment without W&B."""
-        self.folder, self.settings = run.folder, run.settings.wandb
+        self.folder, self.settings = run.folder, WandbSettings(**run.config["wandb"])
         if self.settings.mode == "disabled":
             return
         import wandb
@@ -51,7 +52,7 @@ class Wandb(Callback):
             id=self.id,
             resume="allow",
             dir=str(path),
-            config=run.settings.model_dump(mode="json", by_alias=True),
+            config=dict(run.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.id = self._run.id

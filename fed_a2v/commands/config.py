@@ -29,7 +29,7 @@ def run(words: list[str]) -> None:
     overrides = parser.parse_args(words).overrides
 
     try:
-        settings = compose_with(guide, overrides).model_dump(mode="json", by_alias=True)
+        settings = compose_with(guide, overrides).as_dict()
     finally:
         if guide:
             show_guide(guide, Console(stderr=True))

@@ -122,7 +122,7 @@ def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
 
 def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> ImageSettings:
     """The image settings `images`, by default those of `conf/images/`, with overrides."""
-    config = compose_settings([f"adapters={kind}", f"images={kind}"]).model_dump(mode="json", by_alias=True)
+    config = compose_settings([f"adapters={kind}", f"images={kind}"]).as_dict()
     if images is not None:
         config["images"] = images
     # Interpolations such as `${oc.env:KEY}` are resolved in the user's overrides only: a folder may be untrusted.

@@ -172,9 +172,9 @@ def checked_settings(tree: Mapping[str, Any]) -> Settings:
         raise ConfigError(explain_validation(error)) from error
 
 
-def to_yaml(settings: Settings) -> str:
-    """The resolved settings as YAML, in the order of their definition."""
-    return OmegaConf.to_yaml(OmegaConf.create(settings.model_dump(mode="json", by_alias=True)))
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """The resolved settings (`Settings.as_dict`) as YAML, in the order of their definition."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 # Settings of a mix that its data sets inherit unless they set their own.

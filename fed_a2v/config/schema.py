@@ -91,9 +91,21 @@ class Settings(Section):
     )
 
     @property
+    def has_server_step(self) -> bool:
+        """Whether the server trains the adapters, by fine-tuning or by distillation."""
+        return self.finetune.enabled or self.aggregation.distils
+
+    @property
+    def only_server_trains(self) -> str:
+        """The setting because of which only the server step trains the adapters, KEY=VALUE; else empty."""
+        if self.adapters.closed_form:
+            return "adapters.closed_form=true"
+        return "" if self.aggregation.averages else "aggregation.mode=none"
+
+    @property
     def needs_weights(self) -> bool:
         """Whether the sites' adapters are averaged or distilled."""
-        return self.aggregation.averages and not self.adapters.closed_form
+        return not self.only_server_trains
 
     @property
     def needs_prototypes(self) -> bool:
@@ -101,13 +113,17 @@ class Settings(Section):
 
         Otherwise one mean per class is enough, to standardise the adapters' input.
         """
-        return self.finetune.enabled or self.aggregation.distils or self.generate_global_images_frequency > 0
+        return self.has_server_step or self.generate_global_images_frequency > 0
 
     @property
     def needs_outputs(self) -> bool:
         """Whether the mean outputs of the sites' adapters are used: as targets, or for images of the sites."""
         targets = self.finetune.enabled and self.finetune.from_nodes_adapters and not self.adapters.closed_form
         return targets or self.generate_nodes_images_frequency > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by section, as in `config.yaml`."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @model_validator(mode="after")
     def _check_server_step(self) -> Settings:

@@ -30,6 +30,10 @@ class ClassPrompts(NamedTuple):
     clip: Tensor
     t5: Tensor | None
 
+    def to(self, device: torch.device | str) -> ClassPrompts:
+        """The prompts on a device."""
+        return ClassPrompts(self.names, self.clip.to(device), None if self.t5 is None else self.t5.to(device))
+
 
 class AdapterOutput(NamedTuple):
     """Adapter outputs: clip (B, Tc, Dc) and, where there is a T5 adapter, t5 (B, T, Dt)."""

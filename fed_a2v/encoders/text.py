@@ -1,6 +1,6 @@
 """Class prompts: the prompt embedding of each class, which the adapters learn to produce from audio embeddings.
 
-Server and sites call `targets_for`, and get the class prompts from text models, from a file, or as random vectors.
+`federation.factory.prompt_set`, for server and sites, and `fed-a2v targets` call `load_targets`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.data import TargetSettings
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
@@ -35,24 +34,6 @@ MEAN_COSINE = 0.8
 
 class TargetsError(UserError, ValueError):
     """The class prompts cannot be used: classes are missing, or the shapes do not match the adapters."""
-
-
-def targets_for(settings: Settings, names: Sequence[str], cache: Path | None = None) -> ClassPrompts:
-    """The class prompts of the classes `names` in the shapes of the settings' adapters; see `load_targets`.
-
-    Args:
-        settings: settings of the experiment.
-        names: the classes.
-        cache: folder of this machine's cache; default: that of the settings.
-    """
-    adapters = settings.adapters
-    return load_targets(
-        settings.targets,
-        names,
-        (adapters.clip_tokens, adapters.clip_width),
-        (adapters.t5_tokens, adapters.t5_width) if adapters.t5_tokens else None,
-        cache or cache_dir(settings),
-    )
 
 
 def load_targets(

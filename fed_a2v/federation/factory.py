@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.config.sections.training import AdapterSettings, FinetuneSettings, LossSettings, SiteSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.clips import unseen_classes
-from fed_a2v.encoders.text import targets_for
+from fed_a2v.encoders.text import load_targets
 from fed_a2v.errors import ConfigError
 
 
-def prompt_set(settings: Settings, classes: Sequence[str], cache: Path | None = None) -> ClassPrompts:
-    """The class prompts that the adapters are trained towards, on the device of the settings; see `targets_for`."""
-    targets = targets_for(settings, classes, cache)
-    device = torch_device(settings.device)
-    return ClassPrompts(targets.names, targets.clip.to(device), None if targets.t5 is None else targets.t5.to(device))
+def prompt_set(settings: Settings, classes: Sequence[str]) -> ClassPrompts:
+    """The class prompts that the adapters are trained towards, on the device of the settings; see `load_targets`."""
+    shapes = settings.adapters
+    targets = load_targets(settings.targets, classes, shapes.clip_shape, shapes.t5_shape, cache_dir(settings))
+    return targets.to(torch_device(settings.device))
 
 
 def torch_device(name: str) -> torch.device:
@@ -47,56 +48,46 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def new_adapters(settings: Settings, prompts: ClassPrompts, audio_width: int) -> Adapters:
-    """Untrained adapters on the device of the settings; the caller seeds or loads their weights."""
-    shape = settings.adapters
-    adapters = Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form)
-    return adapters.to(torch_device(settings.device))
+def new_adapters(shape: AdapterSettings, prompts: ClassPrompts, audio_width: int) -> Adapters:
+    """Untrained adapters on the device of the prompts; the caller seeds or loads their weights."""
+    return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form).to(prompts.clip.device)
 
 
-def seeded_adapters(settings: Settings, prompts: ClassPrompts, audio_width: int) -> Adapters:
+def seeded_adapters(shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, seed: int) -> Adapters:
     """`new_adapters` with weights from the seed; the state of torch's global generator does not change."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, "adapters"))
-        return new_adapters(settings, prompts, audio_width)
+        torch.manual_seed(seed_for(seed, "adapters"))
+        return new_adapters(shape, prompts, audio_width)
 
 
-def training_loss(settings: Settings, prompts: ClassPrompts) -> AdapterLoss:
-    """The loss for training on clips: `adapter_loss` in which unseen classes are no negatives."""
-    return adapter_loss(settings, prompts, unseen_mask(settings, prompts.names))
-
-
-def site_optimiser(settings: Settings) -> AdamWSettings:
-    """Settings of the optimiser for training on clips."""
-    return AdamWSettings(settings.site.learning_rate, settings.site.weight_decay, settings.site.batch_size)
-
-
-def more_steps(settings: Settings, round_number: int) -> int:
-    """Optimiser steps of a site in a round in addition to its epochs."""
-    return settings.finetune.steps_of(round_number) if settings.site.server_steps else 0
-
-
-def site_steps(settings: Settings, round_number: int, clips: int) -> int:
-    """All optimiser steps in a round of a site with this many training clips."""
-    if settings.adapters.closed_form:
-        return 0  # the server solves for the weights
-    return epoch_steps(clips, settings.site.epochs, settings.site.batch_size) + more_steps(settings, round_number)
-
-
-def adapter_loss(settings: Settings, prompts: ClassPrompts, unseen: Tensor | None = None) -> AdapterLoss:
-    """The adapter loss of the settings.
+def adapter_loss(loss: LossSettings, prompts: ClassPrompts, unseen: Tensor | None = None) -> AdapterLoss:
+    """The adapter loss.
 
     Args:
-        settings: settings of the experiment.
+        loss: weights of its terms.
         prompts: the class prompts.
-        unseen: (C,) mask of unseen classes, which are then no negatives; None: all classes are negatives.
+        unseen: (C,) mask of unseen classes, which are then no negatives, as in training; None: all classes are.
     """
-    loss = settings.loss
     weights = AdapterLossWeights(loss.mse, loss.cosine, loss.contrastive, loss.temperature)
     return AdapterLoss(prompts, weights, unseen)
 
 
-def unseen_mask(settings: Settings, classes: Sequence[str]) -> Tensor:
-    """(C,) mask of the classes that no site trains on, on the settings' device."""
-    unseen = unseen_classes(settings.dataset, classes)
-    return torch.tensor([name in unseen for name in classes], device=settings.device)
+def unseen_mask(dataset: DatasetSettings, prompts: ClassPrompts) -> Tensor:
+    """(C,) mask of the classes that no site trains on, on the device of the prompts."""
+    unseen = unseen_classes(dataset, prompts.names)
+    return torch.tensor([name in unseen for name in prompts.names], device=prompts.clip.device)
+
+
+def site_optimiser(site: SiteSettings) -> AdamWSettings:
+    """Settings of the optimiser for training on clips."""
+    return AdamWSettings(site.learning_rate, site.weight_decay, site.batch_size)
+
+
+def more_steps(site: SiteSettings, finetune: FinetuneSettings, round_number: int) -> int:
+    """Optimiser steps of a site in a round in addition to its epochs."""
+    return finetune.steps_of(round_number) if site.server_steps else 0
+
+
+def site_steps(site: SiteSettings, finetune: FinetuneSettings, round_number: int, clips: int) -> int:
+    """All optimiser steps in a round of a site with this many training clips, unless the adapters are closed-form."""
+    return epoch_steps(clips, site.epochs, site.batch_size) + more_steps(site, finetune, round_number)

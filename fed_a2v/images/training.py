@@ -7,7 +7,8 @@ from functools import cached_property
 
 import torch
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import TargetSettings
+from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.images.gallery import Column, Subject, draw_gallery, safe_name
@@ -25,31 +26,32 @@ class TrainingPictures:
     mean adapter outputs, which it sends for this purpose.
 
     Args:
-        settings: settings of the experiment; at least one of the two frequencies is not 0.
+        settings: the image model.
+        targets: settings of the class prompts, for a warning about random ones.
+        every: rounds between two sets of images of the global adapters; 0: none.
+        every_nodes: rounds between two sets of images of the sites' adapters; 0: none.
         run: folder of the run.
 
     Raises:
         ModelError: the image model is not available. Its weights are loaded on first use.
     """
 
-    def __init__(self, settings: Settings, run: RunFolder) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: ImageSettings, targets: TargetSettings, every: int, every_nodes: int, run: RunFolder
+    ) -> None:
+        self.settings, self.every, self.every_nodes = settings, every, every_nodes
         self.run = run
-        check_available(settings.images)
-        warn_of_random_prompts(settings.targets)
+        check_available(settings)
+        warn_of_random_prompts(targets)
 
     @cached_property
     def model(self) -> ImageModel:
         """The image model."""
-        return load_image_model(self.settings.images)
+        return load_image_model(self.settings)
 
     def due(self, round_number: int) -> bool:
         """Whether a round generates images."""
-        settings = self.settings
-        return any(
-            _is_due(frequency, round_number)
-            for frequency in (settings.generate_global_images_frequency, settings.generate_nodes_images_frequency)
-        )
+        return _is_due(self.every, round_number) or _is_due(self.every_nodes, round_number)
 
     @torch.no_grad()
     def draw(self, round_number: int, step: ServerStep) -> None:
@@ -61,12 +63,12 @@ class TrainingPictures:
         """
         names = step.prompts.names
         columns: list[Column] = []
-        if _is_due(self.settings.generate_global_images_frequency, round_number):
+        if _is_due(self.every, round_number):
             known = of_classes(step, names)
             rows = [names.index(subject.name) for subject in known.subjects]
             if rows:
                 columns.append(Column(GLOBAL, "Global adapters", rows, step.adapters(known.embeddings)))
-        if _is_due(self.settings.generate_nodes_images_frequency, round_number):
+        if _is_due(self.every_nodes, round_number):
             columns += _columns_of_sites(round_number, step)
         folder = self.run.pictures(round_number)
         for old in (folder, *folder.parent.glob(".*.tmp")):  # left by a round that was stopped and is repeated

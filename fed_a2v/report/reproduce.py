@@ -33,18 +33,18 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
         Arguments of `fed-a2v train`; None if no overrides of this version give these settings.
     """
     try:
-        target = _composed(Settings.model_validate(config))
+        target = Settings.model_validate(config).as_dict()
         leaves = dict(dotted_items(target))
         places = [f"{key}={_word(leaves[key])}" for key in PLACES if leaves.get(key)]
         groups = [*_groups(target), *places]
-        base = dict(dotted_items(_composed(compose_settings(groups) if groups else _default())))
+        base = dict(dotted_items(compose_settings(groups).as_dict() if groups else _default()))
         changed = [
             f"{key if key in base else '+' + key}={_word(value)}"
             for key, value in leaves.items()
             if base.get(key, ...) != value and _matters(key)
         ]
         words = [*groups, *changed]
-        composed = dict(dotted_items(_composed(compose_settings(words))))
+        composed = dict(dotted_items(compose_settings(words).as_dict()))
     except (ConfigError, ValueError, OSError):
         return None
     relevant = {key: value for key, value in leaves.items() if _matters(key)}
@@ -52,17 +52,13 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
 
 
 @lru_cache(maxsize=1)
-def _default() -> Settings:
-    return compose_settings([])
-
-
-def _composed(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", by_alias=True)
+def _default() -> dict[str, Any]:
+    return compose_settings([]).as_dict()
 
 
 def _groups(target: Mapping[str, Any]) -> list[str]:
     """`GROUP=OPTION` for every group whose option is not the default one."""
-    default = _composed(_default())
+    default = _default()
     chosen = []
     for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
         section = target.get(folder.name)

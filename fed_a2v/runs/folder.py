@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fed_a2v.core.adapters import ClassPrompts
@@ -20,7 +19,6 @@ from fed_a2v.storage.files import (
     read_jsonl,
     read_lines,
     remove_leftovers,
-    replacing,
     write_json,
     write_text,
 )
@@ -189,14 +187,6 @@ class RunFolder:
             mine = mine | {"aggregation": mine["aggregation"] | {"mode": "avg"}, "finetune": {"enabled": True}}
         same = same_results(mine, its, but=OF_THE_STEP)
         return sibling.rows() if same and not has_server_step(its) and has_server_step(mine) else []
-
-    def write_targets(self, prompts: ClassPrompts) -> None:
-        """Write `targets.npz`, so that the run can be loaded without the data and the text models."""
-        arrays = {"category": np.array(prompts.names), "vectors": prompts.clip.cpu().numpy()}
-        if prompts.t5 is not None:
-            arrays["t5_vectors"] = prompts.t5.cpu().numpy()
-        with replacing(self.targets) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def read_targets(self) -> ClassPrompts:
         """The class prompts of `targets.npz`, on the CPU.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
@@ -20,29 +20,32 @@ OF_LAST_ROUND = (
 OF_T5 = ("t5/accuracy", "t5/cosine", "t5/loss")
 
 
-def final_results(folder: RunFolder, settings: Settings, prompts: ClassPrompts) -> dict[str, Any]:
+def final_results(
+    folder: RunFolder, config: Mapping[str, Any], dataset: DatasetSettings, prompts: ClassPrompts
+) -> dict[str, Any]:
     """What `results.json` holds.
 
     Args:
         folder: has the row of every round.
-        settings: of the run.
+        config: all settings of the run as plain values.
+        dataset: settings of its data set.
         prompts: of its classes.
     """
     rows = folder.rows()
     last, best = rows[-1], best_row(rows)
     results = {name: last.get(name) for name in OF_LAST_ROUND + (OF_T5 if prompts.t5 is not None else ())}
-    if has_server_step(folder.read_config()):
+    if has_server_step(config):
         results |= gains(rows, folder.rows_without_step())
     results |= {
         "best_round": best and best["round"],
         "best_accuracy": best and best["accuracy"],
         "best_fully_evaluated": best and fully_evaluated(best),
         "rounds": last["round"],
-        "seed": settings.seed,
-        "dataset": settings.dataset.name,
-        "generator": settings.generator.name if settings.finetune.enabled else "no fine-tuning",
-        "aggregation": settings.aggregation.mode,
-        "sites": settings.partition.sites,
+        "seed": config["seed"],
+        "dataset": dataset.name,
+        "generator": config["generator"]["name"] if config["finetune"]["enabled"] else "no fine-tuning",
+        "aggregation": config["aggregation"]["mode"],
+        "sites": config["partition"]["sites"],
         "site_steps": _total(rows, "site/optimiser_steps"),
         "server_steps": _total(rows, "server/optimiser_steps"),
         "bytes_up": _total(rows, "bytes_up") + _total(rows, "bytes_registration"),
@@ -53,9 +56,9 @@ def final_results(folder: RunFolder, settings: Settings, prompts: ClassPrompts) 
     }
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
-    if set(lost) | set(unseen_classes(settings.dataset, prompts.names)) == set(prompts.names):
+    if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):
         results["generator"] = "no fine-tuning"  # there is nothing to train on
-    if settings.dataset.validates:
+    if dataset.validates:
         results["accuracy_validation"] = last.get("accuracy_validation")
     return results
 

@@ -70,7 +70,9 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
         group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
         settings = settings.model_copy(update={"wandb": group})
     (folder / FAILURE).unlink(missing_ok=True)
-    same = _same_settings(folder, settings)
+    # Whether the folder has a run with the same settings, as far as they affect its results.
+    saved = _read(folder / "config.yaml", yaml.safe_load)
+    same = not (folder / "config.yaml").exists() if saved is None else same_results(saved, settings.as_dict())
     if same and (done := _read(folder / "results.json", json.loads)) is not None:
         log.info("Already finished: %s", folder)
         return dict(done)
@@ -126,14 +128,6 @@ def summarise(folder: Path) -> None:
         reasons = (f"  {job.name}: {job.reason or 'exited without an error message'}" for job in failed)
         say(Console(stderr=True), f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:", *reasons, style="red")
         sys.exit(1)
-
-
-def _same_settings(folder: Path, settings: Settings) -> bool:
-    """Whether the folder has a run with the same settings, as far as they affect its results."""
-    saved = _read(folder / "config.yaml", yaml.safe_load)
-    if saved is None:
-        return not (folder / "config.yaml").exists()
-    return same_results(saved, settings.model_dump(mode="json", by_alias=True))
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:

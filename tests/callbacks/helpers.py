@@ -19,7 +19,7 @@ NAMES = ("metrics_file", "wandb", "tensorboard")
 def context(folder, settings, **changes):
     """What a trainer gives to callbacks."""
     usual = {
-        "settings": settings,
+        "config": settings.as_dict(),
         "folder": RunFolder(folder),
         "prompts": PROMPTS,
         "rounds_done": 0,

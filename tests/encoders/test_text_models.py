@@ -13,8 +13,9 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.encoders import text_models
 from fed_a2v.encoders.captions import CaptionsError, read_captions
 from fed_a2v.encoders.pretrained import ModelError
-from fed_a2v.encoders.targets_file import write_targets
-from fed_a2v.encoders.text import TargetsError, class_prompts, targets_for
+from fed_a2v.encoders.targets_file import save_targets
+from fed_a2v.encoders.text import TargetsError, class_prompts
+from fed_a2v.federation.factory import prompt_set
 from fed_a2v.storage.torch_files import content_digest
 from tests.models import tiny_ast, tiny_clip_text, tiny_t5
 from tests.refusals import refused
@@ -56,11 +57,11 @@ def sd(model_folder, tmp_path):
 
 
 def test_shapes_are_those_of_the_image_models(flux, sd):
-    targets = targets_for(flux(), NAMES)
+    targets = prompt_set(flux(), NAMES)
     assert targets.clip.shape == (3, 1, 64)
     assert targets.t5.shape == (3, 17, 64)
     assert targets.clip.dtype == targets.t5.dtype == torch.float32
-    targets = targets_for(sd(), NAMES)
+    targets = prompt_set(sd(), NAMES)
     assert targets.clip.shape == (3, 77, 64)
     assert targets.t5 is None
 
@@ -82,7 +83,7 @@ def test_flux_gets_what_its_own_pipeline_makes_of_the_prompts(flux, model_folder
     texts = ["a photo of dog", "a photo of crying baby"]
     with torch.inference_mode():
         prompt, pooled, _ = pipeline.encode_prompt(texts, None, device="cpu", max_sequence_length=17)
-    targets = targets_for(flux(), NAMES[:2])
+    targets = prompt_set(flux(), NAMES[:2])
     assert torch.allclose(targets.clip[:, 0], pooled, atol=1e-5)
     assert torch.allclose(targets.t5, prompt, atol=1e-5)
 
@@ -100,11 +101,11 @@ def test_stable_diffusion_gets_what_its_own_pipeline_makes_of_the_prompts(sd, mo
 
     with torch.inference_mode():
         prompt, _ = TextSide().encode_prompt(["a photo of dog"], "cpu", 1, False)
-    assert torch.allclose(targets_for(sd(), ["dog"]).clip, prompt, atol=1e-5)
+    assert torch.allclose(prompt_set(sd(), ["dog"]).clip, prompt, atol=1e-5)
 
 
 def test_a_target_depends_on_its_own_prompt_only(flux):
-    several, alone = targets_for(flux(), NAMES), targets_for(flux(), ["Sea-Waves"])
+    several, alone = prompt_set(flux(), NAMES), prompt_set(flux(), ["Sea-Waves"])
     assert torch.equal(several.clip[2:], alone.clip)
     assert torch.equal(several.t5[2:], alone.t5)
     assert not torch.allclose(several.t5[0], several.t5[2], atol=1e-2)
@@ -112,10 +113,10 @@ def test_a_target_depends_on_its_own_prompt_only(flux):
 
 def test_targets_are_computed_once(flux, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="fed_a2v"):
-        first = targets_for(flux(), NAMES)
+        first = prompt_set(flux(), NAMES)
     assert sum("Embedding the prompts" in record.message for record in caplog.records) == 2
     monkeypatch.setattr(text_models.TextModel, "embed", lambda *_: pytest.fail("it was cached"))
-    again = targets_for(flux(), NAMES)
+    again = prompt_set(flux(), NAMES)
     assert content_digest(again) == content_digest(first)
 
 
@@ -125,16 +126,16 @@ def test_cached_targets_need_no_model(flux, monkeypatch):
     words = (*pinned, "adapters=compact", "targets.t5.model=some/t5")
     monkeypatch.setattr(text_models.TextModel, "embed", lambda self, texts, tokens: np.ones((len(texts), 1, 8)))
     monkeypatch.setattr(text_models.TextModel, "too_long", lambda *_: [])
-    first = targets_for(flux(*words), NAMES)
+    first = prompt_set(flux(*words), NAMES)
     monkeypatch.undo()
-    assert content_digest(targets_for(flux(*words), NAMES)) == content_digest(first)
+    assert content_digest(prompt_set(flux(*words), NAMES)) == content_digest(first)
     with refused(ModelError, "targets.clip.model=some/clip", "hf download some/clip"):
-        targets_for(flux(*words), ["another"])
+        prompt_set(flux(*words), ["another"])
 
 
 def test_another_model_template_or_length_is_not_taken_from_the_cache(flux, model_folder):
     prints = [
-        content_digest(targets_for(flux(*words), NAMES))
+        content_digest(prompt_set(flux(*words), NAMES))
         for words in (
             (),
             (f"targets.t5.model={model_folder(tiny_t5, seed=1)}",),
@@ -154,8 +155,8 @@ def test_templates_are_filled_with_words_and_averaged(flux):
     assert class_prompts(flux(*words).targets, ["Crying_Baby"]) == [
         ("a photo of crying baby", "the sound of crying baby")
     ]
-    both = targets_for(flux(*words), NAMES)
-    photo, sound = targets_for(flux(), NAMES), targets_for(flux("targets.templates=['the sound of {}']"), NAMES)
+    both = prompt_set(flux(*words), NAMES)
+    photo, sound = prompt_set(flux(), NAMES), prompt_set(flux("targets.templates=['the sound of {}']"), NAMES)
     assert torch.allclose(both.clip, (photo.clip + sound.clip) / 2, atol=1e-6)
     assert torch.allclose(both.t5, (photo.t5 + sound.t5) / 2, atol=1e-6)
 
@@ -169,7 +170,7 @@ def test_captions_of_a_class_are_averaged_and_replace_its_templates(flux, tmp_pa
         ("a photo of crying baby",),
         ("waves on a beach", "surf, far away"),
     ]
-    plain, captioned = targets_for(flux(), NAMES), targets_for(settings, NAMES)
+    plain, captioned = prompt_set(flux(), NAMES), prompt_set(settings, NAMES)
     assert torch.equal(captioned.clip[:2], plain.clip[:2])
     model = text_models.TextModel("clip", settings.targets.clip, "cpu")
     expected = model.embed(["waves on a beach", "surf, far away"], 1).mean(axis=0)
@@ -196,7 +197,7 @@ def test_a_wrong_file_of_captions_is_an_error_that_says_why(flux, tmp_path_facto
     with refused(CaptionsError, path, *named):
         read_captions(path)
     with refused(TargetsError, "targets.captions", path, *named):
-        targets_for(flux(f"targets.captions={path}"), NAMES)
+        prompt_set(flux(f"targets.captions={path}"), NAMES)
 
 
 def test_captions_may_have_a_byte_order_mark(tmp_path):
@@ -206,7 +207,7 @@ def test_captions_may_have_a_byte_order_mark(tmp_path):
 
 def test_prompts_that_are_cut_are_named(flux, caplog):
     with caplog.at_level(logging.WARNING, logger="fed_a2v"):
-        targets_for(flux("targets.templates=['{} and a long tail']"), ["dog"])
+        prompt_set(flux("targets.templates=['{} and a long tail']"), ["dog"])
     (message,) = caplog.messages
     assert "'dog and a long tail'" in message
     assert "t5" in message
@@ -222,19 +223,20 @@ def test_the_text_side_of_an_image_pipeline(flux, model_folder, tmp_path):
         file.rename(tmp_path / "pipeline" / "tokenizer_2" / file.name)
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     pipeline = f"targets.t5.model={tmp_path / 'pipeline'}"
-    found = targets_for(flux(pipeline, "targets.t5.subfolder=text_encoder_2"), NAMES)
-    assert torch.equal(found.t5, targets_for(flux(), NAMES).t5)
+    found = prompt_set(flux(pipeline, "targets.t5.subfolder=text_encoder_2"), NAMES)
+    assert torch.equal(found.t5, prompt_set(flux(), NAMES).t5)
     with refused(ModelError, pipeline, "targets.t5.subfolder=text_encoder", "text_encoder_2"):
-        targets_for(flux(pipeline), NAMES)
+        prompt_set(flux(pipeline), NAMES)
 
 
 def test_a_file_gives_the_same_bits_as_the_models(flux, tmp_path):
-    made = write_targets(flux(), NAMES, tmp_path / "new" / "flux.npz")
+    made = prompt_set(flux(), NAMES)
+    save_targets(made, tmp_path / "new" / "flux.npz")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["flux.npz"]
     words = ["adapters=flux", "adapters.t5_width=64", "targets=file", f"targets.path={tmp_path / 'new' / 'flux.npz'}"]
-    read = targets_for(compose_settings(words), NAMES)
+    read = prompt_set(compose_settings(words), NAMES)
     assert content_digest(read) == content_digest(made)
-    fewer = targets_for(compose_settings(words), ["sea waves"])
+    fewer = prompt_set(compose_settings(words), ["sea waves"])
     assert torch.equal(fewer.t5[0], made.t5[2])
 
 
@@ -281,28 +283,28 @@ def test_wrong_settings_name_the_key(words, named):
 
 def test_shapes_that_do_not_fit_name_the_key(flux, sd):
     with refused(TargetsError, "adapters.t5_width=64", 4096):
-        targets_for(flux("adapters.t5_width=4096"), NAMES)
+        prompt_set(flux("adapters.t5_width=4096"), NAMES)
     with refused(TargetsError, "adapters.clip_width=64", 768):
-        targets_for(sd("adapters.clip_width=768"), NAMES)
+        prompt_set(sd("adapters.clip_width=768"), NAMES)
     with refused(ModelError, "adapters.clip_tokens=78", 77):
-        targets_for(sd("adapters.clip_tokens=78"), NAMES)
+        prompt_set(sd("adapters.clip_tokens=78"), NAMES)
 
 
 def test_another_kind_of_model_is_refused(flux, model_folder):
     for wrong in (f"targets.clip.model={model_folder(tiny_ast)}", f"targets.t5.model={model_folder(tiny_clip_text)}"):
         with refused(ModelError, wrong):
-            targets_for(flux(wrong), NAMES)
+            prompt_set(flux(wrong), NAMES)
 
 
 def test_a_missing_model_is_an_error_with_the_command_that_fetches_it(flux):
     words = ("targets.t5.model=nobody/flux", "targets.t5.revision=abc", "targets.t5.subfolder=text_encoder_2")
     fetched = "hf download nobody/flux --revision abc --include 'text_encoder_2/*' --include 'tokenizer*'"
     with refused(ModelError, "targets.t5.model=nobody/flux", fetched):
-        targets_for(flux(*words), NAMES)
+        prompt_set(flux(*words), NAMES)
 
 
 def test_without_the_extra_the_error_says_what_to_install(sd, monkeypatch):
     settings = sd()
     monkeypatch.setitem(sys.modules, "transformers", None)
     with refused(ModelError, "targets.clip.model=", "transformers", "fed-a2v[hf]"):
-        targets_for(settings, NAMES)
+        prompt_set(settings, NAMES)

@@ -61,7 +61,7 @@ def scored_directly(run):
     prompts, adapters, audio, labels = at_the_end(run)
     with torch.no_grad():
         outputs = sent(adapters)(audio)
-        loss = adapter_loss(run.config, prompts)
+        loss = adapter_loss(run.config.loss, prompts)
         # The mean of the classes' losses by their clips: the contrastive term is a mean over rows.
         total = sum(float(loss(adapters(audio[[k]]), labels[[k]])[0]) for k in range(len(audio)))
     found = retrieval(outputs.clip, labels, prompts.clip)
@@ -184,7 +184,9 @@ def test_t5s_figures_are_those_of_the_saved_adapters_among_the_t5_prompts(finish
         assert figures["t5/accuracy"] == pytest.approx(hits[of_class].mean())
         assert figures["t5/cosine"] == pytest.approx(right[of_class].mean(), abs=1e-5)
     with torch.no_grad():
-        loss = AdapterLoss(ClassPrompts(prompts.names, prompts.t5, None), adapter_loss(run.config, prompts).weights)
+        loss = AdapterLoss(
+            ClassPrompts(prompts.names, prompts.t5, None), adapter_loss(run.config.loss, prompts).weights
+        )
         alone = [float(loss(AdapterOutput(adapters(audio[[k]]).t5, None), labels[[k]])[0]) for k in range(30)]
     assert run.results["t5/loss"] == pytest.approx(np.mean(alone), abs=1e-4)
 

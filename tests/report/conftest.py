@@ -42,7 +42,7 @@ def written_run(
         name: {"classes": {each: {"train": 4, "validation": 0, "test": 1} for each in classes[k::sites]}}
         for k, name in enumerate(names)
     }
-    folder.start(to_yaml(settings), {"sites": partition, "unassigned": []})
+    folder.start(to_yaml(settings.as_dict()), {"sites": partition, "unassigned": []})
     write_json(folder.environment, environment())
     accuracies = random.uniform(size=len(classes))
     for number in range(1, rounds + 1):

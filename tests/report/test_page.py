@@ -358,15 +358,15 @@ def test_long_names_are_cut_on_axes_only():
 )
 def test_the_overrides_compose_to_the_same_settings(overrides):
     wanted = compose_settings(overrides)
-    config = wanted.model_dump(mode="json", by_alias=True)
+    config = wanted.as_dict()
     again = compose_settings(overrides_of(config))
-    assert same_results(again.model_dump(mode="json", by_alias=True), config)
+    assert same_results(again.as_dict(), config)
     assert (again.dataset, again.device, again.threads) == (wanted.dataset, wanted.device, wanted.threads)
 
 
 def test_settings_of_another_version_give_no_command():
     assert overrides_of({"rounds": 5}) is None
-    config = compose_settings([]).model_dump(mode="json", by_alias=True)
+    config = compose_settings([]).as_dict()
     assert overrides_of(config | {"unheard_of": 1}) is None
 
 

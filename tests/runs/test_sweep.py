@@ -136,7 +136,7 @@ def job(tmp_path):
             if fails:
                 raise fails
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(to_yaml(settings))
+            (folder / "config.yaml").write_text(to_yaml(settings.as_dict()))
             (folder / "results.json").write_text(json.dumps({"accuracy": 0.5}))
             return {"accuracy": 0.5}
 

@@ -107,6 +107,11 @@ class ScenarioSettings(Section):
     steps: Count = Field(description="number of groups of sites (class_incremental)")
     rounds_per_step: Count = Field(description="number of rounds of each group (class_incremental)")
 
+    @property
+    def complete_from(self) -> int:
+        """First round in which every site has taken part; 0, the registration, if all sites register."""
+        return 0 if self.name == "static" else (self.steps - 1) * self.rounds_per_step + 1
+
 
 class FederationSettings(Section):
     """Rounds, timeouts and nodes."""

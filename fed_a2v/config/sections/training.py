@@ -33,6 +33,16 @@ class AdapterSettings(Section):
         return self
 
     @property
+    def clip_shape(self) -> tuple[int, int | None]:
+        """Tokens and width of the CLIP prompt; width None: that of the targets."""
+        return self.clip_tokens, self.clip_width
+
+    @property
+    def t5_shape(self) -> tuple[int, int] | None:
+        """Tokens and width of the T5 prompt; None without a T5 adapter."""
+        return (self.t5_tokens, self.t5_width) if self.t5_tokens else None
+
+    @property
     def image_model(self) -> Literal["sd", "flux"] | None:
         """Option of `images` that accepts the prompts: sd, flux or none."""
         if self.clip_tokens == 77 and not self.t5_tokens:

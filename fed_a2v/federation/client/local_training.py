@@ -30,7 +30,6 @@ from fed_a2v.federation.factory import (
     new_adapters,
     prompt_set,
     site_optimiser,
-    training_loss,
     unseen_mask,
 )
 from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, TrainReply
@@ -63,12 +62,11 @@ class Site:
         self.settings = settings
         self.classes = tuple(classes)
         self.device = torch.device(settings.device)
-        folder = cache_dir(settings)
-        data = site_clips(settings, number, data_dir, folder, self.classes)
+        data = site_clips(settings, number, data_dir, cache_dir(settings), self.classes)
         self.data: SiteData = of_enough_clips(data, min_clips) if min_clips else data
         self.name = name or self.data.name
-        self.prompts = prompt_set(settings, self.classes, folder)
-        self.unseen = unseen_mask(settings, self.classes)
+        self.prompts = prompt_set(settings, self.classes)
+        self.unseen = unseen_mask(settings.dataset, self.prompts)
 
     def register(self, round_number: int) -> TrainReply:
         """Report the site's classes and their prototypes.
@@ -99,12 +97,12 @@ class Site:
                 adapters,
                 audio,
                 labels,
-                training_loss(settings, self.prompts),
+                adapter_loss(settings.loss, self.prompts, self.unseen),
                 settings.site.epochs,
-                site_optimiser(settings),
+                site_optimiser(settings.site),
                 torch_generator(settings.seed, "site", self.name, round_number),
                 settings.site.proximal,
-                more_steps(settings, round_number),
+                more_steps(settings.site, settings.finetune, round_number),
             )
         statistics = self._prototypes()
         if not settings.needs_prototypes:  # the server only needs them once, in the registration, to standardise
@@ -137,7 +135,7 @@ class Site:
             clips: the clips to score; None: the test clips.
             t5: also score the T5 side, if there is one; False if the T5 side of `adapters` belongs to another model.
         """
-        loss = adapter_loss(self.settings, self.prompts)
+        loss = adapter_loss(self.settings.loss, self.prompts)
         if clips is None:
             clips = self.data.test
         scores = {}
@@ -184,7 +182,7 @@ class Site:
 
     def new_adapters(self) -> Adapters:
         """Adapters with the shapes of the experiment; the caller loads their weights."""
-        return new_adapters(self.settings, self.prompts, self.data.train.embeddings.shape[-1])
+        return new_adapters(self.settings.adapters, self.prompts, self.data.train.embeddings.shape[-1])
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fed_a2v.config.plugins import UntrustedCodeError, refuse_code
 from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.base import Section
 from fed_a2v.config.sections.data import (
     DatasetSettings,
     EncoderSettings,
@@ -69,7 +70,21 @@ def settings_here(requested: Settings, own: NodeConfig, deployed: bool) -> Setti
     if own.targets:
         changes["targets"] = targets_in_file(own.targets)
     here = requested.model_copy(update=changes)
-    return _without_paths(here, own) if deployed else here
+    if not deployed:
+        return here
+    # From here on: no path of the server, because it could refer to a file of this machine.
+    dataset = here.dataset
+    if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
+        raise NodeConfigError(
+            f"this node's configuration lacks data-dir, the folder of its data for dataset={dataset.name}: a site uses "
+            "no folder that the server names"
+        )
+    _check_code({"dataset": dataset, "encoder": here.encoder}, own.allow_code or "")
+    if not own.encoder_model and here.encoder.model is not None:
+        _check_repository("encoder", here.encoder, "encoder-model")
+    if not own.targets:
+        _check_targets(here.targets)
+    return here.model_copy(update={"dataset": _without_dataset_paths(dataset)})
 
 
 def check_averages(share: ShareSettings, min_clips: int) -> None:
@@ -118,22 +133,6 @@ def _large_classes(clips: LabelledClips, min_clips: int) -> LabelledClips:
     return labelled_rows(clips, (clips.labels.bincount()[clips.labels] >= min_clips).nonzero().flatten())
 
 
-def _without_paths(settings: Settings, own: NodeConfig) -> Settings:
-    """The settings without the server's paths, which could refer to files of this machine."""
-    dataset = settings.dataset
-    if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
-        raise NodeConfigError(
-            f"this node's configuration lacks data-dir, the folder of its data for dataset={dataset.name}: a site uses "
-            "no folder that the server names"
-        )
-    _check_code(settings, own)
-    if not own.encoder_model and settings.encoder.model is not None:
-        _check_repository("encoder", settings.encoder, "encoder-model")
-    if not own.targets:
-        _check_targets(settings.targets)
-    return settings.model_copy(update={"dataset": _without_dataset_paths(dataset)})
-
-
 def _without_dataset_paths(dataset: DatasetSettings) -> DatasetSettings:
     # The name of a file of embeddings remains, because data-dir may be a folder with several such files.
     name = Path(dataset.path or "").name
@@ -141,16 +140,15 @@ def _without_dataset_paths(dataset: DatasetSettings) -> DatasetSettings:
     return dataset.model_copy(update=changes | {"sets": [_without_dataset_paths(part) for part in dataset.sets]})
 
 
-def _check_code(settings: Settings, own: NodeConfig) -> None:
-    """Check that the owner allows all custom classes in the settings, and that their arguments contain no path."""
-    sections = {key: getattr(settings, key).model_dump(by_alias=True) for key in ("dataset", "encoder")}
-    allowed = frozenset((own.allow_code or "").split())
+def _check_code(sections: Mapping[str, Section], allowed: str) -> None:
+    """Check that the owner allows all custom classes in sections, and that their arguments contain no path."""
+    values = {key: section.model_dump(by_alias=True) for key, section in sections.items()}
     try:
         remedy = "this site only executes the classes in allow-code of its node configuration"
-        refuse_code(sections, "the run", remedy, allowed)
+        refuse_code(values, "the run", remedy, frozenset(allowed.split()))
     except UntrustedCodeError as error:
         raise PolicyViolationError(str(error)) from None
-    for key, value in _strings(sections):
+    for key, value in _strings(values):
         if ".arguments" in key and _may_be_path(value):
             raise PolicyViolationError(
                 f"the run passes the path {key}={value!r:.80} to a custom class: a site uses no path that the server "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import known_shape
 from fed_a2v.federation.protocol import TrainReply
@@ -35,7 +35,9 @@ def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
     return None
 
 
-def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingSpec | None:
+def agreed_spec(
+    replies: Sequence[TrainReply], dataset: DatasetSettings, encoder: EncoderSettings
+) -> EmbeddingSpec | None:
     """The kind that the adapters must work with; None if no site shares anything.
 
     The settings determine it as far as possible: the shape if the encoder's output shape is known without downloading
@@ -44,7 +46,8 @@ def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingS
 
     Args:
         replies: replies to the registration.
-        settings: settings of the experiment.
+        dataset: settings of the data set.
+        encoder: settings of the audio encoder.
 
     Raises:
         FederationError: no site has the kind of the settings, or no kind has more than half of the votes.
@@ -53,17 +56,17 @@ def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingS
     if not kinds:
         return None
     reported = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
-    has_sounds = any(part.name != "embeddings" for part in parts(settings.dataset))
-    shape = known_shape(settings.encoder) if has_sounds else None
-    root = {"always": True, "never": False}.get(settings.dataset.square_root)
+    has_sounds = any(part.name != "embeddings" for part in parts(dataset))
+    shape = known_shape(encoder) if has_sounds else None
+    root = {"always": True, "never": False}.get(dataset.square_root)
     votes = Counter(
         {kind: number for kind, number in kinds.items() if kind[:2] == (shape or kind[:2]) and root in (None, kind[2])}
     )
     if not votes:
-        required = f"encoder={settings.encoder.name}" + (f" gives {shape[0]} x {shape[1]}" if shape else "")
+        required = f"encoder={encoder.name}" + (f" gives {shape[0]} x {shape[1]}" if shape else "")
         raise FederationError(
             f"the sites' embeddings (tokens x width) are {reported}, but {required} and dataset.square_root="
-            f"{settings.dataset.square_root}; use the sites' encoder, or dataset=embeddings if they have files "
+            f"{dataset.square_root}; use the sites' encoder, or dataset=embeddings if they have files "
             "of embeddings"
         )
     (most, number), *_ = votes.most_common(1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.protocol.prompt_check import check_same_prompts, fingerprint
@@ -38,38 +37,48 @@ class SavedRun:
     state: Mapping[str, Any]
 
 
-def finished_results(settings: Settings, folder: RunFolder) -> dict[str, Any]:
-    """The results of this very run where it is finished, {} where it is not.
+def finished_results(resume: str, config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The results of the run with these settings if it is finished, else {}.
 
-    Nothing of a finished run is written again, and its data need not be there any more.
+    Nothing of a finished run is written again, and its data may be missing.
+
+    Args:
+        resume: the setting `resume`.
+        config: all settings as plain values.
+        folder: folder of the run.
     """
-    here = settings.resume == "auto" or (settings.resume != "never" and _resumed_path(settings) == folder.path)
+    here = resume == "auto" or (resume != "never" and _path(resume) == folder.path)
     if not here or not folder.results.is_file():
         return {}
-    saved, now = folder.read_config(), settings.model_dump(mode="json", by_alias=True)
+    saved = folder.read_config()
     try:
-        check_same_experiment(saved, now | {"rounds": saved.get("rounds")})
+        check_same_experiment(saved, {**config, "rounds": saved.get("rounds")})
     except CheckpointError:  # raised again, with the states, when it is to be resumed
         return {}
-    return folder.read_results() if saved.get("rounds") == now["rounds"] else {}
+    return folder.read_results() if saved.get("rounds") == config["rounds"] else {}
 
 
-def find_saved_run(settings: Settings, folder: RunFolder) -> SavedRun | None:
-    """The run to resume; None where a new one starts.
+def find_saved_run(resume: str, config: Mapping[str, Any], folder: RunFolder) -> SavedRun | None:
+    """The run to resume; None if a new one starts.
+
+    Args:
+        resume: the setting `resume`.
+        config: all settings as plain values.
+        folder: folder of the run.
 
     Raises:
         FileNotFoundError: `resume` names a run that has no saved state.
         CheckpointError: the state is damaged or of other settings, or a finished run would be overwritten.
     """
-    if settings.resume == "never":
+    if resume == "never":
         return None
-    path = folder.path if settings.resume == "auto" else _resumed_path(settings)
+    path = folder.path if resume == "auto" else _path(resume)
     source = RunFolder(path.parents[1] if path.is_file() else path)
     rows, trouble = source.whole_rows()
     state = read_state(path) if path.is_file() else load_state(path)
     if state is None:
-        if settings.resume != "auto":
-            raise FileNotFoundError(f"resume={settings.resume}: no saved state in {path / 'checkpoints'}")
+        if resume != "auto":
+            raise FileNotFoundError(f"resume={resume}: no saved state in {path / 'checkpoints'}")
         if folder.results.is_file():
             raise CheckpointError(
                 f"{folder.path} holds a finished run without a saved state to resume from: start again in another "
@@ -87,7 +96,7 @@ def find_saved_run(settings: Settings, folder: RunFolder) -> SavedRun | None:
             )
         log.warning("%s: resuming after round %d", trouble, earlier["round"])
         state = earlier
-    for difference in check_same_experiment(state["config"], settings.model_dump(mode="json", by_alias=True)):
+    for difference in check_same_experiment(state["config"], config):
         log.info("Resuming with another %s", difference)
     if source.path != folder.path:  # there it is a run of its own at W&B, with all rounds
         state["components"]["callbacks"] = {}
@@ -132,5 +141,5 @@ def check_unchanged(
         raise CheckpointError(f"the prompts are not those of the run to resume: {error}") from error
 
 
-def _resumed_path(settings: Settings) -> Path:
-    return Path(settings.resume).expanduser().absolute()
+def _path(resume: str) -> Path:
+    return Path(resume).expanduser().absolute()

@@ -12,7 +12,7 @@ from flwr.common import GetPropertiesIns
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.federation import FederationSettings, ScenarioSettings
 from fed_a2v.core.names import plain_name
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.partition import site_name
@@ -25,21 +25,19 @@ SITE_NAME = re.compile(r"site-[\w .-]{1,64}")
 NAME_TIMEOUT = 60.0
 
 
-def active_sites(settings: Settings, round_number: int) -> list[int]:
+def active_sites(scenario: ScenarioSettings, sites: int, round_number: int) -> list[int]:
     """Numbers of the sites that are available in a round: all sites, or one group of them, as the scenario defines."""
-    scenario, sites = settings.scenario, settings.partition.sites
     if scenario.name == "static":
         return list(range(sites))
     step = min((round_number - 1) // scenario.rounds_per_step, scenario.steps - 1)
     return [site for site in range(sites) if site * scenario.steps // sites == step]
 
 
-def sampled_sites(settings: Settings, round_number: int) -> list[int]:
+def sampled_sites(active: list[int], share: float, seed: int, round_number: int) -> list[int]:
     """Numbers of the sites that train in a round, in order: a new random sample of the available sites."""
-    active, share = active_sites(settings, round_number), settings.federation.sites_per_round
     if share == 1.0:
         return active
-    random = numpy_generator(settings.seed, "sites of a round", round_number)
+    random = numpy_generator(seed, "sites of a round", round_number)
     return sorted(random.choice(active, size=max(1, round(share * len(active))), replace=False).tolist())
 
 
@@ -50,7 +48,8 @@ class NodeRegistry:
     `partition.kind = own` every node is a site and reports its own name.
 
     Args:
-        settings: settings of the experiment.
+        settings: the section `federation`.
+        own: every node is a site.
         bound: a name belongs to the node that reported it first, for the whole run including resumed parts. This is
             safe in a deployment, where Flower identifies a node by its registered key. Otherwise a name is free while
             its node is disconnected, as in a simulation, where a resumed run's nodes have other numbers.
@@ -60,8 +59,9 @@ class NodeRegistry:
         nameless: number of nodes that were left out of the last request because they did not report a name.
     """
 
-    def __init__(self, settings: Settings, bound: bool = False) -> None:
+    def __init__(self, settings: FederationSettings, own: bool, bound: bool = False) -> None:
         self.settings = settings
+        self.own = own
         self.bound = bound
         self.assigned: dict[str, str] = {}
         self.nameless = 0
@@ -83,7 +83,7 @@ class NodeRegistry:
         Raises:
             FederationError: fewer nodes connect within `federation.start_timeout`.
         """
-        limit = self.settings.federation.start_timeout
+        limit = self.settings.start_timeout
         deadline = time.monotonic() + limit
         while not manager.wait_for(count, timeout=min(10, max(1, int(deadline - time.monotonic())))):
             present = manager.num_available()
@@ -113,7 +113,7 @@ class NodeRegistry:
         """
         self.wait(manager, 1)
         nodes = [node for _, node in sorted(manager.all().items())]
-        if self.settings.partition.kind == "own":
+        if self.own:
             if ask and not registration:
                 self._request_names(nodes)
             names = {node.cid: f"site-{node.cid}" for node in nodes} if registration else {}
@@ -177,7 +177,7 @@ class NodeRegistry:
 
     def _request_name(self, node: ClientProxy) -> str | None:
         """The name that a node reports for its site; None if it does not reply."""
-        timeout = min(NAME_TIMEOUT, self.settings.federation.round_timeout)
+        timeout = min(NAME_TIMEOUT, self.settings.round_timeout)
         try:
             properties = node.get_properties(GetPropertiesIns({}), timeout, 0).properties
         except Exception as error:  # any error of the transport, for a node that is disconnected

@@ -27,7 +27,7 @@ from fed_a2v.data.check import check_data
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.errors import ConfigError
-from fed_a2v.federation.factory import new_adapters, seeded_adapters, torch_device, training_loss
+from fed_a2v.federation.factory import adapter_loss, new_adapters, seeded_adapters, torch_device, unseen_mask
 from fed_a2v.runs.generator_files import load_generator_family
 
 # Rows in one pass through the adapters with optimize_memory_usage.
@@ -38,41 +38,61 @@ SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 
 def make_step(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int]) -> ServerStep:
     """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
-    device = torch_device(settings.device)
-    generator = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
+    made = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
+    generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
+    step_settings = ServerStepSettings(
+        seed=settings.seed,
+        max_age=settings.aggregation.max_age,
+        holdout=generator.holdout,
+        training_epochs=generator.training_epochs,
+        min_steps=generator.min_steps,
+        augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
+        synthetic_samples_per_class=generator.synthetic_samples_per_class,
+        validation_frequency=generator.validation_frequency,
+        unseen=unseen_classes(settings.dataset, prompts.names),
+        keep_prototypes=settings.bank.keep == "prototypes",
+        distil=settings.aggregation.distils,
+        finetune=finetune.enabled,
+        first_steps=finetune.first_steps,
+        steps=finetune.steps,
+        synthetic_share=finetune.synthetic_share,
+        from_nodes_adapters=finetune.from_nodes_adapters,
+        rollback=finetune.rollback,
+        optimiser=AdamWSettings(
+            finetune.learning_rate, finetune.weight_decay, finetune.batch_size, LOW_MEMORY_CHUNK if low_memory else 0
+        ),
+        max_site_share=settings.aggregation.max_site_share,
+        rows_per_class=settings.bank.rows_per_class,
+        half_precision_bank=low_memory,
+        generator_waits_on_cpu=low_memory,
+    )
     return ServerStep(
-        seeded_adapters(settings, prompts, audio_shape[1]),
+        seeded_adapters(settings.adapters, prompts, audio_shape[1], settings.seed),
         prompts,
-        None if generator is None else generator.to(device),
-        training_loss(settings, prompts),
-        _step_settings(settings, unseen_classes(settings.dataset, prompts.names)),
+        None if made is None else made.to(prompts.clip.device),
+        adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts)),
+        step_settings,
     )
 
 
-def load_generator(step: ServerStep, settings: Settings, folder: Path) -> None:
+def load_generator(generator: Generator | None, settings: GeneratorSettings, folder: Path, own: bool) -> None:
     """Load the generator's checkpoint if `generator.load_checkpoint` is set.
 
     Args:
-        step: the server step with the generator to load into.
-        settings: settings of the experiment.
+        generator: the generator to load into, if any.
+        settings: the section `generator`.
         folder: folder of the run.
+        own: see `load_generator_family`.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         CheckpointError: the checkpoint is damaged, or is of another kind of generator or other dimensions.
     """
-    if step.generator is None or not settings.generator.load_checkpoint:
-        return
-    step.generator.load_checkpoints(
-        load_generator_family(
-            settings.generator.checkpoint_path,
-            step.generator.kind,
-            step.generator.dimensions,
-            step.generator.keys,
-            folder=folder,
-            own=settings.resume == "never",
+    if generator is not None and settings.load_checkpoint:
+        kind, dimensions, keys = generator.kind, generator.dimensions, generator.keys
+        generator.load_checkpoints(
+            load_generator_family(settings.checkpoint_path, kind, dimensions, keys, folder=folder, own=own)
         )
-    )
 
 
 def make_generator(
@@ -93,7 +113,7 @@ def make_generator(
         return None
     arguments = settings.generator.arguments
     granularity, groups = arguments.get("granularity", "unified"), arguments.get("groups")
-    make = _generator_maker(settings, audio_shape, visual_dim)
+    make = _generator_maker(settings.generator, settings.adapters.t5_width, audio_shape, visual_dim)
     with torch.random.fork_rng(), _as_config_error(settings.generator):
         torch.manual_seed(seed_for(settings.seed, "generator"))
         class_groups = groups_for(granularity, classes, groups)
@@ -112,14 +132,11 @@ def model_bytes(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[in
     Raises:
         ConfigError: see `make_generator`.
     """
-    on_meta = settings.model_copy(update={"device": "meta"})
-    meta_prompts = ClassPrompts(
-        prompts.names, prompts.clip.to("meta"), None if prompts.t5 is None else prompts.t5.to("meta")
-    )
-    with torch.random.fork_rng(), torch.device("meta"), _as_config_error(settings.generator):
-        models = [new_adapters(on_meta, meta_prompts, audio_shape[1])]
-        if settings.generator.target is not None:
-            models.append(_generator_maker(settings, audio_shape, prompts.clip.shape[-1])())
+    generator, visual_dim = settings.generator, prompts.clip.shape[-1]
+    with torch.random.fork_rng(), torch.device("meta"), _as_config_error(generator):
+        models = [new_adapters(settings.adapters, prompts.to("meta"), audio_shape[1])]
+        if generator.target is not None:
+            models.append(_generator_maker(generator, settings.adapters.t5_width, audio_shape, visual_dim)())
         return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())
 
 
@@ -137,39 +154,10 @@ def check_buildable(settings: Settings) -> None:
         check_data(settings)
 
 
-def _step_settings(settings: Settings, unseen: tuple[str, ...]) -> ServerStepSettings:
-    generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
-    return ServerStepSettings(
-        seed=settings.seed,
-        max_age=settings.aggregation.max_age,
-        holdout=generator.holdout,
-        training_epochs=generator.training_epochs,
-        min_steps=generator.min_steps,
-        augmentation_noise=generator.augmentation_noise if generator.augmentation else 0.0,
-        synthetic_samples_per_class=generator.synthetic_samples_per_class,
-        validation_frequency=generator.validation_frequency,
-        unseen=unseen,
-        keep_prototypes=settings.bank.keep == "prototypes",
-        distil=settings.aggregation.distils,
-        finetune=finetune.enabled,
-        first_steps=finetune.first_steps,
-        steps=finetune.steps,
-        synthetic_share=finetune.synthetic_share,
-        from_nodes_adapters=finetune.from_nodes_adapters,
-        rollback=finetune.rollback,
-        optimiser=AdamWSettings(
-            finetune.learning_rate, finetune.weight_decay, finetune.batch_size, LOW_MEMORY_CHUNK if low_memory else 0
-        ),
-        max_site_share=settings.aggregation.max_site_share,
-        rows_per_class=settings.bank.rows_per_class,
-        half_precision_bank=low_memory,
-        generator_waits_on_cpu=low_memory,
-    )
-
-
-def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_dim: int) -> Callable[[], Any]:
+def _generator_maker(
+    generator: GeneratorSettings, t5_width: int, audio_shape: tuple[int, int], visual_dim: int
+) -> Callable[[], Any]:
     """A function that builds one generator; the arguments are checked before."""
-    generator = settings.generator
     assert generator.target is not None
     arguments = generator.arguments
     granularity = arguments.pop("granularity", "unified")
@@ -186,7 +174,7 @@ def _generator_maker(settings: Settings, audio_shape: tuple[int, int], visual_di
     tokens, width = audio_shape
     shapes = {"input_dim": width, "visual_dim": visual_dim, "sequence_length": tokens}
     if "t5_dim" in parameters:
-        shapes["t5_dim"] = settings.adapters.t5_width
+        shapes["t5_dim"] = t5_width
 
     def make() -> Generator:
         made: Generator = cls(

@@ -118,10 +118,22 @@ class FedA2V(Strategy):
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
-        self._settings_json = _for_sites(settings).model_dump_json(by_alias=True)
+        # Without the classes that only the server runs: a deployed site refuses to import a user's class.
+        rule = settings.aggregation
+        if rule.target is not None:
+            rule = rule.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
+        for_sites = settings.model_copy(update={"callbacks": {}, "metrics": {}, "aggregation": rule})
+        self._settings_json = for_sites.model_dump_json(by_alias=True)
         self._prompts_fingerprint = fingerprint(prompts)
-        self._nodes = NodeRegistry(settings, bound=settings.federation.bind_names and is_deployed_server())
-        self._unshared = UnsharedClasses(settings, self.classes)
+        bound = settings.federation.bind_names and is_deployed_server()
+        self._nodes = NodeRegistry(settings.federation, settings.partition.kind == "own", bound)
+        self._unshared = UnsharedClasses(
+            self.classes,
+            settings.share.min_clips,
+            settings.scenario.complete_from,
+            settings.has_server_step,
+            settings.only_server_trains,
+        )
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
@@ -190,7 +202,10 @@ class FedA2V(Strategy):
         self._keep_before()
         row |= _mean_losses(replies)
         # The server step replaces its own count where it takes steps.
-        row |= {"site/optimiser_steps": self._site_steps(round_number, replies), "server/optimiser_steps": 0}
+        site, finetune = self.settings.site, self.settings.finetune
+        steps = [site_steps(site, finetune, round_number, reply.num_examples) for reply in replies]
+        closed_form = self.settings.adapters.closed_form  # then the sites do not train
+        row |= {"site/optimiser_steps": 0.0 if closed_form else fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
@@ -265,15 +280,13 @@ class FedA2V(Strategy):
         results, failures = fit_clients(
             [
                 (node, FitIns(empty, self._message("register", 0, site, number, held="")))
-                for site, number, node in self._nodes.assign(
-                    client_manager, active_sites(self.settings, 1), registration=True
-                )
+                for site, number, node in self._nodes.assign(client_manager, self._active_sites(1), registration=True)
             ],
             max_workers=self.max_workers,
             timeout=self.settings.federation.round_timeout,
             group_id=0,
         )
-        if self.settings.partition.kind == "own":
+        if self._nodes.own:
             self._nodes.learn_names(self._reported_names(results))
         row = fresh_row()
         replies = self._matching(self._valid_replies(results, failures, 0, "register", row), row)
@@ -300,7 +313,7 @@ class FedA2V(Strategy):
 
     def _matching(self, replies: list[TrainReply], row: dict[str, Any]) -> list[TrainReply]:
         """The replies whose embeddings are of the agreed spec and scale; the others are rejected."""
-        agreed = agreed_spec(replies, self.settings)
+        agreed = agreed_spec(replies, self.settings.dataset, self.settings.encoder)
         if agreed is None:
             if replies:
                 least = self.settings.share.min_clips
@@ -328,12 +341,17 @@ class FedA2V(Strategy):
         parameters = _joined(arrays)
         # A site whose statistics the bank has already does not send them again.
         held = self._step().bank.fingerprints
-        sites = self._nodes.assign(manager, sampled_sites(self.settings, round_number))
+        share, seed = self.settings.federation.sites_per_round, self.settings.seed
+        sampled = sampled_sites(self._active_sites(round_number), share, seed, round_number)
+        sites = self._nodes.assign(manager, sampled)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, FitIns(parameters, self._message("train", round_number, site, number, held=held.get(site, ""))))
             for site, number, node in sites
         ]
+
+    def _active_sites(self, round_number: int) -> list[int]:
+        return active_sites(self.settings.scenario, self.settings.partition.sites, round_number)
 
     def _message(self, task: str, round_number: int, site: str, number: int, **more: Scalar) -> dict[str, Scalar]:
         return {
@@ -448,7 +466,7 @@ class FedA2V(Strategy):
                 repetition,
                 settings.max_skipped_rounds,
             )
-            if self.settings.partition.kind == "own":
+            if self._nodes.own:
                 self._nodes.wait(self._manager, settings.min_replies)
             results, failures = fit_clients(
                 self._training(round_number, self._manager),
@@ -478,10 +496,6 @@ class FedA2V(Strategy):
             )
         self._capped = cut
 
-    def _site_steps(self, round_number: int, replies: Sequence[TrainReply]) -> float:
-        """Mean number of optimiser steps of the sites that replied."""
-        return fmean(site_steps(self.settings, round_number, reply.num_examples) for reply in replies)
-
     def _skip(self, round_number: int, replies: int, row: dict[str, Any]) -> None:
         """Keep the adapters for this round; end the run after too many such rounds in a row."""
         settings = self.settings.aggregation
@@ -510,7 +524,7 @@ class FedA2V(Strategy):
         """The metrics of the round's row."""
         active = None
         if self.settings.scenario.name != "static":
-            active = {site_name(number) for number in active_sites(self.settings, round_number)}
+            active = {site_name(number) for number in self._active_sites(round_number)}
         return compute_metrics(self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active))
 
     def _is_last(self, round_number: int) -> bool:
@@ -547,14 +561,6 @@ class FedA2V(Strategy):
         if self.step is None:
             raise FederationError("no site has registered")
         return self.step
-
-
-def _for_sites(settings: Settings) -> Settings:
-    """The settings without classes that only the server runs: a deployed site refuses to import a user's class."""
-    aggregation = settings.aggregation
-    if aggregation.target is not None:
-        aggregation = aggregation.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
-    return settings.model_copy(update={"callbacks": {}, "metrics": {}, "aggregation": aggregation})
 
 
 def _joined(arrays: NDArrays) -> Parameters:

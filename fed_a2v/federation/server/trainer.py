@@ -72,12 +72,12 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         announce: bool = True,
     ) -> None:
         torch.set_num_threads(settings.threads)
-        self.settings, self.folder = settings, RunFolder(folder.absolute())
+        self.settings, self.config, self.folder = settings, settings.as_dict(), RunFolder(folder.absolute())
         self._last_log = log if announce else logging.getLogger(LAST_LINES)
         console = console or Console(stderr=True)
         level = logging.ERROR if output == "quiet" else logging.INFO
         self._exit = ExitStack()
-        self.results = finished_results(settings, self.folder)
+        self.results = finished_results(settings.resume, self.config, self.folder)
         if self.results:
             self.round = settings.rounds
             with on_console(console, level):
@@ -95,7 +95,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
 
     def _start(self, console: Console, output: Output, title: str) -> None:
         settings = self.settings
-        saved = find_saved_run(settings, self.folder)
+        saved = find_saved_run(settings.resume, self.config, self.folder)
         state = None if saved is None else saved.state
         self.round = 0 if state is None else int(state["round"])
         self.prompts = prompt_set(settings, class_names(settings.dataset))
@@ -108,7 +108,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
             self.callbacks.load_state_dict(state["components"]["callbacks"])
         self.callbacks.start(
             RunContext(
-                settings=settings,
+                config=self.config,
                 folder=self.folder,
                 prompts=self.prompts,
                 rounds_done=self.round,
@@ -142,7 +142,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         """All that a resumed run needs: the last finished round, the settings, and the state of each component."""
         return {
             "round": self.round,
-            "config": self.settings.model_dump(mode="json", by_alias=True),
+            "config": self.config,
             "components": {**self.strategy.state_dict(), "callbacks": self.callbacks.state_dict()},
         }
 
@@ -176,7 +176,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
             self._finish()
 
     def _finish(self) -> None:
-        self.results = final_results(self.folder, self.settings, self.prompts)
+        self.results = final_results(self.folder, self.config, self.settings.dataset, self.prompts)
         for remark in remarks(self.folder.rows()):
             log.warning("%s", remark)
         self.callbacks.end(self.results)
@@ -206,5 +206,6 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     def _make_step(self, audio_shape: tuple[int, int]) -> ServerStep:
         step = make_step(self.settings, self.prompts, audio_shape)
         if self.round == 0:
-            load_generator(step, self.settings, self.folder.path)
+            own = self.settings.resume == "never"
+            load_generator(step.generator, self.settings.generator, self.folder.path, own)
         return step

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from fed_a2v.config.schema import Settings
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.federation.protocol.errors import FederationError
 
@@ -16,31 +15,28 @@ class UnsharedClasses:
     """Keeps the classes without statistics, and warns about them once every site has taken part.
 
     Args:
-        settings: of the experiment.
         classes: names of all classes.
+        min_clips: `share.min_clips`.
+        complete_from: first round in which every site has taken part, see `ScenarioSettings`.
+        has_server_step: whether the server trains the adapters.
+        only_server_trains: the setting because of which no site does, else empty; see `Settings`.
 
     Attributes:
         names: the classes of which no site has shared statistics so far.
     """
 
-    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
-        self.settings = settings
-        self.classes = tuple(classes)
-        self.names = self.classes
-
-    @property
-    def _has_server_step(self) -> bool:
-        return self.settings.finetune.enabled or self.settings.aggregation.distils
-
-    @property
-    def _complete_from(self) -> int:
-        """The first round in which every site has taken part; 0, registration, where all sites register."""
-        scenario = self.settings.scenario
-        return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
+    def __init__(
+        self, classes: Sequence[str], min_clips: int, complete_from: int, has_server_step: bool, only_server_trains: str
+    ) -> None:
+        self.classes = self.names = tuple(classes)
+        self.min_clips = min_clips
+        self.complete_from = complete_from
+        self.has_server_step = has_server_step
+        self.only_server_trains = only_server_trains
 
     def lost(self, round_number: int) -> list[str]:
         """The classes that the server step does not learn, from the round on in which every site has taken part."""
-        return list(self.names) if self._has_server_step and round_number >= self._complete_from else []
+        return list(self.names) if self.has_server_step and round_number >= self.complete_from else []
 
     def update(self, round_number: int, step: ServerStep) -> None:
         """Remove the classes that the bank has; warn about the rest in the round from which no more can come.
@@ -48,28 +44,23 @@ class UnsharedClasses:
         Raises:
             FederationError: the bank is empty and only the server step would train the adapters.
         """
-        self._remove([*step.bank.counts(), *step.settings.unseen])  # unseen classes are not recorded on purpose
-        if round_number != self._complete_from or not self.names or not self._has_server_step:
+        known = {*step.bank.counts(), *step.settings.unseen}  # unseen classes are not recorded on purpose
+        self.names = tuple(name for name in self.names if name not in known)
+        if round_number != self.complete_from or not self.names or not self.has_server_step:
             return
-        settings, least = self.settings, self.settings.share.min_clips
         log.warning(
             "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
             "(%s); lower it, or let fewer sites share a class",
-            least,
+            self.min_clips,
             len(self.names),
             len(self.classes),
             ", ".join(self.names),
         )
         if step.bank.counts():
             return
-        if settings.adapters.closed_form or not settings.aggregation.averages:
-            key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
+        if self.only_server_trains:
             raise FederationError(
-                f"{key}: only the server step trains the adapters, and no site has share.min_clips={least} training "
-                "clips of a class; lower it"
+                f"{self.only_server_trains}: only the server step trains the adapters, and no site has "
+                f"share.min_clips={self.min_clips} training clips of a class; lower it"
             )
         log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
-
-    def _remove(self, shared: Iterable[str]) -> None:
-        known = set(shared)
-        self.names = tuple(name for name in self.names if name not in known)

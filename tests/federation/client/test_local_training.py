@@ -201,7 +201,7 @@ def test_it_scores_t5_among_the_t5_prompts_and_only_where_t5_is_the_models_own(m
         outputs = adapters(audio)
     near = cosines_by_hand(outputs.t5, site.prompts.t5)
     right = near[np.arange(len(labels)), labels]
-    loss = float(adapter_loss(site.settings, site.prompts).sides(outputs, labels)["t5"])
+    loss = float(adapter_loss(site.settings.loss, site.prompts).sides(outputs, labels)["t5"])
     scores = site.evaluate(adapters)
     assert scores.t5.accuracy == pytest.approx((near.argmax(axis=1) == labels.numpy()).mean())
     assert scores.t5.cosine == pytest.approx(right.mean(), abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fed_a2v.core.adapters import ClassPrompts
-from fed_a2v.encoders.targets_file import write_targets
+from fed_a2v.encoders.targets_file import save_targets
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.protocol.prompt_check import check_same_prompts, fingerprint
@@ -93,7 +93,7 @@ def test_a_site_with_other_prompts_never_enters_the_average(tmp_path, caplog):
 
 def test_a_site_with_the_servers_file_takes_part_without_any_text_model(tmp_path):
     plain = Federation()
-    write_targets(plain.settings, plain.strategy.classes, tmp_path / "t.npz")
+    save_targets(plain.strategy.prompts, tmp_path / "t.npz")
     federation = Federation(node_configs=[{"targets": str(tmp_path / "t.npz")}] * 5).start()
     assert federation.round()["failures"] == 0
     plain.start().round()

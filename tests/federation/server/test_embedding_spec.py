@@ -21,7 +21,8 @@ def site(tokens, width, square_root=False, clips=6):
 
 
 def kind_of(replies, *overrides):
-    return agreed_spec(replies, compose_settings(["experiment=quick", *overrides]))
+    settings = compose_settings(["experiment=quick", *overrides])
+    return agreed_spec(replies, settings.dataset, settings.encoder)
 
 
 def test_a_site_that_claims_a_thousand_million_clips_has_one_vote():

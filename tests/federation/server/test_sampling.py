@@ -49,9 +49,9 @@ def test_every_round_draws_its_sites_anew_and_the_same_ones_for_the_same_seed():
 def test_sites_drawn_for_a_round_are_drawn_among_those_that_are_there():
     incremental = ("scenario=class_incremental", "scenario.steps=2", "scenario.rounds_per_step=1")
     settings = compose_settings([*SMALL, *incremental, "federation.sites_per_round=0.5"])
-    assert active_sites(settings, 1) == [0, 1, 2]
-    assert active_sites(settings, 9) == [3, 4]
-    assert set(sampled_sites(settings, 2)) <= {3, 4}
+    assert active_sites(settings.scenario, 5, 1) == [0, 1, 2]
+    assert active_sites(settings.scenario, 5, 9) == [3, 4]
+    assert set(sampled_sites([3, 4], 0.5, 0, 2)) < {3, 4}
 
 
 # Waiting for nodes
