@@ -1,8 +1,8 @@
 """The interface of a callback, and the list of callbacks that a trainer calls.
 
 A callback is a side effect of a run: a file, a tracker, a picture. It sees the run and never changes it, so a run
-computes the same with or without it. `fed_a2v.callbacks.build` makes the list from the section `callbacks` of the
-configuration; the hooks follow those of pfl-research and of Lightning.
+computes the same with or without it. The trainer makes the list from the section `callbacks` of the configuration; the
+hooks follow those of pfl-research and of Lightning.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.config.tree import conf_dir
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.storage.untrusted import read_yaml
@@ -107,6 +108,24 @@ def make_object(
     except Exception as error:  # the user's class may raise anything
         raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
     _check_members(section, target, made, attributes)
+    return made
+
+
+def make_components(section: str, chosen: Mapping[str, ComponentSettings | None], base: type) -> dict[str, Any]:
+    """Callbacks or metrics by name, in the order of the settings, without those set to null.
+
+    Raises:
+        ConfigError: see `make_object`, or a class is not derived from `base`.
+    """
+    made = {}
+    for name, settings in chosen.items():
+        if settings is not None:
+            key = f"{section}.{name}"
+            if not issubclass(load_class(key, settings.target), base):
+                raise ConfigError(
+                    f"{key}.{TARGET}={settings.target} is not derived from {base.__module__}.{base.__name__}"
+                )
+            made[name] = make_object(key, settings.target, settings.arguments, ())
     return made
 
 

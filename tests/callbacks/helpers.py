@@ -5,8 +5,8 @@ import io
 import torch
 from rich.console import Console
 
-from fed_a2v.callbacks.base import RunContext
-from fed_a2v.callbacks.build import build_callbacks
+from fed_a2v.callbacks.base import Callback, CallbackList, RunContext
+from fed_a2v.config.plugins import make_components
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import logging
@@ -38,7 +38,8 @@ class Tracked:
     """A run's files and trackers, from start to end."""
 
     def __init__(self, folder, settings, partition=None, after_round=0, wandb_id=None, names=NAMES):
-        self.callbacks = build_callbacks({name: settings.callbacks[name] for name in names})
+        chosen = {name: settings.callbacks[name] for name in names}
+        self.callbacks = CallbackList(make_components("callbacks", chosen, Callback))
         if wandb_id is not None:
             self.callbacks.load_state_dict({"wandb": {"id": wandb_id}})
         self.folder = RunFolder(folder)

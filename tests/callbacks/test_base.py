@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from fed_a2v.callbacks.base import Callback, CallbackList
-from fed_a2v.callbacks.build import build_callbacks
 from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.plugins import make_components
 from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
@@ -158,7 +158,7 @@ def test_a_run_that_fails_ends_its_callbacks_without_results(tmp_path, monkeypat
 )
 def test_what_is_no_callback_is_refused(target, arguments, words):
     with refused(ConfigError, *words):
-        build_callbacks({"mine": ComponentSettings(target=target, **arguments)})
+        make_components("callbacks", {"mine": ComponentSettings(target=target, **arguments)}, Callback)
 
 
 def test_a_strangers_run_with_a_callback_of_its_own_is_not_loaded(tmp_path):

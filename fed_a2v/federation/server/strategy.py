@@ -22,6 +22,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
 
+from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.losses import TERMS
@@ -49,7 +50,7 @@ from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
 from fed_a2v.federation.server.evaluation import Coverage, class_figures
-from fed_a2v.federation.server.metrics.base import Evaluation, build_metrics, compute_metrics
+from fed_a2v.federation.server.metrics.base import Evaluation, Metric, compute_metrics
 from fed_a2v.federation.server.reply_intake import EvaluateResult, FitResult, ReplyValidator, fresh_row, reasons, reject
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
@@ -113,7 +114,7 @@ class FedA2V(Strategy):
         self.make_step = make_step
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
-        self.metrics = build_metrics(settings.metrics)
+        self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
         self.step: ServerStep | None = None
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fed_a2v.callbacks.base import RunContext
-from fed_a2v.callbacks.build import build_callbacks
+from fed_a2v.callbacks.base import Callback, CallbackList, RunContext
 from fed_a2v.callbacks.report import write_run_report
+from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
@@ -103,7 +103,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         if saved is not None:
             check_unchanged(saved, self.prompts, sites, settings.accept_new_data)
             take_over(saved, self.folder)
-        self.callbacks = build_callbacks(settings.callbacks)
+        self.callbacks = CallbackList(make_components("callbacks", settings.callbacks, Callback))
         if state is not None:
             self.callbacks.load_state_dict(state["components"]["callbacks"])
         self.callbacks.start(

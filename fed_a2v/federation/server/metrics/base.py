@@ -8,10 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fed_a2v.config.plugins import load_class, make_object
-from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.errors import ConfigError
 from fed_a2v.federation.protocol import Scores
 from fed_a2v.federation.server.evaluation import Coverage
 
@@ -46,23 +43,6 @@ class Metric(ABC):
 
         At least one test clip was scored. A name may hold a slash, e.g. "t5/accuracy".
         """
-
-
-def build_metrics(settings: Mapping[str, ComponentSettings | None]) -> dict[str, Metric]:
-    """The metrics in the order of the settings; those set to null are left out.
-
-    Raises:
-        ConfigError: an import path is wrong, no `Metric` is there, or it refuses its arguments.
-    """
-    made: dict[str, Metric] = {}
-    for name, chosen in settings.items():
-        if chosen is None:
-            continue
-        section = f"metrics.{name}"
-        if not issubclass(load_class(section, chosen.target), Metric):
-            raise ConfigError(f"{section}._target_={chosen.target} is no subclass of {Metric.__module__}.Metric")
-        made[name] = make_object(section, chosen.target, chosen.arguments, ())
-    return made
 
 
 def compute_metrics(metrics: Mapping[str, Metric], evaluation: Evaluation) -> dict[str, Any]:
