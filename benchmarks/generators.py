@@ -262,7 +262,7 @@ def run(case: Case, *more: str) -> Row:
 
 def steps(settings: Settings) -> list[int]:
     """Optimiser steps of each round of a federation with all sites in every round: of a site plus the server."""
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     sizes = [len(each.rows("train")) for each in partition(clips, settings.partition, settings.seed)]
     site, finetune = settings.site, settings.finetune
     return [

@@ -78,7 +78,7 @@ def main() -> None:
             found: dict[str, list[Found]] = {}
             for fold in FOLDS[: given.folds]:
                 settings = compose_settings([*overrides, f"dataset.test_fold={fold}"])
-                clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+                clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
                 for name, one in measured(clips, kind).items():
                     found.setdefault(name, []).append(one)
             for name, of in found.items():

@@ -88,7 +88,7 @@ def main() -> None:
 def clips(kind: str) -> Clips:
     """Embeddings, classes and folds of the clips of ESC-50."""
     settings = compose_settings(["experiment=esc50_50x1", *data(kind)])
-    found = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    found = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     folds = {record.key: record.fold for record in index_clips(settings.dataset).records}
     rows = found.embeddings.flatten(1).double().numpy()
     return Clips(rows, found.labels.numpy(), np.array([folds[key] for key in found.keys]))

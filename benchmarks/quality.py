@@ -69,7 +69,7 @@ def main() -> None:
     lines = []
     for encoder, overrides in data().items():
         settings = compose_settings(overrides)
-        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
         for kind in ("samples", "prototypes"):
             for name in given.generators or GENERATORS:
                 line = f"| {encoder} | {kind} | {name} | {measure(clips, kind, name)} |"
@@ -138,7 +138,7 @@ def gates(figures: dict[str, float]) -> str:
 def steps_table() -> str:
     """The gates after increasing numbers of steps, of regular samples and of the network alone."""
     settings = compose_settings(data()["YAMNet"])
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     lines = [
         "| generator | steps | tstr | c2st | nn | var | the network alone: tstr | c2st | nn | var |",
         "|---" * 10 + "|",

@@ -46,7 +46,7 @@ def main() -> None:
     overrides = data("yamnet")
     names, vectors = text_vectors()
     settings = compose_settings([*overrides, f"dataset.classes=[{','.join(names)}]"])
-    clips = load_clips(settings.dataset, settings.encoder, 0, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, 0, cache_dir(settings.cache_dir))
     assert list(clips.classes) == names
     methods: dict[str, tuple[str, Callable[[PrototypeBatch, Tensor], Scorer]]] = {
         "MLP adapter, 500 steps": ("prototypes", partial(mlp, steps=500)),

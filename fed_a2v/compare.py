@@ -163,7 +163,7 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
         `t5/accuracy` and `t5/cosine`, and the number of steps as `site/optimiser_steps`.
     """
     torch.set_num_threads(settings.threads)
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     prompts = prompt_set(settings, class_names(settings.dataset))
     device = prompts.clip.device

@@ -170,7 +170,7 @@ def _wandb(settings: Settings) -> Iterator[Finding]:
 
 
 def _cache(settings: Settings) -> Iterator[Finding]:
-    folder = cache_dir(settings)
+    folder = cache_dir(settings.cache_dir)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     good = existing.is_dir() and os.access(existing, os.W_OK)
     yield Finding(

@@ -178,7 +178,7 @@ def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_pa
 
 def test_pooled_training_of_a_closed_form_solves_for_it_on_every_clip():
     settings = compose_settings([*OVERRIDES, "adapters=bilinear"])
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
     rows = as_rows(clips, train)
     vectors = prompt_set(settings, clips.classes).clip.flatten(1)
@@ -253,7 +253,7 @@ def test_every_fold_tests_once_with_every_seed_and_all_others_train(crossed):
 
 def clips_of(config):
     settings = Settings.model_validate(config)
-    return settings.dataset, settings.encoder, settings.seed, cache_dir(settings)
+    return settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir)
 
 
 def test_the_differences_are_those_of_the_runs_on_the_same_fold_and_seed(crossed):

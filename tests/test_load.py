@@ -90,7 +90,7 @@ def test_importing_the_package_imports_no_torch():
 def test_a_loaded_run_scores_its_test_clips_as_the_run_did(run):
     """Adapters, class prompts and scale of the embeddings are together those of the run."""
     settings = run.settings
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     rows = torch.from_numpy(clips.rows("test"))
     outputs = run.adapt(clips.embeddings[rows]).clip
     centre = prompt_centre(run.targets.clip)
@@ -348,7 +348,7 @@ def test_a_file_a_waveform_and_a_list_give_the_same_prompts(run, wav):
 
 def test_a_sound_gives_the_embedding_that_the_run_trained_on(run):
     settings = run.settings
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     row = clips.keys.index("1-00000-A-0.wav")
     embedding = run.embed(synthesise("dog", 0, settings.seed), rate=RATE)
     torch.testing.assert_close(embedding[0], clips.embeddings[row])

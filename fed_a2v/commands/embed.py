@@ -49,7 +49,7 @@ def run(words: list[str]) -> None:
     console = Console()
     start = time.perf_counter()
     with on_console(console), progress_bar(console) as progress:
-        embedded = embed_dataset(settings, cache_dir(settings), workers, progress)
+        embedded = embed_dataset(settings, cache_dir(settings.cache_dir), workers, progress)
     seconds = time.perf_counter() - start
     speed = f", {embedded.new / seconds:.0f} clips/s with {workers} processes" if embedded.new else ""
     say(
@@ -62,7 +62,7 @@ def run(words: list[str]) -> None:
         write_embeddings(embedded, out)
         say(console, f"Wrote {out}: dataset=embeddings dataset.path={out}")
     else:
-        say(console, f"Cache: {cache_dir(settings)}")
+        say(console, f"Cache: {cache_dir(settings.cache_dir)}")
 
 
 def default_workers(device: str | None) -> int:

@@ -52,7 +52,7 @@ def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
         DataError: the data cannot be read here.
     """
     settings = run.settings
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     test = clips.rows("test")
     labels = clips.labels[torch.from_numpy(test)]
     rows = [int(row) for name in classes for row in test[(labels == clips.classes.index(name)).numpy()][:number]]

@@ -25,17 +25,16 @@ def run(words: list[str]) -> None:
     given = parser.parse_args(words)
 
     from fed_a2v.config.compose import ConfigError, compose_settings
-    from fed_a2v.config.schema import cache_dir
     from fed_a2v.data.site import class_names
     from fed_a2v.encoders.targets_file import save_targets
-    from fed_a2v.encoders.text import load_targets
+    from fed_a2v.federation.factory import prompt_set
 
     if "=" in str(given.file):
         raise ConfigError(f"fed-a2v targets needs a file as its first argument, not {given.file}")
     given.file = given.file.expanduser()
     settings = compose_settings(given.overrides)
-    names, shapes_of = class_names(settings.dataset), settings.adapters
-    targets = load_targets(settings.targets, names, shapes_of.clip_shape, shapes_of.t5_shape, cache_dir(settings))
+    here = settings.model_copy(update={"device": "cpu"})  # the text models run on targets.device
+    targets = prompt_set(here, class_names(settings.dataset))
     save_targets(targets, given.file)
     shapes = [f"CLIP {targets.clip.shape[1]} x {targets.clip.shape[2]}"]
     if targets.t5 is not None:

@@ -193,11 +193,9 @@ class Settings(Section):
                     raise ValueError(f"{key}={getattr(self, key)} needs an image model: {remedy}")
 
 
-def cache_dir(settings: Settings) -> Path:
-    """Folder of the embedding cache: `cache_dir`, else $FED_A2V_CACHE, else the user's cache folder."""
-    if settings.cache_dir:
-        return Path(settings.cache_dir).expanduser()
-    if folder := os.environ.get("FED_A2V_CACHE"):
+def cache_dir(chosen: str | None) -> Path:
+    """Folder of the embedding cache: the setting `cache_dir`, else $FED_A2V_CACHE, else the user's cache folder."""
+    if folder := chosen or os.environ.get("FED_A2V_CACHE"):
         return Path(folder).expanduser()
     # The XDG specification ignores an empty or relative path.
     users = Path(os.environ.get("XDG_CACHE_HOME", ""))

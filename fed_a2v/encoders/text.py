@@ -1,6 +1,6 @@
 """Class prompts: the prompt embedding of each class, which the adapters learn to produce from audio embeddings.
 
-`federation.factory.prompt_set`, for server and sites, and `fed-a2v targets` call `load_targets`.
+`federation.factory.prompt_set` calls `load_targets` for the server, the sites and `fed-a2v targets`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from fed_a2v.errors import ConfigError
 def prompt_set(settings: Settings, classes: Sequence[str]) -> ClassPrompts:
     """The class prompts that the adapters are trained towards, on the device of the settings; see `load_targets`."""
     shapes = settings.adapters
-    targets = load_targets(settings.targets, classes, shapes.clip_shape, shapes.t5_shape, cache_dir(settings))
+    targets = load_targets(settings.targets, classes, shapes.clip_shape, shapes.t5_shape, cache_dir(settings.cache_dir))
     return targets.to(torch_device(settings.device))
 
 

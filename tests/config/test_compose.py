@@ -396,10 +396,10 @@ def test_composing_does_not_depend_on_the_working_directory(tmp_path, monkeypatc
 def test_the_cache_is_where_the_settings_say_then_the_environment_then_the_users_cache(monkeypatch, tmp_path, defaults):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("FED_A2V_CACHE", raising=False)
-    assert cache_dir(defaults) == tmp_path / "xdg" / "fed_a2v"
+    assert cache_dir(defaults.cache_dir) == tmp_path / "xdg" / "fed_a2v"
     monkeypatch.setenv("FED_A2V_CACHE", str(tmp_path / "env"))
-    assert cache_dir(defaults) == tmp_path / "env"
-    assert cache_dir(compose_settings([f"cache_dir={tmp_path / 'set'}"])) == tmp_path / "set"
+    assert cache_dir(defaults.cache_dir) == tmp_path / "env"
+    assert cache_dir(compose_settings([f"cache_dir={tmp_path / 'set'}"]).cache_dir) == tmp_path / "set"
 
 
 def test_no_default_lives_outside_conf():
@@ -604,9 +604,9 @@ def test_a_cache_folder_of_the_user_that_is_no_absolute_path_does_not_count(monk
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert cache_dir(compose_settings()) == tmp_path / ".cache" / "fed_a2v"
+    assert cache_dir(compose_settings().cache_dir) == tmp_path / ".cache" / "fed_a2v"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
-    assert cache_dir(compose_settings()) == tmp_path / "mine" / "fed_a2v"
+    assert cache_dir(compose_settings().cache_dir) == tmp_path / "mine" / "fed_a2v"
 
 
 def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def mixed(places, make_settings):
 
 
 def load(settings, classes=None):
-    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings), classes)
+    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir), classes)
 
 
 def categories_at(data, split="train"):
@@ -257,23 +257,27 @@ def test_unseen_classes_of_a_mix_are_trained_on_by_no_data_set(mixed):
 
 def test_sites_have_a_data_set_each_or_a_part_of_the_mix(mixed):
     settings = mixed("partition=iid", "partition.sites=4", "partition.by_set=true", esc50={}, vggsound={})
-    sites = [site_clips(settings, number, None, cache_dir(settings)) for number in range(4)]
+    sites = [site_clips(settings, number, None, cache_dir(settings.cache_dir)) for number in range(4)]
     assert [categories_at(data) for data in sites] == [{"dog", "fireworks"}] * 2 + [{"dog", "hail, storm"}] * 2
     settings = mixed("partition=iid", "partition.sites=2", esc50={}, vggsound={})
-    assert categories_at(site_clips(settings, 1, None, cache_dir(settings))) == {"dog", "fireworks", "hail, storm"}
+    assert categories_at(site_clips(settings, 1, None, cache_dir(settings.cache_dir))) == {
+        "dog",
+        "fireworks",
+        "hail, storm",
+    }
     alone = mixed("partition=iid", "partition.sites=1", "partition.by_set=true", esc50={}, vggsound={})
     with refused(PartitionError, "partition.by_set=true", "2", "partition.sites=1"):
-        site_clips(alone, 0, None, cache_dir(alone))
+        site_clips(alone, 0, None, cache_dir(alone.cache_dir))
 
 
 def test_a_node_with_a_folder_of_its_own_is_known_by_its_layout(mixed, places, tmp_path):
     settings = mixed("partition=own", esc50={}, vggsound={})
     classes = ("dog", "fireworks", "hail, storm")
-    data = site_clips(settings, 3, str(places["vggsound"]), cache_dir(settings), classes)
+    data = site_clips(settings, 3, str(places["vggsound"]), cache_dir(settings.cache_dir), classes)
     assert categories_at(data) == {"dog", "hail, storm"}
     assert data.classes == classes
     with refused(DataError, places["vegas"], "dataset=vegas", "dataset.sets", "esc50", "vggsound"):
-        site_clips(settings, 0, str(places["vegas"]), cache_dir(settings), classes)
+        site_clips(settings, 0, str(places["vegas"]), cache_dir(settings.cache_dir), classes)
 
 
 def test_layouts_are_told_apart(places, tmp_path):

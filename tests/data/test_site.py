@@ -17,11 +17,11 @@ ROWS = [
 
 
 def load(settings):
-    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
 
 
 def site(settings, number, data_dir=None, classes=None):
-    return site_clips(settings, number, data_dir, cache_dir(settings), classes)
+    return site_clips(settings, number, data_dir, cache_dir(settings.cache_dir), classes)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_changed_data_set_is_noticed_within_a_process(esc50, esc50_folder):
 
 def test_skipped_clips_are_counted(esc50):
     settings = esc50("dataset.skip_bad=true")
-    (cache_dir(settings).parent / "esc50" / "audio" / ROWS[0][0]).write_text("no sound")
+    (cache_dir(settings.cache_dir).parent / "esc50" / "audio" / ROWS[0][0]).write_text("no sound")
     clips = load(settings)
     assert clips.skipped == 1
     assert len(clips) == len(clips.labels) == len(clips.splits) == len(clips.embeddings) == len(ROWS) - 1
@@ -126,7 +126,7 @@ def used(clips):
 
 def test_copies_of_a_recording_are_kept_for_the_test_of_an_esc50(esc50, caplog):
     before = used(load(esc50()))
-    audio = cache_dir(esc50()).parent / "esc50" / "audio"
+    audio = cache_dir(esc50().cache_dir).parent / "esc50" / "audio"
     shutil.copy(audio / "dog40.wav", audio / "dog10.wav")  # of fold 1, and another class
     shutil.copy(audio / "dog40.wav", audio / "cat30.wav")
     shutil.copy(audio / "rain10.wav", audio / "rain20.wav")  # both for training

@@ -48,7 +48,7 @@ def sent(adapters):
 def at_the_end(run, split="test"):
     """A run's class prompts and final adapters, and the embeddings and labels of its test clips."""
     settings = run.config
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     prompts = prompt_set(settings, class_names(settings.dataset))
     adapters = Adapters(clips.embeddings.shape[-1], prompts, settings.adapters.hidden_width)
     adapters.load_state_dict(run.state["adapters"])
@@ -399,7 +399,7 @@ def test_the_last_adapters_are_also_scored_on_the_validation_clips(finished_run)
 def test_every_test_clip_is_scored_once_and_none_is_trained_on(finished_run):
     run = finished_run("partition=dirichlet", "rounds=1")
     settings = run.config
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     sites = json.loads((run.folder / "partition.json").read_text())["sites"].values()
     sizes = [len(site["clips"]["test"]) for site in sites]
     scored = [key for site in sites for key in site["clips"]["test"]]

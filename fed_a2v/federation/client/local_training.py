@@ -62,7 +62,7 @@ class Site:
         self.settings = settings
         self.classes = tuple(classes)
         self.device = torch.device(settings.device)
-        data = site_clips(settings, number, data_dir, cache_dir(settings), self.classes)
+        data = site_clips(settings, number, data_dir, cache_dir(settings.cache_dir), self.classes)
         self.data: SiteData = of_enough_clips(data, min_clips) if min_clips else data
         self.name = name or self.data.name
         self.prompts = prompt_set(settings, self.classes)

@@ -198,7 +198,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         settings = self.settings
         if settings.partition.kind == "own":
             return None
-        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+        clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
         sites = partition(clips, settings.partition, settings.seed)
         check_disjoint(sites, clips)
         return describe(sites, clips)

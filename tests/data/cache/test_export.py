@@ -28,7 +28,7 @@ def settings(make_settings):
 
 
 def load(settings):
-    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings))
+    return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
 
 
 def segments(cache):
@@ -47,7 +47,7 @@ def test_several_processes_give_the_bits_of_one(settings, tmp_path):
 
 
 def test_training_takes_what_was_embedded_and_needs_no_encoder(settings, monkeypatch):
-    embedded = embed_dataset(settings, cache_dir(settings), workers=1)
+    embedded = embed_dataset(settings, cache_dir(settings.cache_dir), workers=1)
 
     def gone(settings):
         raise ModelError("some/model")
@@ -55,13 +55,13 @@ def test_training_takes_what_was_embedded_and_needs_no_encoder(settings, monkeyp
     monkeypatch.setattr("fed_a2v.data.cache.known_encoder.load_encoder", gone)
     clips = load(settings)
     assert torch.equal(clips.embeddings, torch.from_numpy(np.array(embedded.embeddings[0])))
-    assert embed_dataset(settings, cache_dir(settings), workers=2).new == 0
+    assert embed_dataset(settings, cache_dir(settings.cache_dir), workers=2).new == 0
 
 
 def test_an_encoder_that_is_gone_is_an_error_for_new_clips_and_for_a_new_cache(
     settings, make_settings, tmp_path, monkeypatch
 ):
-    embed_dataset(settings, cache_dir(settings), workers=1)
+    embed_dataset(settings, cache_dir(settings.cache_dir), workers=1)
 
     def gone(settings):
         raise ModelError("some/model")
@@ -84,7 +84,7 @@ def test_what_the_cache_knows_of_an_encoder_follows_it(settings, tmp_path, monke
 
 
 def test_a_file_of_the_embeddings_trains_like_the_sounds(settings, make_settings, tmp_path):
-    write_embeddings(embed_dataset(settings, cache_dir(settings), workers=1), tmp_path / "out" / "synth.npz")
+    write_embeddings(embed_dataset(settings, cache_dir(settings.cache_dir), workers=1), tmp_path / "out" / "synth.npz")
     sounds = load(settings)
     file = load(
         make_settings(
