@@ -13,10 +13,10 @@ log = logging.getLogger("fed_a2v")
 
 
 class UnsharedClasses:
-    """Keeps the classes without statistics, and warns about them once every site has taken part.
+    """Tracks the classes without statistics, and warns of them after every site has taken part.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         classes: names of all classes.
 
     Attributes:
@@ -34,16 +34,16 @@ class UnsharedClasses:
 
     @property
     def _complete_from(self) -> int:
-        """The first round in which every site has taken part; 0, registration, where all sites register."""
+        """The first round after which every site has taken part; 0 (the registration) if all sites register."""
         scenario = self.settings.scenario
         return 0 if scenario.name == "static" else (scenario.steps - 1) * scenario.rounds_per_step + 1
 
     def lost(self, round_number: int) -> list[str]:
-        """The classes that the server step does not learn, from the round on in which every site has taken part."""
+        """The classes that the server step does not learn; [] until every site has taken part."""
         return list(self.names) if self._has_server_step and round_number >= self._complete_from else []
 
     def update(self, round_number: int, step: ServerStep) -> None:
-        """Remove the classes that the bank has; warn about the rest in the round from which no more can come.
+        """Remove the classes that the bank has; warn of the rest in the first round after which no more can come.
 
         Raises:
             FederationError: the bank is empty and only the server step would train the adapters.
@@ -53,7 +53,7 @@ class UnsharedClasses:
             return
         settings, least = self.settings, self.settings.share.min_clips
         log.warning(
-            "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
+            "Lost for the server step: no site that replied has share.min_clips=%d training clips of %d of %d classes "
             "(%s); lower it, or let fewer sites share a class",
             least,
             len(self.names),
@@ -68,7 +68,7 @@ class UnsharedClasses:
                 f"{key}: only the server step trains the adapters, and no site has share.min_clips={least} training "
                 "clips of a class; lower it"
             )
-        log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
+        log.warning("The server step has no class statistics: the run is plain federated averaging (FedAvg)")
 
     def _remove(self, shared: Iterable[str]) -> None:
         known = set(shared)

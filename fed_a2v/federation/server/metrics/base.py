@@ -1,4 +1,4 @@
-"""The interface of a metric, and how the chosen ones are computed; called by the strategy after each evaluation."""
+"""The interface of a metric; the strategy computes the chosen metrics after each evaluation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ log = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the sites have sent about a round.
+    """The results of a round's evaluation.
 
     Attributes:
         scores: the sites' sums by model: "after" and, if scored, "before" the server step, and "validation".
-        coverage: which sites and test clips the scores rest on.
+        coverage: the sites and test clips that the scores come from.
         classes: names of all classes.
         step: the server step; read only.
-        active: names of the sites that take part in the round; None where all do.
+        active: names of the sites that take part in the round; None if all do.
     """
 
     scores: Mapping[str, Scores]
@@ -42,9 +42,9 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """The values by name: numbers, or None where one is not defined; {} where the metric does not apply.
+        """The values by name: numbers, or None for an undefined one; {} if the metric does not apply.
 
-        At least one test clip was scored. A name may hold a slash, e.g. "t5/accuracy".
+        At least one test clip was scored. A name may contain a slash, e.g. "t5/accuracy".
         """
 
 
@@ -52,7 +52,7 @@ def build_metrics(settings: Mapping[str, ComponentSettings | None]) -> dict[str,
     """The metrics in the order of the settings; those set to null are left out.
 
     Raises:
-        ConfigError: an import path is wrong, no `Metric` is there, or it refuses its arguments.
+        ConfigError: an import path is wrong, its class is no `Metric`, or the class refuses its arguments.
     """
     made: dict[str, Metric] = {}
     for name, chosen in settings.items():
@@ -60,17 +60,19 @@ def build_metrics(settings: Mapping[str, ComponentSettings | None]) -> dict[str,
             continue
         section = f"metrics.{name}"
         if not issubclass(load_class(section, chosen.target), Metric):
-            raise ConfigError(f"{section}._target_={chosen.target} is no subclass of {Metric.__module__}.Metric")
+            raise ConfigError(
+                f"{section}._target_={chosen.target} is not a metric; derive it from {Metric.__module__}.Metric"
+            )
         made[name] = make_object(section, chosen.target, chosen.arguments, ())
     return made
 
 
 def compute_metrics(metrics: Mapping[str, Metric], evaluation: Evaluation) -> dict[str, Any]:
-    """The values of all metrics; an error in one is logged and costs only its values."""
+    """The values of all metrics; if one raises an error, it is logged and only its values are missing."""
     values: dict[str, Any] = {}
     for name, metric in metrics.items():
         try:
             values |= metric.compute(evaluation)
         except Exception as error:  # a user's class may raise anything
-            log.warning("The metric %s failed (%s: %s)", name, type(error).__name__, error)
+            log.warning("The metric metrics.%s failed (%s: %s)", name, type(error).__name__, error)
     return values
