@@ -547,7 +547,7 @@ def test_the_steps_of_sites_of_different_sizes_are_counted_in_their_mean():
     assert row["server/optimiser_steps"] == 2
 
 
-def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the_log(caplog):
+def test_capped_sites_of_a_weighted_mean_are_in_the_row_and_once_in_the_log(caplog):
     dirichlet = ("partition=dirichlet", "partition.alpha=0.5", PLAIN)
     with caplog.at_level("WARNING", "fed_a2v"):
         federation = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=0.25").start()
@@ -561,7 +561,7 @@ def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the
     (line,) = [record.getMessage() for record in caplog.records if "aggregation.max_site_share" in record.getMessage()]
     for name in cut:
         has, counts = sizes[name] / sum(sizes.values()), counted[name] / sum(counted.values())
-        assert f"{name} has {has:.2f} of them and counts for {counts:.2f}" in line
+        assert f"{name} ({has:.2f} of the clips, weight {counts:.2f})" in line
     free = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=1").start().round()
     assert free["aggregation/capped_sites"] == 0
     assert "aggregation/capped_sites" not in Federation(*dirichlet).start().round()
