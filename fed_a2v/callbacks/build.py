@@ -14,7 +14,7 @@ def build_callbacks(settings: Mapping[str, ComponentSettings | None]) -> Callbac
     """The callbacks in the order of the settings; those set to null are left out.
 
     Raises:
-        ConfigError: an import path is wrong, no `Callback` is there, or it refuses its arguments.
+        ConfigError: an import path is wrong, its class is no `Callback`, or the class refuses its arguments.
     """
     return CallbackList({name: _make(name, chosen) for name, chosen in settings.items() if chosen is not None})
 
@@ -22,6 +22,8 @@ def build_callbacks(settings: Mapping[str, ComponentSettings | None]) -> Callbac
 def _make(name: str, chosen: ComponentSettings) -> Callback:
     section = f"callbacks.{name}"
     if not issubclass(load_class(section, chosen.target), Callback):
-        raise ConfigError(f"{section}._target_={chosen.target} is no subclass of fed_a2v.callbacks.base.Callback")
+        raise ConfigError(
+            f"{section}._target_={chosen.target} is not a callback; derive it from fed_a2v.callbacks.base.Callback"
+        )
     made: Callback = make_object(section, chosen.target, chosen.arguments, ())
     return made
