@@ -113,7 +113,7 @@ def test_a_checkpoint_of_an_earlier_round_is_that_round(folder, run):
         first.continue_training(1)
 
 
-def test_what_is_no_run_is_refused(tmp_path, folder):
+def test_a_folder_without_a_run_is_refused(tmp_path, folder):
     with refused(FileNotFoundError, tmp_path, "checkpoints/state_round_N.pt", "fed-a2v train"):
         load_run(tmp_path)
     with refused(FileNotFoundError, tmp_path / "absent"):
@@ -269,7 +269,7 @@ def test_settings_that_are_no_plain_text_and_numbers_are_an_error_of_the_file(ow
         load_run(own)
 
 
-def test_half_a_character_in_a_file_is_refused_by_whoever_reads_it(own):
+def test_half_a_character_in_a_file_is_refused_by_every_reader(own):
     config = (own / "config.yaml").read_text()
     (own / "config.yaml").write_text(config.replace("project: fed_a2v", r'project: "\ud800"'))
     with refused(UntrustedFileError, own / "config.yaml"):
@@ -410,7 +410,7 @@ def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
         assert torch.equal(one, two)
 
 
-def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monkeypatch):
+def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tmp_path, monkeypatch):
     """What a stranger's configuration says of caches and W&B is not followed; what the user says is."""
     state = load_state(own)
     state["config"]["cache_dir"] = str(tmp_path / "strangers")
@@ -440,7 +440,7 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
     ],
 )
-def test_going_on_with_what_cannot_be_is_refused(own, changes, error, words):
+def test_impossible_changes_are_refused(own, changes, error, words):
     with refused(error, *words):
         load_run(own).continue_training(1, changes)
     assert load_run(own).round == 2
@@ -531,12 +531,12 @@ def test_integers_count_from_full_scale(type_):
         (np.array([None, TONE], dtype=object), "object"),
     ],
 )
-def test_what_is_no_waveform_is_refused(waveform, named):
+def test_an_invalid_waveform_is_refused(waveform, named):
     with refused(BadClipError, named):
         mono(np.asarray(waveform))
 
 
-def test_a_run_takes_tensors_and_refuses_a_rate_that_is_none(run):
+def test_a_run_accepts_tensors_and_refuses_a_missing_rate(run):
     stereo = np.stack([TONE, 0.5 * TONE])
     expected = run.embed(stereo.mean(axis=0), rate=16_000)
     assert run.embed(torch.from_numpy(stereo), rate=16_000).shape == expected.shape

@@ -33,7 +33,7 @@ def test_import_paths_are_found_at_any_depth():
 
 
 @pytest.mark.parametrize("option", [name for name in options("generator") if name != "custom"])
-def test_what_conf_names_is_this_programs_own(option):
+def test_classes_named_in_conf_count_as_own_code(option):
     settings = compose_settings([f"generator={option}", *(["adapters=flux"] if option == "vae_t5" else [])])
     refuse_code(settings.model_dump(by_alias=True), "the run", "trust it")
     assert all(

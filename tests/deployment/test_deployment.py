@@ -64,7 +64,7 @@ def test_the_port_speaks_no_plain_http(deployment):
         urllib.request.urlopen(f"http://127.0.0.1:{deployment.superlink.port}/health", timeout=60)
 
 
-def test_the_control_api_asks_nobody_who_he_is(deployment, tmp_path):
+def test_the_control_api_does_not_authenticate(deployment, tmp_path):
     """What the guide warns of: if Flower ever closes this hole, the warning can go."""
     config = tmp_path / "flwr_home" / "config.toml"
     config.parent.mkdir()

@@ -10,7 +10,7 @@ import sys
 from tests.flower import REPOSITORY
 
 
-def test_no_changed_message_runs_code_leads_elsewhere_or_crashes():
+def test_no_manipulated_message_runs_code_accesses_other_files_or_crashes():
     command = [sys.executable, REPOSITORY / "benchmarks" / "hostile_messages.py", "--messages=420"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -68,7 +68,7 @@ def test_the_losses_are_reported_by_part():
     assert (set(history[-1].parts), set(history[-1].critic)) == ({"generator"}, {"critic"})
 
 
-def test_what_no_step_was_taken_on_has_no_loss():
+def test_without_a_step_there_is_no_loss():
     world = World()
     (epoch,) = made(world).fit(world.rows(), world.conditions, 1, 0.1, draws(0))  # three steps of the critic alone
     assert math.isnan(epoch.total)

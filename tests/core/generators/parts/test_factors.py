@@ -83,7 +83,7 @@ def test_the_variance_of_a_class_with_few_clips_is_nearly_that_of_all():
 
 
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_a_row_or_two_a_class_are_survived(truth, per_class):
+def test_one_or_two_rows_per_class_are_enough(truth, per_class):
     rows, labels, _ = rows_of(truth, per_class)
     model = FactorModel(WIDTH, 8)
     model.measure(truth.centre[:-1], truth.scale[:-1], torch.full((CLASSES,), float(per_class)))

@@ -207,7 +207,7 @@ def test_dead_columns_survive(kind):
     torch.testing.assert_close(samples[..., 5], torch.full_like(samples[..., 5], 3.0), rtol=0, atol=1e-3)
 
 
-def test_data_without_any_variance_is_survived(kind):
+def test_data_without_any_variance_is_supported(kind):
     world = World(classes=2)
     rows = world.rows()
     same = PrototypeBatch(
