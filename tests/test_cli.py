@@ -1,4 +1,4 @@
-"""The command, typed as a user types it."""
+"""The command line."""
 
 import contextlib
 import csv

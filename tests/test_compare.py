@@ -1,4 +1,4 @@
-"""An experiment beside its baselines."""
+"""Comparison of an experiment with its baselines."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`fed-a2v doctor`: what it looks at, what it says, and its exit code."""
+"""`fed-a2v doctor`: its checks, its findings and its exit code."""
 
 import socket
 import tomllib

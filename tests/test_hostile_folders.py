@@ -1,6 +1,6 @@
-"""Run folders that a stranger has changed, in watched processes: the benchmark, in small and in full.
+"""Manipulated run folders, in watched processes: a small and a full run of the benchmark.
 
-It ends with 0 only if no code was run, nothing outside was read or written, and nothing ended in a traceback.
+Its exit code is 0 only if no code was run, no file outside was read or written, and no folder ended in a traceback.
 """
 
 import subprocess

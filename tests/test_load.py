@@ -66,7 +66,7 @@ def own(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "own"))
 
 
-# What a run is
+# Loading
 
 
 def test_the_attributes_are_those_of_the_folder(run, folder):
@@ -139,11 +139,11 @@ def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
     assert load_run(own).classes[0] == "chainsaw"
 
 
-# A stranger's folder
+# Untrusted folders
 
 
 class OwnLoss(torch.nn.Module):
-    """A loss of one's own; counts how often it is made."""
+    """A custom loss that counts its instances."""
 
     made = 0
 
@@ -398,7 +398,7 @@ def test_a_run_on_a_file_of_embeddings_takes_embeddings_only(tmp_path, wav):
         run.prompts(wav)
 
 
-# Going on and comparing
+# Continuing and comparing
 
 
 def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
@@ -411,7 +411,7 @@ def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
 
 
 def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tmp_path, monkeypatch):
-    """What a stranger's configuration says of caches and W&B is not followed; what the user says is."""
+    """Cache and W&B settings of an untrusted run are ignored; those of the user apply."""
     state = load_state(own)
     state["config"]["cache_dir"] = str(tmp_path / "strangers")
     state["config"]["wandb"] |= {"mode": "offline", "project": "${oc.env:HOME}"}
@@ -469,7 +469,7 @@ def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
         compare_runs([own])
 
 
-# What is written about it
+# Documentation
 
 
 @pytest.mark.parametrize("name", ["load_run", "compare_runs"])

@@ -1,4 +1,4 @@
-"""The list of callbacks: their order, their errors, and what a configuration makes of them."""
+"""The list of callbacks: their order, their errors, and how a configuration builds them."""
 
 import logging
 
@@ -20,7 +20,7 @@ HERE = "tests.callbacks.test_base"
 
 
 class Listener(Callback):
-    """Notes every hook, and fails where it is told to."""
+    """Records every hook, and fails in the given ones."""
 
     def __init__(self, name="a", failing=()):
         self.name, self.failing = name, failing

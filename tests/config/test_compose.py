@@ -1,4 +1,4 @@
-"""Settings: what composes, what is refused, and that they arrive elsewhere as they left."""
+"""Settings: what composes, what is refused, and their conversion to JSON and YAML."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from fed_a2v.config.tree import options
 from fed_a2v.data.aliases import ClassNames
 from tests.refusals import refused
 
-# What an option needs beside its name.
+# Overrides that an option needs in addition to its name.
 NEEDS = {
     "dataset=esc50": ["dataset.root=/data/ESC-50"],
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
@@ -345,7 +345,7 @@ def test_any_override_gives_settings_or_a_config_error(text):
         assert isinstance(compose_settings([text]), Settings)
 
 
-# What arrives elsewhere
+# Conversion to JSON and YAML
 
 
 @pytest.mark.parametrize("overrides", ["", "generator=gaussian adapters=flux", "generator=none", "experiment=guide"])
@@ -553,7 +553,7 @@ def test_hydra_does_not_make_a_folder_called_tilde(typed, monkeypatch, tmp_path)
 
 @pytest.fixture
 def own_conf(tmp_path):
-    """A folder of one's own with an experiment in it."""
+    """A user's config folder with an experiment."""
     folder = tmp_path / "my conf"
     (folder / "experiment").mkdir(parents=True)
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - quick\nrounds: 7\n")

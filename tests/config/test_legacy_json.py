@@ -1,4 +1,4 @@
-"""The guide's JSON: how it is read, what each key becomes, and what is refused."""
+"""The guide's JSON: how it is read, the overrides of each key, and what is refused."""
 
 import json
 
@@ -64,7 +64,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
-# What may stand between two tokens.
+# Text that is allowed between two tokens.
 gaps = st.lists(
     st.sampled_from([" ", "\n", "\t", '// a "quote" and /* half\n', '/* , ] } " */', "/**/", "//\n", "/*\n//\n*/"]),
     max_size=3,
@@ -146,7 +146,7 @@ def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
     assert read_json(tmp_path / "bom.json") == {}
 
 
-# What the keys become
+# Overrides of the keys
 
 
 def test_the_guides_file_as_it_stands_gives_the_guides_values(file):
@@ -359,7 +359,7 @@ def test_the_guides_file_with_loading_on_loads_the_generator_of_the_earlier_run_
 
 
 def test_the_trial_run_of_the_guide_is_validated_on_one_average_of_each_class(file, tmp_path):
-    """Nine clips of a class are three averages; the guide's names have values in the rounds that it asks for."""
+    """Nine clips of a class are three averages; the guide's metrics have values in the rounds with validation."""
     file(GUIDE)
     fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "finetune.steps=5", "report=false"]
     words = ["experiment=quick", "rounds=5", *fast, "hydra.run.dir=run"]

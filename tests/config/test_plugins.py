@@ -1,4 +1,4 @@
-"""Code that settings name is found at any depth, and only this program's own is built unasked."""
+"""Code that settings name is found at any depth, and only this program's own is run without consent."""
 
 import pytest
 
@@ -11,7 +11,7 @@ CALLED = []
 
 
 class Records:
-    """Remembers that it was made."""
+    """Counts its instances."""
 
     def __init__(self, **arguments):
         CALLED.append(arguments)

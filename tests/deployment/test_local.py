@@ -1,4 +1,4 @@
-"""`deploy/local.sh`: a whole deployment on one machine, that leaves nothing but its run behind."""
+"""`deploy/local.sh`: a complete deployment on one machine, of which only the run remains."""
 
 import json
 import os
@@ -64,7 +64,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 
 
 
 def test_the_whole_deployment_runs_on_one_machine_and_leaves_its_run_alone_behind(workplace, tmp_path):
-    """As the guide says it; a port that another program takes in the meantime is no obstacle."""
+    """As in the guide, even if another program takes a port in the meantime."""
     for name in ("flower-superlink", "flower-supernode"):
         program = workplace.root / ".venv" / "bin" / name
         program.unlink()

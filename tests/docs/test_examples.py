@@ -1,4 +1,4 @@
-"""The examples in the documentation: complete, and as good as it says."""
+"""The examples in the documentation: complete, and with the described results."""
 
 import importlib
 import sys

@@ -1,7 +1,7 @@
-"""Messages that a server has changed, to a node on a machine of its own: the benchmark, in small.
+"""Manipulated messages to a deployed node: a small run of the benchmark.
 
-It ends with 0 only if no code was run, nothing elsewhere was read or written, nothing was answered that must be
-refused, and nothing ended in a traceback.
+Its exit code is 0 only if no code was run, no other file was read or written, every message that must be refused was,
+and no message ended in a traceback.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run does when its process is killed, and when its disk is full or read-only: with real ones of each."""
+"""Runs whose process is killed, or whose disk is full or read-only, with real processes and disks."""
 
 import contextlib
 import os
@@ -21,13 +21,13 @@ MB = 2**20
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_runs_killed_at_random_moments_and_while_writing_a_state_end_like_an_undisturbed_one():
-    """Two and one; `make test-long` kills twenty."""
+    """Three kills; `make test-long` kills twenty."""
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--kills=3", "--rounds=3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# A disk of its own
+# A separate disk
 
 
 class Disk:

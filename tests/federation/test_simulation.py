@@ -1,4 +1,4 @@
-"""A whole federation in one process: what comes out of it with every kind of setting."""
+"""A complete federation in one process, with every kind of setting."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What CLIP says of pictures."""
+"""Scores of images by CLIP."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What differences establish: intervals by hand, and words that say no more than they do."""
+"""Intervals and verdicts of differences, computed by hand."""
 
 import io
 import math

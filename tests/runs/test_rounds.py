@@ -1,4 +1,4 @@
-"""What the rows of a run come to; every figure by hand."""
+"""Summaries of the rows of a run, computed by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sweeps: folders, restarts, failures, workers, a search; what is left of them at the end."""
+"""Sweeps: folders, restarts, failures, workers, a search; their summary."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Text that others have written on its way out: terminals, logs, tables, CSV files, pictures."""
+"""Untrusted text in terminals, logs, tables, CSV files and plots."""
 
 import ast
 import csv

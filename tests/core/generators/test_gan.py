@@ -23,7 +23,7 @@ def fitted(world, epochs, **arguments):
 
 @functools.cache
 def trained(loss="wgan-gp", class_weight=0.0):
-    """A generator to be looked at, not to be changed; its draws are not calibrated."""
+    """A shared generator, without calibration, that tests must not change."""
     return fitted(World(), 100, loss=loss, class_weight=class_weight, calibrate=False)
 
 

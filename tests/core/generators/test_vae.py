@@ -33,7 +33,7 @@ def generator(world):
 
 
 class Watched(nn.Module):
-    """A loss that remembers what it was called with and what came of it, and returns a scalar unless told else."""
+    """A loss that records its arguments and results, and returns a scalar by default."""
 
     def __init__(self, inner=None, parts=False):
         super().__init__()
@@ -378,7 +378,7 @@ def test_a_checkpoint_of_other_dimensions_does_not_load(world):
         generator_for(World(width=32)).load_checkpoint(trained(world, epochs=1).checkpoint())
 
 
-# What data may look like
+# Kinds of data
 
 
 def test_dead_columns_survive(world):
@@ -437,7 +437,7 @@ def test_classes_may_come_and_go_between_fits(closed_form):
     assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(30)).float().mean() > 0.9
 
 
-# What the network does alone
+# The network alone
 
 
 def test_its_likelihood_of_clips_of_their_own_class_is_the_larger(world, generator):

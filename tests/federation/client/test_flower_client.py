@@ -1,4 +1,4 @@
-"""A node's side: messages in, replies out, nothing remembered in between."""
+"""A node: messages and replies, without state in between."""
 
 import json
 import threading

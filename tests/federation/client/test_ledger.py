@@ -1,4 +1,4 @@
-"""Clips behind everything that leaves a site: what one run may not ask for, two may not ask for together."""
+"""The clips of all averages that leave a site: two runs together may not request what one may not."""
 
 import json
 
@@ -90,7 +90,7 @@ CLASSES = ["dog", "rain"]
 
 @pytest.fixture
 def site(tmp_path):
-    """A node whose owner wants four clips behind everything, and a function that asks it with changed settings."""
+    """A node with min-clips=4 and a ledger, and a function that sends it changed settings."""
     labels = np.repeat(["dog", "rain", "siren"], [48, 48, 8])
     rows = np.random.default_rng(0).normal(size=(len(labels), 20)).astype(np.float32)
     np.savez(tmp_path / "clips.npz", embeddings=rows, category=labels, fold=np.tile([1, 2, 3, 4], 26))

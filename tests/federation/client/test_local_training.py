@@ -1,4 +1,4 @@
-"""What a site does with its clips."""
+"""The work of a site on its clips."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What only a node knows: a slip in it is refused by name, never passed over."""
+"""The node configuration: a misspelt key is refused by name and never ignored."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A site on a machine of its own: no message names a file there or code to run, and the owner's limits hold."""
+"""A deployed site: no message can name a file or code there, and the owner's limits apply."""
 
 import json
 
@@ -29,7 +29,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture
 def own(sounds, tmp_path):
-    """What a node of its own needs to know."""
+    """The configuration of a deployed node."""
     return {"site": "lab", "dataset": "esc50", "data-dir": str(sounds), "cache-dir": str(tmp_path / "cache")}
 
 
@@ -227,7 +227,7 @@ def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
     assert used == [1, 2]
 
 
-# Messages that are none
+# Invalid messages
 
 
 @pytest.mark.parametrize(

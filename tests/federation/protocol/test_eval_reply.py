@@ -1,4 +1,4 @@
-"""Sites' scores: they add up whatever their order, and none that cannot be true gets in."""
+"""Sites' scores: their sum does not depend on the order, and impossible ones are refused."""
 
 import json
 import math

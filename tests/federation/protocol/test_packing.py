@@ -1,4 +1,4 @@
-"""Many arrays travel as one and arrive as they were, and no bytes of a stranger do any harm."""
+"""Arrays are unchanged by joining and splitting, and no untrusted bytes do harm."""
 
 import io
 import pickle
@@ -68,7 +68,7 @@ HOSTILE_BYTES = {
 
 
 def joined(*files):
-    """Files one behind the other, as `join_arrays` lays them."""
+    """Consecutive files, as `join_arrays` writes them."""
     content = b"".join(file + bytes(-len(file) % 64) for file in files[:-1]) + files[-1]
     return np.frombuffer(content, np.uint8)
 

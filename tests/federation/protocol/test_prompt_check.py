@@ -1,4 +1,4 @@
-"""Sites and server mean the same class prompts, or the site refuses to work."""
+"""A site whose class prompts differ from the server's refuses to work."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sites' replies: what is sent arrives, and nothing else gets in."""
+"""Sites' replies: valid ones are unchanged by encoding, all others are refused."""
 
 import copy
 import json
@@ -479,7 +479,7 @@ def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree()
 
 
 def assert_sound(reply, expected):
-    """What an accepted reply promises, whatever was sent."""
+    """Properties of every accepted reply."""
     assert [tuple(w.shape) for w in reply.weights] == list(expected.weight_shapes)
     names = [p.name for p in reply.statistics]
     assert len(names) == len(set(names))

@@ -1,4 +1,4 @@
-"""From the sites' adapters to one."""
+"""Aggregation of the sites' adapters."""
 
 from dataclasses import replace
 
@@ -192,7 +192,7 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     torch.testing.assert_close(combined, torch.stack([r.weights[0].float() for r in halves]).mean(dim=0))
 
 
-# Rules of one's own
+# Custom rules
 
 
 class Largest(AggregationRule):

@@ -1,4 +1,4 @@
-"""Of which kind the embeddings are that the adapters serve: the server's encoder says, else a strict majority."""
+"""The kind of embeddings: that of the server's encoder, else of a strict majority of the sites."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the scores of some sites say of all: hand-computed."""
+"""Figures from the scores of some of the sites, computed by hand."""
 
 import pytest
 

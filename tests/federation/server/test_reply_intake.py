@@ -1,4 +1,4 @@
-"""Sites' answers: only good ones are used, and the row says what was wrong with the others."""
+"""Sites' replies: only valid ones are used, and the row has the reasons of the others."""
 
 import numpy as np
 import pytest
@@ -187,7 +187,7 @@ def test_a_reply_with_an_error_status_counts_as_a_failure(average_without_the_ba
 
 
 def test_a_reply_for_a_site_that_the_node_was_not_asked_for_does_not_displace_the_sites_own():
-    # Node 2 speaks for site-002, and claims to be site-001, which node 1 speaks for.
+    # Node 2 represents site-002, and claims to be site-001, which node 1 represents.
     federation = Federation(PLAIN, tamper=lie(set_manifest(site="site-001"))).start()
     row = federation.round()
     assert row["replies"] == 4
@@ -197,7 +197,7 @@ def test_a_reply_for_a_site_that_the_node_was_not_asked_for_does_not_displace_th
 
 @pytest.mark.parametrize("lie_first", [False, True])
 def test_of_two_replies_for_a_site_only_that_of_its_own_node_counts(lie_first):
-    # With one node every site is the node's own to speak for; site-002 answers once more as site-001.
+    # One node represents all sites; site-002 replies again as site-001.
     lies = []
 
     def tamper(task, site, work):

@@ -1,4 +1,4 @@
-"""Who takes part: sites are drawn, dealt to nodes and waited for, and a node may be a site of its own."""
+"""Client sampling: sites are sampled, assigned to nodes and waited for; a node may be one site."""
 
 import re
 import threading
@@ -58,7 +58,7 @@ def test_sites_are_sampled_among_the_available_ones():
 
 
 class Clock:
-    """Time that passes only while somebody waits."""
+    """A clock that advances only while a test waits."""
 
     def __init__(self):
         self.now = 0.0
@@ -131,7 +131,7 @@ def test_a_run_whose_nodes_do_not_come_back_ends():
         federation.strategy.configure_fit(1, federation.parameters, federation.manager)
 
 
-# Every node a site of its own
+# Every node is one site
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_late_node_may_join_in_a_later_round(own_files):
 
 @pytest.fixture
 def deployed(monkeypatch):
-    """The strategy takes itself for one that a SuperLink has started, which knows its nodes by their keys."""
+    """The strategy behaves as in a deployment, where nodes are identified by their keys."""
     monkeypatch.setattr(strategy_module, "is_deployed_server", lambda: True)
 
 

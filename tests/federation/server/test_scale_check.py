@@ -1,4 +1,4 @@
-"""What is ten times off the median site's scale is refused; what sites of real sounds may send is not."""
+"""Replies ten times off the median site's scale are refused; those of honest sites are not."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""From settings to parts."""
+"""Building the server step and its generator from settings."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The strategy among failing and vanishing sites: the round goes on, and its row and state say how."""
+"""The strategy with failing and disconnected sites: the round continues, and its row and state are right."""
 
 import json
 
@@ -348,7 +348,7 @@ def test_prototypes_are_sent_once():
     assert federation.strategy.step.bank.rows() is not None
 
 
-# What the row and the state hold
+# The row and the state
 
 
 def test_replies_in_another_order_give_the_same_bits():
@@ -587,7 +587,7 @@ def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
-# What the sites are asked for
+# Requests to the sites
 
 
 ADAPTERS = "weights"

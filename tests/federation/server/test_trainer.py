@@ -1,4 +1,4 @@
-"""A run and its folder: what it leaves, and going on after it was stopped."""
+"""A run and its folder: its files, and resuming after a stop."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def validated(finished_run):
     return finished_run(*VALIDATED)
 
 
-# What a run leaves
+# Files of a run
 
 
 def test_the_folder_holds_these_files_and_no_others(validated):
@@ -427,7 +427,7 @@ def test_a_resumed_run_with_two_vaes_gives_the_same_bits(run_in, two_sides):
     assert_same_run(run_in("parts", *TWO_SIDES, *VALIDATED), two_sides)
 
 
-# Going on
+# Resuming
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def kind(request):
 
 @functools.cache
 def trained(kind):
-    """A generator to be looked at, not to be changed."""
+    """A shared generator that tests must not change."""
     return fitted(kind, World())
 
 
@@ -111,7 +111,7 @@ def test_noise_outside_has_the_classes_own_spread_and_stays_outside():
     assert spread[0] * 0.5 < unknown.var(dim=0).mean() < spread[1] * 2
 
 
-# What holds for every generator that is built on them
+# Properties of all generators that are built on them
 
 
 @pytest.mark.parametrize("shape", [{"width": 48}, {"width": 16, "tokens": 3}], ids=["one token", "three tokens"])
