@@ -1,18 +1,18 @@
 # make run     train on the built-in sounds and compare with and without the generator
 # make test    the tests          make lint    style and types
-# make test-deployment   the tests on several processes, with kills: minutes
-# make test-long   more kills and malformed replies than there is time for at every change
-# make test-python PYTHON=python3.12   the tests with another Python, in an environment of its own
-# make coverage   the tests, and which lines of fed_a2v/ they run
+# make test-deployment   the tests with SuperLinks and SuperNodes in separate processes, with kills: minutes
+# make test-long   twenty kills and ten thousand malformed replies: for a release
+# make test-python PYTHON=python3.12   the tests with another Python, in a separate environment
+# make coverage   the tests, and the lines of fed_a2v/ that no test runs
 # make docs    the documentation, in site/
 # make bench   the figures in docs/benchmarks.md
-# Each installs what it needs first: make install, what a run needs; make dev, everything.
+# Each first installs what it needs. make install installs what a run needs, make dev everything.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# For pip, when it installs torch: make run TORCH_OPTIONS="--index-url URL" takes the build that is there.
+# Options of pip for torch: make run TORCH_OPTIONS="--index-url URL" installs the build from that URL.
 TORCH_OPTIONS ?=
-# Flower would otherwise install the project's dependencies anew, in an environment of its own, for every run.
+# Otherwise Flower installs the project's dependencies for every run, in a new environment.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
@@ -31,25 +31,25 @@ define installed
 @touch $@
 endef
 
-# torch first and alone, so that nothing else chooses its build.
+# torch is installed first and alone, so that no other package determines its build.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fed_a2v needs Python 3.11 or newer: make PYTHON=...")'
-	@echo "Installs torch and what a run needs into $(VENV): 2 minutes and 1.7 GB with torch's CPU build."
-	@echo "On Linux, pip takes torch's build for GPUs, some 4 GB more, unless told otherwise: see README.md."
+	@echo "Installing torch and the packages of a run into $(VENV): 2 minutes and 1.7 GB with torch's CPU build."
+	@echo "On Linux, pip installs torch's build for GPUs by default, about 4 GB more: see README.md for the CPU build."
 	@mkdir -p $(VENV) && date +%s >$(VENV)/started
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	$(installed)
 
-# What tests, style, documentation and benchmarks need besides.
+# Adds what tests, lint, documentation and benchmarks need.
 $(VENV)/dev: $(VENV)/installed
 	@date +%s >$(VENV)/started
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	$(installed)
 
 WORKERS ?= 2
-# Files are dealt to as many processes; torch may not start threads in each that wait for one another's cores.
+# Number of processes; each runs whole test files, with one thread of torch, so that they do not compete for cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SUITE := -m "not deployment and not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: dev
@@ -58,12 +58,12 @@ test: dev
 test-python:
 	version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $(MAKE) test VENV=.venv-$$version
 
-# Of what runs in the tests' own processes; what they start in others is not counted.
+# Lines that only run in processes started by the tests are not counted.
 coverage: dev
 	$(PYTEST) $(SUITE) --cov --cov-report=term-missing:skip-covered
 
-# SuperLinks and SuperNodes in processes of their own, killed and hung. Those of one deployment, which often wait for
-# Flower, are in one file and run one after the other; beside them the rest.
+# SuperLinks and SuperNodes in separate processes, some killed or hung. The tests of a deployment, which often wait for
+# Flower, are in one file and run one after another; other files run in parallel.
 test-deployment: dev
 	$(PYTEST) -m "deployment and not long" -n $(WORKERS) --dist loadfile
 

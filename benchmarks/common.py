@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
 # Notes on the class prompts, for the tables.
 PROMPTS = {
-    "random": "Class prompts: random vectors made from the classes' names (`targets=random`), which know no meaning.",
+    "random": "Class prompts: random vectors that are seeded by the classes' names (`targets=random`) and have no "
+    "meaning.",
     "CLIP": "Class prompts: CLIP ViT-B/32's text vectors of the 31 classes that have one (`targets=file`).",
 }
 
@@ -25,7 +26,7 @@ def data(kind: str) -> list[str]:
     """Overrides for the data: `yamnet`, `logmel`, or `clip`, which is YAMNet's with CLIP's text vectors."""
     root = os.environ.get("FED_A2V_DATA")
     if not root:
-        raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz and esc50/")
+        raise SystemExit("set FED_A2V_DATA to the folder that contains esc50_yamnet.npz and esc50/")
     if kind == "logmel":
         return ["dataset=esc50", f"dataset.root={Path(root) / 'esc50'}"]
     words = ["dataset=embeddings", f"dataset.path={Path(root) / 'esc50_yamnet.npz'}"]

@@ -31,7 +31,7 @@ from fed_a2v.federation.factory import torch_device
 EPOCHS, STEPS = 60, 60
 GENERATORS: dict[str, Callable[[], Generator]] = {
     "one VAE for all classes": ConditionedVAEGenerator,
-    "50 VAEs, one a class": lambda: GroupedVAEGenerator(
+    "50 VAEs, one per class": lambda: GroupedVAEGenerator(
         lambda: ConditionedVAEGenerator(hidden_dim=256, latent_dim=32, conditional=False),
         {name: (name,) for name in data()[0].names},
     ),

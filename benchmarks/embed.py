@@ -28,7 +28,7 @@ ROWS, WIDTH, HIDDEN, BATCH, REPEATS = 100_000, 512, 512, 256, 7
 def main() -> None:
     folder = os.environ.get("FED_A2V_DATA")
     if not folder:
-        raise SystemExit("FED_A2V_DATA names no folder with esc50/")
+        raise SystemExit("set FED_A2V_DATA to the folder that contains esc50/")
     with tempfile.TemporaryDirectory() as place:
         words = ["dataset=esc50", f"dataset.root={folder}/esc50", f"cache_dir={place}/cache"]
         before = processor_seconds()
@@ -37,11 +37,11 @@ def main() -> None:
         second, again = embed(words)
         ratio, mapped, held = epoch(Path(place) / "store")
     clips = int(said.split(" clips in ")[0].split()[-1])
-    assert f"{clips} known before" in again
+    assert f"{clips} from the cache" in again
     text = (
         f"{clips} clips of ESC-50 with `logmel`, the whole command with its start and {cores()} processes: "
         f"**{clips / first:.0f} clips/s** ({first:.1f} s; {work:.1f} s of processor time, "
-        f"{clips / work:.0f} clips/s a core). A second call: **{second:.1f} s**.\n\n"
+        f"{clips / work:.0f} clips/s per core). A second call: **{second:.1f} s**.\n\n"
         f"One epoch over {ROWS:,} embeddings in batches of {BATCH} through a {WIDTH} x {HIDDEN} matrix: "
         f"{mapped:.2f} s memory-mapped, {held:.2f} s from memory, ratio of the medians of {REPEATS} turns "
         f"**{ratio:.2f}**. {machine()}."

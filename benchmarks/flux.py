@@ -53,11 +53,11 @@ FIGURES = ("CLIP accuracy", "T5 accuracy", "T5 cosine")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps in one place, of 32 clips each")
-    parser.add_argument("--folder", type=Path, help="keeps the federation's run, which is then not repeated")
+    parser.add_argument("--folder", type=Path, help="keeps the federation's run, so that it is not repeated")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     parser.add_argument("--generators", action="store_true", help="compare generators instead")
-    parser.add_argument("--seeds", type=int, default=3, help="of the comparison")
-    parser.add_argument("--rounds", type=int, default=5, help="of the comparison")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds of the comparison")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
@@ -90,7 +90,7 @@ def table(folder: Path, steps: int) -> str:
         megabytes = f"{4e-6 * size(head):.0f} (float32)" if isinstance(head, WideHead) else "-"
         lines.append(line(name, head, megabytes, megabytes, settings, run.targets))
     return "\n".join(lines) + (
-        f"\n\nMB for a site and a round, evaluation included; {settings.rounds} rounds at the sites, {steps} steps of "
+        f"\n\nMB per site and round, including evaluation; {settings.rounds} rounds at the sites, {steps} steps of "
         f"32 clips in one place. Cosines of centred vectors on the test clips. {machine()}."
     )
 
@@ -99,7 +99,7 @@ def overrides(folder: Path) -> list[str]:
     """The experiment, with text models that are created first."""
     root = os.environ.get("FED_A2V_DATA")
     if not root:
-        raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz")
+        raise SystemExit("set FED_A2V_DATA to the folder that contains esc50_yamnet.npz")
     sys.path.insert(0, str(ROOT))
     from tests.models import tiny_clip_text, tiny_t5
 
@@ -123,7 +123,7 @@ def overrides(folder: Path) -> list[str]:
 def generators(folder: Path, seeds: int, rounds: int) -> str:
     """Every arm on the same seeds, as Markdown: figures after the last round, and T5's cosine minus that of `none`."""
     words = [*overrides(folder), *LEAN]
-    lines = ["| means a class | | " + " | ".join(FIGURES) + " | T5 cosine less `none`'s |", "|---" * 6 + "|"]
+    lines = ["| means per class | | " + " | ".join(FIGURES) + " | T5 cosine less `none`'s |", "|---" * 6 + "|"]
     for share, shared in SHARES.items():
         found: dict[str, list[dict[str, float]]] = {}
         for arm, extra in ARMS.items():
@@ -154,7 +154,7 @@ def run_figures(folder: Path, words: list[str]) -> dict[str, float]:
 
 
 class WideHead(nn.Module):
-    """A head like the original's: 247 M parameters, nearly all in a T5 side with width 4096 throughout.
+    """A head like the original's: 247 M parameters, nearly all in a T5 side of width 4096.
 
     It starts at the centre and scale of the class prompts, as our adapters do.
     """

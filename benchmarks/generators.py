@@ -211,7 +211,7 @@ def fill(path: Path, wanted: Sequence[Case], jobs: int) -> None:
     """Execute the runs that are missing in the CSV."""
     missing = missing_of(path, wanted)
     start = time.perf_counter()
-    print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before")
+    print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them in the CSV")
     for kind in {case.data for case in missing}:
         data(kind)  # fails here if FED_A2V_DATA is not set
     context = multiprocessing.get_context("spawn")

@@ -126,7 +126,7 @@ KINDS: dict[str, Callable[..., TrainReply]] = {
     "weights of the first round": old,
     "swapped classes": honest,
     "every class faked": faked,
-    "200 prototypes a class": prototypes(many),
+    "200 prototypes per class": prototypes(many),
     "prototypes 1000 times too large": scaled(1000.0),
     "prototypes 9 times too large": scaled(9.0),
     "prototypes of zeros": scaled(0.0),
@@ -139,7 +139,7 @@ ALIKE = {
     "weights 1000 times too large": "weights not finite",
     **dict.fromkeys(
         ("prototypes 1000 times too large", "prototypes of zeros", "variances of 1e12"),
-        "200 prototypes a class",
+        "200 prototypes per class",
     ),
 }
 
@@ -185,7 +185,7 @@ def main() -> None:
             lines.append(f"| {kind} | " + " | ".join(cells) + f" | {refused} |")
             print(lines[-1], flush=True)
     text = "\n".join(lines) + (
-        f"\n\nAccuracy after round 3 without garbage, and the points (hundredths) that are lost to it; {len(seeds)} "
+        f"\n\nAccuracy after round 3 without garbage, and its loss in points (hundredths); {len(seeds)} "
         f"seeds. {PROMPTS['random']} {machine()}."
     )
     print(text.rsplit("\n", 1)[-1])

@@ -371,7 +371,7 @@ def watched(root: Path) -> None:
         try:
             action()
         except MENDABLE as error:
-            return "refused" if str(error) else "refused without a word"
+            return "refused" if str(error) else "refused without a message"
         except SystemExit as error:
             return "refused" if error.code == 2 else "ended"
         except BaseException as error:
@@ -416,7 +416,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="numbers of single folders, separated by commas")
     parser.add_argument(
-        "--kinds", default=",".join(CHANGES), help="of changes, separated by commas; others are left out"
+        "--kinds", default=",".join(CHANGES), help="kinds of changes, separated by commas; others are left out"
     )
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)
@@ -485,11 +485,11 @@ def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
         )
         out, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired as error:
-        out, errors = str(error.stdout or b"", "utf-8"), "it hangs"
+        out, errors = str(error.stdout or b"", "utf-8"), "it does not end"
     said = {line["folder"]: line for line in map(json.loads, filter(lambda one: one.startswith("{"), out.splitlines()))}
     unchanged = said.pop("0000-unchanged", {"ends": {}})
     if unchanged["ends"].get("load") != "loaded":
-        raise SystemExit(f"a run that nobody has changed cannot be loaded: {unchanged}\n{errors[-2000:]}")
+        raise SystemExit(f"the unchanged run cannot be loaded: {unchanged}\n{errors[-2000:]}")
     lost = {"ends": {}, "faults": [f"the process ended: {errors[-200:]}"]}
     return [{"kind": kind, "name": name, **said.get(name, lost)} for name, kind in kinds.items()]
 
@@ -504,8 +504,8 @@ def table(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {kind} | {len(own)} | {ends['refused']} | {ends['loaded']} | {faults} |")
     shown = [f"* {each['name']}: {'; '.join(each['faults'][:3])}" for each in found if each["faults"]]
     words = (
-        "Loaded: the change is one that means nothing there, or is to a file that loading does not read. Faults: code "
-        f"that is run, a file outside that is read or written, a traceback, or a gigabyte of memory. {machine()}."
+        "Loaded: the change has no effect, or is to a file that loading does not read. Faults: code that is run, a "
+        f"file outside the folder that is read or written, a traceback, or a gigabyte of memory. {machine()}."
     )
     return "\n".join([*lines, "", words, *([""] if shown else []), *shown])
 

@@ -348,9 +348,9 @@ def table(counts: Counter[tuple[str, str]], faults: list[str]) -> str:
         own = sum(fault.startswith(f"{kind} ") for fault in faults)
         lines.append(f"| {kind} | {sum(ends.values())} | {ends['refused']} | {ends['answered']} | {own} |")
     words = (
-        "Answered: the change means nothing to a site, which has places and limits of its own. Faults: code that is "
-        "run, a file elsewhere that is read or written, an answer to what must be refused, a traceback, a word of the "
-        f"site's files or paths in a reason, or a gigabyte of memory. {machine()}."
+        "Answered: the change has no effect on the site, which has its own folders and limits. Faults: code that is "
+        "run, a file elsewhere that is read or written, an answer to a message that must be refused, a traceback, a "
+        f"reason that quotes the site's files or paths, or a gigabyte of memory. {machine()}."
     )
     return "\n".join([*lines, "", words, *([""] if faults else []), *(f"* {fault}" for fault in faults[:20])])
 

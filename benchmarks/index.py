@@ -79,7 +79,7 @@ def report(found: dict[str, float], clips: int) -> str:
     return (
         f"{clips:,} rows of a table in VGGSound's layout, {found['clips']:,} of them with a file, {CLASSES} classes: "
         f"index in **{found['seconds']:.1f} s**, peak memory of the process **{found['peak']:.0f} MB** "
-        f"({found['idle']:.0f} MB of it before it began). {machine()}."
+        f"({found['idle']:.0f} MB of it before the start). {machine()}."
     )
 
 

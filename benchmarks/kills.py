@@ -42,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         exact = kill_and_resume(Path(folder), given.kills, given.rounds, random.Random(given.seed))
-    text = f"**{sum(exact)} of {given.kills}** killed runs went on to the very end of the undisturbed one. {machine()}."
+    text = f"**{sum(exact)} of {given.kills}** killed runs ended exactly like the undisturbed run. {machine()}."
     print(text)
     if given.write:
         write_block("kills", text)
@@ -108,7 +108,7 @@ def train(folder: Path, rounds: int, prepare: Callable[[], None] = lambda: None)
 def finish(process: int) -> None:
     """Wait for the end of a run that must succeed."""
     if os.waitpid(process, 0)[1] != 0:
-        raise SystemExit("a run that nobody killed has failed")
+        raise SystemExit("the undisturbed run has failed")
 
 
 def kill_after(process: int, seconds: float) -> bool:

@@ -64,12 +64,12 @@ KINDS = {"samples": "all clips", "prototypes": "8 prototypes"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=int, default=len(FOLDS), help="how many folds test, default: all four")
+    parser.add_argument("--folds", type=int, default=len(FOLDS), help="number of test folds; default: all four")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| encoder | trained on | model | nats a dimension | less the Gaussian | reconstruction (class mean) "
+        "| encoder | trained on | model | nats per dimension | less the Gaussian | reconstruction (class mean) "
         "| alone: tstr | c2st | nn | var | s |",
         "|---" * 11 + "|",
     ]

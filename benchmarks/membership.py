@@ -50,7 +50,7 @@ class Upload(NamedTuple):
 
 UPLOADS = {
     "`share=prototypes` (groups of three), variance of each group": Upload("prototypes", 8, 3, "groups"),
-    "the same, one variance a class": Upload("prototypes", 8, 3, "class"),
+    "the same, one variance per class": Upload("prototypes", 8, 3, "class"),
     "the same, no variance": Upload("prototypes", 8, 3, "none"),
     "groups of eight, no variance": Upload("prototypes", 8, 8, "none"),
     "`share=mean`, variance": Upload("mean", 1, 3, "class"),
@@ -74,12 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     given = parser.parse_args()
-    lines = ["| what is sent of a class of 16 clips | " + " | ".join(KINDS) + " |", "|---" * (1 + len(KINDS)) + "|"]
+    lines = ["| statistics of a class of 16 clips | " + " | ".join(KINDS) + " |", "|---" * (1 + len(KINDS)) + "|"]
     found = {kind: attacked(clips(kind)) for kind in KINDS}
     for name in UPLOADS:
         cells = [max(found[kind][name].items(), key=lambda each: each[1]) for kind in KINDS]
         lines.append(f"| {name} | " + " | ".join(f"{auc:.3f} ({attack})" for attack, auc in cells) + " |")
-    text = "\n".join(lines) + f"\n\nAUC of the best attack, in brackets, over four pairs of folds. {machine()}."
+    text = "\n".join(lines) + f"\n\nAUC over four pairs of folds; the best attack is in brackets. {machine()}."
     print(text)
     if given.write:
         write_block("membership", text)

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generators", nargs="*", help=f"default: all of {', '.join(GENERATORS)}")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
-    parser.add_argument("--steps", action="store_true", help="after ever more optimiser steps, instead")
+    parser.add_argument("--steps", action="store_true", help="measure after increasing numbers of steps instead")
     given = parser.parse_args()
     if unknown := [name for name in given.generators if name not in GENERATORS]:
         parser.error(f"no generator {unknown[0]!r}; choose from {', '.join(GENERATORS)}")
@@ -83,7 +83,7 @@ def main() -> None:
 def data() -> dict[str, list[str]]:
     root = os.environ.get("FED_A2V_DATA")
     if not root:
-        raise SystemExit("set FED_A2V_DATA to the folder that holds esc50_yamnet.npz and esc50/")
+        raise SystemExit("set FED_A2V_DATA to the folder that contains esc50_yamnet.npz and esc50/")
     return {
         "YAMNet": ["dataset=embeddings", f"dataset.path={Path(root) / 'esc50_yamnet.npz'}"],
         "log-mel": ["dataset=esc50", f"dataset.root={Path(root) / 'esc50'}"],
@@ -147,7 +147,7 @@ def steps_table() -> str:
         for steps, one, other in after_steps(clips, name, wanted):
             lines.append(f"| {name} | {steps:.0f} | {one} | {other} |")
             print(lines[-1], flush=True)
-    return "\n".join(lines) + f"\n\n8 prototypes a class; mean over three sampling seeds of one fit. {machine()}."
+    return "\n".join(lines) + f"\n\n8 prototypes per class; mean over three sampling seeds of one fit. {machine()}."
 
 
 def after_steps(clips: EmbeddedClips, name: str, wanted: Sequence[int]) -> Iterator[tuple[float, str, str]]:

@@ -88,7 +88,7 @@ def main() -> None:
     write_block(
         "report",
         f"{CLASSES} classes, {SITES} sites, {ROUNDS} rounds ({machine()}):\n\n"
-        "| | measured | wanted |\n|---|---|---|\n"
+        "| | measured | goal |\n|---|---|---|\n"
         f"| size | {size / 1e6:.2f} MB | under 5 MB |\n"
         f"| built in | {built:.1f} s | under 10 s |\n"
         f"| opens, first figure drawn after | {first:.1f} s | under 2 s |\n"

@@ -150,7 +150,7 @@ def differences(one: dict[str, Any], two: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: {', '.join(sorted(keys))}"
     lost, new = one["tensors"] - two["tensors"], two["tensors"] - one["tensors"]
     if lost or new:
-        yield f"{lost.total()} of {one['tensors'].total()} tensors are gone, {new.total()} are new"
+        yield f"{lost.total()} of {one['tensors'].total()} tensors are missing, {new.total()} are new"
 
 
 def measure(found: dict[str, Any]) -> str:

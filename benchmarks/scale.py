@@ -83,7 +83,7 @@ def main() -> None:
     )
     print(text)
     print(
-        f"peak memory grows by {growth:.2f} payloads a site (limit {LIMIT}); "
+        f"peak memory grows by {growth:.2f} payloads per site (limit {LIMIT}); "
         f"{numbers[-1]} sites' server step takes {step_growth:.2f} times as long as {numbers[0]} sites'"
     )
     if given.write:

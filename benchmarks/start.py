@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     given = parser.parse_args()
     rows = [f"| `fed-a2v {words}` | {seconds(words, code, given.repeats):.2f} |" for words, code in WORDS.items()]
-    lines = ["| | processor seconds |", "|---|---|", *rows, "", f"Least of {given.repeats}. {machine()}."]
+    lines = ["| | processor seconds |", "|---|---|", *rows, "", f"Minimum of {given.repeats}. {machine()}."]
     text = "\n".join(lines)
     print(text)
     if given.write:

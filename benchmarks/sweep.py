@@ -35,7 +35,7 @@ def main() -> None:
         two = min((swept(folder, f"two-{i}", 2) for i in range(given.repeats)), key=lambda found: found[0])
     same = one[1] == two[1]
     text = (
-        "| workers | seconds | times one worker |\n|---|---|---|\n"
+        "| workers | seconds | times faster |\n|---|---|---|\n"
         f"| 1 | {one[0]:.1f} | 1 |\n| 2 | {two[0]:.1f} | {one[0] / two[0]:.2f} |\n\n"
         f"{len(one[1])} jobs (`{' '.join(JOBS)}`), start of the program included; "
         f"{'the same numbers in every job' if same else 'THE NUMBERS DIFFER'}. {machine()}."

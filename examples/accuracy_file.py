@@ -1,4 +1,4 @@
-"""A callback of your own: the accuracy of each round as a CSV file in the run's folder.
+"""A custom callback: the accuracy of each round as a CSV file in the run's folder.
 
 PYTHONPATH=examples fed-a2v train +callbacks.accuracy_file._target_=accuracy_file.AccuracyFile
 """
@@ -14,19 +14,19 @@ class AccuracyFile(Callback):
     """Writes `accuracy.csv`.
 
     Args:
-        digits: of an accuracy.
+        digits: number of decimals of an accuracy.
     """
 
     def __init__(self, digits: int = 4) -> None:
         self.digits = digits
 
     def on_run_start(self, run: RunContext) -> None:
-        """Start the file; the rows of a resumed run are in its folder."""
+        """Read the rows of a resumed run from its folder."""
         self.path = run.folder.path / "accuracy.csv"
         self.rows = [self._row(metrics) for metrics in run.folder.rows()]
 
     def on_round_end(self, metrics: Mapping[str, Any]) -> None:
-        """Add a round."""
+        """Write the accuracies of all rounds."""
         self.rows.append(self._row(metrics))
         with self.path.open("w", newline="") as file:
             csv.writer(file).writerows([("round", "accuracy"), *self.rows])

@@ -1,4 +1,4 @@
-"""An audio encoder of your own: the energy in bands of frequency, and how much it varies.
+"""A custom audio encoder: mean and standard deviation of the energy in frequency bands.
 
 PYTHONPATH=examples fed-a2v train encoder=custom encoder._target_=band_energy_encoder.BandEnergyEncoder
 """
@@ -10,17 +10,17 @@ FloatArray = NDArray[np.float32]
 
 
 class BandEnergyEncoder:
-    """Logarithm of the energy in bands of frequency: its mean and its deviation over the frames of a stretch.
+    """Log energy in frequency bands: mean and standard deviation over the frames of a stretch.
 
     Args:
-        stretches: S, tokens of a clip: parts of equal length, one after the other.
-        bands: evenly spaced on a logarithmic scale; Da, the width of a token, is twice as much.
+        stretches: S, number of tokens of a clip: consecutive parts of equal length.
+        bands: number of bands, evenly spaced on a logarithmic scale; Da, the width of a token, is twice this number.
     """
 
     name = "band_energy"
-    sample_rate = 16_000  # the program resamples to it
+    sample_rate = 16_000  # in Hz; clips are resampled to it
     frame = 1024  # samples, 64 ms
-    floor = 0.1  # what is quieter counts as silence
+    floor = 0.1  # energy below which a band counts as silent
 
     def __init__(self, stretches: int = 1, bands: int = 48) -> None:
         self.tokens = stretches
@@ -30,7 +30,7 @@ class BandEnergyEncoder:
         self.fingerprint = f"band-energy-1-{stretches}-{bands}"
 
     def encode(self, waveforms: FloatArray) -> FloatArray:
-        """Embed waveforms of shape (B, samples) as (B, S, Da); a clip's embedding depends on no other clip."""
+        """Embed waveforms of shape (B, samples) as (B, S, Da); a clip's embedding must not depend on other clips."""
         rows = [[self._energies(part) for part in np.array_split(clip, self.tokens)] for clip in waveforms]
         return np.array(rows, dtype=np.float32).reshape(len(waveforms), self.tokens, self.width)
 

@@ -1,4 +1,4 @@
-"""An aggregation rule of your own: the geometric median of the sites' adapters.
+"""A custom aggregation rule: the geometric median of the sites' adapters.
 
 PYTHONPATH=examples fed-a2v train aggregation=custom aggregation._target_=geometric_median.GeometricMedian
 """
@@ -15,7 +15,7 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule
 class GeometricMedian(AggregationRule):
     """The point with the least sum of distances to the sites (Pillutla et al. 2022, "Robust aggregation").
 
-    Computed by the smoothed Weiszfeld algorithm; every site counts alike.
+    Computed by the smoothed Weiszfeld algorithm; all sites have the same weight.
 
     Args:
         settings: `aggregation.arguments.steps` is the number of iterations, default 8.

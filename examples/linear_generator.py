@@ -1,4 +1,4 @@
-"""A generator of your own: the mean of a class is a linear function of its condition, with noise around it.
+"""A custom generator: the mean of a class is a linear function of its condition; samples add Gaussian noise.
 
 PYTHONPATH=examples fed-a2v train generator=custom generator._target_=linear_generator.LinearGenerator
 """
@@ -14,21 +14,21 @@ from fed_a2v.core.prototype_bank import PrototypeBatch
 
 
 class LinearGenerator(Generator):
-    """Ridge regression from the condition to the audio embedding, and noise with the spread that it leaves.
+    """Ridge regression from the condition to the audio embedding, and noise with the spread of its residuals.
 
     Args:
-        input_dim, visual_dim, sequence_length: see `Generator`; the program measures them and hands them over.
+        input_dim, visual_dim, sequence_length: see `Generator`; the server sets them from the data.
         ridge: weight of the penalty, in units of the mean squared length of a condition.
     """
 
-    kind: ClassVar[str] = "linear"  # names the type in checkpoints and in the log
+    kind: ClassVar[str] = "linear"  # type of the generator in checkpoints and in the log
     weight: Tensor
     spread: Tensor
 
     def __init__(self, input_dim: int, visual_dim: int, sequence_length: int, ridge: float = 0.01) -> None:
         super().__init__(input_dim, visual_dim, sequence_length)
         self.ridge = ridge
-        # Parameters and buffers are what checkpoints hold, and what the next round goes on with.
+        # Checkpoints contain parameters and buffers, and the next round continues with them.
         self.register_buffer("weight", torch.zeros(visual_dim + 1, sequence_length * input_dim))
         self.register_buffer("spread", torch.ones(sequence_length * input_dim))
 
@@ -40,7 +40,7 @@ class LinearGenerator(Generator):
         embeddings = rows.embeddings.flatten(1)
         penalty = self.ridge * len(inputs) * inputs.square().sum(dim=1).mean() * torch.eye(inputs.shape[1])
         self.weight.copy_(torch.linalg.solve(inputs.T @ inputs + penalty.to(inputs), inputs.T @ embeddings))
-        # A prototype is the mean of a group of clips: their variance within the group belongs to the spread too.
+        # A prototype is the mean of a group of clips: the variance within the group is part of the spread, too.
         left = (embeddings - inputs @ self.weight).square() + rows.variances.flatten(1)
         self.spread.copy_(left.mean(dim=0).sqrt())
         return []  # a closed form has no epochs, and so no losses
@@ -60,5 +60,5 @@ class LinearGenerator(Generator):
 
 
 def with_one(conditions: Tensor) -> Tensor:
-    """Conditions of unit length, with a one behind each for the constant of the regression."""
+    """Conditions of unit length, each with a one appended for the constant of the regression."""
     return F.pad(F.normalize(conditions, dim=-1), (0, 1), value=1.0)

@@ -1,4 +1,4 @@
-"""A loss of your own for the VAE: the mean squared error, an annealed KL term, and a cosine term.
+"""A custom loss for the VAE: the mean squared error, an annealed KL term, and a cosine term.
 
 PYTHONPATH=examples fed-a2v train generator.loss._target_=similarity_loss.SimilarityLoss
 """
@@ -24,7 +24,7 @@ class SimilarityLoss(nn.Module):
         self.similarity = similarity
 
     def forward(self, recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, epoch: int) -> Tensor:
-        """The loss of a batch; `epoch` counts from 0 over the whole life of the generator."""
+        """The loss of a batch; `epoch` counts from 0 over all rounds."""
         ramp = min(1.0, epoch / 50) if self.beta_schedule == "linear" else 1.0
         kl = 0.5 * torch.sum(mu.pow(2) + logvar.exp() - 1 - logvar, dim=-1).mean() / x[0].numel()
         similarity = 1 - F.cosine_similarity(recon_x, x, dim=-1).mean()

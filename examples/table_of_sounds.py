@@ -1,4 +1,4 @@
-"""A data set of your own: a table that says what is to be heard in each file, and which recording it was cut from.
+"""A custom data set: a table with the class of each file and the recording that it was cut from.
 
 PYTHONPATH=examples fed-a2v train dataset=custom dataset._target_=table_of_sounds.TableOfSounds dataset.root=FOLDER
 """
@@ -12,14 +12,14 @@ from fed_a2v.data.errors import DataError
 
 
 class TableOfSounds(FoldedFiles):
-    """ROOT/sounds.csv with the columns file, label and recording; files are named below ROOT.
+    """ROOT/sounds.csv with the columns file, label and recording; file names are relative to ROOT.
 
-    `FoldedFiles` identifies and reads the files, and deals the clips to folds. What is left to say is which there are.
+    `FoldedFiles` identifies and reads the files, and assigns the clips to folds. This class only lists them.
 
     Args:
-        root: folder of the data set; the program hands over `dataset.root`.
-        table: name of the table in it.
-        split_seed: of the folds.
+        root: folder of the data set, from `dataset.root`.
+        table: name of the table in this folder.
+        split_seed: seed of the folds.
     """
 
     def __init__(self, root: str | Path, table: str = "sounds.csv", split_seed: int = 0) -> None:
@@ -37,5 +37,5 @@ class TableOfSounds(FoldedFiles):
                 rows = list(csv.DictReader(file))
             files, labels, recordings = ([row[name] for row in rows] for name in ("file", "label", "recording"))
         except (OSError, KeyError) as error:
-            raise DataError(f"{self.table} cannot be read, or lacks a column: {error}") from error
+            raise DataError(f"{self.table} needs the columns file, label and recording: {error}") from error
         return self.assign_folds(zip(files, labels, recordings, strict=True))

@@ -1,4 +1,4 @@
-"""A metric of your own: the accuracy of the worst class, and the mean over classes.
+"""A custom metric: the accuracy of the worst class, and the mean accuracy over classes.
 
 PYTHONPATH=examples fed-a2v train +metrics.worst_class._target_=worst_class.WorstClass
 """
@@ -10,10 +10,10 @@ from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class WorstClass(Metric):
-    """Accuracies that do not let large classes outweigh small ones.
+    """Accuracies in which all classes have the same weight.
 
     Args:
-        least: classes with fewer scored clips than this are left out.
+        least: minimum number of scored clips of a class; classes with fewer are left out.
     """
 
     def __init__(self, least: int = 1) -> None:

@@ -8,7 +8,7 @@ from fed_a2v.cli import main
 
 
 def fed_a2v(*words, cwd):
-    """Run the command in a folder; returns its exit code and what it said, as `subprocess.run` does."""
+    """Run the command in a folder; returns its exit code and output, as `subprocess.run` does."""
     code, out, err = 0, io.StringIO(), io.StringIO()
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         try:

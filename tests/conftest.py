@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, no W&B account, and the way to the real data."""
+"""Fixtures of all tests: a separate cache, no W&B account, and the folder of real data."""
 
 import functools
 import os
@@ -36,7 +36,7 @@ def _nothing_of_the_user(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real clips and embeddings; its tests are skipped where there is none."""
+    """The folder of real clips and embeddings; its tests are skipped without it."""
     folder = os.environ.get("FED_A2V_DATA")
     if not folder:
         pytest.skip("FED_A2V_DATA names no folder of real data")
@@ -56,9 +56,9 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium; its tests are skipped where there is none.
+    """Headless Chromium; its tests are skipped without it.
 
-    For one file of tests: while it is open, an event loop runs, beside which nothing else can start one.
+    For one file of tests: while it is open, its event loop runs, and no other can be started.
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -66,7 +66,7 @@ def browser():
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=240_000)
-        # Whatever a page is waited for may take long beside other work.
+        # Pages may be slow if other programs run.
         running.on("context", lambda context: context.set_default_timeout(240_000))
         yield running
         running.close()

@@ -1,4 +1,4 @@
-"""Flower's own programs for tests: each in a folder of its own, on a port of its own, ended by its number."""
+"""Flower's own programs for tests: each in a separate folder, on a separate port, ended by its process ID."""
 
 import json
 import os
@@ -27,10 +27,10 @@ _HELD = []
 
 
 def own_port():
-    """A port for a program that must be told its own: nobody else is given it while these tests run.
+    """A port for a program that needs one as an argument; no other program gets it while these tests run.
 
-    It is bound here, but not listened to. Linux gives it to nobody who asks for any port, and lets a program have it
-    that asks for this one as Flower's do, with SO_REUSEADDR. Other systems refuse: there it is given back at once.
+    It is bound here without listening. Linux does not assign it to programs that request any port, but a program that
+    requests it with SO_REUSEADDR, as Flower's do, gets it. Other systems refuse, so there the port is released at once.
     """
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,7 +44,7 @@ def own_port():
 
 
 def environment(home):
-    """What Flower's programs and deploy/ find on a machine whose home is `home`."""
+    """The environment of Flower's programs and of deploy/ on a machine whose home is `home`."""
     return os.environ | {
         "HOME": str(home),
         "FLWR_HOME": str(home / "flwr_home"),
@@ -56,7 +56,7 @@ def environment(home):
 
 
 def copy_of_app(folder):
-    """What Flower's app consists of, in a new folder: it looks at every file below one, those of a .venv, too."""
+    """The files of Flower's app, in a new folder, because Flower reads every file of a checkout, including .venv."""
     folder.mkdir()
     for name in ("fed_a2v", "conf"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -66,7 +66,7 @@ def copy_of_app(folder):
 
 
 def wait_until(happened, what, seconds=PATIENCE, log=None, pause=0.2):
-    """What `happened()` returns, once it is true; asked again after a pause, which is longer where asking costs."""
+    """The result of `happened()`, once it is true; called again after a pause, which is longer if the call is slow."""
     deadline = time.monotonic() + seconds
     while not (result := happened()):
         assert time.monotonic() < deadline, (
@@ -98,7 +98,7 @@ class Program:
         return self.process is not None and self.process.poll() is None
 
     def kill(self):
-        """SIGKILL for the program itself; those that it started notice by themselves."""
+        """SIGKILL for the program only; the processes that it started notice it."""
         self.process.kill()
         self.process.wait()
 
@@ -169,7 +169,7 @@ class SuperLink(Program):
             return False
 
     def flwr(self, *words, seconds=PATIENCE):
-        """What a command of the operator's says."""
+        """The output of an operator's command."""
         done = subprocess.run(
             [BIN / "flwr", *words],
             env=environment(self.home),

@@ -1,4 +1,4 @@
-"""What a test may ask of an error: its type, and the keys, values and files that it names; never its wording."""
+"""Checks of an error: its type, and the keys, values and files that it names, but not its wording."""
 
 from contextlib import contextmanager
 

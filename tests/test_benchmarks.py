@@ -105,7 +105,7 @@ def test_the_table_of_real_prompts_has_only_classes_that_have_one(generators):
     assert json.loads(generators.run(case, *TINY)["by_round"])
 
 
-def test_what_is_in_the_file_is_not_done_again(generators, tmp_path):
+def test_runs_in_the_csv_are_not_repeated(generators, tmp_path):
     table = generators.TABLES["logmel 5x10"]
     path = tmp_path / "runs.csv"
     path.write_text("encoder,federation\nyamnet,5 sites x 10\n")  # of an earlier version
@@ -126,7 +126,7 @@ def cells(text):
     return {line[0]: line[1:] for line in lines}
 
 
-def test_a_table_says_on_top_what_its_intervals_establish(generators):
+def test_a_table_begins_with_the_verdict_of_its_intervals(generators):
     table = generators.TABLES["yamnet 5x10"]
     noise = {fold: 0.002 * (fold - 2.5) for fold in (1, 2, 3, 4)}
 
@@ -151,7 +151,7 @@ def test_a_table_says_on_top_what_its_intervals_establish(generators):
 
 
 @pytest.mark.parametrize(("name", "prompts"), [("yamnet 5x10", "targets=random"), ("clip", "CLIP ViT-B/32")])
-def test_a_table_says_which_prompts_it_is_about(generators, name, prompts):
+def test_a_table_has_a_note_on_its_prompts(generators, name, prompts):
     table = generators.TABLES[name]
     text = generators.block(table, made_up_rows(generators, table, lambda *_: 0.5), PAIRS)
     assert [words for words in ("targets=random", "CLIP ViT-B/32") if words in text] == [prompts]

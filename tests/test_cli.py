@@ -1,4 +1,4 @@
-"""The command, typed as a user types it."""
+"""The command line."""
 
 import contextlib
 import csv
@@ -105,7 +105,7 @@ def test_a_terminal_shows_once_where_the_report_is(tmp_path):
     assert shown.count("Report: ") == shown.count("Results: ") == 1
 
 
-def test_by_default_a_run_lies_under_outputs(fed_a2v, tmp_path):
+def test_the_default_folder_of_a_run_is_under_outputs(fed_a2v, tmp_path):
     done = fed_a2v("train", *FAST, "generator=none")
     assert done.returncode == 0, done.stderr
     (results,) = tmp_path.glob("outputs/*/*/results.json")
@@ -137,7 +137,7 @@ def test_a_wrong_key_ends_in_one_line_that_names_the_nearest(in_a_process, tmp_p
         (["-m", "rounds=1,0"], ("rounds", "0")),
     ],
 )
-def test_what_can_be_seen_from_the_words_alone_is_refused_before_anything_starts(refused, tmp_path, words, named):
+def test_a_wrong_command_line_is_refused_before_anything_starts(refused, tmp_path, words, named):
     said = refused("train", *words)
     assert said.startswith("fed-a2v: ")
     assert all(name in said for name in named)
@@ -160,7 +160,7 @@ def test_what_can_be_seen_from_the_words_alone_is_refused_before_anything_starts
         ),
     ],
 )
-def test_what_is_missing_is_named_and_there_is_no_traceback(refused, words, named):
+def test_an_error_about_a_missing_file_names_it_without_a_traceback(refused, words, named):
     said = refused("train", *FAST, *words)
     last = said.splitlines()[-1]
     assert last.startswith("fed-a2v: ")
@@ -168,7 +168,7 @@ def test_what_is_missing_is_named_and_there_is_no_traceback(refused, words, name
     assert "Traceback" not in said
 
 
-def test_running_a_folder_again_goes_on_where_it_stopped(fed_a2v, tmp_path):
+def test_training_again_in_the_same_folder_resumes_the_run(fed_a2v, tmp_path):
     words = ("train", *FAST, "generator=none", f"hydra.run.dir={tmp_path / 'run'}")
     assert fed_a2v(*words).returncode == 0
     again = fed_a2v(*words, "rounds=2")
@@ -282,7 +282,7 @@ def test_quiet_and_json_together_are_refused(refused):
 # compare
 
 
-def test_compare_shows_the_experiment_beside_its_yardsticks(fed_a2v, tmp_path):
+def test_compare_shows_the_experiment_with_its_baselines(fed_a2v, tmp_path):
     done = fed_a2v("compare", *FAST, "generator=gaussian", "--out", "side by side")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "side by side"
@@ -316,11 +316,11 @@ def test_compare_takes_folds_and_seeds_anywhere_among_the_overrides(fed_a2v, tmp
 
 
 @pytest.mark.parametrize("words", [("--folds", "2,x"), ("--seeds", "one"), ("--folds", "7")])
-def test_compare_refuses_what_are_no_folds_or_seeds(refused, words):
+def test_compare_refuses_wrong_values_of_folds_and_seeds(refused, words):
     assert "=".join(words) in refused("compare", *FAST, *words)
 
 
-def test_an_unknown_yardstick_is_refused(refused):
+def test_an_unknown_baseline_is_refused(refused):
     said = refused("compare", "--with", "FedAvg,magic")
     assert said.startswith("fed-a2v: ")
     assert all(name in said for name in ("--with=magic", *BASELINES))

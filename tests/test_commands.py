@@ -170,7 +170,7 @@ def test_commas_stand_between_classes_and_within_them(run, typed, classes):
     assert class_list(run, typed) == classes
 
 
-def test_a_class_that_is_none_is_named(run):
+def test_an_unknown_class_is_named(run):
     with refused(RunError, "heavy"):
         class_list(run, "rain,heavy,dog")
 

@@ -1,4 +1,4 @@
-"""An experiment beside its baselines."""
+"""Comparison of an experiment with its baselines."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def results(folder, name):
     return json.loads((folder / name / "results.json").read_text())
 
 
-def test_the_experiment_comes_last_after_the_yardsticks_asked_for(compared):
+def test_the_experiment_comes_last_after_the_requested_baselines(compared):
     _, rows = compared
     assert list(rows) == ["FedAvg", "prototypes", "pooled", "gaussian"]
     assert all([row["round"] for row in run] == [1, 2] for run in rows.values())
 
 
-def test_every_run_differs_from_the_experiment_in_the_yardstick_alone(compared):
+def test_every_baseline_differs_from_the_experiment_in_its_own_settings_only(compared):
     folder, _ = compared
     settings = {
         name: dict(compose_settings([*OVERRIDES, "generator=gaussian", *extra]).model_dump(by_alias=True))
@@ -69,7 +69,7 @@ def test_all_start_from_the_same_average(compared):
     assert len(set(first.values())) == 1
 
 
-def test_the_yardsticks_are_what_they_say(compared):
+def test_the_baselines_have_their_settings(compared):
     folder, rows = compared
     assert all(row["accuracy"] == row["accuracy_before"] for row in rows["FedAvg"])
     assert results(folder, "prototypes")["generator"] == "none"
@@ -121,7 +121,7 @@ def test_the_comparison_is_written_down(compared):
         assert f"{run[-1]['accuracy']:.3f}" in table
 
 
-def test_an_experiment_that_is_itself_a_yardstick_runs_once(tmp_path):
+def test_an_experiment_that_is_itself_a_baseline_runs_once(tmp_path):
     rows = compare([*OVERRIDES, "rounds=1", "finetune.enabled=false"], tmp_path, ("FedAvg",))
     assert list(rows) == ["FedAvg"]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["FedAvg"]
@@ -142,7 +142,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_an_experiment_does_in_place_of_averaging_is_not_done_by_the_arm_that_averages(tmp_path):
+def test_the_fedavg_arm_averages_whatever_the_experiments_aggregation_is(tmp_path):
     words = [*OVERRIDES, "rounds=1", "report=false", "aggregation.mode=kd", "finetune.enabled=false"]
     rows = compare([*words, "generator=gaussian"], tmp_path, ("FedAvg",))
     assert list(rows) == ["FedAvg", "kd"]

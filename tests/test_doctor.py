@@ -1,4 +1,4 @@
-"""`fed-a2v doctor`: what it looks at, what it says, and its exit code."""
+"""`fed-a2v doctor`: its checks, its findings and its exit code."""
 
 import socket
 import tomllib
@@ -151,7 +151,7 @@ def test_embeddings_that_are_no_numbers_are_an_error(tmp_path, bad):
     assert (error.subject, "row-00007" in error.what) == ("clips", True)
 
 
-def test_what_a_round_costs_is_told_of_embeddings_too(tmp_path):
+def test_the_cost_of_a_round_is_estimated_for_embeddings_too(tmp_path):
     np.savez(
         tmp_path / "x.npz",
         embeddings=np.random.default_rng(0).normal(size=(20, 2, 24)),
@@ -204,7 +204,7 @@ def test_wandb_online_without_an_account_is_a_warning(monkeypatch, tmp_path):
     assert found("W&B")[0].level == "fine"
 
 
-def test_the_exit_code_tells_the_worst():
+def test_the_exit_code_is_that_of_the_worst_finding():
     fine, warning, error = (Finding("x", level, "y") for level in ("fine", "warning", "error"))
     assert [exit_code(each) for each in ([fine], [fine, warning], [warning, error])] == [0, 1, 2]
 
@@ -227,7 +227,7 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
         ("aggregation.mode=none", "finetune.from_nodes_adapters=true"),
     ],
 )
-def test_the_bytes_that_are_told_are_those_that_travel(tmp_path, overrides):
+def test_the_estimated_bytes_are_those_that_are_sent(tmp_path, overrides):
     from fed_a2v.federation.simulation import run_in_process
     from fed_a2v.storage.files import read_jsonl
 

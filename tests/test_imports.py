@@ -86,7 +86,7 @@ def test_the_method_knows_no_framework(framework):
     assert "core" not in knowing(framework)
 
 
-def test_flower_and_wandb_are_known_in_one_place():
+def test_only_federation_imports_flower_and_only_callbacks_and_runs_import_wandb():
     assert knowing("flwr") == {"federation"}
     assert knowing("wandb") == {"callbacks", "runs"}
 
@@ -128,5 +128,5 @@ def package_arrows():
     }
 
 
-def test_the_picture_of_the_house_is_that_of_the_code():
+def test_the_graph_of_packages_in_contributing_is_that_of_the_code():
     assert set(drawn_arrows()) == package_arrows()

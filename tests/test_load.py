@@ -66,7 +66,7 @@ def own(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "own"))
 
 
-# What a run is
+# Loading
 
 
 def test_the_attributes_are_those_of_the_folder(run, folder):
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_an_earlier_round_is_that_round(folder, run):
         first.continue_training(1)
 
 
-def test_what_is_no_run_is_refused(tmp_path, folder):
+def test_a_folder_without_a_run_is_refused(tmp_path, folder):
     with refused(FileNotFoundError, tmp_path, "checkpoints/state_round_N.pt", "fed-a2v train"):
         load_run(tmp_path)
     with refused(FileNotFoundError, tmp_path / "absent"):
@@ -139,11 +139,11 @@ def test_a_run_is_loaded_without_its_data(own, tmp_path, monkeypatch):
     assert load_run(own).classes[0] == "chainsaw"
 
 
-# A stranger's folder
+# Untrusted folders
 
 
 class OwnLoss(torch.nn.Module):
-    """A loss of one's own; counts how often it is made."""
+    """A custom loss that counts its instances."""
 
     made = 0
 
@@ -269,7 +269,7 @@ def test_settings_that_are_no_plain_text_and_numbers_are_an_error_of_the_file(ow
         load_run(own)
 
 
-def test_half_a_character_in_a_file_is_refused_by_whoever_reads_it(own):
+def test_half_a_character_in_a_file_is_refused_by_every_reader(own):
     config = (own / "config.yaml").read_text()
     (own / "config.yaml").write_text(config.replace("project: fed_a2v", r'project: "\ud800"'))
     with refused(UntrustedFileError, own / "config.yaml"):
@@ -398,7 +398,7 @@ def test_a_run_on_a_file_of_embeddings_takes_embeddings_only(tmp_path, wav):
         run.prompts(wav)
 
 
-# Going on and comparing
+# Continuing and comparing
 
 
 def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
@@ -410,8 +410,8 @@ def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
         assert torch.equal(one, two)
 
 
-def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monkeypatch):
-    """What a stranger's configuration says of caches and W&B is not followed; what the user says is."""
+def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tmp_path, monkeypatch):
+    """Cache and W&B settings of an untrusted run are ignored; those of the user apply."""
     state = load_state(own)
     state["config"]["cache_dir"] = str(tmp_path / "strangers")
     state["config"]["wandb"] |= {"mode": "offline", "project": "${oc.env:HOME}"}
@@ -440,7 +440,7 @@ def test_going_on_the_folder_decides_nothing_outside_itself(own, tmp_path, monke
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
     ],
 )
-def test_going_on_with_what_cannot_be_is_refused(own, changes, error, words):
+def test_impossible_changes_are_refused(own, changes, error, words):
     with refused(error, *words):
         load_run(own).continue_training(1, changes)
     assert load_run(own).round == 2
@@ -469,7 +469,7 @@ def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
         compare_runs([own])
 
 
-# What is written about it
+# Documentation
 
 
 @pytest.mark.parametrize("name", ["load_run", "compare_runs"])
@@ -531,12 +531,12 @@ def test_integers_count_from_full_scale(type_):
         (np.array([None, TONE], dtype=object), "object"),
     ],
 )
-def test_what_is_no_waveform_is_refused(waveform, named):
+def test_an_invalid_waveform_is_refused(waveform, named):
     with refused(BadClipError, named):
         mono(np.asarray(waveform))
 
 
-def test_a_run_takes_tensors_and_refuses_a_rate_that_is_none(run):
+def test_a_run_accepts_tensors_and_refuses_a_missing_rate(run):
     stereo = np.stack([TONE, 0.5 * TONE])
     expected = run.embed(stereo.mean(axis=0), rate=16_000)
     assert run.embed(torch.from_numpy(stereo), rate=16_000).shape == expected.shape

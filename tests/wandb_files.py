@@ -1,4 +1,4 @@
-"""What W&B's files in a run's folder hold, read back."""
+"""Reader of W&B's files in a run's folder."""
 
 import json
 

@@ -1,6 +1,6 @@
 """The interface of a callback, and the list of callbacks that a trainer calls.
 
-A callback is a side effect of a run: a file, a tracker, a picture. It sees the run and never changes it, so a run
+A callback is a side effect of a run: a file, a tracker, images. It reads the run and does not change it, so a run
 computes the same with or without it. The trainer makes the list from the section `callbacks` of the configuration; the
 hooks follow those of pfl-research and of Lightning.
 """
@@ -25,20 +25,20 @@ log = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a callback may use of a run.
+    """The parts of a run that a callback may use.
 
     Attributes:
         config: all settings as plain values, as in `config.yaml`; a callback reads its own section.
-        folder: of the run.
+        folder: folder of the run.
         prompts: the class prompts.
-        rounds_done: rounds of an earlier start, where the run is resumed; 0 in a new one.
-        partition: which site has which clips; None where every site brings its own.
-        state: makes the whole state of the run, as it is saved.
-        announce_phase: shows that a round has come to a phase of the callback, such as "pictures".
-        console: where people read.
-        output: what is shown meanwhile.
-        title: of the run, where there are several; else "".
-        last_log: for lines that say where results and report are; not shown where the command says so itself.
+        rounds_done: number of rounds of an earlier start, if the run is resumed, else 0.
+        partition: the clips of each site; None if every site has its own data.
+        state: returns the complete state of the run, which is saved.
+        announce_phase: announces that a round enters a phase of the callback, such as "pictures".
+        console: console for messages and progress.
+        output: what the console shows during the run.
+        title: title of the run, if there are several, else "".
+        last_log: logger of the paths of results and report; not on the console if the command prints them itself.
     """
 
     config: Mapping[str, Any]
@@ -55,13 +55,13 @@ class RunContext:
 
 
 class Callback:
-    """A side effect of a run; every hook does nothing by default.
+    """Callback interface; every hook is a no-op by default.
 
-    An error in a hook is logged and ends the callback, not the run, unless the callback is `essential`. An error in
-    `on_run_start` that a user can mend, such as a package that is missing, ends the run before its first round.
+    An error in a hook is logged and disables the callback; it does not end the run unless the callback is `essential`.
+    An error in `on_run_start` that a user can fix, such as a missing package, ends the run before its first round.
 
     Attributes:
-        essential: whether the run ends with an error of the callback. True where a run is lost without it.
+        essential: whether an error of the callback ends the run; true if the run is useless without the callback.
     """
 
     essential = False
@@ -82,21 +82,21 @@ class Callback:
         """A round is over; `metrics` become its row of `metrics.jsonl`."""
 
     def on_run_end(self, results: Mapping[str, Any] | None) -> None:
-        """The run ends: `results` of a finished one, None of one that an error or an interrupt ends."""
+        """The run ends. `results` is None if an error or an interrupt ends it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: plain values and tensors."""
+        """The state that a resumed run needs: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; called before `on_run_start` of a resumed run."""
+        """Load the result of `state_dict`; called before `on_run_start` of a resumed run."""
 
 
 class CallbackList:
-    """Calls callbacks in their order, and keeps the run from their errors.
+    """Calls callbacks in their order; their errors do not end the run.
 
     Args:
-        callbacks: by name, as in the configuration.
+        callbacks: callbacks by name, as in the configuration.
     """
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
@@ -105,7 +105,7 @@ class CallbackList:
         self._failed: set[str] = set()
 
     def start(self, run: RunContext) -> None:
-        """Call `on_run_start` of each. Where it raises what the user can mend, those that have started are ended."""
+        """Call `on_run_start` of each. If one raises an error that the user can fix, the started ones are ended."""
         try:
             for name in self.callbacks:
                 self._started.append(name)
@@ -121,7 +121,7 @@ class CallbackList:
                 self._call(name, hook, *arguments)
 
     def end(self, results: Mapping[str, Any] | None) -> None:
-        """Call `on_run_end` once of each callback that was started, those that have failed included."""
+        """Call `on_run_end` once for each started callback, including those that have failed."""
         while self._started:
             self._call(self._started.pop(0), "on_run_end", results)
 
@@ -134,7 +134,7 @@ class CallbackList:
                 raise
             if name not in self._failed:
                 log.warning(
-                    "The callback %s failed in %s (%s: %s); the run continues without it",
+                    "callbacks.%s failed in %s (%s: %s); the run continues without this callback",
                     name,
                     hook,
                     type(error).__name__,
@@ -143,12 +143,12 @@ class CallbackList:
             self._failed.add(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The callbacks' states by name, of those that have any."""
+        """The states of the callbacks that have one, by name."""
         states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Give each callback its state; states of callbacks that are no longer configured are ignored."""
+        """Load the state of each callback; states of callbacks that are no longer configured are ignored."""
         for name, state in states.items():
             if name in self.callbacks:
                 self.callbacks[name].load_state_dict(state)

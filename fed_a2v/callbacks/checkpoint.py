@@ -1,4 +1,4 @@
-"""Saves the whole state of a run, so that it can be resumed after a stop."""
+"""Saves the complete state of a run, so that it can be resumed after a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fed_a2v.runs.rounds import best_row
 class Checkpoint(Callback):
     """Saves `checkpoints/state_round_N.pt` every `checkpoint.frequency` rounds and after the last.
 
-    It comes after `metrics_file`: a run that is killed between the two repeats the round.
+    It is called after `metrics_file`: a run that is killed between the two repeats the round.
     """
 
     essential = True
@@ -24,7 +24,7 @@ class Checkpoint(Callback):
         self.run, self.settings = run, CheckpointSettings(**run.config["checkpoint"])
 
     def on_round_end(self, metrics: Mapping[str, Any]) -> None:
-        """Save the state where it is due; drop older ones."""
+        """Save the state if it is due, and delete older ones."""
         if self._is_due(metrics):
             best = self.settings.keep_best and self._is_best(metrics)
             save_state(self.run.folder.path, self.run.state(), keep=self.settings.keep, best=best)
@@ -34,6 +34,6 @@ class Checkpoint(Callback):
         return number % self.settings.frequency == 0 or number == self.run.config["rounds"]
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether the round is better than every one saved before it; see `best_row`."""
+        """Whether the round is better than all rounds saved before it; see `best_row`."""
         best = best_row(row for row in self.run.folder.rows() if self._is_due(row))
         return best is not None and best["round"] == metrics["round"]

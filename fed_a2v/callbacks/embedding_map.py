@@ -1,4 +1,4 @@
-"""Writes the map of the embedding space, real and synthetic points, after the last round."""
+"""Writes the map of the embedding space (real and synthetic points) after the last round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of the map of the embedding space, for trackers; the report has one to move about in."""
+"""Static plot of the map of the embedding space, for W&B and TensorBoard; the report has an interactive one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fed_a2v")
 
 MARKERS = "osD^v<>pPX*h"
-# More classes than this are told apart by the names in the picture alone.
+# Maximum number of classes for a legend; with more, only the names in the plot distinguish them.
 MOST_IN_LEGEND = 20
 
 
@@ -25,11 +25,11 @@ def map_figure(found: EmbeddingMap) -> Figure:
     """Real points filled, synthetic ones hollow, on the first two axes; each class by colour, marker and name.
 
     Raises:
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     from matplotlib import rc_context
 
-    with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+    with rc_context({"text.parse_math": False}):  # a dollar in a name does not start a formula
         return _drawn(found)
 
 
@@ -63,11 +63,11 @@ def _drawn(found: EmbeddingMap) -> Figure:
 
 
 def map_pixels(found: EmbeddingMap, level: int = logging.WARNING) -> NDArray[np.uint8] | None:
-    """The picture as (H, W, 3); None without matplotlib, which is logged at `level`."""
+    """The plot as (H, W, 3) pixels; None without matplotlib, which is logged at `level`."""
     try:
         figure = map_figure(found)
     except ImportError:
-        log.log(level, "No picture of the embeddings without matplotlib: pip install 'fed-a2v[plots]'")
+        log.log(level, "The plot of the embeddings needs matplotlib: pip install 'fed-a2v[plots]'")
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -1,4 +1,4 @@
-"""Saves the generator alone, to be used elsewhere."""
+"""Saves the generator alone, for use in another run or program."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fed_a2v.runs.generator_files import own_path, save_generator_family
 
 
 class GeneratorCheckpoint(Callback):
-    """Saves the generator every `generator.checkpoint_frequency` rounds and after the last, one file a class or group.
+    """Saves the generator every `generator.checkpoint_frequency` rounds and after the last: a file per class or group.
 
-    Nothing is saved with `generator.save_checkpoint=false`, or before there was anything to train on.
+    Nothing is saved with `generator.save_checkpoint=false`, or before the generator is first trained.
     """
 
     essential = True
@@ -21,7 +21,7 @@ class GeneratorCheckpoint(Callback):
         self.run, self.settings = run, GeneratorSettings(**run.config["generator"])
 
     def on_server_step_end(self, round_number: int, step: ServerStep) -> None:
-        """Save the generator where it is due."""
+        """Save the generator if it is due."""
         due = round_number % self.settings.checkpoint_frequency == 0 or round_number == self.run.config["rounds"]
         if not (due and self.settings.save_checkpoint and step.trains_generator and step.finetuned_rounds):
             return

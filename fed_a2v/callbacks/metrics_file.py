@@ -1,4 +1,4 @@
-"""The run's own files: settings and environment at its start, a row a round, and the results at its end."""
+"""The files of a run: settings and environment at its start, one row per round, and the results at its end."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fed_a2v.storage.files import write_json
 
 class MetricsFile(Callback):
     """Writes `config.yaml`, `partition.json`, `targets.npz`, `environment.json`, `metrics.jsonl`, `evaluation.json`
-    (after the last round) and, last of all, `results.json`, which says that a run is finished.
+    (after the last round) and last `results.json`, which marks the run as finished.
     """  # noqa: D205
 
     essential = True
 
     def on_run_start(self, run: RunContext) -> None:
-        """Prepare the folder; rows behind the last finished round are removed."""
+        """Prepare the folder; rows of later rounds than the last finished one are removed."""
         self.folder, self.rounds = run.folder, run.config["rounds"]
         run.folder.start(to_yaml(run.config), run.partition, run.rounds_done)
         save_targets(run.prompts, run.folder.targets)
         write_json(run.folder.environment, environment())
 
     def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
-        """Record the figures by class after the last round."""
+        """Write the figures by class after the last round."""
         if round_number == self.rounds:
             write_json(self.folder.evaluation, evaluation)
 

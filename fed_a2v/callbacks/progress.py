@@ -1,4 +1,4 @@
-"""What a person sees while rounds go by: a live view in a terminal, a line a round elsewhere, JSON, or nothing."""
+"""Progress on the console: a live view in a terminal, else one line per round, JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from fed_a2v.storage.files import plain
 logger = logging.getLogger("fed_a2v")
 
 TAIL = 5  # log lines in the live view
-PHASES = ("sites", "server", "evaluate")  # of a round, in their order
+PHASES = ("sites", "server", "evaluate")  # phases of a round, in order
 SPARKS, PLAIN_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-MOST_SPARKS = 40  # rounds in the sparkline
+MOST_SPARKS = 40  # maximum number of rounds in the sparkline
 
 
 class Progress(Callback):
-    """Shows the rounds to a person: the view that fits the console and what is wanted."""
+    """Shows the progress in the view that fits the console and the chosen output."""
 
     def on_run_start(self, run: RunContext) -> None:
         """Start showing."""
@@ -55,7 +55,7 @@ class Progress(Callback):
 
 
 class ProgressView(Protocol):
-    """What the rounds report to."""
+    """Interface of a view of the progress."""
 
     def __enter__(self) -> ProgressView:
         """Start showing."""
@@ -66,7 +66,7 @@ class ProgressView(Protocol):
         """Stop showing."""
 
     def phase(self, round_number: int, name: str) -> None:
-        """Round `round_number` has come to the phase `name`, e.g. "sites" or "server"."""
+        """Round `round_number` enters the phase `name`, e.g. "sites" or "server"."""
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; `row` is its row of `metrics.jsonl`."""
@@ -78,11 +78,11 @@ def progress_view(
     """The view that fits the console.
 
     Args:
-        rounds: rounds of the whole run.
-        console: where people read.
-        done: rounds done before, where a run is resumed.
-        output: what is wanted.
-        title: of the run, where there are several; stands before its lines.
+        rounds: number of rounds of the whole run.
+        console: console for the view.
+        done: number of rounds of an earlier start, if the run is resumed.
+        output: the chosen output.
+        title: title of the run, if there are several; a prefix of its lines.
     """
     if output == "quiet":
         return SilentView()
@@ -110,7 +110,7 @@ class SilentView:
 
 
 class PlainView(SilentView):
-    """Logs a line a round, at INFO."""
+    """Logs one line per round, at INFO."""
 
     def __init__(self, rounds: int, title: str = "") -> None:
         self.rounds = rounds
@@ -122,23 +122,23 @@ class PlainView(SilentView):
 
 
 class JsonView(SilentView):
-    """Writes each round's row to standard output, as in `metrics.jsonl`; with `run`, where there are several."""
+    """Writes each round's row to standard output, as in `metrics.jsonl`; with the key `run` if there are several."""
 
     def __init__(self, title: str = "") -> None:
         self.title = title
 
     def round_done(self, row: Mapping[str, Any]) -> None:
-        """Write the row as one line, at once."""
+        """Write the row as one line, and flush it."""
         named = {"run": self.title} if self.title else {}
         sys.stdout.write(json.dumps(plain(named | dict(row)), allow_nan=False) + "\n")
         sys.stdout.flush()
 
 
 class LiveView:
-    """Rounds, phases, sites, accuracy and the time left, refreshed four times a second; below, the last log lines.
+    """Rounds, phases, sites, accuracy and the time left, refreshed four times a second, above the last log lines.
 
-    While it is shown it takes the place of the logger's `ConsoleHandler`s: a line for each round and warnings
-    scroll by above it and stay, other lines pass through the last few below it.
+    While it is shown it replaces the logger's `ConsoleHandler`s: warnings and one line per round are printed above it,
+    other lines only appear among the last few below it.
     """
 
     def __init__(self, rounds: int, console: Console, done: int = 0, title: str = "") -> None:
@@ -171,11 +171,11 @@ class LiveView:
         logger.handlers = self._handlers
 
     def phase(self, round_number: int, name: str) -> None:
-        """Show that round `round_number` has come to the phase `name`."""
+        """Show that round `round_number` enters the phase `name`."""
         self._round, self._phase, self._phase_began = round_number, name, time.monotonic()
 
     def round_done(self, row: Mapping[str, Any]) -> None:
-        """Move the bar on and add the round's line above it."""
+        """Advance the bar, and print the round's line above it."""
         now = time.monotonic()
         self._durations.append(now - self._mark)
         self._mark = self._phase_began = now
@@ -187,7 +187,7 @@ class LiveView:
         logger.info("%s", _titled(self.title, round_line(row, self.rounds)), extra={"stays": True})
 
     def _left(self) -> float | None:
-        """Seconds to go, by the rounds so far; the first of several, which also loads the data, does not count."""
+        """Estimated seconds left; of several rounds the first does not count, because it also loads the data."""
         if not self._durations:
             return None
         usual = self._durations[1:] or self._durations
@@ -208,7 +208,7 @@ class LiveView:
         return row
 
     def _facts(self) -> Table:
-        """Phase, sites and accuracy, a line each."""
+        """Phase, sites and accuracy, one line each."""
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim")
         facts.add_column(no_wrap=True, overflow="ellipsis")
@@ -223,7 +223,7 @@ class LiveView:
         return facts
 
     def _phases(self) -> Text:
-        """The phases of a round, the present one marked and with its seconds."""
+        """The phases of a round, with the current one marked, and its seconds."""
         if self._phase not in PHASES:
             return Text(self._phase, style="cyan")
         words = Text()
@@ -245,7 +245,7 @@ class LiveView:
 
 
 class _TailHandler(ConsoleHandler):
-    """Keeps the last lines for the live view; warnings, and what is marked to stay, are printed above it."""
+    """Keeps the last lines for the live view; warnings and marked records are printed above it."""
 
     def __init__(self, console: Console, tail: deque[str]) -> None:
         super().__init__(console)
@@ -259,7 +259,7 @@ class _TailHandler(ConsoleHandler):
 
 
 def round_line(row: Mapping[str, Any], rounds: int) -> str:
-    """A round in one line: accuracy before and after the server step, T5's, seconds, and what went wrong."""
+    """A round in one line: accuracy before and after the server step and of T5, seconds, and failures."""
     partly = "" if fully_evaluated(row) else f" on {scored_on(row)}"
     parts = [f"accuracy {_accuracies(row)}{partly}", f"{seconds(row):.1f} s"]
     for key in ("rejected", "failures"):
@@ -285,7 +285,7 @@ def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
     low, span = min(known), max(known) - min(known)
 
     def spark(value: float) -> str:
-        # Values that do not move stand in the middle.
+        # Equal values are shown at half height.
         place = round((value - low) / span * (len(sparks) - 1)) if span > 1e-9 else len(sparks) // 2
         return sparks[place]
 
@@ -293,7 +293,7 @@ def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
 
 
 def answers(row: Mapping[str, Any]) -> str:
-    """How the sites answered in a round, e.g. "48 of 50 replied, 1 rejected, 1 failed"."""
+    """Numbers of replies in a round, e.g. "48 of 50 replied, 1 rejected, 1 failed"."""
     said = list(row.get("sites", {}).values())
     asked = len(said) or row.get("replies", 0) + row.get("rejected", 0) + row.get("failures", 0)
     parts = [f"{row.get('replies', 0)} of {asked} replied"]

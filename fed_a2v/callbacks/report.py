@@ -13,7 +13,7 @@ log = logging.getLogger("fed_a2v")
 
 
 class Report(Callback):
-    """Writes `report.html` unless `report=false`; it shows the files of the other callbacks, so it comes after them."""
+    """Writes `report.html` unless `report=false`; called after the other callbacks, because it shows their files."""
 
     def on_run_start(self, run: RunContext) -> None:
         """Remember the folder."""
@@ -28,10 +28,10 @@ class Report(Callback):
 def write_run_report(folder: RunFolder, last_log: logging.Logger) -> None:
     """Write the HTML report; a failure is only logged."""
     try:
-        from fed_a2v.report.page import write_report  # imports what only a report needs
+        from fed_a2v.report.page import write_report  # imports Plotly and others that only a report needs
 
         write_report([folder.path], folder.report)
     except Exception as error:
-        log.warning("No report was written: %s: %s", type(error).__name__, error)
+        log.warning("The report was not written: %s: %s", type(error).__name__, error)
     else:
         last_log.info("Report: %s", folder.report)

@@ -13,9 +13,9 @@ from fed_a2v.storage.files import numbers
 
 
 class TensorBoard(Callback):
-    """Writes every number of a round, and the map of the embeddings, where `tracking.tensorboard=true`.
+    """Writes every number of a round, and the map of the embeddings, if `tracking.tensorboard=true`.
 
-    The file is written again from all rows at every start, so a resumed run has each round once.
+    Every start writes the file again from all rows, so a resumed run has each round once.
     """
 
     def on_run_start(self, run: RunContext) -> None:
@@ -37,7 +37,7 @@ class TensorBoard(Callback):
         place = run.folder.path / "tensorboard"
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
-        # A TensorBoard that has shown the old file forgets what was in it.
+        # `purge_step` makes a running TensorBoard discard the values of the old file.
         self.writer = SummaryWriter(str(place), purge_step=1)
         for metrics in run.folder.rows():
             self.on_round_end(metrics)

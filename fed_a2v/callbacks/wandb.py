@@ -1,4 +1,4 @@
-"""Weights & Biases: numbers and pictures of each round, and a summary at the end."""
+"""Weights & Biases: numbers and images of each round, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fed_a2v.storage.files import numbers, plain
 
 
 class Wandb(Callback):
-    """One W&B run, in the mode that `wandb.mode` says.
+    """One W&B run, in the mode `wandb.mode`.
 
-    Where a run is resumed, W&B is first given those of the earlier rows that it lacks, so it has every round once.
+    When a run is resumed, the earlier rows that W&B lacks are logged first, so W&B has every round once.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Wandb(Callback):
         self.id = state["id"]
 
     def on_run_start(self, run: RunContext) -> None:
-        """Start or resume the W&B run; an error leaves the experiment without W&B."""
+        """Start or resume the W&B run; after an error, the experiment continues without W&B."""
         self.folder, self.settings = run.folder, WandbSettings(**run.config["wandb"])
         if self.settings.mode == "disabled":
             return
@@ -56,7 +56,7 @@ class Wandb(Callback):
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.id = self._run.id
-        if self._online:  # the server knows where it is; what lies behind it would be refused
+        if self._online:  # the W&B server refuses steps that it already has
             self._logged = range(self._run.starting_step)
         elif earlier is not None:
             self._logged = logged_rounds(path, earlier)
@@ -68,7 +68,7 @@ class Wandb(Callback):
         return self.settings.mode == "online"
 
     def on_round_end(self, metrics: Mapping[str, Any]) -> None:
-        """Log the numbers of the round, and its pictures where there are any."""
+        """Log the numbers of the round, and its images if there are any."""
         if self._run is None:
             return
         drawn = self.folder.pictures(int(metrics["round"]))
@@ -86,7 +86,7 @@ class Wandb(Callback):
             self._run.log(numbers(metrics), step=int(metrics["round"]))
 
     def on_run_end(self, results: Mapping[str, Any] | None) -> None:
-        """Log what the last round leaves, and close the W&B run; that of a run that failed is marked so."""
+        """Log figures by class, map and results, and close the W&B run; a failed run is marked as failed."""
         if self._run is None:
             return
         try:
@@ -98,7 +98,7 @@ class Wandb(Callback):
             self._run = None
 
     def _log_last(self) -> None:
-        """A table of the figures by class, and a picture of the map."""
+        """Log a table of the figures by class, and a plot of the map."""
         import wandb
 
         media: dict[str, Any] = {}
@@ -108,7 +108,7 @@ class Wandb(Callback):
             rows = [[name, *(plain(row.get(figure)) for figure in figures)] for name, row in classes.items()]
             media["classes"] = wandb.Table(columns=["class", *figures], data=rows)
         if self.folder.map.exists():
-            # Offline is the default: without W&B nothing is missed, because the report has the map.
+            # Offline, which is the default, a missing plot is no warning, because the report has the map.
             pixels = map_pixels(load_map(self.folder.map), logging.WARNING if self._online else logging.DEBUG)
             if pixels is not None:
                 media["embeddings"] = wandb.Image(pixels)
@@ -117,5 +117,5 @@ class Wandb(Callback):
 
 
 def _classes(evaluation: Path) -> dict[str, dict[str, Any]]:
-    """Figures by class, as far as the run has them."""
+    """The figures by class; {} if the run has none."""
     return json.loads(evaluation.read_text(encoding="utf-8"))["classes"] if evaluation.exists() else {}

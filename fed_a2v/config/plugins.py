@@ -81,7 +81,7 @@ def load_class(section: str, target: str) -> type[Any]:
     except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
     if not isinstance(cls, type):
-        raise ConfigError(f"{section}.{TARGET}={target} is not a class")
+        raise ConfigError(f"{section}.{TARGET}={target} is not a class; set MODULE.CLASS")
     return cls
 
 
@@ -136,9 +136,9 @@ def check_plain(section: str, arguments: Any) -> None:
         ConfigError: names the key.
     """
     for key, target in named_code(arguments, section):
-        raise ConfigError(f"{key}={target}: arguments must be plain values, not objects")
+        raise ConfigError(f"{key}={target}: arguments must be plain values; the class must build its objects")
 
 
 def _check_members(section: str, target: str, owner: Any, names: Collection[str]) -> None:
     if missing := sorted(name for name in names if not hasattr(owner, name)):
-        raise ConfigError(f"{section}.{TARGET}={target} has no {', '.join(missing)}")
+        raise ConfigError(f"{section}.{TARGET}={target} has no {', '.join(missing)}; add them to the class")

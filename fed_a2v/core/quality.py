@@ -45,9 +45,9 @@ FEWEST_JUDGED = 40
 """Minimum rows of either set for the verdict of a gate: with fewer, good samples would fail the two-sample test by
 chance in some rounds."""
 QUANTILE = 1.96
-"""Of the normal distribution, for 95 % intervals."""
+"""Quantile of the normal distribution for 95 % intervals."""
 RESAMPLES = 500
-"""Bootstrap resamples."""
+"""Number of bootstrap resamples."""
 
 Interval = tuple[float, float]
 
@@ -84,7 +84,7 @@ class Figures:
         recall: share of the held-out rows in the balls of this set. Only both together are meaningful: class means
             have precision 1 and recall 0, wide noise the reverse (Kynkaanniemi et al., 2019).
         one_nn_held_out: share of held-out rows whose nearest neighbour among both sets is a held-out row; 0.5 = mixed.
-        one_nn_synthetic: the same for this set. Never average the two: a collapsed set has a low and a high one.
+        one_nn_synthetic: the same for this set. Do not average the two: a collapsed set has a low and a high one.
     """
 
     accuracy: float | None = None
@@ -398,8 +398,8 @@ def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[s
     """Problems of a generator with their remedies, one line each; empty for a good one.
 
     A gate only causes a warning if its whole interval fails, with at least `FEWEST_JUDGED` rows, so that no warning is
-    due to chance alone. Several remedies name `generator=gaussian`, which uses the moments of the same rows: what it
-    does not reach, the rows do not allow.
+    due to chance alone. Several remedies name `generator=gaussian`, which uses the moments of the same rows: if it
+    fails, too, the rows are the cause.
 
     Args:
         quality: from `assess`.

@@ -241,7 +241,7 @@ class ServerStep:
         return self.bank.training_rows(limit, torch_generator(self.settings.seed, "rows", round_number))
 
     def _held_out_rows(self, trained_on: PrototypeBatch) -> PrototypeBatch:
-        """The bank's prototypes that the server step never trains on; never samples of the generator.
+        """The bank's prototypes that the server step does not train on; samples of the generator are not among them.
 
         The sites' adapters are trained on the clips of these prototypes.
         """

@@ -423,7 +423,9 @@ def unseen_classes(dataset: DatasetSettings, classes: Sequence[str]) -> tuple[st
                 raise DataError(f"dataset.unseen names {name!r}, which is not a class of the data{hint}")
         names = {by_clean_name[clean_name(name)] for name in requested}
     if names and len(classes) - len(names) < 2:
-        raise DataError(f"dataset.unseen leaves {len(classes) - len(names)} of {len(classes)} classes to train on")
+        raise DataError(
+            f"dataset.unseen leaves {len(classes) - len(names)} of {len(classes)} classes to train on; name fewer"
+        )
     return tuple(name for name in classes if name in names)
 
 
@@ -436,7 +438,9 @@ def check_complete(records: Sequence[Record], dataset: DatasetSettings) -> None:
     folds = folds_of(records, dataset)
     for key, named in dataset.named_folds.items():
         if unknown := sorted(set(named) - set(folds)):
-            raise DataError(f"dataset.{key} names fold {unknown[0]}, but the data has the folds {folds}")
+            raise DataError(
+                f"dataset.{key} names fold {unknown[0]}, but the data has the folds {folds}; choose from these"
+            )
     if "test" not in split_by_fold(records, dataset).values():
         raise DataError(
             f"no fold for the test: {_fold_settings(dataset)}, the data has the folds {folds}; assign the clips to at "

@@ -155,7 +155,7 @@ def site_clips(
             )
         sites = _partition(clips, settings.partition.model_dump_json(), settings.seed)
         if not 0 <= site < len(sites):
-            raise PartitionError(f"there is no site {site}: partition.sites is {len(sites)}")
+            raise PartitionError(f"there is no site {site}: partition.sites={len(sites)} numbers them from 0")
         part = sites[site]
 
     def labelled(split: Split) -> LabelledClips:
@@ -264,7 +264,7 @@ def _copies(index: ClipIndex, hashes: Sequence[str], contents: Sequence[str]) ->
     pairs = [f"{keys[row]} ({keys[other]})" for row, other in sorted(copies.items())]
     described = f"{len(copies)} training or validation clips that are copies of test clips: {listed(pairs, 5)}"
     if all(row in copies for row, split in enumerate(index.splits) if split == "train"):
-        raise DataError(f"no training clip is left without the {described}")
+        raise DataError(f"no training clip is left without the {described}; add other training clips")
     logger.warning("Left out %s", described)
     return set(copies)
 

@@ -28,10 +28,10 @@ def read_captions(path: str | Path) -> list[tuple[str, str]]:
             for row in table:
                 category, caption = (" ".join((row[name] or "").split()) for name in ("category", "caption"))
                 if not category or not caption:
-                    raise CaptionsError(f"{path}, line {table.line_num}: the category or the caption is empty")
+                    raise CaptionsError(f"{path}, line {table.line_num} needs a category and a caption")
                 captions.append((category, caption))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CaptionsError(f"{path} cannot be read: {error}") from error
     if not captions:
-        raise CaptionsError(f"{path} lists no caption")
+        raise CaptionsError(f"{path} lists no caption; add lines with category and caption")
     return captions

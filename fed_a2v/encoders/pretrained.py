@@ -65,7 +65,7 @@ class Pretrained:
             raise ModelError(f"{self.key}.model={self.model} needs the package transformers: {INSTALL}") from error
         root = Path(self.model).expanduser()
         if not root.is_dir() and (root.is_absolute() or self.model.startswith((".", "~"))):
-            raise ModelError(f"{self.key}.model={self.model}: no such folder")
+            raise ModelError(f"{self.key}.model={self.model}: no such folder; set a folder or a repository OWNER/NAME")
         try:
             with quiet(transformers):
                 return getattr(transformers, name).from_pretrained(
@@ -87,7 +87,7 @@ class Pretrained:
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"{self.key}.model={self.model} has no weights for {len(missing)} parts of {name} ({missing[0]}, ...): "
-                "it is another type of model"
+                "it is another type of model; name one with these weights"
             )
         return network.eval().requires_grad_(False).to(device)
 

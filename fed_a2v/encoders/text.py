@@ -174,7 +174,7 @@ def _from_file(
     for kind, tensor in (("vectors", clip), ("t5_vectors", t5)):
         if tensor is not None and not tensor.isfinite().all():
             bad = int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])
-            raise TargetsError(f"{path}: {kind} of {names[bad]!r} contains NaN or infinite numbers")
+            raise TargetsError(f"{path}: {kind} of {names[bad]!r} contains NaN or infinite numbers; compute it again")
     return _prompts(names, clip, t5)
 
 
@@ -209,12 +209,12 @@ def _distinct(names: Sequence[str], where: str) -> None:
     for name in names:
         cleaned = clean_name(name)
         if not cleaned:
-            raise TargetsError(f"{where} has the name {name!r}, which contains no word")
+            raise TargetsError(f"{where} has the name {name!r}, which contains no word; rename the class")
         if cleaned in seen:
             raise TargetsError(f"{where} lists a class twice: {seen[cleaned]!r} and {name!r}; keep one of them")
         seen[cleaned] = name
     if not seen:
-        raise TargetsError(f"{where} is empty")
+        raise TargetsError(f"{where} is empty; it needs at least one class")
 
 
 def _prompts(names: Sequence[str], clip: Tensor, t5: Tensor | None) -> ClassPrompts:

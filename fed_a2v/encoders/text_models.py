@@ -54,7 +54,7 @@ class TextModel:
         length = self._positions if pooled else tokens
         if length > self._positions:
             raise ModelError(
-                f"adapters.{self.kind}_tokens={tokens}: {self.settings.model} accepts at most {self._positions} tokens"
+                f"adapters.{self.kind}_tokens={tokens}: set at most {self._positions}, as {self.settings.model} has"
             )
         rows = [self._row(prompt, length, pooled) for prompt in prompts]
         embedded = np.stack(rows).astype(np.float32)

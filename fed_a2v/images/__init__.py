@@ -1,1 +1,1 @@
-"""Pictures of prompt embeddings: drawing them by diffusion, laying them out, judging them."""
+"""Images of prompt embeddings: their generation by diffusion, a contact sheet, and their scores by CLIP."""

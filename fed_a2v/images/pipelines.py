@@ -256,7 +256,7 @@ def check_available(settings: ImageSettings) -> None:
         ) from error
     model = Path(str(settings.model)).expanduser()
     if not model.is_dir() and (model.is_absolute() or str(settings.model).startswith((".", "~"))):
-        raise ModelError(f"images.model={settings.model}: no such folder")
+        raise ModelError(f"images.model={settings.model}: no such folder; set a folder or a repository OWNER/NAME")
     try:
         with _quiet():
             index = DiffusionPipeline.load_config(_location(settings), revision=settings.revision)

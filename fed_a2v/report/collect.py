@@ -145,7 +145,7 @@ def _read(path: Path, label: str) -> RunRecord:
     try:
         rows = folder.rows()
         if not rows or any(not isinstance(row.get("round"), int) for row in rows):
-            raise ReportError(f"{folder.metrics} has no finished round yet; a report needs at least one")
+            raise ReportError(f"{folder.metrics} has no finished round; wait for the first")
         return RunRecord(
             label=label,
             folder=path,

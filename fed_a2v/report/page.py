@@ -173,8 +173,7 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
             notices.append(f"{clean(run.label)}: not all sites were evaluated in round {', '.join(partly)}.")
         if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
             notices.append(
-                f"{clean(run.label)}: the weighted mean is not by clips alone; aggregation.max_site_share limits the "
-                f"weight of {cut} sites."
+                f"{clean(run.label)}: aggregation.max_site_share caps the weights of {cut} sites in the weighted mean."
             )
         if lost := run.last.get("lost_classes"):
             limit = run.config.get("share", {}).get("min_clips", "enough")

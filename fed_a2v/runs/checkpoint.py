@@ -103,7 +103,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         json.dumps(state["config"], ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} does not hold settings: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} contains no valid settings: {str(error).splitlines()[0]}") from error
     return state
 
 

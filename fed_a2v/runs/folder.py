@@ -162,7 +162,7 @@ class RunFolder:
             FileNotFoundError: the run has not finished.
         """
         if not self.results.is_file():
-            raise FileNotFoundError(f"{self.path} has no results.json: the run has not finished")
+            raise FileNotFoundError(f"{self.path} has no results.json: resume the run to finish it")
         return read_json(self.results)
 
     def read_config(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class RunFolder:
         """
         path = self._file("config.yaml")
         if not path.is_file():
-            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no config.yaml")
+            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no config.yaml; choose another")
         return read_yaml(path)
 
     def rows_without_step(self) -> list[dict[str, Any]]:

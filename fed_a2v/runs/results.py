@@ -1,4 +1,4 @@
-"""The results of a finished run, as `results.json` has them, from the rows of its rounds."""
+"""The results of a finished run, for `results.json`, from the rows of its rounds."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fed_a2v.data.clips import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gains
 
-# Metrics of the last round that become results.
+# Metrics of the last round that are part of the results.
 OF_LAST_ROUND = (
     *("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss"),
     *("test_clips", "test_clips_total", "sites_evaluated", "sites_total"),
 )
-# With a T5 adapter, these as well.
+# Further ones with a T5 adapter.
 OF_T5 = ("t5/accuracy", "t5/cosine", "t5/loss")
 
 
 def final_results(
     folder: RunFolder, config: Mapping[str, Any], dataset: DatasetSettings, prompts: ClassPrompts
 ) -> dict[str, Any]:
-    """What `results.json` holds.
+    """The content of `results.json`.
 
     Args:
-        folder: has the row of every round.
+        folder: folder of the run, with the row of every round.
         config: all settings of the run as plain values.
         dataset: settings of its data set.
-        prompts: of its classes.
+        prompts: class prompts of the run.
     """
     rows = folder.rows()
     last, best = rows[-1], best_row(rows)
@@ -57,7 +57,7 @@ def final_results(
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
     if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):
-        results["generator"] = "no fine-tuning"  # there is nothing to train on
+        results["generator"] = "no fine-tuning"  # no site has sent statistics to train on
     if dataset.validates:
         results["accuracy_validation"] = last.get("accuracy_validation")
     return results

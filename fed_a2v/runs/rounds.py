@@ -1,4 +1,4 @@
-"""Summaries of the rows of `metrics.jsonl`: the clips behind a figure, the best round, the gain of the server step.
+"""Summaries of the rows of `metrics.jsonl`: the clips of a figure, the best round, the gain of the server step.
 
 Used by the results, the tables, the progress and the report. Rows without these figures, such as those of pooled
 training, cover all test clips.
@@ -18,7 +18,7 @@ def fully_evaluated(row: Row) -> bool:
 
 
 def scored_on(row: Row) -> str:
-    """The clips behind the figures of a row, e.g. "48 of 80 test clips, 3 of 5 sites"."""
+    """The clips that the figures of a row cover, e.g. "48 of 80 test clips, 3 of 5 sites"."""
     clips = row.get("test_clips", 0)
     if fully_evaluated(row):
         return f"{clips} test clips"
@@ -31,7 +31,7 @@ def best_row(rows: Iterable[Row]) -> Row | None:
     """The row of the most accurate round, the first of equals; None if no row has an accuracy.
 
     Accuracy on the validation clips decides, if there are any. Rounds in which every site was evaluated rank before all
-    others, and those before rounds on fewer clips: it is easy to be right about a few clips.
+    others, and those before rounds on fewer clips, as a high accuracy on few clips may be chance.
     """
     rows = list(rows)
     validated = any(row.get("accuracy_validation") is not None for row in rows)
@@ -61,16 +61,16 @@ def gain_over(row: Row, other: Row | None) -> float | None:
 def gains(rows: Sequence[Row], without_step: Sequence[Row] = ()) -> dict[str, float | None]:
     """Three measures of what the server step adds.
 
-    Only in the first round the average is free of it: later averages are of adapters that an earlier step has improved,
-    so a small gain in the last round says little. What the run would reach without the step, only such a run shows.
+    Only the average of the first round does not contain it: later averages are of adapters that an earlier step has
+    improved, so a small gain there means little. The gain over FedAvg needs a run without the server step.
 
     Args:
-        rows: of a run with a server step, at least one.
+        rows: rows of a run with a server step, at least one.
         without_step: rows of the same run without the server step.
 
     Returns:
         `gain_first_round` and `gain_last_round`: see `gain`. `gain_over_fedavg`: accuracy after the last round less
-        that of `without_step` after the same round. None where it is not known.
+        that of `without_step` after the same round. None if it is unknown.
     """
     last = rows[-1]
     first = next((row for row in rows if row["round"] == 1), {})
@@ -86,7 +86,7 @@ def gain_words(results: Mapping[str, Any]) -> str:
     """The gains among a run's results in one line; "" if none is known.
 
     Args:
-        results: with `rounds` and what `gains` returns.
+        results: with `rounds` and the result of `gains`.
     """
     rounds = results.get("rounds")
     by_round = {1: results.get("gain_first_round"), rounds: results.get("gain_last_round")}
@@ -99,7 +99,7 @@ def gain_words(results: Mapping[str, Any]) -> str:
 
 
 def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
-    """The lines below the table of the rounds: the clips behind figures with an asterisk, and the gains."""
+    """The lines below the table of the rounds: the clips of the figures with an asterisk, and the gains."""
     partly: dict[str, list[str]] = {}
     for row in rows:
         if not fully_evaluated(row):
@@ -110,24 +110,24 @@ def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Caveats about the figures of a run, a line each.
+    """Caveats about the figures of a run, one line each.
 
     Args:
-        rows: of the run, at least one.
+        rows: rows of the run, at least one.
     """
     last, best = rows[-1], best_row(rows)
     found = []
     if not fully_evaluated(last):
-        found.append(f"The figures of round {last['round']}, the last, are those of {scored_on(last)}")
+        found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if best is not None and not fully_evaluated(best):
         found.append(
-            f"In no round all sites were evaluated; the best round, {best['round']}, is the best of those on the most "
-            f"test clips: {scored_on(best)}"
+            f"No round evaluated all sites; round {best['round']} is the best of those that evaluated the most test "
+            f"clips: {scored_on(best)}"
         )
     if last.get("t5/far_behind"):
         found.append(
             f"T5 is far behind CLIP: cosine {last['t5/cosine']:.3f} against {last['cosine']:.3f}, accuracy "
-            f"{last['t5/accuracy']:.3f} against {last['accuracy']:.3f}; a wider adapters.hidden_width and more "
-            "steps, finetune.first_steps and site.epochs, bring it nearer"
+            f"{last['t5/accuracy']:.3f} against {last['accuracy']:.3f}; raise "
+            "adapters.hidden_width, finetune.first_steps or site.epochs"
         )
     return found

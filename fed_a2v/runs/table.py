@@ -1,4 +1,4 @@
-"""Tables for people: the rounds of one run, variants side by side, the jobs of a sweep."""
+"""Text tables: the rounds of one run, several variants, the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
 
-# In the folder of a job that failed: the reason in one line, and the traceback.
+# Files in the folder of a failed job: the reason in one line, and the traceback.
 FAILURE = "failure.txt"
 # The figures of a sweep that fit on a page.
 SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "seconds")
@@ -36,7 +36,7 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
 
     def rich(self) -> Table:
-        """The table for a rich console, figures to the right."""
+        """The table for a rich console, with right-aligned figures."""
         table = Table(title=Text(one_line(self.title)) if self.title else None, title_justify="left")
         for index, name in enumerate(self.header):
             figures = all(re.match(r"[\d.+-]", row[index]) for row in self.rows)
@@ -66,8 +66,8 @@ class TextTable:
 def rounds_table(rows: Rows, title: str = "") -> TextTable:
     """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" for a missing value.
 
-    There is a column of T5's accuracy if the adapters have a T5 side. An asterisk marks rounds in which not all sites
-    were evaluated; `closing_lines` says how many clips such a figure covers.
+    A column has the accuracy of T5 if the adapters have a T5 side. An asterisk marks rounds in which not all sites
+    were evaluated; `closing_lines` gives the number of clips of such a figure.
     """
     has_t5 = any("t5/accuracy" in row for row in rows)
     header = ("round", "accuracy before", "after server step", *(["T5 accuracy"] if has_t5 else []))
@@ -92,9 +92,9 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
 
 
 def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str = "accuracy") -> TextTable:
-    """Accuracy by round, a column for each variant, and below it the optimiser steps of all rounds.
+    """Accuracy by round, with one column per variant, and the optimiser steps of all rounds in the last rows.
 
-    Where not all test clips were scored, a cell has the number of those that were.
+    A cell also has the number of scored test clips if not all were scored.
 
     Args:
         variants: the rows of each run by label, e.g. "FedAvg only", "prototypes only", "vae", "pooled".
@@ -123,17 +123,17 @@ def summary_table(folder: Path, expected: int | None = None) -> TextTable:
     """The jobs of a Hydra sweep with their overrides and results; also written into the sweep's folder.
 
     Args:
-        folder: the sweep's folder, with a folder per job in it; `summary.csv` (every figure in full) and
+        folder: the sweep's folder, with one folder per job; `summary.csv` (all figures) and
             `summary.md` (`SHOWN_FIGURES`) are written there.
-        expected: number of jobs, where known; jobs that never started are then listed as missing.
+        expected: number of jobs, if known; jobs that never started are then listed as missing.
 
     Returns:
-        A row per job, in the order of their numbers or else of their overrides, with the overrides that differ
-        between jobs, the final figures, and the reason where one failed.
+        One row per job, in the order of their numbers or else of their overrides, with the overrides that differ
+        between jobs, the final figures, and the reason of a failure.
         The status is "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
 
     Raises:
-        FileNotFoundError: the folder holds no jobs.
+        FileNotFoundError: the folder has no jobs.
     """
     jobs = sweep_jobs(folder, expected)
     settings = _differing([job.overrides for job in jobs if job.status != "missing"])
@@ -172,11 +172,11 @@ class SweepJob:
     """A job of a sweep.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         status: "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
-        overrides: by key.
+        overrides: overrides by key.
         results: the numbers in `results.json`.
-        reason: of a failure, in one line; "" if not known.
+        reason: reason of a failure, in one line; "" if unknown.
     """
 
     name: str
@@ -190,11 +190,13 @@ def sweep_jobs(folder: Path, expected: int | None = None) -> list[SweepJob]:
     """The jobs in a sweep's folder, by name; see `summary_table`.
 
     Raises:
-        FileNotFoundError: the folder holds no jobs.
+        FileNotFoundError: the folder has no jobs.
     """
     paths = {path.name: path for path in folder.iterdir() if path.is_dir() and _is_job(path)}
     if not paths:
-        raise FileNotFoundError(f"no jobs in {folder}: no folder in it has a .hydra/overrides.yaml")
+        raise FileNotFoundError(
+            f"no jobs in {folder}: no folder in it has a .hydra/overrides.yaml; choose the folder of a sweep"
+        )
     numbers = [int(name) for name in paths if name.isdigit()]
     count = max(max(numbers, default=-1) + 1, expected or 0) if numbers else 0
     names = sorted({*paths, *(str(number) for number in range(count))}, key=_natural)
@@ -222,7 +224,7 @@ def seconds(row: Mapping[str, Any]) -> float:
 
 
 def accuracy_cell(row: Mapping[str, Any], digits: int, figure: str = "accuracy") -> str:
-    """The accuracy of a row, or of results; where not all test clips were scored, e.g. "1.000 on 48 of 80"."""
+    """The accuracy of a row or of results; if not all test clips were scored, e.g. "1.000 on 48 of 80"."""
     shown, total = _figure(row.get(figure), digits), row.get("test_clips_total")
     if shown == "-" or fully_evaluated(row):
         return shown
@@ -247,7 +249,7 @@ def _is_job(path: Path) -> bool:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key by which 9 stands before 10, and numbers before words."""
+    """Sort key: 9 before 10, and numbers before words."""
     parts = [part for part in re.split(r"(\d+)", name) if part]
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
@@ -261,7 +263,7 @@ def _overrides(job: Path) -> dict[str, str]:
 
 
 def _results(job: Path) -> dict[str, Any] | None:
-    """The numbers in a job's `results.json`; None where it is missing or not whole."""
+    """The numbers in a job's `results.json`; None if it is missing or incomplete."""
     try:
         results = json.loads((job / "results.json").read_text())
     except (OSError, ValueError):
@@ -272,6 +274,6 @@ def _results(job: Path) -> dict[str, Any] | None:
 
 
 def _differing(overrides: Sequence[Mapping[str, str]]) -> list[str]:
-    """The keys whose values differ between jobs; all keys where none does."""
+    """The keys whose values differ between jobs; all keys if none does."""
     keys = list(dict.fromkeys(key for job in overrides for key in job))
     return [key for key in keys if len({job.get(key) for job in overrides}) > 1] or keys

@@ -51,7 +51,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     size = _regular_size(path)
     if size > most:
         raise UntrustedFileError(
-            f"{path} has {size / 1e6:.1f} MB, more than the limit of {most / 1e6:.0f} MB for files of a run"
+            f"{path} has {size / 1e6:.1f} MB, the limit for files of a run is {most / 1e6:.0f} MB; replace the file"
         )
     with path.open("rb") as file:
         return file.read(most)

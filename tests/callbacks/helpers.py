@@ -1,4 +1,4 @@
-"""Callbacks outside a run: told of rounds as a trainer tells them."""
+"""Callbacks outside a run, called as a trainer calls them."""
 
 import io
 
@@ -12,12 +12,12 @@ from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.logs import logging
 
 PROMPTS = ClassPrompts(("dog", "rain"), torch.zeros(2, 1, 4), None)
-# Those that need no state of a run.
+# Callbacks that need no state of a run.
 NAMES = ("metrics_file", "wandb", "tensorboard")
 
 
 def context(folder, settings, **changes):
-    """What a trainer gives to callbacks."""
+    """The context that a trainer passes to callbacks."""
     usual = {
         "config": settings.as_dict(),
         "folder": RunFolder(folder),

@@ -1,4 +1,4 @@
-"""The list of callbacks: their order, their errors, and what a configuration makes of them."""
+"""The list of callbacks: their order, their errors, and how a configuration builds them."""
 
 import logging
 
@@ -20,7 +20,7 @@ HERE = "tests.callbacks.test_base"
 
 
 class Listener(Callback):
-    """Notes every hook, and fails where it is told to."""
+    """Records every hook, and fails in the given ones."""
 
     def __init__(self, name="a", failing=()):
         self.name, self.failing = name, failing
@@ -134,7 +134,7 @@ def test_an_error_of_an_essential_callback_ends_the_run(tmp_path):
         callbacks.call("on_round_end", {"round": 1})
 
 
-def test_where_one_cannot_start_those_before_it_are_ended(tmp_path):
+def test_if_a_callback_cannot_start_the_earlier_ones_are_ended(tmp_path):
     with pytest.raises(RuntimeError):
         started(tmp_path, first=Listener("first"), second=Essential("second", ["on_run_start"]))
     assert HEARD[-2:] == [("first", "on_run_end", None), ("second", "on_run_end", None)]
@@ -161,7 +161,7 @@ def test_what_is_no_callback_is_refused(target, arguments, words):
         make_components("callbacks", {"mine": ComponentSettings(target=target, **arguments)}, Callback)
 
 
-def test_a_strangers_run_with_a_callback_of_its_own_is_not_loaded(tmp_path):
+def test_an_untrusted_run_with_a_custom_callback_is_not_loaded(tmp_path):
     run_in_process(compose_settings([*FAST, f"+callbacks.mine._target_={HERE}.Listener"]), tmp_path / "run")
     with refused(ValueError, f"{HERE}.Listener", "trust_code=True"):
         load_run(tmp_path / "run")

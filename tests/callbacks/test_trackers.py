@@ -42,7 +42,7 @@ def disabled():
 
 
 class FakeRun:
-    """A W&B run that records what it is told, and fails where it is told to."""
+    """A W&B run that records its calls, and fails in the given ones."""
 
     def __init__(self, failing=()):
         self.id, self.failing, self.calls, self.summary, self.starting_step = "run-id", failing, [], {}, 0
@@ -115,7 +115,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_id_and_its_earlier_rows(tmp_path, 
 
 @pytest.mark.parametrize(("starting_step", "lacking"), [(0, [1, 2, 3]), (3, [3]), (4, []), (5, [])])
 def test_online_what_the_server_lacks_is_logged_when_a_run_is_resumed(tmp_path, fake_wandb, starting_step, lacking):
-    """W&B says where it is; a step behind that it would drop. The fourth round may have got there before the kill."""
+    """W&B reports its step and drops earlier ones. The fourth round may have arrived before the kill."""
     online = compose_settings("wandb.mode=online")
     with Tracked(tmp_path, online) as tracker:
         for number in (1, 2, 3):
@@ -130,7 +130,7 @@ def test_online_what_the_server_lacks_is_logged_when_a_run_is_resumed(tmp_path, 
 
 
 def part_of_a_run(folder, after, last, wandb_id=None, mode="offline"):
-    """The rounds behind `after`, with 300 figures each; returns the id at W&B."""
+    """The rounds after `after`, with 300 figures each; returns the id at W&B."""
     with Tracked(folder, compose_settings(f"wandb.mode={mode}"), after_round=after, wandb_id=wandb_id) as tracker:
         for number in range(after + 1, last + 1):
             tracker.log_round({"round": number, **{f"figure/{key}": number + key / 1000 for key in range(300)}})
@@ -138,7 +138,7 @@ def part_of_a_run(folder, after, last, wandb_id=None, mode="offline"):
 
 
 def killed_run(folder, last):
-    """A run of a process that is killed right behind a round; returns the id at W&B."""
+    """A run of a process that is killed directly after a round; returns the id at W&B."""
     code = f"""
 import os
 from pathlib import Path
@@ -151,7 +151,7 @@ def killed(tracker, *given):
 test_trackers.Tracked.__exit__ = killed
 test_trackers.part_of_a_run(Path({str(folder)!r}), 0, {last})
 """
-    # W&B's process is to be its own, and to end with it.
+    # Its W&B process must be separate from that of other tests, and end with it.
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -163,7 +163,7 @@ test_trackers.part_of_a_run(Path({str(folder)!r}), 0, {last})
 
 
 def writes_for(pid):
-    """Whether W&B's process for that one, which may be gone itself, is still there."""
+    """Whether the W&B process of that process, which may have ended, still runs."""
     words = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
     return any("wandb-core" in " ".join(command) and str(pid) in command for command in words)
 
@@ -189,7 +189,7 @@ def figures(numbers):
 @pytest.mark.parametrize("first", [3, 12], ids=["nothing on the disk", "some blocks on the disk"])
 def test_wandb_has_every_round_once_after_a_kill(tmp_path, first):
     wandb_id = killed_run(tmp_path, first)
-    # The last round is repeated, as where it was killed before its state was saved.
+    # The last round is repeated, as after a kill before its state was saved.
     part_of_a_run(tmp_path, first - 1, first + 2, wandb_id)
     assert written(tmp_path, first + 2) == figures(range(1, first + 3))
 
@@ -273,12 +273,12 @@ def test_wandb_offline_writes_inside_the_run_folder_quietly_and_finishes(tmp_pat
     assert capfd.readouterr() == ("", "")
 
 
-# What the last round leaves, and TensorBoard
+# Files of the last round, and TensorBoard
 
 
 @pytest.fixture
 def last_round(tmp_path):
-    """A run's folder with figures by class and a map, as the last round leaves them."""
+    """A run's folder with the figures by class and the map of the last round."""
     from fed_a2v.core.projection import EmbeddingMap
     from fed_a2v.runs.embedding_map import save_map
 

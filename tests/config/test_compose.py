@@ -1,4 +1,4 @@
-"""Settings: what composes, what is refused, and that they arrive elsewhere as they left."""
+"""Settings: what composes, what is refused, and their conversion to JSON and YAML."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from fed_a2v.config.tree import options
 from fed_a2v.data.aliases import ClassNames
 from tests.refusals import refused
 
-# What an option needs beside its name.
+# Overrides that an option needs in addition to its name.
 NEEDS = {
     "dataset=esc50": ["dataset.root=/data/ESC-50"],
     "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
@@ -64,7 +64,7 @@ def defaults():
 @pytest.mark.parametrize(
     "option", [option for option in OPTIONS if not option.startswith(("experiment", "metrics", "callbacks"))]
 )
-def test_every_option_of_every_group_composes_and_is_the_one_asked_for(option):
+def test_every_option_of_every_group_composes_to_that_option(option):
     group, name = option.split("=")
     section = getattr(composed(option), group)
     assert getattr(section, {"partition": "kind", "share": "kind", "aggregation": "mode"}.get(group, "name")) == name
@@ -131,7 +131,7 @@ def test_a_later_override_wins():
     assert compose_settings("rounds=2 rounds=3").rounds == 3
 
 
-def test_a_value_given_beats_the_experiments_value():
+def test_an_override_takes_precedence_over_the_experiments_value():
     assert compose_settings("rounds=7 experiment=quick").rounds == 7
 
 
@@ -148,7 +148,7 @@ def test_a_shell_string_and_a_list_of_words_give_the_same_settings(words):
     assert compose_settings(shlex.join(words)) == compose_settings(words)
 
 
-def test_a_path_with_blanks_arrives_whole():
+def test_a_path_with_spaces_is_kept_whole():
     made = compose_settings("dataset=esc50 'dataset.root=/my sounds/ESC-50'")
     assert made.dataset.root == "/my sounds/ESC-50"
 
@@ -182,7 +182,7 @@ def test_an_unknown_option_is_refused_and_the_nearest_is_named(override, nearest
     assert re.findall(r"\w+", str(caught.value)).count(nearest) == 2, "among all that there are, and as the nearest"
 
 
-def test_a_wrong_option_lists_all_that_there_are():
+def test_the_error_for_a_wrong_option_lists_all_options():
     with refused(ConfigError, "dataset=radio", *(path.stem for path in (conf_dir() / "dataset").glob("[!_]*.yaml"))):
         compose_settings("dataset=radio")
 
@@ -286,7 +286,7 @@ def test_a_name_that_reads_as_another_value_is_refused_with_how_to_quote_it(valu
         ["dataset=mixed", "dataset.sets=[{name: folder, root: ''}]"],
     ],
 )
-def test_an_empty_place_is_not_the_working_directory(overrides):
+def test_an_empty_path_is_not_the_working_directory(overrides):
     key = "dataset.sets.0.root" if "dataset=mixed" in overrides else overrides[-1].partition("=")[0]
     with refused(ConfigError, key, "empty"):
         compose_settings(overrides)
@@ -301,13 +301,13 @@ def test_an_empty_place_is_not_the_working_directory(overrides):
         ("dataset.clips_per_class=1000000000", "100000"),
     ],
 )
-def test_clips_that_fill_all_memory_or_hold_nothing_are_refused(override, limit):
+def test_clip_lengths_that_are_too_long_or_zero_are_refused(override, limit):
     key, _, value = override.partition("=")
     with refused(ConfigError, key, value, limit):
         compose_settings([override])
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_errors_of_the_settings_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         compose_settings("rounds=0 seed=-1")
     assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["rounds", "seed"]
@@ -340,21 +340,21 @@ def test_an_override_that_makes_no_sense_is_refused_in_one_line(override):
         ),
     )
 )
-def test_whatever_is_typed_gives_settings_or_one_kind_of_error(text):
+def test_any_override_gives_settings_or_a_config_error(text):
     with contextlib.suppress(ConfigError):
         assert isinstance(compose_settings([text]), Settings)
 
 
-# What arrives elsewhere
+# Conversion to JSON and YAML
 
 
 @pytest.mark.parametrize("overrides", ["", "generator=gaussian adapters=flux", "generator=none", "experiment=guide"])
-def test_settings_survive_the_way_to_a_site_as_json(overrides):
+def test_settings_are_unchanged_by_json(overrides):
     made = compose_settings(overrides)
     assert Settings.model_validate_json(made.model_dump_json(by_alias=True)) == made
 
 
-def test_the_arguments_of_the_generators_class_survive_as_well(defaults):
+def test_arguments_of_the_generators_class_are_unchanged_by_json(defaults):
     sent = compose_settings("generator.latent_dim=7 generator.loss.beta_schedule=cyclical +generator.extra=[1,2]")
     back = Settings.model_validate_json(sent.model_dump_json(by_alias=True))
     assert back.generator.arguments == sent.generator.arguments
@@ -364,7 +364,7 @@ def test_the_arguments_of_the_generators_class_survive_as_well(defaults):
     assert back != defaults
 
 
-def test_settings_survive_as_yaml_with_unicode_and_blanks():
+def test_settings_with_unicode_and_spaces_are_unchanged_by_yaml():
     made = compose_settings(["dataset.classes=['Säge',crying baby]", "wandb.project=yes", "resume=007"])
     assert Settings.model_validate(yaml.safe_load(to_yaml(made.as_dict()))) == made
 
@@ -449,7 +449,7 @@ def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(o
         "device=cuda:1",
     ],
 )
-def test_what_only_looks_like_a_contradiction_is_allowed(overrides):
+def test_settings_that_only_look_contradictory_are_allowed(overrides):
     compose_settings(overrides)
 
 
@@ -553,7 +553,7 @@ def test_hydra_does_not_make_a_folder_called_tilde(typed, monkeypatch, tmp_path)
 
 @pytest.fixture
 def own_conf(tmp_path):
-    """A folder of one's own with an experiment in it."""
+    """A user's config folder with an experiment."""
     folder = tmp_path / "my conf"
     (folder / "experiment").mkdir(parents=True)
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - quick\nrounds: 7\n")
@@ -561,7 +561,7 @@ def own_conf(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["--config-dir={}", "--config-dir {}", "-cd {}"])
-def test_an_experiment_in_a_folder_of_ones_own_is_found(own_conf, form, capsys):
+def test_an_experiment_in_the_users_config_dir_is_found(own_conf, form, capsys):
     words = form.split(" ")
     words[-1] = words[-1].format(own_conf)
     assert compose_settings([*words, "experiment=mine"]).rounds == 7
@@ -571,12 +571,12 @@ def test_an_experiment_in_a_folder_of_ones_own_is_found(own_conf, form, capsys):
 
 
 @pytest.mark.parametrize("words", [["--config-dir"], ["--config-dir", "/nothing"], ["--config-dir="]])
-def test_a_folder_of_ones_own_that_is_not_there_is_refused(words):
+def test_a_config_dir_that_does_not_exist_is_refused(words):
     with refused(ConfigError, "--config-dir", *words[1:]):
         compose_settings(words)
 
 
-def test_words_that_yaml_takes_for_something_else_are_names_of_classes(tmp_path):
+def test_class_names_that_yaml_parses_as_other_types_stay_names(tmp_path):
     file = tmp_path / "aliases.yaml"
     file.write_text("no: negative\noff: switched off\n010: ten\n1e3: 2024-01-01\n'yes': ~\n")
     aliases = compose_settings([f"dataset.aliases={file}"]).dataset.aliases
@@ -609,7 +609,7 @@ def test_a_cache_folder_of_the_user_that_is_no_absolute_path_does_not_count(monk
     assert cache_dir(compose_settings().cache_dir) == tmp_path / "mine" / "fed_a2v"
 
 
-def test_a_relative_place_means_the_same_wherever_the_run_is_loaded(tmp_path, monkeypatch):
+def test_a_relative_path_has_the_same_meaning_wherever_the_run_is_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = {"my/sounds": str(tmp_path / "my" / "sounds"), "/my": "/my", "~/a": "~/a"}
     for typed, place in mine.items():

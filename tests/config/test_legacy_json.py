@@ -1,4 +1,4 @@
-"""The guide's JSON: how it is read, what each key becomes, and what is refused."""
+"""The guide's JSON: how it is read, the overrides of each key, and what is refused."""
 
 import json
 
@@ -64,7 +64,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
-# What may stand between two tokens.
+# Text that is allowed between two tokens.
 gaps = st.lists(
     st.sampled_from([" ", "\n", "\t", '// a "quote" and /* half\n', '/* , ] } " */', "/**/", "//\n", "/*\n//\n*/"]),
     max_size=3,
@@ -103,7 +103,7 @@ def test_what_looks_like_a_comment_inside_a_string_is_text(text):
 
 
 @given(st.text('{}[],:"/*\\ \n1a', max_size=30))
-def test_whatever_is_written_is_read_or_refused_in_one_way(tmp_path_factory, text):
+def test_any_text_is_parsed_or_refused_with_a_config_error(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("json") / "x.json"
     path.write_text(text)
     try:
@@ -146,7 +146,7 @@ def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
     assert read_json(tmp_path / "bom.json") == {}
 
 
-# What the keys become
+# Overrides of the keys
 
 
 def test_the_guides_file_as_it_stands_gives_the_guides_values(file):
@@ -159,7 +159,7 @@ def test_the_guides_file_as_it_stands_gives_the_guides_values(file):
     assert (made.finetune.from_nodes_adapters, made.aggregation.mode) == (True, "avg")
 
 
-def test_every_key_of_the_guide_is_told(file):
+def test_every_key_of_the_guide_has_a_rule(file):
     guide = file(GUIDE)
     assert len(guide.parsed_keys) == 13
     assert all(overrides or note for overrides, note in became(guide).values())
@@ -251,7 +251,7 @@ def test_what_differs_between_nodes_is_named(file):
     assert told["nodes.*.node_split_id"][0] == {}
 
 
-def test_misspellings_are_understood_as_meant(file):
+def test_misspellings_of_the_guide_are_accepted(file):
     told = became(
         file({"experiment": {"use_balooning": True}, "feda2v": {"generate_low_memomy_footprint": True}, "other": 1})
     )
@@ -262,32 +262,32 @@ def test_misspellings_are_understood_as_meant(file):
     assert told["other"][0] == {}
 
 
-def test_keys_that_nobody_knows_are_named(file):
+def test_unknown_keys_are_named(file):
     told = became(file({"feda2v": {"wavelet_family": "haar"}, "rewind": {"epochs": 3}}))
     assert told["feda2v.wavelet_family"][0] == told["rewind"][0] == {}
 
 
 @pytest.mark.parametrize("key", [key for key in RULES if key.startswith("feda2v.")])
-def test_a_slip_of_a_letter_is_refused_with_the_key_that_was_meant(file, key):
+def test_a_misspelt_key_is_refused_with_the_nearest_known_key(file, key):
     name = key.removeprefix("feda2v.")
     slip = f"{name[:-1]}x{name[-1]}"
     with refused(ConfigError, "my_experiment.json", f"feda2v.{slip}", key):
         file({"feda2v": {slip: 1}})
 
 
-def test_a_slip_in_the_name_of_a_section_is_refused(file):
+def test_a_misspelt_section_is_refused(file):
     with refused(ConfigError, "my_experiment.json", "fed2av", "feda2v"):
         file({"fed2av": {}})
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=20))
-def test_text_arrives_as_it_is_in_the_file(tmp_path_factory, text):
+def test_text_values_are_unchanged_by_the_conversion(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("json") / "x.json"
     path.write_text(json.dumps({"feda2v": {"project": text}}))
     assert compose_settings(GuideFile(path).overrides()).wandb.project == text
 
 
-def test_groups_of_classes_arrive_whole(file):
+def test_groups_of_classes_are_unchanged_by_the_conversion(file):
     groups = {"animals": ["dog", "crying, baby"], "the rest": ["rain"]}
     guide = file({"feda2v": {"generator_granularity": "per_group", "generator_class_groups": groups}})
     assert compose_settings(guide.overrides()).generator.arguments["groups"] == groups
@@ -296,7 +296,7 @@ def test_groups_of_classes_arrive_whole(file):
 # With the command
 
 
-def test_what_is_typed_wins_over_the_file_and_is_named(file):
+def test_overrides_take_precedence_over_the_file_and_are_named(file):
     guide = file(GUIDE)
     typed = ["generator=gaussian", "generator.training_epochs=3"]
     made = compose_settings([*guide.overrides(typed), *typed])
@@ -312,7 +312,9 @@ def test_a_key_of_the_files_generator_is_dropped_with_another_generator(file):
     assert guide.overrides(["generator=vae,gaussian"]) == []
 
 
-def test_train_tells_what_the_file_became_and_names_both_keys_of_a_wrong_value(file, capsys, tmp_path, monkeypatch):
+def test_train_prints_the_overrides_of_the_file_and_names_both_keys_of_a_wrong_value(
+    file, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     file({"feda2v": {"generator_training_epochs": 0, "use_balooning": True}})
     with pytest.raises(SystemExit):
@@ -324,7 +326,7 @@ def test_train_tells_what_the_file_became_and_names_both_keys_of_a_wrong_value(f
     assert not list(tmp_path.glob("outputs"))
 
 
-def test_train_runs_the_file_with_what_is_typed(file, tmp_path):
+def test_train_combines_the_file_with_overrides(file, tmp_path):
     file(
         {"feda2v": {"generator_type": "gaussian", "synthetic_samples_per_class": 5}, "federation": {"global_rounds": 7}}
     )
@@ -339,7 +341,7 @@ def test_train_runs_the_file_with_what_is_typed(file, tmp_path):
     assert "federation.global_rounds = 7 -> (rounds=1 wins)" in done.stderr
 
 
-def test_the_guides_file_with_loading_on_goes_on_from_the_run_before_in_its_dated_folder(file, tmp_path):
+def test_the_guides_file_with_loading_on_loads_the_generator_of_the_earlier_run_in_its_dated_folder(file, tmp_path):
     fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"]
     words = ["--config=my_experiment.json", "experiment=quick", "rounds=1", "report=false", *fast]
     file(GUIDE)
@@ -356,8 +358,8 @@ def test_the_guides_file_with_loading_on_goes_on_from_the_run_before_in_its_date
     assert own.read_bytes() != content
 
 
-def test_the_guides_own_trial_is_validated_on_one_average_of_each_class(file, tmp_path):
-    """Nine clips of a class are three averages; the guide's names have values in the rounds that it asks for."""
+def test_the_trial_run_of_the_guide_is_validated_on_one_average_of_each_class(file, tmp_path):
+    """Nine clips of a class are three averages; the guide's metrics have values in the rounds with validation."""
     file(GUIDE)
     fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "finetune.steps=5", "report=false"]
     words = ["experiment=quick", "rounds=5", *fast, "hydra.run.dir=run"]

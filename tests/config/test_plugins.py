@@ -1,4 +1,4 @@
-"""Code that settings name is found at any depth, and only this program's own is built unasked."""
+"""Code that settings name is found at any depth, and only this program's own is run without consent."""
 
 import pytest
 
@@ -11,7 +11,7 @@ CALLED = []
 
 
 class Records:
-    """Remembers that it was made."""
+    """Counts its instances."""
 
     def __init__(self, **arguments):
         CALLED.append(arguments)
@@ -33,7 +33,7 @@ def test_import_paths_are_found_at_any_depth():
 
 
 @pytest.mark.parametrize("option", [name for name in options("generator") if name != "custom"])
-def test_what_conf_names_is_this_programs_own(option):
+def test_classes_named_in_conf_count_as_own_code(option):
     settings = compose_settings([f"generator={option}", *(["adapters=flux"] if option == "vae_t5" else [])])
     refuse_code(settings.model_dump(by_alias=True), "the run", "trust it")
     assert all(

@@ -1,4 +1,4 @@
-"""Builders that the tests of `core` share: an easy world of sounds, and generators that record their calls."""
+"""Builders that the tests of `core` share: synthetic classes, and generators that record their calls."""
 
 import io
 
@@ -28,7 +28,7 @@ def world():
 
 
 class World:
-    """Sounds that are easy to tell apart: each class has its mean and its own correlated spread.
+    """Sounds that are easy to distinguish: each class has its own mean and correlated spread.
 
     The deviation within a class is about `scale`, that between classes twice as much.
     """

@@ -27,7 +27,7 @@ class MeaningfulWorld:
         self.vectors = torch.randn(classes, condition, generator=random) + 2  # crowded, as text vectors are
         directions = F.normalize(self.vectors - self.vectors.mean(0), dim=1)
         self.means = directions @ torch.randn(condition, width, generator=random) * 2 + 5
-        # What no vector tells of a class: it draws sounds of unrecorded classes to recorded ones.
+        # Part of a class that its vector does not determine: it moves unrecorded classes towards recorded ones.
         self.means += own * torch.randn(classes, width, generator=random)
 
     def rows(self, per_class=8, seed=2):

@@ -25,7 +25,7 @@ def test_an_alias_works_both_ways_and_the_own_name_goes_first():
     assert labels(["dog barking", "dog"], ["dog", "dog barking"]) == {"dog barking": 1, "dog": 0}
 
 
-def test_spelling_does_not_matter_and_strangers_have_no_label():
+def test_spelling_does_not_matter_and_unknown_names_have_no_label():
     assert labels(["Dog_Barking", "organ"], ["DOG"]) == {"Dog_Barking": 0}
 
 

@@ -169,6 +169,6 @@ def test_an_unknown_unseen_class_is_an_error_that_names_the_nearest(dataset):
         unseen_classes(dataset("unseen=[clas 3]"), NAMES)
 
 
-def test_someone_must_be_left_to_train_on(dataset):
+def test_at_least_two_classes_must_be_left_for_training(dataset):
     with refused(DataError, "dataset.unseen", "1 of 10"):
         unseen_classes(dataset("unseen=9"), NAMES)

@@ -47,21 +47,21 @@ class Site(Program):
         super().__init__(supernode(home, address, authority), home)
 
     def goes_wrong(self, kind, round_number, task="train"):
-        """In one task of one round the site will go wrong so."""
+        """Make the site fail in one task of one round, with this kind of fault."""
         fault = self._fault(round_number, task)
         fault.parent.mkdir(exist_ok=True)
         fault.write_text(kind)
 
     def is_wrong(self, round_number, task="train"):
-        """Whether it has come to that."""
+        """Whether the site has reached the fault."""
         return self._fault(round_number, task).with_suffix(".reached").exists()
 
     def goes_on(self, round_number, task="train"):
-        """It need not wait any longer there."""
+        """End the site's wait there."""
         self._fault(round_number, task).unlink()
 
     def is_well(self):
-        """Nothing goes wrong any more."""
+        """Remove all faults."""
         shutil.rmtree(self.home / "faults", ignore_errors=True)
 
     def _fault(self, round_number, task):
@@ -69,12 +69,12 @@ class Site(Program):
 
 
 class Deployment:
-    """A SuperLink with TLS and authentication, three sites, and the app whose sites can be made to go wrong."""
+    """A SuperLink with TLS and authentication, three sites, and an app with faults on demand."""
 
     def __init__(self, folder):
         self.folder = folder
         certificates = folder / "certificates"
-        # Where a site in a network of its own finds the SuperLink; one of many, so that tests side by side differ.
+        # Address of the SuperLink for a site in a separate network; random, so that parallel tests differ.
         self.far_address = f"10.213.{random.SystemRandom().randrange(1, 255)}.1"
         subprocess.run([DEPLOY / "certificates.sh", certificates, self.far_address], check=True, capture_output=True)
         self.authority = certificates / "ca.crt"
@@ -104,12 +104,12 @@ class Deployment:
         self.numbers[str(json.loads(said)["node-id"])] = site.name
 
     def online(self):
-        """The names of the sites that the SuperLink hears."""
+        """The names of the sites that are online."""
         listed = json.loads(self.superlink.flwr("supernode", "list", "test", "--format", "json"))
         return {self.numbers[node["node-id"]] for node in listed["nodes"] if node["status"] == "online"}
 
     def ready(self):
-        """All is well again, whatever the test before has done."""
+        """Remove all faults of earlier tests."""
         if not self.superlink.alive:
             self.superlink.start()
         for site in self.sites.values():
@@ -139,7 +139,7 @@ def processes_in(folder):
 
 
 def faulty_copy(folder):
-    """The program with sites that go wrong, and rounds that wait, on demand."""
+    """The program with faults of sites and waiting rounds on demand."""
     copy_of_app(folder)
     project = folder / "pyproject.toml"
     text = project.read_text()
@@ -167,5 +167,5 @@ def _deployment(tmp_path_factory):
 
 @pytest.fixture
 def deployment(_deployment):
-    """The deployment with all its sites online and well."""
+    """The deployment with all sites online and without faults."""
     return _deployment.ready()

@@ -1,7 +1,7 @@
-"""Flower's entry point for sites that go wrong on demand; the tests put it into a copy of the program.
+"""Flower's entry point for sites with faults on demand; the tests put it into a copy of the program.
 
-The folder `faults` beside a site's data has a file for every task in which it goes wrong, named after task and round,
-as `train-2`, with the kind of the fault in it. When it does, `train-2.reached` appears beside it.
+The folder `faults` next to a site's data has a file for each task that fails, named by task and round, such as
+`train-2`, with the kind of the fault. When the task reaches the fault, `train-2.reached` is created.
 """
 
 import os
@@ -45,7 +45,7 @@ class FaultyNode(Node):
 
     def _in_time(self, order, work):
         file, kind = self._fault(order)
-        while kind == "wait" and file.is_file():  # before the site's time begins: it may take as long as it likes
+        while kind == "wait" and file.is_file():  # before the site's time limit begins
             time.sleep(0.1)
         return super()._in_time(order, work)
 
@@ -55,7 +55,7 @@ class FaultyNode(Node):
 
 
 class FaultyClient(A2VClient):
-    """A client whose node goes wrong on demand."""
+    """A client whose node has faults on demand."""
 
     def node(self):
         return FaultyNode(self.node_config, self.deployed)

@@ -1,6 +1,7 @@
-"""Flower's entry point for a server whose rounds begin when they are told to, for a copy of the program.
+"""Flower's entry point for a server whose rounds wait on demand, for a copy of the program.
 
-Beside the run's folder, RUN.hold has a file for every round that must wait, named by its number, until it is removed.
+The folder RUN.hold next to the run's folder has a file, named by its number, for every round that must wait; the
+round begins when it is removed.
 """
 
 import time
@@ -23,7 +24,7 @@ def server_fn(context):
         if held.exists():
             while held.exists():
                 time.sleep(0.1)
-            # It hears of a node that has come back some seconds after the SuperLink does.
+            # It notices a returned node some seconds later than the SuperLink.
             client_manager.wait_for(strategy.settings.federation.min_nodes, timeout=PATIENCE)
         return begin(server_round, parameters, client_manager)
 

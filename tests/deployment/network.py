@@ -1,4 +1,4 @@
-"""A network of its own for a site, and the cable to it, which can be pulled out."""
+"""A separate network for a site, with a cable that can be disconnected."""
 
 import os
 import select
@@ -48,12 +48,12 @@ class Cable:
         ip("link", "set", self.plug, "up")
 
     def pull_out(self):
-        """Nothing gets through, and nobody is told: packets are lost, as behind a router that has died."""
+        """Drop all packets without an error, as a dead router does."""
         ip("link", "set", self.plug, "down")
 
 
 class CableError(Exception):
-    """This machine allows no network of its own."""
+    """This machine allows no separate network."""
 
 
 @contextmanager
@@ -73,11 +73,11 @@ def cable_to(address):
 
 @contextmanager
 def forwarder(address, to):
-    """Whoever connects to `address`, at the port that this gives, speaks to 127.0.0.1 at the port `to`."""
+    """Forward connections to `address`, at the port that this returns, to 127.0.0.1 at the port `to`."""
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self):
-            # Whoever hangs up is gone for both sides.
+            # If one side closes its connection, close the other.
             with suppress(ConnectionError), socket.create_connection(("127.0.0.1", to)) as far:
                 other = {self.request: far, far: self.request}
                 while True:

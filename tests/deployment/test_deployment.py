@@ -1,4 +1,4 @@
-"""A deployment as on several machines, one for all these tests: who gets in, what goes wrong, and what comes of it."""
+"""One deployment for all these tests, as on several machines: admission, failures, and their consequences."""
 
 import json
 import subprocess
@@ -23,14 +23,14 @@ LONG = 600
 ROUND_TIMEOUT = 900
 
 
-# Registered keys over TLS get in, and nobody else
+# Only registered keys over TLS are admitted
 
 PLAIN, DISTRUSTFUL, UNREGISTERED = "plain HTTP", "without the authority", "a key that nobody registered"
 
 
 @pytest.fixture(scope="module")
 def strangers(_deployment, tmp_path_factory):
-    """SuperNodes that must not get in, all started at once."""
+    """SuperNodes that must be refused, all started at once."""
     deployment, folder = _deployment.ready(), tmp_path_factory.mktemp("strangers")
     address = f"127.0.0.1:{deployment.superlink.port}"
 
@@ -64,8 +64,8 @@ def test_the_port_speaks_no_plain_http(deployment):
         urllib.request.urlopen(f"http://127.0.0.1:{deployment.superlink.port}/health", timeout=60)
 
 
-def test_the_control_api_asks_nobody_who_he_is(deployment, tmp_path):
-    """What the guide warns of: if Flower ever closes this hole, the warning can go."""
+def test_the_control_api_does_not_authenticate(deployment, tmp_path):
+    """The weakness that the guide warns of; if Flower fixes it, remove the warning."""
     config = tmp_path / "flwr_home" / "config.toml"
     config.parent.mkdir()
     done = subprocess.run(
@@ -86,15 +86,15 @@ def test_the_control_api_asks_nobody_who_he_is(deployment, tmp_path):
     assert listed.returncode == 0, listed.stdout + listed.stderr
 
 
-# Sites that raise, hang, run out of memory, are killed or cut off: the round ends, and the others' work counts
+# Sites that raise, hang, run out of memory, are killed or disconnected: the round ends with the others' replies
 #
-# All of it goes wrong in one run of three rounds, in which each test looks for its own. What takes Flower a minute to
-# notice happens at two sites at once; a round begins when those that were lost are back.
+# All faults are in one run of three rounds; each test checks its own. Faults that Flower notices after a minute happen
+# at two sites at once; a round begins when the lost sites are back.
 
 
 @pytest.fixture(scope="module")
 def eventful(_deployment, tmp_path_factory):
-    """The run in which everything goes wrong: its end, its rows, and why nobody could be cut off in it, if so."""
+    """The run with all faults: its end, its rows, and the reason if no site could be disconnected."""
     deployment, folder = _deployment.ready(), tmp_path_factory.mktemp("eventful") / "run"
     log = deployment.superlink.log
     north, east, south = deployment.sites.values()
@@ -109,7 +109,7 @@ def eventful(_deployment, tmp_path_factory):
         (hold / str(number)).touch()
 
     def next_round(number):
-        """All sites are there again, so that what happens to them does not depend on when they come."""
+        """Wait for all sites, so that the tests do not depend on the order in which they return."""
         deployment.wait_for_all()
         (hold / str(number)).unlink()
 
@@ -164,7 +164,7 @@ def test_the_run_goes_on_to_its_end(eventful):
     assert eventful.ended.status == "finished:completed", eventful.ended
     assert [row["round"] for row in eventful.rows] == [1, 2, 3]
     assert all(row["accuracy"] > 0 for row in eventful.rows)
-    # Sites that were lost were missed by Flower; no round was ended by its own limit.
+    # Flower noticed the lost sites; no round ended by its time limit.
     assert all(row["seconds/sites"] < ROUND_TIMEOUT for row in eventful.rows)
 
 

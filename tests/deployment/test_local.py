@@ -1,4 +1,4 @@
-"""`deploy/local.sh`: a whole deployment on one machine, that leaves nothing but its run behind."""
+"""`deploy/local.sh`: a complete deployment on one machine, of which only the run remains."""
 
 import json
 import os
@@ -64,7 +64,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 
 
 
 def test_the_whole_deployment_runs_on_one_machine_and_leaves_its_run_alone_behind(workplace, tmp_path):
-    """As the guide says it; a port that another program takes in the meantime is no obstacle."""
+    """As in the guide, even if another program takes a port in the meantime."""
     for name in ("flower-superlink", "flower-supernode"):
         program = workplace.root / ".venv" / "bin" / name
         program.unlink()
@@ -134,7 +134,7 @@ def was_told(folder, name, word):
     return False
 
 
-def test_a_limit_that_nothing_can_keep_ends_with_its_name_and_leaves_nothing(local, tmp_path):
+def test_an_impossible_time_limit_ends_with_an_error_that_names_it_and_leaves_nothing(local, tmp_path):
     process = local("--folder", "run", "--start-timeout", "0")
     assert process.wait(300) == 1
     assert "--start-timeout 0" in (tmp_path / "shown").read_text()
@@ -143,7 +143,7 @@ def test_a_limit_that_nothing_can_keep_ends_with_its_name_and_leaves_nothing(loc
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["--rounds"], ["--start-timeout"], ["--start-timeout", "soon"]])
-def test_words_that_mean_nothing_start_nothing(local, tmp_path, words):
+def test_wrong_arguments_start_nothing(local, tmp_path, words):
     process = local(*words)
     assert process.wait(60) in (1, 2)
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -170,7 +170,7 @@ def test_run_sh_ends_with_an_error_for_a_wrong_key_before_anything_is_sent(tmp_p
         ("site = north\n", set()),
     ],
 )
-def test_supernode_sh_does_not_start_a_site_with_a_slip_in_its_configuration(tmp_path, content, named):
+def test_supernode_sh_does_not_start_a_site_with_a_misspelt_key(tmp_path, content, named):
     """Nothing listens at that address: a SuperNode would try for ever."""
     (tmp_path / "site.toml").write_text(content)
     words = ["--superlink", "127.0.0.1:9", "--ca", "site.toml", "--key", "site.toml", "--config", "site.toml"]

@@ -1,4 +1,4 @@
-"""How long it takes until a SuperNode is missed: a figure for docs/benchmarks.md."""
+"""The time until a lost SuperNode is noticed: a figure for docs/benchmarks.md."""
 
 import sys
 import time

@@ -150,7 +150,7 @@ def own(folder):
 # Whoever else is on the machine
 
 
-def test_a_task_is_given_to_nobody_without_the_secret(deployment):
+def test_no_process_gets_a_task_without_the_secret(deployment):
     """Asked at a site's own port and at the SuperLink's, as Flower's programs ask."""
     code = (
         "import sys, httpx\n"

@@ -41,7 +41,7 @@ def command():
 
 @pytest.fixture(scope="module")
 def running(request, tmp_path_factory, command):
-    """The pages whose tests were asked for, each in a workplace of its own, as many at a time as there are cores."""
+    """Run the requested pages, each in a separate workplace, as many at a time as there are cores."""
     wanted = {
         item.callspec.params["page"]
         for item in request.session.items
@@ -95,7 +95,7 @@ CONSOLE = [(block, words) for page in PAGES for block in blocks_of(page, "consol
     ("block", "words"), CONSOLE, ids=lambda value: str(value) if not isinstance(value, list) else ""
 )
 def test_what_cannot_run_here_names_what_there_is(block, words):
-    """Commands that need other data, other machines or hours are at least made of words that exist."""
+    """Commands that need other data, other machines or hours only have options that exist."""
     program, *rest = words
     if program == "fed-a2v":
         assert rest[0] in (*COMMANDS, "--help", "--version"), f"{block}: no command {rest[0]}"
@@ -141,7 +141,7 @@ def is_override(word):
 
 
 def allowed_somewhere(word):
-    """Whether an override composes by itself, or beside some option of its group."""
+    """Whether an override composes alone, or together with some option of its group."""
     options = [f"{path.parent.name}={path.stem}" for path in conf_dir().glob(f"{word.split('.')[0]}/*.yaml")]
     for option in ([], *([option, *NEEDS.get(option, [])] for option in sorted(options))):
         with contextlib.suppress(ConfigError):

@@ -1,4 +1,4 @@
-"""The examples in the documentation: complete, and as good as it says."""
+"""The examples in the documentation: complete, and with the described results."""
 
 import importlib
 import sys
@@ -110,7 +110,7 @@ def encoder_of(target, *words):
     return load_encoder(compose_settings(["encoder=custom", f"encoder._target_={target}", *words]).encoder)
 
 
-def test_the_band_energy_encoder_hears_in_which_bands_and_stretches_there_is_sound():
+def test_the_band_energy_encoder_finds_the_bands_and_stretches_with_sound():
     encoder = encoder_of("band_energy_encoder.BandEnergyEncoder", "+encoder.arguments.stretches=2")
     time = np.arange(encoder.sample_rate) / encoder.sample_rate
     tone = np.where(time < 0.5, np.sin(2 * np.pi * 400 * time), 0).astype(np.float32)

@@ -93,7 +93,7 @@ def test_every_filter_is_a_triangle_and_all_have_one_area():
         assert row[peak] == pytest.approx(2 / (bins[used[-1]] - bins[used[0]]), rel=0.05)
 
 
-def test_every_frequency_but_zero_is_heard_in_two_filters_at_most(filters):
+def test_every_frequency_except_zero_is_in_at_most_two_filters(filters):
     heard = (filters > 0).sum(axis=0)
     assert heard[0] == heard[-1] == 0
     assert set(heard[1:-1].tolist()) == {1, 2}

@@ -118,7 +118,7 @@ def test_clips_are_read_at_the_rate_of_the_encoder(make_encoder, tmp_path):
     assert embeddings.shape == (1, 1, 32)
 
 
-def test_a_stereo_file_is_heard_as_the_mean_of_its_channels(make_encoder, tmp_path):
+def test_a_stereo_file_is_embedded_as_the_mean_of_its_channels(make_encoder, tmp_path):
     time = np.arange(44_100) / 44_100
     left, right = np.sin(2 * np.pi * 440 * time) / 4, np.sin(2 * np.pi * 2000 * time) / 4
     soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 44_100, subtype="FLOAT")
@@ -153,7 +153,7 @@ def test_cls_is_what_the_library_gives(make_encoder, model_folder):
 # --- The real part of a clip
 
 
-def test_the_real_part_ends_with_the_last_sound():
+def test_the_clip_ends_with_the_last_sample_that_is_not_silent():
     assert len(real_part(np.array([0, 0.5, 0, 0.2, 0, 0], np.float32))) == 4
     assert len(real_part(np.array([0.5, 1e-6, -1e-6], np.float32))) == 1
     assert len(real_part(np.zeros(7, np.float32))) == 7

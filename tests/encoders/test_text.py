@@ -22,7 +22,7 @@ def from_file(path, **arrays):
     return file_settings(path)
 
 
-def test_anchors_have_the_shapes_of_the_adapters():
+def test_random_prompts_have_the_shapes_of_the_adapters():
     targets = load_targets(ANCHORS, NAMES, (77, 768), (17, 4096))
     assert targets.clip.shape == (3, 77, 768)
     assert targets.clip.dtype == torch.float32
@@ -32,20 +32,20 @@ def test_anchors_have_the_shapes_of_the_adapters():
     assert load_targets(ANCHORS, NAMES, (1, None), None).t5 is None
 
 
-def test_an_anchor_depends_on_its_own_name_only():
+def test_a_random_prompt_depends_on_its_own_name_only():
     several = load_targets(ANCHORS, NAMES, (1, 64), (2, 32))
     alone = load_targets(ANCHORS, ["Crying baby"], (1, 64), (2, 32))
     assert torch.equal(several.clip[1], alone.clip[0])
     assert torch.equal(several.t5[1], alone.t5[0])
 
 
-def test_an_anchor_never_changes():
+def test_random_prompts_never_change():
     # Trained adapters and shared results rely on these very numbers.
     anchor = load_targets(ANCHORS, ["dog"], (1, 768), None).clip[0, 0, :4]
     assert torch.allclose(anchor, torch.tensor([-0.533445, 0.594735, -0.185004, -0.090502]), atol=1e-6)
 
 
-def test_anchors_crowd_together_as_text_vectors_do_and_have_unit_variance():
+def test_random_prompts_have_the_mean_cosine_of_text_vectors_and_unit_variance():
     names = [f"class {i}" for i in range(20)]
     clip = load_targets(ANCHORS, names, (1, 768), None).clip[:, 0]
     cosines = torch.nn.functional.cosine_similarity(clip[:, None], clip[None], dim=-1)
@@ -55,7 +55,7 @@ def test_anchors_crowd_together_as_text_vectors_do_and_have_unit_variance():
     assert 0.85 < clip.var() < 1.15
 
 
-def test_the_tokens_of_an_anchor_differ():
+def test_the_tokens_of_a_random_prompt_differ():
     clip = load_targets(ANCHORS, ["dog"], (77, 64), None).clip[0]
     assert torch.unique(clip, dim=0).shape[0] == 77
 

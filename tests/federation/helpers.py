@@ -1,4 +1,4 @@
-"""Short runs and federations that tests can watch, break and compare."""
+"""Short runs and federations that tests can observe, disturb and compare."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ from fed_a2v.storage.files import read_jsonl
 QUICK = "experiment=quick"
 # Narrow adapters and fewer steps: half a second a run, and still enough to learn something.
 FAST = (QUICK, "report=false", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
-# For tests of who is heard rather than of what is learned.
+# For tests of the replies, not of the training.
 SMALL = (
     QUICK,
     "report=false",
@@ -36,7 +36,7 @@ SMALL = (
     "finetune.steps=2",
     "generator=none",
 )
-# The sites' average is what stays, so that it can be compared.
+# The result is the sites' average, so that it can be compared.
 PLAIN = "finetune.enabled=false"
 SITES = [site_name(number) for number in range(5)]
 BAD = SITES[2]
@@ -44,7 +44,7 @@ BAD = SITES[2]
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run and what it left."""
+    """A finished run and its files."""
 
     folder: Path
     results: dict
@@ -93,7 +93,7 @@ def assert_same(left, right, where="state"):
 def assert_same_run(left, right):
     """Two runs left the same metrics and the same adapters, generator and bank, bit for bit.
 
-    Which number Flower has given to which site's node, a deployed run alone keeps.
+    Only a deployed run stores Flower's numbers of the sites' nodes.
     """
     assert [without_seconds(row) for row in left.rows] == [without_seconds(row) for row in right.rows]
     assert_same(

@@ -1,6 +1,6 @@
-"""Malformed replies of every kind, through the strategy's own hooks: the benchmark, in small.
+"""Malformed replies of every kind through the strategy's hooks: a small run of the benchmark.
 
-It ends with 0 only if no reply was accepted or crashed the server, and the run ended as with the honest site alone.
+Its exit code is 0 only if no reply was accepted or crashed the server, and the run ended as with the honest site alone.
 """
 
 import subprocess

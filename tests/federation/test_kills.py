@@ -1,4 +1,4 @@
-"""What a run does when its process is killed, and when its disk is full or read-only: with real ones of each."""
+"""Runs whose process is killed, or whose disk is full or read-only, with real processes and disks."""
 
 import contextlib
 import os
@@ -20,14 +20,14 @@ MB = 2**20
 @pytest.mark.deployment
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_runs_killed_at_random_moments_and_while_writing_a_state_go_on_to_the_very_end_of_an_undisturbed_one():
-    """Two and one; `make test-long` kills twenty."""
+def test_runs_killed_at_random_moments_and_while_writing_a_state_end_like_an_undisturbed_one():
+    """Three kills; `make test-long` kills twenty."""
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--kills=3", "--rounds=3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# A disk of its own
+# A separate disk
 
 
 class Disk:
@@ -89,7 +89,7 @@ def test_a_disk_without_room_for_the_states_is_refused_before_training(disk, cap
 
 
 @pytest.mark.parametrize("moment", ["server_step_done", "round_done"])
-def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_room_lets_it_go_on(
+def test_a_full_disk_ends_the_run_without_damage_and_with_free_space_it_resumes(
     disk, finished_run, monkeypatch, capsys, moment
 ):
     disk.mount(64 * MB)

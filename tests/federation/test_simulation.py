@@ -1,4 +1,4 @@
-"""A whole federation in one process: what comes out of it with every kind of setting."""
+"""A complete federation in one process, with every kind of setting."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_the_server_step_helps_in_the_first_round_of_the_default_experiment(tmp_
 
 
 @pytest.mark.parametrize("name", ["none", "gaussian", "vae"])
-def test_every_generator_repairs_what_averaging_breaks(finished_run, name):
+def test_every_generator_raises_the_accuracy_above_that_of_averaging(finished_run, name):
     plain, repaired = finished_run("finetune.enabled=false"), finished_run(f"generator={name}")
     assert repaired.results["accuracy"] > plain.results["accuracy"] + 0.1
     assert repaired.results["generator"] == name
@@ -191,14 +191,14 @@ def test_t5s_figures_are_those_of_the_saved_adapters_among_the_t5_prompts(finish
     assert run.results["t5/loss"] == pytest.approx(np.mean(alone), abs=1e-4)
 
 
-def test_without_a_t5_adapter_nothing_is_said_of_t5(finished_run):
+def test_without_a_t5_adapter_there_are_no_t5_metrics(finished_run):
     run = finished_run("rounds=1")
     classes = json.loads((run.folder / "evaluation.json").read_text())["classes"]
     said = [*run.rows[0], *run.results, *(name for figures in classes.values() for name in figures)]
     assert not [name for name in said if name.startswith("t5/")]
 
 
-def test_a_t5_side_that_is_left_behind_is_told_at_the_end_with_a_remedy_that_works(finished_run):
+def test_a_t5_side_far_behind_is_reported_at_the_end_with_a_remedy_that_works(finished_run):
     flux = ("adapters=flux", "adapters.t5_width=768", "adapters.t5_tokens=8", "rounds=1")
     left = finished_run(*flux, "finetune.first_steps=15")
     mended = finished_run(*flux, "finetune.first_steps=45", "adapters.hidden_width=256")
@@ -252,7 +252,7 @@ def test_weighted_averaging_differs_from_plain_where_sites_differ_in_size(finish
     assert plain.rows[0]["loss"] != weighted.rows[0]["loss"]
 
 
-def test_without_aggregation_only_the_server_teaches_the_adapters(run_in):
+def test_without_aggregation_only_the_server_step_trains_the_adapters(run_in):
     alone = run_in("alone", "aggregation.mode=none", "finetune.enabled=false", "rounds=2")
     assert alone.rows[0]["loss"] == alone.rows[1]["loss"]
     taught = run_in("taught", "aggregation.mode=none", "rounds=1").rows[0]
@@ -272,7 +272,7 @@ def test_embeddings_from_a_file_take_the_place_of_sounds(run_in, embeddings_file
     assert run.state["adapters"]["audio_mean"].shape == (40,)
 
 
-def test_half_precision_halves_what_crosses_the_wire(finished_run):
+def test_half_precision_halves_the_bytes_of_messages(finished_run):
     half, single = finished_run("rounds=1"), finished_run("rounds=1", "share.dtype=float32")
     assert single.results["bytes_up"] > 1.9 * half.results["bytes_up"]
     assert single.results["accuracy"] == pytest.approx(half.results["accuracy"], abs=0.1)
@@ -331,7 +331,7 @@ def test_distillation_without_any_prototype_is_fedavg_too(finished_run):
 
 
 @pytest.mark.parametrize("words", [("aggregation.mode=none",), ("adapters=bilinear", "generator=none")])
-def test_where_only_prototypes_teach_their_want_ends_the_run(run_in, words):
+def test_if_only_prototypes_train_the_adapters_and_none_are_sent_the_run_ends_with_an_error(run_in, words):
     with refused(
         FederationError, words[0].replace("adapters=bilinear", "adapters.closed_form=true"), "share.min_clips=10"
     ):

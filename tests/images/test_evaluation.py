@@ -1,4 +1,4 @@
-"""What CLIP says of pictures."""
+"""Scores of images by CLIP."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def test_clip_score_is_a_hundred_times_the_cosine(image_settings):
     np.testing.assert_allclose(clip.scores(pictures, texts), (100 * cosines).clamp(min=0), rtol=1e-4, atol=1e-3)
 
 
-def test_clip_is_asked_for_names_as_words(gallery, image_settings, monkeypatch):
+def test_clip_scores_class_names_with_spaces(gallery, image_settings, monkeypatch):
     asked = []
     real = Clip.of_texts
     monkeypatch.setattr(Clip, "of_texts", lambda self, texts: asked.extend(texts) or real(self, texts))

@@ -78,7 +78,7 @@ def test_both_columns_start_from_the_same_noise(tmp_path, trained, image_setting
     assert not np.array_equal(first, second)
 
 
-def test_nothing_is_left_where_drawing_fails(tmp_path, trained, image_settings):
+def test_a_failed_generation_leaves_no_folder(tmp_path, trained, image_settings):
     run = load_run(trained("sd"))
     narrow = AdapterOutput(run.targets.clip[..., :100], None)
     with pytest.raises(ModelError):
@@ -92,7 +92,7 @@ def test_nothing_is_left_where_drawing_fails(tmp_path, trained, image_settings):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_left_alone(gallery, image_settings):
+def test_a_folder_that_is_not_empty_is_not_changed(gallery, image_settings):
     before = sorted(gallery.rglob("*"))
     with refused(FileExistsError, gallery):
         draw_gallery(gallery, load_image_model(image_settings("sd")), [], [], {})
@@ -135,7 +135,7 @@ def test_the_page_shows_an_evaluation_where_there_is_one(gallery, tmp_path):
     assert re.search(r"0\.250 to\s+0\.750", page)
 
 
-def test_names_of_strangers_become_names_of_files():
+def test_untrusted_names_become_safe_file_names():
     assert safe_name("site-000") == "site-000"
     assert re.fullmatch(r"x-[0-9a-f]{8}", safe_name("../../x"))
     assert safe_name("a/b") != safe_name("a-b") != safe_name("A-b")

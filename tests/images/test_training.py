@@ -1,4 +1,4 @@
-"""Pictures while a run goes on."""
+"""Images during a run."""
 
 import json
 import shutil

@@ -50,7 +50,7 @@ def test_every_view_of_every_plot_can_be_drawn(report_of_three, opened):
     assert page.complaints == []
 
 
-def test_nothing_may_be_fetched_even_by_a_script_that_tries(report, opened):
+def test_the_page_blocks_all_requests(report, opened):
     page = opened(report)
     assert page("() => fetch('https://example.org').then(() => 'fetched', () => 'refused')") == "refused"
     assert page("() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"

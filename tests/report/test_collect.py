@@ -26,7 +26,7 @@ def test_a_comparison_stands_for_its_runs_the_experiment_first(comparison):
     assert list(found.baselines) == ["pooled"]
 
 
-def test_a_run_of_a_comparison_brings_the_others_along_as_yardsticks(comparison):
+def test_a_run_of_a_comparison_has_the_others_as_baselines(comparison):
     found = collect([comparison / "vae"])
     assert [run.label for run in found.runs] == ["vae"]
     assert list(found.baselines) == ["FedAvg", "prototypes", "pooled"]
@@ -49,7 +49,7 @@ def test_a_run_that_is_named_twice_counts_once(run_folder):
     assert len(collect([run_folder, run_folder / ".." / run_folder.name]).runs) == 1
 
 
-def test_a_run_that_goes_on_has_what_there_is_so_far(tmp_path):
+def test_a_run_in_progress_has_its_files_so_far(tmp_path):
     folder = RunFolder(tmp_path / "young")
     folder.start("rounds: 5\n")
     folder.append({"round": 1})

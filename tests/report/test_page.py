@@ -80,12 +80,12 @@ def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
     assert "Gain over FedAvg" not in shown(folder), "another experiment's FedAvg is no measure"
 
 
-def test_figures_that_rest_on_some_of_the_test_clips_say_so_wherever_they_stand(tmp_path):
+def test_figures_that_cover_some_of_the_test_clips_are_marked_everywhere(tmp_path):
     folder = written_run(tmp_path / "mine", lead=0.1, partly=(3, 4))
     text = shown(folder)
     assert "Accuracy 1.000 after round 4, on 8 of 16 test clips, 3 of 5 sites" in text
     assert "Best round 0.800 round 2, on 16 test clips" in text
-    assert "mine: The figures of round 4, the last, are those of 8 of 16 test clips, 3 of 5 sites." in text
+    assert "mine: The figures of the last round, 4, cover only 8 of 16 test clips, 3 of 5 sites." in text
     assert "not all sites were evaluated in round 3." in text
     found = collect([folder])
     after = figures.accuracy_plot(found).views[0].figure.data[0]
@@ -106,13 +106,13 @@ def shown_several(found):
     return " ".join(" ".join(Outline(render(Collection(found.runs * 2))).text).split())
 
 
-def test_where_no_round_had_all_sites_the_best_says_so(tmp_path):
+def test_if_no_round_evaluated_all_sites_the_best_round_has_a_note(tmp_path):
     text = shown(written_run(tmp_path / "mine", rounds=2, partly=(1, 2)))
     assert "Best round 0.700 round 2, on 8 of 16 test clips, 3 of 5 sites" in text
-    assert "In no round all sites were evaluated" in text
+    assert "No round evaluated all sites" in text
 
 
-def test_t5_has_its_figures_and_is_told_where_it_is_far_behind(tmp_path, run_folder):
+def test_t5_has_its_figures_and_a_notice_if_it_is_far_behind(tmp_path, run_folder):
     folder = written_run(tmp_path / "mine", t5=True)
     text = shown(folder)
     assert "T5: accuracy 0.250 after round 4; cosine 0.125, CLIP's 0.700" in text
@@ -125,7 +125,7 @@ def test_t5_has_its_figures_and_is_told_where_it_is_far_behind(tmp_path, run_fol
     assert "T5:" not in shown(run_folder)
 
 
-def test_the_headline_has_the_yardsticks_of_a_comparison(comparison):
+def test_the_headline_has_the_baselines_of_a_comparison(comparison):
     text = "\n".join(Outline(render(collect([comparison / "vae"]))).text)
     assert re.search(r"pooled\s+0\.900\s+this run \+0\.000", text)
 
@@ -137,11 +137,11 @@ def test_several_runs_have_a_table_and_the_settings_in_which_they_differ(compari
     assert "finetune.enabled" in text
 
 
-def test_it_says_what_went_wrong_and_how_often(text):
+def test_errors_are_listed_with_their_numbers(text):
     assert re.search(r"weight 0: not finite <script>alert\(1\)</script>\s+rejected\s+mine\s+1", text)
 
 
-def test_a_run_that_has_not_finished_is_called_so(tmp_path):
+def test_an_unfinished_run_has_a_notice(tmp_path):
     folder = RunFolder(tmp_path / "young")
     folder.start("rounds: 5\n")
     folder.append({"round": 1})
@@ -149,7 +149,7 @@ def test_a_run_that_has_not_finished_is_called_so(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 2])
-def test_a_weighted_mean_that_is_not_by_clips_is_called_so(cut):
+def test_capped_sites_of_a_weighted_mean_have_a_notice(cut):
     row = {"round": 1, "aggregation/capped_sites": cut}
     text = " ".join(Outline(render(Collection([RunRecord("mine", Path(), [row])]))).text)
     assert ("aggregation.max_site_share" in text, f"{cut} sites" in text) == (cut > 0, cut > 0)
@@ -213,7 +213,7 @@ def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
     assert len({trace.marker.symbol for trace in points}) == len(points)
 
 
-def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
+def test_validation_shows_baselines_intervals_and_rows(run_folder):
     plot = figures.validation_plot(collect([run_folder]))
     similarity, tstr = (view.figure.data for view in plot.views)
     assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
@@ -225,7 +225,7 @@ def test_validation_shows_yardsticks_intervals_and_rows(run_folder):
     assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
 
 
-def test_the_network_alone_stands_beside_what_needs_none(run_folder):
+def test_figures_of_the_network_alone_have_baselines_without_a_network(run_folder):
     likelihood, gain, reconstruction = (view.figure.data for view in figures.network_plot(collect([run_folder])).views)
     assert [set(trace.y) for trace in likelihood] == [{0.2}, {0.1}]
     assert [set(trace.y) for trace in reconstruction] == [{0.3}, {0.4}]
@@ -234,7 +234,7 @@ def test_the_network_alone_stands_beside_what_needs_none(run_folder):
     assert list(gain[0].error_y.array) == pytest.approx([0.05] * 4)
 
 
-def test_what_one_round_alone_has_is_to_be_seen(run_folder):
+def test_a_value_in_a_single_round_is_visible(run_folder):
     (run,) = collect([run_folder]).runs
     similarity = figures.validation_plot(Collection([replace(run, rows=run.rows[:1])])).views[0].figure.data
     assert [list(trace.x) for trace in similarity] == [[1]] * 3

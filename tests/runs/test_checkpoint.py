@@ -205,7 +205,7 @@ def test_states_of_later_rounds_can_be_dropped(tmp_path):
     assert files(tmp_path) == ["state_round_000010.pt"]
 
 
-def test_the_same_experiment_may_go_on_for_longer_elsewhere_and_less_loudly():
+def test_rounds_paths_and_output_may_differ_on_resume():
     new = CONFIG | {"rounds": 10, "device": "cuda", "wandb": {"mode": "disabled"}, "resume": "auto"}
     assert [str(difference) for difference in check_same_experiment(CONFIG, new)] == [
         "device: cpu -> cuda",

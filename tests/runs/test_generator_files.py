@@ -240,7 +240,7 @@ def test_keys_that_had_not_appeared_when_a_family_was_saved_are_no_error(tmp_pat
     assert set(load_family(tmp_path, ["cat", "cow", "dog"])) == {"cat", "dog"}
 
 
-def test_a_family_of_which_there_is_nothing_says_which_keys_were_looked_for(tmp_path):
+def test_a_missing_family_is_an_error_with_the_searched_keys(tmp_path):
     with refused(FileNotFoundError, "'cat'", "'dog'", "vae_cat_round_N.pt"):
         load_family(tmp_path, ["cat", "dog"])
     with refused(FileNotFoundError, "vae.pt", "vae_round_N.pt"):

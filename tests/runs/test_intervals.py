@@ -1,4 +1,4 @@
-"""What differences establish: intervals by hand, and words that say no more than they do."""
+"""Intervals and verdicts of differences, computed by hand."""
 
 import io
 import math
@@ -70,7 +70,7 @@ def test_nothing_is_established_by_one_pair():
     assert "inf" not in text
 
 
-def test_where_all_is_established_nothing_else_is_said():
+def test_a_verdict_without_unclear_arms_has_one_part():
     parts, text = said(FedAvg=(-0.2, -0.3, -0.1))
     assert parts == ({"FedAvg"}, set(), set())
     assert "not established" not in text

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder, whatever becomes of it."""
+"""Only one process at a time writes to a run's folder."""
 
 import os
 import subprocess

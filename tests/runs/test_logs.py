@@ -41,7 +41,7 @@ def test_long_lines_and_brackets_come_out_as_they_are(tmp_path):
     assert screen.file.getvalue() == f"{line}\nWARNING: site 3 dropped\n"
 
 
-def test_nothing_reaches_the_root_loggers_handlers_a_second_time(tmp_path, caplog):
+def test_messages_do_not_propagate_to_the_root_logger(tmp_path, caplog):
     with setup_logging(tmp_path, console()):
         logger.info("ours")
         flower.info("theirs")

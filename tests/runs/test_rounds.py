@@ -1,4 +1,4 @@
-"""What the rows of a run come to; every figure by hand."""
+"""Summaries of the rows of a run, computed by hand."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def row(number, accuracy=None, before=None, clips=80, total=80, sites=5, of=5, *
 PART = {"clips": 48, "sites": 3}
 
 
-def test_the_clips_behind_a_figure_are_said():
+def test_the_clips_of_a_figure_are_given():
     assert scored_on(row(1, 0.5)) == "80 test clips"
     assert scored_on(row(1, 1.0, **PART)) == "48 of 80 test clips, 3 of 5 sites"
     assert scored_on(row(1, 1.0, total=None, **PART)) == "48 of an unknown number of test clips, 3 of 5 sites"
@@ -90,7 +90,7 @@ def test_each_gain_is_named_for_what_it_is():
     assert gain_words({"rounds": 5}) == ""
 
 
-def test_below_the_table_stand_the_clips_behind_its_marks_and_the_gains():
+def test_closing_lines_give_the_clips_of_marked_rounds_and_the_gains():
     rows = [row(1, 0.5), row(2, 0.6, **PART), row(3, 0.7), row(4, 0.8, **PART), row(5, 0.8, clips=64, sites=4)]
     lines = closing_lines(rows, {"rounds": 5, "gain_over_fedavg": 0.25})
     assert lines[:2] == [
@@ -101,13 +101,13 @@ def test_below_the_table_stand_the_clips_behind_its_marks_and_the_gains():
     assert closing_lines([row(1, 0.5)], {"rounds": 1}) == []
 
 
-def test_what_must_be_known_before_the_figures_are_believed():
+def test_remarks_on_partly_evaluated_rounds_and_on_a_weak_t5_side():
     assert remarks([row(1, 0.5), row(2, 0.6)]) == []
     (last,) = remarks([row(1, 0.5), row(2, 1.0, **PART)])
     assert "48 of 80 test clips, 3 of 5 sites" in last
     last, best = remarks([row(1, 0.5, **PART), row(2, 1.0, clips=16, sites=1)])
     assert "16 of 80" in last
-    assert "round, 1," in best
+    assert "round 1 " in best
     assert "48 of 80" in best
     t5 = {"cosine": 0.44, "t5/cosine": 0.09, "t5/accuracy": 0.125}
     assert remarks([row(1, 0.8, **t5, **{"t5/far_behind": False})]) == []

@@ -63,7 +63,7 @@ def test_accepted_changes_are_a_warning(caplog):
 @pytest.mark.parametrize(
     "before", [described(CLIPS), described(CLIPS, contents=False), {}], ids=["same", "old", "none"]
 )
-def test_the_same_data_passes_though_nobody_knew_its_contents(before):
+def test_the_same_data_with_unknown_contents_is_accepted(before):
     check_same_data(before, described(CLIPS), accept=False)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: folders, restarts, failures, workers, a search; what is left of them at the end."""
+"""Sweeps: folders, restarts, failures, workers, a search; their summary."""
 
 import csv
 import json
@@ -152,13 +152,13 @@ def test_a_job_is_skipped_where_its_results_are_those_of_the_same_settings(job):
     assert len(job.runs) == 1
 
 
-def test_a_folder_with_other_settings_is_begun_anew(job):
+def test_a_job_with_changed_settings_starts_again(job):
     job("rounds=2")
     job("rounds=3")
     assert [settings.resume for settings in job.runs] == ["auto", "never"]
 
 
-def test_an_unfinished_job_is_gone_on_with(job):
+def test_an_unfinished_job_is_resumed(job):
     job("rounds=2")
     (job.folder / "results.json").write_text('{"accuracy": 0.')
     job("rounds=2")
@@ -225,7 +225,7 @@ def test_a_job_that_was_scored_on_some_of_the_clips_is_an_open_dot(tmp_path, mon
     assert [(line.get_ydata()[0], line.get_fillstyle()) for line in dots] == [(0.5, "full"), (1.0, "none")]
 
 
-def test_without_matplotlib_there_is_a_word_in_place_of_the_picture(tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_a_message_replaces_the_plot(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plot_sweep([done(0.5, seed="0"), done(0.6, seed="1")], tmp_path / "x.png") is None
     assert "fed-a2v[plots]" in caplog.text

@@ -101,7 +101,7 @@ def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     assert len(list(tmp_path.glob("computed-by-*"))) == 1
 
 
-def test_a_holder_that_is_killed_blocks_nobody(tmp_path):
+def test_a_lock_of_a_killed_process_is_released(tmp_path):
     holder = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
     holder.start()
     deadline = time.monotonic() + 240

@@ -156,7 +156,7 @@ def test_a_disk_with_too_little_room_is_an_error_that_names_it_and_both_sizes(tm
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_free_folder_is_nobody_elses(tmp_path):
+def test_two_callers_never_get_the_same_free_folder(tmp_path):
     wanted = tmp_path / "runs" / "12-00-00"
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(free_folder, [wanted] * 20))

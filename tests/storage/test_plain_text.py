@@ -1,4 +1,4 @@
-"""Text that others have written on its way out: terminals, logs, tables, CSV files, pictures."""
+"""Untrusted text in terminals, logs, tables, CSV files and plots."""
 
 import ast
 import csv
@@ -60,7 +60,7 @@ def test_a_line_is_one_line_of_visible_letters():
 
 
 @given(st.text(st.characters()))
-def test_no_text_at_all_leaves_more_than_visible_letters(text):
+def test_any_text_is_printed_with_visible_characters_only(text):
     for shown in (one_line(text), printable(text), csv_cell(text), markdown_cell(text)):
         hidden = [letter for letter in shown if unicodedata.category(letter) in ("Cc", "Cs", "Cf", "Zl", "Zp")]
         assert set(hidden) <= {"\n", "\u200c", "\u200d"}
@@ -207,7 +207,7 @@ def test_the_doctor_shows_names_as_they_are(monkeypatch, capsys, terminal, in_te
     assert in_terminal or shown.count("\n") == 1
 
 
-def test_pictures_take_a_name_for_what_it_is(tmp_path):
+def test_plots_show_names_literally(tmp_path):
     name = r"$\frac{$ " + "\x1b\n"
     one = EmbeddingMap(
         coordinates=np.zeros((1, 2), np.float32),

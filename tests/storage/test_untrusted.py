@@ -1,4 +1,4 @@
-"""Files of strangers are data: no link leads out, nothing but files is opened, and small ones stay small."""
+"""Untrusted files are only data: links out are refused, only regular files are opened, and memory is limited."""
 
 import json
 import os

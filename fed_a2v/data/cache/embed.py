@@ -226,7 +226,7 @@ def embed_contents(
             lock.release()
     embeddings, rows = _read(embedder, contents)
     if len(rows) == 0 and len(keys):
-        raise DataError(f"none of the {len(keys)} clips can be read")
+        raise DataError(f"none of the {len(keys)} clips can be read; the warnings above give the reasons")
     return embeddings.astype(np.float32, copy=False), rows, [contents[row] or "" for row in rows]
 
 

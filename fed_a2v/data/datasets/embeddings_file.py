@@ -52,12 +52,12 @@ def read_records(path: str | Path) -> list[Record]:
         raise DataError(f"dataset.path: {error}") from error
     for name, values in (("category or target", categories), ("filename", keys), ("source", sources)):
         if len(values) != len(folds):
-            raise DataError(f"{path}: {len(values)} rows in {name}, {len(folds)} in fold")
+            raise DataError(f"{path}: {len(values)} rows in {name}, {len(folds)} in fold; save as many in each")
     if not keys:
-        raise DataError(f"{path} lists no clip")
+        raise DataError(f"{path} has no rows; save at least one clip")
     for row, name in enumerate(categories):
         if not clean_name(name):
-            raise DataError(f"{path}: category {name!r} in row {row} contains no word")
+            raise DataError(f"{path}: category {name!r} in row {row} contains no word; rename the class")
     return [Record(*values) for values in zip(keys, categories, folds.tolist(), sources, strict=True)]
 
 

@@ -130,7 +130,7 @@ class Site:
 
         Args:
             adapters: the adapters to score.
-            calibration: value subtracted from the scores of recorded classes; has no effect if no class is unseen.
+            calibration: value subtracted from the scores of recorded classes; no effect if there are no unseen classes.
             confusion: also report the predicted classes.
             clips: the clips to score; None: the test clips.
             t5: also score the T5 side, if there is one; False if the T5 side of `adapters` belongs to another model.

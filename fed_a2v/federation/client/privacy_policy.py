@@ -122,7 +122,7 @@ def of_enough_clips(data: SiteData, min_clips: int) -> SiteData:
     )
     if not len(kept.train):
         raise PolicyViolationError(
-            f"no class of this site has min-clips={min_clips} training clips, so that it cannot take part"
+            f"no class of this site has min-clips={min_clips} training clips; add clips, or lower min-clips"
         )
     return kept
 

@@ -61,7 +61,7 @@ def within(seconds: float, what: str, work: Callable[[], Result], key: str = "fe
             faulthandler.cancel_dump_traceback_later()
     if worker.is_alive():
         raise DeadlineError(
-            f"{what} took longer than {key}={seconds:g} s: is a disk slow, the encoder stuck, or the cache still empty?"
+            f"{what} took longer than {key}={seconds:g} s; raise it, or fill the site's cache with `fed-a2v embed`"
         )
     if errors:
         raise errors[0]

@@ -39,7 +39,7 @@ class Instruction(BaseModel):
         settings_text: the experiment's `Settings` as JSON.
         classes: names of all classes.
         prompts: the server's fingerprint of the class prompts; see `prompt_check`.
-        held: register, train: fingerprint of the site's prototypes that the server has stored.
+        held: register, train: fingerprint of the site's prototypes in the server's bank.
         models: evaluate: the models to score.
         calibration: evaluate: value subtracted from the scores of recorded classes.
         confusion: evaluate: also report the predicted classes.

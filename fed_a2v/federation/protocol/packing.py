@@ -1,8 +1,8 @@
-"""Many arrays as one: npy files, one behind the other.
+"""Joins the arrays of a message into one array of bytes, as consecutive npy files, and splits it again.
 
-Flower stores, announces, fetches and confirms every array of a message by itself. With the dozens of small arrays
-that adapters and classes consist of, that is most of what a deployed round costs; so a message carries one array of
-bytes, or two.
+Flower stores, announces, fetches and confirms each array of a message separately. Adapters and classes have dozens of
+small arrays, for which that is most of the time of a deployed round; so a message has only one array of bytes, or
+two.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from flwr.common import Parameters
 from fed_a2v.federation.protocol.arrays import COUNTS, FLOATS, Array
 from fed_a2v.federation.protocol.errors import InvalidReplyError, show
 
-_ALIGNMENT = 64  # bytes; npy headers keep to it, so that arrays can be used where they lie
+_ALIGNMENT = 64  # bytes; the alignment of npy headers, so that arrays can be used without a copy
 _BYTES = np.dtype("uint8")
 _SENT = FLOATS | {COUNTS}
 _MAX_HEADER = 1024  # characters; numpy writes about 70
-# Arrays of bytes in a message: the weights, and all else. They are counted before any is read.
+# Maximum number of byte arrays in a message: weights, and all other arrays. It is checked before any is read.
 _MAX_PARTS = 2
 
 
 def join_arrays(arrays: Iterable[Array]) -> Array:
-    """Arrays as one of bytes, (n,) uint8: each in npy format 1.0, at a multiple of 64 bytes."""
+    """Join arrays into one of bytes, (n,) uint8: each in npy format 1.0, at a multiple of 64 bytes."""
     file = io.BytesIO()
     for array in arrays:
         file.write(bytes(-file.tell() % _ALIGNMENT))
@@ -36,26 +36,26 @@ def join_arrays(arrays: Iterable[Array]) -> Array:
 
 
 def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
-    """The arrays that were joined into these, without believing what they say about their size.
+    """The arrays that `join_arrays` joined; the sizes that they declare are checked.
 
-    Each is a view of the bytes received, so that none is allocated. Only what this program sends is read:
+    Each is a view of the received bytes, so no memory is allocated. Only the types that this program sends are read:
     little-endian float16, float32, float64 and int64. Object arrays, archives and truncated arrays are refused.
 
     Args:
-        joined: one array of bytes, or more.
-        most: arrays that there may be in all.
+        joined: one or more arrays of bytes.
+        most: maximum number of arrays in all.
 
     Raises:
-        InvalidReplyError: names the first array that is not as it should be.
+        InvalidReplyError: an array is invalid; the message names the first.
     """
     arrays: list[Array] = []
     for whole in joined:
         if type(whole) is not np.ndarray or whole.dtype != _BYTES or whole.ndim != 1 or not whole.flags.c_contiguous:
-            raise InvalidReplyError("the message is not one array of bytes, or several")
+            raise InvalidReplyError("a part of the message is not an array of bytes")
         place = 0
         while place < whole.size:
             if len(arrays) == most:
-                raise InvalidReplyError(f"more arrays than the {most} that there may be")
+                raise InvalidReplyError(f"the message has more than {most} arrays, the limit")
             array, end = _read_npy(whole, place, f"array {len(arrays)}", _SENT)
             arrays.append(array)
             place = end if end == whole.size else end + -end % _ALIGNMENT
@@ -76,7 +76,7 @@ def read_arrays(parameters: Parameters, most: int) -> list[Array]:
 
 
 def _whole(tensor: Any, number: int) -> Array:
-    """The one array of bytes that Flower has written as an npy file."""
+    """The array of bytes in an npy file that Flower wrote."""
     what = f"message part {number}"
     if type(tensor) is not bytes:
         raise InvalidReplyError(f"{what} is not bytes")
@@ -87,7 +87,7 @@ def _whole(tensor: Any, number: int) -> Array:
 
 
 def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> tuple[Array, int]:
-    """The array whose npy file begins at `start`, as a view of `data`, and where the file ends."""
+    """The array in the npy file that begins at `start`, as a view of `data`, and the end of the file."""
     try:
         # A header longer than this slice reads as truncated, and numpy stops there.
         file = io.BytesIO(data[start : start + 2 * _MAX_HEADER].tobytes())
@@ -97,9 +97,9 @@ def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> 
     except Exception as error:  # the header is parsed as a Python literal: many kinds of error
         raise InvalidReplyError(f"{what} has no readable npy header") from error
     if dtype not in types:
-        raise InvalidReplyError(f"{what} has type {show(str(dtype))}")
+        raise InvalidReplyError(f"{what} has type {show(str(dtype))}, expected {', '.join(sorted(map(str, types)))}")
     if any(type(size) is not int or size < 0 for size in shape):
-        raise InvalidReplyError(f"{what} declares shape {show(shape)}")
+        raise InvalidReplyError(f"{what} declares the invalid shape {show(shape)}")
     offset = start + file.tell()
     declared, present = math.prod(shape) * dtype.itemsize, data.size - offset
     if declared > present:
@@ -107,5 +107,5 @@ def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> 
     try:
         array = np.ndarray(shape, dtype, buffer=data, offset=offset, order="F" if by_columns else "C")
     except Exception as error:  # e.g. too many axes, or an empty array with an axis beyond the address space
-        raise InvalidReplyError(f"{what} declares shape {show(shape)}") from error
+        raise InvalidReplyError(f"{what} declares the impossible shape {show(shape)}") from error
     return array, offset + declared

@@ -17,9 +17,9 @@ class Coverage:
 
     Attributes:
         evaluated: the sites whose scores are in the figures.
-        sites: all sites that have ever replied, and those that were asked.
-        reported: by site, its number of test clips of each class as last reported; sites that never did are not in it.
-        nameless: nodes that could not be asked, because they do not report which site they are.
+        sites: all sites that have ever replied, and those that a request was sent to.
+        reported: number of test clips by site and class, as last reported; without sites that never reported it.
+        nameless: number of nodes that got no request, because they do not report which site they are.
     """
 
     evaluated: Collection[str]
@@ -63,20 +63,20 @@ def class_figures(
     coverage: Coverage,
     lost: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds.
+    """The content of `evaluation.json`.
 
     Args:
-        scores: of the models "after" and, where it was scored, "before" the server step.
-        bank: has which sites train on a class, and on how many clips.
-        round_number: the round.
-        coverage: which sites the scores come from.
+        scores: scores of the model "after" the server step and, if it was scored, of that "before" it.
+        bank: the source of the numbers of sites and of training clips.
+        round_number: number of the round.
+        coverage: the sites that the scores come from.
         lost: the classes of which no site shares statistics.
 
     Returns:
         `classes`: by name `sites`, `clips` (trained on), `test_clips` (scored), `test_clips_total` (of all sites; None
         if a site has never reported its number), `accuracy`, `accuracy_at_5`, `accuracy_before`, `cosine` (to the
-        class's prompt) and, where the adapters have a T5 side, `t5/accuracy`, `t5/cosine`; None where nothing was
-        scored. Of a `lost` class the numbers of sites and clips are not known. `confusion`: clips by their class and by
+        class's prompt) and, if the adapters have a T5 side, `t5/accuracy`, `t5/cosine`; None if no clip was
+        scored. The numbers of sites and clips of a `lost` class are unknown. `confusion`: clips by their class and by
         the predicted class.
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))

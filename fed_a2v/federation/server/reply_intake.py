@@ -1,6 +1,6 @@
-"""The sites' replies: valid ones are returned, the others counted in the round's row with the reason.
+"""Validation of the sites' replies: invalid ones are counted in the round's row, with the reason.
 
-Called by the strategy with what Flower has received.
+The strategy calls it with the replies and failures that Flower reports.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def reject(row: dict[str, Any], what: str, reason: InvalidReplyError | str) -> N
     row["rejections"].append(str(reason))
     log.warning("Rejected %s: %s", what, reason)
     if isinstance(reason, InvalidReplyError) and reason.__cause__ is not None:
-        log.debug("It was refused because of", exc_info=reason.__cause__)
+        log.debug("The cause of the rejection:", exc_info=reason.__cause__)
 
 
 def reasons(row: Mapping[str, Any]) -> str:
-    """The first three different reasons why sites were rejected or failed, in one line."""
+    """The first three different reasons for rejections and failures, in one line."""
     different = dict.fromkeys([*row["rejections"], *row["failure_reasons"]])
-    return "; ".join(" ".join(reason.split()) for reason in list(different)[:3]) or "no site answered"
+    return "; ".join(" ".join(reason.split()) for reason in list(different)[:3]) or "no site replied"
 
 
 class ReplyValidator:
@@ -83,7 +83,7 @@ class ReplyValidator:
             results: training replies. Their arrays are moved into the returned replies, to free memory.
             failures: exceptions of Flower, and replies with an error status.
             expected: what the reply of a site may hold.
-            off_scale: finds the sites whose reply is off the scale of the others, with the reason; None: no check.
+            off_scale: finds the sites whose reply differs in scale from the others', with the reason; None: no check.
         """
         start = time.perf_counter()
         self._count_failures(failures)
@@ -131,7 +131,7 @@ class ReplyValidator:
         return dict(sorted(scores.items()))
 
     def _claims(self, results: Iterable[FitResult]) -> tuple[list[tuple[str, ClientProxy, FitRes]], set[str]]:
-        """Replies with the site they name, in the order of the names; and the sites whose node names another one."""
+        """The replies with the site that each names, sorted by site; and the sites whose node names another site."""
         claims: list[tuple[str, ClientProxy, FitRes]] = []
         refused: set[str] = set()
         for node, result in results:
@@ -146,11 +146,11 @@ class ReplyValidator:
         """The site that a reply names.
 
         Raises:
-            InvalidReplyError: the node was not asked for that site.
+            InvalidReplyError: the node got no request for that site.
         """
         site = claimed_site(metrics, self.classes)
         if self.asked.get(site) != node.cid:
-            raise InvalidReplyError(f"it names site {show(site)}, which this node was not asked for")
+            raise InvalidReplyError(f"it names site {show(site)}, for which this node got no request")
         return site
 
     def _unpacked(self, result: FitRes, expected: ReplySpec) -> TrainReply:
@@ -182,7 +182,7 @@ class ReplyValidator:
 
 
 def _one_line(failure: BaseException) -> str:
-    """An exception in one line; of one raised at a site, the type and message that Flower quotes."""
+    """An exception in one line; if it was raised at a site, its type and message as quoted by Flower."""
     quoted = re.search(
         r"\(reason: (?:<class '[\w.]*?(\w+)'>:<')?(.*?)(?:'>)?\)\. It originated", str(failure), re.DOTALL
     )

@@ -1,6 +1,6 @@
-"""Where a run starts: at round 1, after the last finished round of an earlier start, or at its end.
+"""Where a run starts: at round 1, or after the last finished round of an earlier start; or nowhere if it is finished.
 
-Called by the trainer before it touches the run's folder.
+Called by the trainer before it writes to the run's folder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run to resume: its folder, which may be another than that of the new run, and its state.
+    """A run to resume: its state, and its folder, which may differ from that of the new run.
 
     Attributes:
-        folder: of the earlier start.
-        state: `{"round", "config", "components"}`.
+        folder: folder of the earlier start.
+        state: saved state, `{"round", "config", "components"}`.
     """
 
     folder: RunFolder
@@ -40,7 +40,7 @@ class SavedRun:
 def finished_results(resume: str, config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The results of the run with these settings if it is finished, else {}.
 
-    Nothing of a finished run is written again, and its data may be missing.
+    A finished run is not changed, and its data need not exist any more.
 
     Args:
         resume: the setting `resume`.
@@ -53,7 +53,7 @@ def finished_results(resume: str, config: Mapping[str, Any], folder: RunFolder) 
     saved = folder.read_config()
     try:
         check_same_experiment(saved, {**config, "rounds": saved.get("rounds")})
-    except CheckpointError:  # raised again, with the states, when it is to be resumed
+    except CheckpointError:  # raised by `find_saved_run`, which also checks the state
         return {}
     return folder.read_results() if saved.get("rounds") == config["rounds"] else {}
 
@@ -68,7 +68,7 @@ def find_saved_run(resume: str, config: Mapping[str, Any], folder: RunFolder) ->
 
     Raises:
         FileNotFoundError: `resume` names a run that has no saved state.
-        CheckpointError: the state is damaged or of other settings, or a finished run would be overwritten.
+        CheckpointError: the state is damaged or has other settings, or a finished run would be overwritten.
     """
     if resume == "never":
         return None
@@ -81,8 +81,8 @@ def find_saved_run(resume: str, config: Mapping[str, Any], folder: RunFolder) ->
             raise FileNotFoundError(f"resume={resume}: no saved state in {path / 'checkpoints'}")
         if folder.results.is_file():
             raise CheckpointError(
-                f"{folder.path} holds a finished run without a saved state to resume from: start again in another "
-                "folder, or over it with resume=never"
+                f"{folder.path} contains a finished run without a saved state to resume from: use another folder, or "
+                "overwrite it with resume=never"
             )
         if rows:
             log.warning("No saved state in %s: its %d rounds are repeated", path / "checkpoints", len(rows))
@@ -98,13 +98,13 @@ def find_saved_run(resume: str, config: Mapping[str, Any], folder: RunFolder) ->
         state = earlier
     for difference in check_same_experiment(state["config"], config):
         log.info("Resuming with another %s", difference)
-    if source.path != folder.path:  # there it is a run of its own at W&B, with all rounds
+    if source.path != folder.path:  # in a new folder it is a new run at W&B, with all rounds
         state["components"]["callbacks"] = {}
     return SavedRun(source, state)
 
 
 def take_over(saved: SavedRun, folder: RunFolder) -> None:
-    """Copy the rows of a run in another folder, and what it says of its last round."""
+    """Copy the rows, the figures and the map of a run in another folder."""
     if saved.folder.path == folder.path:
         return
     folder.metrics.unlink(missing_ok=True)
@@ -118,10 +118,10 @@ def take_over(saved: SavedRun, folder: RunFolder) -> None:
 def check_unchanged(
     saved: SavedRun, prompts: ClassPrompts, partition: Mapping[str, Any] | None, accept_new_data: bool
 ) -> None:
-    """Check that clips and prompts are those of the earlier start, wherever they lie now.
+    """Check that clips and prompts are those of the earlier start; their paths may differ.
 
     Raises:
-        CheckpointError: they are not; names what differs.
+        CheckpointError: they are not; the message names the difference.
     """
     if partition is not None:
         check_same_data(read_json(saved.folder.partition), partition, accept_new_data)

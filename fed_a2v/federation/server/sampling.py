@@ -89,7 +89,7 @@ class NodeRegistry:
             present = manager.num_available()
             if time.monotonic() >= deadline:
                 raise FederationError(
-                    f"{present} of {count} nodes came within {limit:.0f} s: start more, or lower "
+                    f"{present} of {count} nodes connected within {limit:.0f} s: start more, or lower "
                     "federation.min_nodes and aggregation.min_replies, or raise federation.start_timeout"
                 )
             log.info("Waiting for %d more of %d nodes", count - present, count)

@@ -1,6 +1,6 @@
 """The Flower strategy: what the server sends to the sites in each round, and what it does with their replies.
 
-Flower's server calls the hooks in the order in which they are written; the trainer makes the strategy and is told of
+Flower's server calls the hooks in the order in which they are written; the trainer creates the strategy and follows its
 phases and finished rounds.
 """
 
@@ -58,12 +58,12 @@ from fed_a2v.federation.server.unshared_classes import UnsharedClasses
 
 log = logging.getLogger("fed_a2v")
 
-# Makes the server step for embeddings of shape (S, Da), which the sites' registration tells.
+# Makes the server step for embeddings of shape (S, Da), which is known after the sites' registration.
 StepFactory = Callable[[tuple[int, int]], ServerStep]
 
 
 class RoundListener:
-    """What the strategy reports to; every method does nothing by default."""
+    """Interface for the events of the strategy; every method is a no-op by default."""
 
     def phase(self, round_number: int, name: str) -> None:
         """A phase of a round begins."""
@@ -72,7 +72,7 @@ class RoundListener:
         """The generator and the global adapters of a round are trained."""
 
     def evaluated(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
-        """The sites have scored the adapters; `evaluation` is what `class_figures` returns."""
+        """The sites have scored the adapters; `evaluation` is the result of `class_figures`."""
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; `row` are its metrics."""
@@ -81,22 +81,22 @@ class RoundListener:
 class FedA2V(Strategy):
     """Averages the sites' adapters, trains a generator on their class statistics, and fine-tunes the average.
 
-    Before the first round every site registers: it sends statistics of its clips' embeddings, which tell the server the
-    shape of the embeddings and how to standardise them. They stay in the server's bank; a site sends them again only
+    Before the first round every site registers: it sends statistics of its clips' embeddings, which determine the
+    shape of the embeddings and their standardisation. They stay in the server's bank; a site sends them again only
     when its data has changed.
 
     Results do not depend on the number of nodes, see `NodeRegistry`.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         prompts: the prompts of all classes.
         make_step: makes the server step for embeddings of shape (S, Da).
-        listener: told of phases and finished rounds.
-        max_workers: sites that work at the same time during registration; None: Flower's default.
+        listener: receives the phases and finished rounds; None: no listener.
+        max_workers: maximum number of sites that register at the same time; None: Flower's default.
 
     Attributes:
         step: the server step; None before registration.
-        start_round: the last round of an earlier start, where the run is resumed: Flower counts from 1 again.
+        start_round: last finished round of a resumed run, else 0, because Flower always counts from 1.
     """
 
     def __init__(
@@ -138,17 +138,17 @@ class FedA2V(Strategy):
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
-        # By site, its number of test clips of each class as last reported; those of a site that fails are missing.
+        # Number of test clips by site and class, as last reported: so that the clips of a failed site count as missing.
         self._test_clips: dict[str, dict[str, int]] = {}
         self._skipped = 0  # rounds in a row
-        self._capped: dict[str, tuple[float, float]] = {}  # sites of the last warning about max_site_share
-        # Of the round that is going on.
+        self._capped: dict[str, tuple[float, float]] = {}  # sites in the last warning about max_site_share
+        # State of the current round.
         self._row: dict[str, Any] = {}
         self._clock = 0.0
         self._manager: ClientManager | None = None
         self._before: NDArrays = []  # the CLIP adapters before the server step
         self._reach: dict[str, float] = {}  # distance of the scored models' outputs from the prompts: bounds the losses
-        # What registration cost and refused, for the row of the first round.
+        # Traffic, time and rejections of the registration, for the row of the first round.
         self._registration: dict[str, Any] = {}
 
     # Flower's hooks, in the order in which it calls them
@@ -202,7 +202,7 @@ class FedA2V(Strategy):
         row["seconds/aggregation"] = time.perf_counter() - start
         self._keep_before()
         row |= _mean_losses(replies)
-        # The server step replaces its own count where it takes steps.
+        # The server step overwrites its own count if it takes optimiser steps.
         site, finetune = self.settings.site, self.settings.finetune
         steps = [site_steps(site, finetune, round_number, reply.num_examples) for reply in replies]
         closed_form = self.settings.adapters.closed_form  # then the sites do not train
@@ -236,7 +236,7 @@ class FedA2V(Strategy):
             "calibration": self._step().calibration,
             "confusion": self._is_last(round_number),
         }
-        # Nodes that did not report their name at the start of the round are not asked again.
+        # Nodes that did not report their name at the start of the round get no second request for it.
         sites = self._nodes.assign(client_manager, range(self.settings.partition.sites), ask=False)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
@@ -403,7 +403,7 @@ class FedA2V(Strategy):
         return replies
 
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
-        """The sites whose reply is off the scale of the others, each with the reason."""
+        """The sites whose reply differs in scale from the others', each with the reason."""
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 
     def _largest_weights(self) -> float:
@@ -412,7 +412,7 @@ class FedA2V(Strategy):
         return self.settings.aggregation.scale_limit * sent if sent else math.inf
 
     def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> ReplySpec:
-        """What a reply of a site may hold."""
+        """The specification of a site's reply."""
         step, settings = self.step, self.settings
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
@@ -439,7 +439,7 @@ class FedA2V(Strategy):
         )
 
     def _expected_scores(self, site: str, round_number: int) -> EvalReplySpec:
-        """What a site's evaluation reply may hold."""
+        """The specification of a site's evaluation reply."""
         return EvalReplySpec(
             site=site,
             round_number=round_number,
@@ -480,7 +480,7 @@ class FedA2V(Strategy):
         return replies
 
     def _warn_of_capped_sites(self, replies: Sequence[TrainReply], row: dict[str, Any]) -> None:
-        """Warn of the sites that count for less than their clips in a weighted mean, whenever they change."""
+        """Warn of the sites whose weight in a weighted mean is capped, unless the last warning was of the same."""
         aggregation = self.settings.aggregation
         if aggregation.mode != "weighted":
             return
@@ -488,11 +488,11 @@ class FedA2V(Strategy):
         row["aggregation/capped_sites"] = len(cut)
         if cut and cut != self._capped:
             log.warning(
-                "aggregation.max_site_share=%g: the mean is not by clips alone: %s; where all are trusted, 1 lets "
-                "every clip count",
+                "aggregation.max_site_share=%g caps the weights of these sites in the mean: %s; if all sites are "
+                "trusted, 1 removes the cap",
                 aggregation.max_site_share,
                 listed(
-                    [f"{site} has {had:.2f} of them and counts for {counts:.2f}" for site, (had, counts) in cut.items()]
+                    [f"{site} ({had:.2f} of the clips, weight {counts:.2f})" for site, (had, counts) in cut.items()]
                 ),
             )
         self._capped = cut
@@ -510,7 +510,7 @@ class FedA2V(Strategy):
         row["skipped"] = True
 
     def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]]) -> Coverage:
-        """Which of all sites were evaluated; warns of the others."""
+        """Which sites were evaluated; warns of the others."""
         self._test_clips |= {
             site: {name: score.clips for name, score in scores["after"].classes.items()}
             for site, scores in by_site.items()
@@ -518,7 +518,7 @@ class FedA2V(Strategy):
         sites = {*self._nodes.assigned, *self._test_clips}
         coverage = Coverage(by_site.keys(), sites, self._test_clips, self._nodes.nameless)
         if coverage.missing:
-            log.warning("The test clips of %s are not in the figures", ", ".join(coverage.missing))
+            log.warning("The figures of this round do not include the test clips of %s", ", ".join(coverage.missing))
         return coverage
 
     def _metrics(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
@@ -535,7 +535,7 @@ class FedA2V(Strategy):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """By component, all that the next round depends on."""
+        """The state that the next round depends on, by component."""
         return {
             "strategy": {
                 "audio_shape": list(self.audio_shape or ()),
@@ -548,7 +548,7 @@ class FedA2V(Strategy):
         }
 
     def load_state_dict(self, components: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; makes the server step."""
+        """Load the result of `state_dict`, and make the server step."""
         own = components["strategy"]
         self.audio_shape = (own["audio_shape"][0], own["audio_shape"][1])
         self.square_root = own["square_root"]
@@ -560,7 +560,7 @@ class FedA2V(Strategy):
 
     def _step(self) -> ServerStep:
         if self.step is None:
-            raise FederationError("no site has registered")
+            raise FederationError("no site has registered: the server step is made in `initialize_parameters`")
         return self.step
 
 

@@ -1,7 +1,7 @@
 """One run of an experiment: its rounds and its state, for every engine.
 
-The trainer resumes or starts the run, builds the strategy that Flower calls, and tells the callbacks what happens. All
-that a run writes, shows or sends is a callback's, see `fed_a2v/callbacks/`.
+The trainer resumes or starts the run, builds the strategy that Flower calls, and calls the callbacks. They
+write, show and send everything that a run produces; see `fed_a2v/callbacks/`.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     """Resumes or starts a run in its folder, follows its rounds, and ends with `results`.
 
     Args:
-        settings: of the experiment.
-        folder: of the run.
-        console: where people read; default standard error.
-        output: what is shown meanwhile; "quiet" shows errors only.
-        title: of the run, where there are several.
-        announce: whether the console shows, as `run.log` always does, where results and report are.
+        settings: settings of the experiment.
+        folder: folder of the run.
+        console: console for messages and progress; default: standard error.
+        output: what the console shows during the run; "quiet" shows errors only.
+        title: title of the run, if there are several.
+        announce: print the paths of results and report at the end; `run.log` always has them.
 
     Attributes:
         round: the last finished round; 0 before the first.
-        strategy: what Flower's server runs. Of a run that was finished before there is none.
-        results: what `results.json` holds; {} until the run is finished.
+        strategy: the strategy for Flower's server; not set if the run was already finished.
+        results: content of `results.json`; {} until the run is finished.
 
     Raises:
-        CheckpointError: the folder holds a run with other settings.
+        CheckpointError: the folder contains a run with other settings.
         DataError: the data set cannot be used.
     """
 
@@ -121,7 +121,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
                 last_log=self._last_log,
             )
         )
-        # Ended before the log file and the lock; after a finished run this does nothing more.
+        # Called before the log file and the lock are closed; after a finished run it does nothing.
         self._exit.callback(self.callbacks.end, None)
         self.strategy = FedA2V(settings, self.prompts, self._make_step, self)
         if state is not None:
@@ -129,17 +129,17 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
             self.strategy.start_round = self.round
             log.info("Resuming after round %d of %d", self.round, settings.rounds)
         if settings.share.kind == "samples":
-            log.warning("share=samples: every clip's own embedding leaves its site; ask the sites' owners first")
+            log.warning("share=samples: the embeddings of single clips leave their sites; ask the sites' owners first")
         if self.rounds_left == 0:
             self._finish()
 
     @property
     def rounds_left(self) -> int:
-        """Rounds still to do."""
+        """Number of rounds that remain."""
         return max(0, self.settings.rounds - self.round)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: the last finished round, the settings, and the state of each component."""
+        """The state that a resumed run needs: the last finished round, the settings, and each component's state."""
         return {
             "round": self.round,
             "config": self.config,
@@ -149,10 +149,10 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close what is open; a run that an exception ends has no results."""
+        """Close all files; a run that ends with an exception has no results."""
         self._exit.__exit__(kind, error, traceback)
 
-    # What the strategy reports
+    # Events of the strategy
 
     def phase(self, round_number: int, name: str) -> None:
         """A phase of a round begins."""
@@ -186,7 +186,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     # Starting
 
     def _check_space(self) -> None:
-        """Refuse to start where the disk has no room for the saved states, and for the one that is being written."""
+        """Check that the disk has space for all saved states and one that is being written."""
         if self.strategy.step is not None:
             checkpoint = self.settings.checkpoint
             states = checkpoint.keep + 1 + checkpoint.keep_best
@@ -194,7 +194,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
             require_space(self.folder.path, needed, f"saving {states} states")
 
     def _partition(self) -> dict[str, Any] | None:
-        """Which site has which clips; unknown where every site brings its own."""
+        """The clips of each site; None if every site has its own data."""
         settings = self.settings
         if settings.partition.kind == "own":
             return None

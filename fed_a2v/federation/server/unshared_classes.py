@@ -12,7 +12,7 @@ log = logging.getLogger("fed_a2v")
 
 
 class UnsharedClasses:
-    """Keeps the classes without statistics, and warns about them once every site has taken part.
+    """Tracks the classes without statistics, and warns of them after every site has taken part.
 
     Args:
         classes: names of all classes.
@@ -35,11 +35,11 @@ class UnsharedClasses:
         self.only_server_trains = only_server_trains
 
     def lost(self, round_number: int) -> list[str]:
-        """The classes that the server step does not learn, from the round on in which every site has taken part."""
+        """The classes that the server step does not learn; [] until every site has taken part."""
         return list(self.names) if self.has_server_step and round_number >= self.complete_from else []
 
     def update(self, round_number: int, step: ServerStep) -> None:
-        """Remove the classes that the bank has; warn about the rest in the round from which no more can come.
+        """Remove the classes that the bank has; warn of the rest in the first round after which no more can come.
 
         Raises:
             FederationError: the bank is empty and only the server step would train the adapters.
@@ -49,7 +49,7 @@ class UnsharedClasses:
         if round_number != self.complete_from or not self.names or not self.has_server_step:
             return
         log.warning(
-            "Lost for the server step: no site that answered has share.min_clips=%d training clips of %d of %d classes "
+            "Lost for the server step: no site that replied has share.min_clips=%d training clips of %d of %d classes "
             "(%s); lower it, or let fewer sites share a class",
             self.min_clips,
             len(self.names),
@@ -63,4 +63,4 @@ class UnsharedClasses:
                 f"{self.only_server_trains}: only the server step trains the adapters, and no site has "
                 f"share.min_clips={self.min_clips} training clips of a class; lower it"
             )
-        log.warning("The server step has nothing to learn from: the run is plain federated averaging, FedAvg")
+        log.warning("The server step has no class statistics: the run is plain federated averaging (FedAvg)")

@@ -23,7 +23,7 @@ def fitted(world, epochs, **arguments):
 
 @functools.cache
 def trained(loss="wgan-gp", class_weight=0.0):
-    """A generator to be looked at, not to be changed; its draws are not calibrated."""
+    """A shared generator, without calibration, that tests must not change."""
     return fitted(World(), 100, loss=loss, class_weight=class_weight, calibrate=False)
 
 
@@ -68,7 +68,7 @@ def test_the_losses_are_reported_by_part():
     assert (set(history[-1].parts), set(history[-1].critic)) == ({"generator"}, {"critic"})
 
 
-def test_what_no_step_was_taken_on_has_no_loss():
+def test_without_a_step_there_is_no_loss():
     world = World()
     (epoch,) = made(world).fit(world.rows(), world.conditions, 1, 0.1, draws(0))  # three steps of the critic alone
     assert math.isnan(epoch.total)

@@ -246,7 +246,7 @@ def test_a_class_that_appears_later_gets_its_generator_and_the_others_keep_their
     assert step == before[early[0]]["optimizer_state"]["optimiser"]["state"][0]["step"] + 3
 
 
-def test_a_class_that_is_silent_in_a_round_keeps_its_generator_as_it_is(world):
+def test_a_class_without_rows_in_a_round_keeps_its_generator_unchanged(world):
     rows = world.rows()
     family = per_class(world)
     fitted(family, rows, world.conditions)
@@ -317,7 +317,7 @@ def test_losses_fall_and_a_users_own_may_return_a_scalar(world):
     assert own[-1].per_class == {}
 
 
-def test_a_class_whose_spread_nothing_tells_is_warned_about(world, caplog):
+def test_a_class_of_unknown_spread_causes_a_warning(world, caplog):
     rows = world.rows(groups=1, variance=False)
     with caplog.at_level(logging.WARNING, logger="fed_a2v"):
         fitted(per_class(world), rows, world.conditions, 1)

@@ -63,7 +63,7 @@ def decoded(generator, prompts, parts):
     return generator._restore(generator._decode(torch.zeros(10, 8), generator._condition(joined), *frame)[0])
 
 
-def test_leaving_parts_out_in_training_is_what_lets_one_part_serve_alone(world, prompts, generator):
+def test_condition_dropout_makes_each_part_sufficient_alone(world, prompts, generator):
     never = trained(world, condition_dropout=0.0)
     for part in BOTH:
         with_dropout, without = (

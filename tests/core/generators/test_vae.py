@@ -33,7 +33,7 @@ def generator(world):
 
 
 class Watched(nn.Module):
-    """A loss that remembers what it was called with and what came of it, and returns a scalar unless told else."""
+    """A loss that records its arguments and results, and returns a scalar by default."""
 
     def __init__(self, inner=None, parts=False):
         super().__init__()
@@ -378,7 +378,7 @@ def test_a_checkpoint_of_other_dimensions_does_not_load(world):
         generator_for(World(width=32)).load_checkpoint(trained(world, epochs=1).checkpoint())
 
 
-# What data may look like
+# Kinds of data
 
 
 def test_dead_columns_survive(world):
@@ -392,7 +392,7 @@ def test_dead_columns_survive(world):
     assert generator.sample(5, torch.randn(24)).isfinite().all()
 
 
-def test_data_without_any_variance_is_survived(world):
+def test_data_without_any_variance_is_supported(world):
     rows = world.rows()
     rows.embeddings.fill_(3)
     rows.variances.zero_()
@@ -437,7 +437,7 @@ def test_classes_may_come_and_go_between_fits(closed_form):
     assert (world.nearest_class(samples) == torch.arange(10).repeat_interleave(30)).float().mean() > 0.9
 
 
-# What the network does alone
+# The network alone
 
 
 def test_its_likelihood_of_clips_of_their_own_class_is_the_larger(world, generator):
@@ -505,7 +505,7 @@ def test_its_loss_is_the_negative_elbo_and_falls(world):
     assert set(losses[-1].per_class) == set(world.names)
 
 
-def test_a_users_own_loss_is_told_the_likelihood(world):
+def test_a_custom_loss_gets_the_likelihood(world):
     told = []
 
     def loss(recon_x, x, mu, logvar, epoch, log_likelihood):
@@ -534,7 +534,7 @@ def test_untrained_it_is_as_it_started_and_the_trained_one_stays_as_it_is(world,
     assert generator_for(world).untrained() is None
 
 
-def test_a_condition_akin_to_known_ones_is_drawn_near_them(world):
+def test_an_unknown_condition_near_known_ones_is_sampled_near_them(world):
     made = trained(world, epochs=10, closed_form=True)
     between = (world.conditions[2] + world.conditions[3]) / 2
     drawn = made.sample(200, between, None, draws(0)).flatten(1).mean(dim=0)
@@ -543,7 +543,7 @@ def test_a_condition_akin_to_known_ones_is_drawn_near_them(world):
     assert torch.isfinite(generator_for(world, closed_form=True).sample(3, between, None, draws(0))).all()
 
 
-def test_its_checkpoint_tells_the_start(world):
+def test_its_checkpoint_has_the_closed_form_start(world):
     plain, closed = generator_for(world), generator_for(world, closed_form=True)
     assert dict(closed.checkpoint()["dimensions"]).items() - plain.checkpoint()["dimensions"].items() == {
         ("closed_form", 1)

@@ -102,7 +102,7 @@ def test_its_density_is_that_of_both_in_equal_parts(world, prompts, conditions, 
     assert torch.equal(raw[::2], generator.clip.sample_raw(prompts.clip.mean(1)[labels][::2], draws(1)))
 
 
-def test_one_sample_comes_too(conditions, generator):
+def test_a_single_sample_can_be_drawn(conditions, generator):
     assert generator.sample(1, conditions[0], "meta").shape == (1, 1, 48)
 
 
@@ -122,14 +122,14 @@ def test_the_loss_is_that_of_both_and_its_terms_stand_apart(world, conditions):
         assert mean == pytest.approx(epoch.total, abs=1e-5)
 
 
-def test_a_users_own_loss_that_returns_a_scalar_is_told_for_each(world, conditions):
+def test_a_custom_scalar_loss_is_reported_for_both_vaes(world, conditions):
     (epoch,) = generator_for(loss=OwnLoss()).fit(world.rows(), conditions, 1, 0.1, draws(0))
     assert epoch.parts.keys() == {"clip", "t5"}
     assert sum(epoch.parts.values()) == pytest.approx(epoch.total, abs=1e-5)
     assert epoch.per_class == {}
 
 
-def test_a_learned_variance_is_each_ones_own(world, conditions):
+def test_each_vae_has_its_own_learned_variance(world, conditions):
     loss = VAELoss(variance="learned")
     generator = generator_for(loss=loss)
     assert generator.clip.loss is not generator.t5.loss
@@ -137,7 +137,7 @@ def test_a_learned_variance_is_each_ones_own(world, conditions):
     assert len({part.log_variance.item() for part in (loss, generator.clip.loss, generator.t5.loss)}) == 3
 
 
-def test_the_latents_of_both_are_seen(world, prompts, conditions, generator):
+def test_the_posterior_has_the_latents_of_both_vaes(world, prompts, conditions, generator):
     x, labels = world.clips(2)
     mu, logvar = generator.posterior(x, conditions[labels])
     assert mu.shape == logvar.shape == (20, 16)
@@ -252,7 +252,7 @@ def test_a_round_validates_both_and_goes_on_bit_for_bit(world, prompts):
     assert_same_bits(resumed.state_dict(), whole.state_dict())
 
 
-def test_both_adapters_keep_what_only_the_two_vaes_remember(world, prompts):
+def test_replay_by_two_vaes_preserves_both_adapters(world, prompts):
     step = step_of(world, prompts, keep_prototypes=False, training_epochs=60, first_steps=150, steps=60)
     step.run(1, world.updates())
     step.run(2, [])

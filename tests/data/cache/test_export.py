@@ -1,4 +1,4 @@
-"""`fed-a2v embed` as its users see it: processes, kills, what comes back, and what training then does not need."""
+"""`fed-a2v embed`: processes, kills, its output, and training from the cache without the encoder."""
 
 import os
 import subprocess

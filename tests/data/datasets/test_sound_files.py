@@ -1,4 +1,4 @@
-"""What counts as a data set's folder and file, whoever else leaves something there."""
+"""The folders and files that belong to a data set, without those of systems and other programs."""
 
 import os
 import sys

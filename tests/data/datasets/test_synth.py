@@ -72,7 +72,7 @@ def test_a_class_that_is_not_built_in_is_refused_by_name(tmp_path):
     assert not (tmp_path / "sounds").exists()
 
 
-def test_the_task_is_neither_trivial_nor_hopeless():
+def test_the_accuracy_on_the_built_in_sounds_is_neither_trivial_nor_at_chance():
     clips = SynthClips(seed=0, clips_per_class=12)
     records = clips.records()
     waveforms = np.stack([clips.waveform(r.key, 16_000, 5.0) for r in records])

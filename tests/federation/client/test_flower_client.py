@@ -1,4 +1,4 @@
-"""A node's side: messages in, replies out, nothing remembered in between."""
+"""A node: messages and replies, without state in between."""
 
 import json
 import threading
@@ -104,7 +104,7 @@ def test_asked_to_evaluate_it_scores_each_model_on_its_own_test_clips(federation
     assert loss == pytest.approx(scores["after"].loss)
 
 
-def test_of_the_adapters_before_the_server_step_the_clip_side_is_enough():
+def test_only_the_clip_side_of_the_adapters_before_the_server_step_is_needed():
     federation = Federation("adapters=flux", "adapters.t5_width=64").start()
     asked = federation.strategy._message("evaluate", 1, SITES[1], 1) | {"models": json.dumps(["before", "after"])}
     weights = federation.strategy._weights()
@@ -134,7 +134,7 @@ def test_one_node_may_act_for_several_sites(federation, message):
     assert not {c["name"] for c in manifests[0]["classes"]} & {c["name"] for c in manifests[1]["classes"]}
 
 
-def test_a_node_that_has_answered_before_answers_like_a_new_one(message, weights):
+def test_a_reply_does_not_depend_on_earlier_messages(message, weights):
     used = A2VClient({})
     used.fit([], message("register", 4))
     used.fit(weights, message("train", 1))
@@ -148,7 +148,7 @@ def test_the_servers_arrays_stay_as_they_are(message, weights):
     assert all(np.array_equal(a, b) for a, b in zip(weights, copies, strict=True))
 
 
-def test_all_that_it_answers_is_allowed_on_the_wire(message, weights):
+def test_replies_have_only_types_that_flower_can_send(message, weights):
     node = A2VClient({"site": "lab"})
     answers = [
         *node.fit(weights, message("train"))[1:],

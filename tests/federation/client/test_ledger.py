@@ -1,4 +1,4 @@
-"""Clips behind everything that leaves a site: what one run may not ask for, two may not ask for together."""
+"""The clips of all averages that leave a site: two runs together may not request what one may not."""
 
 import json
 
@@ -23,7 +23,7 @@ def ledger(tmp_path):
     return Ledger(tmp_path / "site" / "ledger.json", min_clips=3)
 
 
-def test_the_same_averages_may_be_asked_for_again(ledger):
+def test_the_same_averages_may_be_requested_again(ledger):
     for _ in range(2):
         ledger.admit([clips(1, 2, 3, 4, 5, 6), clips(1, 2, 3), clips(4, 5, 6)])
 
@@ -31,7 +31,7 @@ def test_the_same_averages_may_be_asked_for_again(ledger):
 @pytest.mark.parametrize(
     ("other", "apart"), [((1, 2, 3, 4, 5), 1), ((1, 2, 3, 4, 5, 6, 7, 8), 2), ((1, 2, 3, 4, 5, 7), 1), ((1, 2), 2)]
 )
-def test_an_average_that_is_a_few_clips_apart_from_one_before_is_refused(ledger, tmp_path, other, apart):
+def test_an_average_that_differs_by_a_few_clips_from_an_earlier_one_is_refused(ledger, tmp_path, other, apart):
     ledger.admit([clips(1, 2, 3, 4, 5, 6)])
     with refused(PolicyViolationError, apart, "min-clips=3") as caught:
         Ledger(tmp_path / "site" / "ledger.json", 3).admit([clips(*other)])
@@ -39,12 +39,12 @@ def test_an_average_that_is_a_few_clips_apart_from_one_before_is_refused(ledger,
 
 
 @pytest.mark.parametrize("other", [(1, 2, 3), (4, 5, 6, 7, 8, 9), (11, 12, 13), (1, 2, 3, 4, 5, 6, 7, 8, 9)])
-def test_one_that_is_as_many_clips_apart_as_the_owner_wants_is_given(ledger, other):
+def test_an_average_that_differs_by_min_clips_is_allowed(ledger, other):
     ledger.admit([clips(1, 2, 3, 4, 5, 6)])
     ledger.admit([clips(*other)])
 
 
-def test_averages_that_only_three_together_tell_a_clip_are_refused(ledger):
+def test_averages_that_reveal_a_clip_only_in_combination_are_refused(ledger):
     """Each two differ by six clips or more; half of the first and the second less the third is clip 4."""
     ledger.admit([clips(1, 2, 3, 5, 6, 7)])
     ledger.admit([clips(8, 9, 10)])
@@ -52,7 +52,7 @@ def test_averages_that_only_three_together_tell_a_clip_are_refused(ledger):
         ledger.admit([clips(1, 2, 3, 4), clips(4, 5, 6, 7)])
 
 
-def test_within_one_message_averages_are_compared_too_and_none_is_noted(ledger):
+def test_averages_within_one_message_are_compared_and_none_is_recorded_after_a_refusal(ledger):
     with refused(PolicyViolationError, 1):
         ledger.admit([clips(1, 2, 3, 4), clips(1, 2, 3, 4, 5), clips(20, 21, 22)])
     ledger.admit([clips(1, 2, 3, 4, 5, 6)])
@@ -78,7 +78,7 @@ def test_a_ledger_that_cannot_be_written_lets_nothing_out(tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_no_name_of_a_clip_is_in_it(ledger):
+def test_the_ledger_contains_no_names_of_clips(ledger):
     ledger.admit([frozenset({"Miller.wav", "Smith.wav", "\udcff.wav"})])
     assert "Miller" not in ledger.path.read_text()
 
@@ -90,7 +90,7 @@ CLASSES = ["dog", "rain"]
 
 @pytest.fixture
 def site(tmp_path):
-    """A node whose owner wants four clips behind everything, and a function that asks it with changed settings."""
+    """A node with min-clips=4 and a ledger, and a function that sends it changed settings."""
     labels = np.repeat(["dog", "rain", "siren"], [48, 48, 8])
     rows = np.random.default_rng(0).normal(size=(len(labels), 20)).astype(np.float32)
     np.savez(tmp_path / "clips.npz", embeddings=rows, category=labels, fold=np.tile([1, 2, 3, 4], 26))
@@ -146,7 +146,7 @@ def test_classes_of_few_clips_take_no_part_in_anything(site):
     assert set(scores) == {"dog", "rain"}
 
 
-def test_a_class_that_a_run_cuts_down_to_a_clip_takes_no_part(site):
+def test_a_class_that_a_run_reduces_to_one_clip_is_not_used(site):
     with refused(PolicyViolationError, "min-clips=4"):
         site("train", dataset__max_clips_per_class=4)  # of which 3 are for training
 

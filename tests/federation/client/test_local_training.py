@@ -1,4 +1,4 @@
-"""What a site does with its clips."""
+"""The work of a site on its clips."""
 
 import time
 from collections import Counter
@@ -63,7 +63,7 @@ def test_fedprox_keeps_the_site_near_the_global_adapters(make_site):
     assert distance("site.proximal=10") < 0.5 * distance()
 
 
-def test_the_reply_says_which_clips_it_rests_on(make_site):
+def test_the_reply_has_the_numbers_of_its_clips(make_site):
     site = make_site()
     reply = site.register(0)
     assert (reply.site, reply.task, reply.round_number, reply.num_examples) == ("site-000", "register", 0, 18)
@@ -84,7 +84,7 @@ def test_test_clips_are_never_shared_or_trained_on(make_site):
     assert distances.min() > 1e-3
 
 
-def test_classes_with_too_few_clips_are_trained_on_but_spoken_of_all_together_only(make_site):
+def test_classes_with_too_few_clips_are_trained_on_and_only_counted_together(make_site):
     site = make_site("share.min_clips=10")
     reply, clips = site.register(0), site.data.train.embeddings
     assert reply.statistics == []
@@ -99,7 +99,7 @@ def test_the_floor_holds_for_the_average_of_all_clips_too(make_site):
     assert (reply.statistics, reply.moments) == ([], None)
 
 
-def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
+def test_a_site_that_shares_a_class_sends_no_moments_of_all_clips(tmp_path):
     """The average of all, less that of the class, would be the average of two clips."""
     path, random = tmp_path / "e.npz", np.random.default_rng(0)
     labels = np.array(["dog"] * 6 + ["rain"] * 2 + ["dog", "rain"])
@@ -114,7 +114,7 @@ def test_a_site_that_shares_a_class_says_nothing_of_its_other_clips(tmp_path):
 @pytest.mark.parametrize(
     "overrides", [(), ("share=samples",), ("share=mean",), ("share.variance=none",), ("share.variance=class",)]
 )
-def test_the_fingerprint_stays_while_the_data_stays(make_site, overrides):
+def test_the_fingerprint_is_unchanged_while_the_data_are_unchanged(make_site, overrides):
     site = make_site(*overrides)
     mark = site.register(0).fingerprint
     assert mark == site.train(1, adapters_for(site), "").fingerprint
@@ -221,7 +221,7 @@ def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
     assert site.register(0).test_clips == site.train(1, adapters_for(site), "").test_clips == dict(has)
 
 
-def test_it_says_which_classes_it_confuses_when_it_is_asked(make_site, monkeypatch):
+def test_it_reports_confusions_only_on_request(make_site, monkeypatch):
     site = make_site()
     adapters = adapters_for(site)
     assert all(not score.predicted for score in site.evaluate(adapters).classes.values())
@@ -259,12 +259,12 @@ def test_a_site_without_test_clips_scores_none(tmp_path):
     assert sorted(clips) == [0, 1]
 
 
-def test_the_seconds_of_a_reply_are_its_own(make_site):
+def test_the_time_of_a_reply_is_that_of_the_work(make_site):
     site, start = make_site(), time.monotonic()
     assert 0 < site.register(0).seconds <= time.monotonic() - start
 
 
-def test_a_classs_name_and_not_its_number_says_which_it_is(make_site, tmp_path):
+def test_classes_are_identified_by_name_and_not_by_number(make_site, tmp_path):
     """Two sites whose own files number their classes differently still mean the same class."""
     files = {"a": ["dog", "rain"], "b": ["cat", "dog"]}
     replies = {}

@@ -1,4 +1,4 @@
-"""What only a node knows: a slip in it is refused by name, never passed over."""
+"""The node configuration: a misspelt key is refused by name and never ignored."""
 
 import pytest
 
@@ -74,14 +74,14 @@ def test_a_wrong_value_is_refused_by_key_and_value(key, value):
         read_node_config({key: value})
 
 
-def test_all_that_is_wrong_is_told_and_no_path():
+def test_all_errors_are_reported_without_paths():
     with refused(ConfigError, "min_clips", "device = 'gpu'", "data-dir") as caught:
         read_node_config({"min_clips": "/secret/1", "device": "gpu", "data-dir": ["/secret/2"], "targets": "/secret/3"})
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [{"min_clips": 9}, {"min-clips": -1}, {"min-clips": "three"}])
-def test_a_site_with_a_slip_computes_nothing_and_its_operator_and_the_server_learn_why(monkeypatch, wrong):
+def test_a_site_with_a_misspelt_key_computes_nothing_and_reports_the_reason(monkeypatch, wrong):
     worked = []
     honest = node_module.Site
 
@@ -103,7 +103,7 @@ def test_a_site_with_a_slip_computes_nothing_and_its_operator_and_the_server_lea
     assert all("ConfigError" in reason and key in reason for reason in row["failure_reasons"])
 
 
-def test_a_node_with_a_slip_does_not_even_tell_its_name(tmp_path):
+def test_a_node_with_a_misspelt_key_does_not_report_its_name(tmp_path):
     write_wavs(tmp_path / "sounds", clips_per_class=4, seed=0)
     client = A2VClient({"site": "north", "min_clips": 8, "data-dir": str(tmp_path / "sounds")})
     for ask in (

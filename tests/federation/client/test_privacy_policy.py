@@ -1,4 +1,4 @@
-"""A site on a machine of its own: no message names a file there or code to run, and the owner's limits hold."""
+"""A deployed site: no message can name a file or code there, and the owner's limits apply."""
 
 import json
 
@@ -29,7 +29,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture
 def own(sounds, tmp_path):
-    """What a node of its own needs to know."""
+    """The configuration of a deployed node."""
     return {"site": "lab", "dataset": "esc50", "data-dir": str(sounds), "cache-dir": str(tmp_path / "cache")}
 
 
@@ -179,7 +179,7 @@ def test_the_encoder_comes_from_no_folder_that_a_message_names(own, message, mod
         register(own, message(change))
 
 
-def test_errors_go_home_without_what_is_in_a_file_or_where_it_is(own, message, sounds, tmp_path):
+def test_errors_to_the_server_contain_no_paths_and_no_content_of_files(own, message, sounds, tmp_path):
     own["data-dir"] = str(tmp_path / "patients")
     (tmp_path / "patients" / "meta").mkdir(parents=True)
     (tmp_path / "patients" / "meta" / "esc50.csv").write_text("filename,fold,category\nMiller.wav,one,cough\n")
@@ -190,7 +190,7 @@ def test_errors_go_home_without_what_is_in_a_file_or_where_it_is(own, message, s
     assert str(tmp_path) in str(caught.value.__cause__), "the owner's own log has all of it"
 
 
-def test_where_the_servers_machine_is_the_sites_its_errors_and_folders_are_as_before(own, message, sounds):
+def test_a_node_on_the_servers_machine_needs_no_cache_dir(own, message, sounds):
     own.pop("cache-dir")
     assert A2VClient(own).fit([], message())[1] == 12
 
@@ -227,7 +227,7 @@ def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
     assert used == [1, 2]
 
 
-# Messages that are none
+# Invalid messages
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_threads_are_no_more_than_the_owner_allows(own, message, monkeypatch):
         {"held": "x" * 10_000},
     ],
 )
-def test_a_message_that_is_none_is_refused_by_the_key_and_not_with_its_text(own, message, change):
+def test_an_invalid_message_is_refused_by_its_key_without_its_text(own, message, change):
     (key,) = change
     with refused(InvalidInstructionError, "task" if key == "task" else key) as caught:
         register(own, message(**change))

@@ -1,4 +1,4 @@
-"""A time limit that holds whatever the work does."""
+"""The time limit works for every kind of work."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from fed_a2v.federation.client.time_limit import DeadlineError, within
 from tests.refusals import refused
 
-# A regular expression that backtracks for ages holds the interpreter's lock.
+# A regular expression with endless backtracking holds the interpreter's lock.
 DEADLOCK = """
 import re, sys, time
 from fed_a2v.federation.client import time_limit as deadline

@@ -1,4 +1,4 @@
-"""Valid replies, and what the server expects of them."""
+"""Valid replies and their specifications."""
 
 import json
 from dataclasses import replace

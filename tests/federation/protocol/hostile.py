@@ -113,7 +113,7 @@ def manifest_fault(error):
 
 
 def assert_presentable(error):
-    """The reason is one short line, and a check gave it: the last resort is for what nobody thought of."""
+    """The reason is one short line, and a check gave it, not the handler of unforeseen errors."""
     assert len(str(error)) <= 200
     assert str(error).isprintable()
     assert not str(error).startswith("unreadable")

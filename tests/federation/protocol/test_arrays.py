@@ -1,4 +1,4 @@
-"""Weights arrive as they were sent, and no other ones."""
+"""Weights are received as they were sent; others are refused."""
 
 import numpy as np
 import pytest

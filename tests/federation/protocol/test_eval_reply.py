@@ -1,4 +1,4 @@
-"""Sites' scores: they add up whatever their order, and none that cannot be true gets in."""
+"""Sites' scores: their sum does not depend on the order, and impossible ones are refused."""
 
 import json
 import math
@@ -32,12 +32,12 @@ def sent_scores():
     return {"before": before, "after": after}
 
 
-def test_scores_survive_the_way():
+def test_scores_are_unchanged_by_encoding_and_decoding():
     metrics = wire.encode_scores("site-0", 3, sent_scores())
     assert wire.decode_scores(metrics, 10, spec()) == sent_scores()
 
 
-def test_predictions_survive_the_way_and_add_up():
+def test_predictions_are_unchanged_by_encoding_and_add_up():
     predicted = score().model_copy(update={"predicted": {"dog": 3, "rain": 1}})
     metrics = wire.encode_scores("site-0", 3, {"after": Scores({"dog": predicted})})
     got = wire.decode_scores(metrics, 4, spec(models=["after"], confusion=True))["after"]
@@ -45,7 +45,7 @@ def test_predictions_survive_the_way_and_add_up():
     assert merged.classes["dog"].predicted == {"cat": 4, "dog": 6, "rain": 2}
 
 
-def test_the_t5_side_survives_the_way_and_adds_up_by_clips():
+def test_the_t5_side_is_unchanged_by_encoding_and_adds_up_by_clips():
     scores = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5(1, 0.5, 8.0)})}
     metrics = wire.encode_scores("site-0", 3, scores)
     got = wire.decode_scores(metrics, 4, spec(t5_models=("after",)))
@@ -228,14 +228,14 @@ def decoded(scores, clips, **expected):
     ],
     ids=["a class less", "a class more", "other clips", "none"],
 )
-def test_a_site_is_held_to_the_test_clips_that_it_has_said_it_has(registered, named):
+def test_a_site_must_score_the_test_clips_that_it_reported(registered, named):
     assert decoded(sent_scores(), 10, test_clips={"dog": 4, "rain": 6}) == sent_scores()
     assert decoded(sent_scores(), 10, test_clips=None) == sent_scores()
     with refused(InvalidReplyError, *named):
         decoded(sent_scores(), 10, test_clips=registered)
 
 
-def test_losses_are_no_more_than_the_loss_can_be():
+def test_losses_above_the_largest_possible_loss_are_refused():
     scores = {"after": Scores({"dog": with_t5(1, 0.5, 8.0)})}  # of 4 clips: 0.5 of both sides, 2 of T5's
     assert decoded(scores, 4, t5_models=("after",), max_loss={"clip": 0.5, "t5": 2.0}) == scores
     with refused(InvalidReplyError, "'dog', T5", "losses", 8):
@@ -251,6 +251,6 @@ def test_predictions_are_those_of_the_model_after_the_server_step():
         decoded({"before": predicted, "after": predicted}, 4, confusion=True)
 
 
-def test_counts_of_unseen_classes_are_taken_where_there_are_some():
+def test_counts_of_unseen_classes_are_accepted_only_if_there_are_such_classes():
     among = {"after": Scores({"dog": score().model_copy(update={"right_among": 1, "right_calibrated": 2})})}
     assert decoded(among, 4, has_unseen=True) == among

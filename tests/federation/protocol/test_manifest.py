@@ -1,4 +1,4 @@
-"""The manifest: who a message comes from, and nothing but a reason where it cannot be read."""
+"""The manifest: the sender of a message, and the reason if it cannot be read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Many arrays travel as one and arrive as they were, and no bytes of a stranger do any harm."""
+"""Arrays are unchanged by joining and splitting, and no untrusted bytes do harm."""
 
 import io
 import pickle
@@ -68,7 +68,7 @@ HOSTILE_BYTES = {
 
 
 def joined(*files):
-    """Files one behind the other, as `join_arrays` lays them."""
+    """Consecutive files, as `join_arrays` writes them."""
     content = b"".join(file + bytes(-len(file) % 64) for file in files[:-1]) + files[-1]
     return np.frombuffer(content, np.uint8)
 
@@ -105,7 +105,7 @@ def test_what_is_not_one_array_of_bytes_is_refused(whole):
         wire.split_arrays([whole], 2)
 
 
-def test_declared_sizes_are_not_believed():
+def test_declared_sizes_are_checked():
     bomb = npy(header=header("(2000000000,)"))
     tracemalloc.start()
     with refused(InvalidReplyError, "array 0", 8000000000, 12):
@@ -115,7 +115,7 @@ def test_declared_sizes_are_not_believed():
     assert most < 2**20
 
 
-def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
+def test_no_more_than_the_maximum_number_of_arrays_is_read(monkeypatch):
     read, looked_at = packing._read_npy, []
     monkeypatch.setattr(packing, "_read_npy", lambda *given: looked_at.append(given) or read(*given))
     many = npy(joined(*[npy(np.zeros(0, np.float32))] * 100_000))
@@ -126,7 +126,7 @@ def test_no_more_arrays_are_looked_at_than_there_may_be(monkeypatch):
         wire.read_arrays(received(*[npy(joined(npy(), npy()))] * 2), 2)
 
 
-def test_what_lies_between_two_arrays_is_nothing():
+def test_bytes_between_two_arrays_must_be_zero_padding():
     hidden = bytearray(joined(npy(), npy()).tobytes())
     hidden[len(npy()) + 5] = 1
     with refused(InvalidReplyError, "array 0"):
@@ -155,14 +155,14 @@ def test_arrays_are_read_as_they_were_joined(parts):
     ]
 
 
-def test_an_array_by_columns_stays_one():
+def test_an_array_in_column_order_stays_in_column_order():
     array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     (got,) = wire.split_arrays([wire.join_arrays([array])], 1)
     assert got.flags.f_contiguous
     assert np.array_equal(got, array)
 
 
-def test_arrays_are_views_of_what_was_received_and_lie_where_they_can_be_used():
+def test_arrays_are_aligned_views_of_the_received_bytes():
     sent = [np.ones(3, np.float16), np.ones((5, 7), np.float32), np.arange(3)]
     whole = wire.join_arrays(sent)
     got = wire.split_arrays([whole], 3)

@@ -1,4 +1,4 @@
-"""Sites and server mean the same class prompts, or the site refuses to work."""
+"""A site whose class prompts differ from the server's refuses to work."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_a_site_with_the_servers_file_takes_part_without_any_text_model(tmp_path
     assert all(torch.equal(a, b) for a, b in zip(federation.weights, plain.weights, strict=True))
 
 
-def test_the_fingerprint_travels_with_every_message():
+def test_every_message_contains_the_fingerprint():
     federation = Federation().start()
     federation.round()
     sent = {message["prompts"] for node in federation.nodes for message in node.messages}

@@ -1,4 +1,4 @@
-"""Sites' replies: what is sent arrives, and nothing else gets in."""
+"""Sites' replies: valid ones are unchanged by encoding, all others are refused."""
 
 import copy
 import json
@@ -65,7 +65,7 @@ def test_a_valid_reply_survives_the_whole_way_through_flowers_bytes(
     assert_same(got, reply, 0 if dtype == "float32" else 2e-3)
 
 
-def test_zero_variances_do_not_travel():
+def test_zero_variances_are_not_sent():
     with_variance, _, _ = sent(make_reply(variance=True))
     without, manifest, examples = sent(make_reply(variance=False))
     assert len(without) == len(with_variance) - 2
@@ -73,7 +73,7 @@ def test_zero_variances_do_not_travel():
     assert all(p.audio.variances.shape == (2, 2, 5) and not p.audio.variances.any() for p in got.statistics)
 
 
-def test_one_variance_for_all_groups_of_a_class_travels_once():
+def test_one_variance_for_all_groups_of_a_class_is_sent_once():
     reply = make_reply()
     for prompt in reply.statistics:
         prompt.audio.variances[:] = prompt.audio.variances[:1]
@@ -407,7 +407,7 @@ def grouped(counts, clips):
     ],
     ids=["mean", "more groups", "more groups than clips", "a small group", "a small class", "samples"],
 )
-def test_a_class_has_as_many_prototypes_as_were_asked_each_of_clips_enough(limits, fine, too_much):
+def test_a_class_has_the_requested_number_of_prototypes_with_enough_clips_each(limits, fine, too_much):
     expected = make_expected("register", **limits)
     (said,) = decode(*sent(grouped(*fine)), expected).statistics
     assert said.audio.counts.tolist() == fine[0]
@@ -421,7 +421,7 @@ def test_moments_of_fewer_clips_than_were_asked_are_refused():
         decode(*sent(make_moments_reply()), make_expected("register", min_clips=7))
 
 
-def test_variances_that_nobody_asked_for_are_refused():
+def test_variances_that_were_not_requested_are_refused():
     with refused(InvalidReplyError, "'dog'", "variances"):
         decode(*sent(), make_expected(variances="none"))
     assert len(decode(*sent(make_reply(variance=False)), make_expected(variances="none")).statistics) == 2
@@ -439,7 +439,7 @@ def test_a_t5_output_without_a_t5_adapter_is_refused():
 
 
 @pytest.mark.parametrize(("wanted", "kind"), [("prototypes", "prototypes"), ("outputs", "clip")])
-def test_what_nobody_asked_for_is_refused_and_its_absence_is_not(wanted, kind):
+def test_statistics_that_were_not_requested_are_refused_and_their_absence_is_not(wanted, kind):
     reply = make_reply()
     with refused(InvalidReplyError, "'dog'", kind):
         decode(*sent(reply), make_expected(**{wanted: False}))
@@ -479,7 +479,7 @@ def test_while_the_audio_shape_is_unknown_the_prototypes_of_a_reply_must_agree()
 
 
 def assert_sound(reply, expected):
-    """What an accepted reply promises, whatever was sent."""
+    """Properties of every accepted reply."""
     assert [tuple(w.shape) for w in reply.weights] == list(expected.weight_shapes)
     names = [p.name for p in reply.statistics]
     assert len(names) == len(set(names))

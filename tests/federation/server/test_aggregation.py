@@ -1,4 +1,4 @@
-"""From the sites' adapters to one."""
+"""Aggregation of the sites' adapters."""
 
 from dataclasses import replace
 
@@ -192,7 +192,7 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     torch.testing.assert_close(combined, torch.stack([r.weights[0].float() for r in halves]).mean(dim=0))
 
 
-# Rules of one's own
+# Custom rules
 
 
 class Largest(AggregationRule):
@@ -211,14 +211,14 @@ def custom(target, *more):
     return compose_settings(["aggregation=custom", f"aggregation._target_={__name__}.{target}", *more])
 
 
-def test_a_rule_of_ones_own_is_found_by_its_import_path(replies):
+def test_a_custom_rule_is_found_by_its_import_path(replies):
     settings = custom("Largest", "+aggregation.arguments.factor=2").aggregation
     combined = aggregate(replies, [], settings)
     for weight, expected in zip(combined, replies[2].weights, strict=True):
         assert torch.equal(weight, 2 * expected)
 
 
-def test_a_run_with_a_rule_of_ones_own_tells_the_sites_nothing_of_it():
+def test_the_sites_do_not_receive_the_custom_rule():
     words = ["aggregation=custom", f"aggregation._target_={__name__}.Largest", "+aggregation.arguments.factor=1"]
     federation = Federation(*words).start()
     row = federation.round(1)
@@ -226,7 +226,7 @@ def test_a_run_with_a_rule_of_ones_own_tells_the_sites_nothing_of_it():
     assert all(__name__ not in message["settings"] for node in federation.nodes for message in node.messages)
 
 
-def test_what_is_no_rule_is_refused():
+def test_a_class_that_is_not_a_rule_is_refused():
     with refused(ConfigError, "aggregation._target_", "NoRule", "AggregationRule"):
         aggregate([reply("a", 1, [1.0])], [torch.zeros(1)], custom("NoRule").aggregation)
     with refused(ConfigError, "aggregation._target_"):

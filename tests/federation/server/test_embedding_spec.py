@@ -1,4 +1,4 @@
-"""Of which kind the embeddings are that the adapters serve: the server's encoder says, else a strict majority."""
+"""The kind of embeddings: that of the server's encoder, else of a strict majority of the sites."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_the_shape_is_that_of_the_servers_encoder_whatever_the_sites_vote():
     assert kind_of([site(1, 100)] * 4 + [site(1, 512)]) == EmbeddingSpec(1, 512, False)
 
 
-def test_what_the_encoder_leaves_open_is_voted_on_by_the_sites_of_its_shape():
+def test_the_sites_of_the_encoders_shape_vote_on_the_square_root():
     others = [site(1, 100, True)] * 9
     assert kind_of([*others, site(1, 512, True), site(1, 512), site(1, 512)]) == EmbeddingSpec(1, 512, False)
 
@@ -55,12 +55,12 @@ def test_without_a_strict_majority_the_error_names_the_kinds_and_the_settings(re
         kind_of(replies, *FILES)
 
 
-def test_where_no_site_has_the_encoders_shape_the_error_names_both_and_the_way_out():
+def test_if_no_site_has_the_encoders_shape_the_error_names_both_shapes_and_the_remedy():
     with refused(FederationError, "2 of 1 x 1024", "encoder=logmel", "1 x 512", "dataset=embeddings"):
         kind_of([site(1, 1024), site(1, 1024)])
 
 
-def test_sites_that_share_nothing_have_no_vote():
+def test_sites_that_share_no_statistics_have_no_vote():
     silent = replace(make_moments_reply(), moments=None)
     assert kind_of([silent]) is None
     assert kind_of([silent, silent, site(1, 7)], *FILES) == EmbeddingSpec(1, 7, False)

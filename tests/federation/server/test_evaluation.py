@@ -1,4 +1,4 @@
-"""What the scores of some sites say of all: hand-computed."""
+"""Figures from the scores of some of the sites, computed by hand."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def round_figures(by_model, coverage, candidates):
     return compute_metrics({"accuracy": Accuracy(), "t5": T5()}, Evaluation(by_model, coverage, classes, None, None))
 
 
-def test_sites_that_have_failed_are_counted_with_the_test_clips_that_they_said_they_have():
+def test_failed_sites_count_with_their_reported_test_clips():
     coverage = Coverage(["a"], {"a", "b", "c"}, TOLD)
     assert coverage.figures == {
         "test_clips_total": 32,
@@ -46,7 +46,7 @@ def test_sites_that_have_failed_are_counted_with_the_test_clips_that_they_said_t
         (Coverage(["a", "b", "c"], {"a", "b", "c"}, TOLD, nameless=2), 5),
     ],
 )
-def test_of_sites_never_heard_from_the_number_of_clips_is_not_guessed(coverage, sites):
+def test_the_total_of_clips_is_unknown_for_sites_that_never_replied(coverage, sites):
     assert coverage.figures["test_clips_total"] is None
     assert coverage.figures["sites_total"] == sites
     figures = class_figures({"after": scores(dog=10)}, PrototypeBank(), 1, coverage)["classes"]
@@ -64,7 +64,7 @@ def test_a_class_whose_sites_have_failed_is_listed_with_the_clips_that_were_not_
     assert (figures["dog"]["accuracy"], figures["siren"]["accuracy"]) == (0.5, None)
 
 
-def test_t5_has_figures_where_it_is_scored_and_only_there():
+def test_t5_has_figures_only_if_it_is_scored():
     coverage = Coverage(["a"], {"a"}, {"a": {"dog": 8, "rain": 8}})
     row = round_figures({"after": scores((4, 2.0, 24.0), dog=8, rain=8)}, coverage, 50)
     assert {name: value for name, value in row.items() if name.startswith("t5/")} == {

@@ -1,4 +1,4 @@
-"""Sites' answers: only good ones are used, and the row says what was wrong with the others."""
+"""Sites' replies: only valid ones are used, and the row has the reasons of the others."""
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_a_site_that_raises_is_counted_with_its_reason_and_the_others_go_on(aver
     assert "disk on fire" in row["failure_reasons"][0]
 
 
-def test_the_row_says_of_every_site_how_it_answered():
+def test_the_row_has_the_status_of_every_site():
     def tamper(task, site, work):
         if (task, site) == ("train", "site-001"):
             raise OSError("the disk is full")
@@ -163,7 +163,7 @@ def test_the_row_says_of_every_site_how_it_answered():
         ("Node Unavailable - it is offline", "Node Unavailable - it is offline"),
     ],
 )
-def test_of_an_exception_at_a_site_the_reason_is_kept_and_flowers_words_are_not(told, kept):
+def test_the_reason_of_a_failure_is_the_sites_exception_without_flowers_text(told, kept):
     def tamper(task, site, work):
         if site == BAD:
             raise ValueError(
@@ -187,7 +187,7 @@ def test_a_reply_with_an_error_status_counts_as_a_failure(average_without_the_ba
 
 
 def test_a_reply_for_a_site_that_the_node_was_not_asked_for_does_not_displace_the_sites_own():
-    # Node 2 speaks for site-002, and claims to be site-001, which node 1 speaks for.
+    # Node 2 represents site-002, and claims to be site-001, which node 1 represents.
     federation = Federation(PLAIN, tamper=lie(set_manifest(site="site-001"))).start()
     row = federation.round()
     assert row["replies"] == 4
@@ -196,8 +196,8 @@ def test_a_reply_for_a_site_that_the_node_was_not_asked_for_does_not_displace_th
 
 
 @pytest.mark.parametrize("lie_first", [False, True])
-def test_of_two_replies_for_one_site_only_one_counts_and_never_the_one_of_another_site(lie_first):
-    # With one node every site is the node's own to speak for; site-002 answers once more as site-001.
+def test_of_two_replies_for_a_site_only_that_of_its_own_node_counts(lie_first):
+    # One node represents all sites; site-002 replies again as site-001.
     lies = []
 
     def tamper(task, site, work):
@@ -228,12 +228,12 @@ def test_a_site_may_be_good_again_in_the_next_round():
     assert (second["replies"], second["rejected"]) == (5, 0)
 
 
-def test_what_a_stranger_writes_cannot_break_a_line_of_the_log(caplog):
+def test_text_from_a_site_cannot_break_a_log_line(caplog):
     Federation(tamper=lie(set_manifest(site="x\nERROR all is lost"))).start().round()
     assert all(len(record.getMessage().splitlines()) == 1 for record in caplog.records if record.name == "fed_a2v")
 
 
-def test_the_bytes_of_a_reply_are_let_go_of_once_it_is_unpacked():
+def test_the_bytes_of_a_reply_are_freed_after_unpacking():
     """All sites' weights, unpacked at the same time, would be most of the server's memory."""
     federation = Federation(PLAIN).start()
     kept = []

@@ -1,4 +1,4 @@
-"""Who takes part: sites are drawn, dealt to nodes and waited for, and a node may be a site of its own."""
+"""Client sampling: sites are sampled, assigned to nodes and waited for; a node may be one site."""
 
 import re
 import threading
@@ -25,14 +25,14 @@ def test_any_number_of_nodes_gives_the_same_bits(nodes, honest_row):
     assert without_seconds(federation.round()) == without_seconds(honest_row)
 
 
-def test_sites_are_dealt_evenly_to_the_nodes():
+def test_sites_are_distributed_evenly_over_the_nodes():
     federation = Federation(nodes=2).start()
     federation.round()
     asked = [{message["site"] for message in node.messages} for node in federation.nodes]
     assert asked == [{"site-000", "site-002", "site-004"}, {"site-001", "site-003"}]
 
 
-def test_every_round_draws_its_sites_anew_and_the_same_ones_for_the_same_seed():
+def test_every_round_samples_its_sites_again_and_reproducibly():
     def drawn(seed):
         few = ("dataset.clips_per_class=4", "share.min_clips=1")
         federation = Federation("federation.sites_per_round=0.4", f"seed={seed}", *few).start()
@@ -46,7 +46,7 @@ def test_every_round_draws_its_sites_anew_and_the_same_ones_for_the_same_seed():
     assert first != drawn(1)
 
 
-def test_sites_drawn_for_a_round_are_drawn_among_those_that_are_there():
+def test_sites_are_sampled_among_the_available_ones():
     incremental = ("scenario=class_incremental", "scenario.steps=2", "scenario.rounds_per_step=1")
     settings = compose_settings([*SMALL, *incremental, "federation.sites_per_round=0.5"])
     assert active_sites(settings.scenario, 5, 1) == [0, 1, 2]
@@ -58,7 +58,7 @@ def test_sites_drawn_for_a_round_are_drawn_among_those_that_are_there():
 
 
 class Clock:
-    """Time that passes only while somebody waits."""
+    """A clock that advances only while a test waits."""
 
     def __init__(self):
         self.now = 0.0
@@ -88,7 +88,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_every_10_s_a_message_says_how_many_nodes_are_missing(clock, caplog):
+def test_the_number_of_missing_nodes_is_logged_every_10_s(clock, caplog):
     federation = Federation("federation.min_nodes=3", "federation.start_timeout=35", nodes=0)
     with pytest.raises(FederationError), caplog.at_level("INFO", "fed_a2v"):
         federation.strategy.initialize_parameters(EmptyManager(clock))
@@ -113,7 +113,7 @@ def test_a_real_clock_ends_the_wait_as_well():
         federation.start()
 
 
-def test_a_round_waits_for_nodes_that_are_all_gone(caplog):
+def test_a_round_waits_if_all_nodes_are_disconnected(caplog):
     federation = Federation("federation.start_timeout=240").start()
     for node in federation.nodes:
         federation.manager.unregister(node)
@@ -131,7 +131,7 @@ def test_a_run_whose_nodes_do_not_come_back_ends():
         federation.strategy.configure_fit(1, federation.parameters, federation.manager)
 
 
-# Every node a site of its own
+# Every node is one site
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_where_every_node_is_a_site_it_trains_on_its_own_data_under_its_own_name
     assert row["accuracy"] > 0.9
 
 
-def test_a_node_that_does_not_say_its_name_is_left_out_until_it_does(own_files):
+def test_a_node_that_does_not_report_its_name_is_left_out_until_it_does(own_files):
     federation = Federation(*OWN, node_configs=own_files)
     lost = federation.nodes[1]
 
@@ -200,14 +200,14 @@ def test_a_node_without_a_name_keeps_the_number_that_flower_gave_it(own_files):
     assert set(federation.round()["sites"]) == {"site-lab", "site-000001"}
 
 
-def test_a_name_that_is_none_is_left_out(own_files, caplog):
+def test_a_node_with_an_invalid_name_is_left_out(own_files, caplog):
     own_files[1]["site"] = "../../x"
     federation = Federation(*OWN, node_configs=own_files).start()
     assert set(federation.round()["sites"]) == {"site-lab"}
     assert "'site-../../x'" in caplog.text
 
 
-def test_a_site_without_a_usable_clip_says_why_and_the_round_goes_on(own_files, tmp_path):
+def test_a_site_without_a_usable_clip_reports_it_and_the_round_continues(own_files, tmp_path):
     empty = {"site": "empty", "data-dir": str(tmp_path / "nothing.npz")}
     federation = Federation(*OWN, node_configs=[*own_files, empty]).start()
     row = federation.round()
@@ -258,7 +258,7 @@ def test_a_late_node_may_join_in_a_later_round(own_files):
 
 @pytest.fixture
 def deployed(monkeypatch):
-    """The strategy takes itself for one that a SuperLink has started, which knows its nodes by their keys."""
+    """The strategy behaves as in a deployment, where nodes are identified by their keys."""
     monkeypatch.setattr(strategy_module, "is_deployed_server", lambda: True)
 
 
@@ -297,7 +297,7 @@ def test_a_name_that_looks_like_another_one_is_left_out(own_files, name, monkeyp
     assert set(federation.round(1)["sites"]) == {"site-lab"}
 
 
-def test_a_silent_node_is_asked_once_a_round_for_a_short_time_and_ever_more_rarely(own_files):
+def test_a_node_that_does_not_report_its_name_gets_requests_with_exponential_backoff(own_files):
     federation = Federation(*OWN, "federation.round_timeout=10000", node_configs=own_files[:1]).start()
     silent, asked = Node("000009", None, own_files[1]), []
 

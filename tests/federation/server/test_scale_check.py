@@ -1,4 +1,4 @@
-"""What is ten times off the median site's scale is refused; what sites of real sounds may send is not."""
+"""Replies ten times off the median site's scale are refused; those of honest sites are not."""
 
 import math
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_sizes_are_root_mean_squares():
     ],
     ids=["a thousand times", "fifteen times", "one class", "variances", "one variance", "too small", "zeros"],
 )
-def test_what_is_ten_times_off_the_median_site_is_refused(hostile):
+def test_replies_ten_times_off_the_median_site_are_refused(hostile):
     assert off(*USUAL, hostile) == ["site-3"]
     assert off(*USUAL, hostile, factor=math.inf) == []
 
@@ -69,7 +69,7 @@ def test_what_is_ten_times_off_the_median_site_is_refused(hostile):
     [[said(9.0)], [said(1.0), said(0.0, name="silence")], [said(1.0, deviation=0.0)], [said(1.0, deviation=4.0)], []],
     ids=["large", "a silent class", "copies of one clip", "a varied class", "nothing"],
 )
-def test_what_an_honest_site_may_send_is_not(honest):
+def test_replies_of_honest_sites_are_not_refused_as_outliers(honest):
     assert off(*USUAL, honest) == []
 
 
@@ -79,7 +79,7 @@ def test_where_most_groups_are_copies_of_one_clip_deviations_are_measured_by_the
     assert off(*copies, [said(1.0, deviation=1e6)]) == ["site-3"]
 
 
-def test_of_two_sites_nobody_can_tell_which_is_off():
+def test_with_two_sites_no_site_is_an_outlier():
     assert off([said(1.0)], [said(1e3)]) == []
 
 
@@ -103,7 +103,7 @@ def test_a_site_that_joins_later_is_compared_with_those_that_the_bank_holds():
     assert off([said(15.0)], bank=bank) == []
 
 
-def test_what_a_site_has_said_before_does_not_count_for_what_it_says_now():
+def test_earlier_replies_of_a_site_are_not_part_of_its_comparison():
     bank = PrototypeBank()
     for number, prompts in enumerate([[said(1e3)], *USUAL]):
         bank.update(f"site-{number}", prompts, "x", 0)

@@ -31,7 +31,7 @@ sys.stdin.read()
 """
 
 
-def test_a_server_that_has_lost_its_superlink_ends_though_threads_still_wait():
+def test_a_server_without_its_superlink_exits_although_threads_still_wait():
     command = [sys.executable, "-c", PARENT, CHILD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
@@ -44,14 +44,14 @@ def test_a_server_that_has_lost_its_superlink_ends_though_threads_still_wait():
                 child.kill()
 
 
-def test_a_server_leaves_the_folder_of_a_run_that_is_going_on_alone(tmp_path):
+def test_a_second_server_does_not_touch_the_folder_of_a_run_in_progress(tmp_path):
     config = {"overrides": " ".join(SMALL), "output-dir": str(tmp_path)}
     with hold(tmp_path), refused(FolderInUseError, tmp_path, os.getpid()):
         server_fn(SimpleNamespace(run_config=config, run_id=1))
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
-def test_a_run_that_is_finished_asks_no_node(tmp_path):
+def test_a_finished_run_sends_no_requests(tmp_path):
     words = [*SMALL, "rounds=1", "wandb.mode=disabled"]
     run_in_process(compose_settings(words), tmp_path)
     results = (tmp_path / "results.json").read_bytes()

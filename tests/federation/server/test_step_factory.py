@@ -1,4 +1,4 @@
-"""From settings to parts."""
+"""Building the server step and its generator from settings."""
 
 import pytest
 import torch
@@ -193,7 +193,7 @@ class OwnLoss(torch.nn.Module):
         ("generator._target_=os.system", ("generator._target_=os.system",)),
     ],
 )
-def test_a_class_is_derived_from_what_it_stands_for_and_is_given_plain_values(override, named):
+def test_a_custom_class_needs_the_right_base_class_and_plain_arguments(override, named):
     with refused(ConfigError, *named):
         make_generator(compose_settings([override]), SHAPE, 768)
 

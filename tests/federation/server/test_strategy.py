@@ -1,4 +1,4 @@
-"""The strategy among failing and vanishing sites: the round goes on, and its row and state say how."""
+"""The strategy with failing and disconnected sites: the round continues, and its row and state are right."""
 
 import json
 
@@ -77,7 +77,7 @@ def down_while(broken, task="train"):
     return tamper
 
 
-def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_is_one_line():
+def test_more_than_max_skipped_rounds_in_a_row_end_the_run_with_one_line():
     federation = Federation("aggregation.max_skipped_rounds=2", tamper=down_while(lambda: True)).start()
     assert all(federation.round(number)["skipped"] for number in (1, 2))
     named = ("round 3", "aggregation.min_replies=1", "aggregation.max_skipped_rounds=2", "is down")
@@ -87,7 +87,7 @@ def test_rounds_skipped_in_a_row_end_the_run_when_patience_does_and_the_reason_i
     assert len(federation.states) == 2, "the run can go on behind round 2"
 
 
-def test_a_good_round_renews_the_patience():
+def test_a_valid_round_resets_the_count_of_skipped_rounds():
     down = iter([True] * 5 + [False] * 5 + [True] * 5)
     federation = Federation("aggregation.max_skipped_rounds=1", tamper=down_while(lambda: next(down))).start()
     assert [federation.round(number).get("skipped", False) for number in (1, 2, 3)] == [True, False, True]
@@ -106,7 +106,7 @@ def test_a_repeated_round_gives_the_same_bits_as_one_that_went_well_at_once():
     assert row["bytes_down"] > plain["bytes_down"], "what was sent twice counts twice"
 
 
-def test_a_round_is_repeated_no_more_often_than_patience_says():
+def test_a_round_is_repeated_at_most_max_skipped_rounds_times():
     asked = []
     federation = Federation(
         "aggregation.if_too_few=repeat",
@@ -144,7 +144,7 @@ def coverage_of(row):
     return tuple(row[key] for key in ("test_clips", "test_clips_total", "sites_evaluated", "sites_total"))
 
 
-def test_the_row_says_which_part_of_the_test_clips_its_figures_rest_on(honest_row, caplog):
+def test_the_row_gives_the_part_of_the_test_clips_that_its_figures_cover(honest_row, caplog):
     assert coverage_of(honest_row) == (30, 30, 5, 5)
     assert honest_row["not_evaluated"] == []
     row = Federation(tamper=failing("site-001", "site-004")).start().round()
@@ -158,7 +158,7 @@ def test_the_row_says_which_part_of_the_test_clips_its_figures_rest_on(honest_ro
     assert "site-001, site-004" in caplog.text
 
 
-def test_scores_that_are_refused_are_missed_as_well():
+def test_refused_scores_count_as_missing():
     row = Federation(tamper=lie(set_manifest(round_number=7), task="evaluate")).start().round()
     assert coverage_of(row) == (24, 30, 4, 5)
     assert row["not_evaluated"] == [BAD]
@@ -177,13 +177,13 @@ def set_score(**entries):
     [{"loss": 1e6}, {"loss": -5.0}, {"right_among": 1}],
     ids=["a loss that cannot be", "a loss below zero", "a count that nobody asked for"],
 )
-def test_scores_that_cannot_be_are_refused(entries):
+def test_impossible_scores_are_refused(entries):
     row = Federation(tamper=lie(set_score(**entries), task="evaluate")).start().round()
     assert coverage_of(row) == (24, 30, 4, 5)
     assert row["rejected"] == 1
 
 
-def test_as_many_test_clips_as_it_has_said_of_every_class_are_what_a_site_may_score():
+def test_a_site_must_score_as_many_test_clips_of_each_class_as_it_reported():
     def more(arrays, manifest):
         for scores in manifest["models"].values():
             for score in scores.values():
@@ -200,7 +200,7 @@ def test_as_many_test_clips_as_it_has_said_of_every_class_are_what_a_site_may_sc
     assert coverage_of(row) == (24, 30, 4, 5)
 
 
-def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was():
+def test_the_total_of_test_clips_is_unknown_until_every_site_has_reported():
     broken = ["register", "train", "evaluate"]
 
     def tamper(task, site, work):
@@ -216,13 +216,13 @@ def test_where_a_site_was_never_heard_the_total_is_unknown_and_known_once_it_was
     assert coverage_of(federation.round(3)) == (24, 30, 4, 5)
 
 
-def test_a_round_in_which_no_site_is_evaluated_says_so():
+def test_a_round_without_evaluated_sites_has_no_accuracy_and_a_warning():
     row = Federation(tamper=failing(*SITES)).start().round()
     assert coverage_of(row) == (0, 30, 0, 5)
     assert "accuracy" not in row
 
 
-def test_what_the_sites_have_to_be_tested_on_survives_a_file():
+def test_reported_numbers_of_test_clips_are_saved_in_the_state():
     federation = Federation().start()
     federation.round(1)
     resumed = Federation(
@@ -231,7 +231,7 @@ def test_what_the_sites_have_to_be_tested_on_survives_a_file():
     assert coverage_of(resumed.round(1)) == (24, 30, 4, 5)
 
 
-def test_a_node_that_does_not_say_which_site_it_is_is_a_site_that_was_not_evaluated(tmp_path):
+def test_a_node_without_a_name_counts_as_a_site_that_was_not_evaluated(tmp_path):
     configs = []
     for name in ("lab", "field"):
         rows = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
@@ -266,7 +266,7 @@ def other_scale(arrays, manifest):
     [(narrower, EmbeddingSpec(1, 100, False)), (other_scale, EmbeddingSpec(1, 512, True))],
     ids=["another width", "another scale"],
 )
-def test_a_site_with_other_embeddings_is_turned_away_at_the_registration(change, kind):
+def test_a_site_with_other_embeddings_is_rejected_at_the_registration(change, kind):
     federation = Federation(tamper=lie(change, task="register")).start()
     assert set(federation.strategy.step.bank.entries) == set(SITES) - {BAD}
     assert federation.strategy.audio_shape == (1, 512)
@@ -311,7 +311,7 @@ def test_a_site_that_misses_the_registration_joins_in_the_first_round():
     assert "still booting" in row["failure_reasons"][0]
 
 
-def test_if_no_site_can_register_the_error_says_why():
+def test_if_no_site_can_register_the_error_gives_the_reason():
     def tamper(task, site, work):
         raise FileNotFoundError("meta/esc50.csv: no such file")
 
@@ -319,7 +319,7 @@ def test_if_no_site_can_register_the_error_says_why():
         Federation(tamper=tamper).start()
 
 
-def test_if_every_registration_is_bad_the_error_says_what_is_wrong_with_it():
+def test_if_every_registration_is_invalid_the_error_gives_the_reason():
     with refused(FederationError, "schema_version", 78):
         Federation(tamper=lambda t, s, work: rewrite(work(), set_manifest(schema_version=78))).start()
 
@@ -329,7 +329,7 @@ def test_if_no_site_has_clips_enough_of_a_class_the_error_names_the_setting():
         Federation("share.min_clips=100").start()
 
 
-def test_the_prototypes_travel_once():
+def test_prototypes_are_sent_once():
     federation = Federation("rounds=2").start()
     arrived = []
 
@@ -348,7 +348,7 @@ def test_the_prototypes_travel_once():
     assert federation.strategy.step.bank.rows() is not None
 
 
-# What the row and the state hold
+# The row and the state
 
 
 def test_replies_in_another_order_give_the_same_bits():
@@ -358,7 +358,7 @@ def test_replies_in_another_order_give_the_same_bits():
     assert_same(first.states, second.states)
 
 
-def test_the_average_before_the_server_step_is_evaluated_only_where_asked():
+def test_the_average_before_the_server_step_is_evaluated_only_if_the_settings_request_it():
     federation = Federation("federation.evaluate_before=false").start()
     row = federation.round()
     assert "accuracy_before" not in row
@@ -384,7 +384,7 @@ def test_only_the_first_round_has_the_cost_of_the_registration():
     assert "bytes_registration" not in second
 
 
-def test_a_strategy_with_an_earlier_state_goes_on_behind_it_without_an_registration():
+def test_a_strategy_with_a_loaded_state_continues_without_a_registration():
     whole = Federation().start()
     for number in (1, 2, 3):
         whole.round(number)
@@ -396,7 +396,7 @@ def test_a_strategy_with_an_earlier_state_goes_on_behind_it_without_an_registrat
     assert_same(resumed.states[-1], whole.states[2])
 
 
-def test_what_is_sent_to_the_sites_is_allowed_on_the_wire():
+def test_messages_to_the_sites_have_only_types_that_flower_can_send():
     federation = Federation().start()
     federation.round()
     for node in federation.nodes:
@@ -522,7 +522,7 @@ def test_classes_without_a_recording_are_scored_with_and_without_calibration():
     assert figures["harmonic_calibrated"] == pytest.approx(2 * both[0] * both[1] / sum(both) if sum(both) else 0)
 
 
-def test_the_calibration_is_chosen_once_and_survives_a_file():
+def test_the_calibration_is_chosen_once_and_saved_in_the_state():
     federation = Federation("dataset.unseen=2").start()
     federation.round(1)
     chosen = federation.strategy.step.calibration
@@ -533,7 +533,7 @@ def test_the_calibration_is_chosen_once_and_survives_a_file():
     assert resumed.strategy.step.calibration == chosen
 
 
-def test_nothing_is_said_of_unseen_classes_where_there_are_none():
+def test_without_unseen_classes_there_are_no_metrics_of_them():
     assert not any(key.startswith("unseen/") for key in Federation().start().round())
 
 
@@ -547,7 +547,7 @@ def test_the_steps_of_sites_of_different_sizes_are_counted_in_their_mean():
     assert row["server/optimiser_steps"] == 2
 
 
-def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the_log(caplog):
+def test_capped_sites_of_a_weighted_mean_are_in_the_row_and_once_in_the_log(caplog):
     dirichlet = ("partition=dirichlet", "partition.alpha=0.5", PLAIN)
     with caplog.at_level("WARNING", "fed_a2v"):
         federation = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=0.25").start()
@@ -561,7 +561,7 @@ def test_a_weighted_mean_that_is_not_by_clips_says_so_in_the_row_and_once_in_the
     (line,) = [record.getMessage() for record in caplog.records if "aggregation.max_site_share" in record.getMessage()]
     for name in cut:
         has, counts = sizes[name] / sum(sizes.values()), counted[name] / sum(counted.values())
-        assert f"{name} has {has:.2f} of them and counts for {counts:.2f}" in line
+        assert f"{name} ({has:.2f} of the clips, weight {counts:.2f})" in line
     free = Federation(*dirichlet, "aggregation.mode=weighted", "aggregation.max_site_share=1").start().round()
     assert free["aggregation/capped_sites"] == 0
     assert "aggregation/capped_sites" not in Federation(*dirichlet).start().round()
@@ -587,7 +587,7 @@ def test_closed_form_adapters_are_solved_for_by_the_server_and_left_alone_by_the
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
-# What the sites are asked for
+# Requests to the sites
 
 
 ADAPTERS = "weights"
@@ -607,7 +607,7 @@ OUTPUTS = "weights and outputs"
         (("aggregation.mode=none",), None),
     ],
 )
-def test_a_round_costs_the_bytes_of_what_the_settings_need(overrides, sent):
+def test_a_round_sends_only_what_the_settings_need(overrides, sent):
     """Five sites with two classes each; the prototypes have come with the registration."""
     federation = Federation(*overrides).start()
     row = federation.round(1)
@@ -618,7 +618,7 @@ def test_a_round_costs_the_bytes_of_what_the_settings_need(overrides, sent):
     assert len(federation.strategy.step.bank.counts()) == 10
 
 
-def test_federated_averaging_is_told_one_mean_a_class_once_and_keeps_none():
+def test_federated_averaging_gets_one_mean_per_class_once_and_keeps_none():
     plain, tuned = (Federation(f"finetune.enabled={tuned}").start() for tuned in ("false", "true"))
     for federation, groups in ((plain, 1), (tuned, 3)):
         rows = federation.strategy.step.bank.rows()

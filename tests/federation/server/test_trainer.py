@@ -1,4 +1,4 @@
-"""A run and its folder: what it leaves, and going on after it was stopped."""
+"""A run and its folder: its files, and resuming after a stop."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def validated(finished_run):
     return finished_run(*VALIDATED)
 
 
-# What a run leaves
+# Files of a run
 
 
 def test_the_folder_holds_these_files_and_no_others(validated):
@@ -73,7 +73,7 @@ def test_the_folder_holds_these_files_and_no_others(validated):
     }
 
 
-def test_it_records_who_is_taken_for_whom_and_what_sites_have(validated):
+def test_the_evaluation_file_has_the_confusions_and_the_sites_of_each_class(validated):
     evaluation = json.loads((validated.folder / "evaluation.json").read_text())
     last = validated.rows[-1]
     figures = evaluation["classes"]
@@ -112,7 +112,7 @@ def test_the_partition_names_every_sites_classes_and_clips(validated):
     assert len(clips) == len(set(clips)) == 120
 
 
-def test_the_metrics_have_a_row_a_round_with_the_guides_names_and_what_was_promised(validated):
+def test_the_metrics_have_one_row_per_round_with_the_documented_names(validated):
     assert [row["round"] for row in validated.rows] == [1, 2]
     promised = {
         *("accuracy", "accuracy_before", "accuracy_at_5", "cosine", "loss", "test_clips", "per_class"),
@@ -209,7 +209,7 @@ def test_results_and_log_say_which_clips_the_last_figures_rest_on(unsteady):
     assert any("site-000, site-003" in line for line in warnings)
 
 
-def test_where_no_round_had_all_sites_the_best_is_of_those_with_most_clips_and_that_is_said(
+def test_if_no_round_evaluated_all_sites_the_best_round_has_the_most_clips_and_a_remark(
     unsteady, others_than_the_most_accurate
 ):
     run = unsteady({1: ["site-004"], 2: others_than_the_most_accurate})
@@ -261,11 +261,11 @@ def test_the_log_has_the_guides_lines(validated):
         place = found.end()
 
 
-def test_what_happens_without_augmentation_is_said(finished_run):
+def test_training_without_augmentation_is_logged(finished_run):
     assert "with augmentation=False" in finished_run("generator.augmentation=false", "rounds=1").log
 
 
-def test_the_row_of_metrics_says_what_the_log_says(validated):
+def test_the_row_has_the_figures_of_the_log(validated):
     for row in validated.rows:
         assert f"Average loss: {row['server/generator_loss']:.4f}" in validated.log
         assert f"Average MSE Loss: {row['server/generator_validation_mse']:.6f}" in validated.log
@@ -287,7 +287,7 @@ def test_the_generator_is_saved_every_so_many_rounds_and_after_the_last(run_in):
     assert saved == ["checkpoints/mine_round_2.pt", "checkpoints/mine_round_3.pt"]
 
 
-def test_the_generator_is_not_saved_where_nobody_wants_it(run_in):
+def test_the_generator_is_not_saved_if_the_settings_disable_it(run_in):
     run = run_in("none", "rounds=1", "generator.save_checkpoint=false")
     assert not list(run.folder.rglob("*generator*"))
 
@@ -300,7 +300,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_loaded_generator_goes_on_where_it_was(finished_run, run_in, validated):
+def test_a_loaded_generator_continues_from_its_state(finished_run, run_in, validated):
     path = validated.folder / "checkpoints" / "vae_generator.pt"
     loaded = run_in("loaded", "rounds=1", *loading(path))
     fresh = finished_run("rounds=1")
@@ -410,7 +410,7 @@ def test_a_run_with_two_vaes_trains_both_validates_them_and_saves_each(two_sides
     assert run.adapt(samples).t5.shape == (4, 4, 64)
 
 
-def test_two_loaded_vaes_go_on_where_they_were(finished_run, run_in, two_sides, tmp_path):
+def test_two_loaded_vaes_continue_from_their_states(finished_run, run_in, two_sides, tmp_path):
     path = shutil.copytree(two_sides.folder / "checkpoints", tmp_path / "loaded from") / "vae_t5_generator.pt"
     loaded, fresh = run_in("loaded", *TWO_SIDES, "rounds=1", *loading(path)), finished_run(*TWO_SIDES, "rounds=1")
     for name in ("generator/reconstruction", "generator/t5_reconstruction"):
@@ -422,12 +422,12 @@ def test_two_loaded_vaes_go_on_where_they_were(finished_run, run_in, two_sides, 
         run_in("half", *TWO_SIDES, *loading(path))
 
 
-def test_a_run_with_two_vaes_goes_on_exactly(run_in, two_sides):
+def test_a_resumed_run_with_two_vaes_gives_the_same_bits(run_in, two_sides):
     run_in("parts", *TWO_SIDES, *VALIDATED, "rounds=1")
     assert_same_run(run_in("parts", *TWO_SIDES, *VALIDATED), two_sides)
 
 
-# Going on
+# Resuming
 
 
 @pytest.fixture(scope="session")
@@ -444,13 +444,13 @@ def test_one_round_and_then_two_more_equal_three_at_once(run_in, three_rounds):
 
 
 @pytest.mark.parametrize("override", ["generator=gaussian", "finetune.enabled=false", "aggregation.max_age=1"])
-def test_going_on_is_exact_for_every_kind_of_run(run_in, override):
+def test_every_kind_of_run_gives_the_same_bits_after_a_resume(run_in, override):
     whole = run_in("whole", "rounds=2", override)
     run_in("parts", "rounds=1", override)
     assert_same_run(run_in("parts", "rounds=2", override), whole)
 
 
-def test_a_run_that_samples_sites_goes_on_with_the_sites_of_the_next_round(run_in):
+def test_a_resumed_run_with_sampled_sites_continues_with_those_of_the_next_round(run_in):
     share = "federation.sites_per_round=0.4"
     whole = run_in("whole", "rounds=3", share)
     run_in("parts", "rounds=2", share)
@@ -462,7 +462,9 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("moment", ["server_step_done", "before the state", "after the state"])
-def test_a_run_that_ends_anywhere_in_a_round_goes_on_to_the_same_end(run_in, three_rounds, monkeypatch, moment):
+def test_a_run_that_is_killed_anywhere_in_a_round_ends_with_the_same_results_after_a_resume(
+    run_in, three_rounds, monkeypatch, moment
+):
     with monkeypatch.context() as patch:
         if moment == "server_step_done":
             name, module = "server_step_done", Trainer
@@ -483,7 +485,7 @@ def test_a_run_that_ends_anywhere_in_a_round_goes_on_to_the_same_end(run_in, thr
     assert_same_run(run_in("run", "rounds=3"), three_rounds)
 
 
-def test_a_finished_run_just_gives_its_results_again(run_in, monkeypatch):
+def test_a_finished_run_returns_its_results_without_training(run_in, monkeypatch):
     first = run_in("run", "rounds=1")
     metrics = (first.folder / "metrics.jsonl").read_bytes()
     monkeypatch.setattr("fed_a2v.federation.simulation.Server.fit", None)  # nobody trains
@@ -504,13 +506,13 @@ def test_other_settings_are_refused_and_the_key_is_named_with_both_values(run_in
     assert (before.folder / "results.json").exists()
 
 
-def test_fewer_rounds_than_are_done_are_refused(run_in, three_rounds, tmp_path):
+def test_fewer_rounds_than_are_finished_are_refused(run_in, three_rounds, tmp_path):
     run_in("run", "rounds=2")
     with refused(CheckpointError, "rounds", 2, 1, "resume=never"):
         run_in("run", "rounds=1")
 
 
-def test_a_run_may_go_on_in_another_folder(run_in, three_rounds):
+def test_a_run_may_be_resumed_in_another_folder(run_in, three_rounds):
     first = run_in("first", "rounds=1")
     resumed = run_in("second", "rounds=3", f"resume={first.folder}")
     assert [without_seconds(row) for row in resumed.rows] == [without_seconds(row) for row in three_rounds.rows]
@@ -523,7 +525,7 @@ def test_a_run_to_resume_that_is_not_there_is_refused_by_name(run_in, tmp_path):
         run_in("run", f"resume={tmp_path / 'nothing'}")
 
 
-def test_never_starts_anew_whatever_is_there(run_in, finished_run):
+def test_with_resume_never_a_run_starts_again_in_any_folder(run_in, finished_run):
     run_in("run", "rounds=3", "seed=0", "generator=none")
     anew = run_in("run", "rounds=1", "generator=gaussian", "resume=never")
     assert [row["round"] for row in anew.rows] == [1]
@@ -541,21 +543,21 @@ def test_a_damaged_state_sends_the_run_back_to_the_one_before(run_in, three_roun
     assert_same_run(resumed, three_rounds)
 
 
-def test_a_run_may_go_on_from_any_saved_state(run_in, three_rounds):
+def test_a_run_may_be_resumed_from_any_saved_state(run_in, three_rounds):
     saved = three_rounds.folder / "checkpoints" / "state_round_000002.pt"
     resumed = run_in("second", "rounds=3", f"resume={saved}")
     assert "Resuming after round 2 of 3" in resumed.log
     assert_same_run(resumed, three_rounds)
 
 
-def test_settings_that_a_run_goes_on_without_are_named(run_in):
+def test_harmless_differences_of_settings_are_logged_on_resume(run_in):
     run_in("run", "rounds=1")
     resumed = run_in("run", "rounds=2", "checkpoint.keep=3")
     assert "Resuming with another checkpoint.keep: 2 -> 3" in resumed.log
     assert "Resuming with another rounds: 1 -> 2" in resumed.log
 
 
-def test_states_are_saved_as_often_as_asked_and_the_best_is_kept(run_in, three_rounds):
+def test_states_are_saved_at_the_chosen_frequency_and_the_best_is_kept(run_in, three_rounds):
     run = run_in("run", "rounds=5", "checkpoint.frequency=2", "checkpoint.keep=2")
     names = {path.name for path in (run.folder / "checkpoints").glob("*_round_0*.pt")}
     best = max((row for row in run.rows if row["round"] in (2, 4, 5)), key=lambda row: (row["accuracy"], -row["round"]))
@@ -602,7 +604,7 @@ def test_a_disk_without_room_for_the_states_stops_the_run_before_it_trains(run_i
     assert not read_jsonl(tmp_path / "run" / "metrics.jsonl")
 
 
-def test_the_room_that_a_state_needs_is_reckoned_closely_before_training(run_in, monkeypatch):
+def test_the_size_of_a_state_is_estimated_closely_before_training(run_in, monkeypatch):
     reckoned = []
     monkeypatch.setattr(
         trainer_module, "require_space", lambda folder, needed, what: reckoned.append((what, needed / 4))
@@ -630,7 +632,7 @@ def test_settings_that_no_generator_can_take_fail_before_the_first_round(run_in,
     assert not read_jsonl(tmp_path / "run" / "metrics.jsonl")
 
 
-def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch, tmp_path):
+def test_a_resumed_run_is_one_run_at_wandb(run_in, monkeypatch, tmp_path):
     given = []
 
     class WandbRun:
@@ -664,7 +666,7 @@ def test_the_parts_of_a_run_are_one_run_at_wandb(run_in, monkeypatch, tmp_path):
 # Another process, another accident, other data
 
 
-def test_a_folder_in_which_a_run_is_going_on_is_left_alone(run_in, tmp_path):
+def test_the_folder_of_a_run_in_progress_is_not_touched(run_in, tmp_path):
     run = run_in("run", "rounds=1")
     before = contents(run.folder)
     with hold(run.folder):
@@ -674,7 +676,7 @@ def test_a_folder_in_which_a_run_is_going_on_is_left_alone(run_in, tmp_path):
     assert contents(run.folder) == before
 
 
-def test_a_run_that_fails_lets_its_folder_go(run_in, monkeypatch):
+def test_a_failed_run_releases_the_lock_of_its_folder(run_in, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "round_done", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -699,7 +701,7 @@ def torn(lines):
     [torn, lambda lines: lines.pop(), lambda lines: lines.insert(1, lines[0])],
     ids=["torn", "missing", "twice"],
 )
-def test_a_row_that_is_lost_sends_the_run_back_to_the_state_before_it(run_in, three_rounds, change):
+def test_a_lost_row_makes_the_run_resume_from_the_state_before_it(run_in, three_rounds, change):
     run = run_in("run", "rounds=2")
     rewritten(run.folder, change)
     resumed = run_in("run", "rounds=3")
@@ -709,7 +711,7 @@ def test_a_row_that_is_lost_sends_the_run_back_to_the_state_before_it(run_in, th
 
 
 @pytest.mark.parametrize("source", ["run", "elsewhere", "a state"])
-def test_a_row_that_no_state_brings_back_is_named_and_the_run_refused(run_in, source):
+def test_a_lost_row_without_an_earlier_state_is_an_error(run_in, source):
     run = run_in("run", "rounds=3", "checkpoint.keep=1")
     state = run.folder / "checkpoints" / "state_round_000003.pt"
     more = {"run": [], "elsewhere": [f"resume={run.folder}"], "a state": [f"resume={state}"]}[source]
@@ -720,7 +722,7 @@ def test_a_row_that_no_state_brings_back_is_named_and_the_run_refused(run_in, so
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_rounds_without_a_saved_state_are_done_anew_and_that_is_said(run_in, three_rounds, monkeypatch):
+def test_rounds_without_a_saved_state_are_repeated_with_a_warning(run_in, three_rounds, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_callback, "save_state", lambda *given, **options: None)
         patch.setattr(Trainer, "_finish", lambda run: run._exit.close())
@@ -760,7 +762,7 @@ def some_embeddings(tmp_path_factory):
     return write
 
 
-def test_a_run_goes_on_with_the_same_data_elsewhere_and_refuses_other_data(run_in, some_embeddings, tmp_path):
+def test_a_resumed_run_accepts_the_same_data_elsewhere_and_refuses_other_data(run_in, some_embeddings, tmp_path):
     words = ("dataset=embeddings", "partition.sites=2", "generator=none")
     first, moved = some_embeddings(), shutil.copy(some_embeddings(), tmp_path / "moved.npz")
     whole = run_in("whole", *words, f"dataset.path={first}", "rounds=2")
@@ -779,7 +781,7 @@ def test_a_run_goes_on_with_the_same_data_elsewhere_and_refuses_other_data(run_i
     assert "class 3" in accepted.log
 
 
-def test_a_run_goes_on_with_the_same_prompts_elsewhere_and_refuses_other_prompts(run_in, tmp_path):
+def test_a_resumed_run_accepts_the_same_prompts_elsewhere_and_refuses_other_prompts(run_in, tmp_path):
     random = np.random.default_rng(0)
     for name in ("first.npz", "other.npz"):
         names = ["dog", "rain", "sneezing", "rooster"]
@@ -815,7 +817,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_run_goes_on_to_the_very_end_of_an_uninterrupted_one(tmp_path, finished_run):
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finished_run):
     folder = tmp_path / "killed"
     words = ["train", *FAST, "rounds=3", "wandb.mode=offline", f"hydra.run.dir={folder}"]
     with (tmp_path / "shown").open("w") as shown:

@@ -1,1 +1,1 @@
-"""What a round's row says of the sites' scores: one metric a file, chosen in `conf/metrics/`."""
+"""Metrics of a round, computed from the sites' scores: one metric per file, chosen in `conf/metrics/`."""

@@ -12,7 +12,7 @@ class Accuracy(Metric):
     """Fractions of the test clips, or means over them, after and before the server step."""
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """`per_class` holds None for a class of whose test clips none was scored."""
+        """`per_class` has None for a class without scored test clips."""
         after = evaluation.scores["after"]
         per_class = dict.fromkeys(evaluation.coverage.class_totals) | after.class_accuracy
         values = {

@@ -1,4 +1,4 @@
-"""The interface of a metric, and how the chosen ones are computed; called by the strategy after each evaluation."""
+"""The interface of a metric; the strategy computes the chosen metrics after each evaluation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger("fed_a2v")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the sites have sent about a round.
+    """The results of a round's evaluation.
 
     Attributes:
         scores: the sites' sums by model: "after" and, if scored, "before" the server step, and "validation".
-        coverage: which sites and test clips the scores rest on.
+        coverage: the sites and test clips that the scores come from.
         classes: names of all classes.
         step: the server step; read only.
-        active: names of the sites that take part in the round; None where all do.
+        active: names of the sites that take part in the round; None if all do.
     """
 
     scores: Mapping[str, Scores]
@@ -39,18 +39,18 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """The values by name: numbers, or None where one is not defined; {} where the metric does not apply.
+        """The values by name: numbers, or None for an undefined one; {} if the metric does not apply.
 
-        At least one test clip was scored. A name may hold a slash, e.g. "t5/accuracy".
+        At least one test clip was scored. A name may contain a slash, e.g. "t5/accuracy".
         """
 
 
 def compute_metrics(metrics: Mapping[str, Metric], evaluation: Evaluation) -> dict[str, Any]:
-    """The values of all metrics; an error in one is logged and costs only its values."""
+    """The values of all metrics; if one raises an error, it is logged and only its values are missing."""
     values: dict[str, Any] = {}
     for name, metric in metrics.items():
         try:
             values |= metric.compute(evaluation)
         except Exception as error:  # a user's class may raise anything
-            log.warning("The metric %s failed (%s: %s)", name, type(error).__name__, error)
+            log.warning("The metric metrics.%s failed (%s: %s)", name, type(error).__name__, error)
     return values

@@ -9,10 +9,10 @@ from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class Replay(Metric):
-    """`accuracy_known`, `accuracy_old` and the numbers of these classes; each among the prompts of all classes."""
+    """`accuracy_known`, `accuracy_old` and the numbers of these classes; all class prompts are candidates."""
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """{} where all sites take part in every round; an accuracy is None where no clip is of such classes."""
+        """{} if all sites take part in every round; an accuracy is None if no clip is of such classes."""
         if evaluation.active is None:
             return {}
         known: dict[str, bool] = {}  # whether a site with the class is still active

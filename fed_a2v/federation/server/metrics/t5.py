@@ -9,12 +9,12 @@ from typing import Any
 from fed_a2v.federation.protocol import Scores
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
-# T5 is far behind CLIP if its cosine is less than this share of CLIP's.
+# `t5/far_behind` is true if the cosine of T5 is less than this share of that of CLIP.
 FAR_BEHIND = 0.5
 
 
 class T5(Metric):
-    """`t5/...`, where the adapters have a T5 side."""
+    """`t5/...`, if the adapters have a T5 side."""
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
         """{} without a T5 side."""
@@ -28,11 +28,11 @@ class T5(Metric):
 def t5_is_far_behind(scores: Scores, candidates: int) -> bool:
     """Whether the T5 side has learned far less than the CLIP side.
 
-    It has where CLIP's accuracy exceeds that of chance by two standard errors, and T5's does not, or T5's cosine is
-    less than half of CLIP's.
+    That is so if the accuracy of CLIP exceeds that of chance by two standard errors, and that of T5 does not, or the
+    cosine of T5 is less than half of that of CLIP.
 
     Args:
-        scores: with at least one clip, of a model with a T5 side.
+        scores: scores of at least one clip, by a model with a T5 side.
         candidates: number of class prompts among which the right one is retrieved.
     """
     assert scores.t5 is not None

@@ -10,10 +10,10 @@ from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class Unseen(Metric):
-    """`unseen/...`: plain, and with the calibration that the server step has chosen."""
+    """`unseen/...`: without calibration, and with the calibration that the server step has chosen."""
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """{} where no clip of either kind was scored."""
+        """{} unless clips of both kinds were scored."""
         scores, step = evaluation.scores["after"], evaluation.step
         unseen = step.settings.unseen
         of_unseen, of_seen = scores.of(unseen), scores.of(set(evaluation.classes) - set(unseen))

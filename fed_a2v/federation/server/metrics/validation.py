@@ -1,4 +1,4 @@
-"""Accuracy on the clips for validation (`dataset.validation_folds`), which chooses the best round."""
+"""Accuracy on the validation clips (`dataset.validation_folds`), which chooses the best round."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class Validation(Metric):
-    """`accuracy_validation` and the number of clips behind it."""
+    """`accuracy_validation` and its number of clips."""
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
-        """{} without such clips."""
+        """{} without validation clips."""
         scores = evaluation.scores.get(VALIDATION)
         if scores is None or not scores.clips:
             return {}

@@ -1,4 +1,4 @@
-"""What a generator has measured takes the shapes of a checkpoint, and stays where the generator is."""
+"""Buffers take the shapes of a checkpoint and the device of the generator."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_loaded_buffers_lie_where_the_generator_lies(kind):
     trained.fit(rows, trained.conditions_from(clip, t5), 1, 0.0, random)
     checkpoint = trained.checkpoint()
     other.to("meta")
-    # Here there is no other device with numbers on it, and an optimiser wants some.
+    # Machines without a GPU have no other device with values, which an optimiser needs.
     other.load_training_state = lambda state: None
     other.load_checkpoint(checkpoint)
     found, wanted = other.state_dict(), trained.state_dict()

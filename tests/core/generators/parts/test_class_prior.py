@@ -23,7 +23,7 @@ def fitted(residual=1.0):
 
 
 def keep_latent(latent, labels):
-    """A decoder that shows the latent, so that its draws can be looked at."""
+    """A decoder that returns the latent, so that tests can check its draws."""
     return torch.nn.functional.pad(latent, (0, WIDTH - LATENT))
 
 

@@ -1,4 +1,4 @@
-"""The linear model that a VAE starts from recovers what made the rows."""
+"""The linear model that a VAE starts from recovers the parameters of the rows."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_it_finds_correlation_and_loudness(truth):
     rows, labels, _ = rows_of(truth)
     model = fitted(rows, labels)
     torch.testing.assert_close(correlation(model), correlation(truth), rtol=0, atol=0.1)
-    # The loudness of a row can be told from its 20 columns only so well.
+    # 20 columns determine the loudness of a row only approximately.
     assert model.loudness == pytest.approx(0.3, abs=0.1)
 
 
@@ -69,7 +69,7 @@ def test_what_is_encoded_and_decoded_is_near_the_row(truth):
     rows, labels, _ = rows_of(truth)
     offsets = rows - truth.centre[labels]
     decoded, _ = truth.decode(truth.posterior(offsets, labels)[0])
-    left = (truth.rest * truth.loudness.mul(2).exp()).mean()  # what the factors do not tell
+    left = (truth.rest * truth.loudness.mul(2).exp()).mean()  # variance that the factors do not explain
     assert (decoded - offsets).square().mean() < left < 0.6 * offsets.square().mean()
 
 
@@ -83,7 +83,7 @@ def test_the_variance_of_a_class_with_few_clips_is_nearly_that_of_all():
 
 
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_a_row_or_two_a_class_are_survived(truth, per_class):
+def test_one_or_two_rows_per_class_are_enough(truth, per_class):
     rows, labels, _ = rows_of(truth, per_class)
     model = FactorModel(WIDTH, 8)
     model.measure(truth.centre[:-1], truth.scale[:-1], torch.full((CLASSES,), float(per_class)))

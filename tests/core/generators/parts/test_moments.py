@@ -135,7 +135,7 @@ def test_columns_without_variance_stay_exactly_where_they_are():
     assert (moments.spread_rows(rows)[:, :5] == 7).all()
 
 
-def test_data_without_any_variance_is_survived():
+def test_data_without_any_variance_is_supported():
     rows = World().rows()
     rows.embeddings.fill_(3)
     rows.variances.zero_()

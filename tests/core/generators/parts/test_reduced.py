@@ -40,7 +40,7 @@ def kind(request):
 
 @functools.cache
 def trained(kind):
-    """A generator to be looked at, not to be changed."""
+    """A shared generator that tests must not change."""
     return fitted(kind, World())
 
 
@@ -111,7 +111,7 @@ def test_noise_outside_has_the_classes_own_spread_and_stays_outside():
     assert spread[0] * 0.5 < unknown.var(dim=0).mean() < spread[1] * 2
 
 
-# What holds for every generator that is built on them
+# Properties of all generators that are built on them
 
 
 @pytest.mark.parametrize("shape", [{"width": 48}, {"width": 16, "tokens": 3}], ids=["one token", "three tokens"])
@@ -207,7 +207,7 @@ def test_dead_columns_survive(kind):
     torch.testing.assert_close(samples[..., 5], torch.full_like(samples[..., 5], 3.0), rtol=0, atol=1e-3)
 
 
-def test_data_without_any_variance_is_survived(kind):
+def test_data_without_any_variance_is_supported(kind):
     world = World(classes=2)
     rows = world.rows()
     same = PrototypeBatch(
