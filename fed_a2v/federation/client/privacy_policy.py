@@ -22,6 +22,7 @@ from fed_a2v.config.sections.data import (
     EncoderSettings,
     TargetSettings,
     TextModelSettings,
+    place_key,
     targets_in_file,
 )
 from fed_a2v.config.sections.federation import ShareSettings
@@ -121,7 +122,7 @@ def _large_classes(clips: LabelledClips, min_clips: int) -> LabelledClips:
 def _without_paths(settings: Settings, own: NodeConfig) -> Settings:
     """The settings without the server's paths, which could refer to files of this machine."""
     dataset = settings.dataset
-    if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
+    if own.data_dir is None and any(place_key(part.name) for part in (dataset, *dataset.sets)):
         raise NodeConfigError(
             f"this node's configuration lacks data-dir, the folder of its data for dataset={dataset.name}: a site uses "
             "no folder that the server names"

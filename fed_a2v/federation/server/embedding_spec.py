@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fed_a2v.config.schema import Settings
+from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import known_shape
 from fed_a2v.federation.protocol import TrainReply
@@ -53,7 +54,7 @@ def agreed_spec(replies: Sequence[TrainReply], settings: Settings) -> EmbeddingS
     if not kinds:
         return None
     reported = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
-    has_sounds = any(part.name != "embeddings" for part in parts(settings.dataset))
+    has_sounds = any(data_set(part.name).has_audio for part in parts(settings.dataset))
     shape = known_shape(settings.encoder) if has_sounds else None
     root = {"always": True, "never": False}.get(settings.dataset.square_root)
     votes = Counter(
