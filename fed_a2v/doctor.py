@@ -19,6 +19,7 @@ from typing import Literal
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
 
 Level = Literal["fine", "warning", "error"]
 
@@ -54,8 +55,15 @@ def examine(overrides: Sequence[str]) -> list[Finding]:
     except ConfigError as error:
         return [*findings, Finding("settings", "error", str(error), "correct the key or the value")]
     findings.append(Finding("settings", "fine", f"{settings.dataset.name}, {settings.generator.name}"))
-    checks = (_device, _wandb, _cache, _data, _encoder, _needs)
-    return [*findings, *(finding for check in checks for finding in check(settings))]
+    return [
+        *findings,
+        *_device(settings.device),
+        *_wandb(settings.wandb.mode),
+        *_cache(cache_dir(settings.cache_dir)),
+        *_data(settings),
+        *_encoder(settings.dataset, settings.encoder),
+        *_resources(settings),
+    ]
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -141,26 +149,26 @@ def _listens(port: int) -> bool:
 # The experiment -------------------------------------------------------------------------------------------
 
 
-def _device(settings: Settings) -> Iterator[Finding]:
+def _device(device: str) -> Iterator[Finding]:
     import torch
 
     try:
-        torch.zeros(1, device=settings.device)
+        torch.zeros(1, device=device)
     except Exception as error:  # an unknown name or a missing device; the type depends on the backend
         reason = str(error).splitlines()[0]
-        yield Finding("device", "error", f"device={settings.device} cannot be used: {reason}", "set device=cpu")
+        yield Finding("device", "error", f"device={device} cannot be used: {reason}", "set device=cpu")
         return
-    unused = settings.device == "cpu" and torch.cuda.is_available()
+    unused = device == "cpu" and torch.cuda.is_available()
     yield Finding(
         "device",
         "warning" if unused else "fine",
-        settings.device + (f"; {torch.cuda.get_device_name()} is not used" if unused else ""),
+        device + (f"; {torch.cuda.get_device_name()} is not used" if unused else ""),
         "set device=cuda" if unused else "",
     )
 
 
-def _wandb(settings: Settings) -> Iterator[Finding]:
-    mode = os.environ.get("WANDB_MODE", settings.wandb.mode)
+def _wandb(mode: str) -> Iterator[Finding]:
+    mode = os.environ.get("WANDB_MODE", mode)
     netrc = Path.home() / (".netrc" if os.name != "nt" else "_netrc")
     known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace"))
     if mode == "online" and not known:
@@ -169,8 +177,7 @@ def _wandb(settings: Settings) -> Iterator[Finding]:
         yield Finding("W&B", "fine", mode + (" (wandb sync uploads the runs later)" if mode == "offline" else ""))
 
 
-def _cache(settings: Settings) -> Iterator[Finding]:
-    folder = cache_dir(settings.cache_dir)
+def _cache(folder: Path) -> Iterator[Finding]:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     good = existing.is_dir() and os.access(existing, os.W_OK)
     yield Finding(
@@ -197,7 +204,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
         yield Finding("data", "fine", f"{dataset.name}: {len(index.classes)} classes, {len(index)} clips, {counts}")
         for remark in remarks:
             yield Finding("data", "warning", remark, "correct the data, or continue without the named classes or clips")
-        bad = list(unusable(settings, index, _sample_rate(settings)))
+        bad = list(unusable(dataset, settings.seed, index, _sample_rate(settings.encoder)))
         for reason in bad[:MOST_CLIPS]:
             yield Finding("clips", "warning" if dataset.skip_bad else "error", reason, REMEDY)
         outcome = f"{len(bad)} problems, the first of which are listed" if bad else "no problems"
@@ -205,25 +212,28 @@ def _data(settings: Settings) -> Iterator[Finding]:
     yield from failed
 
 
-def _sample_rate(settings: Settings) -> int:
+def _sample_rate(encoder: EncoderSettings) -> int:
     """The encoder's sample rate, or a default if it cannot be loaded, which is a finding of its own."""
-    from fed_a2v.encoders.audio import LogMelEncoder, load_encoder
+    from fed_a2v.encoders.audio import load_encoder
+    from fed_a2v.encoders.logmel import LogMelEncoder
 
     try:
         with _offline():
-            return load_encoder(settings.encoder).sample_rate
+            return load_encoder(encoder).sample_rate
     except Exception:
         return LogMelEncoder.sample_rate
 
 
-def _encoder(settings: Settings) -> Iterator[Finding]:
+def _encoder(dataset: DatasetSettings, settings: EncoderSettings) -> Iterator[Finding]:
+    from fed_a2v.data.datasets.base import data_set
+    from fed_a2v.data.index import parts
     from fed_a2v.encoders.audio import load_encoder
 
-    if settings.dataset.name == "embeddings":
-        yield Finding("encoder", "fine", "not needed with dataset=embeddings")
+    if not any(data_set(part.name).has_audio for part in parts(dataset)):
+        yield Finding("encoder", "fine", f"not needed with dataset={dataset.name}")
         return
     with _as_error("encoder", "download the model with network access, or set a local folder") as failed, _offline():
-        encoder = load_encoder(settings.encoder)
+        encoder = load_encoder(settings)
         yield Finding(
             "encoder",
             "fine",
@@ -233,18 +243,22 @@ def _encoder(settings: Settings) -> Iterator[Finding]:
     yield from failed
 
 
-def _audio_shape(settings: Settings) -> tuple[int, int]:
+def _audio_shape(dataset: DatasetSettings, settings: EncoderSettings) -> tuple[int, int]:
     """Tokens and width of a clip's embedding, from the encoder or the file of embeddings."""
-    from fed_a2v.data.datasets.embeddings_file import read_shape
+    from fed_a2v.data.datasets.base import data_set
+    from fed_a2v.data.datasets.embeddings import EmbeddingsFile
+    from fed_a2v.data.index import parts
     from fed_a2v.encoders.audio import load_encoder
 
-    if settings.dataset.name == "embeddings":
-        return read_shape(str(settings.dataset.path))
-    encoder = load_encoder(settings.encoder)
+    first = parts(dataset)[0]  # the data sets of a mix have embeddings of one shape
+    kind = data_set(first.name)
+    if issubclass(kind, EmbeddingsFile):
+        return kind.open(first, seed=0).shape()
+    encoder = load_encoder(settings)
     return encoder.tokens, encoder.width
 
 
-def _needs(settings: Settings) -> Iterator[Finding]:
+def _resources(settings: Settings) -> Iterator[Finding]:
     """Estimated cost of a round: network, memory and disk."""
     import psutil
 
@@ -254,7 +268,7 @@ def _needs(settings: Settings) -> Iterator[Finding]:
     from fed_a2v.federation.server.step_factory import make_step
 
     with _as_error("resources", "see the errors above") as failed, _offline():
-        shape = _audio_shape(settings)
+        shape = _audio_shape(settings.dataset, settings.encoder)
         prompts = prompt_set(settings, class_names(settings.dataset))
         step = make_step(settings, prompts, shape)
         estimate = resource_estimate(settings, step, shape)

@@ -33,6 +33,7 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
 from fed_a2v.data.clips import square_roots
+from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
@@ -271,7 +272,7 @@ class LoadedRun:
         Raises:
             RunError: the run was trained on a file of embeddings, whose encoder is unknown.
         """
-        if all(part.name == "embeddings" for part in parts(self.settings.dataset)):
+        if not any(data_set(part.name).has_audio for part in parts(self.settings.dataset)):
             raise RunError(
                 f"{self.folder.path.name} was trained on files of embeddings, whose encoder is unknown: pass "
                 "embeddings of the same kind to `adapt`"

@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from fed_a2v.config.compose import conf_dir
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.sections.training import GeneratorSettings
-from fed_a2v.config.tree import option_values
+from fed_a2v.config.tree import option_summary, option_values
 
 MARKER = "<!-- all settings -->"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
@@ -212,13 +212,8 @@ def section_values(section: str) -> dict[str, Any]:
 
 def option_list(section: str) -> str:
     """The options of a group, each with the comment at the top of its file."""
-    lines = [f"* `{section}={path.stem}`: {_comment(path)}" for path in option_files(section)]
+    lines = [f"* `{section}={path.stem}`: {option_summary(section, path.stem)}" for path in option_files(section)]
     return "\n".join(lines)
-
-
-def _comment(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line[2:] for line in lines if re.match(r"# (?!@)", line)), "")
 
 
 # The generators' own keys

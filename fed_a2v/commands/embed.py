@@ -49,7 +49,15 @@ def run(words: list[str]) -> None:
     console = Console()
     start = time.perf_counter()
     with on_console(console), progress_bar(console) as progress:
-        embedded = embed_dataset(settings, cache_dir(settings.cache_dir), workers, progress)
+        embedded = embed_dataset(
+            settings.dataset,
+            settings.encoder,
+            settings.seed,
+            cache_dir(settings.cache_dir),
+            workers,
+            settings.threads,
+            progress,
+        )
     seconds = time.perf_counter() - start
     speed = f", {embedded.new / seconds:.0f} clips/s with {workers} processes" if embedded.new else ""
     say(

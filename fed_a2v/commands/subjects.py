@@ -11,6 +11,7 @@ from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.names import clean_name
 from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import EmbeddedClips
+from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import open_source, parts
 from fed_a2v.data.site import load_clips
 from fed_a2v.images.gallery import Subject
@@ -67,7 +68,7 @@ def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArra
     settings = run.settings
     place = 0 if clips.sets is None else int(clips.sets[row])
     part = parts(settings.dataset)[place]
-    if part.name == "embeddings":
+    if not data_set(part.name).has_audio:
         return None, 0
     key, rate = clips.keys[row], run.encoder.sample_rate
     if settings.dataset.name == "mixed":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,28 @@ def option_keys(group: str, option: str) -> list[str]:
     return list(dict.fromkeys(dotted_keys(option_values(group, option))))
 
 
+@cache
 def option_values(group: str, option: str) -> dict[str, Any]:
-    """The values of one option, including those of the options that it extends."""
+    """The values of one option, including those of the options that it extends; not to be modified."""
     content = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
     assert isinstance(content, DictConfig)
     bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     values = OmegaConf.to_container(OmegaConf.merge(*(option_values(group, base) for base in bases), content))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+@cache
+def required_keys(group: str, option: str) -> tuple[str, ...]:
+    """The keys that have no default in an option: those with the value `???` in its file."""
+    content = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
+    return tuple(str(key) for key in content if OmegaConf.is_missing(content, key))
+
+
+def option_summary(group: str, option: str) -> str:
+    """The comment at the top of an option's file; "" if there is none."""
+    lines = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in lines if re.match(r"# (?!@)", line)), "")
 
 
 def options_with(key: str) -> list[str]:

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.names import listed
 from fed_a2v.data.cache.embed import waveform_of
-from fed_a2v.data.clips import ClipIndex, EmbeddedClips, IntArray, check_splits, unseen_classes
-from fed_a2v.data.datasets.embeddings_file import read_embeddings
+from fed_a2v.data.clips import ClipIndex, EmbeddedClips, IntArray
+from fed_a2v.data.datasets.base import data_set
+from fed_a2v.data.datasets.embeddings import EmbeddingsFile
 from fed_a2v.data.datasets.sound_files import SoundFiles
 from fed_a2v.data.errors import BadClipError, DataError
-from fed_a2v.data.index import captured_warnings, class_names, index_clips, list_clips, open_source, parts
+from fed_a2v.data.index import captured_warnings, class_names, index_clips, list_clips, parts
 from fed_a2v.data.partition import SiteClips, partition
+from fed_a2v.data.selection import check_splits, unseen_classes
 
 
 def check_data(settings: Settings) -> tuple[ClipIndex, list[str]]:
@@ -75,25 +78,26 @@ def _warn_of_unshared(settings: Settings, index: ClipIndex, sites: list[SiteClip
     return [f"no site has share.min_clips={least} training clips of {len(few)} classes: {listed(few, 10)}"]
 
 
-def unusable(settings: Settings, index: ClipIndex, sample_rate: int, each: int = 3) -> Iterator[str]:
+def unusable(dataset: DatasetSettings, seed: int, index: ClipIndex, sample_rate: int, each: int = 3) -> Iterator[str]:
     """Messages about bad clips: missing or empty files among all clips, and unreadable ones in a sample of each class.
 
     Args:
-        settings: settings of the experiment.
+        dataset: settings of the data set.
+        seed: seed of synthesised clips.
         index: the clips.
         sample_rate: sample rate of the encoder, in Hz.
         each: number of clips to decode of each class of each data set, evenly spaced in its list.
     """
-    for number, part in enumerate(parts(settings.dataset)):
+    for number, part in enumerate(parts(dataset)):
         in_part = index.sets == number
         rows, labels, records = index.rows[in_part], index.labels[in_part], list_clips(part)
-        if part.name == "embeddings":
+        source = data_set(part.name).open(part, seed)
+        if isinstance(source, EmbeddingsFile):
             try:
-                read_embeddings(str(part.path), records, rows, skip_bad=False)
+                source.read(records, rows, skip_bad=False)
             except BadClipError as error:
                 yield str(error)
             continue
-        source = open_source(part, settings.seed)
         if isinstance(source, SoundFiles):
             present = np.array([_has_content(source.path(records[row].key)) for row in rows], dtype=bool)
             if absent := [str(source.path(records[row].key)) for row in rows[~present]]:

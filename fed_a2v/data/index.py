@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from fed_a2v.config.plugins import make_object
-from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.config.sections.data import DatasetSettings, place_key
+from fed_a2v.config.tree import options
 from fed_a2v.core.names import clean_name, composed
 from fed_a2v.data.aliases import ClassNames
-from fed_a2v.data.clips import (
-    ClipIndex,
-    ClipSource,
-    Record,
+from fed_a2v.data.clips import ClipIndex, ClipSource, Record
+from fed_a2v.data.datasets.base import data_set
+from fed_a2v.data.datasets.embeddings import EmbeddingsFile
+from fed_a2v.data.errors import DataError
+from fed_a2v.data.selection import (
     build_index,
     check_classes,
     check_complete,
@@ -31,17 +32,8 @@ from fed_a2v.data.clips import (
     warn_of_missing_classes,
     without_leaks,
 )
-from fed_a2v.data.datasets.class_folders import ClassFolders
-from fed_a2v.data.datasets.embeddings_file import read_records
-from fed_a2v.data.datasets.esc50 import Esc50Folder
-from fed_a2v.data.datasets.vegas import VegasFolder
-from fed_a2v.data.datasets.vggsound import VggSoundFolder
-from fed_a2v.data.errors import DataError
 
 logger = logging.getLogger("fed_a2v")
-
-# The methods of `ClipSource` that a custom class must have.
-SOURCE_METHODS = ("watched", "records", "mtime_key", "content", "waveform")
 
 
 def parts(dataset: DatasetSettings) -> tuple[DatasetSettings, ...]:
@@ -56,32 +48,13 @@ def open_source(dataset: DatasetSettings, seed: int) -> ClipSource:
     """Open one data set of audio clips; `seed` is the seed of synthesised clips.
 
     Raises:
-        ValueError: it is a mix, or a file of embeddings, which has no audio.
+        ValueError: it is a file of embeddings, which has no audio.
         ConfigError: a custom class cannot be used.
     """
-    root, split_seed = str(dataset.root), dataset.split_seed
-    match dataset.name:
-        case "synth":
-            # Imported here, so that clients with other data sets do not import scipy for each message.
-            from fed_a2v.data.datasets.synth import SynthClips
-
-            return SynthClips(seed, dataset.clips_per_class)
-        case "esc50":
-            return Esc50Folder(root)
-        case "vegas":
-            return VegasFolder(root, split_seed)
-        case "vggsound":
-            return VggSoundFolder(root, split_seed)
-        case "folder":
-            return ClassFolders(root, split_seed)
-        case "custom":
-            default = {} if dataset.root is None else {"root": root}
-            source: ClipSource = make_object(
-                "dataset", str(dataset.target), {**default, **dataset.arguments}, SOURCE_METHODS
-            )
-            return source
-        case other:
-            raise ValueError(f"dataset={other} has no audio clips")
+    source = data_set(dataset.name).open(dataset, seed)
+    if isinstance(source, EmbeddingsFile):
+        raise ValueError(f"dataset={dataset.name} has no audio clips")
+    return source
 
 
 def list_clips(dataset: DatasetSettings) -> tuple[Record, ...]:
@@ -171,7 +144,7 @@ def index_clips(dataset: DatasetSettings, classes: Sequence[str] | None = None) 
 
 def mtime_key(dataset: DatasetSettings) -> tuple[int, ...]:
     """Sizes and modification times of the data set's tables, embeddings files and folders; empty if there are none."""
-    paths = [path for part in parts(dataset) for path in _watched(part)]
+    paths = [path for part in parts(dataset) for path in data_set(part.name).open(part, seed=0).watched()]
     stats = [path.stat() for path in paths if path.exists()]
     return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
@@ -198,23 +171,14 @@ def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
                 f"{', '.join(part.name for part in dataset.sets)}"
             )
         return located(own, data_dir)
-    if dataset.name == "embeddings":
-        file = place / Path(str(dataset.path)).name if place.is_dir() else place
-        return dataset.model_copy(update={"path": str(file)})
-    if dataset.name == "synth":
-        raise DataError(f"dataset=synth reads no files, but data-dir is {data_dir}; choose dataset=esc50 for a folder")
-    return dataset.model_copy(update={"root": str(place)})
+    return data_set(dataset.name).located(dataset, place)
 
 
 def layout(place: Path) -> str:
     """The name of the data set whose layout a folder or file has."""
-    if place.is_file():
-        return "embeddings"
-    if (place / "meta" / "esc50.csv").is_file():
-        return "esc50"
-    if (place / "vggsound.csv").is_file():
-        return "vggsound"
-    return "vegas" if any(place.glob("*/audios")) else "folder"
+    names = [name for name in options("dataset") if place_key(name)]
+    names.sort(key=lambda name: data_set(name).layout.count("*"))
+    return next((name for name in names if data_set(name).fits(place)), names[-1])
 
 
 @lru_cache(maxsize=8)
@@ -223,10 +187,7 @@ def _listed(dataset_json: str, mtime_key: tuple[int, ...]) -> tuple[tuple[Record
     dataset = DatasetSettings.model_validate_json(dataset_json)
     # The warnings are returned, because a later call gets the cached list, and should log them again.
     with captured_warnings() as warnings:
-        if dataset.name == "embeddings":
-            records = read_records(str(dataset.path))
-        else:
-            records = open_source(dataset, seed=0).records()  # the list does not depend on the seed
+        records = data_set(dataset.name).open(dataset, seed=0).records()  # the list does not depend on the seed
     names: dict[str, str] = {}
     return tuple(_as_record(record, dataset, names) for record in records), tuple(warnings)
 
@@ -261,9 +222,3 @@ def _part_index(part: DatasetSettings, names: Sequence[str]) -> ClipIndex:
 def _own_categories(part: DatasetSettings) -> set[str]:
     categories = {record.category for record in list_clips(part)}
     return categories if part.classes is None else set(ClassNames(part.aliases).labels(categories, part.classes))
-
-
-def _watched(part: DatasetSettings) -> list[Path]:
-    if part.name == "embeddings":
-        return [Path(str(part.path)).expanduser()]
-    return open_source(part, seed=0).watched()

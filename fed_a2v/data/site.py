@@ -22,21 +22,13 @@ from fed_a2v.core.names import listed
 from fed_a2v.data.aliases import ClassNames
 from fed_a2v.data.cache.embed import embed_contents
 from fed_a2v.data.cache.workers import make_embedder
-from fed_a2v.data.clips import (
-    SPLITS,
-    ClipIndex,
-    EmbeddedClips,
-    FloatArray,
-    IntArray,
-    Split,
-    leaking,
-    square_roots,
-    unseen_classes,
-)
-from fed_a2v.data.datasets.embeddings_file import read_embeddings
+from fed_a2v.data.clips import SPLITS, ClipIndex, EmbeddedClips, FloatArray, IntArray, Split, square_roots
+from fed_a2v.data.datasets.base import data_set
+from fed_a2v.data.datasets.embeddings import EmbeddingsFile
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.index import class_names, index_clips, list_clips, located, mtime_key, parts
 from fed_a2v.data.partition import SiteClips, partition, site_name
+from fed_a2v.data.selection import leaking, unseen_classes
 
 __all__ = ["LabelledClips", "SiteData", "class_names", "labelled_rows", "load_clips", "site_clips"]
 
@@ -237,8 +229,9 @@ def _embed(
         an embeddings file are unknown, "".
     """
     records = list_clips(part)
-    if part.name == "embeddings":
-        embeddings, good = read_embeddings(str(part.path), records, rows, part.skip_bad)
+    kind = data_set(part.name)
+    if issubclass(kind, EmbeddingsFile):
+        embeddings, good = kind.open(part, seed).read(records, rows, part.skip_bad)
         return embeddings, good, [""] * len(good)
     return embed_contents(make_embedder(part, encoder, seed, cache), [records[row].key for row in rows])
 

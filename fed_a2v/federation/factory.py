@@ -19,7 +19,7 @@ from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.training import AdamWSettings, epoch_steps
-from fed_a2v.data.clips import unseen_classes
+from fed_a2v.data.selection import unseen_classes
 from fed_a2v.encoders.text import load_targets
 from fed_a2v.errors import ConfigError
 

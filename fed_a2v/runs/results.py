@@ -7,7 +7,7 @@ from typing import Any
 
 from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.adapters import ClassPrompts
-from fed_a2v.data.clips import unseen_classes
+from fed_a2v.data.selection import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gains
 

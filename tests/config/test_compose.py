@@ -20,17 +20,16 @@ from pydantic import ValidationError
 from fed_a2v.cli import main
 from fed_a2v.config.compose import ConfigError, as_overrides, compose_settings, conf_dir, sources, to_yaml
 from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.config.tree import options
+from fed_a2v.config.tree import options, required_keys
 from fed_a2v.data.aliases import ClassNames
 from tests.refusals import refused
 
 # Overrides that an option needs in addition to its name.
 NEEDS = {
-    "dataset=esc50": ["dataset.root=/data/ESC-50"],
-    "dataset=embeddings": ["dataset.path=/data/embeddings.npz"],
-    "dataset=vegas": ["dataset.root=/data/VEGAS"],
-    "dataset=vggsound": ["dataset.root=/data/VGGSound"],
-    "dataset=folder": ["dataset.root=/data/recordings"],
+    **{
+        f"dataset={name}": [f"dataset.{key}=/data" for key in required_keys("dataset", name)]
+        for name in options("dataset")
+    },
     "dataset=mixed": ["dataset.sets=[{name: synth}]"],
     "targets=file": ["targets.path=/data/targets.npz"],
     "dataset=custom": ["dataset._target_=my.DataSet"],

@@ -40,7 +40,7 @@ def test_good_data_gives_its_clips_and_no_remark(settings):
     assert index.classes == CLASSES
     assert (index.splits.count("train"), index.splits.count("test")) == (24, 6)
     assert remarks == []
-    assert list(unusable(settings(), index, 16_000)) == []
+    assert list(unusable(settings().dataset, 0, index, 16_000)) == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_missing_empty_and_broken_files_are_found(make_settings, esc50_folder):
     (root / "audio" / "dog4.wav").write_bytes(b"")
     (root / "audio" / "rain0.wav").write_bytes(b"no sound")
     soundfile.write(root / "audio" / "rain9.wav", np.full(1_600, 1e20), 16_000, subtype="FLOAT")
-    missing, *bad = unusable(given, index, 16_000)
+    missing, *bad = unusable(given.dataset, 0, index, 16_000)
     assert missing.startswith("2 of 20")
     assert [str(root / "audio" / name) in missing for name in ("dog3.wav", "dog4.wav")] == [True, True]
     assert len(bad) == 2
@@ -126,7 +126,7 @@ def test_embeddings_that_are_no_numbers_are_found(make_settings, tmp_path):
     np.savez(tmp_path / "x.npz", embeddings=values, category=np.array(["a", "b"] * 10), fold=np.arange(20) % 5 + 1)
     given = make_settings("dataset=embeddings", f"dataset.path={tmp_path / 'x.npz'}", "partition.sites=2")
     index, _ = check_data(given)
-    (reason,) = unusable(given, index, 16_000)
+    (reason,) = unusable(given.dataset, 0, index, 16_000)
     assert "row-00013" in reason
 
 
@@ -137,7 +137,7 @@ def test_every_class_of_every_data_set_of_a_mix_is_listened_to(make_settings, re
     index, _ = check_data(given)
     for path in (*recordings.glob("*/*.wav"), *root.glob("audio/*.wav")):
         path.write_bytes(b"no sound")
-    reasons = list(unusable(given, index, 16_000, each=1))
+    reasons = list(unusable(given.dataset, 0, index, 16_000, each=1))
     assert len(reasons) == 5
     assert {reason.split(" is ")[0].rpartition("/")[0] for reason in reasons} == {
         *(str(recordings / name) for name in CLASSES),

@@ -8,7 +8,7 @@ from fed_a2v.config.schema import cache_dir
 from fed_a2v.data.datasets.synth import TARGETS
 from fed_a2v.data.errors import DataError, PartitionError
 from fed_a2v.data.site import _load, class_names, load_clips, site_clips
-from fed_a2v.encoders.audio import LogMelEncoder
+from fed_a2v.encoders.logmel import LogMelEncoder
 from tests.refusals import refused
 
 ROWS = [

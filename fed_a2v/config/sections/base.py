@@ -7,13 +7,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from fed_a2v.core.names import composed
+from fed_a2v.config.tree import options
+from fed_a2v.core.names import composed, nearest
 
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", name):
         raise ValueError("choose cpu, cuda, cuda:NUMBER, mps or xpu")
     return name
+
+
+def option_of(group: str) -> AfterValidator:
+    """A check that a name is an option of a group, i.e. that it has a file in `conf/`."""
+
+    def check(name: str) -> str:
+        if name not in (known := options(group)):
+            near = nearest(name, known)
+            raise ValueError(f"choose {', '.join(known)}" + (f"; did you mean {near}?" if near else ""))
+        return name
+
+    return AfterValidator(check)
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

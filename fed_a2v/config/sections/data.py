@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fed_a2v.config.sections.base import NO_RESULT, ClassName, Count, Place, Positive, Precision, Section
+from fed_a2v.config.sections.base import NO_RESULT, ClassName, Count, Place, Positive, Precision, Section, option_of
+from fed_a2v.config.tree import option_summary, option_values, required_keys
 
 
 class DatasetSettings(Section):
@@ -14,18 +15,15 @@ class DatasetSettings(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    name: Literal["synth", "esc50", "vegas", "vggsound", "folder", "embeddings", "mixed", "custom"] = Field(
-        description="name of the data set"
-    )
+    # A data set is an option in `conf/dataset/` and a file in `data/datasets/`.
+    name: Annotated[str, option_of("dataset")] = Field(description="name of the data set")
     sets: list[DatasetSettings] = Field(
         description="data sets of a mix, each with a name, a root or path, and values that differ from its defaults"
     )
     aliases: dict[ClassName, ClassName] | None = Field(
         description="further names of classes, {name in a data set: common name}, or a YAML file with them"
     )
-    root: Place | None = Field(
-        json_schema_extra=NO_RESULT, description="folder of the data set (esc50, vegas, vggsound, folder, custom)"
-    )
+    root: Place | None = Field(json_schema_extra=NO_RESULT, description="folder of the data set")
     path: Place | None = Field(json_schema_extra=NO_RESULT, description="file of precomputed embeddings (embeddings)")
     classes: list[ClassName] | None = Field(description="classes to keep; null: all")
     unseen: Annotated[int, Field(ge=0)] | list[ClassName] = Field(
@@ -75,7 +73,8 @@ class DatasetSettings(Section):
     @property
     def place(self) -> str | None:
         """Root or path of the data; None where the data set needs none or none is set."""
-        return {"synth": None, "mixed": None, "embeddings": self.path}.get(self.name, self.root)
+        key = place_key(self.name)
+        return None if key is None else getattr(self, key)
 
     @model_validator(mode="after")
     def _check(self) -> DatasetSettings:
@@ -130,13 +129,16 @@ class DatasetSettings(Section):
         """
         for position, part in enumerate(self.sets if self.name == "mixed" else ()):
             part.check_place(f"dataset.sets.{position}")
-        missing = self.place is None and self.name not in ("synth", "mixed", "custom")
-        if missing and self.name == "embeddings":
-            raise ValueError(f"{key}=embeddings needs {key}.path=FILE.npz")
-        if missing:
-            content = {"esc50": "audio/ and meta/", "vegas": "dog/, drum/, ...", "vggsound": "vggsound.csv"}
-            expected = content.get(self.name, "a subfolder for each class")
-            raise ValueError(f"{key}={self.name} needs {key}.root=FOLDER, the folder with {expected}")
+        for name in required_keys("dataset", self.name):
+            if getattr(self, name) is None:
+                value = {"root": "FOLDER", "path": "FILE.npz"}[name]
+                about = option_summary("dataset", self.name).rstrip(".")
+                raise ValueError(f"{key}={self.name} needs {key}.{name}={value} ({about})")
+
+
+def place_key(name: str) -> str | None:
+    """The key of the location of a data set, `root` or `path`; None if the data set reads no files."""
+    return "root" if name == "custom" else next(iter(required_keys("dataset", name)), None)
 
 
 class PartitionSettings(Section):
@@ -166,8 +168,9 @@ class EncoderSettings(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    name: Literal["logmel", "ast", "clap", "custom"] = Field(description="name of the encoder")
-    model: str | None = Field(description="repository of the Hugging Face hub, or a local folder (ast, clap)")
+    # An encoder is an option in `conf/encoder/` and a file in `encoders/`.
+    name: Annotated[str, option_of("encoder")] = Field(description="name of the encoder")
+    model: str | None = Field(description="pretrained model: repository of the Hugging Face hub, or a local folder")
     revision: str | None = Field(description="commit, tag or branch of the repository; null: its main branch")
     tokens: Literal["cls", "mean", "full"] | Count | None = Field(
         description="tokens of a clip; cls: the [CLS] token; mean or a number: averages over time; full: all tokens"
@@ -180,13 +183,12 @@ class EncoderSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EncoderSettings:
-        required = {"logmel": (), "custom": ("target",)}.get(
-            self.name, ("model", "tokens", "batch_size", "device", "precision")
-        )
+        # A key must be set if the option sets it.
+        defaults = option_values("encoder", self.name)
         if self.name == "custom" and self.target is None:
             raise ValueError("encoder=custom needs encoder._target_=MODULE.CLASS, the import path of its class")
         for key, value in self.model_dump(exclude={"name", "revision", "arguments"}, by_alias=True).items():
-            if (value is not None) != (key.strip("_") in required):
+            if (value is not None) != (defaults[key] is not None or (self.name, key) == ("custom", "_target_")):
                 raise ValueError(f"encoder={self.name}: encoder.{key}={value} must be {'null' if value else 'set'}")
         return self
 

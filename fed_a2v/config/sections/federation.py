@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section
-from fed_a2v.config.tree import options
-from fed_a2v.core.names import nearest
+from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, option_of
 
 
 class ShareSettings(Section):
@@ -26,23 +24,13 @@ class ShareSettings(Section):
     dtype: Literal["float16", "float32"] = Field(description="type of the arrays in a message")
 
 
-def _aggregation_mode(name: str) -> str:
-    if name not in options("aggregation"):
-        near = nearest(name, options("aggregation"))
-        raise ValueError(f"choose {', '.join(options('aggregation'))}" + (f"; did you mean {near}?" if near else ""))
-    return name
-
-
-# A rule is an option in `conf/aggregation/` and a file in `federation/server/aggregation/`.
-AggregationMode = Annotated[str, AfterValidator(_aggregation_mode)]
-
-
 class AggregationSettings(Section):
     """Aggregation of the sites' adapters."""
 
     model_config = ConfigDict(populate_by_name=True)
 
-    mode: AggregationMode = Field(
+    # A rule is an option in `conf/aggregation/` and a file in `federation/server/aggregation/`.
+    mode: Annotated[str, option_of("aggregation")] = Field(
         description="rule; avg: mean; weighted: mean by clips, limited by `max_site_share`; median; trimmed: trimmed "
         "mean; krum: Multi-Krum; kd: distillation; none: no averaging; custom: your own rule"
     )

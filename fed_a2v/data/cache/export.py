@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
 from fed_a2v.data.cache.embed import Progress, embed_clips
 from fed_a2v.data.cache.workers import WorkerPool, make_embedder
 from fed_a2v.data.clips import FloatArray, Record
+from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import index_clips, list_clips, parts
 from fed_a2v.storage.files import replacing
@@ -36,29 +37,38 @@ class EmbeddedDataset:
         return sum(len(records) for records in self.records)
 
 
-def embed_dataset(settings: Settings, cache: Path, workers: int, progress: Progress | None = None) -> EmbeddedDataset:
+def embed_dataset(
+    dataset: DatasetSettings,
+    encoder: EncoderSettings,
+    seed: int,
+    cache: Path,
+    workers: int,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> EmbeddedDataset:
     """Embed the clips that the settings select, with several processes.
 
     Args:
-        settings: settings of an experiment; the partition has no effect.
+        dataset: settings of the data set.
+        encoder: settings of the frozen encoder.
+        seed: seed of synthesised clips.
         cache: folder of the cache.
         workers: number of processes; 1: embed in this process.
+        threads: number of torch threads in each of several processes.
         progress: called with the number of finished clips and the total, for each data set of a mix.
 
     Raises:
         DataError: the data set cannot be used, or has no audio.
     """
-    dataset = settings.dataset
-    if any(part.name == "embeddings" for part in parts(dataset)):
-        raise DataError("dataset=embeddings has embeddings already; choose a data set of audio clips")
+    for part in parts(dataset):
+        if not data_set(part.name).has_audio:
+            raise DataError(f"dataset={part.name} has embeddings already; choose a data set of audio clips")
     index = index_clips(dataset)
     embedded = EmbeddedDataset((), (), 0, 0)
     for number, part in enumerate(parts(dataset)):
         records = [list_clips(part)[row] for row in index.rows[index.sets == number]]
-        embedder = make_embedder(part, settings.encoder, settings.seed, cache)
-        pool = None
-        if workers > 1:
-            pool = WorkerPool(workers, part, settings.encoder, settings.seed, cache, settings.threads)
+        embedder = make_embedder(part, encoder, seed, cache)
+        pool = WorkerPool(workers, part, encoder, seed, cache, threads) if workers > 1 else None
         before = len(embedder.store.known())
         embeddings, good = embed_clips(embedder, [record.key for record in records], pool, progress)
         embedded = replace(

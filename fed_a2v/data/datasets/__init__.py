@@ -1,1 +1,1 @@
-"""Data sets, one per file: each lists its clips and reads their audio (`fed_a2v.data.clips.ClipSource`)."""
+"""Data sets, one per file with the name of its option: each lists its clips and reads their audio or embeddings."""

@@ -23,6 +23,8 @@ COLUMNS = ("filename", "fold", "category")
 class Esc50Folder(SoundFiles):
     """The clips in a folder with ESC-50's layout. A clip's key is its file name."""
 
+    layout = "meta/esc50.csv"
+
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
         self.table = self.root / "meta" / "esc50.csv"
@@ -70,3 +72,6 @@ class Esc50Folder(SoundFiles):
             raise DataError(f"{where}: category {category!r} contains no word")
         source = (row.get("src_file") or "").strip()
         return Record(filename, category, int(fold), f"freesound:{source}" if source else "")
+
+
+Source = Esc50Folder

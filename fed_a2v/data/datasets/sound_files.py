@@ -8,13 +8,16 @@ import hashlib
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import ClassVar, Self, TextIO
 
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.names import composed
 from fed_a2v.data.audio import OTHER_SUFFIXES, SUFFIXES, read_clip
 from fed_a2v.data.clips import FloatArray, Record
+from fed_a2v.data.datasets.base import DataSet
 from fed_a2v.data.datasets.folds import FOLDS, assign_folds
 from fed_a2v.data.errors import BadClipError, DataError
 
@@ -28,7 +31,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 
 
-class SoundFiles:
+class SoundFiles(DataSet, ABC):
     """Base of the data sets of sound files. A clip's key is its path relative to the root, with forward slashes.
 
     Args:
@@ -37,6 +40,20 @@ class SoundFiles:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
+
+    @classmethod
+    def open(cls, settings: DatasetSettings, seed: int) -> Self:
+        """See `DataSet`."""
+        del seed
+        return cls(str(settings.root))
+
+    @abstractmethod
+    def watched(self) -> list[Path]:
+        """See `ClipSource`."""
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """See `ClipSource`."""
 
     def path(self, key: str) -> Path:
         """The clip's file."""
@@ -77,9 +94,17 @@ class FoldedFiles(SoundFiles):
         split_seed: seed of the assignment of clips to folds.
     """
 
+    folds: ClassVar = tuple(range(1, FOLDS + 1))
+
     def __init__(self, root: str | Path, split_seed: int = 0) -> None:
         super().__init__(root)
         self.split_seed = split_seed
+
+    @classmethod
+    def open(cls, settings: DatasetSettings, seed: int) -> Self:
+        """See `DataSet`."""
+        del seed
+        return cls(str(settings.root), split_seed=settings.split_seed)
 
     def assign_folds(
         self, clips: Iterable[tuple[str, str, str]], official: Sequence[int] | None = None, folds: int = FOLDS

@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import scipy
@@ -18,9 +19,11 @@ import soundfile
 from numpy.typing import NDArray
 from scipy import fft
 
+from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.seeding import numpy_generator
 from fed_a2v.data.audio import fit_clip
 from fed_a2v.data.clips import FloatArray, Record
+from fed_a2v.data.datasets.base import DataSet
 from fed_a2v.data.errors import DataError
 from fed_a2v.storage.files import write_text
 
@@ -50,7 +53,7 @@ TARGETS = {
 }
 
 
-class SynthClips:
+class SynthClips(DataSet):
     """The built-in data set: `clips_per_class` clips of each class, assigned evenly to the folds 1 to 4.
 
     A clip's key is the name of the file to which `write_wavs` writes it.
@@ -59,6 +62,17 @@ class SynthClips:
     def __init__(self, seed: int, clips_per_class: int) -> None:
         self.seed = seed
         self.clips = {file_name(name, number): (name, number) for name in TARGETS for number in range(clips_per_class)}
+
+    @classmethod
+    def open(cls, settings: DatasetSettings, seed: int) -> Self:
+        """See `DataSet`."""
+        return cls(seed, settings.clips_per_class)
+
+    @classmethod
+    def located(cls, settings: DatasetSettings, place: Path) -> DatasetSettings:
+        """See `DataSet`."""
+        del settings
+        raise DataError(f"dataset=synth reads no files, but data-dir is {place}; choose dataset=esc50 for a folder")
 
     def records(self) -> list[Record]:
         """All clips, class by class."""
@@ -82,6 +96,9 @@ class SynthClips:
         """The clip, resampled, and cropped or padded."""
         name, number = self.clips[key]
         return fit_clip(synthesise(name, number, self.seed), RATE, sample_rate, seconds)
+
+
+Source = SynthClips
 
 
 def fold_of(number: int) -> int:

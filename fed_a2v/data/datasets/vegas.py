@@ -37,6 +37,8 @@ class VegasFolder(FoldedFiles):
         split_seed: seed of the folds.
     """
 
+    layout = "*/audios"
+
     def watched(self) -> list[Path]:
         """The files and folders whose times change when the list of clips does."""
         return [self.root, *(part for folder in subfolders(self.root) for part in (folder / "audios", _table(folder)))]
@@ -90,6 +92,9 @@ class VegasFolder(FoldedFiles):
                 ", ".join(sorted(without_row)),
             )
         return self.assign_folds(clips)
+
+
+Source = VegasFolder
 
 
 def _table(folder: Path) -> Path:

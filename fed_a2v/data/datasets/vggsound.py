@@ -45,6 +45,8 @@ class VggSoundFolder(FoldedFiles):
         split_seed: seed of the assignment of training clips to the folds 1 to 4.
     """
 
+    layout = "vggsound.csv"
+
     def __init__(self, root: str | Path, split_seed: int = 0) -> None:
         super().__init__(root, split_seed)
         self.table = self.root / "vggsound.csv"
@@ -110,3 +112,6 @@ class VggSoundFolder(FoldedFiles):
 
     def _error(self, line: int, reason: str) -> DataError:
         return DataError(f"{self.table}, line {line}: {reason}")
+
+
+Source = VggSoundFolder

@@ -23,6 +23,7 @@ from fed_a2v.config.sections.data import (
     EncoderSettings,
     TargetSettings,
     TextModelSettings,
+    place_key,
     targets_in_file,
 )
 from fed_a2v.config.sections.federation import ShareSettings
@@ -74,7 +75,7 @@ def settings_here(requested: Settings, own: NodeConfig, deployed: bool) -> Setti
         return here
     # From here on: no path of the server, because it could refer to a file of this machine.
     dataset = here.dataset
-    if own.data_dir is None and any(part.name != "synth" for part in dataset.sets or [dataset]):
+    if own.data_dir is None and any(place_key(part.name) for part in (dataset, *dataset.sets)):
         raise NodeConfigError(
             f"this node's configuration lacks data-dir, the folder of its data for dataset={dataset.name}: a site uses "
             "no folder that the server names"

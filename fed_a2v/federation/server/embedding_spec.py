@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
+from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import known_shape
 from fed_a2v.federation.protocol import TrainReply
@@ -56,7 +57,7 @@ def agreed_spec(
     if not kinds:
         return None
     reported = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
-    has_sounds = any(part.name != "embeddings" for part in parts(dataset))
+    has_sounds = any(data_set(part.name).has_audio for part in parts(dataset))
     shape = known_shape(encoder) if has_sounds else None
     root = {"always": True, "never": False}.get(dataset.square_root)
     votes = Counter(

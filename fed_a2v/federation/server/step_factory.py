@@ -24,7 +24,7 @@ from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.check import check_data
-from fed_a2v.data.clips import unseen_classes
+from fed_a2v.data.selection import unseen_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import adapter_loss, new_adapters, seeded_adapters, torch_device, unseen_mask

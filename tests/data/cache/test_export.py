@@ -14,7 +14,7 @@ from fed_a2v.data.cache.export import embed_dataset, write_embeddings
 from fed_a2v.data.cache.known_encoder import known_encoder
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import load_clips
-from fed_a2v.encoders.audio import LogMelEncoder
+from fed_a2v.encoders.logmel import LogMelEncoder
 from fed_a2v.encoders.pretrained import ModelError
 from tests.flower import wait_until
 from tests.refusals import refused
@@ -31,13 +31,17 @@ def load(settings):
     return load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
 
 
+def embed(settings, cache, workers):
+    return embed_dataset(settings.dataset, settings.encoder, settings.seed, cache, workers)
+
+
 def segments(cache):
     return sorted(cache.rglob("*.clips.npy"))
 
 
 def test_several_processes_give_the_bits_of_one(settings, tmp_path):
-    one = embed_dataset(settings, tmp_path / "one", workers=1)
-    two = embed_dataset(settings, tmp_path / "two", workers=2)
+    one = embed(settings, tmp_path / "one", workers=1)
+    two = embed(settings, tmp_path / "two", workers=2)
     assert (one.new, two.new) == (80, 80)
     assert one.records == two.records
     assert np.array_equal(one.embeddings[0], two.embeddings[0])
@@ -47,7 +51,7 @@ def test_several_processes_give_the_bits_of_one(settings, tmp_path):
 
 
 def test_training_takes_what_was_embedded_and_needs_no_encoder(settings, monkeypatch):
-    embedded = embed_dataset(settings, cache_dir(settings.cache_dir), workers=1)
+    embedded = embed(settings, cache_dir(settings.cache_dir), workers=1)
 
     def gone(settings):
         raise ModelError("some/model")
@@ -55,13 +59,13 @@ def test_training_takes_what_was_embedded_and_needs_no_encoder(settings, monkeyp
     monkeypatch.setattr("fed_a2v.data.cache.known_encoder.load_encoder", gone)
     clips = load(settings)
     assert torch.equal(clips.embeddings, torch.from_numpy(np.array(embedded.embeddings[0])))
-    assert embed_dataset(settings, cache_dir(settings.cache_dir), workers=2).new == 0
+    assert embed(settings, cache_dir(settings.cache_dir), workers=2).new == 0
 
 
 def test_an_encoder_that_is_gone_is_an_error_for_new_clips_and_for_a_new_cache(
     settings, make_settings, tmp_path, monkeypatch
 ):
-    embed_dataset(settings, cache_dir(settings.cache_dir), workers=1)
+    embed(settings, cache_dir(settings.cache_dir), workers=1)
 
     def gone(settings):
         raise ModelError("some/model")
@@ -84,7 +88,7 @@ def test_what_the_cache_knows_of_an_encoder_follows_it(settings, tmp_path, monke
 
 
 def test_a_file_of_the_embeddings_trains_like_the_sounds(settings, make_settings, tmp_path):
-    write_embeddings(embed_dataset(settings, cache_dir(settings.cache_dir), workers=1), tmp_path / "out" / "synth.npz")
+    write_embeddings(embed(settings, cache_dir(settings.cache_dir), workers=1), tmp_path / "out" / "synth.npz")
     sounds = load(settings)
     file = load(
         make_settings(
@@ -99,7 +103,7 @@ def test_a_file_of_the_embeddings_trains_like_the_sounds(settings, make_settings
 
 def test_what_is_embedded_already_cannot_be_embedded(make_settings, tmp_path):
     with refused(DataError, "dataset=embeddings"):
-        embed_dataset(make_settings("dataset=embeddings", "dataset.path=/x.npz"), tmp_path, workers=1)
+        embed(make_settings("dataset=embeddings", "dataset.path=/x.npz"), tmp_path, workers=1)
 
 
 def test_the_command_says_what_it_did_and_a_second_call_does_nothing(tmp_path, capsys):
@@ -132,7 +136,7 @@ def test_wrong_words_end_in_one_line(words, capsys):
 STUCK_ENCODER = """
 import time
 from pathlib import Path
-from fed_a2v.encoders.audio import LogMelEncoder
+from fed_a2v.encoders.logmel import LogMelEncoder
 
 class StuckEncoder(LogMelEncoder):
     done = 0

@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 from fed_a2v.data.datasets.esc50 import Esc50Folder
 from fed_a2v.data.datasets.synth import SOUNDS, TARGETS, SynthClips, fold_of, synthesise, write_wavs
 from fed_a2v.data.errors import DataError
-from fed_a2v.encoders.audio import LogMelEncoder
+from fed_a2v.encoders.logmel import LogMelEncoder
 from tests.refusals import refused
 
 

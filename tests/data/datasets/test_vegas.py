@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.data.clips import build_index, classes_of
 from fed_a2v.data.datasets.vegas import VegasFolder
 from fed_a2v.data.errors import DataError
+from fed_a2v.data.selection import build_index, classes_of
 from tests.refusals import refused
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fed_a2v.data.clips import Record
-from fed_a2v.data.datasets.embeddings_file import read_embeddings, read_records
+from fed_a2v.data.datasets.embeddings import EmbeddingsFile
 from fed_a2v.data.errors import BadClipError, DataError
 from tests.refusals import refused
 
@@ -24,7 +24,7 @@ def save(tmp_path):
 
 
 def test_numbers_alone_become_names(save):
-    assert read_records(save()) == [
+    assert EmbeddingsFile(save()).records() == [
         Record("row-00000", "class_00", 1),
         Record("row-00001", "class_07", 2),
         Record("row-00002", "class_120", 4),
@@ -33,14 +33,14 @@ def test_numbers_alone_become_names(save):
 
 def test_category_and_filename_are_used_where_they_are(save):
     path = save(category=np.array(["dog", "cat", "dog"]), filename=np.array(["a", "b", "c"]))
-    assert read_records(path)[1] == Record("b", "cat", 2)
+    assert EmbeddingsFile(path).records()[1] == Record("b", "cat", 2)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((3, 4), (2, 1, 4)), ((3, 2, 4), (2, 2, 4))])
 def test_rows_are_given_as_tokens(save, shape, expected):
     values = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     path = save(embeddings=values)
-    embeddings, good = read_embeddings(path, read_records(path), np.array([0, 2]), skip_bad=False)
+    embeddings, good = EmbeddingsFile(path).read(EmbeddingsFile(path).records(), np.array([0, 2]), skip_bad=False)
     assert embeddings.shape == expected
     assert embeddings.dtype == np.float32
     assert np.array_equal(embeddings.reshape(2, -1), values[[0, 2]].reshape(2, -1))
@@ -49,7 +49,7 @@ def test_rows_are_given_as_tokens(save, shape, expected):
 
 def test_constant_columns_pass(save):
     path = save(embeddings=np.zeros((3, 4)))
-    assert read_embeddings(path, read_records(path), ALL, skip_bad=False)[0].shape == (3, 1, 4)
+    assert EmbeddingsFile(path).read(EmbeddingsFile(path).records(), ALL, skip_bad=False)[0].shape == (3, 1, 4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e25, 2e4])
@@ -58,8 +58,8 @@ def test_a_row_that_is_no_number_is_named_or_skipped(save, value, caplog):
     values[1, 2] = value
     path = save(embeddings=values)
     with refused(BadClipError, path, "row-00001", "dataset.skip_bad"):
-        read_embeddings(path, read_records(path), ALL, skip_bad=False)
-    embeddings, good = read_embeddings(path, read_records(path), ALL, skip_bad=True)
+        EmbeddingsFile(path).read(EmbeddingsFile(path).records(), ALL, skip_bad=False)
+    embeddings, good = EmbeddingsFile(path).read(EmbeddingsFile(path).records(), ALL, skip_bad=True)
     assert len(embeddings) == 2
     assert good.tolist() == [0, 2]
     assert "row-00001" in caplog.text
@@ -69,7 +69,7 @@ def test_a_bad_row_that_nobody_asked_for_does_not_matter(save):
     values = np.ones((3, 4))
     values[1] = np.nan
     path = save(embeddings=values)
-    assert len(read_embeddings(path, read_records(path), np.array([0, 2]), skip_bad=False)[0]) == 2
+    assert len(EmbeddingsFile(path).read(EmbeddingsFile(path).records(), np.array([0, 2]), skip_bad=False)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_bad_row_that_nobody_asked_for_does_not_matter(save):
 def test_labels_that_do_not_fit_are_errors_that_say_why(save, arrays, named):
     path = save(**arrays)
     with refused(DataError, path, *named):
-        read_records(path)
+        EmbeddingsFile(path).records()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_labels_that_do_not_fit_are_errors_that_say_why(save, arrays, named):
 def test_vectors_that_do_not_fit_are_errors_that_say_why(save, arrays, named):
     path = save(**arrays)
     with refused(DataError, path, "embeddings", *named):
-        read_embeddings(path, read_records(path), ALL, skip_bad=False)
+        EmbeddingsFile(path).read(EmbeddingsFile(path).records(), ALL, skip_bad=False)
 
 
 array = hnp.arrays(
@@ -129,8 +129,8 @@ def test_any_arrays_give_clips_or_our_error(tmp_path, arrays):
     path = tmp_path / "any.npz"
     np.savez(path, **arrays)
     try:
-        records = read_records(path)
-        embeddings, good = read_embeddings(path, records, np.arange(len(records)), skip_bad=True)
+        records = EmbeddingsFile(path).records()
+        embeddings, good = EmbeddingsFile(path).read(records, np.arange(len(records)), skip_bad=True)
     except DataError as error:
         assert "any.npz" in str(error)
     else:
@@ -142,8 +142,8 @@ def test_any_arrays_give_clips_or_our_error(tmp_path, arrays):
 @pytest.mark.real_data
 def test_real_embeddings_are_read(real_data):
     path = real_data / "esc50_yamnet.npz"
-    records = read_records(path)
-    embeddings, good = read_embeddings(path, records, np.arange(1600), skip_bad=False)
+    records = EmbeddingsFile(path).records()
+    embeddings, good = EmbeddingsFile(path).read(records, np.arange(1600), skip_bad=False)
     assert embeddings.shape == (1600, 1, 1024)
     assert len(good) == 1600
     assert len({record.category for record in records}) == 50
@@ -161,12 +161,12 @@ def test_real_embeddings_are_read(real_data):
 )
 def test_arrays_of_objects_and_of_other_kinds_are_named_with_how_to_save_them(save, name, value, remedy):
     with refused(DataError, save(**{name: value}), name, remedy):
-        read_records(save(**{name: value}))
+        EmbeddingsFile(save(**{name: value})).records()
 
 
 def test_a_ragged_list_of_embeddings_is_named_with_how_to_save_it(save):
     ragged = np.array([np.ones(4), np.ones(4), np.ones(3)], dtype=object)
     path = save(embeddings=ragged)
-    records = read_records(path)
+    records = EmbeddingsFile(path).records()
     with refused(DataError, path, "embeddings", "numpy.stack(embeddings)"):
-        read_embeddings(path, records, ALL, skip_bad=False)
+        EmbeddingsFile(path).read(records, ALL, skip_bad=False)

@@ -39,6 +39,8 @@ class ClassFolders(FoldedFiles):
         split_seed: seed of the folds.
     """
 
+    layout = "**"  # any folder
+
     def watched(self) -> list[Path]:
         """The folders whose times change when clips are added or removed."""
         return [self.root, *(place for folder in subfolders(self.root) for place, _ in tree(folder))]
@@ -95,6 +97,9 @@ class ClassFolders(FoldedFiles):
     def _check_names(self, categories: Sequence[str]) -> None:
         if wrong := next((name for name in dict.fromkeys(categories) if not clean_name(name)), None):
             raise DataError(f"{self.root}: the folder name {wrong!r} contains no word; rename it to a class name")
+
+
+Source = ClassFolders
 
 
 def _depth_of_split(keys: Sequence[str], root: Path) -> int | None:

@@ -1,16 +1,9 @@
 import numpy as np
 import pytest
 
-from fed_a2v.data.clips import (
-    SPLITS,
-    Record,
-    build_index,
-    check_complete,
-    classes_of,
-    split_by_fold,
-    unseen_classes,
-)
+from fed_a2v.data.clips import SPLITS, Record
 from fed_a2v.data.errors import DataError
+from fed_a2v.data.selection import build_index, check_complete, classes_of, split_by_fold, unseen_classes
 from tests.refusals import refused
 
 RECORDS = [

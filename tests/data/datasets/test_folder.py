@@ -4,7 +4,7 @@ import unicodedata
 import pytest
 import soundfile
 
-from fed_a2v.data.datasets.class_folders import ClassFolders
+from fed_a2v.data.datasets.folder import ClassFolders
 from fed_a2v.data.errors import BadClipError, DataError
 from fed_a2v.data.index import list_clips
 from fed_a2v.data.site import class_names, load_clips
