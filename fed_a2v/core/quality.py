@@ -48,6 +48,8 @@ QUANTILE = 1.96
 """Of the normal distribution, for 95 % intervals."""
 RESAMPLES = 500
 """Bootstrap resamples."""
+ACTIVE_VARIANCE = 0.01
+"""Minimum variance (unbiased, pooled over classes) of the posterior mean of an active latent unit."""
 
 Interval = tuple[float, float]
 
@@ -174,15 +176,6 @@ class GeneratorQuality:
             Gate("c2st", c2st, self.real.c2st, 0.0, 0.63, self.rows, c2st_ends),
             Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, nn_interval),
         )
-
-    def failed_gates(self) -> list[str]:
-        """Names of the gates that fail, without those that have no verdict."""
-        return [gate.name for gate in self.gates() if gate.passed is False]
-
-    @property
-    def passed(self) -> bool:
-        """Whether all three gates have a verdict and pass."""
-        return all(gate.passed for gate in self.gates())
 
     def as_dict(self) -> dict[str, float]:
         """All figures that have a value, by name; those of real rows have the suffix `_real`.
@@ -370,7 +363,7 @@ def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> S
     return SampleValidation(similarity, mse_mean, l1_mean, {name: each[0] for name, each in figures.items()})
 
 
-def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | None:
+def active_units(mu: Tensor, labels: Tensor) -> int | None:
     """Number of latent units whose posterior mean varies over the rows *of a class* (Burda et al., 2016).
 
     Units that only encode the class do not count, as the decoder gets the class from its condition.
@@ -378,7 +371,6 @@ def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | N
     Args:
         mu: (N, L) posterior means.
         labels: (N,) integers.
-        threshold: minimum variance (unbiased, pooled over classes) of an active unit.
 
     Returns:
         A number from 0 to L, or None if no class has two rows.
@@ -391,7 +383,7 @@ def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | N
     mu = mu.detach().double()
     means = mu.new_zeros(len(counts), mu.shape[1]).index_add_(0, index, mu) / counts[:, None]
     variance = (mu - means[index]).square().sum(0) / freedom
-    return int((variance > threshold).sum())
+    return int((variance > ACTIVE_VARIANCE).sum())
 
 
 def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
