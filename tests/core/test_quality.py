@@ -5,18 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.core.quality import (
-    Figures,
-    Gate,
-    GeneratorQuality,
-    Rows,
-    active_units,
-    assess,
-    c2st_interval,
-    paired_ratio_interval,
-    validate_samples,
-    warnings_for,
-)
+from fed_a2v.core.quality import Figures, Gate, GeneratorQuality, Rows, assess, warnings_for
+from fed_a2v.core.row_comparison import c2st_interval
 from tests.refusals import refused
 
 
@@ -331,16 +321,6 @@ def test_a_gate_surely_fails_on_either_side_of_its_range():
     ]
 
 
-def test_intervals_are_those_of_the_papers():
-    assert c2st_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson, 5 of 10
-    assert c2st_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    table = [(0, 0, 12), (0, 1, 4), (1, 0, 26), (1, 1, 6)]
-    one, other = (np.repeat([bool(row[side]) for row in table], [row[2] for row in table]) for side in (0, 1))
-    assert paired_ratio_interval(one, other) == pytest.approx((1.7665, 5.7966), abs=1e-3)  # Bonett & Price
-    nothing = np.zeros_like(one)
-    assert paired_ratio_interval(nothing, other)[0] == 0
-
-
 def test_the_interval_of_the_two_sample_test_contains_chance_in_19_of_20_cases():
     """Rows of one distribution: 0.5 is the truth. With twice the trials, all rows that are classified, it would not."""
     small = World(classes=8)
@@ -363,60 +343,6 @@ def test_intervals_contain_the_value_and_narrow_with_more_rows(world, train):
             assert gate.interval[0] <= gate.value <= gate.interval[1]
         widths.append([gate.interval[1] - gate.interval[0] for gate in quality.gates()])
     assert all(few > many for few, many in zip(*widths, strict=True))
-
-
-# Agreement of samples with held-out rows
-
-
-def test_agreement_is_the_mean_over_all_pairs_of_a_class():
-    generator = torch.Generator().manual_seed(0)
-    fake = Rows(torch.randn(5, 2, 6, generator=generator), torch.tensor([0, 0, 2, 2, 2]))
-    real = Rows(torch.randn(6, 2, 6, generator=generator), torch.tensor([2, 0, 0, 1, 2, 0]))
-    found = validate_samples(fake, real, ["dog", "rain", "cat"])
-
-    expected = {"cosine": [], "mse": [], "l1": []}
-    for label in (0, 2):
-        pairs = [(a, b) for a in fake.embeddings[fake.labels == label] for b in real.embeddings[real.labels == label]]
-        expected["cosine"].append(np.mean([torch.cosine_similarity(a, b, dim=-1).mean().item() for a, b in pairs]))
-        expected["mse"].append(np.mean([(a - b).square().mean().item() for a, b in pairs]))
-        expected["l1"].append(np.mean([(a - b).abs().mean().item() for a, b in pairs]))
-    assert found.similarity == pytest.approx(np.mean(expected["cosine"]), abs=1e-6)
-    assert found.mse == pytest.approx(np.mean(expected["mse"]), abs=1e-6)
-    assert found.l1 == pytest.approx(np.mean(expected["l1"]), abs=1e-6)
-    assert list(found.per_class) == ["cat", "dog"], "sorted by name; a class without samples is left out"
-    assert found.per_class["dog"] == pytest.approx(expected["cosine"][0], abs=1e-6)
-
-
-def test_samples_of_the_right_class_agree_better_than_shuffled_ones(world, train, held_out):
-    names = [f"class {i}" for i in range(16)]
-    right = validate_samples(world(8, 0), held_out, names)
-    wrong = validate_samples(Rows(world(8, 0).embeddings, world(8, 0).labels.flip(0)), held_out, names)
-    assert right.similarity > wrong.similarity + 0.1
-    assert right.mse < wrong.mse
-    assert right.similarity == pytest.approx(validate_samples(train, held_out, names).similarity, abs=0.02)
-
-
-def test_nothing_to_validate_is_an_error_with_a_remedy():
-    with refused(ValueError, "generator.holdout"):
-        validate_samples(
-            Rows(torch.ones(1, 4), torch.tensor([0])), Rows(torch.ones(1, 4), torch.tensor([1])), ["a", "b"]
-        )
-
-
-# Active units
-
-
-def test_units_that_only_repeat_the_class_are_not_active():
-    labels = torch.arange(5).repeat_interleave(20)
-    varied = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    faint = 0.05 * torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
-    repeats = labels[:, None].expand(-1, 4).float()
-    assert active_units(torch.cat([varied, faint, repeats], 1), labels) == 3
-    assert active_units(repeats, labels) == 0
-
-
-def test_active_units_need_two_rows_of_some_class():
-    assert active_units(torch.randn(3, 4), torch.arange(3)) is None
 
 
 # Warnings

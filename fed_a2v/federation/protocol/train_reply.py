@@ -1,6 +1,7 @@
 """A site's reply to registration or training: arrays, and a manifest that gives the meaning of each array.
 
-The client encodes it with `pack_reply`, the server checks it against a `ReplySpec` with `decode_reply`.
+The client encodes it with `pack_reply`, the server checks it against a `ReplySpec` with `decode_reply`. Both are in
+this file, although it is long, because a change of the format is a change of the writer and of the checks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from flwr.common import Scalar
 from pydantic import Field
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import Variance
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (

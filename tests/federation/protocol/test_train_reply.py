@@ -12,7 +12,8 @@ from flwr.common import ndarrays_to_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PrototypeBank
+from fed_a2v.core.prototype_bank import PrototypeBank
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation import protocol as wire
 from fed_a2v.federation.protocol import InvalidReplyError
 from fed_a2v.federation.protocol.train_reply import MAX_MAGNITUDE

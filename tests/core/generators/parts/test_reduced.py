@@ -9,7 +9,7 @@ from fed_a2v.core.generators.gmm import GMMGenerator
 from fed_a2v.core.generators.parts.calibration import CALIBRATION_SAMPLES, Calibration
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.generators.parts.reduced import ReducedSpace, outside_noise
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file, within_variance
 from tests.refusals import refused
 
