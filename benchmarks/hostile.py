@@ -26,7 +26,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.local_training import Site

@@ -30,9 +30,10 @@ from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import ClassMoments, ledoit_wolf_shrinkage
 from fed_a2v.core.likelihood import NOISE, column_scale, gaussian_log_density
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prototype_bank import PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.prototypes import summarise_class
 from fed_a2v.core.quality import Rows
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.server.step_factory import make_generator

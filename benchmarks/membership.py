@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import cache_dir
-from fed_a2v.core.prototype_bank import AudioPrototypes
 from fed_a2v.core.prototypes import Variance, summarise_class
+from fed_a2v.core.statistics import AudioPrototypes
 from fed_a2v.data.index import index_clips
 from fed_a2v.data.site import load_clips
 

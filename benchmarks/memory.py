@@ -24,7 +24,7 @@ from flwr.server import SimpleClientManager
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.protocol import TrainReply, pack_reply, read_arrays
 from fed_a2v.federation.server.step_factory import make_step

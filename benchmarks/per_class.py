@@ -21,8 +21,8 @@ from vae_speed import CLASSES, ROWS, data
 from fed_a2v.core.generators import grouped
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.statistics import PrototypeBatch
 
 SIZES = ((32, 8), (64, 16), (256, 32))
 

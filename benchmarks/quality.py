@@ -27,9 +27,10 @@ from common import machine, write_block
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import ClassStatistics, PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.prototypes import summarise_class
 from fed_a2v.core.quality import Rows, assess
+from fed_a2v.core.statistics import ClassStatistics, PrototypeBatch
 from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.server.step_factory import make_generator

@@ -30,8 +30,8 @@ from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.protocol import ClassScores, Scores, TrainReply, encode_scores, pack_reply, split_arrays
 from fed_a2v.federation.server import strategy

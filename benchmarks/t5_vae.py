@@ -18,7 +18,7 @@ import torch
 from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 CLASSES, ROWS, EPOCHS, TOKENS = 50, 8, 10, 17
 

@@ -27,8 +27,9 @@ from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.prototype_bank import PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.prototypes import summarise_class
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.training import AdamWSettings, train_steps
 from fed_a2v.core.zero_shot import BilinearMap, Scorer, choose_calibration, unseen_accuracy, without
 from fed_a2v.data.clips import EmbeddedClips

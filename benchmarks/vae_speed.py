@@ -17,7 +17,7 @@ from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss, loss_value
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 CLASSES, ROWS = 50, 8
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 
 class LinearGenerator(Generator):

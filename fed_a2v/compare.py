@@ -22,8 +22,8 @@ from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.training import train_epochs
 from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds

@@ -12,7 +12,7 @@ from fed_a2v.compare import BASELINES, compare, cross_validate, pooled_rows
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.zero_shot import BilinearMap
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.client import local_training as site_module

@@ -35,7 +35,7 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "mult
 GROUPING = {
     "granularity": (
         Literal["unified", "per_class", "per_group"],
-        "one network, or an independent one for each class or group, trained together",
+        "one VAE for all classes, or an independent one for each class or group; only the plain VAE has this key",
     ),
     "groups": (dict[str, list[str]] | None, "per_group: names of groups with their classes; every class is in one"),
 }

@@ -55,8 +55,8 @@ def show_guide(guide: GuideFile, console: Console) -> None:
     """Print a line for each key of the file: its overrides, or why it is ignored."""
     lines = [f"Overrides from {guide.path}:"]
     for parsed in guide.parsed_keys:
-        overrides = [f"{key}={json.dumps(value)}" for key, value in parsed.mapping.overrides.items()]
-        note = [f"({parsed.mapping.note})"] if parsed.mapping.note else []
+        overrides = [f"{key}={json.dumps(value)}" for key, value in parsed.overrides.items()]
+        note = [f"({parsed.note})"] if parsed.note else []
         lines.append(f"  {parsed.key} = {json.dumps(parsed.value)} -> {' '.join(overrides + note)}")
     say(console, *lines)
 

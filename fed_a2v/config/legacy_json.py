@@ -1,8 +1,7 @@
 """Converter of the original guide's JSON file to Hydra overrides; used by `fed-a2v train --config FILE`.
 
-The file may contain `//` and `/* */` comments and commas before a closing bracket; keys that begin with `_comment` are
-comments too. The guide's misspellings are accepted. A key without a counterpart is ignored and listed with the reason;
-an unknown key that looks like a known one is refused as a typing error.
+Keys that begin with `_comment` are comments. The guide's misspellings are accepted. A key without a counterpart is
+ignored and listed with the reason; an unknown key that looks like a known one is refused as a typing error.
 """
 
 from __future__ import annotations
@@ -10,17 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from fed_a2v.config.json_comments import read_json
 from fed_a2v.config.tree import option_keys, sections
 from fed_a2v.core.names import nearest
 from fed_a2v.errors import ConfigError
 
 Tree = Mapping[str, Mapping[str, Any]]
+# From a key's value and the whole file to overrides by our keys, or to a note on why there are none.
+Rule = Callable[[Any, Tree], dict[str, Any] | str]
 
 # Misspellings in the guide's files, and the correct names.
 MISSPELT = {
@@ -35,29 +37,20 @@ IGNORED = "no meaning here"
 
 
 @dataclass(frozen=True)
-class MappingRule:
-    """Result for one key: overrides by our key, and a note for the user."""
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class ParsedKey:
     """One key of the file.
 
     Attributes:
         key: key in the file, with its section: `feda2v.generator_type`.
         value: value in the file.
-        mapping: overrides and note that it gives.
+        overrides: overrides that it gives, by our key.
+        note: a note for the user.
     """
 
     key: str
     value: Any
-    mapping: MappingRule
-
-
-Rule = Callable[[Any, Tree], MappingRule]
+    overrides: Mapping[str, Any]
+    note: str = ""
 
 
 class GuideFile:
@@ -78,238 +71,146 @@ class GuideFile:
     def overrides(self, stronger: Sequence[str] = ()) -> list[str]:
         """The file as Hydra overrides, without those that the user's `stronger` overrides replace."""
         self.parsed_keys = [_without(parsed, stronger) for parsed in self.parsed_keys]
-        values = {key: value for parsed in self.parsed_keys for key, value in parsed.mapping.overrides.items()}
+        values = {key: value for parsed in self.parsed_keys for key, value in parsed.overrides.items()}
         return [f"{key}={_hydra_value(key, value)}" for key, value in values.items()]
 
     def key_of(self, ours: str) -> str | None:
         """The file's key that sets our key `ours`; None where no key of the file does."""
-        origins = {key: parsed.key for parsed in self.parsed_keys for key in parsed.mapping.overrides}
+        origins = {key: parsed.key for parsed in self.parsed_keys for key in parsed.overrides}
         longest_first = sorted(origins, key=len, reverse=True)
         return next((origins[key] for key in longest_first if ours == key or ours.startswith(f"{key}.")), None)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file with comments; see the module's docstring for what else is allowed.
-
-    Raises:
-        ConfigError: no such file, not JSON, not an object, a duplicate key, NaN or infinity.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror or error}; --config=FILE names a file in the guide's format"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    try:
-        tree = json.loads(strip_comments(text), object_pairs_hook=_object, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if error.lineno <= len(text.splitlines()) else ""
-        near = f" near {line!r}" if line else ""
-        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}{near}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f'{path}: contains a {type(tree).__name__}, not an object {{"feda2v": {{...}}}}')
-    return tree
-
-
-def strip_comments(text: str) -> str:
-    """JSON without comments and without commas before a closing bracket; every other character keeps its position.
-
-    Raises:
-        ValueError: a `/*` has no `*/`.
-    """
-    string = r'"(?:\\.|[^"\\\n])*"'
-
-    def blank(match: re.Match[str]) -> str:
-        token = match[0]
-        if token.startswith('"'):
-            return token
-        if token == "/*":
-            line = text.count("\n", 0, match.start()) + 1
-            raise ValueError(f"the comment /* in line {line} is not closed; close it with */")
-        return re.sub(r"[^\n]", " ", token)
-
-    bare = re.sub(rf"{string}|//[^\n]*|/\*.*?\*/|/\*", blank, text, flags=re.DOTALL)
-    return re.sub(rf"{string}|,(?=\s*[\]}}])", blank, bare)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if duplicates := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"duplicate key {duplicates[0]!r} in one object; keep one")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not allowed; set a finite number")
 
 
 # Rules
 
 
-def to(*keys: str) -> Rule:
-    """The value goes to our `keys` unchanged."""
-    return lambda value, _: MappingRule(dict.fromkeys(keys, value))
-
-
 def note(text: str) -> Rule:
     """The key gives no override, only a note."""
-    return lambda _, __: MappingRule(note=text)
+    return lambda _, __: text
 
 
-def unless(other: str, rule: Rule) -> Rule:
+def unless(other: str, rule: str | Rule) -> Rule:
     """`rule`, but the key `other` of the section feda2v has precedence over this one."""
-
-    def checked(value: Any, tree: Tree) -> MappingRule:
-        return MappingRule(note=f"feda2v.{other} wins") if other in tree["feda2v"] else rule(value, tree)
-
-    return checked
+    return lambda value, tree: f"feda2v.{other} wins" if other in tree["feda2v"] else _apply(rule, value, tree)
 
 
-def _use_generator(value: Any, tree: Tree) -> MappingRule:
-    if value is False:
-        return MappingRule({"generator": "none"})
-    if value is not True:
+def _apply(rule: str | Rule, value: Any, tree: Tree) -> dict[str, Any] | str:
+    return {rule: value} if isinstance(rule, str) else rule(value, tree)
+
+
+def _use_generator(value: Any, tree: Tree) -> dict[str, Any] | str:
+    if not isinstance(value, bool):
         raise ConfigError(f"feda2v.use_generator = {value!r}: set true or false")
-    if "generator_type" in tree["feda2v"]:
-        return MappingRule(note="feda2v.generator_type chooses it")
-    return MappingRule({"generator": "vae"})
+    if value and "generator_type" in tree["feda2v"]:
+        return "feda2v.generator_type chooses it"
+    return {"generator": "vae" if value else "none"}
 
 
-def _generator_type(value: Any, tree: Tree) -> MappingRule:
-    if tree["feda2v"].get("use_generator") is False:
-        return MappingRule(note="feda2v.use_generator is false")
-    return MappingRule({"generator": value})
+def _generator_type(value: Any, tree: Tree) -> dict[str, Any] | str:
+    return "feda2v.use_generator is false" if tree["feda2v"].get("use_generator") is False else {"generator": value}
 
 
-def _checkpoint_folder(value: Any, tree: Tree) -> MappingRule:
+def _checkpoint_folder(value: Any, tree: Tree) -> dict[str, Any]:
     name = tree["feda2v"].get("generator_checkpoint_base_name", "generator")
-    return MappingRule({"generator.checkpoint_path": f"{value}/{name}.pt"})
+    return {"generator.checkpoint_path": f"{value}/{name}.pt"}
 
 
-def _samples(value: Any, _: Tree) -> MappingRule:
-    if value == "auto":
-        return MappingRule(note="the generator's default is kept")
-    return MappingRule({"generator.synthetic_samples_per_class": value})
+def _samples(value: Any, _: Tree) -> dict[str, Any] | str:
+    return "the generator's default is kept" if value == "auto" else {"generator.synthetic_samples_per_class": value}
 
 
-def _granularity(value: Any, _: Tree) -> MappingRule:
+def _granularity(value: Any, _: Tree) -> dict[str, Any] | str:
     # Not every generator has the key, and `unified` is the default of those that have it.
-    if value == "unified":
-        return MappingRule(note="one generator for all classes, as here")
-    return MappingRule({"generator.granularity": value})
+    return "one generator for all classes, as here" if value == "unified" else {"generator.granularity": value}
 
 
-def _groups(value: Any, _: Tree) -> MappingRule:
-    return MappingRule(note="no groups, as here") if value is None else MappingRule({"generator.groups": value})
-
-
-def _aggregation(value: Any, _: Tree) -> MappingRule:
-    return MappingRule({"aggregation.mode": "weighted" if value == "weighted_avg" else value})
-
-
-def _seed(value: Any, _: Tree) -> MappingRule:
-    return MappingRule(note="any seed: the default is kept") if value == -1 else MappingRule({"seed": value})
-
-
-def _device(value: Any, tree: Tree) -> MappingRule:
+def _device(value: Any, tree: Tree) -> dict[str, Any]:
     number = tree["experiment"].get("device_id")
-    return MappingRule({"device": f"{value}:{number}" if value == "cuda" and number is not None else value})
+    return {"device": f"{value}:{number}" if value == "cuda" and number is not None else value}
 
 
-def _runs(value: Any, _: Tree) -> MappingRule:
-    return MappingRule(note="one run, as here" if value == 1 else f"{IGNORED}: repeat with -m seed=0,1,2")
-
-
-def _sites(value: Any, tree: Tree) -> MappingRule:
+def _sites(value: Any, tree: Tree) -> dict[str, Any] | str:
     nodes = tree["nodes"]
-    if nodes and len(nodes) != value:
-        return MappingRule(note=f"the section nodes has {len(nodes)} and wins")
-    return MappingRule({"partition.sites": value})
+    return (
+        f"the section nodes has {len(nodes)} and wins" if len(nodes) not in (0, value) else {"partition.sites": value}
+    )
 
 
 def _images(key: str) -> Rule:
     """Images every so many rounds, by the image model that the file names."""
 
-    def rule(value: Any, tree: Tree) -> MappingRule:
+    def rule(value: Any, tree: Tree) -> dict[str, Any]:
         places = (tree["feda2v"], tree["federation"], *tree["nodes"].values())
         models = [section["diffusion_type"] for section in places if "diffusion_type" in section]
-        return MappingRule({key: value, "images": models[0]} if value and models else {key: value})
+        return {key: value, "images": models[0]} if value and models else {key: value}
 
     return rule
 
 
-def _audio_model(value: Any, _: Tree) -> MappingRule:
+def _audio_model(value: Any, _: Tree) -> dict[str, Any] | str:
     name = next((name for name in ("ast", "clap") if name in str(value).lower()), None)
     if name is None:
-        return MappingRule(note=f"{IGNORED}: choose encoder=ast, clap, logmel or custom")
-    return MappingRule({"encoder": name, "encoder.model": value, "encoder.revision": None})
+        return f"{IGNORED}: choose encoder=ast, clap, logmel or custom"
+    return {"encoder": name, "encoder.model": value, "encoder.revision": None}
 
 
-def _optimiser(value: Any, _: Tree) -> MappingRule:
-    return MappingRule(note="as here" if value == "AdamW" else f"{IGNORED}: the optimiser is AdamW")
+def _dataset(value: Any, tree: Tree) -> dict[str, Any] | str:
+    in_nodes = any("dataset" in node for node in tree["nodes"].values())
+    return "the section nodes wins" if in_nodes else {"dataset": str(value).lower()}
 
 
-def _dataset(value: Any, tree: Tree) -> MappingRule:
-    if any("dataset" in node for node in tree["nodes"].values()):
-        return MappingRule(note="the section nodes wins")
-    return MappingRule({"dataset": str(value).lower()})
-
-
-def _wandb_disabled(value: Any, _: Tree) -> MappingRule:
-    return MappingRule({"wandb.mode": "disabled"}) if value else MappingRule(note="as here: wandb.mode")
-
-
-RULES: dict[str, Rule] = {
+# A rule, or our key where the value stays as it is.
+RULES: dict[str, str | Rule] = {
     "experiment.device": _device,
     "experiment.device_id": note("part of experiment.device"),
-    "experiment.runs": _runs,
-    "experiment.seed": _seed,
-    "experiment.optimize_memory_usage": to("optimize_memory_usage"),
+    "experiment.runs": lambda value, _: "one run, as here" if value == 1 else f"{IGNORED}: repeat with -m seed=0,1,2",
+    "experiment.seed": lambda value, _: "any seed: the default is kept" if value == -1 else {"seed": value},
+    "experiment.optimize_memory_usage": "optimize_memory_usage",
     "federation.num_clients": _sites,
-    "federation.global_rounds": to("rounds"),
-    "federation.local_epochs": to("site.epochs"),
-    "federation.join_ratio": to("federation.sites_per_round"),
-    "federation.diffusion_type": to("adapters"),
-    "training.learning_rate": unless("adapters_learning_rate", to("site.learning_rate")),
-    "training.weight_decay": unless("adapters_weight_decay", to("site.weight_decay")),
-    "training.batch_size": to("site.batch_size"),
-    "training.local_epochs": to("site.epochs"),
-    "training.optimizer": _optimiser,
+    "federation.global_rounds": "rounds",
+    "federation.local_epochs": "site.epochs",
+    "federation.join_ratio": "federation.sites_per_round",
+    "federation.diffusion_type": "adapters",
+    "training.learning_rate": unless("adapters_learning_rate", "site.learning_rate"),
+    "training.weight_decay": unless("adapters_weight_decay", "site.weight_decay"),
+    "training.batch_size": "site.batch_size",
+    "training.local_epochs": "site.epochs",
+    "training.optimizer": lambda value, _: "as here" if value == "AdamW" else f"{IGNORED}: the optimiser is AdamW",
     "dataset.name": _dataset,
-    "dataset.path": to("dataset.root"),
-    "dataset.dir_alpha": to("partition.alpha"),
-    "wandb.disabled": _wandb_disabled,
+    "dataset.path": "dataset.root",
+    "dataset.dir_alpha": "partition.alpha",
+    "wandb.disabled": lambda value, _: {"wandb.mode": "disabled"} if value else "as here: wandb.mode",
     "feda2v.use_generator": _use_generator,
     "feda2v.generator_type": _generator_type,
-    "feda2v.generator_save_checkpoint": to("generator.save_checkpoint"),
-    "feda2v.generator_load_checkpoint": to("generator.load_checkpoint"),
-    "feda2v.generator_checkpoint_path": to("generator.checkpoint_path"),
+    "feda2v.generator_save_checkpoint": "generator.save_checkpoint",
+    "feda2v.generator_load_checkpoint": "generator.load_checkpoint",
+    "feda2v.generator_checkpoint_path": "generator.checkpoint_path",
     "feda2v.generator_checkpoint_dir": unless("generator_checkpoint_path", _checkpoint_folder),
     "feda2v.generator_checkpoint_base_name": note("part of feda2v.generator_checkpoint_dir"),
-    "feda2v.generator_checkpoint_frequency": to("generator.checkpoint_frequency"),
-    "feda2v.generator_training_epochs": to("generator.training_epochs"),
-    "feda2v.generator_augmentation": to("generator.augmentation"),
-    "feda2v.generator_augmentation_noise": to("generator.augmentation_noise"),
-    "feda2v.generator_validation_frequency": to("generator.validation_frequency"),
+    "feda2v.generator_checkpoint_frequency": "generator.checkpoint_frequency",
+    "feda2v.generator_training_epochs": "generator.training_epochs",
+    "feda2v.generator_augmentation": "generator.augmentation",
+    "feda2v.generator_augmentation_noise": "generator.augmentation_noise",
+    "feda2v.generator_validation_frequency": "generator.validation_frequency",
     "feda2v.generator_granularity": _granularity,
-    "feda2v.generator_class_groups": _groups,
+    "feda2v.generator_class_groups": lambda value, _: (
+        "no groups, as here" if value is None else {"generator.groups": value}
+    ),
     "feda2v.synthetic_samples_per_class": _samples,
-    "feda2v.global_model_train": to("finetune.enabled"),
-    "feda2v.global_model_train_from_nodes_adapters": to("finetune.from_nodes_adapters"),
-    "feda2v.adapter_aggregation_mode": _aggregation,
-    "feda2v.kd_learning_rate": to("finetune.learning_rate"),
+    "feda2v.global_model_train": "finetune.enabled",
+    "feda2v.global_model_train_from_nodes_adapters": "finetune.from_nodes_adapters",
+    "feda2v.adapter_aggregation_mode": lambda value, _: {
+        "aggregation.mode": "weighted" if value == "weighted_avg" else value
+    },
+    "feda2v.kd_learning_rate": "finetune.learning_rate",
     "feda2v.kd_samples_per_class": _samples,
-    "feda2v.optimize_memory_usage": to("optimize_memory_usage"),
-    "feda2v.diffusion_type": to("adapters"),
-    "feda2v.adapters_learning_rate": to("site.learning_rate"),
-    "feda2v.adapters_weight_decay": to("site.weight_decay"),
-    "feda2v.project": to("wandb.project"),
-    "feda2v.entity": to("wandb.entity"),
-    "feda2v.wandb_mode": to("wandb.mode"),
+    "feda2v.optimize_memory_usage": "optimize_memory_usage",
+    "feda2v.diffusion_type": "adapters",
+    "feda2v.adapters_learning_rate": "site.learning_rate",
+    "feda2v.adapters_weight_decay": "site.weight_decay",
+    "feda2v.project": "wandb.project",
+    "feda2v.entity": "wandb.entity",
+    "feda2v.wandb_mode": "wandb.mode",
     "feda2v.audio_model_name": _audio_model,
     "feda2v.generate_nodes_images_frequency": _images("generate_nodes_images_frequency"),
     "feda2v.generate_global_images_frequency": _images("generate_global_images_frequency"),
@@ -364,12 +265,14 @@ def _parse(file: Mapping[str, Any], path: Path) -> Iterator[ParsedKey]:
         elif name in GUIDE_SECTIONS:
             for key, value in section.items():
                 if not key.startswith("_comment"):
-                    yield ParsedKey(f"{name}.{key}", value, _rule(name, key, path)(value, tree))
+                    result = _apply(_rule(name, key, path), value, tree)
+                    overrides, words = ({}, result) if isinstance(result, str) else (result, "")
+                    yield ParsedKey(f"{name}.{key}", value, overrides, words)
         elif not name.startswith("_comment"):
-            yield ParsedKey(name, section, MappingRule(note=f"{IGNORED}: not a section of the guide"))
+            yield ParsedKey(name, section, {}, f"{IGNORED}: not a section of the guide")
 
 
-def _rule(section: str, key: str, path: Path) -> Rule:
+def _rule(section: str, key: str, path: Path) -> str | Rule:
     if rule := RULES.get(f"{section}.{MISSPELT.get(key, key)}"):
         return rule
     if near := nearest(key, _keys_of(section), TYPING_ERROR):
@@ -388,42 +291,42 @@ def _nodes(nodes: Mapping[str, Any], path: Path) -> Iterator[ParsedKey]:
             raise ConfigError(f"{path}: nodes.{number} = {node!r}: a node is an object, {{...}}")
     if not nodes:
         return
-    yield ParsedKey("nodes", f"{len(nodes)} nodes", MappingRule({"partition.sites": len(nodes)}))
+    yield ParsedKey("nodes", f"{len(nodes)} nodes", {"partition.sites": len(nodes)})
     keys = dict.fromkeys(key for node in nodes.values() for key in node if not key.startswith("_comment"))
     for key in keys:
         values = [node.get(key) for node in nodes.values()]
-        yield ParsedKey(f"nodes.*.{key}", values[0] if _alike(values) else "...", _node_key(key, values))
+        yield ParsedKey(f"nodes.*.{key}", values[0] if _alike(values) else "...", *_node_key(key, values))
 
 
-def _node_key(key: str, values: Sequence[Any]) -> MappingRule:
+def _node_key(key: str, values: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """Overrides and note of a key of the nodes, from the values that the nodes have."""
     if key == "selected_classes":
         return _selected_classes(values)
     if key not in ("dataset", "diffusion_type", "train_folds", "val_folds", "test_folds"):
-        return MappingRule(note=f"{IGNORED}: dataset.* and partition.* choose the clips of the sites")
+        return {}, f"{IGNORED}: dataset.* and partition.* choose the clips of the sites"
     if not _alike(values):
         remedy = "use dataset=mixed with dataset.sets" if key == "dataset" else "all sites share one value"
-        return MappingRule(note=f"{IGNORED}: it differs between the nodes; {remedy}")
+        return {}, f"{IGNORED}: it differs between the nodes; {remedy}"
+    value = values[0]
     if key == "dataset":
-        return MappingRule({"dataset": str(values[0]).lower()})
+        return {"dataset": str(value).lower()}, ""
     if key == "diffusion_type":
-        return MappingRule({"adapters": values[0]})
-    if not isinstance(values[0], list) or not all(isinstance(fold, int) for fold in values[0]):
-        return MappingRule({f"dataset.{key}": values[0]})
-    ours = {"train_folds": "train_folds", "val_folds": "validation_folds", "test_folds": "test_folds"}[key]
-    return MappingRule({f"dataset.{ours}": [fold + 1 for fold in values[0]]}, "folds are counted from 1 here")
+        return {"adapters": value}, ""
+    if not isinstance(value, list) or not all(isinstance(fold, int) for fold in value):
+        return {f"dataset.{key}": value}, ""
+    ours = key.replace("val_", "validation_")
+    return {f"dataset.{ours}": [fold + 1 for fold in value]}, "folds are counted from 1 here"
 
 
-def _selected_classes(values: Sequence[Any]) -> MappingRule:
+def _selected_classes(values: Sequence[Any]) -> tuple[dict[str, Any], str]:
     if not all(isinstance(classes, list) for classes in values):
-        return MappingRule(note=f"{IGNORED}: not every node has a list of classes")
+        return {}, f"{IGNORED}: not every node has a list of classes"
     names = list(dict.fromkeys(name for classes in values for name in classes))
     disjoint = len(names) == sum(len(classes) for classes in values)
     if disjoint and len({len(classes) for classes in values}) == 1:
-        return MappingRule(
-            {"dataset.classes": names, "partition": "classes", "partition.classes_per_site": len(values[0])},
-            "equally many per site; the seed chooses which",
-        )
-    return MappingRule({"dataset.classes": names}, "partition=KIND divides them among the sites")
+        partition = {"partition": "classes", "partition.classes_per_site": len(values[0])}
+        return {"dataset.classes": names, **partition}, "equally many per site; the seed chooses which"
+    return {"dataset.classes": names}, "partition=KIND divides them among the sites"
 
 
 def _alike(values: Sequence[Any]) -> bool:
@@ -437,8 +340,8 @@ def _without(parsed: ParsedKey, stronger: Sequence[str]) -> ParsedKey:
     """The key without the overrides that the user's own replace, with a note on each."""
     given = {word.lstrip("+~").partition("=")[0]: word for word in stronger}
     kept: dict[str, Any] = {}
-    notes = [parsed.mapping.note] if parsed.mapping.note else []
-    for key, value in parsed.mapping.overrides.items():
+    notes = [parsed.note] if parsed.note else []
+    for key, value in parsed.overrides.items():
         group = key.split(".")[0]
         choice = given.get(group, "").partition("=")[2] if key != group else ""
         if key in given:
@@ -447,7 +350,7 @@ def _without(parsed: ParsedKey, stronger: Sequence[str]) -> ParsedKey:
             notes.append(f"{given[group]} has no {key}")
         else:
             kept[key] = value
-    return replace(parsed, mapping=MappingRule(kept, "; ".join(notes)))
+    return replace(parsed, overrides=kept, note="; ".join(notes))
 
 
 def _option_keys(group: str, choice: str) -> list[str]:

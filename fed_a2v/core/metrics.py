@@ -45,24 +45,23 @@ class Retrieval:
         return self.similarity.mean().item()
 
 
-def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = True) -> Retrieval:
+def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor) -> Retrieval:
     """Rank all class prompts by their cosine to each output, tokens flattened.
 
     Text vectors are close to each other: two CLIP prompts have a cosine of about 0.8, so the raw cosine to the right
-    prompt says little. With `centre` the mean over the class prompts is subtracted from both outputs and prompts, and
-    an output that is the same for every class has a similarity near 0. A single class is not centred, as its prompt
-    would become zero.
+    prompt says little. Therefore the mean over the class prompts is subtracted from both outputs and prompts, and an
+    output that is the same for every class has a similarity near 0. A single class is not centred, as its prompt would
+    become zero.
 
     Args:
         outputs: (N, Tc, D) adapter outputs.
         labels: (N,) integers, index into `prompts`.
         prompts: (C, Tc, D), every candidate class, not only those that occur in `labels`.
-        centre: subtract the mean over the class prompts before the cosine.
 
     Raises:
         ValueError: outputs and prompts differ in shape, or a label has no prompt.
     """
-    scores = cosines(outputs, prompts, centre)
+    scores = cosines(outputs, prompts)
     labels = labels.to(prompts.device, torch.int64)
     if labels.shape != outputs.shape[:1]:
         raise ValueError(f"{len(outputs)} outputs need as many labels, got shape {tuple(labels.shape)}")
@@ -75,8 +74,8 @@ def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor, centre: bool = T
     return Retrieval(ranks, right[:, 0])
 
 
-def cosines(outputs: Tensor, prompts: Tensor, centre: bool = True) -> Tensor:
-    """(N, C) cosines of (N, Tc, D) outputs with (C, Tc, D) class prompts, tokens flattened; see `retrieval`.
+def cosines(outputs: Tensor, prompts: Tensor) -> Tensor:
+    """(N, C) centred cosines of (N, Tc, D) outputs with (C, Tc, D) class prompts, tokens flattened; see `retrieval`.
 
     Raises:
         ValueError: outputs and prompts differ in shape.
@@ -88,7 +87,7 @@ def cosines(outputs: Tensor, prompts: Tensor, centre: bool = True) -> Tensor:
         )
     candidates = prompts.float().flatten(1)
     rows = outputs.to(prompts.device).float().flatten(1)
-    if centre and len(prompts) > 1:
+    if len(prompts) > 1:
         mean = candidates.mean(0)
         candidates, rows = candidates - mean, rows - mean
     return F.normalize(rows, dim=1) @ F.normalize(candidates, dim=1).T

@@ -19,7 +19,8 @@ from torch import Tensor
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.likelihood import NOISE, column_scale
-from fed_a2v.core.quality import QUANTILE, GeneratorQuality, Interval, Rows, assess
+from fed_a2v.core.quality import GeneratorQuality, Rows, assess
+from fed_a2v.core.row_comparison import QUANTILE, Interval
 
 # Reported of raw samples: the gates, and the variance ratio, which shows a decoder without spread.
 RAW = ("tstr", "c2st", "nn_ratio", "variance_ratio")

@@ -1,9 +1,9 @@
-"""The sites' statistics of each class, and the bank in which the server stores them between rounds.
+"""The bank in which the server stores the sites' statistics of each class between rounds.
 
-The server step trains on the bank's prototypes; sites make theirs with `prototypes`.
+The server step fills it and trains on its prototypes.
 
-Shapes: S audio tokens of width Da; K prototypes; Tc x Dc CLIP and T x Dt T5 prompt tokens.
-Classes are keyed by name and sites by name, never by index: two sites may number their classes differently.
+Shapes: S audio tokens of width Da; K prototypes. Classes are keyed by name and sites by name, never by index: two sites
+may number their classes differently.
 """
 
 from __future__ import annotations
@@ -18,154 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fed_a2v.core.contradiction import ENOUGH_SITES, contradicted_classes
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PrototypeBatch, held_out_number, spaced
 from fed_a2v.core.weight_cap import cap_client_weights
-
-# Sites that a median needs: with two, a single site could set it.
-ENOUGH_SITES = 3
-# A site's mean of a class is contradicted if another class's median is nearer than its own by this factor.
-CONTRADICTION_RATIO = 2.0
-# A whole site is contradicted if, at the median site's rate, at least this many of its classes should be nearest to
-# their own median, and at most one in this many of those is.
-EXPECTED_RIGHT = 8
-
-
-@dataclass(frozen=True)
-class AudioPrototypes:
-    """Averaged audio embeddings of one class at one site.
-
-    Attributes:
-        means: (K, S, Da), each the mean over a group of clips.
-        counts: (K,) int64, clips of each group.
-        variances: (K, S, Da), population variance within each group; zeros if a site does not send it.
-    """
-
-    means: Tensor
-    counts: Tensor
-    variances: Tensor
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """One site's statistics of one class.
-
-    Attributes:
-        name: name of the class.
-        count: the site's training clips of the class.
-        audio: averaged audio embeddings, or None if the server stores them already or needs none.
-        clip: (Tc, Dc) mean CLIP adapter output over the class's clips, or None if not requested.
-        t5: (T, Dt) mean T5 adapter output, or None.
-    """
-
-    name: str
-    count: int
-    audio: AudioPrototypes | None = None
-    clip: Tensor | None = None
-    t5: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class PooledMoments:
-    """Two averages over all training clips of a site, sent by a site that shares no class statistics.
-
-    Attributes:
-        mean: (S, Da), over the clips.
-        variance: population variance over the clips, averaged over all S * Da entries.
-        count: number of the clips.
-    """
-
-    mean: Tensor
-    variance: float
-    count: int
-
-    def as_statistics(self, name: str) -> ClassStatistics:
-        """The moments as the single prototype of a class called `name`."""
-        mean = self.mean[None]
-        audio = AudioPrototypes(
-            mean, torch.tensor([self.count]), torch.full_like(mean, self.variance, dtype=torch.float32)
-        )
-        return ClassStatistics(name, self.count, audio)
-
-
-@dataclass(frozen=True)
-class PrototypeBatch:
-    """The bank's prototypes as rows, in a fixed order, for training over all classes at once.
-
-    Attributes:
-        embeddings: (N, S, Da).
-        labels: (N,) int64, index into `names`.
-        counts: (N,) float32, clips of each row.
-        variances: (N, S, Da), variance within each row's group.
-        names: the C classes that have rows, sorted.
-    """
-
-    embeddings: Tensor
-    labels: Tensor
-    counts: Tensor
-    variances: Tensor
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def index_select(self, index: Tensor) -> PrototypeBatch:
-        """The rows at `index` (integers or a mask); `names` and the numbering of labels do not change."""
-        return PrototypeBatch(
-            self.embeddings[index], self.labels[index], self.counts[index], self.variances[index], self.names
-        )
-
-    def to(self, device: torch.device) -> PrototypeBatch:
-        """The same rows on another device."""
-        return PrototypeBatch(
-            self.embeddings.to(device),
-            self.labels.to(device),
-            self.counts.to(device),
-            self.variances.to(device),
-            self.names,
-        )
-
-    def joined(self, other: PrototypeBatch) -> PrototypeBatch:
-        """The rows of both, with new labels and ordered by class, on the device of `self`."""
-        names = tuple(sorted({*self.names, *other.names}))
-        label_of = {name: label for label, name in enumerate(names)}
-        labels = torch.cat(
-            [torch.tensor([label_of[name] for name in each.names])[each.labels.cpu()] for each in (self, other)]
-        )
-        order = labels.argsort(stable=True)
-        embeddings, counts, variances = (
-            torch.cat([one, two.to(one)])[order.to(one.device)]
-            for one, two in (
-                (self.embeddings, other.embeddings),
-                (self.counts, other.counts),
-                (self.variances, other.variances),
-            )
-        )
-        return PrototypeBatch(embeddings, labels[order].to(embeddings.device), counts, variances, names)
-
-    def split(self, share: float) -> tuple[PrototypeBatch, PrototypeBatch]:
-        """Split off `held_out_number` of each class's rows, evenly spaced, as (kept, held out)."""
-        held = torch.zeros(len(self), dtype=torch.bool)
-        for label in range(len(self.names)):
-            rows = torch.nonzero(self.labels == label).flatten()
-            held[rows[_spaced(len(rows), held_out_number(len(rows), share))]] = True
-        return self.index_select(~held), self.index_select(held)
-
-
-def held_out_number(rows: int, share: float) -> int:
-    """Number of a class's rows to hold out: `share` of them, at least one of three or more, never all.
-
-    Of two rows none needs to be held out, as both are needed to estimate the variance. 0 for a share of 0.
-    """
-    if share == 0:
-        return 0
-    return min(max(round(share * rows), 1 if rows >= 3 else 0), max(0, rows - 1))
-
-
-def _spaced(rows: int, number: int) -> list[int]:
-    """`number` evenly spaced indices below `rows`; a single one is the middle.
-
-    Sites send similar groups next to each other, so the first and the last are the least typical.
-    """
-    return [(2 * place + 1) * rows // (2 * number) for place in range(number)]
 
 
 @dataclass
@@ -278,7 +133,7 @@ class PrototypeBank:
                 rows[name] += own
                 target = held_out_number(rows[name], share)
                 missing = min(own, max(0, (min(target, most) if most else target) - held[name]))
-                places = _spaced(own, missing)
+                places = spaced(own, missing)
                 entry.held_out = [place in places for place in range(own)]
                 held[name] += missing
         # A class must not be without training rows.
@@ -288,46 +143,8 @@ class PrototypeBank:
                 entry.held_out = [False] * len(entry.held_out)
 
     def contradict(self) -> None:
-        """Find the sites whose prototypes of a class look like another class, compared with the other sites'.
-
-        A class of three or more sites is represented by the coordinate-wise median of the sites' means, which one site
-        cannot move far (Yin et al. 2018). A site's class is contradicted if another class's median is at less than half
-        the distance of its own; and a whole site is if hardly any of its classes is nearest to its own median although
-        most of the median site's are. In measurements on real sounds, honest sites had hardly any contradicted class
-        and were never contradicted as a whole.
-        """
-        owners, means = self._class_means()
-        of_class: dict[str, list[int]] = {}
-        for row, (_, name) in enumerate(owners):
-            of_class.setdefault(name, []).append(row)
-        of_class = {name: rows for name, rows in of_class.items() if len(rows) >= ENOUGH_SITES}
-        self.contradicted = frozenset()
-        if len(of_class) < 2:
-            return
-        medians = torch.stack([means[rows].median(dim=0).values for rows in of_class.values()])
-        judged = torch.tensor([row for rows in of_class.values() for row in rows])
-        own = torch.arange(len(of_class)).repeat_interleave(torch.tensor([len(rows) for rows in of_class.values()]))
-        # Without a matrix product, whose rounding errors could decide between medians that are close to each other.
-        distances = torch.cdist(means[judged], medians, compute_mode="donot_use_mm_for_euclid_dist")
-        to_own = distances.gather(1, own[:, None]).flatten()
-        to_others = distances.scatter(1, own[:, None], torch.inf).min(dim=1).values
-        single = {owners[int(row)] for row in judged[CONTRADICTION_RATIO * to_others < to_own]}
-        right: dict[str, list[bool]] = {}
-        for row, is_right in zip(judged.tolist(), (to_own <= to_others).tolist(), strict=True):
-            right.setdefault(owners[row][0], []).append(is_right)
-        usual = float(torch.tensor([sum(each) / len(each) for each in right.values()]).median())
-        whole = {
-            site
-            for site, each in right.items()
-            if usual * len(each) >= EXPECTED_RIGHT and EXPECTED_RIGHT * sum(each) <= usual * len(each)
-        }
-        self.contradicted = frozenset(single | {owner for owner in owners if owner[0] in whole})
-
-    def _class_means(self) -> tuple[list[tuple[str, str]], Tensor]:
-        """P (site, class) pairs and the (P, Da) means of their clips, over tokens as well."""
-        entries = [(site, each.name, each.audio) for site, each in self if each.audio is not None]
-        means = [(audio.counts / audio.counts.sum()) @ audio.means.float().mean(dim=1) for *_, audio in entries]
-        return [(site, name) for site, name, _ in entries], torch.stack(means) if means else torch.empty(0, 0)
+        """Find the pairs to ignore, see `contradicted_classes`."""
+        self.contradicted = contradicted_classes(self)
 
     def forget_prototypes(self) -> None:
         """Drop all prototypes, but keep the fingerprints and all else, so that sites do not send them again."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 
 # The variance within groups that a site sends: of each group, one for a class, or none.
 Variance = Literal["groups", "class", "none"]

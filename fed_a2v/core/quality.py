@@ -17,7 +17,7 @@ Rows are (N, S, Da) or (N, D), compared with tokens flattened. Unless stated oth
 the training rows' mean and max(std, 0.3 x RMS of all stds): the floor prevents columns that are active in a few rows
 from outweighing all others, and division by zero.
 
-`validation` calls it. scikit-learn is imported where it is used, as that takes seconds and few rounds are validated.
+`row_comparison` computes the figures; here they get a meaning. `validation` and `network` call `assess`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from fed_a2v.core.seeding import numpy_generator, seed_for
+from fed_a2v.core.row_comparison import (
+    Interval,
+    Scale,
+    Table,
+    c2st_interval,
+    compare,
+    correct_rows,
+    paired_ratio_interval,
+)
 
-STD_FLOOR = 0.3
-COMPONENTS = 64
-NEIGHBOURS = 5
-FOLDS = 5
-FEWEST_ROWS = 10
-"""Minimum rows of either set for two-sample figures: with fewer, their standard error would exceed 0.16."""
 FEWEST_JUDGED = 40
 """Minimum rows of either set for the verdict of a gate: with fewer, good samples would fail the two-sample test by
 chance in some rounds."""
-QUANTILE = 1.96
-"""Quantile of the normal distribution for 95 % intervals."""
-RESAMPLES = 500
-"""Number of bootstrap resamples."""
-
-Interval = tuple[float, float]
 
 
 class Rows(NamedTuple):
@@ -175,15 +169,6 @@ class GeneratorQuality:
             Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, nn_interval),
         )
 
-    def failed_gates(self) -> list[str]:
-        """Names of the gates that fail, without those that have no verdict."""
-        return [gate.name for gate in self.gates() if gate.passed is False]
-
-    @property
-    def passed(self) -> bool:
-        """Whether all three gates have a verdict and pass."""
-        return all(gate.passed for gate in self.gates())
-
     def as_dict(self) -> dict[str, float]:
         """All figures that have a value, by name; those of real rows have the suffix `_real`.
 
@@ -235,15 +220,15 @@ def assess(
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be at least 1")
-    real, held = _Table.of(train, "training"), _Table.of(held_out, "held-out")
+    real, held = Table.of(*train, "training"), Table.of(*held_out, "held-out")
     classes = np.intersect1d(real.classes(at_least=2), held.classes())
     limit = max(2, max_rows // max(1, len(classes)))
 
-    def draw(seed: int) -> _Table:
+    def draw(seed: int) -> Table:
         if not callable(synthetic):
-            return _Table.of(synthetic, "synthetic")
+            return Table.of(*synthetic, "synthetic")
         largest = max(real.largest_class(classes), held.largest_class(classes))
-        return _Table.of(synthetic(min(limit, largest), seed), "synthetic")
+        return Table.of(*synthetic(min(limit, largest), seed), "synthetic")
 
     samples = [draw(seed) for seed in range(seeds)]
     for table in (held, *samples):
@@ -256,23 +241,23 @@ def assess(
 
     real, held, *samples = (table.of_classes(classes) for table in (real, held, *samples))
     held = held.choose(np.full(len(classes), limit), "held-out")
-    scale = _Scale.of(real.x)
-    real, held, *samples = (_Table(scale(table.x), table.y) for table in (real, held, *samples))
+    scale = Scale.of(real.x)
+    real, held, *samples = (Table(scale(table.x), table.y) for table in (real, held, *samples))
 
     synthetic_figures, real_figures = [], []
     intervals: dict[str, list[Interval]] = {"tstr": [], "nn_ratio": []}
     for seed, table in enumerate(samples):
         to_train = np.minimum(np.minimum(real.counts, table.counts), limit)
-        figures, interval = _compare(real, held, table, seed)
-        correct = _correct(table.choose(to_train, "tstr", seed), held)
+        figures, interval = compare(real, held, table, seed)
+        correct = correct_rows(table.choose(to_train, "tstr", seed), held)
         synthetic_figures.append({**figures, "accuracy": _share(correct)})
         intervals["nn_ratio"] += [] if interval is None else [interval]
         if known is not None:
             continue
         left_out, remaining = real.split(np.minimum(held.counts, real.counts // 3), "left-out", seed)
-        figures, _ = _compare(remaining, held, left_out, seed)
+        figures, _ = compare(remaining, held, left_out, seed)
         if seed == 0 or (to_train < real.counts).any():  # else the same as that of seed 0
-            correct_by_real = _correct(real.choose(to_train, "tstr", seed), held)
+            correct_by_real = correct_rows(real.choose(to_train, "tstr", seed), held)
         real_figures.append({**figures, "accuracy": _share(correct_by_real)})
         if correct is not None and correct_by_real is not None and correct_by_real.any():
             intervals["tstr"].append(paired_ratio_interval(correct, correct_by_real))
@@ -280,118 +265,6 @@ def assess(
     means = {name: _mean_interval(each) for name, each in intervals.items() if each}
     of_real = known.real if known is not None else _mean(real_figures)
     return GeneratorQuality(_mean(synthetic_figures), of_real, len(classes), rows, means)
-
-
-def c2st_interval(accuracy: float, rows: int) -> Interval:
-    """95 % interval of a cross-validated accuracy on two sets of `rows` rows: Wilson's (1927), with `rows` trials.
-
-    Not with 2 x `rows` trials, the number of rows classified: folds share their training rows, so the accuracy varies
-    more between sets of rows than that of independent trials (Bengio & Grandvalet, 2004). For two sets from one
-    distribution, the interval contains 0.5 in 19 of 20 cases with `rows` trials, in 15 to 17 with twice as many.
-    """
-    squared = QUANTILE**2
-    centre = (accuracy * rows + squared / 2) / (rows + squared)
-    half = QUANTILE * math.sqrt(accuracy * (1 - accuracy) * rows + squared / 4) / (rows + squared)
-    return centre - half, centre + half
-
-
-def paired_ratio_interval(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
-    """95 % interval of the ratio of two accuracies on the same rows (Bonett & Price, 2006).
-
-    Args:
-        one: (N,) mask of the rows that the first classifier classifies correctly.
-        other: (N,) mask of the second, with at least one row.
-    """
-    either, discordant = int((one | other).sum()), int((one ^ other).sum())
-    first, second = int(one.sum()), int(other.sum())
-
-    def log_error(number: int) -> float:
-        return math.sqrt((1 - (number + 1) / (either + 2)) / (number + 1))
-
-    joint = math.sqrt((discordant + 2) / ((first + 1) * (second + 1)))
-    squared = (QUANTILE * joint / (log_error(first) + log_error(second))) ** 2
-
-    def ends(number: int) -> Interval:
-        centre = 2 * number + squared
-        spread = math.sqrt(squared**2 + 4 * squared * number * (1 - number / either))
-        return (centre - spread) / (2 * (either + squared)), (centre + spread) / (2 * (either + squared))
-
-    (low, high), (other_low, other_high) = ends(first), ends(second)
-    return low / other_high, high / other_low
-
-
-@dataclass(frozen=True)
-class SampleValidation:
-    """Agreement of samples with held-out rows of their class: expectations over all pairs, then over classes.
-
-    Attributes:
-        similarity: mean cosine, by token.
-        mse: mean squared difference.
-        l1: mean absolute difference.
-        per_class: mean cosine of each validated class, by name in sorted order.
-    """
-
-    similarity: float
-    mse: float
-    l1: float
-    per_class: dict[str, float]
-
-
-def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> SampleValidation:
-    """Cosine, MSE and L1 between each sample and each held-out row of its class, in the embeddings' own space.
-
-    Real rows differ from each other, so the best possible similarity is not 1: compare with
-    `validate_samples(train, held_out, names)`. A generator that always returns the class mean scores *better* than real
-    rows; `assess` detects it.
-
-    Args:
-        synthetic: samples, (N, S, Da) or (N, D).
-        held_out: real rows of the same width.
-        names: class names; labels are indices into them.
-
-    Raises:
-        ValueError: no class has both a sample and a held-out row.
-    """
-    shared = sorted(set(synthetic.labels.tolist()) & set(held_out.labels.tolist()), key=lambda label: names[label])
-    if not shared:
-        raise ValueError("no class has both a sample and a held-out row; raise generator.holdout")
-    figures = {}
-    for label in shared:
-        fake = synthetic.embeddings[synthetic.labels == label].detach().cpu().double()
-        real = held_out.embeddings[held_out.labels == label].detach().cpu().double()
-        # The mean over pairs of a product is the product of the means.
-        cosine = (F.normalize(fake, dim=-1).mean(0) * F.normalize(real, dim=-1).mean(0)).sum(-1).mean()
-        fake, real = fake.flatten(1), real.flatten(1)
-        spread = fake.var(0, correction=0) + real.var(0, correction=0)
-        mse = (spread + (fake.mean(0) - real.mean(0)).square()).mean()
-        l1 = torch.cdist(fake, real, p=1).mean() / fake.shape[1]
-        figures[names[label]] = (cosine.item(), mse.item(), l1.item())
-    similarity, mse_mean, l1_mean = (float(mean) for mean in np.mean(list(figures.values()), axis=0))
-    return SampleValidation(similarity, mse_mean, l1_mean, {name: each[0] for name, each in figures.items()})
-
-
-def active_units(mu: Tensor, labels: Tensor, threshold: float = 0.01) -> int | None:
-    """Number of latent units whose posterior mean varies over the rows *of a class* (Burda et al., 2016).
-
-    Units that only encode the class do not count, as the decoder gets the class from its condition.
-
-    Args:
-        mu: (N, L) posterior means.
-        labels: (N,) integers.
-        threshold: minimum variance (unbiased, pooled over classes) of an active unit.
-
-    Returns:
-        A number from 0 to L, or None if no class has two rows.
-    """
-    _, index = labels.unique(return_inverse=True)
-    counts = index.bincount()
-    freedom = len(mu) - len(counts)
-    if freedom < 1:
-        return None
-    mu = mu.detach().double()
-    means = mu.new_zeros(len(counts), mu.shape[1]).index_add_(0, index, mu) / counts[:, None]
-    variance = (mu - means[index]).square().sum(0) / freedom
-    return int((variance > threshold).sum())
 
 
 def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[str]:
@@ -446,207 +319,14 @@ def warnings_for(quality: GeneratorQuality, active: int | None = None) -> list[s
     return warnings
 
 
-# The comparison itself, on numpy arrays.
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Flattened rows `x` (N, D) float32 and their classes `y` (N,) int64."""
-
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, rows: Rows, kind: str) -> _Table:
-        x = rows.embeddings.detach().float().cpu().flatten(1).numpy()
-        y = rows.labels.detach().cpu().numpy().astype(np.int64)
-        if y.shape != x.shape[:1]:
-            raise ValueError(f"{len(x)} {kind} rows need {len(x)} labels, got shape {y.shape}")
-        if bad := int((~np.isfinite(x).all(1)).sum()):
-            raise ValueError(f"{bad} of {len(x)} {kind} rows are not finite; lower generator.learning_rate")
-        return cls(x, y)
-
-    def classes(self, at_least: int = 1) -> NDArray[np.int64]:
-        labels, counts = np.unique(self.y, return_counts=True)
-        return labels[counts >= at_least]
-
-    def largest_class(self, classes: NDArray[np.int64]) -> int:
-        return max((int((self.y == label).sum()) for label in classes), default=0)
-
-    def of_classes(self, classes: NDArray[np.int64]) -> _Table:
-        """The rows of `classes` (sorted), numbered from 0."""
-        keep = np.isin(self.y, classes)
-        return _Table(self.x[keep], np.searchsorted(classes, self.y[keep]))
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        return np.bincount(self.y)
-
-    def split(self, counts: NDArray[np.int64], *purpose: int | str) -> tuple[_Table, _Table]:
-        """Up to `counts[c]` rows of each class c, at random, and the others; `purpose` is the seed."""
-        shuffled = numpy_generator("quality", *purpose).permutation(len(self.y))
-        order = shuffled[np.argsort(self.y[shuffled], kind="stable")]
-        place = np.arange(len(order)) - np.searchsorted(self.y[order], self.y[order])
-        first = place < counts[self.y[order]]
-        chosen, others = order[first], order[~first]
-        return _Table(self.x[chosen], self.y[chosen]), _Table(self.x[others], self.y[others])
-
-    def choose(self, counts: NDArray[np.int64], *purpose: int | str) -> _Table:
-        return self.split(counts, *purpose)[0]
-
-
-class _Scale:
-    """Standardisation with a minimum standard deviation."""
-
-    def __init__(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
-        self.mean, self.std = mean, std
-
-    @classmethod
-    def of(cls, x: NDArray[np.float32]) -> _Scale:
-        std = x.std(0, dtype=np.float64)
-        floor = STD_FLOOR * math.sqrt((std**2).mean()) or 1.0
-        return cls(x.mean(0, dtype=np.float64).astype(np.float32), np.maximum(std, floor).astype(np.float32))
-
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (x - self.mean) / self.std
-
-
-def _compare(train: _Table, held: _Table, other: _Table, seed: int) -> tuple[dict[str, float | None], Interval | None]:
-    """All figures except accuracy of `other` against `held`, and the 95 % interval of `nn_ratio`.
-
-    Equal numbers of either are compared in each class.
-    """
-    means = _class_means(train)
-    train_variance, variance = _within_variance(train), _within_variance(other)
-    # Classes of identical rows vary by rounding errors alone.
-    varied = train_variance is not None and train_variance > 1e-8 * train.x.shape[1]
-    ratio = variance / train_variance if varied and variance is not None and train_variance else None
-    counts = np.minimum(np.bincount(held.y, minlength=len(means)), np.bincount(other.y, minlength=len(means)))
-    held = held.choose(counts, "compared", "held-out", seed)
-    other = other.choose(counts, "compared", "other", seed)
-    if len(other.y) == 0:
-        return {"variance_ratio": ratio}, None
-    near, near_held = _nearest_in_class(train, other), _nearest_in_class(train, held)
-    figures: dict[str, float | None] = {"variance_ratio": ratio}
-    interval = None
-    # If held-out rows are copies of training rows, their distance is no reference.
-    if np.median(near_held) > 1e-3:
-        figures["nn_ratio"] = float(np.median(near) / np.median(near_held))
-        interval = _median_ratio_interval(near, near_held, seed)
-    if len(other.y) < FEWEST_ROWS:
-        return figures, interval
-    c2st = _c2st(train, means, held, other, seed) if varied else None
-    return {**figures, "c2st": c2st, **_neighbourhoods(held.x, other.x)}, interval
-
-
-def _class_means(rows: _Table) -> NDArray[np.float32]:
-    """(C, D) class means."""
-    return np.stack([rows.x[rows.y == label].mean(0) for label in range(len(rows.counts))])
-
-
-def _within_variance(rows: _Table) -> float | None:
-    """Unbiased variance within classes, summed over columns; None if no class has two rows."""
-    freedom = len(rows.y) - len(rows.classes())
-    if freedom < 1:
-        return None
-    total = sum(
-        (rows.x[rows.y == label].var(0, dtype=np.float64) * (rows.y == label).sum()).sum() for label in rows.classes()
-    )
-    return float(total) / freedom
-
-
-def _correct(train: _Table, test: _Table) -> NDArray[np.bool_] | None:
-    """Rows of `test` that a logistic regression trained on `train` classifies correctly; None for a single class."""
-    if len(train.classes()) < 2:
-        return None
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=0.01, max_iter=1000, tol=1e-3).fit(train.x, train.y)
-    correct: NDArray[np.bool_] = model.predict(test.x) == test.y
-    return correct
-
-
 def _share(mask: NDArray[np.bool_] | None) -> float | None:
     return None if mask is None else float(mask.mean())
-
-
-def _nearest_in_class(train: _Table, rows: _Table) -> NDArray[np.float32]:
-    """Distance of each row to the nearest training row of the same class."""
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    distances = [
-        euclidean_distances(rows.x[rows.y == label], train.x[train.y == label]).min(1) for label in rows.classes()
-    ]
-    return np.concatenate(distances)
-
-
-def _median_ratio_interval(one: NDArray[np.float32], other: NDArray[np.float32], seed: int) -> Interval:
-    """95 % interval of the ratio of two medians: percentiles over bootstrap resamples."""
-    random = numpy_generator("quality", "bootstrap", seed)
-
-    def medians(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows = random.integers(len(values), size=(RESAMPLES, len(values)))
-        resampled: NDArray[np.float32] = np.median(values[rows], axis=1)
-        return resampled
-
-    low, high = np.percentile(medians(one) / np.maximum(medians(other), 1e-12), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _mean_interval(intervals: Sequence[Interval]) -> Interval:
     """The mean of the ends, no narrower interval: more samplings are no additional held-out rows."""
     low, high = np.mean(intervals, axis=0)
     return float(low), float(high)
-
-
-def _c2st(train: _Table, means: NDArray[np.float32], held: _Table, other: _Table, seed: int) -> float | None:
-    """Cross-validated accuracy of a classifier between `other` and `held`, on residuals from the training class means.
-
-    Features: the top principal components of the training rows' residuals, their absolute values (for a different
-    spread), and the log norm of the whole residual.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    residuals = train.x - means[train.y]
-    # Of the N - C directions of the training residuals, the half with less variance is mostly sampling error.
-    size = min(COMPONENTS, (len(train.y) - len(means)) // 2, residuals.shape[1])
-    if size < 1:
-        return None
-    directions = PCA(size, random_state=seed_for("quality", "pca") % 2**32).fit(residuals)
-
-    def features(rows: _Table) -> NDArray[Any]:
-        residual = rows.x - means[rows.y]
-        z = directions.transform(residual)
-        norm = np.linalg.norm(residual, axis=1, keepdims=True)
-        return np.hstack([z, np.abs(z), np.log(norm + 1e-6)])
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed_for("quality", "folds", seed) % 2**32)
-    side = np.repeat([0, 1], [len(held.y), len(other.y)])
-    return float(cross_val_score(model, np.vstack([features(held), features(other)]), side, cv=folds).mean())
-
-
-def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, float | None]:
-    """Precision, recall and both one-sided 1-NN accuracies of two sets of equal size."""
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    k = min(NEIGHBOURS, len(real) // FEWEST_ROWS)
-    within_real, within_other = euclidean_distances(real), euclidean_distances(other)
-    across = euclidean_distances(real, other)
-    # Column 0 of the sorted distances is the row itself.
-    real_radius, other_radius = np.sort(within_real)[:, k], np.sort(within_other)[:, k]
-    np.fill_diagonal(within_real, np.inf)
-    np.fill_diagonal(within_other, np.inf)
-    return {
-        "precision": float((across <= real_radius[:, None]).any(0).mean()),
-        "recall": float((across <= other_radius[None, :]).any(1).mean()),
-        "one_nn_held_out": float((within_real.min(1) < across.min(1)).mean()),
-        "one_nn_synthetic": float((within_other.min(1) < across.min(0)).mean()),
-    }
 
 
 def _mean(figures: Sequence[dict[str, float | None]]) -> Figures:

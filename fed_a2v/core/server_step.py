@@ -3,14 +3,14 @@
     store the replies in the bank -> train the generator -> validate it -> distil the sites' adapters (optional)
     -> fine-tune the global adapters
 
-It does not depend on Flower, so a test runs it in milliseconds and other projects can use it.
+It does not depend on Flower, so a test runs it in milliseconds and other projects can use it. The file is long because
+a round is one sequence over one state: `ServerStep.run` reads from top to bottom, and its steps follow.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,27 +23,20 @@ from torch import Tensor
 
 from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.distillation import Teacher, distil
-from fed_a2v.core.generators.base import EpochLosses, Generator
+from fed_a2v.core.generator_training import train_generator
+from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.losses import AdapterLoss
-from fed_a2v.core.metrics import cosines
 from fed_a2v.core.names import listed
-from fed_a2v.core.prototype_bank import ClassStatistics, PooledMoments, PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.training import AdamWSettings, Mixture, loss_on, train_steps
+from fed_a2v.core.statistics import ClassStatistics, PooledMoments, PrototypeBatch
+from fed_a2v.core.training import AdamWSettings, SyntheticRows, TrainingRows, loss_on, mixed_rows, train_steps
 from fed_a2v.core.validation import validate
-from fed_a2v.core.zero_shot import Scorer, choose_calibration, solve_adapter
+from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
 log = logging.getLogger("fed_a2v")
-# A line per class and epoch, which only the log file of the run gets.
-class_log = logging.getLogger("fed_a2v.classes")
 # Samples of a class that replace its prototypes if these may not be kept.
 REPLAYED_ROWS = 32
-# Groups of recorded classes that are left out in turn to choose the calibration.
-CALIBRATION_GROUPS = 4
-# Epochs of a round, at most, whose loss is logged class by class.
-REPORTED_EPOCHS = 5
-# Names of the terms of a VAE's loss in the log, which are those of the guide.
-PART_NAMES = {"reconstruction": "Recon", "kl": "KL", "similarity": "Sim"}
 
 
 @dataclass(frozen=True)
@@ -88,30 +81,6 @@ class ClientUpdate(NamedTuple):
     statistics: list[ClassStatistics]
     fingerprint: str
     weights: Sequence[Tensor] = ()
-
-
-class _Synthetic(NamedTuple):
-    """(N, S, Da) samples with their (N,) labels, and separate samples of the same rows' classes for the T5 adapter."""
-
-    audio: Tensor
-    labels: Tensor
-    t5_audio: Tensor | None
-
-
-class _TrainingRows(NamedTuple):
-    """Training rows of the adapters.
-
-    Attributes:
-        audio: (N, S, Da).
-        labels: (N,) class indices.
-        mixture: which rows are synthetic; None if rows are of one kind.
-        t5_audio: (N, S, Da) inputs of the T5 adapter if it has separate samples.
-    """
-
-    audio: Tensor
-    labels: Tensor
-    mixture: Mixture | None
-    t5_audio: Tensor | None
 
 
 class ServerStep:
@@ -185,7 +154,15 @@ class ServerStep:
         if self.generator is not None:
             if stored is not None and len(stored):  # else it would only be trained on its own samples
                 with _timed(metrics, "generator"):
-                    metrics |= self._train_generator(round_number, trained_on)
+                    metrics |= train_generator(
+                        self.generator,
+                        trained_on,
+                        self.conditions_of(trained_on.names),
+                        self.settings.training_epochs,
+                        self.settings.min_steps,
+                        self.settings.augmentation_noise,
+                        torch_generator(self.settings.seed, "generator", round_number),
+                    )
                 if len(held_out) and self._validates(round_number):
                     with _timed(metrics, "validation"):
                         metrics |= self._validate(round_number, stored.to(device), held_out)
@@ -213,11 +190,12 @@ class ServerStep:
         stored: PrototypeBatch | None,
         trained_on: PrototypeBatch,
         held_out: PrototypeBatch,
-        synthetic: _Synthetic | None,
+        synthetic: SyntheticRows | None,
     ) -> dict[str, Any]:
         """Distil and fine-tune, each only if it is set."""
         metrics: dict[str, Any] = {}
-        rows = self._training_rows(trained_on, synthetic)
+        rows = mixed_rows(trained_on.embeddings, trained_on.labels, synthetic, self.settings.synthetic_share)
+        rows = rows._replace(labels=self._class_indices(trained_on.names).to(rows.labels.device)[rows.labels])
         steps = self.settings.first_steps if self.finetuned_rounds == 0 else self.settings.steps
         if self.settings.distil:
             with _timed(metrics, "distil"):
@@ -298,10 +276,7 @@ class ServerStep:
         return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
 
     def _calibrate(self, rows: PrototypeBatch) -> None:
-        """Choose the calibration by cross-validation over recorded classes.
-
-        For each group that is left out, CLIP adapters are trained from the initial weights on prototypes of the others.
-        """
+        """Choose the calibration, see `calibrate_adapters`."""
         self._calibrated_on = rows.names
         if len(rows.names) < 2 * CALIBRATION_GROUPS:
             log.warning(
@@ -310,34 +285,16 @@ class ServerStep:
                 2 * CALIBRATION_GROUPS,
             )
             return
-        shape, settings = self.prompts.clip.shape[1:], self.settings
-
-        def fit(known: PrototypeBatch, vectors: Tensor) -> Scorer:
-            prompts = ClassPrompts(known.names, vectors.unflatten(1, shape), None)
-            adapters = copy.deepcopy(self.adapters)
-            adapters.load_state_dict(self._initial)
-            adapters.set_standardisation(self.adapters.audio_mean, self.adapters.audio_std)
-            adapters.t5 = None
-            if adapters.closed_form:
-                solve_adapter(adapters, known, prompts.clip)
-                return scorer_of(adapters)
-            random = torch_generator(settings.seed, "calibration", *known.names)
-            loss = AdapterLoss(prompts, self.loss.weights)
-            train_steps(
-                adapters, known.embeddings, known.labels, loss, settings.first_steps, settings.optimiser, random
-            )
-
-            return scorer_of(adapters)
-
-        def scorer_of(adapters: Adapters) -> Scorer:
-            @torch.no_grad()
-            def scorer(audio: Tensor, candidates: Tensor) -> Tensor:
-                return cosines(adapters(audio).clip, candidates.unflatten(1, shape))
-
-            return scorer
-
-        vectors = self.prompts.clip[self._class_indices(rows.names).to(self.prompts.clip.device)].flatten(1)
-        self.calibration = choose_calibration(fit, rows, vectors, CALIBRATION_GROUPS, settings.seed)
+        self.calibration = calibrate_adapters(
+            self.adapters,
+            self._initial,
+            rows,
+            self.prompts.clip[self._class_indices(rows.names).to(self.prompts.clip.device)],
+            self.loss.weights,
+            self.settings.first_steps,
+            self.settings.optimiser,
+            self.settings.seed,
+        )
         log.info("Calibration of recorded against unseen classes: %.3f", self.calibration)
 
     def fill_bank(self, round_number: int, updates: Iterable[ClientUpdate]) -> None:
@@ -425,42 +382,6 @@ class ServerStep:
         self._calibrated_on = tuple(own["calibrated_on"])
         self._logged_nothing_held_out = own["said_nothing_held_out"]
 
-    def _train_generator(self, round_number: int, rows: PrototypeBatch) -> dict[str, Any]:
-        assert self.generator is not None
-        settings = self.settings
-        epochs = self._training_epochs(rows)
-        log.info("Training generator for %d epochs with augmentation=%s", epochs, settings.augmentation_noise > 0)
-        history = self.generator.fit(
-            rows,
-            self.conditions_of(rows.names),
-            epochs,
-            settings.augmentation_noise,
-            torch_generator(settings.seed, "generator", round_number),
-        )
-        if not history:
-            return {}
-        _report_epochs(history, self.generator.kind.upper())
-        average = sum(epoch.total for epoch in history) / len(history)
-        log.info("Generator training completed. Average loss: %.4f", average)
-        last = history[-1]
-        parts = {f"generator/{name}": value for name, value in (*last.parts.items(), *last.critic.items())}
-        return {"server/generator_loss": average, **parts}
-
-    def _training_epochs(self, rows: PrototypeBatch) -> int:
-        """`training_epochs`, or more to reach `min_steps`, as epochs on few rows have too few steps for a network."""
-        assert self.generator is not None
-        settings, steps = self.settings, self.generator.steps_per_epoch(rows)
-        if not steps or settings.training_epochs * steps >= settings.min_steps:
-            return settings.training_epochs
-        log.info(
-            "%d epochs on %d rows are %d steps of the generator; epochs are added to reach generator.min_steps=%d",
-            settings.training_epochs,
-            len(rows),
-            settings.training_epochs * steps,
-            settings.min_steps,
-        )
-        return math.ceil(settings.min_steps / steps)
-
     def _validate(self, round_number: int, rows: PrototypeBatch, held_out: PrototypeBatch) -> dict[str, Any]:
         assert self.generator is not None
         log.info("Validating generator at round %d", round_number)
@@ -477,7 +398,7 @@ class ServerStep:
         return result.metrics()
 
     def _distil(
-        self, round_number: int, updates: Sequence[ClientUpdate], rows: _TrainingRows, steps: int
+        self, round_number: int, updates: Sequence[ClientUpdate], rows: TrainingRows, steps: int
     ) -> dict[str, Any]:
         class_of = {name: index for index, name in enumerate(self.prompts.names)}
         clips = self.bank.clips()
@@ -508,7 +429,7 @@ class ServerStep:
         return {f"distil/{name}": value for name, value in losses.items()}
 
     def _finetune(
-        self, round_number: int, rows: _TrainingRows, held_out: PrototypeBatch, steps: int, may_roll_back: bool
+        self, round_number: int, rows: TrainingRows, held_out: PrototypeBatch, steps: int, may_roll_back: bool
     ) -> dict[str, Any]:
         """Fine-tune the global adapters; restore them if the loss on held-out prototypes gets worse."""
         settings = self.settings
@@ -542,7 +463,7 @@ class ServerStep:
                 )
         return metrics
 
-    def _synthetic_rows(self, round_number: int, real: PrototypeBatch) -> _Synthetic | None:
+    def _synthetic_rows(self, round_number: int, real: PrototypeBatch) -> SyntheticRows | None:
         """`synthetic_samples_per_class` samples of every class; None without a generator or a share for them."""
         if self.generator is None or self.settings.synthetic_share == 0:
             return None
@@ -550,20 +471,7 @@ class ServerStep:
         random = torch_generator(self.settings.seed, "synthetic", round_number)
         audio, t5_audio = self.generator.sample_sides(self.conditions_of(real.names), number, random)
         labels = torch.arange(classes, device=real.labels.device).repeat_interleave(number)
-        return _Synthetic(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
-
-    def _training_rows(self, real: PrototypeBatch, synthetic: _Synthetic | None) -> _TrainingRows:
-        """Prototypes and synthetic rows for the adapters, mixed by `finetune.synthetic_share`."""
-        audio, labels, mixture, t5_audio = real.embeddings, real.labels, None, None
-        if synthetic is not None and self.settings.synthetic_share == 1:
-            audio, labels, t5_audio = synthetic
-        elif synthetic is not None:
-            is_synthetic = torch.arange(len(real) + len(synthetic.labels), device=labels.device) >= len(real)
-            mixture = Mixture(is_synthetic, self.settings.synthetic_share)
-            if synthetic.t5_audio is not None:
-                t5_audio = torch.cat([audio, synthetic.t5_audio])
-            audio, labels = torch.cat([audio, synthetic.audio]), torch.cat([labels, synthetic.labels])
-        return _TrainingRows(audio, self._class_indices(real.names).to(labels.device)[labels], mixture, t5_audio)
+        return SyntheticRows(audio.flatten(0, 1), labels, None if t5_audio is None else t5_audio.flatten(0, 1))
 
     def _class_indices(self, names: Iterable[str]) -> Tensor:
         """Indices of classes in the class prompts."""
@@ -596,30 +504,6 @@ class ServerStep:
     def conditions_of(self, names: Iterable[str]) -> Tensor:
         """(C, V) conditions of the classes `names`, which the generator computes from their prompts."""
         return self.conditions[self._class_indices(names).to(self.conditions.device)]
-
-
-def _report_epochs(history: list[EpochLosses], kind: str) -> None:
-    """Log the loss of evenly spaced epochs up to the last, for each class if known, with the wording of the guide."""
-    shown = {round((k + 1) * len(history) / REPORTED_EPOCHS) for k in range(REPORTED_EPOCHS)}
-    for number, epoch in enumerate(history, start=1):
-        if number in shown:
-            for name, parts in epoch.per_class.items():
-                loss = _format_loss(kind, sum(parts.values()), parts)
-                class_log.info("  Epoch %d Class '%s': %s", number, name, loss)
-            if not epoch.per_class:
-                class_log.info("  Epoch %d: %s", number, _format_loss(kind, epoch.total, epoch.parts))
-            if epoch.critic:
-                class_log.info(
-                    "  Epoch %d: %s", number, _format_loss("Critic", sum(epoch.critic.values()), epoch.critic)
-                )
-
-
-def _format_loss(of: str, total: float, parts: Mapping[str, float]) -> str:
-    """A loss and, in parentheses, the terms that add up to it."""
-    terms = ", ".join(
-        f"{PART_NAMES.get(name) or name.replace('_', ' ').capitalize()}={value:.4f}" for name, value in parts.items()
-    )
-    return f"{of} Loss={total:.4f}" + (f" ({terms})" if terms else "")
 
 
 @contextmanager

@@ -48,6 +48,52 @@ class Mixture(NamedTuple):
     share: float
 
 
+class SyntheticRows(NamedTuple):
+    """(N, S, Da) samples with their (N,) labels, and separate samples of the same rows' classes for the T5 adapter."""
+
+    audio: Tensor
+    labels: Tensor
+    t5_audio: Tensor | None
+
+
+class TrainingRows(NamedTuple):
+    """Rows to train the adapters on.
+
+    Attributes:
+        audio: (N, S, Da).
+        labels: (N,) class indices.
+        mixture: which rows are synthetic; None if rows are of one kind.
+        t5_audio: (N, S, Da) inputs of the T5 adapter if it has separate samples.
+    """
+
+    audio: Tensor
+    labels: Tensor
+    mixture: Mixture | None
+    t5_audio: Tensor | None
+
+
+def mixed_rows(audio: Tensor, labels: Tensor, synthetic: SyntheticRows | None, share: float) -> TrainingRows:
+    """Real and synthetic rows together.
+
+    Args:
+        audio: (N, S, Da) real rows.
+        labels: (N,).
+        synthetic: synthetic rows, with the same numbering of labels, or None.
+        share: share of the synthetic rows in every batch; 1: the synthetic rows alone.
+    """
+    if synthetic is None:
+        return TrainingRows(audio, labels, None, None)
+    if share == 1:
+        return TrainingRows(synthetic.audio, synthetic.labels, None, synthetic.t5_audio)
+    is_synthetic = torch.arange(len(labels) + len(synthetic.labels), device=labels.device) >= len(labels)
+    return TrainingRows(
+        torch.cat([audio, synthetic.audio]),
+        torch.cat([labels, synthetic.labels]),
+        Mixture(is_synthetic, share),
+        None if synthetic.t5_audio is None else torch.cat([audio, synthetic.t5_audio]),
+    )
+
+
 def train_epochs(
     adapters: Adapters,
     audio: Tensor,

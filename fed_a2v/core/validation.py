@@ -7,9 +7,11 @@ matters, the prototypes are first scaled to the spread of their class, estimated
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,18 +19,8 @@ from torch.nn import functional as F
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.network import NetworkFigures, examine
-from fed_a2v.core.prototype_bank import PrototypeBatch
-from fed_a2v.core.quality import (
-    FEWEST_JUDGED,
-    Gate,
-    GeneratorQuality,
-    Rows,
-    SampleValidation,
-    active_units,
-    assess,
-    validate_samples,
-    warnings_for,
-)
+from fed_a2v.core.quality import FEWEST_JUDGED, Gate, GeneratorQuality, Rows, assess, warnings_for
+from fed_a2v.core.statistics import PrototypeBatch
 
 log = logging.getLogger("fed_a2v")
 # A line per class, which only the log file of the run gets.
@@ -38,8 +30,27 @@ class_log = logging.getLogger("fed_a2v.classes")
 SAMPLES = 100
 # About the maximum number of rows to compare, so that a validation takes seconds, not minutes.
 COMPARED_ROWS = 600
+# Minimum variance (unbiased, pooled over classes) of the posterior mean of an active latent unit.
+ACTIVE_VARIANCE = 0.01
 # Measures of samples against prototypes, with their names in the log, which are those of the guide.
 MEASURES = {"similarity": "Cosine Similarity", "mse": "MSE Loss", "l1": "L1 Loss"}
+
+
+@dataclass(frozen=True)
+class SampleValidation:
+    """Agreement of samples with held-out rows of their class: expectations over all pairs, then over classes.
+
+    Attributes:
+        similarity: mean cosine, by token.
+        mse: mean squared difference.
+        l1: mean absolute difference.
+        per_class: mean cosine of each validated class, by name in sorted order.
+    """
+
+    similarity: float
+    mse: float
+    l1: float
+    per_class: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,62 @@ def validate(
             known=quality,
         ),
     )
+
+
+def validate_samples(synthetic: Rows, held_out: Rows, names: Sequence[str]) -> SampleValidation:
+    """Cosine, MSE and L1 between each sample and each held-out row of its class, in the embeddings' own space.
+
+    Real rows differ from each other, so the best possible similarity is not 1: compare with
+    `validate_samples(train, held_out, names)`. A generator that always returns the class mean scores *better* than real
+    rows; `assess` detects it.
+
+    Args:
+        synthetic: samples, (N, S, Da) or (N, D).
+        held_out: real rows of the same width.
+        names: class names; labels are indices into them.
+
+    Raises:
+        ValueError: no class has both a sample and a held-out row.
+    """
+    shared = sorted(set(synthetic.labels.tolist()) & set(held_out.labels.tolist()), key=lambda label: names[label])
+    if not shared:
+        raise ValueError("no class has both a sample and a held-out row; raise generator.holdout")
+    figures = {}
+    for label in shared:
+        fake = synthetic.embeddings[synthetic.labels == label].detach().cpu().double()
+        real = held_out.embeddings[held_out.labels == label].detach().cpu().double()
+        # The mean over pairs of a product is the product of the means.
+        cosine = (F.normalize(fake, dim=-1).mean(0) * F.normalize(real, dim=-1).mean(0)).sum(-1).mean()
+        fake, real = fake.flatten(1), real.flatten(1)
+        spread = fake.var(0, correction=0) + real.var(0, correction=0)
+        mse = (spread + (fake.mean(0) - real.mean(0)).square()).mean()
+        l1 = torch.cdist(fake, real, p=1).mean() / fake.shape[1]
+        figures[names[label]] = (cosine.item(), mse.item(), l1.item())
+    similarity, mse_mean, l1_mean = (float(mean) for mean in np.mean(list(figures.values()), axis=0))
+    return SampleValidation(similarity, mse_mean, l1_mean, {name: each[0] for name, each in figures.items()})
+
+
+def active_units(mu: Tensor, labels: Tensor) -> int | None:
+    """Number of latent units whose posterior mean varies over the rows *of a class* (Burda et al., 2016).
+
+    Units that only encode the class do not count, as the decoder gets the class from its condition.
+
+    Args:
+        mu: (N, L) posterior means.
+        labels: (N,) integers.
+
+    Returns:
+        A number from 0 to L, or None if no class has two rows.
+    """
+    _, index = labels.unique(return_inverse=True)
+    counts = index.bincount()
+    freedom = len(mu) - len(counts)
+    if freedom < 1:
+        return None
+    mu = mu.detach().double()
+    means = mu.new_zeros(len(counts), mu.shape[1]).index_add_(0, index, mu) / counts[:, None]
+    variance = (mu - means[index]).square().sum(0) / freedom
+    return int((variance > ACTIVE_VARIANCE).sum())
 
 
 def _as_clips(scaled: Rows, moments: ClassMoments) -> Rows:

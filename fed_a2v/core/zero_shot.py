@@ -11,17 +11,23 @@ Shapes: N rows of audio (S, Da), C recorded classes, K candidate classes, V the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fed_a2v.core.adapters import Adapters, BilinearAdapter
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.adapters import Adapters, BilinearAdapter, ClassPrompts
+from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.metrics import cosines
 from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.statistics import PrototypeBatch
+from fed_a2v.core.training import AdamWSettings, train_steps
 
+# Groups of recorded classes that are left out in turn to choose the calibration.
+CALIBRATION_GROUPS = 4
 # Norm of standardised rows, about that of a thousand columns with standard deviation 1.
 ROW_LENGTH = 32.0
 
@@ -154,6 +160,54 @@ def hits(scores: Tensor, labels: Tensor, unseen: Tensor, calibration: float = 0.
     other_kind = unseen.unsqueeze(0) != unseen[labels].unsqueeze(1)
     among = scores.masked_fill(other_kind, -torch.inf).argmax(dim=1) == labels
     return among, right
+
+
+def calibrate_adapters(
+    adapters: Adapters,
+    initial: Mapping[str, Tensor],
+    rows: PrototypeBatch,
+    prompts: Tensor,
+    loss_weights: AdapterLossWeights,
+    steps: int,
+    optimiser: AdamWSettings,
+    seed: int,
+) -> float:
+    """Choose the calibration of adapters, see `choose_calibration`.
+
+    For each group that is left out, CLIP adapters are trained from the initial weights on prototypes of the others.
+
+    Args:
+        adapters: the global adapters; not changed.
+        initial: their state before training.
+        rows: prototypes of C recorded classes.
+        prompts: (C, T, D) CLIP prompts, in the order of `rows.names`.
+        loss_weights: weights of the adapters' loss.
+        steps: optimiser steps.
+        optimiser: settings of AdamW.
+        seed: seed of the groups and of the training.
+    """
+    shape = prompts.shape[1:]
+
+    def fit(known: PrototypeBatch, vectors: Tensor) -> Scorer:
+        candidate = copy.deepcopy(adapters)
+        candidate.load_state_dict(initial)
+        candidate.set_standardisation(adapters.audio_mean, adapters.audio_std)
+        candidate.t5 = None
+        of_known = ClassPrompts(known.names, vectors.unflatten(1, shape), None)
+        if candidate.closed_form:
+            solve_adapter(candidate, known, of_known.clip)
+        else:
+            random = torch_generator(seed, "calibration", *known.names)
+            loss = AdapterLoss(of_known, loss_weights)
+            train_steps(candidate, known.embeddings, known.labels, loss, steps, optimiser, random)
+
+        @torch.no_grad()
+        def scorer(audio: Tensor, candidates: Tensor) -> Tensor:
+            return cosines(candidate(audio).clip, candidates.unflatten(1, shape))
+
+        return scorer
+
+    return choose_calibration(fit, rows, prompts.flatten(1), CALIBRATION_GROUPS, seed)
 
 
 def choose_calibration(

@@ -7,9 +7,9 @@ import torch
 
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.prototypes import fingerprint, summarise_class
 from fed_a2v.core.server_step import ClientUpdate
+from fed_a2v.core.statistics import PrototypeBatch
 
 
 @pytest.fixture(autouse=True)

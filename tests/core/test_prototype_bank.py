@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PrototypeBank, PrototypeBatch
+from fed_a2v.core.prototype_bank import PrototypeBank
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from tests.core.conftest import assert_same_bits, through_a_file
+from tests.core.test_contradiction import at, honest_sites
 
 
 def audio(value, groups=2, count=3):
@@ -130,45 +132,6 @@ def test_a_bank_survives_a_file_bit_for_bit():
     assert values(back.held_out_rows()) == values(bank.held_out_rows()) != []
     back.update("a", [ClassStatistics("dog", 6)], "data of a", 2)
     assert back.expire(4, 2) == ["b"]
-
-
-# Splitting
-
-
-def rows_with(counts):
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    embeddings = torch.arange(float(len(labels))).view(-1, 1, 1)
-    names = tuple(f"{k}" for k in range(len(counts)))
-    return PrototypeBatch(embeddings, labels, torch.ones(len(labels)), torch.zeros_like(embeddings), names)
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.just(0.0) | st.floats(0.01, 0.9))
-def test_a_split_divides_the_rows_and_leaves_every_class_some_to_train_on(counts, share):
-    rows = rows_with(counts)
-    kept, held = rows.split(share)
-    both = torch.cat([kept.embeddings, held.embeddings]).flatten().sort().values
-    assert torch.equal(both, rows.embeddings.flatten())
-    assert kept.labels.unique().tolist() == list(range(len(counts)))
-    assert kept.names == held.names == rows.names
-    for part in (kept, held):
-        assert torch.equal(part.labels, rows.labels[part.embeddings.flatten().long()])
-
-
-def test_a_share_is_held_out_and_at_least_one_of_three_rows():
-    _, held = rows_with([8, 1, 2, 3, 16]).split(0.125)
-    assert held.labels.tolist() == [0, 3, 4, 4]
-    assert held.embeddings.flatten().tolist() == [4, 12, 18, 26], "the middle ones"
-
-
-def test_nothing_is_held_out_for_a_share_of_zero():
-    kept, held = rows_with([8, 2]).split(0.0)
-    assert len(held) == 0
-    assert len(kept) == 10
-
-
-def test_the_same_rows_are_held_out_every_time():
-    rows = rows_with([8, 9, 24])
-    assert_same_bits(vars(rows.split(0.25)[1]), vars(rows.split(0.25)[1]))
 
 
 # Holding out
@@ -358,20 +321,6 @@ def test_each_round_samples_some_of_very_many_prototypes_of_a_class():
 # Contradicted sites, and sites with very many rows
 
 
-def at(name, value, count=6):
-    """Prototypes of a class that lie at a place."""
-    means = torch.full((2, 1, 4), float(value))
-    return ClassStatistics(name, count, AudioPrototypes(means, torch.full((2,), 3), torch.zeros_like(means)))
-
-
-def honest_sites(number=3, classes=2, off=0.1):
-    """Sites that agree, but for a little, about classes that lie 10 apart."""
-    return {
-        f"s{site}": [at(f"class {label}", 10 * label + off * site, count=6) for label in range(classes)]
-        for site in range(number)
-    }
-
-
 def test_swapped_labels_of_one_site_are_ignored():
     honest, swapped = honest_sites(), [at("class 0", 10, count=10**9), at("class 1", 0, count=10**9)]
     bank, without = bank_of(**honest, x=swapped), bank_of(**honest)
@@ -392,35 +341,6 @@ def test_mean_outputs_of_a_contradicted_class_are_ignored():
     bank.contradict()
     assert bank.contradicted == {("x", "class 0")}
     assert bank.mean_outputs("clip", ["class 0"])[0].unique().tolist() == [1]
-
-
-@pytest.mark.parametrize(
-    ("value", "contradicted"),
-    [(0.0, False), (4.0, False), (6.0, False), (6.5, False), (7.0, True), (10.0, True), (1e3, False)],
-)
-def test_a_class_is_contradicted_if_the_median_of_another_is_twice_as_near(value, contradicted):
-    """The medians lie at 0 and 10: the distances are value and 10 - value."""
-    bank = bank_of(**honest_sites(5, off=0.0), x=[at("class 0", value)])
-    bank.contradict()
-    assert bank.contradicted == ({("x", "class 0")} if contradicted else set())
-
-
-def test_of_two_sites_none_is_contradicted():
-    bank = bank_of(a=[at("class 0", 0), at("class 1", 10)], b=[at("class 0", 10), at("class 1", 0)])
-    bank.contradict()
-    assert bank.contradicted == frozenset()
-    assert len(bank.rows()) == 8
-
-
-@pytest.mark.parametrize(("classes", "all_left_out"), [(8, True), (7, False)])
-def test_a_site_with_no_class_near_its_median_is_contradicted_as_a_whole(classes, all_left_out):
-    # Between two medians, a little nearer to the wrong one: of no class alone could it be said.
-    swapped = [at(f"class {label}", 10 * label + (5.5 if label < classes - 1 else -5.5)) for label in range(classes)]
-    bank = bank_of(**honest_sites(4, classes), x=[*swapped, at("only here", 500)])
-    bank.contradict()
-    assert bank.contradicted == (
-        {("x", prompt.name) for prompt in [*swapped, at("only here", 0)]} if all_left_out else set()
-    )
 
 
 def test_contradicted_pairs_survive_a_file():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_a2v.core.prototype_bank import AudioPrototypes
 from fed_a2v.core.prototypes import fingerprint, pooled_moments, similar_groups, summarise_class
+from fed_a2v.core.statistics import AudioPrototypes
 from tests.core.conftest import World, draws
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,9 +11,12 @@ from fed_a2v.core.generators.gaussian import GaussianGenerator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights, VAELoss
+from fed_a2v.core.quality import Rows
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
-from fed_a2v.core.validation import validate
+from fed_a2v.core.validation import active_units, validate, validate_samples
 from tests.core.conftest import StubGenerator, World, draws
+from tests.core.test_quality import World as RowWorld
+from tests.refusals import refused
 
 
 class Cheat(StubGenerator):
@@ -249,3 +253,59 @@ def test_samples_that_are_not_finite_are_reported_and_do_not_stop_the_round(capl
     assert "server/generator_validation_similarity" not in row
     assert any("generator.learning_rate" in line for line in caplog.messages)
     assert "server/adapter_finetuning_loss" in row
+
+
+# Agreement of samples with held-out rows
+
+
+def test_agreement_is_the_mean_over_all_pairs_of_a_class():
+    generator = torch.Generator().manual_seed(0)
+    fake = Rows(torch.randn(5, 2, 6, generator=generator), torch.tensor([0, 0, 2, 2, 2]))
+    real = Rows(torch.randn(6, 2, 6, generator=generator), torch.tensor([2, 0, 0, 1, 2, 0]))
+    found = validate_samples(fake, real, ["dog", "rain", "cat"])
+
+    expected = {"cosine": [], "mse": [], "l1": []}
+    for label in (0, 2):
+        pairs = [(a, b) for a in fake.embeddings[fake.labels == label] for b in real.embeddings[real.labels == label]]
+        expected["cosine"].append(np.mean([torch.cosine_similarity(a, b, dim=-1).mean().item() for a, b in pairs]))
+        expected["mse"].append(np.mean([(a - b).square().mean().item() for a, b in pairs]))
+        expected["l1"].append(np.mean([(a - b).abs().mean().item() for a, b in pairs]))
+    assert found.similarity == pytest.approx(np.mean(expected["cosine"]), abs=1e-6)
+    assert found.mse == pytest.approx(np.mean(expected["mse"]), abs=1e-6)
+    assert found.l1 == pytest.approx(np.mean(expected["l1"]), abs=1e-6)
+    assert list(found.per_class) == ["cat", "dog"], "sorted by name; a class without samples is left out"
+    assert found.per_class["dog"] == pytest.approx(expected["cosine"][0], abs=1e-6)
+
+
+def test_samples_of_the_right_class_agree_better_than_shuffled_ones():
+    world = RowWorld()
+    train, held_out = world(24, -1), world(16, -2)
+    names = [f"class {i}" for i in range(16)]
+    right = validate_samples(world(8, 0), held_out, names)
+    wrong = validate_samples(Rows(world(8, 0).embeddings, world(8, 0).labels.flip(0)), held_out, names)
+    assert right.similarity > wrong.similarity + 0.1
+    assert right.mse < wrong.mse
+    assert right.similarity == pytest.approx(validate_samples(train, held_out, names).similarity, abs=0.02)
+
+
+def test_nothing_to_validate_is_an_error_with_a_remedy():
+    with refused(ValueError, "generator.holdout"):
+        validate_samples(
+            Rows(torch.ones(1, 4), torch.tensor([0])), Rows(torch.ones(1, 4), torch.tensor([1])), ["a", "b"]
+        )
+
+
+# Active units
+
+
+def test_units_that_only_repeat_the_class_are_not_active():
+    labels = torch.arange(5).repeat_interleave(20)
+    varied = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    faint = 0.05 * torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
+    repeats = labels[:, None].expand(-1, 4).float()
+    assert active_units(torch.cat([varied, faint, repeats], 1), labels) == 3
+    assert active_units(repeats, labels) == 0
+
+
+def test_active_units_need_two_rows_of_some_class():
+    assert active_units(torch.randn(3, 4), torch.arange(3)) is None

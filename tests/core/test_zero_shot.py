@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fed_a2v.core.adapters import Adapters, ClassPrompts
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.zero_shot import (
     ROW_LENGTH,
     BilinearMap,

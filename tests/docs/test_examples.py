@@ -10,7 +10,7 @@ import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.data.errors import DataError
 from fed_a2v.data.index import class_names, list_clips, open_source
 from fed_a2v.encoders.audio import load_encoder

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 # Cosine from which a condition counts as that of a known class: mean outputs of adapters are this close to the prompt
 # of their class, other classes are not.

@@ -15,7 +15,7 @@ from fed_a2v.core.generators.parts.draws import normal, normal_like, uniform
 from fed_a2v.core.generators.parts.networks import perceptron
 from fed_a2v.core.generators.parts.reduced import ReducedGenerator
 from fed_a2v.core.optimisers import Adam
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 Adversarial = Literal["wgan-gp", "bce"]
 # Deviation of an untrained generator's samples; the rows of all classes together have a deviation of about 1.

@@ -10,7 +10,7 @@ from torch import Tensor
 from fed_a2v.core.generators.base import EpochLosses, at_most_one
 from fed_a2v.core.generators.parts.class_conditional import ClassConditionalGenerator
 from fed_a2v.core.generators.parts.moments import SHRINKAGE
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 
 class GaussianGenerator(ClassConditionalGenerator):

@@ -1,8 +1,8 @@
 """Many small VAEs, one per class or per group of classes, trained together.
 
-The server builds it for `generator.granularity=per_class` and `per_group`. Each VAE is a `ConditionedVAEGenerator` with
-its own rows, standardisation, priors, calibration, weights and optimiser state. Only the training is shared
-(`stacked.py`).
+The server builds it for `generator.granularity=per_class` and `per_group`, which only the plain VAE supports. Each VAE
+is a `ConditionedVAEGenerator` with its own rows, standardisation, priors, calibration, weights and optimiser state.
+Only the training is shared (`stacked.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fed_a2v.core.generators.parts.moments import ROWS_PER_CLASS, ClassMoments
 from fed_a2v.core.generators.stacked import GroupTask, train_together
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.names import listed
-from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.statistics import PrototypeBatch
 
 log = logging.getLogger("fed_a2v")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fed_a2v.core.generators.base import EpochLosses, Generator
 from fed_a2v.core.generators.parts.draws import normal
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 
 class NoiseGenerator(Generator):

@@ -27,7 +27,7 @@ from fed_a2v.core.likelihood import (
 )
 from fed_a2v.core.losses import VAELoss, VAELossParts, loss_value
 from fed_a2v.core.optimisers import Adam, AdamW
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 # Degrees of freedom of the closed-form decoder's noise: columns of embeddings have heavier tails than a Gaussian.
 FREEDOM = 8

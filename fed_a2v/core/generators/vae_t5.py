@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fed_a2v.core.generators.base import EpochLosses, Generator, as_rows, at_least_one
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 KEYS = ("clip", "t5")
 

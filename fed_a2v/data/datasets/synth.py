@@ -2,7 +2,8 @@
 
 The classes are those of ESC-10. Each clip is sampled independently: pitch, rhythm, timbre and position of the events,
 then the faint sound of another class, a room, a background of coloured noise, a microphone and a level. A clip depends
-only on the seed, its class and its number.
+only on the seed, its class and its number. The file is long because it is one synthesiser: ten sounds, a function each,
+and the components that they share.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
-from fed_a2v.core.prototype_bank import ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips

@@ -1,6 +1,7 @@
 """A site's reply to registration or training: arrays, and a manifest that gives the meaning of each array.
 
-The client encodes it with `pack_reply`, the server checks it against a `ReplySpec` with `decode_reply`.
+The client encodes it with `pack_reply`, the server checks it against a `ReplySpec` with `decode_reply`. Both are in
+this file, although it is long, because a change of the format is a change of the writer and of the checks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from flwr.common import Scalar
 from pydantic import Field
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.core.prototypes import Variance
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (
@@ -34,6 +35,9 @@ from fed_a2v.federation.protocol.packing import join_arrays
 
 Task = Literal["register", "train"]
 
+# Limit on the magnitude of every weight, embedding and output; its square is the limit for variances. Frozen encoders
+# give 1e-3 to 1e2; the limit prevents later overflow.
+MAX_MAGNITUDE = 1e6
 _CHUNK = 1 << 14  # weights converted to float32 at a time
 
 
@@ -95,10 +99,7 @@ class ReplySpec:
         held_fingerprint: fingerprint of the site's prototypes in the bank; "" if the bank has none.
         held_classes: classes of the site with prototypes in the bank; only these may be sent without prototypes, and
             only under the same fingerprint.
-        max_magnitude: limit on the magnitude of every weight, embedding and output; its square is the limit for
-            variances. Frozen encoders give 1e-3 to 1e2; the limit prevents later overflow.
         max_weight_rms: limit on the root mean square of all weights together.
-        max_count: largest number of clips of a class, and of all classes together.
     """
 
     site: str
@@ -118,9 +119,7 @@ class ReplySpec:
     outputs: bool = True
     held_fingerprint: str = ""
     held_classes: Collection[str] = ()
-    max_magnitude: float = 1e6
     max_weight_rms: float = math.inf
-    max_count: int = MAX_COUNT
 
     @property
     def max_arrays(self) -> int:
@@ -324,8 +323,8 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
 
 def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplySpec) -> None:
     """Check names and counts of the classes, and which arrays each class has."""
-    if type(num_examples) is not int or not 1 <= num_examples <= expected.max_count:
-        raise InvalidReplyError(f"num_examples is {show(num_examples)}, expected 1 to {expected.max_count}")
+    if type(num_examples) is not int or not 1 <= num_examples <= MAX_COUNT:
+        raise InvalidReplyError(f"num_examples is {show(num_examples)}, expected 1 to {MAX_COUNT}")
     known, stored = frozenset(expected.classes), frozenset(expected.held_classes)
     is_stored = manifest.fingerprint == expected.held_fingerprint
     outputs = expected.outputs and expected.task == "train"
@@ -337,8 +336,8 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplyS
         if entry.name in seen:
             raise InvalidReplyError(f"class {name} occurs twice")
         seen.add(entry.name)
-        if entry.count > expected.max_count:
-            raise InvalidReplyError(f"class {name} has {show(entry.count)} clips, the limit is {expected.max_count}")
+        if entry.count > MAX_COUNT:
+            raise InvalidReplyError(f"class {name} has {show(entry.count)} clips, the limit is {MAX_COUNT}")
         if entry.count < expected.min_clips:
             raise InvalidReplyError(f"class {name} has {entry.count} clips, share.min_clips is {expected.min_clips}")
         if expected.prototypes and entry.prototypes is None and not (is_stored and entry.name in stored):
@@ -379,13 +378,13 @@ def _check_losses(manifest: _ReplyManifest, expected: ReplySpec) -> None:
 def _check_test_clips(clips: Mapping[str, int], expected: ReplySpec) -> None:
     if unknown := clips.keys() - frozenset(expected.classes):
         raise InvalidReplyError(f"test clips of unknown class {show(min(unknown))}")
-    if (total := sum(clips.values())) > expected.max_count:
-        raise InvalidReplyError(f"{show(total)} test clips, the limit is {expected.max_count}")
+    if (total := sum(clips.values())) > MAX_COUNT:
+        raise InvalidReplyError(f"{show(total)} test clips, the limit is {MAX_COUNT}")
 
 
 def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: ReplySpec) -> list[Tensor]:
     weights = [
-        read_floats(array, tuple(shape), f"weight {position}", expected.max_magnitude, copy=False)
+        read_floats(array, tuple(shape), f"weight {position}", MAX_MAGNITUDE, copy=False)
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
     ]
     size = sum(weight.numel() for weight in weights)
@@ -409,7 +408,7 @@ def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: R
             audio = _read_prototypes(arrays, entry, audio_shape, expected)
             audio_shape = (audio.means.shape[1], audio.means.shape[2])
         outputs = {
-            kind: read_floats(arrays[index], shape, f"{kind} output of {show(entry.name)}", expected.max_magnitude)
+            kind: read_floats(arrays[index], shape, f"{kind} output of {show(entry.name)}", MAX_MAGNITUDE)
             for kind, index, shape in (
                 ("clip", entry.clip, expected.clip_shape),
                 ("t5", entry.t5, expected.t5_shape),
@@ -431,7 +430,7 @@ def _read_prototypes(
             f"prototype counts of {name} are {show(str(counts.dtype))} {show(counts.shape)}, "
             f"expected int64 (K,) with K up to {max_groups} for {entry.count} clips"
         )
-    min_count, max_count = (expected.min_clips, expected.max_count) if expected.groups else (1, 1)
+    min_count, max_count = (expected.min_clips, MAX_COUNT) if expected.groups else (1, 1)
     if counts.min() < min_count or counts.max() > max_count:
         raise InvalidReplyError(
             f"prototypes of {name} have {counts.min()} to {counts.max()} clips, expected {min_count} to {max_count}"
@@ -442,26 +441,25 @@ def _read_prototypes(
     if means.ndim != 3 or means.size == 0:
         raise InvalidReplyError(f"prototypes of {name} have shape {show(means.shape)}, expected (K, S, Da)")
     shape = (len(counts), *(audio_shape or means.shape[1:]))
-    limit = expected.max_magnitude
     if indices.variances is None:
         variances = torch.zeros(shape)
     else:
         sent = arrays[indices.variances]
         # A variance that is the same for all prototypes is sent once.
         rows = 1 if expected.variances == "class" or sent.shape[:1] == (1,) else len(counts)
-        variances = read_floats(sent, (rows, *shape[1:]), f"variances of {name}", limit**2, min_value=0.0)
+        variances = read_floats(sent, (rows, *shape[1:]), f"variances of {name}", MAX_MAGNITUDE**2, min_value=0.0)
     return AudioPrototypes(
-        means=read_floats(means, shape, f"prototypes of {name}", limit),
+        means=read_floats(means, shape, f"prototypes of {name}", MAX_MAGNITUDE),
         counts=torch.from_numpy(counts.astype(np.int64)),
         variances=variances.expand(shape).contiguous(),
     )
 
 
 def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: ReplySpec) -> PooledMoments:
-    mean, limit = arrays[entry.mean], expected.max_magnitude
+    mean = arrays[entry.mean]
     if mean.ndim != 2 or mean.size == 0:
         raise InvalidReplyError(f"mean of all clips has shape {show(mean.shape)}, expected (S, Da)")
-    if entry.variance > limit**2:
-        raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {limit**2:g}")
+    if entry.variance > MAX_MAGNITUDE**2:
+        raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {MAX_MAGNITUDE**2:g}")
     shape = expected.audio_shape or mean.shape
-    return PooledMoments(read_floats(mean, shape, "mean of all clips", limit), entry.variance, entry.count)
+    return PooledMoments(read_floats(mean, shape, "mean of all clips", MAX_MAGNITUDE), entry.variance, entry.count)

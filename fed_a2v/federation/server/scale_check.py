@@ -11,7 +11,9 @@ from statistics import median
 
 from torch import Tensor
 
-from fed_a2v.core.prototype_bank import ENOUGH_SITES, ClassStatistics, PooledMoments, PrototypeBank
+from fed_a2v.core.contradiction import ENOUGH_SITES
+from fed_a2v.core.prototype_bank import PrototypeBank
+from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.federation.protocol import TrainReply
 
 

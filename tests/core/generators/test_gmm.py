@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fed_a2v.core.generators.gmm import GMMGenerator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from tests.core.conftest import World, draws, within_variance
 from tests.refusals import refused
 

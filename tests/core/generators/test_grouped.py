@@ -9,8 +9,8 @@ from fed_a2v.core.generators.gaussian import GaussianGenerator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss, VAELossParts
-from fed_a2v.core.prototype_bank import PrototypeBatch
 from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.federation.server.step_factory import make_generator
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
 from tests.core.test_losses import vae_loss, vae_losses

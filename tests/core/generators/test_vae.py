@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.losses import VAELoss
-from fed_a2v.core.prototype_bank import PrototypeBatch
-from fed_a2v.core.quality import active_units
+from fed_a2v.core.statistics import PrototypeBatch
+from fed_a2v.core.validation import active_units
 from tests.core.conftest import World, assert_same_bits, draws, through_a_file
 from tests.core.test_losses import vae_loss, vae_losses
 from tests.refusals import refused

@@ -9,7 +9,7 @@ from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.federation.server.step_factory import make_generator
 from tests.core.conftest import assert_same_bits, draws, through_a_file
-from tests.core.test_server_step import OwnLoss
+from tests.core.test_generator_training import OwnLoss
 from tests.refusals import refused
 
 T5 = (3, 40)

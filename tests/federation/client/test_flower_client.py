@@ -10,7 +10,7 @@ import torch
 from flwr.common import FitIns, GetPropertiesIns, ndarrays_to_parameters, parameters_to_ndarrays
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.core.prototype_bank import AudioPrototypes
+from fed_a2v.core.statistics import AudioPrototypes
 from fed_a2v.data.datasets.synth import write_wavs
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.client import message_handler as node_module

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation import protocol as wire
 from fed_a2v.federation.protocol import ReplySpec, TrainReply
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.core.prototype_bank import PooledMoments
+from fed_a2v.core.statistics import PooledMoments
 from fed_a2v.federation.protocol.errors import FederationError
 from fed_a2v.federation.server.embedding_spec import EmbeddingSpec, agreed_spec
 from tests.federation.protocol.helpers import make_moments_reply

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fed_a2v.core.prototype_bank import AudioPrototypes, ClassStatistics, PooledMoments, PrototypeBank
+from fed_a2v.core.prototype_bank import PrototypeBank
+from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation.server.scale_check import off_scale, sizes
 from tests.federation.protocol.helpers import make_moments_reply
 

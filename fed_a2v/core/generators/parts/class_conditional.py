@@ -22,7 +22,7 @@ from fed_a2v.core.generators.parts.buffers import DataSizedModule
 from fed_a2v.core.generators.parts.calibration import Calibration
 from fed_a2v.core.generators.parts.moments import ClassMoments
 from fed_a2v.core.optimisers import Adam
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 
 class TrainingData(NamedTuple):

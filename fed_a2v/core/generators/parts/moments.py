@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fed_a2v.core.generators.parts.buffers import DataSizedModule
 from fed_a2v.core.generators.parts.draws import normal
 from fed_a2v.core.likelihood import gaussian_log_density
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 # Largest factor by which a group's deviation is scaled up to reach the total variance.
 LARGEST_CORRECTION = 3.0

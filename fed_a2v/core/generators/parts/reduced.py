@@ -62,10 +62,6 @@ class ReducedSpace(DataSizedModule):
         """(B, D) rows in units of the columns' deviations."""
         return (x - self.mean) / self.std
 
-    def restore(self, x: Tensor) -> Tensor:
-        """The inverse of `standardise`."""
-        return x * self.std + self.mean
-
     def reduce(self, x: Tensor) -> Tensor:
         """(B, k) of (B, D) standardised rows."""
         return x @ self.basis.T / self.scale

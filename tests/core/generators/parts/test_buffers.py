@@ -12,7 +12,7 @@ from fed_a2v.core.generators.multimodal import MultimodalVAEGenerator
 from fed_a2v.core.generators.noise import NoiseGenerator
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.generators.vae_t5 import VAEWithT5Generator
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 
 NAMES = ("dog", "rain", "wind")
 GENERATORS = {

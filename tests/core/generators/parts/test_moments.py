@@ -3,7 +3,7 @@ import sklearn.covariance
 import torch
 
 from fed_a2v.core.generators.parts.moments import ClassMoments, ledoit_wolf_shrinkage
-from fed_a2v.core.prototype_bank import PrototypeBatch
+from fed_a2v.core.statistics import PrototypeBatch
 from tests.core.conftest import World, draws, through_a_file, within_variance
 
 

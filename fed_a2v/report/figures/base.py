@@ -1,0 +1,130 @@
+"""What the figures of a report share: the plot with its views, axes, and tables of its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from fed_a2v.report.collect import Row, RunRecord
+from fed_a2v.report.styles import LONGEST_LABEL, clean, figure, label
+from fed_a2v.runs.table import TextTable
+
+# Maximum number of runs in a figure with one view per run.
+MOST_VIEWS = 12
+# Maximum number of classes with numbers in the confusion matrix, and with names on the map.
+READABLE_CLASSES = 20
+
+Layout = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a figure, chosen by its label."""
+
+    label: str
+    figure: go.Figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the report.
+
+    Attributes:
+        name: unique word, for links.
+        title: title.
+        caption: explanation.
+        views: at least one; with more, the reader chooses one.
+        table: numbers of the figure.
+        height: height in pixels.
+        classes: names that the reader can highlight; `meta` of a trace is its class.
+    """
+
+    name: str
+    title: str
+    caption: str
+    views: list[View]
+    table: TextTable
+    height: int = 360
+    classes: tuple[str, ...] = ()
+
+
+# Axes
+
+
+def by_round(traces: list[Any], words: str, fraction: bool = False) -> go.Figure:
+    """A figure over the rounds, with ticks at whole rounds."""
+    values = {number for trace in traces for number in trace.x}
+    span = {"range": [min(values) - 0.5, max(values) + 0.5]} if values else {}
+    return figure(
+        traces,
+        xaxis={"title": {"text": "round"}, **span, **whole_rounds(values)},
+        yaxis={"title": {"text": words}, **({"range": [0, 1.02]} if fraction else {})},
+        hovermode="x unified",
+        barmode="group",
+    )
+
+
+def whole_rounds(rounds: Sized) -> dict[str, Any]:
+    """Ticks at whole rounds; with few rounds, Plotly would choose halves."""
+    return {"dtick": 1} if len(rounds) <= 12 else {}
+
+
+def named_axis(names: Sequence[str]) -> dict[str, Any]:
+    """An axis with names at whole numbers: as categories, Plotly would read some names as numbers or dates."""
+    return {
+        "tickmode": "array",
+        "tickvals": list(range(len(names))),
+        "ticktext": [label(name, LONGEST_LABEL) for name in names],
+    }
+
+
+def margin(names: Sequence[str], below: bool = False) -> dict[str, int]:
+    """Margins for names at the left and below. Plotly's automatic margins would draw everything several times."""
+    longest = min(LONGEST_LABEL, max(map(len, names), default=0))
+    return {"l": 16 + 7 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
+
+
+# Tables
+
+
+def columns_of(runs: Sequence[RunRecord], key: str, words: str) -> list[tuple[str, dict[int, Any]]]:
+    """Columns of a metric, one for each run that has it."""
+    return [
+        (of_run(words, run, runs), {row["round"]: _with_interval(row, key) for row in run.rows})
+        for run in runs
+        if any(row.get(key) is not None for row in run.rows)
+    ]
+
+
+def _with_interval(row: Row, key: str) -> Any:
+    """A metric, as text with its interval if the round has one."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    if row.get(key) is None or low is None or high is None:
+        return row.get(key)
+    return f"{row[key]:.4g} [{low:.3g}, {high:.3g}]"
+
+
+def of_run(words: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """The words, after the label of the run if there are several."""
+    return f"{clean(run.label)}: {words}" if len(runs) > 1 else words
+
+
+def round_table(columns: Iterable[tuple[str, Mapping[int, Any]]]) -> TextTable:
+    """A table with one row per round."""
+    columns = list(columns)
+    numbers = sorted({number for _, values in columns for number in values})
+    rows = [(str(number), *(cell(values.get(number), ".4g") for _, values in columns)) for number in numbers]
+    return TextTable("", ("round", *(clean(name) for name, _ in columns)), tuple(rows))
+
+
+def cell(value: Any, form: str) -> str:
+    """A value in a table; `-` for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return value if isinstance(value, str) else format(value, form)

@@ -1,0 +1,90 @@
+"""The figures of a report: what they show, and the tables of their numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fed_a2v.report import figures
+from fed_a2v.report.collect import Collection, RunRecord, collect
+
+
+def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
+    found = collect([comparison])
+    lines = figures.accuracy_plot(found).views[0].figure.data
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in lines}) == len(lines)
+    bars = figures.gain_plot(found).views[0].figure.data
+    assert len({trace.marker.pattern.shape for trace in bars}) == len(bars)
+    points = figures.map_plot(found).views[0].figure.data
+    assert len({trace.marker.symbol for trace in points}) == len(points)
+
+
+def test_validation_shows_baselines_intervals_and_rows(run_folder):
+    plot = figures.validation_plot(collect([run_folder]))
+    similarity, tstr = (view.figure.data for view in plot.views)
+    assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
+    assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in similarity}) == 3
+    assert all(not trace.error_y.array for trace in similarity)
+    assert list(tstr[0].error_y.arrayminus) == pytest.approx([0.1] * 4)
+    assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
+    first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
+    assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+
+
+def test_figures_of_the_network_alone_have_baselines_without_a_network(run_folder):
+    likelihood, gain, reconstruction = (view.figure.data for view in figures.network_plot(collect([run_folder])).views)
+    assert [set(trace.y) for trace in likelihood] == [{0.2}, {0.1}]
+    assert [set(trace.y) for trace in reconstruction] == [{0.3}, {0.4}]
+    for traces in (likelihood, reconstruction):
+        assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in traces}) == 2
+    assert list(gain[0].error_y.array) == pytest.approx([0.05] * 4)
+
+
+def test_a_value_in_a_single_round_is_visible(run_folder):
+    (run,) = collect([run_folder]).runs
+    similarity = figures.validation_plot(Collection([replace(run, rows=run.rows[:1])])).views[0].figure.data
+    assert [list(trace.x) for trace in similarity] == [[1]] * 3
+    assert all("markers" in trace.mode for trace in similarity)
+    assert len({trace.marker.symbol for trace in similarity}) == 3
+
+
+def test_the_figures_say_what_the_run_recorded(run_folder):
+    found = collect([run_folder])
+    (run,) = found.runs
+    after, before = figures.accuracy_plot(found).views[0].figure.data
+    assert list(after.y) == [row["accuracy"] for row in run.rows]
+    assert list(before.y) == [row["accuracy_before"] for row in run.rows]
+    assert list(figures.gain_plot(found).views[0].figure.data[0].y) == pytest.approx([0.2] * 4)
+    bars = figures.class_plot(found).views[0].figure
+    shown = dict(zip(bars.layout.yaxis.ticktext, bars.data[0].x, strict=True))
+    assert shown == {name: each["accuracy"] for name, each in run.evaluation["classes"].items()}
+    heat = figures.confusion_plot(found).views[0].figure.data[0]
+    assert np.array(heat.z).sum(axis=1) == pytest.approx(1)
+    assert np.diag(np.array(heat.z)) == pytest.approx(0.75)
+    sites = figures.sites_plot(found)
+    assert [(trace.name, len(trace.x)) for trace in sites.views[0].figure.data] == [("replied", 19), ("rejected", 1)]
+    assert sites.table.rows[-1][:6] == ("site-004", "4", "3", "1", "0", "0 rounds ago")
+    up = figures.bytes_plot(found).views[0].figure.data[0]
+    assert list(up.y) == [1.0] * 4
+
+
+def test_the_losses_of_a_gan_and_of_its_critic_are_views_of_their_own():
+    losses = {"server/generator_loss": -0.1, "generator/generator": -0.3, "generator/class": 0.2}
+    critic = {"generator/critic": -1.5, "generator/gradient_penalty": 0.4}
+    rows = [{"round": number, **losses, **critic} for number in (1, 2)]
+    views = figures.loss_plot(Collection([RunRecord("run", None, rows)])).views
+    shown = {view.label: list(view.figure.data[0].y) for view in views}
+    assert len(shown) == len(views) == 5
+    assert list(shown.values()) == [[value] * 2 for value in (-0.1, 0.2, -1.5, -0.3, 0.4)]
+    assert {"Generator", "Critic"} < shown.keys()
+
+
+def test_staleness_counts_the_rounds_since_the_last_good_reply():
+    rows = [{"round": 1, "sites": {"a": "replied", "b": "failed"}}, {"round": 2, "sites": {"b": "failed"}}]
+    table = figures.sites_plot(Collection([RunRecord("run", None, rows)])).table
+    assert [row[table.header.index("last reply")] for row in table.rows] == ["1 rounds ago", "never"]
+
+
+def test_without_umap_there_is_the_map_by_pca(run_folder):
+    plot = figures.map_plot(collect([run_folder]), lambda coordinates: None)
+    assert [view.label for view in plot.views] == ["PCA"]
