@@ -6,29 +6,20 @@ A node reads it for every message, even for a request of its name, so this modul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fed_a2v.config.sections.base import Count, Device
-from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.config.sections.base import Count, Device, option_of
 from fed_a2v.core.names import nearest, plain_name
 from fed_a2v.errors import ConfigError
 
-KINDS = get_args(DatasetSettings.model_fields["name"].annotation)
 # Keys whose values must not leave the site, not even in an error.
 PATHS = ("data-dir", "cache-dir", "targets", "encoder-model", "ledger")
 
 
 class NodeConfigError(ConfigError):
     """A node's configuration is wrong or lacks what a run needs; the message contains no path."""
-
-
-def _known_kind(name: str) -> str:
-    if name not in KINDS:
-        near = nearest(name, KINDS, cutoff=0.6)
-        raise ValueError(f"no such kind of data set; {f'did you mean {near!r}?' if near else ', '.join(KINDS)}")
-    return name
 
 
 class NodeConfig(BaseModel):
@@ -39,7 +30,7 @@ class NodeConfig(BaseModel):
     )
 
     site: str | int | None = Field(None, description="the site's name in logs and results; default: partition-id")
-    dataset: Annotated[str, AfterValidator(_known_kind)] | None = Field(
+    dataset: Annotated[str, option_of("dataset")] | None = Field(
         None, description="the kind of its data set, if it differs from the run's"
     )
     data_dir: str | None = Field(None, description="the folder of its data, or a file of embeddings")

@@ -207,7 +207,7 @@ def test_averages_of_as_many_clips_as_its_owner_wants_are_given(message):
 
 
 def test_a_kind_of_data_that_there_is_not_is_refused_by_name(message):
-    with refused(ConfigError, "dataset = 'esc51'", "'esc50'"):
+    with refused(ConfigError, "dataset = 'esc51'", "esc50"):
         A2VClient({"dataset": "esc51"}).fit([], message("register"))
 
 
