@@ -31,7 +31,7 @@ class TrainingData(NamedTuple):
     Attributes:
         x: (N, D) standardised rows.
         labels: (N,) their classes.
-        names: of the C classes.
+        names: names of the C classes.
         epochs, noise, random: see `Generator.fit`.
     """
 
