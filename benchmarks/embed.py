@@ -32,11 +32,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         words = ["dataset=esc50", f"dataset.root={folder}/esc50", f"cache_dir={place}/cache"]
         before = processor_seconds()
-        first, said = embed(words)
+        first, output = embed(words)
         work = processor_seconds() - before
         second, again = embed(words)
         ratio, mapped, held = epoch(Path(place) / "store")
-    clips = int(said.split(" clips in ")[0].split()[-1])
+    clips = int(output.split(" clips in ")[0].split()[-1])
     assert f"{clips} from the cache" in again
     text = (
         f"{clips} clips of ESC-50 with `logmel`, the whole command with its start and {cores()} processes: "

@@ -71,8 +71,8 @@ def main() -> None:
 def table(folder: Path, steps: int) -> str:
     """Run all three and compare them in a Markdown table."""
     settings = compose_settings(overrides(folder))
-    with (folder / "said.txt").open("w") as said:
-        run_in_process(settings, folder / "run", Console(file=said))
+    with (folder / "log.txt").open("w") as log_file:
+        run_in_process(settings, folder / "run", Console(file=log_file))
     run = load_run(folder / "run")
     up, down = (max(row[key] for row in run.metrics) / SITES / 1e6 for key in ("bytes_up", "bytes_down"))
     lines = [

@@ -49,20 +49,20 @@ def prototypes(change: Callable[[AudioPrototypes], AudioPrototypes]) -> Callable
     """Corrupt the statistics of each class."""
 
     def spoil(reply: TrainReply, _: GarbageNode) -> TrainReply:
-        said = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.statistics]
-        return claiming(replace(reply, statistics=said))
+        changed = [replace(prompt, audio=prompt.audio and change(prompt.audio)) for prompt in reply.statistics]
+        return claiming(replace(reply, statistics=changed))
 
     return spoil
 
 
 def claiming(reply: TrainReply, clips: int = 0) -> TrainReply:
     """The reply with numbers of clips that fit its content, or `clips` for each prototype."""
-    said = []
+    changed = []
     for prompt in reply.statistics:
         counts = torch.full_like(prompt.audio.counts, clips) if clips else prompt.audio.counts
-        said.append(replace(prompt, count=int(counts.sum()), audio=replace(prompt.audio, counts=counts)))
-    examples = max(reply.num_examples, sum(prompt.count for prompt in said))
-    return replace(reply, statistics=said, num_examples=examples)
+        changed.append(replace(prompt, count=int(counts.sum()), audio=replace(prompt.audio, counts=counts)))
+    examples = max(reply.num_examples, sum(prompt.count for prompt in changed))
+    return replace(reply, statistics=changed, num_examples=examples)
 
 
 def scaled(factor: float, variance: float = 1.0) -> Callable[..., TrainReply]:
@@ -79,11 +79,11 @@ def many(audio: AudioPrototypes) -> AudioPrototypes:
 def faked(reply: TrainReply, node: GarbageNode) -> TrainReply:
     """Eight prototypes of every class, which are the site's own of other classes, of a million clips each."""
     own = torch.cat([prompt.audio.means for prompt in reply.statistics])
-    said = []
+    changed = []
     for place, name in enumerate(node.classes):
         means = own[(torch.arange(8) + 3 * place) % len(own)]
-        said.append(ClassStatistics(name, 8, AudioPrototypes(means, torch.ones(8).long(), torch.zeros_like(means))))
-    return claiming(replace(reply, statistics=said), 10**6)
+        changed.append(ClassStatistics(name, 8, AudioPrototypes(means, torch.ones(8).long(), torch.zeros_like(means))))
+    return claiming(replace(reply, statistics=changed), 10**6)
 
 
 def other_shape(reply: TrainReply, _: GarbageNode) -> TrainReply:
@@ -111,7 +111,7 @@ def honest(reply: TrainReply, _: GarbageNode) -> TrainReply:
     return reply
 
 
-def lies(scores: Scores) -> Scores:
+def false_scores(scores: Scores) -> Scores:
     """An evaluation of a very large number of clips with zero accuracy and a very large loss."""
     absurd = {"clips": 10**6, "right_at_1": 0, "right_at_5": 0, "cosine": -1e6, "loss": 1e12, "predicted": {}}
     return Scores({name: score.model_copy(update=absurd) for name, score in scores.classes.items()})
@@ -261,7 +261,7 @@ class GarbageNode(Node):
             site.data = replace(site.data, train=replace(train, labels=(train.labels + 1) % len(site.classes)))
         if self.kind == "invented scores":
             evaluate = site.evaluate
-            site.evaluate = lambda *args, **words: lies(evaluate(*args, **words))  # type: ignore[method-assign]
+            site.evaluate = lambda *args, **words: false_scores(evaluate(*args, **words))  # type: ignore[method-assign]
         register, train_site = site.register, site.train
         site.register = lambda *args: self._spoilt(register(*args))  # type: ignore[method-assign]
         site.train = lambda *args: self._spoilt(train_site(*args))  # type: ignore[method-assign]

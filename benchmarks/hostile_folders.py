@@ -486,12 +486,14 @@ def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
         out, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired as error:
         out, errors = str(error.stdout or b"", "utf-8"), "it does not end"
-    said = {line["folder"]: line for line in map(json.loads, filter(lambda one: one.startswith("{"), out.splitlines()))}
-    unchanged = said.pop("0000-unchanged", {"ends": {}})
+    outcomes = {
+        line["folder"]: line for line in map(json.loads, filter(lambda one: one.startswith("{"), out.splitlines()))
+    }
+    unchanged = outcomes.pop("0000-unchanged", {"ends": {}})
     if unchanged["ends"].get("load") != "loaded":
         raise SystemExit(f"the unchanged run cannot be loaded: {unchanged}\n{errors[-2000:]}")
     lost = {"ends": {}, "faults": [f"the process ended: {errors[-200:]}"]}
-    return [{"kind": kind, "name": name, **said.get(name, lost)} for name, kind in kinds.items()]
+    return [{"kind": kind, "name": name, **outcomes.get(name, lost)} for name, kind in kinds.items()]
 
 
 def table(found: list[dict[str, Any]]) -> str:

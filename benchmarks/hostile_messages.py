@@ -317,7 +317,7 @@ def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[A
             sent["evaluate"] = (dict(ins.config), parameters_to_ndarrays(ins.parameters))
             return super().evaluate(ins, timeout, group_id)
 
-    with (root / "said.txt").open("w") as said, Trainer(settings, root / "run", Console(file=said)) as run:
+    with (root / "log.txt").open("w") as log_file, Trainer(settings, root / "run", Console(file=log_file)) as run:
         from flwr.server import Server
 
         manager = SimpleClientManager()

@@ -102,15 +102,15 @@ def attacked(found: Clips) -> dict[str, dict[str, float]]:
     )
     ranks: dict[str, dict[str, tuple[list[float], list[bool]]]] = {name: {} for name in UPLOADS}
     for turn in range(len(FOLDS)):
-        first, second, third, strangers = np.roll(FOLDS, -turn).tolist()
+        first, second, third, other_fold = np.roll(FOLDS, -turn).tolist()
         for label in classes:
-            own, others, known = found.of(label, first, second), found.of(label, strangers), found.of(label, third)
+            own, others, known = found.of(label, first, second), found.of(label, other_fold), found.of(label, third)
             for name, upload in UPLOADS.items():
-                said = summarise_class("", torch.from_numpy(own[:, None]).float(), *upload)
-                assert said is not None
-                assert said.audio is not None
+                sent = summarise_class("", torch.from_numpy(own[:, None]).float(), *upload)
+                assert sent is not None
+                assert sent.audio is not None
                 rows = np.concatenate([own, others])
-                for attack, scores in attacks(rows, said.audio, known.mean(0), whitening).items():
+                for attack, scores in attacks(rows, sent.audio, known.mean(0), whitening).items():
                     ranked, members = ranks[name].setdefault(attack, ([], []))
                     ranked += scores.tolist()
                     members += [True] * len(own) + [False] * len(others)
@@ -129,13 +129,13 @@ def whitened(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def attacks(
-    rows: NDArray[np.float64], said: AudioPrototypes, known: NDArray[np.float64], whitening: NDArray[np.float64]
+    rows: NDArray[np.float64], sent: AudioPrototypes, known: NDArray[np.float64], whitening: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     """Scores of each row by attack; higher for members."""
-    means, counts = flat(said.means), said.counts.numpy()
+    means, counts = flat(sent.means), sent.counts.numpy()
     found = {}
-    if said.variances.any():
-        found["room"] = room(rows, means, counts, flat(said.variances))
+    if sent.variances.any():
+        found["room"] = room(rows, means, counts, flat(sent.variances))
     candidates, centres = (rows - known) @ whitening, (means - known) @ whitening
     lengths = np.linalg.norm(candidates, axis=1)[:, None] * np.linalg.norm(centres, axis=1)
     found["likeness"] = (candidates @ centres.T / lengths).max(1)

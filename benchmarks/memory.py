@@ -51,8 +51,8 @@ def main() -> None:
     rows, first = [], None
     for name, overrides in VARIANTS.items():
         command = [sys.executable, __file__, "--measure", *overrides]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-3:]
-        before, peak, bank = (float(number) for number in told)
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-3:]
+        before, peak, bank = (float(number) for number in output)
         first = first or peak
         rows.append(f"| {name} | {before:.0f} | {peak:.0f} | {1 - peak / first:.0%} | {bank:.0f} |")
     text = (

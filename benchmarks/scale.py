@@ -155,7 +155,7 @@ class Player(A2VClient):
             task="train" if trained else "register",
             num_examples=CLIPS * CLASSES,
             weights=[weight + 1e-3 * torch.randn(weight.shape, generator=random) for weight in weights],
-            statistics=[said(name, trained, random) for name in NAMES],
+            statistics=[class_statistics(name, trained, random) for name in NAMES],
             fingerprint="same",
             square_root=False,
         )
@@ -170,7 +170,7 @@ class Player(A2VClient):
         return 0.0, 1, encode_scores(str(config["site"]), int(config["round"]), dict.fromkeys(models, scores))
 
 
-def said(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
+def class_statistics(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:
     """Statistics that a site sends of one class."""
     if trained:
         return ClassStatistics(name, CLIPS)

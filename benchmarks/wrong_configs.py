@@ -87,14 +87,14 @@ def said_to(case: Case, folder: Path) -> tuple[int, str]:
         file = folder / "my_experiment.json"
         file.write_text(case.file)
         words = [str(file) if word == "FILE" else word for word in words]
-    said = io.StringIO()
+    output = io.StringIO()
     code = 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.chdir(folder):
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output), contextlib.chdir(folder):
         try:
             fed_a2v(["train", *words])
         except SystemExit as ended:
             code = int(ended.code or 0)
-    message = said.getvalue().replace(f"{folder}/", "")
+    message = output.getvalue().replace(f"{folder}/", "")
     # The overrides of the file are printed before its error.
     return code, message.partition("fed-a2v: ")[2].strip()
 

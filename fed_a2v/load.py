@@ -380,7 +380,7 @@ class LoadedRun:
             )
         defaults = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
         defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
-        # OmegaConf would resolve interpolations: environment variables of this user in a stranger's settings.
+        # OmegaConf would resolve interpolations: environment variables of this user in untrusted settings.
         tree = self.config
         for key, value in (defaults | dict(changes or {})).items():
             _set(tree, key, value)

@@ -46,7 +46,7 @@ def fed_a2v(tmp_path):
 
 @pytest.fixture
 def refused(fed_a2v):
-    """Run the command, which must end with exit code 2; returns what it says."""
+    """Run the command, which must end with exit code 2; returns its error output."""
 
     def run(*words):
         done = fed_a2v(*words)

@@ -28,10 +28,10 @@ from fed_a2v.config.tree import option_summary, option_values
 MARKER = "<!-- all settings -->"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 SIMPLE = (int, float, str, bool)
-# Shapes that the program measures and hands over by itself.
+# Shapes that the server sets from the data.
 MEASURED = ("input_dim", "visual_dim", "sequence_length", "t5_dim")
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
-# Read by `federation/server/step_factory.py`, not by a generator's class: how many networks there are.
+# Read by `federation/server/step_factory.py`, not by a generator's class: the number of networks.
 GROUPING = {
     "granularity": (
         Literal["unified", "per_class", "per_group"],
@@ -88,7 +88,7 @@ def sections() -> dict[str, type[BaseModel]]:
 
 
 def run_keys() -> list[Key]:
-    """The keys that stand in no section."""
+    """The keys outside sections."""
     fields = Settings.model_fields.items()
     return [
         _key(name, field, main_file().get(name))
@@ -220,7 +220,7 @@ def option_list(section: str) -> str:
 
 
 def generator_keys() -> dict[str, list[Key]]:
-    """The keys that each generator has beside the common ones, by option."""
+    """The keys that each generator has in addition to the common ones, by option."""
     common = {field.alias or name for name, field in GeneratorSettings.model_fields.items()}
     found = {}
     for path in option_files("generator"):
@@ -261,6 +261,6 @@ def arguments_of(cls: type) -> dict[str, str]:
             names, _, text = entry.partition(": ")
             meaning = re.sub(r"(, default [^,;]*)?\.$", "", " ".join(text.split()))
             for name in names.strip().split(", "):
-                # A subclass that says "see Base" leaves the meaning to its base.
+                # For "see Base" in the docstring of a subclass, the meaning is that of its base.
                 found[name] = found.get(name, meaning) if meaning.startswith("see ") else meaning
     return found

@@ -294,10 +294,10 @@ def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
 
 def answers(row: Mapping[str, Any]) -> str:
     """Numbers of replies in a round, e.g. "48 of 50 replied, 1 rejected, 1 failed"."""
-    said = list(row.get("sites", {}).values())
-    asked = len(said) or row.get("replies", 0) + row.get("rejected", 0) + row.get("failures", 0)
+    statuses = list(row.get("sites", {}).values())
+    asked = len(statuses) or row.get("replies", 0) + row.get("rejected", 0) + row.get("failures", 0)
     parts = [f"{row.get('replies', 0)} of {asked} replied"]
-    parts += [f"{number} {kind}" for kind in ("rejected", "failed") if (number := said.count(kind))]
+    parts += [f"{number} {kind}" for kind in ("rejected", "failed") if (number := statuses.count(kind))]
     return ", ".join(parts)
 
 

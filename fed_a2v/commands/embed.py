@@ -84,7 +84,7 @@ def default_workers(device: str | None) -> int:
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
-    """A progress bar in a terminal, elsewhere a line every `SECONDS_A_LINE`."""
+    """A progress bar in a terminal, else a line every `SECONDS_A_LINE`."""
     if not console.is_terminal:
         yield _Lines(console)
         return

@@ -1,4 +1,4 @@
-"""The option `--config FILE` of `fed-a2v train`: parses it and prints what the guide's file becomes."""
+"""The option `--config FILE` of `fed-a2v train`: parses it and prints the overrides that the guide's file gives."""
 
 from __future__ import annotations
 

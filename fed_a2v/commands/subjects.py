@@ -64,7 +64,7 @@ def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
 
 
 def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArray | None, int]:
-    """A clip's waveform and rate; None where the data set has only embeddings."""
+    """A clip's waveform and rate; None if the data set has only embeddings."""
     settings = run.settings
     place = 0 if clips.sets is None else int(clips.sets[row])
     part = parts(settings.dataset)[place]

@@ -142,7 +142,7 @@ def _job(config: DictConfig) -> float | None:
             say(console, f"Report: {report}")
     elif output != "json":
         say(console, f"{title}: {result_line(results, folder)}" if title else result_line(results, folder))
-    # A sweeper chooses settings, so it gets validation accuracy where there are validation clips.
+    # A sweeper chooses settings, so it gets validation accuracy if there are validation clips.
     validation = results.get("accuracy_validation")
     accuracy = results["accuracy"] if validation is None else validation
     return None if accuracy is None else float(accuracy)
@@ -182,7 +182,7 @@ def _title() -> str:
 
 
 def _console() -> Console:
-    """Standard error; without a live view where several jobs of a sweep run in parallel."""
+    """Standard error; without a live view if several jobs of a sweep run in parallel."""
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
     parallel = sweep and not str(hydra_config.launcher.get("_target_", "")).endswith("BasicLauncher")

@@ -75,7 +75,7 @@ class GuideFile:
         return [f"{key}={_hydra_value(key, value)}" for key, value in values.items()]
 
     def key_of(self, ours: str) -> str | None:
-        """The file's key that sets our key `ours`; None where no key of the file does."""
+        """The file's key that sets our key `ours`; None if no key of the file does."""
         origins = {key: parsed.key for parsed in self.parsed_keys for key in parsed.overrides}
         longest_first = sorted(origins, key=len, reverse=True)
         return next((origins[key] for key in longest_first if ours == key or ours.startswith(f"{key}.")), None)

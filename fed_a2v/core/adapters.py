@@ -23,7 +23,7 @@ class ClassPrompts(NamedTuple):
     Attributes:
         names: the C classes.
         clip: (C, Tc, Dc).
-        t5: (C, T, Dt), or None where the image model has no T5 prompt.
+        t5: (C, T, Dt), or None if the image model has no T5 prompt.
     """
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class ClassPrompts(NamedTuple):
 
 
 class AdapterOutput(NamedTuple):
-    """Adapter outputs: clip (B, Tc, Dc) and, where there is a T5 adapter, t5 (B, T, Dt)."""
+    """Adapter outputs: clip (B, Tc, Dc) and, if there is a T5 adapter, t5 (B, T, Dt)."""
 
     clip: Tensor
     t5: Tensor | None
@@ -154,7 +154,7 @@ class BilinearAdapter(nn.Module):
 
 
 class Adapters(nn.Module):
-    """The CLIP adapter and, where the image model has a T5 prompt, the T5 adapter.
+    """The CLIP adapter and, if the image model has a T5 prompt, the T5 adapter.
 
     Args:
         audio_width: Da.

@@ -41,7 +41,7 @@ def distillation_targets(
     """The teachers' mean outputs for audio embeddings, each teacher on its own classes only.
 
     Args:
-        adapters: of the teachers' architecture; not changed.
+        adapters: adapters of the teachers' architecture; not changed.
         teachers: in a fixed order, for reproducible sums.
         audio: (R, S, Da).
         labels: (R,) class indices.

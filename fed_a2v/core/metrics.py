@@ -49,7 +49,7 @@ def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor) -> Retrieval:
     """Rank all class prompts by their cosine to each output, tokens flattened.
 
     Text vectors are close to each other: two CLIP prompts have a cosine of about 0.8, so the raw cosine to the right
-    prompt says little. Therefore the mean over the class prompts is subtracted from both outputs and prompts, and an
+    prompt means little. Therefore the mean over the class prompts is subtracted from both outputs and prompts, and an
     output that is the same for every class has a similarity near 0. A single class is not centred, as its prompt would
     become zero.
 

@@ -28,7 +28,7 @@ RAW = ("tstr", "c2st", "nn_ratio", "variance_ratio")
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """Figures of a network; None where the generator does not support one.
+    """Figures of a network; None if the generator does not support one.
 
     Attributes:
         likelihood: mean log-likelihood of held-out rows, an importance-weighted bound.

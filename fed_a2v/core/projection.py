@@ -129,7 +129,7 @@ def _samples(step: ServerStep, classes: list[str], round_number: int) -> Tensor:
 
 
 def umap_layout(coordinates: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """(N, 2) of (N, P) principal coordinates by UMAP (McInnes et al. 2018); None where umap-learn is not installed.
+    """(N, 2) of (N, P) principal coordinates by UMAP (McInnes et al. 2018); None if umap-learn is not installed.
 
     UMAP preserves neighbourhoods; distances between distant groups have no meaning.
     """

@@ -62,7 +62,7 @@ class Validation:
         real: the same with real rows in place of samples: training prototypes scaled to the spread of clips. Samples as
             good as clips reach these values, and so do copies of the training rows.
         blind: the same with the mean over all classes in place of each sample. It may score better than real rows, as
-            it has no spread: a cosine alone says little without the other two.
+            it has no spread: a cosine alone means little without the other two.
         rows: number of held-out prototypes.
         quality: the three gates and the diagnostics, on scaled prototypes.
         active: latent units that vary within classes; None for a generator without a latent.

@@ -15,7 +15,7 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, affects_result
 from fed_a2v.config.tree import conf_dir, dotted_items
 
-# Key with the name of a group's option, where it is not `name`.
+# Key with the name of a group's option, if it is not `name`.
 NAMES = {"partition": "kind", "share": "kind", "aggregation": "mode"}
 # Strings that Hydra's grammar reads as text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|inf|nan|[-+.\d].*)$)[\w./@-]+", re.IGNORECASE)

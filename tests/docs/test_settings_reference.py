@@ -1,4 +1,4 @@
-"""The page of all settings is complete, and says what the settings say."""
+"""The page of all settings is complete and correct."""
 
 import pytest
 
@@ -73,7 +73,7 @@ def test_a_generators_own_keys_come_with_the_meaning_that_its_class_gives(settin
     own = {key.name: key for key in settings_reference.generator_keys()["multimodal"]}
     assert own["generator.condition_dropout"].type == "number"
     assert "one part only" in own["generator.condition_dropout"].meaning
-    assert own["generator.learning_rate"].meaning == "of AdamW", "taken from the class that it refers to"
+    assert own["generator.learning_rate"].meaning == "learning rate of AdamW", "taken from the class that it refers to"
     assert own["generator.loss.beta_schedule"].type == "`constant`, `linear`, `cyclical`"
     assert "+generator.ema" in own, "an argument that no file sets"
 

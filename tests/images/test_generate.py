@@ -17,7 +17,7 @@ from tests.images.conftest import FAST
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """dog/1.wav, rain.wav, and storm.wav, of which nobody says what it is."""
+    """dog/1.wav, rain.wav, and storm.wav, whose class is unknown."""
     folder = tmp_path_factory.mktemp("sounds")
     (folder / "dog").mkdir()
     for path, name in (("dog/1.wav", "dog"), ("rain.wav", "rain"), ("storm.wav", "sea_waves")):

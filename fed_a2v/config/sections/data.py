@@ -37,7 +37,7 @@ class DatasetSettings(Section):
     validation_folds: list[int] = Field(description="folds that the best round is chosen on; may be empty")
     test_folds: list[int] | None = Field(description="folds that accuracy is measured on; null: the last fold")
     split_seed: Annotated[int, Field(ge=0)] = Field(
-        description="seed of the folds where a data set has none, and of the clips that max_clips_per_class keeps"
+        description="seed of the folds if a data set has none, and of the clips that max_clips_per_class keeps"
     )
     clip_seconds: Annotated[float, Field(ge=0.01, le=600.0)] = Field(
         description="length of a clip in seconds; clips are cropped or padded to it"
@@ -72,7 +72,7 @@ class DatasetSettings(Section):
 
     @property
     def place(self) -> str | None:
-        """Root or path of the data; None where the data set needs none or none is set."""
+        """Root or path of the data; None if the data set needs none or none is set."""
         key = place_key(self.name)
         return None if key is None else getattr(self, key)
 

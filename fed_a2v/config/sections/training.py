@@ -135,7 +135,7 @@ class FinetuneSettings(Section):
     batch_size: Count = Field(description="rows per optimiser step")
     learning_rate: Positive = Field(description="learning rate of AdamW")
     weight_decay: NonNegative = Field(description="weight decay of AdamW")
-    synthetic_share: Fraction = Field(description="synthetic share of a batch, where there is a generator")
+    synthetic_share: Fraction = Field(description="synthetic share of a batch, if there is a generator")
     from_nodes_adapters: bool = Field(
         description="whether the targets are the sites' mean adapter outputs instead of the text prompts"
     )

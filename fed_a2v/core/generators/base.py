@@ -128,7 +128,7 @@ class Generator(nn.Module, ABC):
         """The samples that the adapters are fine-tuned on: `num_samples` for each of (C, V) `conditions`.
 
         Returns:
-            (C, num_samples, S, Da) for the CLIP adapter, and the same for the T5 adapter; None where both learn from
+            (C, num_samples, S, Da) for the CLIP adapter, and the same for the T5 adapter; None if both learn from
             the same samples.
         """
         return self.sample_classes(conditions, num_samples, random), None
@@ -147,7 +147,7 @@ class Generator(nn.Module, ABC):
         return None
 
     # The next three describe a generator's network alone, without the moments, residuals and calibration around it.
-    # Each returns None where a generator has no such thing.
+    # Each returns None if a generator does not support it.
 
     def log_likelihood(self, x: Tensor, conditions: Tensor, noise: Tensor, random: torch.Generator) -> Tensor | None:
         """Log densities of B embeddings, or lower bounds on them.
@@ -176,7 +176,7 @@ class Generator(nn.Module, ABC):
         return None
 
     def untrained(self) -> Generator | None:
-        """A copy with its networks as before training; None where they start from random weights."""
+        """A copy with its networks as before training; None if they start from random weights."""
         return None
 
     def training_state(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Generator(nn.Module, ABC):
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Load what `training_state` returned."""
+        """Load the result of `training_state`."""
 
     def move_to(self, device: torch.device) -> None:
         """Move everything to another device, including the training state."""
@@ -218,7 +218,7 @@ class Generator(nn.Module, ABC):
         return {"": self.checkpoint()}
 
     def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
-        """Load what `checkpoints` returned."""
+        """Load the result of `checkpoints`."""
         self.load_checkpoint(checkpoints[""])
 
 

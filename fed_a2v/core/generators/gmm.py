@@ -30,7 +30,7 @@ class GMMGenerator(ReducedGenerator):
 
     Args:
         input_dim, visual_dim, sequence_length: see `Generator`.
-        components: number of components of each class's mixture; fewer where the class has few rows.
+        components: number of components of each class's mixture; fewer if the class has few rows.
         covariance: `spherical`, `diag`, `tied` (one for all components of a class) or `full`.
         shrinkage: share of a `tied` or `full` covariance that comes from the pooled correlation.
         rows_per_component: rows that each component needs; a class with fewer rows than that is a Gaussian with the

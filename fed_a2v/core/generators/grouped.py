@@ -37,7 +37,7 @@ def groups_for(
     classes: Sequence[str],
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, tuple[str, ...]] | None:
-    """The classes of each generator by its key; None where one generator serves all.
+    """The classes of each generator by its key; None if one generator serves all.
 
     Args:
         granularity: `unified`: one generator; `per_class`: one for every class, with the class's name as key;
@@ -227,7 +227,7 @@ class GroupedVAEGenerator(Generator):
         }
 
     def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
-        """Load what `checkpoints` returned; all present generators are dropped.
+        """Load the result of `checkpoints`; all present generators are dropped.
 
         Raises:
             ValueError: a key is not that of a group, or a class is not in the group.

@@ -37,7 +37,7 @@ class GroupTask:
 
     @property
     def stage(self) -> tuple[int, int, float]:
-        """Numbers of rows, past epochs and past steps: generators can train together where all three are equal."""
+        """Numbers of rows, past epochs and past steps: generators can train together if all three are equal."""
         steps = next((float(state["step"]) for state in self.member.get_optimiser().state.values()), 0.0)
         return len(self.x), self.member.epoch, steps
 

@@ -41,7 +41,7 @@ class TrainingRows(NamedTuple):
         encoder_input: (N, D).
         directions: (N, V) of their conditions.
         start: (N, 2L) mean and log variance of the posterior that the encoder starts from; (N, 1) zeros if none.
-        centre, scale: (N, D) of their classes, for the decoder; (N, 1) zeros and ones where there is no linear part.
+        centre, scale: (N, D) of their classes, for the decoder; (N, 1) zeros and ones if there is no linear part.
     """
 
     target: Tensor
@@ -80,7 +80,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
             weights themselves.
         loss: called with (recon_x, x, mu, logvar, epoch), and with `closed_form` also with the (B,) log_likelihood of
             the rows under the decoder; returns `VAELossParts`, whose terms add up, or a scalar. Default: the negative
-            ELBO (`VAELoss`), with KL annealed from 0 where training starts from random weights.
+            ELBO (`VAELoss`), with KL annealed from 0 if training starts from random weights.
         learning_rate: learning rate of AdamW, default 1e-3.
         weight_decay: weight decay of AdamW, default 1e-4.
         batch_size: rows of all classes together, default 256.
@@ -150,7 +150,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
         """Reconstruct audio embeddings.
 
         Args:
-            x: (B, S, Da), or (B, Da) where S is 1.
+            x: (B, S, Da), or (B, Da) if S is 1.
             visual_condition: (B, V), a condition per row; (V,) or (1, V) for one class.
 
         Returns:
@@ -203,7 +203,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
         return importance_bound(torch.stack(log_weights)) - self.input_std.log().sum()
 
     def untrained(self) -> ConditionedVAEGenerator | None:
-        """See `Generator.untrained`; None where it started from random weights."""
+        """See `Generator.untrained`; None if it started from random weights."""
         if self.linear is None:
             return None
         start = copy.deepcopy(self)
@@ -248,7 +248,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
             return zeros, torch.ones_like(zeros)
         centre, unknown = self.linear.centre[labels], labels < 0
         if unknown.any() and len(self.conditions):
-            # Kernel ridge regression of the known centres: their mean where no known condition is similar.
+            # Kernel ridge regression of the known centres: their mean if no known condition is similar.
             requested, known = (F.normalize(self.directions(c), dim=-1) for c in (conditions[unknown], self.conditions))
             offsets = self.linear.centre[:-1] - self.linear.centre[-1]
             kernel = known @ known.T + torch.eye(len(known), device=known.device)
@@ -314,7 +314,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
         return self._map(self.directions(conditions))
 
     def _map(self, directions: Tensor) -> Tensor:
-        """The networks' input for (B, V) directions: (B, condition_dim), or (B, 0) where they do not use them."""
+        """The networks' input for (B, V) directions: (B, condition_dim), or (B, 0) if they do not use them."""
         if self.condition_map is None:
             return directions[:, :0]
         mapped: Tensor = self._network("condition_map")(directions)
@@ -325,7 +325,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
         return nn.ModuleDict({name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
     def _network(self, name: str) -> nn.Module:
-        """The network in training or, after it, its running average where there is one."""
+        """The network in training or, after it, its running average if there is one."""
         owner = self if self.averaged is None or self.training else self.averaged["networks"]
         network: nn.Module = getattr(owner, name)
         return network

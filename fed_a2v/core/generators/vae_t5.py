@@ -169,7 +169,7 @@ class VAEWithT5Generator(Generator):
         return {key: vae.checkpoint() | pair | {"key": key} for key, vae in vaes}
 
     def load_checkpoints(self, checkpoints: Mapping[str, dict[str, Any]]) -> None:
-        """Load what `checkpoints` returned."""
+        """Load the result of `checkpoints`."""
         self.clip.load_checkpoint(checkpoints["clip"])
         self.t5.load_checkpoint(checkpoints["t5"])
 

@@ -133,7 +133,7 @@ HOSTILE_SCORES = {
     ),
     "loss absurd": (change(*DOG_SCORE, "loss", to=1e30), ("'dog'", "losses", "1e+30")),
     "loss below zero": (change(*DOG_SCORE, "loss", to=-0.1), ("'dog'", "losses", "-0.1")),
-    "predictions that nobody asked for": (change(*DOG_SCORE, "predicted", to={"dog": 4}), ("'dog'", "after")),
+    "predictions that were not requested": (change(*DOG_SCORE, "predicted", to={"dog": 4}), ("'dog'", "after")),
     "counts of unseen classes where there are none": (change(*DOG_SCORE, "right_among", to=4), ("'dog'", "after")),
     "clips and examples differ": (change(*DOG_SCORE, "clips", to=5), ("num_examples", 11, 10)),
     "a class twice": (text(lambda t: t.replace('"dog"', '"rain"')), ("'rain'",)),

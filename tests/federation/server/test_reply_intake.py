@@ -39,7 +39,7 @@ BAD_REPLIES = {
     "a weight too few": (lambda arrays, manifest: arrays.pop(0), ("array 11", 11)),
     "an extra array": (lambda arrays, manifest: arrays.append(np.zeros(3, np.float32)), (13, 12)),
     "integers for weights": (overwrite(0, lambda a: a.astype(np.int64)), ("weight 0", "'int64'")),
-    "an output that nobody asked for": (with_output, ("clip",)),
+    "an output that was not requested": (with_output, ("clip",)),
     "the name of no site": (set_manifest(site="site-999"), ("'site-999'",)),
     "the name of another node's site": (set_manifest(site="site-001"), ("'site-001'",)),
     "another round": (set_manifest(round_number=78), ("round", 78)),

@@ -67,7 +67,7 @@ def test_a_round_in_which_every_site_fails_is_recorded_and_the_next_goes_on():
 
 
 def down_while(broken, task="train"):
-    """Sites that cannot be reached in one task, while `broken()` says so."""
+    """Sites that cannot be reached in one task while `broken()` is true."""
 
     def tamper(asked, site, work):
         if asked == task and broken():
@@ -175,7 +175,7 @@ def set_score(**entries):
 @pytest.mark.parametrize(
     "entries",
     [{"loss": 1e6}, {"loss": -5.0}, {"right_among": 1}],
-    ids=["a loss that cannot be", "a loss below zero", "a count that nobody asked for"],
+    ids=["an impossible loss", "a loss below zero", "a count that was not requested"],
 )
 def test_impossible_scores_are_refused(entries):
     row = Federation(tamper=lie(set_score(**entries), task="evaluate")).start().round()

@@ -1,1 +1,1 @@
-"""What several generators share."""
+"""Parts that several generators share."""

@@ -1,4 +1,4 @@
-"""What the generators of known classes share, so that the file of each is its model and its loss.
+"""Base class of the generators of known classes, so that the file of each has only its model and its loss.
 
 `vae.py` and `gaussian.py` derive from `ClassConditionalGenerator`; `flow.py`, `gan.py` and `gmm.py` do so through
 `ReducedGenerator` (`reduced.py`).
@@ -26,12 +26,12 @@ from fed_a2v.core.statistics import PrototypeBatch
 
 
 class TrainingData(NamedTuple):
-    """What a model is trained on in one `fit`.
+    """The training data of a model in one `fit`.
 
     Attributes:
         x: (N, D) standardised rows.
         labels: (N,) their classes.
-        names: of the C classes.
+        names: names of the C classes.
         epochs, noise, random: see `Generator.fit`.
     """
 
@@ -50,7 +50,7 @@ class ClassConditionalGenerator(DataSizedModule, Generator):
     conditions are measured at the first `fit` and kept with the weights: a later change would invalidate them.
     Samples of known classes are calibrated to the classes' moments (`Calibration`).
 
-    A subclass implements `_draw`, and `_train` and `_measure_scale` where it is trained.
+    A subclass implements `_draw`, and `_train` and `_measure_scale` if it is trained.
 
     Args:
         input_dim, visual_dim, sequence_length: see `Generator`.
@@ -243,5 +243,5 @@ class ClassConditionalGenerator(DataSizedModule, Generator):
         return x * std + mean
 
     def _embeddings(self, rows: Tensor) -> Tensor:
-        """(B, S, Da) of (B, D) rows, rectified where the data are."""
+        """(B, S, Da) of (B, D) rows, rectified if the data are."""
         return self.moments.rectify(rows).view(-1, self.sequence_length, self.input_dim)

@@ -1,4 +1,4 @@
-"""Random numbers for the generators: drawn where their source is, then moved to the tensors that they belong to."""
+"""Random numbers for the generators: drawn on the device of their source, then moved to that of the tensors."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ from fed_a2v.core.statistics import PrototypeBatch
 
 # Largest factor by which a group's deviation is scaled up to reach the total variance.
 LARGEST_CORRECTION = 3.0
-# Where a model trains on rows, a class with fewer prototypes gets rows drawn from its moments up to this number.
+# If a model trains on rows, a class with fewer prototypes gets rows drawn from its moments up to this number.
 ROWS_PER_CLASS = 8
 # A Gaussian whose mean is so many deviations above 0 has practically no negative part.
 NEVER_NEGATIVE = 6.0
 # Share of a class's variance that is drawn with the pooled correlation of all classes: a class's own few rows span only
 # a few directions.
 SHRINKAGE = 0.3
-# Where the spread within classes is unknown (one mean each, no variance sent), it is taken to be this share of the
+# If the spread within classes is unknown (one mean each, no variance sent), it is taken to be this share of the
 # deviation between classes.
 UNKNOWN_SPREAD = 0.5
 
@@ -46,7 +46,7 @@ class ClassMoments(DataSizedModule):
         drawn_mean, drawn_std: (C, D) moments to draw with; of non-negative rows, before `rectify` (see there).
         non_negative: (), whether no row has a negative entry.
         directions: (C, K, D), such that `w @ directions` with w ~ N(0, I_K) has the class's covariance; zero
-            rows where a class has fewer than K prototypes.
+            rows if a class has fewer than K prototypes.
         correlated: (N, D) rows such that `v @ correlated` with v ~ N(0, I_N) has the pooled correlation of
             all classes, shrunk; with `independent` (D,), the deviation of the rest.
     """

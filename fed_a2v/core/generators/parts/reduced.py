@@ -26,7 +26,7 @@ class ReducedSpace(DataSizedModule):
     """Standardised rows in their k main directions (principal components), and the way back.
 
     Args:
-        most: k is this, or fewer where the rows have fewer directions.
+        most: k is this, or fewer if the rows have fewer directions.
         whiten: give every direction unit variance, instead of one scale for all.
     """
 

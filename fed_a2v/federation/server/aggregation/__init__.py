@@ -23,7 +23,7 @@ def aggregate(
 
     Args:
         replies: checked replies, at least one, in a fixed order; they are not changed.
-        sent: the global weights that all sites started from. Updates with a norm above `max_update_norm` are clipped to
+        sent: the global weights that all sites started from. Updates with a norm above `max_update_norm` are scaled to
             it before any rule.
         settings: the section `aggregation`.
 
@@ -56,7 +56,7 @@ def root_mean_square(weights: Sequence[Tensor]) -> float:
 
 
 def clipped(weights: Sequence[Tensor], sent: Sequence[Tensor], limit: float) -> Sequence[Tensor]:
-    """A site's weights with the norm of their update clipped to `limit`.
+    """A site's weights with the norm of their update limited to `limit`.
 
     The norm is the Euclidean norm of the changes of all weights together (Sun et al. 2019, "Can you really backdoor
     federated learning?").
