@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.data.clips import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
-from fed_a2v.runs.rounds import best_row, fully_evaluated, gains
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gains, total
 
 # Metrics of the last round that become results.
 OF_LAST_ROUND = (
@@ -43,13 +42,13 @@ def final_results(folder: RunFolder, settings: Settings, prompts: ClassPrompts) 
         "generator": settings.generator.name if settings.finetune.enabled else "no fine-tuning",
         "aggregation": settings.aggregation.mode,
         "sites": settings.partition.sites,
-        "site_steps": _total(rows, "site/optimiser_steps"),
-        "server_steps": _total(rows, "server/optimiser_steps"),
-        "bytes_up": _total(rows, "bytes_up") + _total(rows, "bytes_registration"),
-        "bytes_down": _total(rows, "bytes_down"),
+        "site_steps": total(rows, "site/optimiser_steps"),
+        "server_steps": total(rows, "server/optimiser_steps"),
+        "bytes_up": total(rows, "bytes_up") + total(rows, "bytes_registration"),
+        "bytes_down": total(rows, "bytes_down"),
         "seconds": sum(row["seconds"] + row.get("seconds_registration", 0.0) for row in rows),
-        "rejected": _total(rows, "rejected"),
-        "failures": _total(rows, "failures"),
+        "rejected": total(rows, "rejected"),
+        "failures": total(rows, "failures"),
     }
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
@@ -58,7 +57,3 @@ def final_results(folder: RunFolder, settings: Settings, prompts: ClassPrompts) 
     if settings.dataset.validates:
         results["accuracy_validation"] = last.get("accuracy_validation")
     return results
-
-
-def _total(rows: Sequence[dict[str, Any]], name: str) -> Any:
-    return sum(row.get(name, 0) for row in rows)
