@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fed_a2v.runs.compare import differing, natural, summary_table, sweep_jobs
+from fed_a2v.runs.compare import differing, natural, run_rows, summary_table, sweep_jobs
+from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.sweep import summarise
 from tests.refusals import refused
 from tests.runs.test_table import PARTLY
@@ -94,3 +95,16 @@ def test_jobs_stand_in_the_order_of_the_overrides_that_differ(tmp_path):
     for name, rate in (("a", "0.1"), ("b", "0.02"), ("c", "1e-3")):
         job(tmp_path, name, ["rounds=3", f"site.learning_rate={rate}"])
     assert [each.overrides["site.learning_rate"] for each in sweep_jobs(tmp_path)] == ["1e-3", "0.02", "0.1"]
+
+
+def test_a_row_of_a_run_has_the_settings_that_differ_and_the_results(tmp_path):
+    folders = [RunFolder(tmp_path / name) for name in ("one", "two")]
+    for folder, section in zip(
+        folders, ("generator: {name: vae, loss: {beta: 1}}", "generator: {name: none}"), strict=True
+    ):
+        folder.start(f"rounds: 2\n{section}\n")
+        folder.write_results({"accuracy": 0.5})
+    assert run_rows(folders) == [
+        {"generator.name": "vae", "generator.loss.beta": 1, "accuracy": 0.5},
+        {"generator.name": "none", "generator.loss.beta": None, "accuracy": 0.5},
+    ]
