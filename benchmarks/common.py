@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from fed_a2v.runs.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
@@ -40,13 +39,8 @@ def data(kind: str) -> list[str]:
 
 def machine() -> str:
     """Processor, cores, and versions."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        name = found[1].strip() if found else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    found = environment()
+    return f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, Python {found['python']}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -6,7 +6,6 @@ or an `error` (a run would fail), with a remedy. The data get the same checks as
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from typing import Literal
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
+from fed_a2v.runs.environment import installed_version
 
 Level = Literal["fine", "warning", "error"]
 
@@ -77,20 +77,13 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 def _versions() -> Iterator[Finding]:
     versions = [f"Python {platform.python_version()}"]
-    versions += [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    versions += [f"{name} {version}" for name in PACKAGES if (version := installed_version(name))]
     yield Finding("versions", "fine", ", ".join(versions))
-    missing = [extra for extra, package in EXTRAS.items() if _version(package) is None]
+    missing = [extra for extra, package in EXTRAS.items() if installed_version(package) is None]
     if missing:
         yield Finding(
             "extras", "fine", f"not installed: {', '.join(missing)}", f"pip install 'fed-a2v[{','.join(missing)}]'"
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _machine(folder: Path) -> Iterator[Finding]:
@@ -152,11 +145,12 @@ def _listens(port: int) -> bool:
 def _device(device: str) -> Iterator[Finding]:
     import torch
 
+    from fed_a2v.federation.factory import torch_device
+
     try:
-        torch.zeros(1, device=device)
-    except Exception as error:  # an unknown name or a missing device; the type depends on the backend
-        reason = str(error).splitlines()[0]
-        yield Finding("device", "error", f"device={device} cannot be used: {reason}", "set device=cpu")
+        torch_device(device)
+    except ConfigError as error:
+        yield Finding("device", "error", str(error), "set device=cpu")
         return
     unused = device == "cpu" and torch.cuda.is_available()
     yield Finding(

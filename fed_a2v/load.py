@@ -41,6 +41,7 @@ from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
 from fed_a2v.federation.server.step_factory import make_step, model_bytes
 from fed_a2v.runs.checkpoint import load_state, read_state
+from fed_a2v.runs.compare import run_rows
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 
@@ -119,13 +120,7 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
     folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
     names = [folder.path.absolute().name for folder in folders]
     index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]
-    settings = pandas.json_normalize([folder.read_config() for folder in folders])
-    results = pandas.json_normalize([folder.read_results() for folder in folders])
-    # As text, since `nunique` does not accept lists.
-    differing = [key for key in settings if settings[key].map(repr).nunique() > 1 and key not in results]
-    table = pandas.concat([settings[differing], results], axis=1)
-    table.index = pandas.Index(index, name="run")
-    return table
+    return pandas.DataFrame(run_rows(folders), index=pandas.Index(index, name="run"))
 
 
 @dataclass(frozen=True)

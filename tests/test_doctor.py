@@ -43,7 +43,7 @@ def test_every_subject_is_looked_at_and_the_built_in_experiment_has_no_error():
 
 def test_an_extra_that_is_not_installed_is_named_with_the_command(monkeypatch):
     gone = {"transformers", "hydra-joblib-launcher", "tensorboard"}
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package in gone else "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in gone else "1.0")
     (finding,) = found("extras")
     assert (finding.level, finding.remedy) == ("fine", "pip install 'fed-a2v[hf,sweeps,tensorboard]'")
 

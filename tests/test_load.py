@@ -432,11 +432,7 @@ def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tm
         ({"adapters.no_such": 1}, ConfigError, ["adapters.no_such"]),
         ({"rounds": "many"}, ConfigError, ["rounds", "many"]),
         ({"rounds.many": 1}, ConfigError, ["rounds.many"]),
-        (
-            {"generator": {"name": "custom", "_target_": "os.system"}},
-            UntrustedCodeError,
-            ["os.system", "trust_code=True"],
-        ),
+        ({"generator._target_": "os.system"}, UntrustedCodeError, ["os.system", "trust_code=True"]),
         ({"adapters.hidden_width": 8}, CheckpointError, ["adapters.hidden_width"]),
     ],
 )

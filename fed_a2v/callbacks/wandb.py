@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Container, Mapping
-from pathlib import Path
 from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
@@ -14,6 +12,7 @@ from fed_a2v.config.sections.output import WandbSettings
 from fed_a2v.runs.embedding_map import load_map
 from fed_a2v.runs.wandb_file import logged_rounds
 from fed_a2v.storage.files import numbers, plain
+from fed_a2v.storage.untrusted import read_json
 
 
 class Wandb(Callback):
@@ -102,8 +101,7 @@ class Wandb(Callback):
         import wandb
 
         media: dict[str, Any] = {}
-        classes = _classes(self.folder.evaluation)
-        if classes:
+        if classes := read_json(self.folder.evaluation).get("classes"):
             figures = list(dict.fromkeys(name for row in classes.values() for name in row))
             rows = [[name, *(plain(row.get(figure)) for figure in figures)] for name, row in classes.items()]
             media["classes"] = wandb.Table(columns=["class", *figures], data=rows)
@@ -114,8 +112,3 @@ class Wandb(Callback):
                 media["embeddings"] = wandb.Image(pixels)
         if media:
             self._run.log(media)
-
-
-def _classes(evaluation: Path) -> dict[str, dict[str, Any]]:
-    """The figures by class; {} if the run has none."""
-    return json.loads(evaluation.read_text(encoding="utf-8"))["classes"] if evaluation.exists() else {}

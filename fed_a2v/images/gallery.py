@@ -9,7 +9,6 @@ COLUMN/           images, one folder for each column of the sheet
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fed_a2v.errors import UserError
 from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.images.sheet import contact_sheet
 from fed_a2v.storage.files import new_folder, write_json, write_text
+from fed_a2v.storage.untrusted import UntrustedFileError, read_json
 
 # Columns of a gallery of sounds.
 SOUND, TEXT = "sound", "text"
@@ -145,15 +145,14 @@ def read_gallery(folder: Path) -> dict[str, Any]:
     Raises:
         GalleryError: the folder is not a gallery, or an image is missing; names it.
     """
-    index = folder / "pictures.json"
-    if not index.is_file():
+    try:
+        gallery = read_json(folder / "pictures.json")
+    except UntrustedFileError as error:
+        raise GalleryError(f"{error}; generate the images again") from error
+    if not gallery:
         raise GalleryError(
             f"{folder} is not a folder of images: it has no pictures.json; `fed-a2v generate` creates one"
         )
-    try:
-        gallery = dict(json.loads(index.read_text()))
-    except ValueError as error:
-        raise GalleryError(f"{index} cannot be read: {error}; generate the images again") from error
     for subject in gallery["subjects"]:
         for name in subject["pictures"].values():
             if not (folder / name).is_file():
@@ -174,9 +173,7 @@ def pictures_in(folder: Path) -> dict[str, Path]:
 
 def write_sheet(folder: Path) -> None:
     """Write `index.html`, the contact sheet of the folder."""
-    path = folder / "evaluation.json"
-    evaluation = json.loads(path.read_text()) if path.is_file() else None
-    write_text(folder / "index.html", contact_sheet(read_gallery(folder), evaluation))
+    write_text(folder / "index.html", contact_sheet(read_gallery(folder), read_json(folder / "evaluation.json")))
 
 
 def safe_name(name: str) -> str:

@@ -87,8 +87,8 @@ FIGURES = (
 )
 
 
-def contact_sheet(gallery: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    """HTML of a gallery (the content of `pictures.json`) and its evaluation, if any."""
+def contact_sheet(gallery: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """HTML of a gallery (the content of `pictures.json`) and its evaluation, empty if there is none."""
     # Names of files and classes are untrusted: everything is escaped.
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(**gallery, evaluation=evaluation, figures=FIGURES)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
+from fed_a2v.runs.compare import natural
 from fed_a2v.runs.embedding_map import load_map
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, pair_name
@@ -120,15 +121,7 @@ def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:
     # The experiment is last in a comparison's file, and first in the report.
     *baselines, experiment = list(_json(folder / "comparison.json")) or [""]
     order = [experiment, *baselines]
-    return sorted(below, key=lambda path: (_place(path.name, order), _number(path.name), path.name))
-
-
-def _place(name: str, order: list[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def _number(name: str) -> int:
-    return int(name) if name.isdigit() else -1
+    return sorted(below, key=lambda path: ([*order, path.name].index(path.name), natural(path.name)))
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

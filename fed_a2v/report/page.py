@@ -24,15 +24,17 @@ import plotly.io
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.report import figures
 from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.styles import clean
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
+from fed_a2v.runs.compare import differing
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import crossed_table
-from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on, total
 from fed_a2v.runs.table import TextTable, accuracy_cell
 from fed_a2v.storage.files import write_text
 from fed_a2v.version import __version__
@@ -217,12 +219,11 @@ def _cards(collection: Collection) -> list[Card]:
     generator = run.config.get("generator", {}).get("name")
     if generator and run.config.get("finetune", {}).get("enabled", True):
         cards.append(Card("Generator", clean(generator)))
-    traffic = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows) / 1e6
+    traffic = (total(rows, "bytes_up") + total(rows, "bytes_down")) / 1e6
     cards.append(Card("Traffic", f"{traffic:.1f} MB", "all sites, both directions"))
-    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    seconds = total(rows, "seconds")
     cards.append(Card("Time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min", "in the rounds"))
-    bad = sum(row.get("rejected", 0) + row.get("failures", 0) for row in rows)
-    cards.append(Card("Bad replies", str(bad), "rejected or failed"))
+    cards.append(Card("Bad replies", str(total(rows, "rejected") + total(rows, "failures")), "rejected or failed"))
     return cards
 
 
@@ -239,9 +240,9 @@ def _summary(collection: Collection) -> TextTable:
             _three(run.last.get("accuracy_at_5")),
             *(_three(run.last.get(key)) for key in sides),
             *_gains(run),
-            f"{sum(row.get('bytes_up', 0) + row.get('bytes_down', 0) for row in run.rows) / 1e6:.1f}",
-            f"{sum(row.get('seconds', 0.0) for row in run.rows):.1f}",
-            str(sum(row.get("rejected", 0) + row.get("failures", 0) for row in run.rows)),
+            f"{(total(run.rows, 'bytes_up') + total(run.rows, 'bytes_down')) / 1e6:.1f}",
+            f"{total(run.rows, 'seconds'):.1f}",
+            str(total(run.rows, "rejected") + total(run.rows, "failures")),
             _steps(run.rows),
         )
         for run in collection.runs
@@ -265,8 +266,7 @@ def _gains(run: RunRecord) -> list[str]:
 def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
     if not any("site/optimiser_steps" in row for row in rows):
         return "-"
-    sums = (sum(row.get(f"{side}/optimiser_steps", 0) for row in rows) for side in ("site", "server"))
-    return " + ".join(f"{each:.0f}" for each in sums)
+    return " + ".join(f"{total(rows, f'{side}/optimiser_steps'):.0f}" for side in ("site", "server"))
 
 
 def _reasons(runs: Sequence[RunRecord]) -> TextTable:
@@ -282,21 +282,12 @@ def _reasons(runs: Sequence[RunRecord]) -> TextTable:
 
 def _differences(runs: Sequence[RunRecord]) -> TextTable:
     """The settings in which runs differ, one per row."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = list(dict.fromkeys(key for each in flat for key in each))
-    rows = []
-    for key in keys:
-        values = [clean(json.dumps(each[key], ensure_ascii=False)) if key in each else "-" for each in flat]
-        if len(set(values)) > 1:
-            rows.append((key, *values))
-    return TextTable("", ("setting", *(clean(run.label) for run in runs)), tuple(rows))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, value in tree.items():
-        leaves += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return leaves
+    flat = [dict(dotted_items(run.config)) for run in runs]
+    rows = tuple(
+        (key, *(clean(json.dumps(each[key], ensure_ascii=False)) if key in each else "-" for each in flat))
+        for key in differing(flat)
+    )
+    return TextTable("", ("setting", *(clean(run.label) for run in runs)), rows)
 
 
 def _environments(runs: Sequence[RunRecord]) -> TextTable:

@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "fed_a2v": __version__,
         "python": platform.python_version(),
-        **{name: installed for name in PACKAGES if (installed := _version(name))},
+        **{name: installed for name in PACKAGES if (installed := installed_version(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores,
@@ -32,7 +32,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fed_a2v.runs.rounds import fully_evaluated
+from fed_a2v.runs.rounds import fully_evaluated, total
 from fed_a2v.runs.table import TextTable
 
 LEVEL = 0.95
@@ -116,7 +116,10 @@ def summarise(
             "accuracy": accuracies,
             "mean": statistics.fmean(known) if known else None,
             "deviation": statistics.stdev(known) if len(known) > 1 else None,
-            **{f"{side}_steps": _mean_total(arms[name], f"{side}/optimiser_steps") for side in ("site", "server")},
+            **{
+                f"{side}_steps": statistics.fmean(total(rows, f"{side}/optimiser_steps") for rows in arms[name])
+                for side in ("site", "server")
+            },
         }
         pairings = zip(accuracies, last.get(REFERENCE, []), strict=False)
         paired = [mine - other for mine, other in pairings if mine is not None and other is not None]
@@ -156,10 +159,6 @@ def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
 def _final(row: Mapping[str, Any]) -> float | None:
     """The accuracy if all sites were evaluated, else None: on fewer clips it is not comparable with other arms."""
     return row.get("accuracy") if fully_evaluated(row) else None
-
-
-def _mean_total(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float:
-    return statistics.fmean(sum(row.get(key, 0) for row in rows) for rows in runs)
 
 
 def _many(number: int, what: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.runs.folder import RunFolder, has_server_step
-from fed_a2v.runs.rounds import best_row, fully_evaluated, gains
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gains, total
 
 # Metrics of the last round that are part of the results.
 OF_LAST_ROUND = (
@@ -46,13 +46,13 @@ def final_results(
         "generator": config["generator"]["name"] if config["finetune"]["enabled"] else "no fine-tuning",
         "aggregation": config["aggregation"]["mode"],
         "sites": config["partition"]["sites"],
-        "site_steps": _total(rows, "site/optimiser_steps"),
-        "server_steps": _total(rows, "server/optimiser_steps"),
-        "bytes_up": _total(rows, "bytes_up") + _total(rows, "bytes_registration"),
-        "bytes_down": _total(rows, "bytes_down"),
+        "site_steps": total(rows, "site/optimiser_steps"),
+        "server_steps": total(rows, "server/optimiser_steps"),
+        "bytes_up": total(rows, "bytes_up") + total(rows, "bytes_registration"),
+        "bytes_down": total(rows, "bytes_down"),
         "seconds": sum(row["seconds"] + row.get("seconds_registration", 0.0) for row in rows),
-        "rejected": _total(rows, "rejected"),
-        "failures": _total(rows, "failures"),
+        "rejected": total(rows, "rejected"),
+        "failures": total(rows, "failures"),
     }
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
@@ -61,7 +61,3 @@ def final_results(
     if dataset.validates:
         results["accuracy_validation"] = last.get("accuracy_validation")
     return results
-
-
-def _total(rows: Sequence[dict[str, Any]], name: str) -> Any:
-    return sum(row.get(name, 0) for row in rows)

@@ -1,4 +1,4 @@
-"""Summaries of the rows of `metrics.jsonl`: the clips of a figure, the best round, the gain of the server step.
+"""Summaries of the rows of `metrics.jsonl`: totals, the clips of a figure, the best round, the gain of the server step.
 
 Used by the results, the tables, the progress and the report. Rows without these figures, such as those of pooled
 training, cover all test clips.
@@ -25,6 +25,11 @@ def scored_on(row: Row) -> str:
     total = row.get("test_clips_total")
     of_all = "an unknown number of" if total is None else total
     return f"{clips} of {of_all} test clips, {row['sites_evaluated']} of {row['sites_total']} sites"
+
+
+def total(rows: Iterable[Row], name: str) -> Any:
+    """Sum of a metric over the rounds; rounds without it count as 0."""
+    return sum(row.get(name, 0) for row in rows)
 
 
 def best_row(rows: Iterable[Row]) -> Row | None:

@@ -6,7 +6,6 @@ The folder of a job is named after its overrides, so that a sweep that is starte
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -23,12 +21,14 @@ from rich.console import Console
 from fed_a2v.config.schema import Settings
 from fed_a2v.errors import MENDABLE
 from fed_a2v.runs.checkpoint import same_results
+from fed_a2v.runs.compare import FAILURE, read_results, summary_table, sweep_jobs
+from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import FolderInUseError, hold
 from fed_a2v.runs.output import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
-from fed_a2v.runs.table import FAILURE, summary_table, sweep_jobs
 from fed_a2v.storage.files import free_folder, write_text
 from fed_a2v.storage.plain_text import one_line, say
+from fed_a2v.storage.untrusted import UntrustedFileError
 
 log = logging.getLogger("fed_a2v")
 
@@ -70,12 +70,10 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
         group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
         settings = settings.model_copy(update={"wandb": group})
     (folder / FAILURE).unlink(missing_ok=True)
-    # Whether the folder has a run with the same settings, as far as they affect its results.
-    saved = _read(folder / "config.yaml", yaml.safe_load)
-    same = not (folder / "config.yaml").exists() if saved is None else same_results(saved, settings.as_dict())
-    if same and (done := _read(folder / "results.json", json.loads)) is not None:
+    same = _same_settings(folder, settings)
+    if same and (done := read_results(folder)) is not None:
         log.info("Already finished: %s", folder)
-        return dict(done)
+        return done
     if not same:  # the folder is from other settings, such as older defaults: start again
         settings = settings.model_copy(update={"resume": "never"})
     try:
@@ -115,11 +113,15 @@ def summarise(folder: Path) -> None:
     """Write `summary.csv`, `summary.md` and `summary.png` to a sweep's folder, and print the table.
 
     Raises:
+        FileNotFoundError: the folder has no jobs.
         SystemExit: a job failed.
     """
     console = Console(stderr=wanted_output() == "json")  # with --json, standard output has only the rounds
-    console.print(summary_table(folder).without("job", "reason").rich())
     jobs = sweep_jobs(folder)
+    table = summary_table(jobs, f"Sweep in {folder}")
+    write_text(folder / "summary.csv", summary_table(jobs, full=True).csv())
+    write_text(folder / "summary.md", table.markdown())
+    console.print(table.without("job", "reason").rich())
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
         say(console, f"Plot: {picture}")
@@ -130,12 +132,14 @@ def summarise(folder: Path) -> None:
         sys.exit(1)
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+def _same_settings(folder: Path, settings: Settings) -> bool:
+    """Whether the folder has a run with the same settings, as far as they affect its results."""
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
+        return same_results(RunFolder(folder).read_config(), settings.as_dict())
+    except FileNotFoundError:
+        return True
+    except (OSError, UntrustedFileError):
+        return False
 
 
 def _reason(error: Exception) -> str:

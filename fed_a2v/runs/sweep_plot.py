@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fed_a2v.runs.compare import SweepJob, differing, natural
 from fed_a2v.runs.rounds import fully_evaluated
-from fed_a2v.runs.table import SweepJob
 from fed_a2v.storage.files import replacing
 from fed_a2v.storage.plain_text import one_line
 
@@ -32,8 +32,7 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
         `path`, or None if there is nothing to compare, or no matplotlib.
     """
     done = [job for job in jobs if job.status == "done" and job.results.get("accuracy") is not None]
-    keys = dict.fromkeys(key for job in done for key in job.overrides)
-    varied = [key for key in keys if len({job.overrides.get(key) for job in done}) > 1]
+    varied = differing([job.overrides for job in done])
     varied = [key for key in varied if key != REPEATED] or varied
     if not varied:
         return None
@@ -52,7 +51,7 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
 def _draw(figure: Figure, done: Sequence[SweepJob], varied: Sequence[str], path: Path) -> None:
     panels = figure.subplots(1, len(varied), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, varied, strict=True):
-        values = sorted({job.overrides.get(key, "-") for job in done}, key=_numbers_first)
+        values = sorted({job.overrides.get(key, "-") for job in done}, key=natural)
         for place, value in enumerate(values):
             of_value = [job for job in done if job.overrides.get(key, "-") == value]
             accuracies = [float(job.results["accuracy"]) for job in of_value]
@@ -73,11 +72,3 @@ def _draw(figure: Figure, done: Sequence[SweepJob], varied: Sequence[str], path:
     figure.suptitle(f"{len(done)} jobs (dots{partly}); mean and standard deviation", fontsize="medium")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def _numbers_first(value: str) -> tuple[int, float, str]:
-    """Sort key: numbers by size, before words."""
-    try:
-        return 0, float(value), value
-    except ValueError:
-        return 1, 0.0, value

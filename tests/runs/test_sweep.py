@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir
 from fed_a2v.config.messages import explain_composition
+from fed_a2v.runs.compare import FAILURE, SweepJob
 from fed_a2v.runs.lock import FolderInUseError
 from fed_a2v.runs.sweep import job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
-from fed_a2v.runs.table import FAILURE, SweepJob
 from tests.command import fed_a2v
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")

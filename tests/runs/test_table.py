@@ -1,11 +1,8 @@
-import csv
 import io
-import json
 
 from rich.console import Console
 
-from fed_a2v.runs.table import comparison_table, rounds_table, summary_table
-from tests.refusals import refused
+from fed_a2v.runs.table import comparison_table, rounds_table
 
 ROWS = [
     {"round": 1, "accuracy_before": 0.11, "accuracy": 0.8512, "server/generator_loss": 0.25431, "bytes_up": 2_500_000},
@@ -63,61 +60,3 @@ def test_a_table_shows_in_a_terminal():
     shown = console.file.getvalue()
     assert "Accuracy" in shown
     assert "0.851" in shown
-
-
-def job(folder, number, overrides, results=None):
-    hydra = folder / str(number) / ".hydra"
-    hydra.mkdir(parents=True)
-    (hydra / "overrides.yaml").write_text("".join(f"- {word}\n" for word in overrides) or "[]\n")
-    if results is not None:
-        text = results if isinstance(results, str) else json.dumps(results)
-        (folder / str(number) / "results.json").write_text(text)
-
-
-def test_a_sweep_lists_its_jobs_in_numeric_order_and_says_which_failed_or_are_missing(tmp_path):
-    for number in (10, 9, 0, 2):
-        job(tmp_path, number, ["rounds=3", f"seed={number}"], {"accuracy": number / 100, "per_class": {"dog": 1}})
-    job(tmp_path, 1, ["rounds=3", "seed=1"])
-    job(tmp_path, 3, ["rounds=3", "+seed=3"], '{"accuracy": 0.')
-    table = summary_table(tmp_path, expected=12)
-    assert table.header == ("job", "status", "seed", "accuracy")
-    assert [row[0] for row in table.rows] == [str(number) for number in range(12)]
-    status = {row[0]: row[1] for row in table.rows}
-    assert {name for name, value in status.items() if value == "done"} == {"0", "2", "9", "10"}
-    assert {name for name, value in status.items() if value == "failed"} == {"1", "3"}
-    assert {name for name, value in status.items() if value == "missing"} == {"4", "5", "6", "7", "8", "11"}
-    assert table.rows[10] == ("10", "done", "10", "0.1000")
-    assert table.rows[3] == ("3", "failed", "3", "-")
-
-
-def test_a_sweep_leaves_its_summary_as_csv_and_markdown(tmp_path):
-    job(tmp_path, 0, ["generator=vae", "share=mean"], {"accuracy": 0.851234567, "rounds": 5})
-    job(tmp_path, 1, ["generator=none", "share=mean"], {"accuracy": 0.5, "rounds": 5})
-    table = summary_table(tmp_path)
-    with (tmp_path / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[0] == {
-        "job": "0",
-        "status": "done",
-        "generator": "vae",
-        "accuracy": "0.851234567",
-        "rounds": "5",
-    }
-    assert (tmp_path / "summary.md").read_text() == table.markdown()
-    assert "| 0 | done | vae | 0.8512 |\n" in table.markdown()
-
-
-def test_a_job_that_was_scored_on_some_of_the_clips_says_so_and_has_t5s_figure(tmp_path):
-    job(tmp_path, 0, ["seed=0"], {"accuracy": 1.0, "t5/accuracy": 0.25} | PARTLY)
-    job(tmp_path, 1, ["seed=1"], {"accuracy": 0.5, "t5/accuracy": 0.75})
-    table = summary_table(tmp_path)
-    assert table.header == ("job", "status", "seed", "accuracy", "t5/accuracy")
-    assert [row[3:] for row in table.rows] == [("1.0000 on 48 of 80", "0.2500"), ("0.5000", "0.7500")]
-    with (tmp_path / "summary.csv").open() as file:
-        first = next(csv.DictReader(file))
-    assert (first["accuracy"], first["test_clips"], first["test_clips_total"]) == ("1.0", "48", "80")
-
-
-def test_a_folder_without_jobs_is_an_error_that_names_it(tmp_path):
-    with refused(FileNotFoundError, tmp_path, ".hydra/overrides.yaml"):
-        summary_table(tmp_path)

@@ -20,10 +20,11 @@ from fed_a2v.commands import doctor as doctor_command
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.doctor import Finding
+from fed_a2v.runs.compare import FAILURE, SweepJob
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.sweep import run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
-from fed_a2v.runs.table import FAILURE, SweepJob, TextTable
+from fed_a2v.runs.table import TextTable
 from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line, printable, say
 from tests.command import fed_a2v
 

@@ -1,0 +1,145 @@
+"""Reads several runs for comparisons: the settings in which they differ, their results, and the jobs of a sweep.
+
+Used by the table and the plot of a sweep, the report and `compare_runs`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fed_a2v.config.tree import dotted_items
+from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.table import TextTable, accuracy_cell, figure_cell
+from fed_a2v.storage.files import numbers
+from fed_a2v.storage.untrusted import UntrustedFileError
+
+# Written by Hydra to the folder of each job.
+OVERRIDES = ".hydra/overrides.yaml"
+# In the folder of a job that failed: the reason in one line, and the traceback.
+FAILURE = "failure.txt"
+# The figures of a sweep that fit on a page.
+SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "seconds")
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values differ between runs; a missing key counts as None."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    # As text, since lists cannot be in a set.
+    return [key for key in keys if len({repr(run.get(key)) for run in runs}) > 1]
+
+
+def run_rows(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """A row for each finished run: the settings in which the runs differ, under their dotted keys, and the results.
+
+    Raises:
+        FileNotFoundError: a run has not finished: it has no `results.json`.
+    """
+    settings = [dict(dotted_items(folder.read_config())) for folder in folders]
+    results = [folder.read_results() for folder in folders]
+    keys = differing(settings)
+    return [{key: each.get(key) for key in keys} | row for each, row in zip(settings, results, strict=True)]
+
+
+def natural(text: str) -> list[tuple[bool, float, str]]:
+    """Sort key: numbers by size and before words, also within words: 0.003, 0.02, 9, 10, seed=9, seed=10."""
+    try:
+        return [(False, float(text), text)]
+    except ValueError:
+        parts = [part for part in re.split(r"(\d+(?:\.\d+)?)", text) if part]
+        return [(False, float(part), part) if part[0].isdecimal() else (True, 0.0, part) for part in parts]
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's `results.json`; None if the file is missing or incomplete."""
+    try:
+        return RunFolder(folder).read_results()
+    except (OSError, UntrustedFileError):
+        return None
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A job of a sweep.
+
+    Attributes:
+        name: name of its folder.
+        status: "done", "failed" (no readable `results.json`) or "missing" (a gap in the numbers).
+        overrides: overrides by key.
+        results: the numbers in `results.json`.
+        reason: reason of a failure, in one line; "" if unknown.
+    """
+
+    name: str
+    status: str
+    overrides: Mapping[str, str]
+    results: Mapping[str, Any]
+    reason: str
+
+
+def sweep_jobs(folder: Path) -> list[SweepJob]:
+    """The jobs of a Hydra sweep, in the order of their numbers, or else of the overrides in which they differ.
+
+    Args:
+        folder: the sweep's folder, with a folder per job in it.
+
+    Raises:
+        FileNotFoundError: the folder has no jobs.
+    """
+    paths = {
+        path.name: path
+        for path in folder.iterdir()
+        if path.is_dir() and (path.name.isdecimal() or (path / OVERRIDES).is_file())
+    }
+    if not paths:
+        raise FileNotFoundError(f"no jobs in {folder}: no folder in it has a {OVERRIDES}")
+    last = max((int(name) for name in paths if name.isdecimal()), default=-1)
+    jobs = [_job(name, paths.get(name)) for name in sorted({*paths, *map(str, range(last + 1))}, key=natural)]
+    if last < 0:
+        keys = differing([job.overrides for job in jobs])
+        jobs.sort(key=lambda job: [natural(job.overrides.get(key, "")) for key in keys])
+    return jobs
+
+
+def _job(name: str, path: Path | None) -> SweepJob:
+    if path is None:
+        return SweepJob(name, "missing", {}, {}, "")
+    failure = path / FAILURE
+    words = OmegaConf.to_container(OmegaConf.load(path / OVERRIDES)) if (path / OVERRIDES).is_file() else []
+    overrides = {key: value for key, _, value in (str(word).lstrip("+~").partition("=") for word in words or [])}
+    if (results := read_results(path)) is not None:
+        return SweepJob(name, "done", overrides, numbers(results), "")
+    reason = failure.read_text(encoding="utf-8").split("\n", 1)[0] if failure.is_file() else ""
+    return SweepJob(name, "failed", overrides, {}, reason)
+
+
+def summary_table(jobs: Sequence[SweepJob], title: str = "", full: bool = False) -> TextTable:
+    """The jobs of a sweep: status, the overrides that differ between jobs, the final figures, and why jobs failed.
+
+    Args:
+        jobs: jobs, see `sweep_jobs`.
+        title: the table's title.
+        full: whether to show every figure with all its digits, instead of `SHOWN_FIGURES` with four.
+    """
+    started = [job.overrides for job in jobs if job.status != "missing"]
+    settings = differing(started) or list(dict.fromkeys(key for overrides in started for key in overrides))
+    every = list(dict.fromkeys(key for job in jobs for key in job.results if key not in settings))
+    figures = every if full else [key for key in SHOWN_FIGURES if key in every] or every
+    header = ("job", "status", *settings, *figures, *(["reason"] if any(job.reason for job in jobs) else []))
+
+    def cell(row: Mapping[str, Any], key: str) -> str:
+        if key == "accuracy" and not full:
+            return accuracy_cell(row, 4)
+        return figure_cell(row.get(key), None if full else 4)
+
+    rows = [
+        {**job.results, **{key: job.overrides.get(key) for key in settings}}
+        | {"job": job.name, "status": job.status, "reason": job.reason or None}
+        for job in jobs
+    ]
+    return TextTable(title, header, tuple(tuple(cell(row, key) for key in header) for row in rows))
