@@ -328,7 +328,7 @@ def block(one: Table, rows: list[Row], wanted: Sequence[tuple[int, int]]) -> str
     )
     count = len(json.loads(runs[one.methods[0]][0]["by_round"]))
     lines = [
-        f"| | round 1 | less prototypes | round {count} | less prototypes | steps: site + server | MB up |",
+        f"| | round 1 | minus prototypes | round {count} | minus prototypes | steps: site + server | MB up |",
         "|---|---|---|---|---|---|---|",
     ]
     for method in one.methods:
@@ -380,7 +380,7 @@ def training(runs: dict[str, list[Row]], shared: float) -> str:
         if trained != twin and trained in runs:
             both = ([json.loads(row["by_round"])[-1] for row in runs[name]] for name in (trained, twin))
             interval = paired_interval([mine - other for mine, other in zip(*both, strict=True)], shared)
-            found.append(f'"{trained}" less "{twin}": {interval}.')
+            found.append(f'"{trained}" minus "{twin}": {interval}.')
     return " ".join(found)
 
 

@@ -30,7 +30,7 @@ from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.local_training import Site
-from fed_a2v.federation.client.message_handler import Node
+from fed_a2v.federation.client.message_handler import MessageHandler
 from fed_a2v.federation.protocol import Scores, TrainReply
 from fed_a2v.federation.protocol.instruction import Instruction
 from fed_a2v.federation.simulation import run_in_process
@@ -229,14 +229,14 @@ class Garbage(A2VClient):
 
     def __init__(self, node: GarbageNode) -> None:
         super().__init__({})
-        self.its_node = node
+        self.its_handler = node
 
-    def node(self) -> Node:
+    def handler(self) -> MessageHandler:
         """The node that handles the messages."""
-        return self.its_node
+        return self.its_handler
 
 
-class GarbageNode(Node):
+class GarbageNode(MessageHandler):
     """A node whose hostile sites corrupt their replies.
 
     Args:

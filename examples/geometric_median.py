@@ -25,7 +25,7 @@ class GeometricMedian(AggregationRule):
         super().__init__(settings)
         self.steps = int(settings.arguments.get("steps", 8))
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor]:
+    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]) -> list[Tensor]:
         """See `AggregationRule`."""
         unpacked = [[weight.float() for weight in weights] for weights in sites]
         rows = torch.stack([torch.cat([weight.flatten() for weight in weights]) for weights in unpacked])

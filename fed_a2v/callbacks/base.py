@@ -62,9 +62,11 @@ class Callback:
 
     Attributes:
         essential: whether an error of the callback ends the run; true if the run is useless without the callback.
+        last: whether it is called after the callbacks that are not `last`, because it saves or shows what they do.
     """
 
     essential = False
+    last = False
 
     def on_run_start(self, run: RunContext) -> None:
         """The run starts or is resumed. Rows of an earlier start are in the folder once `metrics_file` has started."""
@@ -93,14 +95,14 @@ class Callback:
 
 
 class CallbackList:
-    """Calls callbacks in their order; their errors do not end the run.
+    """Calls callbacks in their order, those that are `last` after the others; their errors do not end the run.
 
     Args:
         callbacks: callbacks by name, as in the configuration.
     """
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
-        self.callbacks = dict(callbacks)
+        self.callbacks = dict(sorted(callbacks.items(), key=lambda item: item[1].last))
         self._started: list[str] = []
         self._failed: set[str] = set()
 

@@ -14,10 +14,12 @@ from fed_a2v.runs.rounds import best_row
 class Checkpoint(Callback):
     """Saves `checkpoints/state_round_N.pt` every `checkpoint.frequency` rounds and after the last.
 
-    It is called after `metrics_file`: a run that is killed between the two repeats the round.
+    It is called after the other callbacks, whose states it saves, and after `metrics_file`: a run that is killed
+    between the two repeats the round.
     """
 
     essential = True
+    last = True
 
     def on_run_start(self, run: RunContext) -> None:
         """Read the section `checkpoint`."""

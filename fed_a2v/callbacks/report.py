@@ -15,6 +15,8 @@ log = logging.getLogger("fed_a2v")
 class Report(Callback):
     """Writes `report.html` unless `report=false`; called after the other callbacks, because it shows their files."""
 
+    last = True
+
     def on_run_start(self, run: RunContext) -> None:
         """Remember the folder."""
         self.run = run

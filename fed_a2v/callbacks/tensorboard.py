@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
-from fed_a2v.callbacks.embedding_map_plot import map_pixels
 from fed_a2v.errors import ConfigError
 from fed_a2v.runs.embedding_map import load_map
+from fed_a2v.runs.embedding_map_plot import map_pixels
 from fed_a2v.storage.files import numbers
 
 

@@ -7,9 +7,9 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
-from fed_a2v.callbacks.embedding_map_plot import map_pixels
 from fed_a2v.config.sections.output import WandbSettings
 from fed_a2v.runs.embedding_map import load_map
+from fed_a2v.runs.embedding_map_plot import map_pixels
 from fed_a2v.runs.wandb_file import logged_rounds
 from fed_a2v.storage.files import numbers, plain
 from fed_a2v.storage.untrusted import read_json

@@ -100,10 +100,10 @@ def _principal_axes(base: Points) -> tuple[Points, Points, Points]:
 def _prototypes(bank: PrototypeBank, width: int) -> tuple[list[str], list[str], list[int], Points]:
     """Site, class, clips and (N, Da) embedding of the bank's prototypes, evenly thinned to `MOST_POINTS`."""
     entries = [
-        (site, prompt.name, int(count), mean)
-        for site, prompt in bank
-        if prompt.audio is not None
-        for mean, count in zip(prompt.audio.means, prompt.audio.counts, strict=True)
+        (site, statistics.name, int(count), mean)
+        for site, statistics in bank
+        if statistics.audio is not None
+        for mean, count in zip(statistics.audio.means, statistics.audio.counts, strict=True)
     ]
     step = max(1.0, len(entries) / MOST_POINTS)
     kept = [entries[int(index * step)] for index in range(min(len(entries), MOST_POINTS))]

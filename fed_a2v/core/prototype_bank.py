@@ -68,7 +68,7 @@ class PrototypeBank:
     max_site_share: float = 1.0
     contradicted: frozenset[tuple[str, str]] = frozenset()
 
-    def update(self, site: str, prompts: Iterable[ClassStatistics], fingerprint: str, round_number: int) -> None:
+    def update(self, site: str, classes: Iterable[ClassStatistics], fingerprint: str, round_number: int) -> None:
         """Store one site's reply, which replaces the site's earlier ones.
 
         A class without prototypes keeps its stored ones if the fingerprint is the same. There may be none, for settings
@@ -77,7 +77,7 @@ class PrototypeBank:
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
-        for statistics in prompts:
+        for statistics in classes:
             name, audio = statistics.name, statistics.audio
             held_out: list[bool] | None = None
             if audio is not None:

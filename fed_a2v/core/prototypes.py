@@ -113,10 +113,10 @@ def similar_groups(rows: Tensor, number: int) -> list[Tensor]:
     return divide(torch.arange(len(rows)), number)
 
 
-def fingerprint(prompts: list[ClassStatistics]) -> str:
+def fingerprint(classes: list[ClassStatistics]) -> str:
     """Hash of the prototypes, so that a site sends them only when its data has changed."""
     digest = hashlib.sha256()
-    for statistics in prompts:
+    for statistics in classes:
         digest.update(repr((statistics.name, statistics.count)).encode())
         if statistics.audio is not None:
             for tensor in (statistics.audio.means, statistics.audio.counts, statistics.audio.variances):

@@ -67,12 +67,11 @@ def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> 
     above = [f'"{name}" ({each.mean:+.3f})' for name, each in differences.items() if each.low > 0]
     unclear = {f'"{name}"': each for name, each in differences.items() if each.low <= 0 <= each.high}
     parts = [f"{side} {reference}: {', '.join(names)}" for side, names in (("below", below), ("above", above)) if names]
-    sentence = f"Established at 95 %: {'; '.join(parts)}" if parts else "No difference is established at 95 %"
     if unclear:
         reach = max(each.reach for each in unclear.values())
-        bound = f"none by more than {reach:.3f} either way" if math.isfinite(reach) else "a single pair has no spread"
-        sentence += f"; not established: any difference of {', '.join(unclear)} ({bound})"
-    return f"{sentence}."
+        bound = f"all intervals are within ±{reach:.3f}" if math.isfinite(reach) else "a single pair has no interval"
+        parts.append(f"no established difference from {reference}: {', '.join(unclear)} ({bound})")
+    return f"At 95 %, {'; '.join(parts)}."
 
 
 def covers(folds: int, seeds: int, left_out: int = 0) -> str:

@@ -14,7 +14,7 @@ import torch
 from flwr.clientapp import ClientApp
 
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.client.message_handler import Node
+from fed_a2v.federation.client.message_handler import MessageHandler
 
 FOREVER = 100_000
 
@@ -32,7 +32,7 @@ def go_wrong(kind):
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does it
 
 
-class FaultyNode(Node):
+class FaultyNode(MessageHandler):
     """A node that looks for its fault before it works."""
 
     def _fault(self, order):
@@ -57,7 +57,7 @@ class FaultyNode(Node):
 class FaultyClient(A2VClient):
     """A client whose node has faults on demand."""
 
-    def node(self):
+    def handler(self):
         return FaultyNode(self.node_config, self.deployed)
 
 

@@ -219,7 +219,7 @@ def test_the_geometric_median_is_not_moved_by_one_site_of_ten():
     common = torch.randn(3, 4, generator=random)
     sites = [[common + 0.01 * torch.randn(3, 4, generator=random), torch.ones(2)] for _ in range(9)]
     sites.append([1000 * torch.randn(3, 4, generator=random), torch.zeros(2)])
-    matrix, vector = rule.combine(sites, [1] * 10)
+    matrix, vector = rule.combine(sites, [1] * 10, [torch.zeros(3, 4), torch.zeros(2)])
     assert (matrix - common).abs().max() < 0.05
     torch.testing.assert_close(vector, torch.ones(2), atol=1e-3, rtol=0)
 

@@ -49,7 +49,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 def said(**intervals):
     """The arms that the sentence names as below, as above, and as on no side; and the sentence."""
     text = verdict({name: Interval(*ends) for name, ends in intervals.items()})
-    known, _, unclear = text.partition("not established")
+    known, _, unclear = text.partition("no established difference")
     below, _, above = known.partition("above prototypes")
     return tuple({name for name in intervals if f'"{name}"' in part} for part in (below, above, unclear)), text
 
@@ -59,7 +59,7 @@ def test_a_difference_is_established_where_its_interval_leaves_zero_out():
         worse=(-0.2, -0.3, -0.1), better=(0.01, 0.001, 0.02), same=(0.0, -0.01, 0.01), edge=(0.1, 0.0, 0.2)
     )
     assert parts == ({"worse"}, {"better"}, {"same", "edge"})
-    assert "none by more than 0.200" in text
+    assert "±0.200" in text
     assert "(-0.200)" in text
     assert "(+0.010)" in text
 
@@ -73,7 +73,7 @@ def test_nothing_is_established_by_one_pair():
 def test_a_verdict_without_unclear_arms_has_one_part():
     parts, text = said(FedAvg=(-0.2, -0.3, -0.1))
     assert parts == ({"FedAvg"}, set(), set())
-    assert "not established" not in text
+    assert "no established" not in text
 
 
 # Summaries

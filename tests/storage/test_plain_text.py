@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import fed_a2v as fed_a2v_package
-from fed_a2v.callbacks.embedding_map_plot import map_figure
 from fed_a2v.callbacks.progress import LiveView
 from fed_a2v.commands import doctor as doctor_command
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.doctor import Finding
 from fed_a2v.runs.compare import FAILURE, SweepJob
+from fed_a2v.runs.embedding_map_plot import map_figure
 from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.sweep import run_job
 from fed_a2v.runs.sweep_plot import plot_sweep

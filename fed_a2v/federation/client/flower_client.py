@@ -10,7 +10,7 @@ from flwr.common import Config, NDArrays, Scalar
 from fed_a2v.federation.client.node_config import read_node_config
 
 if TYPE_CHECKING:
-    from fed_a2v.federation.client.message_handler import Node
+    from fed_a2v.federation.client.message_handler import MessageHandler
 
 
 class A2VClient(NumPyClient):
@@ -28,12 +28,12 @@ class A2VClient(NumPyClient):
         self.node_config = node_config
         self.deployed = deployed
 
-    def node(self) -> Node:
+    def handler(self) -> MessageHandler:
         """The message handler."""
         # In a deployment every message starts a process; a request for the name is answered without importing torch.
-        from fed_a2v.federation.client.message_handler import Node
+        from fed_a2v.federation.client.message_handler import MessageHandler
 
-        return Node(self.node_config, self.deployed)
+        return MessageHandler(self.node_config, self.deployed)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """The node's name, for federations in which every node is a site."""
@@ -42,9 +42,9 @@ class A2VClient(NumPyClient):
         return {} if name is None else {"site": name}
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """See `Node.fit`."""
-        return self.node().fit(parameters, config)
+        """See `MessageHandler.fit`."""
+        return self.handler().fit(parameters, config)
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
-        """See `Node.evaluate`."""
-        return self.node().evaluate(parameters, config)
+        """See `MessageHandler.evaluate`."""
+        return self.handler().evaluate(parameters, config)

@@ -61,8 +61,8 @@ class SiteError(RuntimeError):
     """A site cannot do its task; the message only contains the subject of the cause."""
 
 
-class Node:
-    """The message handler of a node.
+class MessageHandler:
+    """Handles the messages of one node.
 
     Each message contains settings and class names, so that a node needs only its data. In a simulation a node may
     represent several sites; the message names the site.
@@ -153,6 +153,7 @@ class Node:
         )
         check_same_prompts(site.prompts, instruction.prompts)
         if own.ledger:
+            # Before the work, so that a task counts even if its reply is lost: it may have reached the server.
             Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
         return site
 

@@ -225,13 +225,13 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         test_clips=reply.test_clips,
         classes=[
             _ClassEntry(
-                name=prompt.name,
-                count=prompt.count,
-                prototypes=prototypes(prompt.audio),
-                clip=output(prompt.clip),
-                t5=output(prompt.t5),
+                name=statistics.name,
+                count=statistics.count,
+                prototypes=prototypes(statistics.audio),
+                clip=output(statistics.clip),
+                t5=output(statistics.t5),
             )
-            for prompt in reply.statistics
+            for statistics in reply.statistics
         ],
         moments=moments(reply.moments),
     )
@@ -292,7 +292,7 @@ def decode_reply(
         task=manifest.task,
         num_examples=num_examples,
         weights=_read_weights(arrays[: manifest.weights], weight_shapes, expected),
-        statistics=_read_prompts(arrays, manifest, expected),
+        statistics=_read_statistics(arrays, manifest, expected),
         fingerprint=manifest.fingerprint,
         square_root=manifest.square_root,
         losses=dict(manifest.losses),
@@ -399,7 +399,7 @@ def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], ex
     return weights
 
 
-def _read_prompts(arrays: Sequence[Array], manifest: _ReplyManifest, expected: ReplySpec) -> list[ClassStatistics]:
+def _read_statistics(arrays: Sequence[Array], manifest: _ReplyManifest, expected: ReplySpec) -> list[ClassStatistics]:
     prompts = []
     audio_shape = expected.audio_shape
     for entry in manifest.classes:

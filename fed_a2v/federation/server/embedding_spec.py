@@ -27,9 +27,9 @@ class EmbeddingSpec(NamedTuple):
 
 def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
     """The kind of a site's embeddings; None if the site shares neither prototypes nor moments."""
-    for prompt in reply.statistics:
-        if prompt.audio is not None:
-            return EmbeddingSpec(prompt.audio.means.shape[1], prompt.audio.means.shape[2], reply.square_root)
+    for statistics in reply.statistics:
+        if statistics.audio is not None:
+            return EmbeddingSpec(statistics.audio.means.shape[1], statistics.audio.means.shape[2], reply.square_root)
     if reply.moments is not None:
         tokens, width = reply.moments.mean.shape
         return EmbeddingSpec(tokens, width, reply.square_root)

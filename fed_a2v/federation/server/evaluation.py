@@ -81,8 +81,8 @@ def class_figures(
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))
     trained: dict[str, list[int]] = {}
-    for _, prompt in bank:
-        trained.setdefault(prompt.name, []).append(prompt.count)
+    for _, statistics in bank:
+        trained.setdefault(statistics.name, []).append(statistics.count)
     totals = coverage.class_totals
     has_t5 = any(score.t5 is not None for score in after.values())
     classes = {}

@@ -17,12 +17,12 @@ from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.federation.protocol import TrainReply
 
 
-def sizes(prompts: Iterable[ClassStatistics], moments: PooledMoments | None = None) -> dict[str, float]:
+def sizes(classes: Iterable[ClassStatistics], moments: PooledMoments | None = None) -> dict[str, float]:
     """Root mean squares of a site's prototypes, deviations and outputs, by name, as far as the site has sent them.
 
     `typical prototype` is over all prototypes, the other values are of the largest one of their kind.
     """
-    statistics = [*prompts, *([] if moments is None else [moments.as_statistics("")])]
+    statistics = [*classes, *([] if moments is None else [moments.as_statistics("")])]
     audio = [each.audio for each in statistics if each.audio is not None]
     squares = [_means(each.means, power=2) for each in audio]
     values_of = {

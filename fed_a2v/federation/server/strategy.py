@@ -48,10 +48,18 @@ from fed_a2v.federation.protocol import (
 )
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
+from fed_a2v.federation.server.aggregation.base import make_rule
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
 from fed_a2v.federation.server.evaluation import Coverage, class_figures
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric, compute_metrics
-from fed_a2v.federation.server.reply_intake import EvaluateResult, FitResult, ReplyValidator, fresh_row, reasons, reject
+from fed_a2v.federation.server.reply_validator import (
+    EvaluateResult,
+    FitResult,
+    ReplyValidator,
+    fresh_row,
+    reasons,
+    reject,
+)
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
 from fed_a2v.federation.server.unshared_classes import UnsharedClasses
@@ -115,11 +123,12 @@ class FedA2V(Strategy):
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
+        self.rule = make_rule(settings.aggregation)
         self.step: ServerStep | None = None
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
-        # Without the classes that only the server runs: a deployed site refuses to import a user's class.
+        # Without the classes that only the server imports: a site needs none of them, and may not have them.
         rule = settings.aggregation
         if rule.target is not None:
             rule = rule.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
@@ -154,7 +163,11 @@ class FedA2V(Strategy):
     # Flower's hooks, in the order in which it calls them
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
-        """Wait for the nodes, and register the sites unless the run is resumed."""
+        """Wait for the nodes, and register the sites unless the run is resumed.
+
+        The sites register here because Flower needs parameters before the first round, and the adapters' shape depends
+        on the sites' embeddings.
+        """
         self._nodes.wait(client_manager, self.settings.federation.min_nodes)
         if self.step is None:
             self._register(client_manager)
@@ -164,7 +177,7 @@ class FedA2V(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Send the global adapters to the sites of the round, to be trained."""
-        del parameters
+        del parameters  # the same as the adapters of the server step
         round_number = server_round + self.start_round
         self._row = {"round": round_number, **fresh_row(), **self._registration}
         self._registration = {}
@@ -192,7 +205,7 @@ class FedA2V(Strategy):
         self._skipped = 0
         start = time.perf_counter()
         if self.settings.needs_weights:
-            weights = aggregate(replies, step.adapters.weights(), self.settings.aggregation)
+            weights = aggregate(self.rule, replies, step.adapters.weights())
             if weights is not None:
                 step.adapters.load_weights(weights)
         self._warn_of_capped_sites(replies, row)
@@ -253,8 +266,8 @@ class FedA2V(Strategy):
         """Add up the sites' scores, compute the metrics, and end the round."""
         round_number = server_round + self.start_round
         row = self._row
-        answers = ReplyValidator(self.classes, self._nodes.assigned, row)
-        by_site = answers.scores(results, failures, lambda site: self._expected_scores(site, round_number))
+        validator = ReplyValidator(self.classes, self._nodes.assigned, row)
+        by_site = validator.scores(results, failures, lambda site: self._expected_scores(site, round_number))
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
         row["seconds/evaluate"] = time.perf_counter() - self._clock
@@ -391,9 +404,9 @@ class FedA2V(Strategy):
         row: dict[str, Any],
     ) -> list[TrainReply]:
         """The replies that pass every check, in the order of the site names."""
-        answers = ReplyValidator(self.classes, self._nodes.assigned, row)
+        validator = ReplyValidator(self.classes, self._nodes.assigned, row)
         largest = self._largest_weights()
-        replies = answers.replies(
+        replies = validator.replies(
             results,
             failures,
             lambda site: self._expected(site, round_number, task, largest),
@@ -484,7 +497,7 @@ class FedA2V(Strategy):
         aggregation = self.settings.aggregation
         if aggregation.mode != "weighted":
             return
-        cut = cut_shares(replies, aggregation)
+        cut = cut_shares(self.rule, replies)
         row["aggregation/capped_sites"] = len(cut)
         if cut and cut != self._capped:
             log.warning(
@@ -526,7 +539,9 @@ class FedA2V(Strategy):
         active = None
         if self.settings.scenario.name != "static":
             active = {site_name(number) for number in self._active_sites(round_number)}
-        return compute_metrics(self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active))
+        return compute_metrics(
+            self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active), self._row
+        )
 
     def _is_last(self, round_number: int) -> bool:
         """Whether the run ends with this round; the sites then also report their confusion matrix."""
@@ -535,14 +550,16 @@ class FedA2V(Strategy):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that the next round depends on, by component."""
+        """The state that the next round depends on, by component; without the warnings that were given."""
         return {
             "strategy": {
                 "audio_shape": list(self.audio_shape or ()),
                 "square_root": self.square_root,
+                "skipped": self._skipped,
                 "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
                 "unshared": list(self._unshared.names),
             },
+            "aggregation": self.rule.state_dict(),
             "nodes": self._nodes.state_dict(),
             **self._step().state_dict(),
         }
@@ -552,8 +569,10 @@ class FedA2V(Strategy):
         own = components["strategy"]
         self.audio_shape = (own["audio_shape"][0], own["audio_shape"][1])
         self.square_root = own["square_root"]
+        self._skipped = own["skipped"]
         self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
         self._unshared.names = tuple(own["unshared"])
+        self.rule.load_state_dict(components["aggregation"])
         self._nodes.load_state_dict(components["nodes"])
         self.step = self.make_step(self.audio_shape)
         self.step.load_state_dict(components)

@@ -21,7 +21,7 @@ def aggregate_adapters(replies, mode, sent=None, max_site_share=1.0, **options):
     options |= {"mode": mode, "max_site_share": max_site_share}
     keys = [f"aggregation.{key}={value}" for key, value in options.items()]
     sent = sent or [torch.zeros_like(weight, dtype=torch.float32) for weight in replies[0].weights]
-    return aggregate(replies, sent, compose_settings(keys).aggregation)
+    return aggregate(make_rule(compose_settings(keys).aggregation), replies, sent)
 
 
 def reply(site, clips, *weights):
@@ -177,12 +177,13 @@ def test_the_sites_that_count_for_less_than_their_clips_are_known():
     sizes = {"large": 200, "small": 20, "other": 20}
     replies = [reply(site, clips, [float(site == "large")]) for site, clips in sizes.items()]
     settings = compose_settings(["aggregation.mode=weighted"]).aggregation
-    assert cut_shares(replies, settings) == {"large": pytest.approx((200 / 240, 0.5))}
-    assert float(aggregate(replies, [torch.zeros(1)], settings)[0]) == pytest.approx(0.5)
-    free = settings.model_copy(update={"max_site_share": 1.0})
-    assert cut_shares(replies, free) == {}
-    assert float(aggregate(replies, [torch.zeros(1)], free)[0]) == pytest.approx(200 / 240)
-    assert cut_shares(replies, settings.model_copy(update={"mode": "avg"})) == {}
+    rule = make_rule(settings)
+    assert cut_shares(rule, replies) == {"large": pytest.approx((200 / 240, 0.5))}
+    assert float(aggregate(rule, replies, [torch.zeros(1)])[0]) == pytest.approx(0.5)
+    free = make_rule(settings.model_copy(update={"max_site_share": 1.0}))
+    assert cut_shares(free, replies) == {}
+    assert float(aggregate(free, replies, [torch.zeros(1)])[0]) == pytest.approx(200 / 240)
+    assert cut_shares(make_rule(settings.model_copy(update={"mode": "avg"})), replies) == {}
 
 
 def test_half_precision_weights_are_averaged_in_single_precision():
@@ -198,9 +199,39 @@ def test_half_precision_weights_are_averaged_in_single_precision():
 class Largest(AggregationRule):
     """The weights of the site with the most clips."""
 
-    def combine(self, sites, clips):
+    def combine(self, sites, clips, sent):
         sites = list(sites)
         return [self.settings.arguments["factor"] * weight for weight in sites[clips.index(max(clips))]]
+
+
+class Counting(AggregationRule):
+    rounds = 0
+
+    def combine(self, sites, clips, sent):
+        self.rounds += 1
+
+    def state_dict(self):
+        return {"rounds": self.rounds}
+
+    def load_state_dict(self, state):
+        self.rounds = state["rounds"]
+
+
+class ServerMomentum(AggregationRule):
+    """The mean of two sites, moved further by half of the last round's change."""
+
+    change = torch.zeros(1)
+
+    def combine(self, sites, clips, sent):
+        first, second = sites
+        self.change = (first[0] + second[0]) / 2 - sent[0] + self.change / 2
+        return [sent[0] + self.change]
+
+    def state_dict(self):
+        return {"change": self.change}
+
+    def load_state_dict(self, state):
+        self.change = state["change"]
 
 
 class NoRule:
@@ -212,10 +243,31 @@ def custom(target, *more):
 
 
 def test_a_custom_rule_is_found_by_its_import_path(replies):
-    settings = custom("Largest", "+aggregation.arguments.factor=2").aggregation
-    combined = aggregate(replies, [], settings)
+    rule = make_rule(custom("Largest", "+aggregation.arguments.factor=2").aggregation)
+    combined = aggregate(rule, replies, [])
     for weight, expected in zip(combined, replies[2].weights, strict=True):
         assert torch.equal(weight, 2 * expected)
+
+
+def test_a_custom_rule_keeps_values_between_rounds_and_over_a_resume():
+    settings = custom("ServerMomentum").aggregation
+    rule, resumed = make_rule(settings), make_rule(settings)
+    replies = [reply("a", 1, [1.0]), reply("b", 1, [3.0])]
+    (first,) = aggregate(rule, replies, [torch.zeros(1)])
+    resumed.load_state_dict(rule.state_dict())
+    (second,) = aggregate(rule, replies, [first])
+    assert (float(first), float(second)) == (2.0, 3.0)
+    assert torch.equal(aggregate(resumed, replies, [first])[0], second)
+
+
+def test_the_state_of_the_rule_is_part_of_the_runs_state():
+    federation = Federation("aggregation=custom", f"aggregation._target_={__name__}.Counting").start()
+    federation.round(1)
+    components = federation.strategy.state_dict()
+    assert components["aggregation"] == {"rounds": 1}
+    federation.strategy.rule.rounds = 0
+    federation.strategy.load_state_dict(components)
+    assert federation.strategy.rule.rounds == 1
 
 
 def test_the_sites_do_not_receive_the_custom_rule():
@@ -228,7 +280,7 @@ def test_the_sites_do_not_receive_the_custom_rule():
 
 def test_a_class_that_is_not_a_rule_is_refused():
     with refused(ConfigError, "aggregation._target_", "NoRule", "AggregationRule"):
-        aggregate([reply("a", 1, [1.0])], [torch.zeros(1)], custom("NoRule").aggregation)
+        make_rule(custom("NoRule").aggregation)
     with refused(ConfigError, "aggregation._target_"):
         compose_settings(["aggregation=custom"])
     with refused(ConfigError, "aggregation.mode", "medain", "median"):

@@ -10,34 +10,30 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import weighted
-from fed_a2v.federation.server.aggregation.base import make_rule, norm
+from fed_a2v.federation.server.aggregation.base import AggregationRule, norm
 
 
-def aggregate(
-    replies: Sequence[TrainReply], sent: Sequence[Tensor], settings: AggregationSettings
-) -> list[Tensor] | None:
-    """Combine the weights of one round's sites by the rule `aggregation.mode`.
+def aggregate(rule: AggregationRule, replies: Sequence[TrainReply], sent: Sequence[Tensor]) -> list[Tensor] | None:
+    """Combine the weights of one round's sites.
 
     Args:
+        rule: the rule of the run.
         replies: checked replies, at least one, in a fixed order; they are not changed.
         sent: the global weights that all sites started from. Updates with a norm above `max_update_norm` are scaled to
             it before any rule.
-        settings: the section `aggregation`.
 
     Returns:
         The combined weights, float32; None to keep the global adapters.
     """
-    limit = math.inf if settings.max_update_norm is None else settings.max_update_norm
+    limit = math.inf if rule.settings.max_update_norm is None else rule.settings.max_update_norm
     sites = (clipped(reply.weights, sent, limit) for reply in replies)
-    return make_rule(settings).combine(sites, [reply.num_examples for reply in replies])
+    return rule.combine(sites, [reply.num_examples for reply in replies], sent)
 
 
-def cut_shares(replies: Sequence[TrainReply], settings: AggregationSettings) -> dict[str, tuple[float, float]]:
+def cut_shares(rule: AggregationRule, replies: Sequence[TrainReply]) -> dict[str, tuple[float, float]]:
     """The sites whose weight in a `weighted` mean is capped: share of the clips and share after the cap, by site."""
-    rule = make_rule(settings)
     if not isinstance(rule, weighted.Rule):
         return {}
     clips = [reply.num_examples for reply in replies]

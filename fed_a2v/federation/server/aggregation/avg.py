@@ -12,6 +12,8 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted
 class Rule(AggregationRule):
     """The mean of the sites' weights."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return weighted_mean(sites, [1.0] * len(clips))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fed_a2v.errors import ConfigError
 
 
 class AggregationRule(ABC):
-    """Combines the adapters of a round's sites.
+    """Combines the adapters of a round's sites. A run has one rule, so that it can keep values between rounds.
 
     Args:
         settings: the section `aggregation`; `settings.arguments` has the keys of a custom rule.
@@ -26,17 +27,27 @@ class AggregationRule(ABC):
         self.settings = settings
 
     @abstractmethod
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """The combined weights.
 
         Args:
             sites: each site's weights, at least one site, in a fixed order because sums of floats depend on it. The
                 iterator decodes the weights of one site at a time, so a rule that keeps none needs memory for one site.
             clips: each site's number of training clips, in the same order.
+            sent: the global weights that all sites started from, e.g. for a server optimiser.
 
         Returns:
             float32 tensors with the shapes of one site's weights; None to keep the global adapters.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values that a resumed run needs, in tensors and plain types; none by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a rule without state needs none
+        """Load the result of `state_dict`."""
 
 
 def make_rule(settings: AggregationSettings) -> AggregationRule:

@@ -14,7 +14,9 @@ from fed_a2v.federation.server.aggregation.numpy_rules import as_flower, as_tens
 class Rule(AggregationRule):
     """The mean without the `aggregation.malicious_sites` sites whose weights are farthest from those of others."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         malicious = self.settings.malicious_sites
         return as_tensors(aggregate_krum(as_flower(sites), malicious, max(1, len(clips) - malicious)))

@@ -14,6 +14,8 @@ from fed_a2v.federation.server.aggregation.numpy_rules import as_flower, as_tens
 class Rule(AggregationRule):
     """The median of each weight over the sites."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return as_tensors(aggregate_median(as_flower(sites)))

@@ -12,6 +12,8 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule
 class Rule(AggregationRule):
     """Keeps the global adapters."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return None

@@ -14,6 +14,8 @@ from fed_a2v.federation.server.aggregation.numpy_rules import as_flower, as_tens
 class Rule(AggregationRule):
     """The mean of each weight without the `aggregation.trimmed_share` largest and the same share of smallest values."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return as_tensors(aggregate_trimmed_avg(as_flower(sites), self.settings.trimmed_share))

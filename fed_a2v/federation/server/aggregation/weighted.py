@@ -13,7 +13,9 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted
 class Rule(AggregationRule):
     """The mean of the sites' weights, weighted by their capped numbers of clips."""
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int]) -> list[Tensor] | None:
+    def combine(
+        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """See `AggregationRule`."""
         return weighted_mean(sites, self.factors(clips))
 

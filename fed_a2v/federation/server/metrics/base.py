@@ -45,12 +45,23 @@ class Metric(ABC):
         """
 
 
-def compute_metrics(metrics: Mapping[str, Metric], evaluation: Evaluation) -> dict[str, Any]:
-    """The values of all metrics; if one raises an error, it is logged and only its values are missing."""
+def compute_metrics(
+    metrics: Mapping[str, Metric], evaluation: Evaluation, taken: Collection[str] = ()
+) -> dict[str, Any]:
+    """The values of all metrics; if one raises an error, it is logged and only its values are missing.
+
+    Args:
+        metrics: metrics by name.
+        evaluation: sums of a round's scores.
+        taken: names of values that the round has already, which no metric may replace.
+    """
     values: dict[str, Any] = {}
     for name, metric in metrics.items():
         try:
-            values |= metric.compute(evaluation)
+            computed = metric.compute(evaluation)
+            if double := sorted(computed.keys() & {*taken, *values}):
+                raise ValueError(f"the round already has {', '.join(double)}; choose other names")
+            values |= computed
         except Exception as error:  # a user's class may raise anything
             log.warning("The metric metrics.%s failed (%s: %s)", name, type(error).__name__, error)
     return values

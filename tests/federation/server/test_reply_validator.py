@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.federation.server.reply_intake import SECOND_REPLY
+from fed_a2v.federation.server.reply_validator import SECOND_REPLY
 from tests.federation.helpers import (
     BAD,
     PLAIN,
