@@ -88,6 +88,13 @@ def test_a_run_tells_its_callbacks_all_of_it_in_order_and_computes_the_same_with
     assert_same_run(with_it, without)
 
 
+def test_the_state_of_a_round_is_saved_after_the_callback_has_had_it(tmp_path):
+    words = [*FAST, "rounds=1", f"+callbacks.mine._target_={HERE}.Listener"]
+    run_in_process(compose_settings(words), tmp_path / "run")
+    saved = load_state(tmp_path / "run")["components"]["callbacks"]["mine"]["heard"]
+    assert HEARD[saved - 1][:2] == ("a", "on_round_end")
+
+
 def test_a_resumed_run_gives_a_callback_its_state(tmp_path):
     words = [*FAST, f"+callbacks.mine._target_={HERE}.Listener"]
     run_in_process(compose_settings([*words, "rounds=1"]), tmp_path / "run")

@@ -149,7 +149,7 @@ class FedA2V(Strategy):
             self._models.append(VALIDATION)
         # Number of test clips by site and class, as last reported: so that the clips of a failed site count as missing.
         self._test_clips: dict[str, dict[str, int]] = {}
-        self._skipped = 0  # rounds in a row
+        self._skipped = 0  # rounds in a row since this start: after a restart, the operator's nodes get new chances
         self._capped: dict[str, tuple[float, float]] = {}  # sites in the last warning about max_site_share
         # State of the current round.
         self._row: dict[str, Any] = {}
@@ -555,7 +555,6 @@ class FedA2V(Strategy):
             "strategy": {
                 "audio_shape": list(self.audio_shape or ()),
                 "square_root": self.square_root,
-                "skipped": self._skipped,
                 "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
                 "unshared": list(self._unshared.names),
             },
@@ -569,7 +568,6 @@ class FedA2V(Strategy):
         own = components["strategy"]
         self.audio_shape = (own["audio_shape"][0], own["audio_shape"][1])
         self.square_root = own["square_root"]
-        self._skipped = own["skipped"]
         self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
         self._unshared.names = tuple(own["unshared"])
         self.rule.load_state_dict(components["aggregation"])

@@ -27,6 +27,18 @@ def round_figures(by_model, coverage, candidates):
     return compute_metrics({"accuracy": Accuracy(), "t5": T5()}, Evaluation(by_model, coverage, classes, None, None))
 
 
+class Overwriting:
+    def compute(self, evaluation):
+        return {"loss": 0.0, "own": 1.0}
+
+
+@pytest.mark.parametrize("taken", [("loss",), ("own", "round"), ("round",)])
+def test_a_metric_does_not_replace_a_value_that_the_round_has(taken):
+    evaluation = Evaluation({"after": scores(dog=10)}, Coverage(["a"], {"a"}, TOLD), ["dog"], None, None)
+    values = compute_metrics({"mine": Overwriting(), "accuracy": Accuracy()}, evaluation, taken)
+    assert ("own" in values) == (taken == ("round",) and values["loss"] == 0.0)
+
+
 def test_failed_sites_count_with_their_reported_test_clips():
     coverage = Coverage(["a"], {"a", "b", "c"}, TOLD)
     assert coverage.figures == {

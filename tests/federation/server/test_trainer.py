@@ -570,8 +570,8 @@ def test_the_best_round_is_chosen_on_validation_clips_where_there_are_any(run_in
     tested, validated = [0.1, 0.9, 0.5], [0.2, 0.1, 0.8]
     honest = strategy_module.compute_metrics
 
-    def figures(metrics, evaluation):
-        found = honest(metrics, evaluation)
+    def figures(metrics, evaluation, taken):
+        found = honest(metrics, evaluation, taken)
         assert found["validation_clips"] == evaluation.scores["after"].clips == 30
         return found | {"accuracy": tested.pop(0), "accuracy_validation": validated.pop(0)}
 
