@@ -1,0 +1,184 @@
+"""Sums over clips: all that sites with `share=statistics` send, and the Gaussian model that the server makes of them.
+
+Sums add up: over sites, in any order, and a site that leaves subtracts what it has sent. So they suit secure
+aggregation, which reveals totals only, and differential privacy, as a clip of length 1 changes each sum by at most 1.
+
+Shapes: C classes; R columns of the public space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Share of a multiple of the identity in the covariance, at least (shrinkage, as by Ledoit & Wolf 2004). The optimum is
+# broad: 0.05 to 0.4 are within 0.005 of accuracy on real embeddings.
+SHRINKAGE = 0.2
+# Smallest variance of the class means, if noise is larger than what they vary by.
+SMALLEST_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums over the clips of a site, of several sites, or of all.
+
+    Attributes:
+        counts: (C,) int64, clips of each class.
+        sums: (C, R) float64, sum of the unit rows of each class.
+        scatter: (R (R + 1) / 2,) float64, upper triangle of the sum of `v v'` over the rows `v` of all classes, row by
+            row.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def zero(cls, classes: int, columns: int) -> ClassSums:
+        """The sums over no clips."""
+        doubles = torch.float64
+        return cls(
+            torch.zeros(classes, dtype=torch.int64),
+            torch.zeros(classes, columns, dtype=doubles),
+            torch.zeros(triangle_size(columns), dtype=doubles),
+        )
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, classes: int) -> ClassSums:
+        """The sums of (N, R) unit rows with (N,) labels below `classes`."""
+        rows = rows.double()
+        product = rows.T @ rows
+        return cls(
+            torch.bincount(labels, minlength=classes),
+            torch.zeros(classes, rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows),
+            product[*_triangle(rows.shape[1])],
+        )
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        """The sums over the clips of both."""
+        return ClassSums(self.counts + other.counts, self.sums + other.sums, self.scatter + other.scatter)
+
+    def __sub__(self, other: ClassSums) -> ClassSums:
+        """The sums without the clips of `other`, which are a part of them: exact unlearning of a site."""
+        return ClassSums(self.counts - other.counts, self.sums - other.sums, self.scatter - other.scatter)
+
+    @property
+    def columns(self) -> int:
+        """R."""
+        return self.sums.shape[1]
+
+    def scatter_matrix(self) -> Tensor:
+        """(R, R) symmetric matrix of `scatter`."""
+        return symmetric(self.scatter, self.columns)
+
+
+def triangle_size(columns: int) -> int:
+    """Entries of the upper triangle, with the diagonal, of a matrix with as many columns."""
+    return columns * (columns + 1) // 2
+
+
+def symmetric(triangle: Tensor, columns: int) -> Tensor:
+    """The (R, R) symmetric matrix with this upper triangle."""
+    matrix = triangle.new_zeros(columns, columns)
+    matrix[*_triangle(columns)] = triangle
+    full: Tensor = matrix + matrix.triu(1).T
+    return full
+
+
+def _triangle(columns: int) -> Tensor:
+    return torch.triu_indices(columns, columns)
+
+
+@dataclass(frozen=True)
+class SharedGaussian:
+    """A Gaussian per class, with one covariance for all classes.
+
+    Attributes:
+        labels: (K,) int64, the classes that have clips, of C.
+        counts: (K,) their clips.
+        means: (K, R) float64.
+        covariance: (R, R) float64, positive definite.
+    """
+
+    labels: Tensor
+    counts: Tensor
+    means: Tensor
+    covariance: Tensor
+
+    @cached_property
+    def discriminant(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, R) and bias (K,) of linear discriminant analysis: `rows @ weight.T + bias` are log posteriors.
+
+        They hold up to a constant for each row, for classes that are equally frequent, however many clips they have.
+        """
+        weight = torch.linalg.solve(self.covariance, self.means.T).T
+        return weight, -(self.means * weight).sum(dim=1) / 2
+
+    @cached_property
+    def _root(self) -> Tensor:
+        root: Tensor = torch.linalg.cholesky(self.covariance)
+        return root
+
+    def draw(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """(N, R) float32 unit rows, one of each of (N,) classes, given by their position in `labels`."""
+        noise = torch.randn(len(labels), len(self._root), dtype=torch.float64, generator=random)
+        rows = self.means[labels] + noise.to(self.means.device) @ self._root.T
+        return F.normalize(rows, dim=1).float()
+
+
+def shared_gaussian(
+    sums: ClassSums, class_noise: float = 0.0, scatter_noise: float = 0.0, shrinkage: float = SHRINKAGE
+) -> SharedGaussian:
+    """Estimate class means and their common covariance from sums.
+
+    The covariance within classes is what the scatter holds beyond the class means, shrunk to a multiple of the
+    identity. With privacy noise, whose deviations are known, the noise's own part is taken out of it, negative
+    eigenvalues are set to 0, and class means are shrunk to their mean by the share of noise in their variance (James
+    & Stein 1961).
+
+    Args:
+        sums: of at least one clip.
+        class_noise: deviation of Gaussian noise on each entry of the class sums.
+        scatter_noise: deviation of Gaussian noise on each entry of the scatter.
+        shrinkage: share of the identity at least; more where there are few clips, R / (R + N - K).
+
+    Raises:
+        ValueError: there is no clip.
+    """
+    labels = (sums.counts > 0).nonzero().flatten()
+    if not len(labels):
+        raise ValueError("the sums have no clip")
+    counts, totals = sums.counts[labels].double(), sums.sums[labels]
+    clips, columns = float(counts.sum()), sums.columns
+    means = totals / counts[:, None]
+    noise = (class_noise / counts).square()
+    identity = torch.eye(columns, dtype=means.dtype)
+    # The squared noise of the means adds to their scatter, so it would be missing from the scatter within classes.
+    between = (counts[:, None] * means).T @ means - float((counts * noise).sum()) * identity
+    degrees = max(clips - len(labels), 1.0)
+    within = _positive((_positive(sums.scatter_matrix(), scatter_noise) - between) / degrees)
+    share = max(shrinkage, columns / (columns + degrees))
+    covariance = (1 - share) * within + share * within.trace() / columns * identity
+    if scatter_noise:
+        # The eigenvalues of a noisy matrix spread by about this much; a discriminant divides by them.
+        covariance = covariance + scatter_noise * columns**0.5 / clips * identity
+    if class_noise and len(labels) > 1:
+        centre = means.mean(dim=0)
+        spread = (means.var(dim=0, correction=0) - noise.mean()).clamp(min=SMALLEST_SPREAD)
+        means = centre + (means - centre) * spread / (spread + noise[:, None])
+    # A class that is one clip, or equal clips, has no spread; a matrix of zeros has no inverse.
+    floor = max(1e-9, 1e-6 / columns)
+    return SharedGaussian(labels, sums.counts[labels], means, covariance + floor * identity)
+
+
+def _positive(matrix: Tensor, noise: float = 1.0) -> Tensor:
+    """The nearest positive semidefinite matrix to a symmetric one; the matrix itself without noise."""
+    if not noise:
+        return matrix
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    nearest: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    return nearest
