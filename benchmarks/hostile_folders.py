@@ -1,6 +1,7 @@
 """Check on 2000 manipulated run folders that none runs code, reads or writes outside, or crashes.
 
-    python benchmarks/hostile_folders.py [--folders 2000] [--seed 0] [--kinds KIND,...] [--only NUMBER,...] [--write]
+    python benchmarks/hostile_folders.py [--folders 2000] [--seed 0] [--jobs 2] [--kinds KIND,...] [--only NUMBER,...]
+                                         [--write]
 
 Every folder is a copy of a real run with one of the changes below: to its YAML, JSON and array files, to its saved
 states, whose digest is corrected afterwards, or by links, pipes and archive bombs. Each is passed to `load_run`,
@@ -21,7 +22,8 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="watched processes at the same time")
     parser.add_argument("--only", default="", help="numbers of single folders, separated by commas")
     parser.add_argument(
         "--kinds", default=",".join(CHANGES), help="kinds of changes, separated by commas; others are left out"
@@ -429,7 +432,7 @@ def main() -> None:
         indices = [number - 1 for number in only] or range(given.folders)
         kinds = given.kinds.split(",")
         chosen = [index for index in indices if kind_of(index) in kinds]
-        found = run_all(Path(temporary), chosen, given.seed)
+        found = run_all(Path(temporary), chosen, given.seed, given.jobs)
     text = table(found)
     print(text)
     if given.write:
@@ -443,34 +446,37 @@ def kind_of(index: int) -> str:
     return list(CHANGES)[index % len(CHANGES)]
 
 
-def run_all(root: Path, indices: list[int], seed: int) -> list[dict[str, Any]]:
+def run_all(root: Path, indices: Sequence[int], seed: int, jobs: int = 1) -> list[dict[str, Any]]:
     """Manipulate the folders with these indices, and collect the outcomes."""
     original = root / "original"
     settings = compose_settings(["experiment=quick", "rounds=2", "generator.validation_frequency=1", "report=false"])
     with Path(os.devnull).open("w") as nowhere:
         run_in_process(settings, original, Console(file=nowhere))
-    found: list[dict[str, Any]] = []
-    for start in range(0, len(indices), BATCH):
-        place = root / "batch"
-        (place / "outside").mkdir(parents=True)
-        (place / "outside" / "secret.txt").write_text(SECRET)
-        (place / f"{CANARY}.py").write_text("raise SystemExit('the canary was imported')\n")
-        shutil.copytree(original, place / "runs" / "0000-unchanged")
-        kinds = {}
-        for index in indices[start : start + BATCH]:
-            kind = kind_of(index)
-            name = f"{index + 1:04}-{kind}"
-            shutil.copytree(original, place / "runs" / name)
-            spoil(place / "runs" / name, kind, random.Random(f"{seed} {index}"))
-            kinds[name] = kind
-        found += batch(place, kinds)
-        shutil.rmtree(place)
-        print(f"{len(found)} of {len(indices)}", file=sys.stderr, flush=True)
+    starts = range(0, len(indices), BATCH)
+    with ThreadPoolExecutor(jobs) as threads:
+        batches = threads.map(
+            lambda start: batch(root / f"batch-{start}", original, indices[start : start + BATCH], seed), starts
+        )
+        found: list[dict[str, Any]] = []
+        for outcomes in batches:
+            found += outcomes
+            print(f"{len(found)} of {len(indices)}", file=sys.stderr, flush=True)
     return found
 
 
-def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Outcomes of the folders in `place`, as reported by a watched process."""
+def batch(place: Path, original: Path, indices: Sequence[int], seed: int) -> list[dict[str, Any]]:
+    """Manipulate some folders at `place`; their outcomes, as reported by a watched process."""
+    (place / "outside").mkdir(parents=True)
+    (place / "outside" / "secret.txt").write_text(SECRET)
+    (place / f"{CANARY}.py").write_text("raise SystemExit('the canary was imported')\n")
+    shutil.copytree(original, place / "runs" / "0000-unchanged")
+    kinds = {}
+    for index in indices:
+        kind = kind_of(index)
+        name = f"{index + 1:04}-{kind}"
+        shutil.copytree(original, place / "runs" / name)
+        spoil(place / "runs" / name, kind, random.Random(f"{seed} {index}"))
+        kinds[name] = kind
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(place), *sys.path]), "HOME": str(place)}
     command = [sys.executable, __file__, f"--watched={place}"]
     try:
@@ -486,6 +492,7 @@ def batch(place: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
         out, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired as error:
         out, errors = str(error.stdout or b"", "utf-8"), "it does not end"
+    shutil.rmtree(place)
     outcomes = {
         line["folder"]: line for line in map(json.loads, filter(lambda one: one.startswith("{"), out.splitlines()))
     }

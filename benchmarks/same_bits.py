@@ -50,6 +50,8 @@ RUNS = {
     "stopped and resumed": [*EMBEDDINGS, "generator=vae_closed_form", "finetune.from_nodes_adapters=true"],
 }  # fmt: skip
 RESUMED = "stopped and resumed"
+# Metrics with another name in earlier commits.
+RENAMED = {"bytes_introduction": "bytes_registration", "seconds_introduction": "seconds_registration"}
 SMALL = [
     *("experiment=quick", "adapters.hidden_width=32", "finetune.first_steps=20", "finetune.steps=10", "report=false"),
     *("partition.sites=5", "wandb.mode=disabled"),
@@ -119,8 +121,8 @@ def run(checkout: Path, folder: Path, words: list[str], stops: list[int]) -> dic
 
 
 def timeless(figures: dict[str, Any]) -> dict[str, Any]:
-    """The metrics without those that differ from run to run."""
-    return {key: value for key, value in figures.items() if "seconds" not in key}
+    """The metrics, by their present names, without those that differ from run to run."""
+    return {RENAMED.get(key, key): value for key, value in figures.items() if "seconds" not in key}
 
 
 def tensors(tree: object) -> Iterator[torch.Tensor]:

@@ -91,6 +91,26 @@ def test_only_federation_imports_flower_and_only_callbacks_and_runs_import_wandb
     assert knowing("wandb") == {"callbacks", "runs"}
 
 
+# The files of a run that see the settings whole, in the order in which they get them. Others get sections or values.
+WHOLE_SETTINGS = (
+    *("federation/simulation", "federation/server/trainer", "federation/factory", "federation/server/step_factory"),
+    *("federation/server/resources", "federation/server/strategy", "federation/protocol/instruction"),
+    *("federation/client/privacy_policy", "federation/client/local_training", "data/site", "data/check"),
+)
+
+
+def test_only_the_files_that_run_or_build_an_experiment_see_the_settings_whole():
+    packages = ("core", "storage", "encoders", "data", "runs", "report", "images", "callbacks", "federation")
+    whole = {
+        path.relative_to(ROOT / "fed_a2v").with_suffix("").as_posix()
+        for package in packages
+        for path in (ROOT / "fed_a2v" / package).rglob("*.py")
+        if "fed_a2v.config.schema.Settings" in imported(path.read_text(encoding="utf-8"))
+    }
+    # Between `fed-a2v` and a run: jobs of a sweep, and the command that the report prints.
+    assert whole == {*WHOLE_SETTINGS, "runs/sweep", "report/reproduce"}
+
+
 def test_imports_within_functions_are_found():
     source = "import a.b\ndef f():\n    from c import d, e"
     assert list(imported(source)) == ["a.b", "c.d", "c.e"]

@@ -1,7 +1,7 @@
 """The Flower strategy: what the server sends to the sites in each round, and what it does with their replies.
 
 Flower's server calls the hooks in the order in which they are written; the trainer creates the strategy and follows its
-phases and finished rounds.
+phases and finished rounds. The file is long so that the order of a round, its messages and its state are in one place.
 """
 
 from __future__ import annotations

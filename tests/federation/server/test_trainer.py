@@ -841,6 +841,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finis
     assert_same_run(killed, whole)
     assert without_seconds(killed.results) == without_seconds(whole.results)
     assert not list(folder.rglob("*.tmp"))
+    assert "callbacks.wandb" not in done.stderr + (folder / "run.log").read_text(), "W&B failed"
     # W&B's own process may put the bytes on the disk a moment later.
     wait_until(lambda: any(row.get("round") == 3 for row in rows_at_wandb(folder)), "the last round at W&B")
     tracked = [(row["_step"], row["accuracy"]) for row in rows_at_wandb(folder) if "accuracy" in row]
