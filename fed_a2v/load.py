@@ -29,6 +29,7 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
+from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
@@ -192,7 +193,10 @@ class LoadedRun:
             tokens, width = self._components["strategy"]["audio_shape"]
             if not trust_code:
                 self._check_size((tokens, width))
-            self.step = make_step(self.settings, self.targets, (tokens, width))
+            space = self._components["strategy"]["space"]
+            self.step = make_step(
+                self.settings, self.targets, (tokens, width), None if space is None else PublicSpace(*space)
+            )
             self.step.load_state_dict(self._components)
             self._try_out((tokens, width))
         except UserError:

@@ -13,7 +13,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from fed_a2v.config.sections.base import NO_RESULT, ComponentSettings, Count, Device, Section
-from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings, PartitionSettings, TargetSettings
+from fed_a2v.config.sections.data import (
+    DatasetSettings,
+    EncoderSettings,
+    PartitionSettings,
+    ProjectionSettings,
+    TargetSettings,
+)
 from fed_a2v.config.sections.federation import AggregationSettings, FederationSettings, ScenarioSettings, ShareSettings
 from fed_a2v.config.sections.output import CheckpointSettings, ImageSettings, TrackingSettings, WandbSettings
 from fed_a2v.config.sections.training import (
@@ -66,6 +72,7 @@ class Settings(Section):
     dataset: DatasetSettings
     partition: PartitionSettings
     encoder: EncoderSettings
+    projection: ProjectionSettings
     targets: TargetSettings
     adapters: AdapterSettings
     loss: LossSettings

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fed_a2v.core.class_sums import SharedGaussian
+from fed_a2v.core.public_space import PublicSpace
+
+# Log probability of a class without clips, finite because weights travel in messages that allow no infinity.
+NEVER = -1e4
+
 
 class ClassPrompts(NamedTuple):
     """The class prompts: the targets of the adapters and the candidates of retrieval.
@@ -153,6 +159,46 @@ class BilinearAdapter(nn.Module):
         self.std.copy_(std)
 
 
+class PosteriorAdapter(nn.Module):
+    """Maps rows of a public space to the class prompts, averaged by the classes' probabilities.
+
+    The probabilities are those of linear discriminant analysis, which `solve` takes from the sites' sums without an
+    optimiser step. Unsolved, every class has the same probability, and the output is the mean of the class prompts;
+    solved, classes without clips have probability 0.
+
+    Args:
+        audio_width: R.
+        prompts: (C, T, D) class prompts.
+    """
+
+    prompts: Tensor
+
+    def __init__(self, audio_width: int, prompts: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(prompts), audio_width))
+        self.bias = nn.Parameter(torch.zeros(len(prompts)))
+        # Not persistent: server and sites have the class prompts, so they need not be sent.
+        self.register_buffer("prompts", prompts, persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, 1, R) rows to (B, T, D) prompt embeddings."""
+        posterior = (audio.mean(dim=1) @ self.weight.T + self.bias).softmax(dim=1)
+        return (posterior @ self.prompts.flatten(1)).view(-1, *self.prompts.shape[1:])
+
+    def reach(self) -> float:
+        """See `PromptAdapter.reach`: an average of prompts is no farther from the centre than the farthest prompt."""
+        return float((self.prompts - prompt_centre(self.prompts)).flatten(1).norm(dim=1).max())
+
+    @torch.no_grad()
+    def solve(self, gaussian: SharedGaussian) -> None:
+        """Load the linear discriminant of a Gaussian model, whose labels are those of the class prompts."""
+        weight, bias = gaussian.discriminant
+        self.weight.zero_()
+        self.weight[gaussian.labels] = weight.to(self.weight)
+        self.bias.fill_(NEVER)
+        self.bias[gaussian.labels] = bias.to(self.bias)
+
+
 class Adapters(nn.Module):
     """The CLIP adapter and, if the image model has a T5 prompt, the T5 adapter.
 
@@ -160,37 +206,71 @@ class Adapters(nn.Module):
         audio_width: Da.
         prompts: the class prompts.
         hidden_width: see `PromptAdapter`.
-        closed_form: use a `BilinearAdapter`, which the server solves; CLIP prompts only.
+        closed_form: use adapters that the server solves: a `PosteriorAdapter` in a public space, else a
+            `BilinearAdapter`, for CLIP prompts only.
+        space: public space in which sites sum their clips (`share=statistics`). Its R columns are then the adapters'
+            input (B, 1, R), see `mapped`; it is fixed and belongs to the adapters' state. None: embeddings as they are.
 
     Raises:
-        ValueError: `closed_form` with T5 prompts.
+        ValueError: a `BilinearAdapter` with T5 prompts.
     """
 
     audio_mean: Tensor
     audio_std: Tensor
+    space_matrix: Tensor | None
+    space_centre: Tensor | None
 
     def __init__(
-        self, audio_width: int, prompts: ClassPrompts, hidden_width: int = 512, closed_form: bool = False
+        self,
+        audio_width: int,
+        prompts: ClassPrompts,
+        hidden_width: int = 512,
+        closed_form: bool = False,
+        space: PublicSpace | None = None,
     ) -> None:
         super().__init__()
-        if closed_form and prompts.t5 is not None:
+        if closed_form and space is None and prompts.t5 is not None:
             raise ValueError("closed_form does not support T5 prompts: the matrix would not fit in memory")
-        self.audio_width = audio_width
+        self.audio_width = audio_width if space is None else space.columns
         self.closed_form = closed_form
-        self.clip = (
-            BilinearAdapter(audio_width, prompts.clip)
-            if closed_form
-            else PromptAdapter(audio_width, prompts.clip, hidden_width)
-        )
-        self.t5 = None if prompts.t5 is None else PromptAdapter(audio_width, prompts.t5, hidden_width)
-        self.register_buffer("audio_mean", torch.zeros(audio_width))
-        self.register_buffer("audio_std", torch.ones(audio_width))
+
+        def adapter(of: Tensor) -> PromptAdapter | BilinearAdapter | PosteriorAdapter:
+            if not closed_form:
+                return PromptAdapter(self.audio_width, of, hidden_width)
+            return BilinearAdapter(self.audio_width, of) if space is None else PosteriorAdapter(self.audio_width, of)
+
+        self.clip = adapter(prompts.clip)
+        self.t5 = None if prompts.t5 is None else adapter(prompts.t5)
+        self.register_buffer("audio_mean", torch.zeros(self.audio_width))
+        self.register_buffer("audio_std", torch.ones(self.audio_width))
+        self.register_buffer("space_matrix", None if space is None else space.matrix.clone())
+        centre = None if space is None else torch.zeros(space.columns) if space.centre is None else space.centre
+        self.register_buffer("space_centre", centre if centre is None else centre.clone())
 
     def forward(self, audio: Tensor, t5_audio: Tensor | None = None) -> AdapterOutput:
         """(B, S, Da) audio embeddings to prompts; `t5_audio`, of the same shape, is the T5 adapter's input if given."""
         audio = self.standardised(audio)
         t5_audio = audio if t5_audio is None else self.standardised(t5_audio)
         return AdapterOutput(self.clip(audio), None if self.t5 is None else self.t5(t5_audio))
+
+    @property
+    def space(self) -> PublicSpace | None:
+        """The public space; None if the input are embeddings as they are."""
+        return None if self.space_matrix is None else PublicSpace(self.space_matrix, self.space_centre)
+
+    def mapped(self, audio: Tensor) -> Tensor:
+        """The adapters' input for (B, S, Da) audio embeddings: (B, 1, R) rows of the public space if there is one."""
+        return audio if self.space is None else self.space.rows(audio).unsqueeze(1)
+
+    def fixed(self) -> list[Tensor]:
+        """What travels with the weights and is not trained, in the order in which it is sent: the input's maps."""
+        space = [tensor for tensor in (self.space_matrix, self.space_centre) if tensor is not None]
+        return [self.audio_mean, self.audio_std, *space]
+
+    def load_fixed(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the tensors of `fixed()`."""
+        for own, value in zip(self.fixed(), tensors, strict=True):
+            own.copy_(value)
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
         """Subtract (Da,) `mean` from the inputs and divide them by one number, the root mean square of (Da,) `std`.

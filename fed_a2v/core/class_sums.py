@@ -8,6 +8,7 @@ Shapes: C classes; R columns of the public space.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,6 +71,14 @@ class ClassSums:
     def columns(self) -> int:
         """R."""
         return self.sums.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the sums, so that a site sends them again only when its data or the space has changed."""
+        digest = hashlib.sha256()
+        for tensor in (self.counts, self.sums, self.scatter):
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def scatter_matrix(self) -> Tensor:
         """(R, R) symmetric matrix of `scatter`."""

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts, PosteriorAdapter
+from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generator_training import train_generator
 from fed_a2v.core.generators.base import Generator
@@ -30,11 +31,14 @@ from fed_a2v.core.names import listed
 from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments, PrototypeBatch
+from fed_a2v.core.sum_bank import SumBank
 from fed_a2v.core.training import AdamWSettings, SyntheticRows, TrainingRows, loss_on, mixed_rows, train_steps
 from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
 log = logging.getLogger("fed_a2v")
+# Rows of a class that are drawn from the sites' class sums, for a generator to learn.
+DRAWN_ROWS = 24
 # Samples of a class that replace its prototypes if these may not be kept.
 REPLAYED_ROWS = 32
 
@@ -75,12 +79,14 @@ class ClientUpdate(NamedTuple):
         statistics: statistics of its classes.
         fingerprint: hash of its prototypes.
         weights: its adapters' weights, for distillation only.
+        sums: its class sums, only if it sends sums and the server does not have them.
     """
 
     site: str
     statistics: list[ClassStatistics]
     fingerprint: str
     weights: Sequence[Tensor] = ()
+    sums: ClassSums | None = None
 
 
 class ServerStep:
@@ -108,6 +114,9 @@ class ServerStep:
         self.loss = loss
         self.settings = settings
         self.bank = PrototypeBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
+        self.sums = None
+        if adapters.space is not None:
+            self.sums = SumBank(prompts.names, adapters.audio_width)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
@@ -148,7 +157,7 @@ class ServerStep:
             self.generator.move_to(device)
         trained_on = self._with_replay(round_number, stored).to(device)
         held_out = self._held_out_rows(trained_on)
-        if not len(held_out):
+        if not len(held_out) and self.sums is None:
             self._log_nothing_held_out()
         synthetic = None
         if self.generator is not None:
@@ -214,9 +223,16 @@ class ServerStep:
         """The bank's prototypes to train on, sampled again each round for classes with more than `rows_per_class`.
 
         So the time of a round does not grow with the number of sites. A closed form uses all, as it takes little time.
+        With class sums there are no prototypes: the rows are drawn from the sums' model for a generator to learn.
         """
-        limit = 0 if self.adapters.closed_form else self.settings.rows_per_class
-        return self.bank.training_rows(limit, torch_generator(self.settings.seed, "rows", round_number))
+        random = torch_generator(self.settings.seed, "rows", round_number)
+        if self.sums is not None:
+            model = self.sums.model()
+            if model is None:
+                return None
+            # Without a generator, the class means are all that may be trained on.
+            return self.sums.means(model) if self.generator is None else self.sums.draws(model, DRAWN_ROWS, random)
+        return self.bank.training_rows(0 if self.adapters.closed_form else self.settings.rows_per_class, random)
 
     def _held_out_rows(self, trained_on: PrototypeBatch) -> PrototypeBatch:
         """The bank's prototypes that the server step does not train on; samples of the generator are not among them.
@@ -267,6 +283,15 @@ class ServerStep:
 
     def _solve(self, rows: PrototypeBatch) -> dict[str, Any]:
         """Solve closed-form adapters on all prototypes."""
+        if self.sums is not None:
+            model = self.sums.model()
+            assert model is not None  # or there would be no rows
+            for side in (self.adapters.clip, self.adapters.t5):
+                if isinstance(side, PosteriorAdapter):
+                    side.solve(model)
+            labels = self._class_indices(rows.names)[rows.labels]
+            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss)
+            return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
         if len(rows.names) < 2:
             log.warning("adapters.closed_form needs at least two classes with prototypes: the adapters are not changed")
             return {}
@@ -303,7 +328,11 @@ class ServerStep:
         for update in updates:
             self.bank.update(update.site, update.statistics, update.fingerprint, round_number)
             changed = changed or any(statistics.audio is not None for statistics in update.statistics)
+            if self.sums is not None and update.sums is not None:
+                self.sums.update(update.site, update.sums)
         for site in self.bank.expire(round_number, self.settings.max_age):
+            if self.sums is not None:
+                self.sums.withdraw([site])
             log.info("%s has not replied for more than %d rounds: dropped", site, self.settings.max_age)
             changed = True
         if changed:
@@ -358,6 +387,7 @@ class ServerStep:
             "adapters": self.adapters.state_dict(),
             "generator": None if self.generator is None else self.generator.checkpoint(),
             "bank": self.bank.state_dict(),
+            "sums": None if self.sums is None else self.sums.state_dict(),
             "server_step": {
                 "finetuned_rounds": self.finetuned_rounds,
                 "replayed": list(self.replayed),
@@ -375,6 +405,8 @@ class ServerStep:
         self.bank = PrototypeBank.from_state_dict(
             components["bank"], self.settings.half_precision_bank, self.settings.max_site_share
         )
+        if self.sums is not None:
+            self.sums.load_state_dict(components["sums"])
         own = components["server_step"]
         self.finetuned_rounds = own["finetuned_rounds"]
         self.replayed = tuple(own["replayed"])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from fed_a2v.config.sections.data import DatasetSettings, place_key
+from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings, place_key
 from fed_a2v.config.tree import options
 from fed_a2v.core.names import clean_name, composed
 from fed_a2v.data.aliases import ClassNames
@@ -32,6 +32,7 @@ from fed_a2v.data.selection import (
     warn_of_missing_classes,
     without_leaks,
 )
+from fed_a2v.encoders.audio import known_shape
 
 logger = logging.getLogger("fed_a2v")
 
@@ -172,6 +173,20 @@ def located(dataset: DatasetSettings, data_dir: str | None) -> DatasetSettings:
             )
         return located(own, data_dir)
     return data_set(dataset.name).located(dataset, place)
+
+
+def known_audio_shape(dataset: DatasetSettings, encoder: EncoderSettings) -> tuple[int, int] | None:
+    """(S, Da) of the embeddings, as far as it is known without a model: from the file, or from the encoder's name.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    first = parts(dataset)[0]  # the data sets of a mix have embeddings of one shape
+    if data_set(first.name).has_audio:
+        return known_shape(encoder)
+    source = data_set(first.name).open(first, seed=0)
+    assert isinstance(source, EmbeddingsFile)
+    return source.shape() if Path(source.path).expanduser().is_file() else None
 
 
 def layout(place: Path) -> str:

@@ -17,6 +17,7 @@ from fed_a2v.config.sections.data import DatasetSettings
 from fed_a2v.config.sections.training import AdapterSettings, FinetuneSettings, LossSettings, SiteSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
+from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.selection import unseen_classes
@@ -48,16 +49,27 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def new_adapters(shape: AdapterSettings, prompts: ClassPrompts, audio_width: int) -> Adapters:
-    """Untrained adapters on the device of the prompts; the caller seeds or loads their weights."""
-    return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form).to(prompts.clip.device)
+def new_adapters(
+    shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, space: PublicSpace | None = None
+) -> Adapters:
+    """Untrained adapters on the device of the prompts; the caller seeds or loads their weights.
+
+    Args:
+        shape: shapes of the adapters.
+        prompts: the class prompts.
+        audio_width: width of the audio embeddings.
+        space: public space of `share=statistics`; None with other statistics.
+    """
+    return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form, space).to(prompts.clip.device)
 
 
-def seeded_adapters(shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, seed: int) -> Adapters:
+def seeded_adapters(
+    shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, seed: int, space: PublicSpace | None = None
+) -> Adapters:
     """`new_adapters` with weights from the seed; the state of torch's global generator does not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "adapters"))
-        return new_adapters(shape, prompts, audio_width)
+        return new_adapters(shape, prompts, audio_width, space)
 
 
 def adapter_loss(loss: LossSettings, prompts: ClassPrompts, unseen: Tensor | None = None) -> AdapterLoss:

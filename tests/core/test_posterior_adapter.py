@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fed_a2v.core.adapters import PosteriorAdapter
 from fed_a2v.core.class_sums import ClassSums, shared_gaussian
 from fed_a2v.core.label_prior import LabelPrior, standardised, ties_by_text
-from fed_a2v.core.posterior_adapter import PosteriorAdapter
 
 CLASSES, COLUMNS = 5, 8
 

@@ -193,6 +193,21 @@ class EncoderSettings(Section):
         return self
 
 
+class ProjectionSettings(Section):
+    """Public space in which sites sum their clips (share=statistics)."""
+
+    name: Literal["head", "random"] = Field(
+        description="directions; head: the strongest of a label head, which tell its labels apart; random: "
+        "orthonormal, from the run's seed"
+    )
+    path: Place | None = Field(
+        json_schema_extra=NO_RESULT,
+        description="npz file with the head's `weight`, labels x width (head); null: that of the encoder or of the "
+        "file of embeddings",
+    )
+    columns: Count = Field(description="number of columns; more keep more of the clips and send more bytes")
+
+
 class TextModelSettings(Section):
     """A pretrained text model."""
 

@@ -13,8 +13,9 @@ from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, op
 class ShareSettings(Section):
     """Statistics of each class that a site sends besides its adapters."""
 
-    kind: Literal["prototypes", "mean", "samples"] = Field(
-        description="kind of statistics: means of groups of similar clips, one mean per class, or single clips"
+    kind: Literal["prototypes", "mean", "samples", "statistics"] = Field(
+        description="kind of statistics: means of groups of similar clips, one mean per class, single clips, or sums "
+        "in the public space of `projection` (statistics)"
     )
     prototypes: Count = Field(description="maximum number of group means per class")
     min_clips: Count = Field(description="minimum number of clips per mean")

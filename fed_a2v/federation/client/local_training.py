@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import cosines, retrieval
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
+from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.training import mean_outputs, train_epochs
@@ -36,6 +38,8 @@ from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, T
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
 EVALUATION_ROWS = 256
+# Fingerprint of a reply that shares nothing of single classes.
+NOTHING_SENT = "nothing"
 
 
 class Site:
@@ -79,6 +83,31 @@ class Site:
         moments = None if statistics else pooled_moments(self.data.train.embeddings, self.settings.share.min_clips)
         return self._reply("register", round_number, [], statistics, fingerprint(statistics), {}, start, moments)
 
+    def centre(self, space: PublicSpace) -> TrainReply:
+        """The mean of all training clips in the public space, which says nothing of single classes."""
+        start = time.perf_counter()
+        rows = space.rows(self.data.train.embeddings)
+        moments = pooled_moments(rows.unsqueeze(1), self.settings.share.min_clips)
+        return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments)
+
+    def register_sums(self, space: PublicSpace) -> TrainReply:
+        """The class sums of the training clips in the public space around its centre."""
+        start = time.perf_counter()
+        sums = self._sums(space)
+        return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sums)
+
+    def _sums(self, space: PublicSpace) -> ClassSums:
+        """The sums of the classes with enough clips."""
+        train, kept = self.data.train, [label for label, groups in self._groups.items() if groups]
+        of_kept = torch.isin(train.labels, torch.tensor(kept, dtype=train.labels.dtype))
+        rows = space.rows(train.embeddings[of_kept])
+        return ClassSums.of(rows, train.labels[of_kept], len(self.classes))
+
+    def _counts(self) -> list[ClassStatistics]:
+        """The classes with enough clips and their numbers of clips, without prototypes."""
+        clips = {label: sum(map(len, groups)) for label, groups in self._groups.items()}
+        return [ClassStatistics(self.classes[label], count) for label, count in clips.items() if count]
+
     def train(self, round_number: int, adapters: Adapters, stored_fingerprint: str) -> TrainReply:
         """Train the adapters on the site's clips.
 
@@ -90,7 +119,8 @@ class Site:
         """
         start = time.perf_counter()
         settings = self.settings
-        audio, labels = self.data.train.embeddings.to(self.device), self.data.train.labels.to(self.device)
+        audio = adapters.mapped(self.data.train.embeddings.to(self.device))
+        labels = self.data.train.labels.to(self.device)
         losses: dict[str, float] = {}
         if not adapters.closed_form:  # otherwise the server solves for the weights
             losses = train_epochs(
@@ -104,10 +134,10 @@ class Site:
                 settings.site.proximal,
                 more_steps(settings.site, settings.finetune, round_number),
             )
-        statistics = self._prototypes()
-        if not settings.needs_prototypes:  # the server only needs them once, in the registration, to standardise
-            statistics = [ClassStatistics(each.name, each.count) for each in statistics]
-        prototype_fingerprint = fingerprint(statistics)
+        sums = None if adapters.space is None else self._sums(adapters.space)
+        # Without prototypes or sums: the server only needs them once, in the registration, to standardise.
+        statistics = self._prototypes() if settings.needs_prototypes and sums is None else self._counts()
+        prototype_fingerprint = fingerprint(statistics) if sums is None else sums.fingerprint
         is_stored = prototype_fingerprint == stored_fingerprint
         outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
         sent = []
@@ -115,7 +145,8 @@ class Site:
             clip, t5 = outputs.get(self.classes.index(each.name), (None, None))
             sent.append(ClassStatistics(each.name, each.count, None if is_stored else each.audio, clip, t5))
         weights = adapters.weights() if settings.needs_weights else []
-        return self._reply("train", round_number, weights, sent, prototype_fingerprint, losses, start)
+        sums = None if is_stored else sums
+        return self._reply("train", round_number, weights, sent, prototype_fingerprint, losses, start, sums=sums)
 
     @torch.no_grad()
     def evaluate(
@@ -140,7 +171,7 @@ class Site:
             clips = self.data.test
         scores = {}
         for label in clips.labels.unique().tolist():
-            audio = clips.embeddings[clips.labels == label].to(self.device)
+            audio = adapters.mapped(clips.embeddings[clips.labels == label].to(self.device))
             chunks = audio.split(EVALUATION_ROWS)
             parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in chunks]
             (score,) = Scores.merge(parts).classes.values()
@@ -181,8 +212,12 @@ class Site:
         return {name: count for name, count in zip(self.classes, counts, strict=True) if count}
 
     def new_adapters(self) -> Adapters:
-        """Adapters with the shapes of the experiment; the caller loads their weights."""
-        return new_adapters(self.settings.adapters, self.prompts, self.data.train.embeddings.shape[-1])
+        """Adapters with the shapes of the experiment; the caller loads weights and public space."""
+        width, space = self.data.train.embeddings.shape[-1], None
+        if self.settings.share.kind == "statistics":
+            columns = self.settings.projection.columns
+            space = PublicSpace(torch.zeros(width, columns), torch.zeros(columns))
+        return new_adapters(self.settings.adapters, self.prompts, width, space)
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""
@@ -197,7 +232,7 @@ class Site:
     def _groups(self) -> dict[int, list[Tensor]]:
         """For each label, the groups of the class's training clips (row numbers) whose embeddings are averaged."""
         share, train = self.settings.share, self.data.train
-        kind = share.kind if self.settings.needs_prototypes else "mean"
+        kind = share.kind if self.settings.needs_prototypes and share.kind != "statistics" else "mean"
         return {
             label: clip_groups(train.embeddings[train.labels == label], kind, share.prototypes, share.min_clips)
             for label in train.labels.unique().tolist()
@@ -205,6 +240,9 @@ class Site:
 
     def averaged(self, task: Task | Literal["evaluate"]) -> Iterator[frozenset[str]]:
         """The sets of clips, by key, that the averages and sums in the reply to a task are taken over."""
+        if task == "centre":
+            yield frozenset(self.data.train.keys)
+            return
         if task == "evaluate":
             for clips in (self.data.test, self.data.validation):
                 yield from (_keys(clips, _rows(clips, label)) for label in clips.labels.unique().tolist())
@@ -227,6 +265,7 @@ class Site:
         losses: dict[str, float],
         start: float,
         moments: PooledMoments | None = None,
+        sums: ClassSums | None = None,
     ) -> TrainReply:
         return TrainReply(
             site=self.name,
@@ -241,6 +280,7 @@ class Site:
             seconds=time.perf_counter() - start,
             test_clips=self._count_by_class(self.data.test.labels),
             moments=moments,
+            sums=sums,
         )
 
 

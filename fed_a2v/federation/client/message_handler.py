@@ -11,6 +11,7 @@ import torch
 from flwr.common import Config, NDArrays, Scalar
 
 from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -22,6 +23,7 @@ from fed_a2v.federation.client.privacy_policy import PolicyViolationError, setti
 from fed_a2v.federation.client.time_limit import DeadlineError, within
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
+    REGISTRATION,
     VALIDATION,
     InvalidReplyError,
     Scores,
@@ -92,7 +94,7 @@ class MessageHandler:
             SiteError: deployed: any other error; the node's log has the cause. A node that is not deployed raises the
                 cause itself: `DataError`, `TargetsError`, ...
         """
-        instruction = read_instruction(config, "register", "train")
+        instruction = read_instruction(config, *REGISTRATION, "train")
         return self._in_time(instruction, lambda: self._fit(parameters, instruction))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
@@ -111,6 +113,10 @@ class MessageHandler:
         site = self._site(instruction)
         if instruction.task == "register":
             reply = site.register(instruction.round)
+        elif instruction.task == "centre":
+            reply = site.centre(_public_space(parameters, site))
+        elif instruction.task == "sums":
+            reply = site.register_sums(_public_space(parameters, site))
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
@@ -184,14 +190,31 @@ class MessageHandler:
 
 
 def _count_arrays(adapters: Adapters) -> int:
-    """Number of arrays of global adapters: the weights, then mean and standard deviation of their input."""
-    return len(adapters.weights()) + 2
+    """Number of arrays of global adapters: the weights, then what is not trained."""
+    return len(adapters.weights()) + len(adapters.fixed())
 
 
 def _load(adapters: Adapters, arrays: NDArrays) -> None:
     """Load the global adapters that the server sent into `adapters`."""
-    shapes = [tuple(weight.shape) for weight in adapters.weights()] + [tuple(adapters.audio_mean.shape)] * 2
-    *weights, mean, std = decode_weights(arrays, shapes)
-    adapters.load_weights(weights)
-    adapters.audio_mean.copy_(mean)
-    adapters.audio_std.copy_(std)
+    weights, fixed = adapters.weights(), adapters.fixed()
+    tensors = decode_weights(arrays, [tuple(tensor.shape) for tensor in weights + fixed])
+    adapters.load_weights(tensors[: len(weights)])
+    adapters.load_fixed(tensors[len(weights) :])
+    if adapters.space is not None:
+        _check_space(adapters.space)
+
+
+def _public_space(parameters: NDArrays, site: Site) -> PublicSpace:
+    """The public space that the server sent: its matrix and, once it is known, its centre."""
+    arrays = split_arrays(parameters, 2)
+    width, columns = site.data.train.embeddings.shape[-1], site.settings.projection.columns
+    matrix, *centre = decode_weights(arrays, [(width, columns), (columns,)][: len(arrays)])
+    space = PublicSpace(matrix, centre[0] if centre else None)
+    _check_space(space)
+    return space
+
+
+def _check_space(space: PublicSpace) -> None:
+    """Check that no clip can count for more than another in sums over this space."""
+    if not is_orthonormal(space.matrix):
+        raise InvalidReplyError("the columns of the public space are not orthonormal")

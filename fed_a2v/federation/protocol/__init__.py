@@ -21,9 +21,18 @@ from fed_a2v.federation.protocol.eval_reply import (
 )
 from fed_a2v.federation.protocol.manifest import claimed_site
 from fed_a2v.federation.protocol.packing import join_arrays, read_arrays, split_arrays
-from fed_a2v.federation.protocol.train_reply import ReplySpec, Task, TrainReply, decode_reply, encode_reply, pack_reply
+from fed_a2v.federation.protocol.train_reply import (
+    REGISTRATION,
+    ReplySpec,
+    Task,
+    TrainReply,
+    decode_reply,
+    encode_reply,
+    pack_reply,
+)
 
 __all__ = [
+    "REGISTRATION",
     "VALIDATION",
     "ClassScores",
     "EvalReplySpec",

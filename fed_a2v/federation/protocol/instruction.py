@@ -32,7 +32,7 @@ class Instruction(BaseModel):
     """One task for one site.
 
     Attributes:
-        task: register the site, train the adapters that the message carries, or evaluate them.
+        task: register the site (see `REGISTRATION`), train the adapters that the message carries, or evaluate them.
         round: from 1; 0 for the registration.
         number: number of the site in the experiment's partition.
         site: the server's name for the site.
@@ -47,7 +47,7 @@ class Instruction(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: Literal["register", "train", "evaluate"]
+    task: Literal["register", "centre", "sums", "train", "evaluate"]
     round: Number
     number: Number
     site: Annotated[str, Field(min_length=1, max_length=200)]

@@ -18,6 +18,7 @@ from flwr.common import Scalar
 from pydantic import Field
 from torch import Tensor
 
+from fed_a2v.core.class_sums import ClassSums, symmetric, triangle_size
 from fed_a2v.core.prototypes import Variance
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
@@ -33,11 +34,16 @@ from fed_a2v.federation.protocol.manifest import (
 )
 from fed_a2v.federation.protocol.packing import join_arrays
 
-Task = Literal["register", "train"]
+Task = Literal["register", "centre", "sums", "train"]
+# Tasks of the registration, before the first round. `register`: prototypes. With share=statistics in two exchanges:
+# `centre`, the mean of the clips in the public space, and `sums`, the class sums around the centre of all sites.
+REGISTRATION = ("register", "centre", "sums")
 
 # Limit on the magnitude of every weight, embedding and output; its square is the limit for variances. Frozen encoders
 # give 1e-3 to 1e2; the limit prevents later overflow.
 MAX_MAGNITUDE = 1e6
+# Limits on class sums: relative error of float16, and deviations of the privacy noise that are not exceeded by chance.
+ROUNDING, NOISE_LIMIT = 0.01, 8.0
 _CHUNK = 1 << 14  # weights converted to float32 at a time
 
 
@@ -48,7 +54,7 @@ class TrainReply:
     Attributes:
         site: the site's name.
         round_number: the round of the request.
-        task: "register" (prototypes only, before any training) or "train".
+        task: one of `REGISTRATION`, before any training, or "train".
         num_examples: number of the site's training clips.
         weights: the adapters' weights; empty for a registration. In a decoded reply they are views of the received
             bytes, float16 or float32, because copies of all sites' weights would be most of the server's memory.
@@ -59,7 +65,9 @@ class TrainReply:
         seconds: time that the site took, in s.
         test_clips: number of the site's test clips of each class. It lets the server notice when a later evaluation
             lacks some of them.
-        moments: mean and variance of all clips together; only in a registration that shares no class.
+        moments: mean and variance of all clips together; only in a registration that shares no class, and in the
+            task "centre", as the (1, R) mean of rows in the public space.
+        sums: class sums in the public space; in the task "sums", and in "train" unless the server has them.
     """
 
     site: str
@@ -74,6 +82,7 @@ class TrainReply:
     seconds: float = 0.0
     test_clips: dict[str, int] = field(default_factory=dict)
     moments: PooledMoments | None = None
+    sums: ClassSums | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class ReplySpec:
         t5_shape: (T, Dt) of the T5 adapter's output; None: there is no T5 adapter.
         square_root: whether the embeddings must be square roots; None: not known yet.
         prototypes: whether classes have prototypes; False allows none.
+        sums: columns of the public space if classes have sums instead of prototypes; 0: they have none.
+        sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both.
         groups: largest number of prototypes of a class; 0: each prototype is a single clip.
         min_clips: smallest number of clips of each prototype, of each class and of the moments of all clips.
         variances: the variances that prototypes may have: for each group, one for all groups of a class, or none.
@@ -112,6 +123,8 @@ class ReplySpec:
     t5_shape: tuple[int, int] | None
     square_root: bool | None = None
     prototypes: bool = True
+    sums: int = 0
+    sums_noise: tuple[float, float] = (0.0, 0.0)
     groups: int = 8
     min_clips: int = 1
     variances: Variance = "groups"
@@ -162,6 +175,13 @@ class _MomentsEntry(Strict):
     count: Annotated[int, Field(ge=1)]
 
 
+class _SumsEntry(Strict):
+    """Indices of the array with a row for each class of the reply, in its order, and of the scatter."""
+
+    classes: _Index
+    scatter: _Index
+
+
 class _ReplyManifest(Manifest):
     task: Task
     weights: _Index
@@ -172,6 +192,7 @@ class _ReplyManifest(Manifest):
     test_clips: dict[str, Annotated[int, Field(ge=1)]]
     classes: list[_ClassEntry]
     moments: _MomentsEntry | None
+    sums: _SumsEntry | None
 
 
 def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
@@ -213,6 +234,12 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
             return None
         return _MomentsEntry(mean=add(pack(pooled.mean, dtype)), variance=pooled.variance, count=pooled.count)
 
+    def sums(of_site: ClassSums | None) -> _SumsEntry | None:
+        if of_site is None:
+            return None
+        rows = of_site.sums[of_site.counts > 0]
+        return _SumsEntry(classes=add(pack(rows.float(), dtype)), scatter=add(pack(of_site.scatter.float(), dtype)))
+
     manifest = _ReplyManifest(
         site=reply.site,
         round_number=reply.round_number,
@@ -234,6 +261,7 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
             for statistics in reply.statistics
         ],
         moments=moments(reply.moments),
+        sums=sums(reply.sums),
     )
     return arrays, write_manifest(manifest)
 
@@ -299,6 +327,7 @@ def decode_reply(
         seconds=manifest.seconds,
         test_clips=dict(manifest.test_clips),
         moments=None if manifest.moments is None else _read_moments(arrays, manifest.moments, expected),
+        sums=None if manifest.sums is None else _read_sums(arrays, manifest, manifest.sums, expected),
     )
 
 
@@ -311,6 +340,8 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
         used += [index for index in indices if index is not None]
     if manifest.moments is not None:
         used.append(manifest.moments.mean)
+    if manifest.sums is not None:
+        used += [manifest.sums.classes, manifest.sums.scatter]
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
@@ -355,6 +386,9 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplyS
     clips = sum(entry.count for entry in manifest.classes)
     if clips > num_examples:
         raise InvalidReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
+    has_sums = expected.sums > 0 and manifest.task != "centre" and bool(manifest.classes) and not is_stored
+    if (manifest.sums is not None) != has_sums:
+        raise InvalidReplyError(f"the reply has {'no' if has_sums else ''} class sums, task {manifest.task!r}")
     if manifest.moments is not None:
         if expected.task == "train" or manifest.classes:
             raise InvalidReplyError(
@@ -453,6 +487,33 @@ def _read_prototypes(
         counts=torch.from_numpy(counts.astype(np.int64)),
         variances=variances.expand(shape).contiguous(),
     )
+
+
+def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEntry, expected: ReplySpec) -> ClassSums:
+    """The class sums of a site.
+
+    Rows of length 1 limit them: a class sum is no longer than its number of clips, and the trace of the scatter is the
+    number of all clips. Noise and rounding add to both.
+    """
+    order = list(expected.classes)
+    labels = torch.tensor([order.index(of_class.name) for of_class in manifest.classes])
+    counts = torch.tensor([of_class.count for of_class in manifest.classes])
+    columns = expected.sums
+    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_MAGNITUDE).double()
+    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE).double()
+    class_noise, scatter_noise = expected.sums_noise
+    longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
+    if (too_long := rows.norm(dim=1) > longest).any():
+        name = manifest.classes[int(too_long.nonzero()[0])].name
+        raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
+    clips, trace = int(counts.sum()), float(symmetric(scatter, columns).trace())
+    if abs(trace - clips) > ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns):
+        raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}, expected {clips}")
+    whole = torch.zeros(len(order), columns, dtype=torch.float64)
+    whole[labels] = rows
+    of_all = torch.zeros(len(order), dtype=torch.int64)
+    of_all[labels] = counts
+    return ClassSums(of_all, whole, scatter)
 
 
 def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: ReplySpec) -> PooledMoments:

@@ -37,7 +37,7 @@ def embedding_spec(reply: TrainReply) -> EmbeddingSpec | None:
 
 
 def agreed_spec(
-    replies: Sequence[TrainReply], dataset: DatasetSettings, encoder: EncoderSettings
+    replies: Sequence[TrainReply], dataset: DatasetSettings, encoder: EncoderSettings, in_space: bool = False
 ) -> EmbeddingSpec | None:
     """The kind that the adapters must work with; None if no site shares anything.
 
@@ -49,6 +49,7 @@ def agreed_spec(
         replies: replies to the registration.
         dataset: settings of the data set.
         encoder: settings of the audio encoder.
+        in_space: whether the replies have rows in a public space, whose shape the protocol has checked.
 
     Raises:
         FederationError: no site has the kind of the settings, or no kind has more than half of the votes.
@@ -58,7 +59,7 @@ def agreed_spec(
         return None
     reported = ", ".join(f"{number} of {kind}" for kind, number in sorted(kinds.items()))
     has_sounds = any(data_set(part.name).has_audio for part in parts(dataset))
-    shape = known_shape(encoder) if has_sounds else None
+    shape = known_shape(encoder) if has_sounds and not in_space else None
     root = {"always": True, "never": False}.get(dataset.square_root)
     votes = Counter(
         {kind: number for kind, number in kinds.items() if kind[:2] == (shape or kind[:2]) and root in (None, kind[2])}

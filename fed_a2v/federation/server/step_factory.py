@@ -20,12 +20,15 @@ from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.names import nearest
+from fed_a2v.core.public_space import PublicSpace, head_space, random_space
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
 from fed_a2v.data.check import check_data
+from fed_a2v.data.index import known_audio_shape
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.data.site import class_names
+from fed_a2v.encoders.label_head import head_weight
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import adapter_loss, new_adapters, seeded_adapters, torch_device, unseen_mask
 from fed_a2v.runs.generator_files import load_generator_family
@@ -36,9 +39,40 @@ LOW_MEMORY_CHUNK = 16
 SHAPES = {"input_dim", "visual_dim", "sequence_length", "t5_dim"}
 
 
-def make_step(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int]) -> ServerStep:
-    """The server step with freshly seeded adapters and generator, for embeddings of shape (S, Da)."""
-    made = make_generator(settings, audio_shape, prompts.clip.shape[-1], prompts.names)
+def make_space(settings: Settings) -> PublicSpace:
+    """The public space of `share=statistics`, from what is public before any site sends anything.
+
+    Raises:
+        ConfigError: there is no label head, or the embeddings' width is not known.
+    """
+    projection = settings.projection
+    try:
+        if projection.name == "head":
+            return head_space(head_weight(projection, settings.dataset, settings.encoder), projection.columns)
+        shape = known_audio_shape(settings.dataset, settings.encoder)
+        if shape is None:
+            raise ConfigError(
+                f"projection=random needs the width of the embeddings, which encoder={settings.encoder.name} with "
+                f"dataset={settings.dataset.name} does not tell the server; choose projection=head with projection.path"
+            )
+        return random_space(shape[1], projection.columns, settings.seed)
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"projection.columns: {error}") from error
+
+
+def make_step(
+    settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int, int], space: PublicSpace | None = None
+) -> ServerStep:
+    """The server step with freshly seeded adapters and generator.
+
+    Args:
+        settings: settings of the experiment.
+        prompts: the class prompts.
+        audio_shape: (S, Da) of the embeddings.
+        space: public space of `share=statistics`, whose rows the generator then learns.
+    """
+    shape = audio_shape if space is None else (1, space.columns)
+    made = make_generator(settings, shape, prompts.clip.shape[-1], prompts.names)
     generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
     step_settings = ServerStepSettings(
         seed=settings.seed,
@@ -67,7 +101,7 @@ def make_step(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[int,
         generator_waits_on_cpu=low_memory,
     )
     return ServerStep(
-        seeded_adapters(settings.adapters, prompts, audio_shape[1], settings.seed),
+        seeded_adapters(settings.adapters, prompts, audio_shape[1], settings.seed, space),
         prompts,
         None if made is None else made.to(prompts.clip.device),
         adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts)),

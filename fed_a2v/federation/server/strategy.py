@@ -16,17 +16,20 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+import torch
 from flwr.common import EvaluateIns, FitIns, NDArrays, Parameters, Scalar, ndarrays_to_parameters
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import fit_clients
 from flwr.server.strategy import Strategy
+from torch import Tensor
 
 from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
+from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.factory import site_steps
@@ -66,8 +69,9 @@ from fed_a2v.federation.server.unshared_classes import UnsharedClasses
 
 log = logging.getLogger("fed_a2v")
 
-# Makes the server step for embeddings of shape (S, Da), which is known after the sites' registration.
-StepFactory = Callable[[tuple[int, int]], ServerStep]
+# Makes the server step for embeddings of shape (S, Da), which is known after the sites' registration, in a public space
+# with `share=statistics`.
+StepFactory = Callable[[tuple[int, int], PublicSpace | None], ServerStep]
 
 
 class RoundListener:
@@ -99,6 +103,7 @@ class FedA2V(Strategy):
         settings: settings of the experiment.
         prompts: the prompts of all classes.
         make_step: makes the server step for embeddings of shape (S, Da).
+        make_space: makes the public space of `share=statistics`.
         listener: receives the phases and finished rounds; None: no listener.
         max_workers: maximum number of sites that register at the same time; None: Flower's default.
 
@@ -112,6 +117,7 @@ class FedA2V(Strategy):
         settings: Settings,
         prompts: ClassPrompts,
         make_step: StepFactory,
+        make_space: Callable[[], PublicSpace],
         listener: RoundListener | None = None,
         max_workers: int | None = None,
     ) -> None:
@@ -120,6 +126,8 @@ class FedA2V(Strategy):
         self.classes = prompts.names
         self.prompts = prompts
         self.make_step = make_step
+        self.make_space = make_space
+        self.space: PublicSpace | None = None  # with share=statistics, after registration
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
@@ -221,7 +229,9 @@ class FedA2V(Strategy):
         closed_form = self.settings.adapters.closed_form  # then the sites do not train
         row |= {"site/optimiser_steps": 0.0 if closed_form else fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
-        updates = [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, reply.weights) for reply in replies]
+        updates = [
+            ClientUpdate(each.site, each.statistics, each.fingerprint, each.weights, each.sums) for each in replies
+        ]
         row |= step.run(round_number, updates)
         self._unshared.update(round_number, step)
         self.listener.server_step_done(round_number, step)
@@ -290,25 +300,23 @@ class FedA2V(Strategy):
         """Request the sites' class statistics, make the server step for their embeddings, and fill its bank."""
         start = time.perf_counter()
         self.listener.phase(0, "registration")
-        empty = ndarrays_to_parameters([])
-        results, failures = fit_clients(
-            [
-                (node, FitIns(empty, self._message("register", 0, site, number, held="")))
-                for site, number, node in self._nodes.assign(client_manager, self._active_sites(1), registration=True)
-            ],
-            max_workers=self.max_workers,
-            timeout=self.settings.federation.round_timeout,
-            group_id=0,
-        )
-        if self._nodes.own:
-            self._nodes.learn_names(self._reported_names(results))
         row = fresh_row()
-        replies = self._matching(self._valid_replies(results, failures, 0, "register", row), row)
+        if self.settings.share.kind == "statistics":
+            replies = self._register_sums(client_manager, row)
+        else:
+            replies = self._matching(self._registered("register", [], client_manager, row), row)
         if not replies or self.audio_shape is None:
             raise FederationError(f"no site could register: {reasons(row)}")
-        self.step = self.make_step(self.audio_shape)
-        self.step.fill_bank(0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint) for reply in replies])
-        if self.settings.adapters.standardise:
+        self.step = self.make_step(self.audio_shape, self.space)
+        self.step.fill_bank(
+            0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, sums=reply.sums) for reply in replies]
+        )
+        if self.space is not None and self.settings.adapters.closed_form:
+            pass  # the discriminant takes the rows as they are
+        elif self.space is not None:
+            # Rows of length 1 around their centre have about this deviation in every column.
+            self.step.adapters.audio_std.fill_(self.space.columns**-0.5)
+        elif self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
         self._registration = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
@@ -316,6 +324,42 @@ class FedA2V(Strategy):
             "seconds_registration": time.perf_counter() - start,
         }
         log.info("%d sites registered in %.1f s", len(replies), time.perf_counter() - start)
+
+    def _registered(
+        self, task: Task, arrays: Sequence[Tensor], client_manager: ClientManager, row: dict[str, Any]
+    ) -> list[TrainReply]:
+        """The valid replies to a task of the registration, whose message carries some arrays."""
+        packed = _joined(encode_weights(arrays, "float32")) if arrays else ndarrays_to_parameters([])
+        nodes = self._nodes.assign(client_manager, self._active_sites(1), registration=True)
+        results, failures = fit_clients(
+            [(node, FitIns(packed, self._message(task, 0, site, number, held=""))) for site, number, node in nodes],
+            max_workers=self.max_workers,
+            timeout=self.settings.federation.round_timeout,
+            group_id=0,
+        )
+        if self._nodes.own:
+            self._nodes.learn_names(self._reported_names(results))
+        return self._valid_replies(results, failures, 0, task, row)
+
+    def _register_sums(self, client_manager: ClientManager, row: dict[str, Any]) -> list[TrainReply]:
+        """Register in two exchanges: the mean of all clips in the public space, then the class sums around it.
+
+        The mean stays the centre for the whole run: sites that come later use it, too, so that all sums add up.
+        """
+        space = self.make_space()
+        replies = self._matching(self._registered("centre", [space.matrix], client_manager, row), row, space)
+        moments = [reply.moments for reply in replies if reply.moments is not None]
+        if not moments:
+            return []
+        clips = sum(each.count for each in moments)
+        centre = sum((each.count * each.mean[0].double() for each in moments), torch.zeros(space.columns).double())
+        self.space = space.centred(centre / clips)
+        return self._registered("sums", self._space_arrays(), client_manager, row)
+
+    def _space_arrays(self) -> list[Tensor]:
+        assert self.space is not None
+        assert self.space.centre is not None
+        return [self.space.matrix, self.space.centre]
 
     def _reported_names(self, results: Sequence[FitResult]) -> dict[str, str]:
         """The site names in the replies, by the node's `cid`; replies without a valid one are counted later."""
@@ -325,9 +369,11 @@ class FedA2V(Strategy):
                 names[node.cid] = claimed_site(result.metrics, self.classes)
         return names
 
-    def _matching(self, replies: list[TrainReply], row: dict[str, Any]) -> list[TrainReply]:
-        """The replies whose embeddings are of the agreed spec and scale; the others are rejected."""
-        agreed = agreed_spec(replies, self.settings.dataset, self.settings.encoder)
+    def _matching(
+        self, replies: list[TrainReply], row: dict[str, Any], space: PublicSpace | None = None
+    ) -> list[TrainReply]:
+        """The replies whose embeddings, or rows in a space, are of the agreed spec and scale; others are rejected."""
+        agreed = agreed_spec(replies, self.settings.dataset, self.settings.encoder, space is not None)
         if agreed is None:
             if replies:
                 least = self.settings.share.min_clips
@@ -380,10 +426,10 @@ class FedA2V(Strategy):
         }
 
     def _weights(self) -> NDArrays:
-        """The arrays of the global adapters: weights, then the standardisation in full precision."""
+        """The arrays of the global adapters: weights, then what is not trained, in full precision."""
         adapters = self._step().adapters
         weights = encode_weights(adapters.weights(), self.settings.share.dtype)
-        return weights + encode_weights([adapters.audio_mean, adapters.audio_std], "float32")
+        return weights + encode_weights(adapters.fixed(), "float32")
 
     def _keep_before(self) -> None:
         """Keep what is needed to evaluate the adapters as they are before the server step."""
@@ -430,6 +476,7 @@ class FedA2V(Strategy):
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
+        sums = settings.projection.columns if share.kind == "statistics" else 0
         return ReplySpec(
             site=site,
             round_number=round_number,
@@ -441,7 +488,8 @@ class FedA2V(Strategy):
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
-            prototypes=task == "register" or self.settings.needs_prototypes,
+            prototypes=not sums and (task == "register" or self.settings.needs_prototypes),
+            sums=sums,
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
             variances=share.variance,
@@ -555,6 +603,7 @@ class FedA2V(Strategy):
             "strategy": {
                 "audio_shape": list(self.audio_shape or ()),
                 "square_root": self.square_root,
+                "space": None if self.space is None else self._space_arrays(),
                 "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
                 "unshared": list(self._unshared.names),
             },
@@ -572,7 +621,8 @@ class FedA2V(Strategy):
         self._unshared.names = tuple(own["unshared"])
         self.rule.load_state_dict(components["aggregation"])
         self._nodes.load_state_dict(components["nodes"])
-        self.step = self.make_step(self.audio_shape)
+        self.space = None if own["space"] is None else PublicSpace(*own["space"])
+        self.step = self.make_step(self.audio_shape, self.space)
         self.step.load_state_dict(components)
 
     def _step(self) -> ServerStep:

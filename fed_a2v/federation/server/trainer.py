@@ -20,13 +20,14 @@ from fed_a2v.callbacks.base import Callback, CallbackList, RunContext
 from fed_a2v.callbacks.report import write_run_report
 from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings, cache_dir
+from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import state_bytes
 from fed_a2v.federation.server.resume import check_unchanged, find_saved_run, finished_results, take_over
-from fed_a2v.federation.server.step_factory import load_generator, make_step
+from fed_a2v.federation.server.step_factory import load_generator, make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import hold
@@ -123,7 +124,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         )
         # Called before the log file and the lock are closed; after a finished run it does nothing.
         self._exit.callback(self.callbacks.end, None)
-        self.strategy = FedA2V(settings, self.prompts, self._make_step, self)
+        self.strategy = FedA2V(settings, self.prompts, self._make_step, lambda: make_space(settings), self)
         if state is not None:
             self.strategy.load_state_dict(state["components"])
             self.strategy.start_round = self.round
@@ -203,8 +204,8 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         check_disjoint(sites, clips)
         return describe(sites, clips)
 
-    def _make_step(self, audio_shape: tuple[int, int]) -> ServerStep:
-        step = make_step(self.settings, self.prompts, audio_shape)
+    def _make_step(self, audio_shape: tuple[int, int], space: PublicSpace | None) -> ServerStep:
+        step = make_step(self.settings, self.prompts, audio_shape, space)
         if self.round == 0:
             own = self.settings.resume == "never"
             load_generator(step.generator, self.settings.generator, self.folder.path, own)
