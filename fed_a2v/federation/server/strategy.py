@@ -216,10 +216,9 @@ class FedA2V(Strategy):
         self._keep_before()
         row |= _mean_losses(replies)
         # The server step overwrites its own count if it takes optimiser steps.
-        site, finetune = self.settings.site, self.settings.finetune
-        steps = [site_steps(site, finetune, round_number, reply.num_examples) for reply in replies]
-        closed_form = self.settings.adapters.closed_form  # then the sites do not train
-        row |= {"site/optimiser_steps": 0.0 if closed_form else fmean(steps), "server/optimiser_steps": 0}
+        shape, site, finetune = self.settings.adapters, self.settings.site, self.settings.finetune
+        steps = [site_steps(shape, site, finetune, round_number, reply.num_examples) for reply in replies]
+        row |= {"site/optimiser_steps": fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, reply.weights) for reply in replies]
         row |= step.run(round_number, updates)
