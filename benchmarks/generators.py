@@ -264,9 +264,12 @@ def steps(settings: Settings) -> list[int]:
     """Optimiser steps of each round of a federation with all sites in every round: of a site plus the server."""
     clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
     sizes = [len(each.rows("train")) for each in partition(clips, settings.partition, settings.seed)]
-    site, finetune = settings.site, settings.finetune
+    shape, site, finetune = settings.adapters, settings.site, settings.finetune
     return [
-        round(statistics.fmean(site_steps(site, finetune, number, size) for size in sizes) + finetune.steps_of(number))
+        round(
+            statistics.fmean(site_steps(shape, site, finetune, number, size) for size in sizes)
+            + finetune.steps_of(number)
+        )
         for number in range(1, settings.rounds + 1)
     ]
 

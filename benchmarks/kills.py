@@ -144,7 +144,7 @@ class TornState:
 
     def __call__(self, value: Any, file: Any) -> None:
         """Write a value, or only its first bytes before the kill."""
-        if not (isinstance(value, dict) and "strategy" in value and value.get("round") == self.round_number):
+        if not (isinstance(value, dict) and "components" in value and value.get("round") == self.round_number):
             self.save(value, file)
             return
         whole = io.BytesIO()
@@ -163,7 +163,10 @@ def left(folder: Path) -> list[Any]:
         {key: value for key, value in row.items() if "seconds" not in key}
         for row in (*run.rows(), json.loads(run.results.read_text()))
     ]
-    return [timeless, list(leaves(state["strategy"]))]
+    components = {
+        name: part for name, part in state["components"].items() if name != "callbacks"
+    }  # W&B's id of the run
+    return [timeless, list(leaves(components))]
 
 
 def leaves(tree: Any, where: str = "") -> Any:

@@ -26,7 +26,8 @@ trap 'rm -rf "$scratch"' EXIT
 
 python - "$output" "$@" >"$scratch/run.toml" <<'PYTHON'
 import json, shlex, sys
-from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.errors import ConfigError
 
 output, *overrides = sys.argv[1:]
 try:

@@ -50,8 +50,8 @@ esac
 python - "$config" <<'PYTHON' || exit 1
 import sys, tomllib
 
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.client.node_config import read_node_config
-from fed_a2v.config.schema import ConfigError
 
 try:
     with open(sys.argv[1], "rb") as file:

@@ -171,7 +171,7 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
     adapters = seeded_adapters(settings.adapters, prompts, audio.shape[-1], settings.seed)
     loss = adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts))
-    site, finetune = settings.site, settings.finetune
+    shape, site, finetune = settings.adapters, settings.site, settings.finetune
     if settings.adapters.standardise:
         columns = audio.flatten(0, 1)
         adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
@@ -179,15 +179,10 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
         _solve(adapters, audio, labels, prompts)
     rows = []
     for number in range(1, settings.rounds + 1):
-        if steps is not None:
-            epochs, more, taken = 0, steps[number - 1], steps[number - 1]
-        elif adapters.closed_form:
-            epochs, more, taken = 0, 0, 0
-        else:
-            epochs, more = site.epochs, more_steps(site, finetune, number)
-            taken = site_steps(site, finetune, number, len(audio))
+        taken = site_steps(shape, site, finetune, number, len(audio)) if steps is None else steps[number - 1]
         if taken:
             random = torch_generator(settings.seed, "pooled", number)
+            epochs, more = (site.epochs, more_steps(site, finetune, number)) if steps is None else (0, taken)
             train_epochs(adapters, audio, labels, loss, epochs, site_optimiser(site), random, more_steps=more)
         with torch.no_grad():
             outputs = adapters(test_audio)

@@ -1,6 +1,7 @@
 """Imports run one way, those within functions included, and the method knows no framework."""
 
 import ast
+import importlib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -114,6 +115,13 @@ def test_only_the_files_that_run_or_build_an_experiment_see_the_settings_whole()
 def test_imports_within_functions_are_found():
     source = "import a.b\ndef f():\n    from c import d, e"
     assert list(imported(source)) == ["a.b", "c.d", "c.e"]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "deploy").glob("*.sh")), ids=lambda path: path.name)
+def test_what_the_deployment_scripts_import_exists(script):
+    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line.startswith("from fed_a2v.")]
+    for module, _, name in (full.rpartition(".") for full in imported("\n".join(lines))):
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 # The picture in CONTRIBUTING.md

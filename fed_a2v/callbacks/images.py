@@ -31,7 +31,7 @@ class TrainingImages(Callback):
         config = run.config
         every, every_nodes = config["generate_global_images_frequency"], config["generate_nodes_images_frequency"]
         if every or every_nodes:
-            from fed_a2v.images.training import TrainingPictures  # takes seconds to import
+            from fed_a2v.images.training import TrainingPictures  # other runs do not need it
 
             images, targets = ImageSettings(**config["images"]), TargetSettings(**config["targets"])
             self.pictures = TrainingPictures(images, targets, every, every_nodes, run.folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Container, Mapping
+from functools import partial
 from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
@@ -13,6 +16,9 @@ from fed_a2v.runs.embedding_map_plot import map_pixels
 from fed_a2v.runs.wandb_file import logged_rounds
 from fed_a2v.storage.files import numbers, plain
 from fed_a2v.storage.untrusted import read_json
+
+# Variable of the environment by which W&B finds a service process that runs already, such as that of a parent process.
+SERVICE = "WANDB_SERVICE"
 
 
 class Wandb(Callback):
@@ -39,10 +45,12 @@ class Wandb(Callback):
         self.folder, self.settings = run.folder, WandbSettings(**run.config["wandb"])
         if self.settings.mode == "disabled":
             return
+        is_inherited = SERVICE in os.environ and "wandb" not in sys.modules
         import wandb
 
         earlier, path = self.id, run.folder.path
-        self._run = wandb.init(
+        start = partial(
+            wandb.init,
             mode=self.settings.mode,
             project=self.settings.project,
             entity=self.settings.entity,
@@ -54,6 +62,15 @@ class Wandb(Callback):
             config=dict(run.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
+        try:
+            self._run = start()
+        except Exception:
+            if not is_inherited:
+                raise
+            # To the service of a parent process, a run that was killed and is resumed may still be in use.
+            os.environ.pop(SERVICE, None)
+            wandb.teardown()
+            self._run = start()
         self.id = self._run.id
         if self._online:  # the W&B server refuses steps that it already has
             self._logged = range(self._run.starting_step)

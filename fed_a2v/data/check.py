@@ -67,13 +67,12 @@ def _warn_of_unshared(settings: Settings, index: ClipIndex, sites: list[SiteClip
         )
     trained = counts.any(axis=0)
     few = [index.classes[label] for label in np.flatnonzero(trained & (counts.max(axis=0) < least))]
-    if not few or not (settings.finetune.enabled or settings.aggregation.distils):
+    if not few or not settings.has_server_step:
         return []
-    if len(few) == trained.sum() and (settings.adapters.closed_form or not settings.aggregation.averages):
-        key = "adapters.closed_form=true" if settings.adapters.closed_form else "aggregation.mode=none"
+    if len(few) == trained.sum() and settings.only_server_trains:
         raise DataError(
-            f"{key}: only the server step trains the adapters, and no site has share.min_clips={least} training clips "
-            "of a class; lower it"
+            f"{settings.only_server_trains}: only the server step trains the adapters, and no site has "
+            f"share.min_clips={least} training clips of a class; lower it"
         )
     return [f"no site has share.min_clips={least} training clips of {len(few)} classes: {listed(few, 10)}"]
 

@@ -100,6 +100,10 @@ def more_steps(site: SiteSettings, finetune: FinetuneSettings, round_number: int
     return finetune.steps_of(round_number) if site.server_steps else 0
 
 
-def site_steps(site: SiteSettings, finetune: FinetuneSettings, round_number: int, clips: int) -> int:
-    """All optimiser steps in a round of a site with this many training clips, unless the adapters are closed-form."""
+def site_steps(
+    shape: AdapterSettings, site: SiteSettings, finetune: FinetuneSettings, round_number: int, clips: int
+) -> int:
+    """All optimiser steps in a round of a site with this many training clips."""
+    if shape.closed_form:
+        return 0  # the server solves for the weights
     return epoch_steps(clips, site.epochs, site.batch_size) + more_steps(site, finetune, round_number)

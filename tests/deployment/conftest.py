@@ -143,7 +143,10 @@ def faulty_copy(folder):
     copy_of_app(folder)
     project = folder / "pyproject.toml"
     text = project.read_text()
-    for honest, faulty in (("federation.client_app", "faulty_app"), ("federation.server_app", "faulty_server")):
+    for honest, faulty in (
+        ("federation.client.client_app", "faulty_app"),
+        ("federation.server.server_app", "faulty_server"),
+    ):
         shutil.copy(Path(__file__).with_name(f"{faulty}.py"), folder / "fed_a2v")
         assert f'"fed_a2v.{honest}:app"' in text
         text = text.replace(f'"fed_a2v.{honest}:app"', f'"fed_a2v.{faulty}:app"')

@@ -224,10 +224,9 @@ class FedA2V(Strategy):
         self._keep_before()
         row |= _mean_losses(replies)
         # The server step overwrites its own count if it takes optimiser steps.
-        site, finetune = self.settings.site, self.settings.finetune
-        steps = [site_steps(site, finetune, round_number, reply.num_examples) for reply in replies]
-        closed_form = self.settings.adapters.closed_form  # then the sites do not train
-        row |= {"site/optimiser_steps": 0.0 if closed_form else fmean(steps), "server/optimiser_steps": 0}
+        shape, site, finetune = self.settings.adapters, self.settings.site, self.settings.finetune
+        steps = [site_steps(shape, site, finetune, round_number, reply.num_examples) for reply in replies]
+        row |= {"site/optimiser_steps": fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [
             ClientUpdate(each.site, each.statistics, each.fingerprint, each.weights, each.sums) for each in replies

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 
 from fed_a2v.callbacks import checkpoint as checkpoint_callback
@@ -817,7 +819,14 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finished_run):
+@pytest.mark.parametrize("shares_service", [False, True])
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finished_run, monkeypatch, shares_service):
+    """Also if both processes inherit W&B's service, to which the killed run is still in use."""
+    if shares_service:
+        wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True)).finish()
+        assert "WANDB_SERVICE" in os.environ
+    else:
+        monkeypatch.delenv("WANDB_SERVICE", raising=False)
     folder = tmp_path / "killed"
     words = ["train", *FAST, "rounds=3", "wandb.mode=offline", f"hydra.run.dir={folder}"]
     with (tmp_path / "shown").open("w") as shown:
