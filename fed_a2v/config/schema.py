@@ -17,10 +17,18 @@ from fed_a2v.config.sections.data import (
     DatasetSettings,
     EncoderSettings,
     PartitionSettings,
+    PriorSettings,
     ProjectionSettings,
     TargetSettings,
 )
-from fed_a2v.config.sections.federation import AggregationSettings, FederationSettings, ScenarioSettings, ShareSettings
+from fed_a2v.config.sections.federation import (
+    AggregationSettings,
+    FederationSettings,
+    PrivacySettings,
+    ScenarioSettings,
+    SecureSumsSettings,
+    ShareSettings,
+)
 from fed_a2v.config.sections.output import CheckpointSettings, ImageSettings, TrackingSettings, WandbSettings
 from fed_a2v.config.sections.training import (
     AdapterSettings,
@@ -78,6 +86,9 @@ class Settings(Section):
     loss: LossSettings
     site: SiteSettings
     share: ShareSettings
+    privacy: PrivacySettings
+    secure_sums: SecureSumsSettings
+    prior: PriorSettings
     aggregation: AggregationSettings
     bank: BankSettings
     scenario: ScenarioSettings
@@ -107,7 +118,19 @@ class Settings(Section):
         """The setting because of which only the server step trains the adapters, KEY=VALUE; else empty."""
         if self.adapters.closed_form:
             return "adapters.closed_form=true"
+        if not self.site.epochs and not self.site.server_steps:
+            return "site.epochs=0"
         return "" if self.aggregation.averages else "aggregation.mode=none"
+
+    @property
+    def shares_sums(self) -> bool:
+        """Whether sites send sums in a public space, once, instead of prototypes."""
+        return self.share.kind == "statistics"
+
+    @property
+    def site_trains(self) -> bool:
+        """Whether sites train adapters in a round."""
+        return not self.adapters.closed_form and bool(self.site.epochs or self.site.server_steps)
 
     @property
     def needs_weights(self) -> bool:
@@ -142,6 +165,11 @@ class Settings(Section):
             raise ValueError(
                 "adapters.closed_form is solved in the server step: set finetune.enabled=true, and another rule than kd"
             )
+        if self.adapters.closed_form and self.adapters.t5_tokens and not self.shares_sums:
+            # Token count times width of T5 would make the matrix too large for memory.
+            raise ValueError(
+                "adapters.closed_form with a T5 adapter needs share=statistics; else set adapters.t5_tokens=0"
+            )
         if self.adapters.t5_tokens and self.targets.name == "clip":
             raise ValueError(
                 f"adapters.t5_tokens={self.adapters.t5_tokens}: targets=clip has no T5 prompts; "
@@ -150,6 +178,23 @@ class Settings(Section):
         if self.generator.load_checkpoint and self.generator.target is None:
             raise ValueError("generator.load_checkpoint=true needs a generator, not generator=none")
         self._check_images()
+        return self
+
+    @model_validator(mode="after")
+    def _check_sums(self) -> Settings:
+        if not self.shares_sums:
+            for key, section in (("privacy", self.privacy), ("secure_sums", self.secure_sums)):
+                if section.name != "none":
+                    raise ValueError(f"{key}={section.name} protects sums: it needs share=statistics")
+            return self
+        if self.bank.keep == "generator":
+            raise ValueError("bank.keep=generator forgets prototypes, and share=statistics keeps sums only")
+        if self.privacy.name == "dp" and self.site_trains:
+            raise ValueError(
+                f"privacy=dp lets nothing but noisy sums leave a site, and adapters trained on its clips would: set "
+                f"site.epochs=0 (site.epochs={self.site.epochs}, site.server_steps={self.site.server_steps}), or "
+                "adapters=closed_form"
+            )
         return self
 
     @model_validator(mode="after")

@@ -208,6 +208,20 @@ class ProjectionSettings(Section):
     columns: Count = Field(description="number of columns; more keep more of the clips and send more bytes")
 
 
+class PriorSettings(Section):
+    """What is known of the classes from no clip of any site."""
+
+    name: Literal["none", "labels"] = Field(
+        description="source; labels: the logits of a public label head, tied to the classes by text vectors"
+    )
+    weight: Positive = Field(description="weight of the prior against the sites' statistics, both standardised")
+    path: Place | None = Field(
+        json_schema_extra=NO_RESULT,
+        description="npz file with the head's `weight` and `labels`, and `label_index` and `label_vectors` of those "
+        "with a text vector; null: that of the encoder or of the file of embeddings",
+    )
+
+
 class TextModelSettings(Section):
     """A pretrained text model."""
 

@@ -25,6 +25,36 @@ class ShareSettings(Section):
     dtype: Literal["float16", "float32"] = Field(description="type of the arrays in a message")
 
 
+class PrivacySettings(Section):
+    """Differential privacy of what leaves a site (share=statistics)."""
+
+    name: Literal["none", "dp"] = Field(description="none, or dp: Gaussian noise on the sums, inside the sites")
+    epsilon: Positive = Field(
+        description="bound on the log ratio of probabilities, for all releases of a site together"
+    )
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="probability with which the bound may fail")
+    level: Literal["clip", "site"] = Field(description="what is added or removed: one clip, or all clips of a site")
+    max_norm: Positive = Field(description="maximum norm of a site's sums; larger ones are scaled down (level=site)")
+    scatter: bool | None = Field(
+        description="whether the matrix for all classes is sent; null: from epsilon 4 with level=clip"
+    )
+    scores: bool = Field(
+        description="whether sites send the counts of an evaluation on their test clips, which carry no noise"
+    )
+
+
+class SecureSumsSettings(Section):
+    """Secure aggregation of the sums (share=statistics)."""
+
+    name: Literal["none", "secagg"] = Field(
+        description="none: the server receives each site's sums; secagg: their total only, by Flower's SecAgg+"
+    )
+    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = Field(
+        description="share of the sites that must stay until the end; fewer end the run"
+    )
+    bits: Annotated[int, Field(ge=8, le=30)] = Field(description="bits of a quantised entry of the sums")
+
+
 class AggregationSettings(Section):
     """Aggregation of the sites' adapters."""
 

@@ -22,15 +22,9 @@ class AdapterSettings(Section):
         description="whether to standardise the input with the sites' pooled mean and standard deviation"
     )
     closed_form: bool = Field(
-        description="whether the adapter is one matrix that the server solves for; sites do not train (CLIP only)"
+        description="whether the server solves for the adapters, and sites do not train: discriminant analysis with "
+        "share=statistics, else one matrix (CLIP only)"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> AdapterSettings:
-        if self.closed_form and self.t5_tokens:
-            # Token count times width of T5 would make the matrix too large for memory.
-            raise ValueError("adapters.closed_form does not support a T5 adapter; set adapters.t5_tokens=0")
-        return self
 
     @property
     def clip_shape(self) -> tuple[int, int | None]:
@@ -68,7 +62,9 @@ class LossSettings(Section):
 class SiteSettings(Section):
     """Training at a site."""
 
-    epochs: Count = Field(description="passes over the site's clips in a round")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        description="passes over the site's clips in a round; 0: sites do not train"
+    )
     batch_size: Count = Field(description="clips per optimiser step")
     learning_rate: Positive = Field(description="learning rate of AdamW")
     weight_decay: NonNegative = Field(description="weight decay of AdamW")

@@ -122,7 +122,7 @@ class Site:
         audio = adapters.mapped(self.data.train.embeddings.to(self.device))
         labels = self.data.train.labels.to(self.device)
         losses: dict[str, float] = {}
-        if not adapters.closed_form:  # otherwise the server solves for the weights
+        if settings.site_trains:
             losses = train_epochs(
                 adapters,
                 audio,
@@ -214,7 +214,7 @@ class Site:
     def new_adapters(self) -> Adapters:
         """Adapters with the shapes of the experiment; the caller loads weights and public space."""
         width, space = self.data.train.embeddings.shape[-1], None
-        if self.settings.share.kind == "statistics":
+        if self.settings.shares_sums:
             columns = self.settings.projection.columns
             space = PublicSpace(torch.zeros(width, columns), torch.zeros(columns))
         return new_adapters(self.settings.adapters, self.prompts, width, space)

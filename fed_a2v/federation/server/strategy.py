@@ -300,7 +300,7 @@ class FedA2V(Strategy):
         start = time.perf_counter()
         self.listener.phase(0, "registration")
         row = fresh_row()
-        if self.settings.share.kind == "statistics":
+        if self.settings.shares_sums:
             replies = self._register_sums(client_manager, row)
         else:
             replies = self._matching(self._registered("register", [], client_manager, row), row)
@@ -310,12 +310,10 @@ class FedA2V(Strategy):
         self.step.fill_bank(
             0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, sums=reply.sums) for reply in replies]
         )
-        if self.space is not None and self.settings.adapters.closed_form:
-            pass  # the discriminant takes the rows as they are
-        elif self.space is not None:
+        if self.space is not None and not self.settings.adapters.closed_form:
             # Rows of length 1 around their centre have about this deviation in every column.
             self.step.adapters.audio_std.fill_(self.space.columns**-0.5)
-        elif self.settings.adapters.standardise:
+        elif self.space is None and self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
         self._registration = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
@@ -475,7 +473,7 @@ class FedA2V(Strategy):
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
-        sums = settings.projection.columns if share.kind == "statistics" else 0
+        sums = settings.projection.columns if settings.shares_sums else 0
         return ReplySpec(
             site=site,
             round_number=round_number,
@@ -492,7 +490,7 @@ class FedA2V(Strategy):
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
             variances=share.variance,
-            losses=() if settings.adapters.closed_form else ("loss", *TERMS),
+            losses=("loss", *TERMS) if settings.site_trains else (),
             outputs=self.settings.needs_outputs,
             held_fingerprint="" if step is None else step.bank.fingerprints.get(site, ""),
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
