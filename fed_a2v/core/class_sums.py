@@ -28,7 +28,7 @@ class ClassSums:
     """Sums over the clips of a site, of several sites, or of all.
 
     Attributes:
-        counts: (C,) int64, clips of each class.
+        counts: (C,) int64, clips of each class; float64 if some are weighted.
         sums: (C, R) float64, sum of the unit rows of each class.
         scatter: (R (R + 1) / 2,) float64, upper triangle of the sum of `v v'` over the rows `v` of all classes, row by
             row.
@@ -66,6 +66,10 @@ class ClassSums:
     def __sub__(self, other: ClassSums) -> ClassSums:
         """The sums without the clips of `other`, which are a part of them: exact unlearning of a site."""
         return ClassSums(self.counts - other.counts, self.sums - other.sums, self.scatter - other.scatter)
+
+    def scaled(self, weight: float) -> ClassSums:
+        """The sums as if every clip counted for `weight`; the counts are then float64."""
+        return ClassSums(self.counts * weight, self.sums * weight, self.scatter * weight)
 
     @property
     def columns(self) -> int:

@@ -116,7 +116,7 @@ class ServerStep:
         self.bank = PrototypeBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
         self.sums = None
         if adapters.space is not None:
-            self.sums = SumBank(prompts.names, adapters.audio_width)
+            self.sums = SumBank(prompts.names, adapters.audio_width, settings.max_site_share)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )
@@ -284,11 +284,7 @@ class ServerStep:
     def _solve(self, rows: PrototypeBatch) -> dict[str, Any]:
         """Solve closed-form adapters on all prototypes."""
         if self.sums is not None:
-            model = self.sums.model()
-            assert model is not None  # or there would be no rows
-            for side in (self.adapters.clip, self.adapters.t5):
-                if isinstance(side, PosteriorAdapter):
-                    side.solve(model)
+            self._solve_posteriors(self.sums)
             labels = self._class_indices(rows.names)[rows.labels]
             loss = loss_on(self.adapters, rows.embeddings, labels, self.loss)
             return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
@@ -299,6 +295,13 @@ class ServerStep:
         solve_adapter(self.adapters, rows, self.prompts.clip[labels])
         loss = loss_on(self.adapters, rows.embeddings, labels[rows.labels], self.loss)
         return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
+
+    def _solve_posteriors(self, sums: SumBank) -> None:
+        """Solve closed-form adapters on the sites' sums, if there are any."""
+        model = sums.model()
+        for side in (self.adapters.clip, self.adapters.t5):
+            if isinstance(side, PosteriorAdapter) and model is not None:
+                side.solve(model)
 
     def _calibrate(self, rows: PrototypeBatch) -> None:
         """Choose the calibration, see `calibrate_adapters`."""
@@ -340,6 +343,21 @@ class ServerStep:
         share, limit = self.settings.holdout, self.settings.rows_per_class
         self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
 
+    def withdraw(self, sites: Iterable[str]) -> None:
+        """Remove all that sites have sent: what is computed from the rest is as if they had never taken part.
+
+        Closed-form adapters on sums are solved again. Weights that were trained before, of adapters or of a generator,
+        are not unlearned.
+        """
+        sites = list(sites)
+        for site in sites:
+            self.bank.entries.pop(site, None)
+            self.bank.fingerprints.pop(site, None)
+        self._contradict()
+        if self.sums is not None:
+            self.sums.withdraw(sites)
+            self._solve_posteriors(self.sums)
+
     def _contradict(self) -> None:
         """Ignore prototypes that other sites contradict; log them if they differ from those of the round before."""
         before = self.bank.contradicted
@@ -355,12 +373,15 @@ class ServerStep:
     def _log_capped(self) -> int:
         """Number of sites whose clips are capped; logs their names if they differ from those of the call before."""
         capped = self.bank.capped()
+        if self.sums is not None:  # the sums of a site count as a whole
+            capped = {site: list[str]() for site in self.sums.capped()}
         if capped and capped != self._logged_capped:
+            of = {site: f" ({len(names)} classes)" if names else "" for site, names in sorted(capped.items())}
             log.info(
                 "aggregation.max_site_share=%g caps the weights of these sites in the statistics of their classes: %s; "
                 "if all sites are trusted, 1 removes the cap",
                 self.settings.max_site_share,
-                listed([f"{site} ({len(names)} classes)" for site, names in sorted(capped.items())]),
+                listed([f"{site}{classes}" for site, classes in of.items()]),
             )
         self._logged_capped = capped
         return len(capped)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian
+from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian, triangle_size
 from fed_a2v.core.statistics import PrototypeBatch
+from fed_a2v.core.weight_cap import cap_client_weights
 
 
 @dataclass
@@ -26,11 +27,14 @@ class SumBank:
         classes: names of all C classes.
         columns: R, columns of the public space.
         sites: sums by site.
+        max_site_share: largest share of all clips that one site counts for; 1: no limit. Sums of a site count as a
+            whole, as its scatter is of all its classes.
         class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums; 0 without.
     """
 
     classes: Sequence[str]
     columns: int
+    max_site_share: float = 1.0
     class_noise: float = 0.0
     scatter_noise: float = 0.0
     sites: dict[str, ClassSums] = field(default_factory=dict)
@@ -48,7 +52,24 @@ class SumBank:
     def total(self) -> ClassSums:
         """The sums over all sites, in the order of their names, as sums of floats depend on it in the last bits."""
         zero = ClassSums.zero(len(self.classes), self.columns)
-        return reduce(add, (self.sites[site] for site in sorted(self.sites)), zero)
+        weights = self.capped()
+        parts = (self.sites[site].scaled(weights[site]) if site in weights else self.sites[site] for site in self.order)
+        return reduce(add, parts, zero)
+
+    @property
+    def order(self) -> list[str]:
+        """The names of the sites, sorted."""
+        return sorted(self.sites)
+
+    def capped(self) -> dict[str, float]:
+        """The weights of the sites whose clips count for less than 1 each, as they have too large a share of all."""
+        clips = [int(self.sites[site].counts.sum()) for site in self.order]
+        counted = cap_client_weights(clips, self.max_site_share)
+        return {
+            site: counts / own
+            for site, own, counts in zip(self.order, clips, counted, strict=True)
+            if own and counts < own * (1 - 1e-9)  # more than rounding
+        }
 
     def model(self) -> SharedGaussian | None:
         """The Gaussian model of all clips; None without a clip."""
@@ -91,5 +112,21 @@ class SumBank:
         return {"sites": {site: vars(sums) for site, sums in self.sites.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the result of `state_dict`."""
+        """Load the result of `state_dict`.
+
+        Raises:
+            ValueError: the sums of a site do not fit the classes and the space, or are no sums.
+        """
+        classes, doubles = len(self.classes), torch.float64
+        wanted = {
+            "counts": (torch.int64, (classes,)),
+            "sums": (doubles, (classes, self.columns)),
+            "scatter": (doubles, (triangle_size(self.columns),)),
+        }
+        for site, sums in state["sites"].items():
+            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sums.items()}
+            if found != wanted or any(not tensor.isfinite().all() for tensor in sums.values()):
+                raise ValueError(f"the sums of {site!r:.80} do not fit {classes} classes and {self.columns} columns")
+            if sums["counts"].min() < 0 or not sums["counts"].any():
+                raise ValueError(f"the sums of {site!r:.80} are over no clips")
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}

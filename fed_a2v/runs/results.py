@@ -54,6 +54,8 @@ def final_results(
         "rejected": total(rows, "rejected"),
         "failures": total(rows, "failures"),
     }
+    if space := next((row["space"] for row in rows if "space" in row), None):
+        results["space"] = space
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
     if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):

@@ -84,6 +84,11 @@ class BankSettings(Section):
         description="maximum number of prototypes of a class that a round trains on, drawn again each round; "
         "generator.holdout takes its share of at most as many"
     )
+    withdraw: list[str] = Field(
+        json_schema_extra=NO_RESULT,
+        description="names of sites that are taken out: all that they have sent is removed when the run is resumed, "
+        "and they are not asked again",
+    )
 
 
 class GeneratorSettings(BaseModel):

@@ -25,7 +25,7 @@ from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, site_clips
-from fed_a2v.federation.client.privacy_policy import of_enough_clips
+from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_enough_clips
 from fed_a2v.federation.factory import (
     adapter_loss,
     more_steps,
@@ -84,24 +84,32 @@ class Site:
         return self._reply("register", round_number, [], statistics, fingerprint(statistics), {}, start, moments)
 
     def centre(self, space: PublicSpace) -> TrainReply:
-        """The mean of all training clips in the public space, which says nothing of single classes."""
+        """The mean of the clips in the public space, which says nothing of single classes.
+
+        It is over the clips of the class sums, so that nothing depends on the classes with too few clips.
+        """
         start = time.perf_counter()
-        rows = space.rows(self.data.train.embeddings)
+        rows = space.rows(self.data.train.embeddings[self._kept])
         moments = pooled_moments(rows.unsqueeze(1), self.settings.share.min_clips)
-        return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments)
+        return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments, space=space)
 
     def register_sums(self, space: PublicSpace) -> TrainReply:
         """The class sums of the training clips in the public space around its centre."""
         start = time.perf_counter()
         sums = self._sums(space)
-        return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sums)
+        sent = sums if sums.counts.any() else None
+        return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sent, space=space)
 
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
-        train, kept = self.data.train, [label for label, groups in self._groups.items() if groups]
-        of_kept = torch.isin(train.labels, torch.tensor(kept, dtype=train.labels.dtype))
-        rows = space.rows(train.embeddings[of_kept])
-        return ClassSums.of(rows, train.labels[of_kept], len(self.classes))
+        train, kept = self.data.train, self._kept
+        return ClassSums.of(space.rows(train.embeddings[kept]), train.labels[kept], len(self.classes))
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """(N,) mask of the training clips of the classes with enough clips."""
+        labels = self.data.train.labels
+        return torch.isin(labels, labels.new_tensor([label for label, groups in self._groups.items() if groups]))
 
     def _counts(self) -> list[ClassStatistics]:
         """The classes with enough clips and their numbers of clips, without prototypes."""
@@ -145,8 +153,12 @@ class Site:
             clip, t5 = outputs.get(self.classes.index(each.name), (None, None))
             sent.append(ClassStatistics(each.name, each.count, None if is_stored else each.audio, clip, t5))
         weights = adapters.weights() if settings.needs_weights else []
-        sums = None if is_stored else sums
-        return self._reply("train", round_number, weights, sent, prototype_fingerprint, losses, start, sums=sums)
+        space = adapters.space
+        if is_stored or not sent:
+            sums = None
+        return self._reply(
+            "train", round_number, weights, sent, prototype_fingerprint, losses, start, sums=sums, space=space
+        )
 
     @torch.no_grad()
     def evaluate(
@@ -216,6 +228,7 @@ class Site:
         width, space = self.data.train.embeddings.shape[-1], None
         if self.settings.shares_sums:
             columns = self.settings.projection.columns
+            check_columns(columns, width)  # before memory is used
             space = PublicSpace(torch.zeros(width, columns), torch.zeros(columns))
         return new_adapters(self.settings.adapters, self.prompts, width, space)
 
@@ -240,14 +253,18 @@ class Site:
 
     def averaged(self, task: Task | Literal["evaluate"]) -> Iterator[frozenset[str]]:
         """The sets of clips, by key, that the averages and sums in the reply to a task are taken over."""
-        if task == "centre":
-            yield frozenset(self.data.train.keys)
-            return
         if task == "evaluate":
             for clips in (self.data.test, self.data.validation):
                 yield from (_keys(clips, _rows(clips, label)) for label in clips.labels.unique().tolist())
             return
         train = self.data.train
+        if self.settings.shares_sums:
+            kept = self._kept.nonzero().flatten()
+            if len(kept):  # the centre and the scatter
+                yield _keys(train, kept)
+            if task != "centre":
+                yield from (_keys(train, _rows(train, label)) for label in train.labels[kept].unique().tolist())
+            return
         for label, groups in self._groups.items():
             rows = _rows(train, label)
             yield _keys(train, rows)
@@ -266,6 +283,7 @@ class Site:
         start: float,
         moments: PooledMoments | None = None,
         sums: ClassSums | None = None,
+        space: PublicSpace | None = None,
     ) -> TrainReply:
         return TrainReply(
             site=self.name,
@@ -281,6 +299,19 @@ class Site:
             test_clips=self._count_by_class(self.data.test.labels),
             moments=moments,
             sums=sums,
+            space=None if space is None else space.digest,
+        )
+
+
+def check_columns(columns: int, width: int) -> None:
+    """Check that a public space of embeddings of this width can have so many columns.
+
+    Raises:
+        PolicyViolationError: it cannot.
+    """
+    if columns > width:
+        raise PolicyViolationError(
+            f"projection.columns={columns}, and the embeddings of this site have {width}; set at most {width}"
         )
 
 

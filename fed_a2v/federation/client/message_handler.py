@@ -11,24 +11,26 @@ import torch
 from flwr.common import Config, NDArrays, Scalar
 
 from fed_a2v.core.adapters import Adapters
-from fed_a2v.core.public_space import PublicSpace, is_orthonormal
+from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.client.ledger import Ledger
-from fed_a2v.federation.client.local_training import Site
+from fed_a2v.federation.client.local_training import Site, check_columns
 from fed_a2v.federation.client.node_config import NodeConfigError, read_node_config
 from fed_a2v.federation.client.privacy_policy import PolicyViolationError, settings_here
 from fed_a2v.federation.client.time_limit import DeadlineError, within
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
     REGISTRATION,
+    SUMS_TASKS,
     VALIDATION,
     InvalidReplyError,
     Scores,
     decode_weights,
     encode_scores,
+    encode_withdrawal,
     pack_reply,
     split_arrays,
 )
@@ -95,6 +97,12 @@ class MessageHandler:
                 cause itself: `DataError`, `TargetsError`, ...
         """
         instruction = read_instruction(config, *REGISTRATION, "train")
+        if (instruction.task in SUMS_TASKS) != (instruction.task != "train" and instruction.settings.shares_sums):
+            raise InvalidInstructionError(
+                f"the server's message: task {instruction.task} with share={instruction.settings.share.kind}"
+            )
+        if self.node_config.withdraw:
+            return [], 0, self._withdrawal(instruction)
         return self._in_time(instruction, lambda: self._fit(parameters, instruction))
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, dict[str, Scalar]]:
@@ -107,6 +115,8 @@ class MessageHandler:
             Exception: as in `fit`.
         """
         instruction = read_instruction(config, "evaluate")
+        if self.node_config.withdraw:
+            return 0.0, 0, self._withdrawal(instruction)
         return self._in_time(instruction, lambda: self._evaluate(parameters, instruction))
 
     def _fit(self, parameters: NDArrays, instruction: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
@@ -163,6 +173,12 @@ class MessageHandler:
             Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
         return site
 
+    def _withdrawal(self, instruction: Instruction) -> dict[str, Scalar]:
+        """The answer of a site whose owner takes it out of the run; its data is not read."""
+        site = self._site_name(instruction)
+        log.info("%s withdraws from the run (withdraw in this node's configuration)", site)
+        return encode_withdrawal(site, instruction.round)
+
     def _site_name(self, instruction: Instruction) -> str:
         """The server's name for the site; if every node is a site, the name that its operator has set, if any."""
         own = self.node_config.name if instruction.settings.partition.kind == "own" else None
@@ -208,6 +224,7 @@ def _public_space(parameters: NDArrays, site: Site) -> PublicSpace:
     """The public space that the server sent: its matrix and, once it is known, its centre."""
     arrays = split_arrays(parameters, 2)
     width, columns = site.data.train.embeddings.shape[-1], site.settings.projection.columns
+    check_columns(columns, width)
     matrix, *centre = decode_weights(arrays, [(width, columns), (columns,)][: len(arrays)])
     space = PublicSpace(matrix, centre[0] if centre else None)
     _check_space(space)
@@ -218,3 +235,6 @@ def _check_space(space: PublicSpace) -> None:
     """Check that no clip can count for more than another in sums over this space."""
     if not is_orthonormal(space.matrix):
         raise InvalidReplyError("the columns of the public space are not orthonormal")
+    # The mean of rows of length 1. A longer one would shift all rows to one place, where rounding decides.
+    if space.centre is not None and not space.centre.double().norm() <= 1 + ORTHONORMAL:
+        raise InvalidReplyError("the centre of the public space is longer than 1")

@@ -59,6 +59,11 @@ class NodeConfig(BaseModel):
     max_memory: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="memory limit for the work on one message, in GB, without the program itself"
     )
+    withdraw: bool | None = Field(
+        None,
+        description="whether the site withdraws from the run: it answers the next message with this alone, and the "
+        "server removes what the site has sent",
+    )
     partition_id: int | None = Field(None, description="set by Flower")
     num_partitions: int | None = Field(None, description="set by Flower")
 

@@ -23,6 +23,7 @@ from fed_a2v.federation.protocol.manifest import claimed_site
 from fed_a2v.federation.protocol.packing import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.protocol.train_reply import (
     REGISTRATION,
+    SUMS_TASKS,
     ReplySpec,
     Task,
     TrainReply,
@@ -30,9 +31,11 @@ from fed_a2v.federation.protocol.train_reply import (
     encode_reply,
     pack_reply,
 )
+from fed_a2v.federation.protocol.withdrawal import check_withdrawal, encode_withdrawal, is_withdrawal
 
 __all__ = [
     "REGISTRATION",
+    "SUMS_TASKS",
     "VALIDATION",
     "ClassScores",
     "EvalReplySpec",
@@ -43,6 +46,7 @@ __all__ = [
     "SideScores",
     "Task",
     "TrainReply",
+    "check_withdrawal",
     "claimed_site",
     "decode_reply",
     "decode_scores",
@@ -50,6 +54,8 @@ __all__ = [
     "encode_reply",
     "encode_scores",
     "encode_weights",
+    "encode_withdrawal",
+    "is_withdrawal",
     "join_arrays",
     "pack_reply",
     "payload_bytes",

@@ -37,7 +37,8 @@ from fed_a2v.federation.protocol.packing import join_arrays
 Task = Literal["register", "centre", "sums", "train"]
 # Tasks of the registration, before the first round. `register`: prototypes. With share=statistics in two exchanges:
 # `centre`, the mean of the clips in the public space, and `sums`, the class sums around the centre of all sites.
-REGISTRATION = ("register", "centre", "sums")
+SUMS_TASKS = ("centre", "sums")
+REGISTRATION = ("register", *SUMS_TASKS)
 
 # Limit on the magnitude of every weight, embedding and output; its square is the limit for variances. Frozen encoders
 # give 1e-3 to 1e2; the limit prevents later overflow.
@@ -68,6 +69,7 @@ class TrainReply:
         moments: mean and variance of all clips together; only in a registration that shares no class, and in the
             task "centre", as the (1, R) mean of rows in the public space.
         sums: class sums in the public space; in the task "sums", and in "train" unless the server has them.
+        space: digest of the public space that the site used; None without sums.
     """
 
     site: str
@@ -83,6 +85,7 @@ class TrainReply:
     test_clips: dict[str, int] = field(default_factory=dict)
     moments: PooledMoments | None = None
     sums: ClassSums | None = None
+    space: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class ReplySpec:
         square_root: whether the embeddings must be square roots; None: not known yet.
         prototypes: whether classes have prototypes; False allows none.
         sums: columns of the public space if classes have sums instead of prototypes; 0: they have none.
+        space: digest of the public space that the site must have used; None without sums.
         sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both.
         groups: largest number of prototypes of a class; 0: each prototype is a single clip.
         min_clips: smallest number of clips of each prototype, of each class and of the moments of all clips.
@@ -124,6 +128,7 @@ class ReplySpec:
     square_root: bool | None = None
     prototypes: bool = True
     sums: int = 0
+    space: str | None = None
     sums_noise: tuple[float, float] = (0.0, 0.0)
     groups: int = 8
     min_clips: int = 1
@@ -193,6 +198,7 @@ class _ReplyManifest(Manifest):
     classes: list[_ClassEntry]
     moments: _MomentsEntry | None
     sums: _SumsEntry | None
+    space: _Fingerprint | None
 
 
 def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
@@ -206,7 +212,8 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         dtype: type of weights, prototypes and outputs in the message; counts are int64.
 
     Raises:
-        ValueError: a loss, the time or the fingerprint is outside the limits of the manifest; the message names it.
+        ValueError: a loss, the time or the fingerprint is outside the limits of the manifest; the message names it. Or
+            the classes are not those of the sums, in the order of the labels.
     """
     arrays = encode_weights(reply.weights, dtype)
 
@@ -237,7 +244,11 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
     def sums(of_site: ClassSums | None) -> _SumsEntry | None:
         if of_site is None:
             return None
-        rows = of_site.sums[of_site.counts > 0]
+        present = of_site.counts > 0
+        # The rows have no names: the order of the classes gives them theirs.
+        if [each.count for each in reply.statistics] != of_site.counts[present].tolist():
+            raise ValueError("the classes of the reply are not those of the sums, in the order of the labels")
+        rows = of_site.sums[present]
         return _SumsEntry(classes=add(pack(rows.float(), dtype)), scatter=add(pack(of_site.scatter.float(), dtype)))
 
     manifest = _ReplyManifest(
@@ -262,6 +273,7 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         ],
         moments=moments(reply.moments),
         sums=sums(reply.sums),
+        space=reply.space,
     )
     return arrays, write_manifest(manifest)
 
@@ -306,6 +318,8 @@ def decode_reply(
         raise InvalidReplyError(
             f"square_root is {manifest.square_root}, expected {expected.square_root} as at the other sites"
         )
+    if manifest.space != expected.space:
+        raise InvalidReplyError(f"public space {show(manifest.space)}, expected {show(expected.space)}")
     check_arrays(arrays)
     weight_shapes = list(expected.weight_shapes) if expected.task == "train" else []
     if manifest.weights != len(weight_shapes):
@@ -328,6 +342,7 @@ def decode_reply(
         test_clips=dict(manifest.test_clips),
         moments=None if manifest.moments is None else _read_moments(arrays, manifest.moments, expected),
         sums=None if manifest.sums is None else _read_sums(arrays, manifest, manifest.sums, expected),
+        space=manifest.space,
     )
 
 
@@ -386,11 +401,15 @@ def _check_classes(manifest: _ReplyManifest, num_examples: Any, expected: ReplyS
     clips = sum(entry.count for entry in manifest.classes)
     if clips > num_examples:
         raise InvalidReplyError(f"the classes have {clips} clips, num_examples is {num_examples}")
+    if manifest.task == "centre" and manifest.classes:
+        raise InvalidReplyError(f"{len(manifest.classes)} classes in a reply to the task 'centre', expected none")
+    if expected.sums and is_stored and seen != stored:
+        raise InvalidReplyError(f"{len(seen)} classes, and under their fingerprint {len(stored)} are stored")
     has_sums = expected.sums > 0 and manifest.task != "centre" and bool(manifest.classes) and not is_stored
     if (manifest.sums is not None) != has_sums:
         raise InvalidReplyError(f"the reply has {'no' if has_sums else ''} class sums, task {manifest.task!r}")
     if manifest.moments is not None:
-        if expected.task == "train" or manifest.classes:
+        if expected.task not in ("register", "centre") or manifest.classes:
             raise InvalidReplyError(
                 f"moments of all clips together with {len(manifest.classes)} classes, task {manifest.task!r}"
             )
@@ -490,28 +509,35 @@ def _read_prototypes(
 
 
 def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEntry, expected: ReplySpec) -> ClassSums:
-    """The class sums of a site.
+    """The class sums of a site, which must be sums over as many rows of length 1 at most.
 
-    Rows of length 1 limit them: a class sum is no longer than its number of clips, and the trace of the scatter is the
-    number of all clips. Noise and rounding add to both.
+    A class sum is no longer than its number of clips, the trace of the scatter no larger than the number of all clips,
+    and the scatter around the class means, `G - sum S_c S_c' / n_c`, has no negative eigenvalue. Noise and rounding
+    add to each. With noise on the class sums the last one holds for `G` alone.
     """
-    order = list(expected.classes)
-    labels = torch.tensor([order.index(of_class.name) for of_class in manifest.classes])
+    label_of = {name: label for label, name in enumerate(expected.classes)}
+    labels = torch.tensor([label_of[of_class.name] for of_class in manifest.classes])
     counts = torch.tensor([of_class.count for of_class in manifest.classes])
     columns = expected.sums
-    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_MAGNITUDE).double()
-    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE).double()
+    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_COUNT).double()
+    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_COUNT).double()
     class_noise, scatter_noise = expected.sums_noise
     longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
     if (too_long := rows.norm(dim=1) > longest).any():
         name = manifest.classes[int(too_long.nonzero()[0])].name
         raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
-    clips, trace = int(counts.sum()), float(symmetric(scatter, columns).trace())
-    if abs(trace - clips) > ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns):
-        raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}, expected {clips}")
-    whole = torch.zeros(len(order), columns, dtype=torch.float64)
+    clips, within = int(counts.sum()), symmetric(scatter, columns)
+    trace, tolerance = float(within.trace()), ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns)
+    if trace > clips + tolerance:
+        raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}")
+    if not class_noise:
+        within = within - rows.T @ (rows / counts[:, None])
+    # A Cholesky factor exists just if all eigenvalues are positive, and takes a tenth of the time.
+    if torch.linalg.cholesky_ex(within + 2 * tolerance * torch.eye(columns, dtype=within.dtype)).info:
+        raise InvalidReplyError("the scatter is less than that of the class means: no clips have these sums")
+    whole = torch.zeros(len(label_of), columns, dtype=torch.float64)
     whole[labels] = rows
-    of_all = torch.zeros(len(order), dtype=torch.int64)
+    of_all = torch.zeros(len(label_of), dtype=torch.int64)
     of_all[labels] = counts
     return ClassSums(of_all, whole, scatter)
 
@@ -522,5 +548,10 @@ def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Reply
         raise InvalidReplyError(f"mean of all clips has shape {show(mean.shape)}, expected (S, Da)")
     if entry.variance > MAX_MAGNITUDE**2:
         raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {MAX_MAGNITUDE**2:g}")
+    if expected.task == "centre":  # the mean of rows of length 1 in the public space
+        read = read_floats(mean, (1, expected.sums), "mean of all clips", MAX_MAGNITUDE)
+        if (length := float(read.double().norm())) > 1 + ROUNDING:
+            raise InvalidReplyError(f"the mean of rows of length 1 has the length {length:.3g}")
+        return PooledMoments(read, entry.variance, entry.count)
     shape = expected.audio_shape or mean.shape
     return PooledMoments(read_floats(mean, shape, "mean of all clips", MAX_MAGNITUDE), entry.variance, entry.count)

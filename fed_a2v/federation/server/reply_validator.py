@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
@@ -20,9 +20,11 @@ from fed_a2v.federation.protocol import (
     ReplySpec,
     Scores,
     TrainReply,
+    check_withdrawal,
     claimed_site,
     decode_reply,
     decode_scores,
+    is_withdrawal,
     payload_bytes,
     read_arrays,
     show,
@@ -32,6 +34,8 @@ log = logging.getLogger("fed_a2v")
 
 FitResult = tuple[ClientProxy, FitRes]
 EvaluateResult = tuple[ClientProxy, EvaluateRes]
+
+Result = TypeVar("Result", FitRes, EvaluateRes)
 
 SECOND_REPLY = "a second reply of the same site"
 
@@ -69,6 +73,25 @@ class ReplyValidator:
         self.classes = classes
         self.asked = asked
         self.row = row
+
+    def withdrawals(
+        self, results: Iterable[tuple[ClientProxy, Result]], round_number: int
+    ) -> tuple[list[str], list[tuple[ClientProxy, Result]]]:
+        """The sites that withdraw, sorted, which are then no longer among those asked; and all other results."""
+        withdrawn: list[str] = []
+        others = []
+        for node, result in results:
+            if not is_withdrawal(result.metrics):
+                others.append((node, result))
+                continue
+            try:
+                site = self._sender(node, result.metrics)
+                check_withdrawal(result.metrics, self.classes, site, round_number)
+                withdrawn.append(site)
+            except InvalidReplyError as error:
+                reject(self.row, f"the withdrawal of node {node.cid}", error)
+        self.asked = {site: cid for site, cid in self.asked.items() if site not in withdrawn}
+        return sorted(set(withdrawn)), others
 
     def replies(
         self,

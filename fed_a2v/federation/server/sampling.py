@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flwr.common import GetPropertiesIns
@@ -95,7 +95,12 @@ class NodeRegistry:
             log.info("Waiting for %d more of %d nodes", count - present, count)
 
     def assign(
-        self, manager: ClientManager, numbers: Iterable[int], registration: bool = False, ask: bool = True
+        self,
+        manager: ClientManager,
+        numbers: Iterable[int],
+        registration: bool = False,
+        ask: bool = True,
+        without: Container[str] = (),
     ) -> list[tuple[str, int, ClientProxy]]:
         """Name, number and node of each of the sites `numbers`; of all nodes if every node is a site.
 
@@ -107,6 +112,7 @@ class NodeRegistry:
             registration: give new nodes a temporary name, which their reply replaces (`learn_names`), instead of
                 requesting their name first.
             ask: also request the names of new nodes; False leaves them out.
+            without: names of sites that have withdrawn, which are left out.
 
         Raises:
             FederationError: there is no node, and none connects within `federation.start_timeout`.
@@ -121,6 +127,10 @@ class NodeRegistry:
             sites = [(names[node.cid], 0, node) for node in nodes if node.cid in names]
         else:
             sites = [(site_name(number), number, nodes[number % len(nodes)]) for number in numbers if nodes]
+        named = bool(sites)
+        sites = [each for each in sites if each[0] not in without]
+        if named and not sites:
+            raise FederationError("every site that is connected has withdrawn: the run has none left")
         if not sites:
             raise FederationError(
                 f"none of {len(nodes)} nodes reported the name of its site; see the logs of their SuperNodes"

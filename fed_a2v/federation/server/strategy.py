@@ -32,6 +32,7 @@ from fed_a2v.core.names import listed
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
 from fed_a2v.data.partition import site_name
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
@@ -140,7 +141,14 @@ class FedA2V(Strategy):
         rule = settings.aggregation
         if rule.target is not None:
             rule = rule.model_copy(update={"mode": "avg", "target": None, "arguments": {}})
-        for_sites = settings.model_copy(update={"callbacks": {}, "metrics": {}, "aggregation": rule})
+        for_sites = settings.model_copy(
+            update={
+                "callbacks": {},
+                "metrics": {},
+                "aggregation": rule,
+                "bank": settings.bank.model_copy(update={"withdraw": []}),
+            }
+        )
         self._settings_json = for_sites.model_dump_json(by_alias=True)
         self._prompts_fingerprint = fingerprint(prompts)
         bound = settings.federation.bind_names and is_deployed_server()
@@ -152,6 +160,12 @@ class FedA2V(Strategy):
             settings.has_server_step,
             settings.only_server_trains,
         )
+        # Sites that have withdrawn: they are not asked again.
+        self._withdrawn = set(settings.bank.withdraw)
+        if settings.partition.kind != "own":
+            known = [site_name(number) for number in range(settings.partition.sites)]
+            if unknown := sorted(self._withdrawn - set(known)):
+                raise ConfigError(f"bank.withdraw: no site {unknown[0]!r}; the sites are {known[0]} to {known[-1]}")
         self._models = ["before", "after"] if settings.federation.evaluate_before else ["after"]
         if settings.dataset.validates:
             self._models.append(VALIDATION)
@@ -259,7 +273,9 @@ class FedA2V(Strategy):
             "confusion": self._is_last(round_number),
         }
         # Nodes that did not report their name at the start of the round get no second request for it.
-        sites = self._nodes.assign(client_manager, range(self.settings.partition.sites), ask=False)
+        sites = self._nodes.assign(
+            client_manager, range(self.settings.partition.sites), ask=False, without=self._withdrawn
+        )
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **request)))
@@ -276,6 +292,8 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         row = self._row
         validator = ReplyValidator(self.classes, self._nodes.assigned, row)
+        withdrawn, results = validator.withdrawals(results, round_number)
+        self._withdraw(withdrawn, row)
         by_site = validator.scores(results, failures, lambda site: self._expected_scores(site, round_number))
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
@@ -316,10 +334,13 @@ class FedA2V(Strategy):
         elif self.space is None and self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
-        self._registration = {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
+        self._registration = {key: row[key] for key in row if key == "withdrawn"}
+        self._registration |= {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_registration": row["bytes_up"],
             "seconds_registration": time.perf_counter() - start,
         }
+        if self.space is not None:
+            self._registration["space"] = self.space.digest
         log.info("%d sites registered in %.1f s", len(replies), time.perf_counter() - start)
 
     def _registered(
@@ -327,7 +348,7 @@ class FedA2V(Strategy):
     ) -> list[TrainReply]:
         """The valid replies to a task of the registration, whose message carries some arrays."""
         packed = _joined(encode_weights(arrays, "float32")) if arrays else ndarrays_to_parameters([])
-        nodes = self._nodes.assign(client_manager, self._active_sites(1), registration=True)
+        nodes = self._nodes.assign(client_manager, self._active_sites(1), registration=True, without=self._withdrawn)
         results, failures = fit_clients(
             [(node, FitIns(packed, self._message(task, 0, site, number, held=""))) for site, number, node in nodes],
             max_workers=self.max_workers,
@@ -343,7 +364,7 @@ class FedA2V(Strategy):
 
         The mean stays the centre for the whole run: sites that come later use it, too, so that all sums add up.
         """
-        space = self.make_space()
+        self.space = space = self.make_space()
         replies = self._matching(self._registered("centre", [space.matrix], client_manager, row), row, space)
         moments = [reply.moments for reply in replies if reply.moments is not None]
         if not moments:
@@ -384,7 +405,8 @@ class FedA2V(Strategy):
                 matching.append(reply)
             else:
                 reject(row, reply.site, f"its embeddings are {spec}, the federation's {agreed}")
-        off = self._off_scale(matching)
+        # In a public space all rows have length 1, and the protocol has checked their mean.
+        off = self._off_scale(matching) if space is None else {}
         for site, reason in off.items():
             reject(row, site, reason)
         return [reply for reply in matching if reply.site not in off]
@@ -399,8 +421,9 @@ class FedA2V(Strategy):
         # A site whose statistics the bank has already does not send them again.
         held = self._step().bank.fingerprints
         share, seed = self.settings.federation.sites_per_round, self.settings.seed
-        sampled = sampled_sites(self._active_sites(round_number), share, seed, round_number)
-        sites = self._nodes.assign(manager, sampled)
+        active = [number for number in self._active_sites(round_number) if site_name(number) not in self._withdrawn]
+        sampled = sampled_sites(active, share if active else 1.0, seed, round_number)
+        sites = self._nodes.assign(manager, sampled, without=self._withdrawn)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, FitIns(parameters, self._message("train", round_number, site, number, held=held.get(site, ""))))
@@ -448,6 +471,8 @@ class FedA2V(Strategy):
     ) -> list[TrainReply]:
         """The replies that pass every check, in the order of the site names."""
         validator = ReplyValidator(self.classes, self._nodes.assigned, row)
+        withdrawn, results = validator.withdrawals(results, round_number)
+        self._withdraw(withdrawn, row)
         largest = self._largest_weights()
         replies = validator.replies(
             results,
@@ -457,6 +482,18 @@ class FedA2V(Strategy):
         )
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
         return replies
+
+    def _withdraw(self, sites: Sequence[str], row: dict[str, Any]) -> None:
+        """Remove what sites have sent, and record them in the row; they are not asked again."""
+        if not sites:
+            return
+        log.warning("Withdrawn, and what they have sent is removed: %s", ", ".join(sites))
+        self._withdrawn.update(sites)
+        row["withdrawn"] = sorted({*row.get("withdrawn", ()), *sites})
+        for site in sites:
+            self._test_clips.pop(site, None)
+        if self.step is not None:
+            self.step.withdraw(sites)
 
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply differs in scale from the others', each with the reason."""
@@ -487,6 +524,7 @@ class FedA2V(Strategy):
             square_root=self.square_root,
             prototypes=not sums and (task == "register" or self.settings.needs_prototypes),
             sums=sums,
+            space=None if self.space is None else self.space.digest,
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
             variances=share.variance,
@@ -603,6 +641,7 @@ class FedA2V(Strategy):
                 "space": None if self.space is None else self._space_arrays(),
                 "test_clips": {site: dict(clips) for site, clips in self._test_clips.items()},
                 "unshared": list(self._unshared.names),
+                **({"withdrawn": sorted(self._withdrawn)} if self._withdrawn else {}),
             },
             "aggregation": self.rule.state_dict(),
             "nodes": self._nodes.state_dict(),
@@ -621,6 +660,9 @@ class FedA2V(Strategy):
         self.space = None if own["space"] is None else PublicSpace(*own["space"])
         self.step = self.make_step(self.audio_shape, self.space)
         self.step.load_state_dict(components)
+        before = set(own.get("withdrawn", ()))
+        now, self._withdrawn = sorted(self._withdrawn - before), self._withdrawn | before
+        self._withdraw(now, self._registration)
 
     def _step(self) -> ServerStep:
         if self.step is None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation import protocol as wire
 from fed_a2v.federation.protocol import ReplySpec, TrainReply
@@ -85,3 +86,40 @@ def sent(reply=None, dtype="float32"):
 def decode(arrays, manifest, num_examples, expected=None):
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
     return wire.decode_reply(arrays, {"manifest": text}, num_examples, expected or make_expected())
+
+
+COLUMNS = 6
+SPACE = "0123456789abcdef"
+
+
+def unit_rows(number, seed=0):
+    rows = torch.randn(number, COLUMNS, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def make_sums_reply(names=("rain", "siren"), clips=4, seed=0, task="sums"):
+    """Sums over `clips` clips of each class; two more clips belong to classes that are too small to be sent."""
+    labels = torch.tensor(sorted(CLASSES.index(name) for name in names), dtype=torch.int64).repeat_interleave(clips)
+    sums = ClassSums.of(unit_rows(len(labels), seed), labels, len(CLASSES))
+    return replace(
+        make_reply(task="register", names=()),
+        task=task,
+        num_examples=len(labels) + 2,
+        statistics=[ClassStatistics(CLASSES[label], clips) for label in labels.unique().tolist()],
+        sums=sums if names else None,
+        space=SPACE,
+    )
+
+
+def make_centre_reply(seed=0):
+    rows = unit_rows(5, seed)
+    return replace(
+        make_sums_reply((), task="centre"),
+        num_examples=5,
+        moments=PooledMoments(rows.mean(dim=0, keepdim=True), float(rows.var(dim=0, correction=0).mean()), 5),
+    )
+
+
+def make_sums_expected(task="sums", **changes):
+    more = {"sums": COLUMNS, "space": SPACE, "prototypes": False, "outputs": False, "losses": (), "weight_shapes": ()}
+    return make_expected(task, **{"audio_shape": None if task == "centre" else (1, COLUMNS), **more, **changes})
