@@ -33,6 +33,7 @@ from rich.console import Console
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.message_handler import REPORTED_ERRORS, SiteError
+from fed_a2v.federation.protocol import SUMS_TASKS, join_arrays, split_arrays
 from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import InProcessClient
 
@@ -117,7 +118,7 @@ def few_clips(draft: Draft) -> bool:
             dataset["max_clips_per_class"] = draft.dice.randrange(1, 5)
         case 3:
             share["prototypes"] = 2
-            return draft.task != "evaluate"  # a sum of scores has no groups
+            return draft.task not in ("evaluate", *SUMS_TASKS)  # a sum has no groups
         case _:  # 13 of 16: training loses two or three
             dataset |= {"max_clips_per_class": 13}
             dataset |= draft.dice.choice([{}, {"aliases": {"dog": "rain", "rain": "dog"}}])
@@ -138,7 +139,7 @@ def limits(draft: Draft) -> bool:
             settings["threads"] = draft.dice.choice([3, 64])
         case 3:
             settings["adapters"]["hidden_width"] = 10**8
-            return draft.task != "register"
+            return draft.task in ("train", "evaluate")
         case _:
             settings["adapters"]["clip_width"] = 10**9
             return True
@@ -196,6 +197,29 @@ def arrays(draft: Draft) -> bool:
     return True
 
 
+def spaces(draft: Draft) -> bool:
+    """A public space that gives some clips more weight than others, or has no such columns."""
+    if draft.task not in SUMS_TASKS:
+        return False
+    matrix, *centre = split_arrays(draft.arrays, 2)
+    match draft.dice.randrange(5):
+        case 0:
+            with np.errstate(invalid="ignore"):
+                matrix = matrix * draft.dice.choice([0, 2, -1.1, np.nan, np.inf, 1e30])
+        case 1:
+            matrix = draft.dice.choice([matrix[:, :-1], matrix[:-1], matrix.T, matrix[None], np.repeat(matrix, 2, 0)])
+        case 2:
+            matrix[:, 0] = matrix[:, 1]
+        case 3:
+            draft.settings["projection"]["columns"] = draft.dice.choice([3, 17, 10**9])
+        case _:
+            centre = draft.dice.choice([[], centre * 2]) if draft.task == "sums" else [np.zeros(4, np.float32)]
+            if draft.dice.random() < 0.5:
+                centre = [np.full(4, draft.dice.choice([np.nan, np.inf, 1e30, 1.0]), np.float32)]
+    draft.arrays = [join_arrays([np.ascontiguousarray(array) for array in (matrix, *centre)])]
+    return True
+
+
 CHANGES: dict[str, Callable[[Draft], bool]] = {
     "code": foreign_code,
     "places": foreign_places,
@@ -204,6 +228,7 @@ CHANGES: dict[str, Callable[[Draft], bool]] = {
     "odd values": odd_values,
     "texts": texts,
     "arrays": arrays,
+    "spaces": spaces,
 }
 
 
@@ -302,10 +327,19 @@ def site_of_its_own(root: Path) -> dict[str, Any]:
 
 
 def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[Any]]]:
-    """The messages that a real run sends to the site, by task, with their arrays."""
+    """The messages that real runs send to the site, by task, with their arrays: with prototypes, and with sums."""
+    np.save(root / "outside" / "matrix.npy", np.eye(16, 4, dtype=np.float32))
+    sums = ["share=statistics", "projection=file", f"projection.path={root / 'outside' / 'matrix.npy'}"]
+    of_sums = run_messages(root / "sums", own, [*sums, "projection.columns=4"])
+    of_sums = {task: message for task, message in of_sums.items() if task in SUMS_TASKS}
+    return run_messages(root / "run", own, ["share.prototypes=3"]) | of_sums
+
+
+def run_messages(folder: Path, own: dict[str, Any], more: list[str]) -> dict[str, tuple[Message, list[Any]]]:
+    """The messages of one run to the site, by task."""
     words = ["experiment=quick", "adapters.hidden_width=16", "partition=own", "dataset=embeddings", "rounds=1"]
-    words += ["dataset.classes=[dog,rain,siren]", f"share.min_clips={LEAST}", "share.prototypes=3", "report=false"]
-    settings = compose_settings([*words, "generator=none", "finetune.first_steps=1"])
+    words += ["dataset.classes=[dog,rain,siren]", f"share.min_clips={LEAST}", "report=false"]
+    settings = compose_settings([*words, *more, "generator=none", "finetune.first_steps=1"])
     sent: dict[str, tuple[Message, list[Any]]] = {}
 
     class Recorder(InProcessClient):
@@ -317,7 +351,8 @@ def messages(root: Path, own: dict[str, Any]) -> dict[str, tuple[Message, list[A
             sent["evaluate"] = (dict(ins.config), parameters_to_ndarrays(ins.parameters))
             return super().evaluate(ins, timeout, group_id)
 
-    with (root / "log.txt").open("w") as log_file, Trainer(settings, root / "run", Console(file=log_file)) as run:
+    log_path = folder.with_suffix(".txt")
+    with log_path.open("w") as log_file, Trainer(settings, folder, Console(file=log_file)) as run:
         from flwr.server import Server
 
         manager = SimpleClientManager()

@@ -28,16 +28,21 @@ def app(tmp_path_factory):
     return copy_of_app(tmp_path_factory.mktemp("app") / "app")
 
 
+THREE_NODES = ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [[], ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]],
-    ids=["default number of nodes", "three nodes"],
+    ("words", "options"),
+    [([], []), ([], THREE_NODES), (["share=statistics", "generator=none"], THREE_NODES)],
+    ids=["default number of nodes", "three nodes", "sums"],
 )
-def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(superlink, app, finished_run, tmp_path, options):
-    ended = superlink.run(app, " ".join(FAST), tmp_path / "run", *options)
+def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(
+    superlink, app, finished_run, tmp_path, words, options
+):
+    ended = superlink.run(app, " ".join([*FAST, *words]), tmp_path / "run", *options)
     assert ended.status == "finished:completed", ended
     through_flower = Finished(tmp_path / "run", json.loads((tmp_path / "run" / "results.json").read_text()))
-    here = finished_run()
+    here = finished_run(*words)
     assert without_seconds(through_flower.results) == without_seconds(here.results)
     assert_same_run(through_flower, here)
     assert "=== Round 2: Training Generator and Global Adapters ===" in through_flower.log

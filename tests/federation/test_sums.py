@@ -225,6 +225,13 @@ def test_a_space_that_is_none_is_refused_by_the_site(honest, task, change):
         ask(honest, task, tamper)
 
 
+def test_sums_are_taken_around_a_centre_only(honest):
+    message, arrays = messages(honest, "sums")
+    for wrong in ([], arrays[:1], [*arrays, arrays[1]]):
+        with pytest.raises(InvalidReplyError):
+            A2VClient({}).fit([join_arrays(wrong)] if wrong else [], message)
+
+
 @pytest.mark.parametrize("task", ["sums", "train"])
 @pytest.mark.parametrize("change", [with_nan, lambda centre: centre + 1, lambda centre: centre[:3]])
 def test_a_centre_that_is_none_is_refused_by_the_site(honest, task, change):

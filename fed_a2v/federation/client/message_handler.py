@@ -124,9 +124,9 @@ class MessageHandler:
         if instruction.task == "register":
             reply = site.register(instruction.round)
         elif instruction.task == "centre":
-            reply = site.centre(_public_space(parameters, site))
+            reply = site.centre(_public_space(parameters, site, is_centred=False))
         elif instruction.task == "sums":
-            reply = site.register_sums(_public_space(parameters, site))
+            reply = site.register_sums(_public_space(parameters, site, is_centred=True))
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
@@ -220,13 +220,12 @@ def _load(adapters: Adapters, arrays: NDArrays) -> None:
         _check_space(adapters.space)
 
 
-def _public_space(parameters: NDArrays, site: Site) -> PublicSpace:
+def _public_space(parameters: NDArrays, site: Site, is_centred: bool) -> PublicSpace:
     """The public space that the server sent: its matrix and, once it is known, its centre."""
-    arrays = split_arrays(parameters, 2)
     width, columns = site.data.train.embeddings.shape[-1], site.settings.projection.columns
     check_columns(columns, width)
-    matrix, *centre = decode_weights(arrays, [(width, columns), (columns,)][: len(arrays)])
-    space = PublicSpace(matrix, centre[0] if centre else None)
+    shapes: list[tuple[int, ...]] = [(width, columns), (columns,)]
+    space = PublicSpace(*decode_weights(split_arrays(parameters, 2), shapes if is_centred else shapes[:1]))
     _check_space(space)
     return space
 
