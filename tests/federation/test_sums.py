@@ -162,6 +162,24 @@ def test_classes_with_too_few_clips_are_in_no_sum(honest):
         assert site.centre(space).moments.count == sum(clips)
 
 
+@pytest.mark.parametrize(("min_clips", "kept", "warned"), [(1, 45, True), (2, 0, False)])
+def test_forty_five_sites_of_one_clip_each_are_summed_and_warned_of(tmp_path, caplog, min_clips, kept, warned):
+    rows = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32) + 5 * np.eye(3, 12)[np.arange(60) % 3]
+    path, labels = tmp_path / "clips.npz", np.array(["dog", "rain", "siren"] * 20)
+    np.savez(path, embeddings=rows, category=labels, fold=np.repeat([1, 2, 3, 4], 15))
+    words = ("projection.columns=4", "dataset=embeddings", f"dataset.path={path}", "partition=iid")
+    words = (*words, "partition.sites=45", "partition.min_clips=1", f"share.min_clips={min_clips}")
+    federation = Federation(*SUMS, *words)
+    if not kept:
+        with refused(FederationError, "share.min_clips=2"):
+            federation.start()
+        return
+    federation.start()
+    assert int(total(federation)["counts"].sum()) == kept
+    assert sum("single clip" in message for message in caplog.messages) == warned
+    assert federation.round()["accuracy"] > 0.8
+
+
 @pytest.mark.parametrize(
     ("change", "task"),
     [

@@ -18,7 +18,10 @@ class ShareSettings(Section):
         "in the public space of `projection` (statistics)"
     )
     prototypes: Count = Field(description="maximum number of group means per class")
-    min_clips: Count = Field(description="minimum number of clips per mean")
+    min_clips: Count = Field(
+        description="minimum number of clips per mean or class sum; without secure sums or noise, a class sum of one "
+        "clip shows that clip's row to the server"
+    )
     variance: Literal["groups", "class", "none"] = Field(
         description="variance within groups: one per group, one for all groups of a class, or none"
     )
@@ -73,8 +76,9 @@ class AggregationSettings(Section):
         description="maximum norm of a site's update; larger ones are scaled down to it; null: no limit"
     )
     max_site_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        description="maximum weight of one site, as a share of all clips and of a class's clips; 1: no limit; the log "
-        "and `aggregation/capped_sites`, `bank/capped_sites` report where it applies"
+        description="maximum weight of one site, as a share of all clips and of a class's clips (with "
+        "share=statistics, of all clips alone); 1: no limit; the log and `aggregation/capped_sites`, "
+        "`bank/capped_sites` report where it applies"
     )
     max_scale: Annotated[float, Field(gt=1.0)] | None = Field(
         description="maximum factor between a reply and its reference, else the reply is refused: adapters against "
@@ -90,7 +94,7 @@ class AggregationSettings(Section):
         description="maximum number of rounds skipped in a row, or of repeats of one round, before the run ends",
     )
     max_age: Annotated[int, Field(ge=0)] = Field(
-        description="number of rounds that prototypes of a site without replies are kept; 0: always"
+        description="number of rounds that prototypes or sums of a site without replies are kept; 0: always"
     )
 
     @model_validator(mode="after")

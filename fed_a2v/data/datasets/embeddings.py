@@ -6,6 +6,7 @@ target       (N,) class numbers, which become the names class_00, class_01, ...
 fold         (N,) folds, from 1
 filename     (N,) optional, unique names of the clips
 source       (N,) optional, the recordings that the clips were cut from; "" if unknown
+head         (K, D) optional, the weight of the encoder's label head, for `projection=head`
 """
 
 from __future__ import annotations

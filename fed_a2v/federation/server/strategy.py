@@ -334,6 +334,7 @@ class FedA2V(Strategy):
         elif self.space is None and self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
+        self._warn_of_single_clips(replies)
         self._registration = {key: row[key] for key in row if key == "withdrawn"}
         self._registration |= {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_registration": row["bytes_up"],
@@ -574,6 +575,18 @@ class FedA2V(Strategy):
             row["repetitions"] = repetition
             replies = self._valid_replies(results, failures, round_number, "train", row)
         return replies
+
+    def _warn_of_single_clips(self, replies: Sequence[TrainReply]) -> None:
+        """Warn if the server sees class sums of one clip."""
+        settings = self.settings
+        single = sum(each.count == 1 for reply in replies if reply.sums is not None for each in reply.statistics)
+        if single and settings.secure_sums.name == settings.privacy.name == "none":
+            log.warning(
+                "share=statistics: %d class sums are those of a single clip, whose row the server sees; raise "
+                "share.min_clips=%d, or set secure_sums=secagg",
+                single,
+                settings.share.min_clips,
+            )
 
     def _warn_of_capped_sites(self, replies: Sequence[TrainReply], row: dict[str, Any]) -> None:
         """Warn of the sites whose weight in a weighted mean is capped, unless the last warning was of the same."""
