@@ -26,6 +26,7 @@ from tests.federation.helpers import (
     failed,
     lie,
     overwrite,
+    rewrite,
     set_manifest,
     with_nan,
     without_seconds,
@@ -199,6 +200,21 @@ def test_a_hostile_site_is_left_out_and_counted(change, task):
     row = federation.round()
     assert row["rejected"] == 1
     assert BAD in federation.strategy.step.sums.sites, "with its honest sums, in the first round"
+
+
+def test_a_site_that_claims_all_clips_moves_the_centre_by_its_share_only(honest):
+    def boast(task, site, work):
+        reply = work()
+        if (task, site) == ("centre", BAD):
+            reply = rewrite(reply, lambda arrays, manifest: manifest["moments"].update(count=10**9))
+            reply.num_examples = 10**9
+        return reply
+
+    strategy = honest.strategy
+    site = Site(strategy.settings, strategy.classes, SITES.index(BAD))
+    own = site.centre(PublicSpace(strategy.space.matrix)).moments.mean[0]
+    moved = Federation(*SUMS, tamper=boast).start().strategy.space.centre - strategy.space.centre
+    assert 0 < float(moved.norm()) <= 0.5 * float((own - strategy.space.centre).norm())
 
 
 # What a server may ask

@@ -31,6 +31,7 @@ from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
+from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.data.partition import site_name
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import site_steps
@@ -370,9 +371,9 @@ class FedA2V(Strategy):
         moments = [reply.moments for reply in replies if reply.moments is not None]
         if not moments:
             return []
-        clips = sum(each.count for each in moments)
-        centre = sum((each.count * each.mean[0].double() for each in moments), torch.zeros(space.columns).double())
-        self.space = space.centred(centre / clips)
+        clips = cap_client_weights([each.count for each in moments], self.settings.aggregation.max_site_share)
+        parts = [weight * each.mean[0].double() for weight, each in zip(clips, moments, strict=True)]
+        self.space = space.centred(torch.stack(parts).sum(dim=0) / sum(clips))
         return self._registered("sums", self._space_arrays(), client_manager, row)
 
     def _space_arrays(self) -> list[Tensor]:

@@ -27,6 +27,7 @@ def test_every_key_is_read():
         "max-epochs": 5,
         "max-threads": 4,
         "max-memory": 8.0,
+        "withdraw": True,
         "partition-id": 0,
         "num-partitions": 2,
     }
