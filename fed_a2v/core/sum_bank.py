@@ -6,6 +6,7 @@ does not depend on the order in which sites come, and a site that leaves is subt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -26,7 +27,8 @@ class SumBank:
         classes: names of all C classes.
         columns: R, columns of the public space.
         sites: sums by site.
-        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums; 0 without.
+        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums, which the site
+            adds for the classes that it has; 0 without, and an infinite one of the scatter if sites do not send it.
     """
 
     classes: Sequence[str]
@@ -47,15 +49,16 @@ class SumBank:
     @property
     def total(self) -> ClassSums:
         """The sums over all sites, in the order of their names, as sums of floats depend on it in the last bits."""
-        zero = ClassSums.zero(len(self.classes), self.columns)
+        zero = ClassSums.zero(len(self.classes), self.columns, math.isfinite(self.scatter_noise))
         return reduce(add, (self.sites[site] for site in sorted(self.sites)), zero)
 
     def model(self) -> SharedGaussian | None:
         """The Gaussian model of all clips; None without a clip."""
-        total, root = self.total, len(self.sites) ** 0.5
+        total = self.total
         if not total.counts.any():
             return None
-        return shared_gaussian(total, root * self.class_noise, root * self.scatter_noise)
+        with_class = sum(((sums.counts > 0).double() for sums in self.sites.values()), torch.zeros(len(self.classes)))
+        return shared_gaussian(total, with_class.sqrt() * self.class_noise, len(self.sites) ** 0.5 * self.scatter_noise)
 
     def means(self, model: SharedGaussian) -> PrototypeBatch:
         """One row per class: its mean, of length 1."""

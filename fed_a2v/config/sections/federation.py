@@ -9,6 +9,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, option_of
 
+# With less epsilon, a noisy covariance costs more accuracy than it adds; measured on real embeddings.
+FROM_EPSILON = 4.0
+
 
 class ShareSettings(Section):
     """Statistics of each class that a site sends besides its adapters."""
@@ -40,6 +43,23 @@ class PrivacySettings(Section):
         description="whether sites send the counts of an evaluation on their test clips, which carry no noise"
     )
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether what leaves a site carries noise, and nothing else leaves it."""
+        return self.name == "dp"
+
+    @property
+    def sends_scatter(self) -> bool:
+        """Whether sites send the matrix for all classes."""
+        if not self.adds_noise:
+            return True
+        return self.level == "clip" and self.epsilon >= FROM_EPSILON if self.scatter is None else self.scatter
+
+    @property
+    def site_norm(self) -> float | None:
+        """Norm that a site's sums are scaled down to; None if clips are hidden, whose norm is 1."""
+        return self.max_norm if self.adds_noise and self.level == "site" else None
+
 
 class SecureSumsSettings(Section):
     """Secure aggregation of the sums (share=statistics)."""
@@ -51,6 +71,10 @@ class SecureSumsSettings(Section):
         description="share of the sites that must stay until the end; fewer end the run"
     )
     bits: Annotated[int, Field(ge=8, le=30)] = Field(description="bits of a quantised entry of the sums")
+
+    def least(self, sites: int) -> int:
+        """Number of sites, of so many, that must stay until the end."""
+        return math.ceil(self.threshold * sites)
 
 
 class AggregationSettings(Section):

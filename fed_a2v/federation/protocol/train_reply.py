@@ -101,7 +101,10 @@ class ReplySpec:
         square_root: whether the embeddings must be square roots; None: not known yet.
         prototypes: whether classes have prototypes; False allows none.
         sums: columns of the public space if classes have sums instead of prototypes; 0: they have none.
-        sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both.
+        sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both; an
+            infinite one of the scatter allows no scatter.
+        centre_noise: deviation of the privacy noise on the sum of rows whose mean is the centre.
+        scaled: whether sites scale their sums down.
         groups: largest number of prototypes of a class; 0: each prototype is a single clip.
         min_clips: smallest number of clips of each prototype, of each class and of the moments of all clips.
         variances: the variances that prototypes may have: for each group, one for all groups of a class, or none.
@@ -125,6 +128,8 @@ class ReplySpec:
     prototypes: bool = True
     sums: int = 0
     sums_noise: tuple[float, float] = (0.0, 0.0)
+    centre_noise: float = 0.0
+    scaled: bool = False
     groups: int = 8
     min_clips: int = 1
     variances: Variance = "groups"
@@ -176,10 +181,10 @@ class _MomentsEntry(Strict):
 
 
 class _SumsEntry(Strict):
-    """Indices of the array with a row for each class of the reply, in its order, and of the scatter."""
+    """Indices of the array with a row for each class of the reply, in its order, and of the scatter, if it is sent."""
 
     classes: _Index
-    scatter: _Index
+    scatter: _Index | None
 
 
 class _ReplyManifest(Manifest):
@@ -238,7 +243,9 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         if of_site is None:
             return None
         rows = of_site.sums[of_site.counts > 0]
-        return _SumsEntry(classes=add(pack(rows.float(), dtype)), scatter=add(pack(of_site.scatter.float(), dtype)))
+        classes = add(pack(rows.float(), dtype))
+        scatter = add(pack(of_site.scatter.float(), dtype)) if len(of_site.scatter) else None
+        return _SumsEntry(classes=classes, scatter=scatter)
 
     manifest = _ReplyManifest(
         site=reply.site,
@@ -341,7 +348,7 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
     if manifest.moments is not None:
         used.append(manifest.moments.mean)
     if manifest.sums is not None:
-        used += [manifest.sums.classes, manifest.sums.scatter]
+        used += [index for index in (manifest.sums.classes, manifest.sums.scatter) if index is not None]
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
@@ -500,15 +507,21 @@ def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEn
     counts = torch.tensor([of_class.count for of_class in manifest.classes])
     columns = expected.sums
     rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_MAGNITUDE).double()
-    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE).double()
     class_noise, scatter_noise = expected.sums_noise
+    if (entry.scatter is not None) != math.isfinite(scatter_noise):
+        raise InvalidReplyError(f"the sums have {'a' if entry.scatter is not None else 'no'} scatter")
+    scatter = torch.zeros(0, dtype=torch.float64)
+    if entry.scatter is not None:
+        scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE).double()
     longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
     if (too_long := rows.norm(dim=1) > longest).any():
         name = manifest.classes[int(too_long.nonzero()[0])].name
         raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
-    clips, trace = int(counts.sum()), float(symmetric(scatter, columns).trace())
-    if abs(trace - clips) > ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns):
-        raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}, expected {clips}")
+    if len(scatter):
+        clips, trace = int(counts.sum()), float(symmetric(scatter, columns).trace())
+        tolerance = ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns)
+        if not (0 if expected.scaled else clips) - tolerance <= trace <= clips + tolerance:
+            raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}, expected {clips}")
     whole = torch.zeros(len(order), columns, dtype=torch.float64)
     whole[labels] = rows
     of_all = torch.zeros(len(order), dtype=torch.int64)
@@ -523,4 +536,9 @@ def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Reply
     if entry.variance > MAX_MAGNITUDE**2:
         raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {MAX_MAGNITUDE**2:g}")
     shape = expected.audio_shape or mean.shape
-    return PooledMoments(read_floats(mean, shape, "mean of all clips", MAX_MAGNITUDE), entry.variance, entry.count)
+    moments = PooledMoments(read_floats(mean, shape, "mean of all clips", MAX_MAGNITUDE), entry.variance, entry.count)
+    if expected.task == "centre":
+        noise = NOISE_LIMIT * expected.centre_noise * math.sqrt(moments.mean.numel()) / entry.count
+        if (length := float(moments.mean.norm())) > 1 + ROUNDING + noise:
+            raise InvalidReplyError(f"the mean of rows of length 1 has the length {length:.4g}")
+    return moments
