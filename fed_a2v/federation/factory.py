@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.data import DatasetSettings
-from fed_a2v.config.sections.federation import PrivacySettings
+from fed_a2v.config.sections.federation import PrivacySettings, SecureSumsSettings
 from fed_a2v.config.sections.training import AdapterSettings, FinetuneSettings, LossSettings, SiteSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.gaussian_release import Budget, ReleaseNoise
@@ -27,8 +27,10 @@ from fed_a2v.encoders.text import load_targets
 from fed_a2v.errors import ConfigError
 
 
-def release_noise(privacy: PrivacySettings) -> ReleaseNoise | None:
+def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> ReleaseNoise | None:
     """The noise on the sums of one site, or on their total with secure aggregation; None without privacy.
+
+    With secure aggregation each site adds its part, `release_noise(...).shared_by(secure_sums.least(sites))`.
 
     Raises:
         ConfigError: the library that computes it is not installed.
@@ -37,7 +39,7 @@ def release_noise(privacy: PrivacySettings) -> ReleaseNoise | None:
         return None
     try:
         return Budget(privacy.epsilon, privacy.delta, privacy.level).noise(
-            privacy.site_norm or 1.0, privacy.sends_scatter
+            privacy.site_norm or 1.0, privacy.sends_scatter(secure_sums.name == "secagg")
         )
     except ModuleNotFoundError as error:
         raise ConfigError(

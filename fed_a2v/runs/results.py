@@ -54,6 +54,7 @@ def final_results(
         "rejected": total(rows, "rejected"),
         "failures": total(rows, "failures"),
     }
+    results |= {name: value for name, value in last.items() if name.startswith("privacy/")}
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
     if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):

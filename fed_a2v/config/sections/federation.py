@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field, model_validator
 from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, option_of
 
 # With less epsilon, a noisy covariance costs more accuracy than it adds; measured on real embeddings.
-FROM_EPSILON = 4.0
+# Without secure aggregation every site adds all noise to the matrix, which only one site need do in the class sums.
+FROM_EPSILON, FROM_LOCAL_EPSILON = 4.0, 8.0
 
 
 class ShareSettings(Section):
@@ -37,7 +38,8 @@ class PrivacySettings(Section):
     level: Literal["clip", "site"] = Field(description="what is added or removed: one clip, or all clips of a site")
     max_norm: Positive = Field(description="maximum norm of a site's sums; larger ones are scaled down (level=site)")
     scatter: bool | None = Field(
-        description="whether the matrix for all classes is sent; null: from epsilon 4 with level=clip"
+        description="whether the matrix for all classes is sent; null: with level=clip from epsilon 8, or from 4 with "
+        "secure_sums=secagg"
     )
     scores: bool = Field(
         description="whether sites send the counts of an evaluation on their test clips, which carry no noise"
@@ -48,12 +50,11 @@ class PrivacySettings(Section):
         """Whether what leaves a site carries noise, and nothing else leaves it."""
         return self.name == "dp"
 
-    @property
-    def sends_scatter(self) -> bool:
-        """Whether sites send the matrix for all classes."""
-        if not self.adds_noise:
-            return True
-        return self.level == "clip" and self.epsilon >= FROM_EPSILON if self.scatter is None else self.scatter
+    def sends_scatter(self, secure: bool = False) -> bool:
+        """Whether sites send the matrix for all classes; `secure`: with secure aggregation."""
+        if not self.adds_noise or self.scatter is not None:
+            return self.scatter is not False
+        return self.level == "clip" and self.epsilon >= (FROM_EPSILON if secure else FROM_LOCAL_EPSILON)
 
     @property
     def site_norm(self) -> float | None:

@@ -180,7 +180,7 @@ class MessageHandler:
     def _releases(self, instruction: Instruction) -> Callable[[str], PrivateReleases] | None:
         """What makes the noisy releases of the site with a name; None without `privacy=dp`."""
         own, settings = self.node_config, instruction.settings
-        noise = release_noise(settings.privacy)
+        noise = release_noise(settings.privacy, settings.secure_sums)
         if noise is None:
             return None
         ledger, sites = None, 1

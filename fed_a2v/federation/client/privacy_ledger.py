@@ -71,7 +71,7 @@ class PrivacyLedger:
                 made = make()
                 with replacing(path) as file:
                     arrays: dict[str, Any] = {f"array{number}": tensor.numpy() for number, tensor in enumerate(made)}
-                    np.savez(file, **{DEVIATION: np.float64(deviation)}, **arrays)
+                    np.savez(file, **arrays | {DEVIATION: np.float64(deviation)})
                 return made
         except ArrayFileError as error:
             raise LedgerError(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fed_a2v.config.sections.federation import PrivacySettings
+from fed_a2v.config.sections.federation import PrivacySettings, SecureSumsSettings
 from fed_a2v.core.gaussian_release import epsilon_of
 from fed_a2v.federation.factory import release_noise
 
@@ -25,15 +25,15 @@ class PrivacyAccount:
     Sites have different clips, so the run's epsilon is that of the site that has released most.
 
     Args:
-        privacy: the section `privacy` of the settings.
+        privacy, secure_sums: sections of the settings.
 
     Raises:
         ConfigError: the library that computes epsilon is not installed.
     """
 
-    def __init__(self, privacy: PrivacySettings) -> None:
+    def __init__(self, privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> None:
         self.privacy = privacy
-        self.noise = release_noise(privacy)
+        self.noise = release_noise(privacy, secure_sums)
         self._centres: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
 

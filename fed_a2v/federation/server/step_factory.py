@@ -80,7 +80,7 @@ def make_step(
     """
     shape = audio_shape if space is None else (1, space.columns)
     made = make_generator(settings, shape, prompts.clip.shape[-1], prompts.names)
-    noise = release_noise(settings.privacy)
+    noise = release_noise(settings.privacy, settings.secure_sums)
     generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
     step_settings = ServerStepSettings(
         seed=settings.seed,

@@ -133,7 +133,7 @@ class FedA2V(Strategy):
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
         self.rule = make_rule(settings.aggregation)
-        self.privacy = PrivacyAccount(settings.privacy)
+        self.privacy = PrivacyAccount(settings.privacy, settings.secure_sums)
         self.step: ServerStep | None = None
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
