@@ -1,6 +1,7 @@
 """What leaves a site with privacy=dp: noisy sums, and nothing else that depends on its clips."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 
 import pytest
@@ -18,8 +19,18 @@ from fed_a2v.federation.client.node_config import NodeConfig, NodeConfigError
 from fed_a2v.federation.client.privacy_ledger import PrivacyLedger
 from fed_a2v.federation.client.privacy_policy import PolicyViolationError, check_noise_sites, check_privacy
 from fed_a2v.federation.client.private_releases import PrivateReleases
-from fed_a2v.federation.factory import release_noise
-from fed_a2v.federation.protocol import InvalidReplyError, ReplySpec, TrainReply, decode_reply, encode_reply, pack_reply
+from fed_a2v.federation.factory import prompt_set, release_noise
+from fed_a2v.federation.protocol import (
+    InvalidReplyError,
+    ReplySpec,
+    TrainReply,
+    decode_reply,
+    encode_reply,
+    encode_weights,
+    join_arrays,
+    pack_reply,
+)
+from fed_a2v.federation.protocol.prompt_check import fingerprint
 from tests.federation.helpers import SMALL
 from tests.refusals import refused
 
@@ -249,3 +260,47 @@ def test_a_deployed_site_does_not_take_its_noise_from_the_seed(settings):
     deployed, simulated = (handler._releases(instruction)("a")._normals("key") for handler in handlers)
     assert deployed is secure_normals
     assert torch.equal(simulated(1000, 9), handlers[1]._releases(instruction)("a")._normals("key")(1000, 9))
+
+
+def test_a_deployed_site_from_message_to_message(settings, tmp_path):
+    """Secure noise, one release for a request however often it comes, and the owner's limit over runs."""
+    text = settings.model_dump_json(by_alias=True)
+    prompts = fingerprint(prompt_set(settings, class_names(settings.dataset)))
+    own = {
+        "cache-dir": str(tmp_path / "cache"),
+        "privacy-ledger": str(tmp_path / "privacy"),
+        "max-epsilon": 8.0,
+        "min-clips": 1,
+        "ledger": str(tmp_path / "ledger.json"),
+    }
+
+    def answer(task, *arrays):
+        config = {
+            "task": task,
+            "round": 0,
+            "number": 0,
+            "site": "site-000",
+            "settings": text,
+            "classes": json.dumps(class_names(settings.dataset)),
+            "prompts": prompts,
+        }
+        work = MessageHandler(own, deployed=True)
+        parameters = [join_arrays(encode_weights(arrays, "float32"))]
+        if task == "evaluate":
+            return work.evaluate(parameters, config | {"models": '["after"]'})
+        parts, _, metrics = work.fit(parameters, config)
+        return [part.tobytes() for part in parts], metrics
+
+    centre, sums = space().matrix, torch.full((COLUMNS,), 0.1)
+    first = answer("centre", centre), answer("sums", centre, sums)
+    assert (answer("centre", centre), answer("sums", centre, sums)) == first
+    assert PrivacyLedger(tmp_path / "privacy").epsilon() == pytest.approx(8.0, rel=1e-6)
+    with refused(PolicyViolationError, "max-epsilon=8"):
+        answer("sums", centre, 2 * sums)
+    with refused(PolicyViolationError, "allow-scores"):
+        answer("evaluate", centre)
+    with refused(PolicyViolationError, "register"):
+        answer("register")
+    assert not (tmp_path / "ledger.json").exists(), "it is for averages without noise"
+    shutil.rmtree(tmp_path / "privacy")
+    assert answer("centre", centre) != first[0], "the noise does not come from the seed"
