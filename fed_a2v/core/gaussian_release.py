@@ -138,21 +138,30 @@ def noisy(values: Tensor, deviation: float, normals: Normals) -> Tensor:
     return whole.double() * GRID
 
 
-def noisy_sums(sums: ClassSums, noise: ReleaseNoise, normals: Normals, max_norm: float | None = None) -> ClassSums:
+def noisy_sums(
+    sums: ClassSums,
+    noise: ReleaseNoise,
+    normals: Normals,
+    max_norm: float | None = None,
+    every_class: bool = False,
+) -> ClassSums:
     """Class sums with noise on the rows of the classes with clips and, if it has noise at all, on the scatter.
 
     Args:
-        sums: sums of rows of length 1 or less; classes without clips stay without a row, as the counts are public.
+        sums: sums of rows of length 1 or less.
         noise: deviations of the noise.
         normals: source of the noise.
         max_norm: norm that class sums together and scatter are each scaled down to, if what is hidden is the whole
             site; None: a clip is hidden.
+        every_class: whether classes without clips get noise, too: if several sites share it, each class needs the part
+            of every site. Otherwise they stay 0, as the counts are public.
     """
-    rows, scatter = sums.sums[sums.counts > 0], sums.scatter
+    present = (sums.counts > 0) | every_class
+    rows, scatter = sums.sums[present], sums.scatter
     if max_norm is not None:
         rows = bounded(rows.view(1, -1), max_norm).view_as(rows)
         scatter = bounded(scatter.view(1, -1), max_norm).view(-1)
     released = torch.zeros_like(sums.sums)
-    released[sums.counts > 0] = noisy(rows, noise.classes, normals)
+    released[present] = noisy(rows, noise.classes, normals)
     has_scatter = math.isfinite(noise.scatter)
     return replace(sums, sums=released, scatter=noisy(scatter, noise.scatter, normals) if has_scatter else scatter[:0])

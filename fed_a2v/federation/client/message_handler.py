@@ -183,7 +183,7 @@ class MessageHandler:
         noise = release_noise(settings.privacy, settings.secure_sums)
         if noise is None:
             return None
-        ledger, sites = None, 1
+        ledger, sites = None, None
         if own.privacy_ledger:
             ledger = PrivacyLedger(Path(own.privacy_ledger), own.max_epsilon, own.max_delta)
         if settings.secure_sums.name == "secagg":

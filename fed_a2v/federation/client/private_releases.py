@@ -30,7 +30,8 @@ class PrivateReleases:
         noise: the noise that the site adds.
         normals: source of the noise of the release with a key.
         ledger: the site's privacy ledger; None in a simulation.
-        sites: number of sites among which noise is shared, so that only their sum has all of it.
+        sites: number of sites among which noise is shared, so that only their sum has all of it, and which then add
+            it to every class; None: the site adds all noise, to its own classes.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class PrivateReleases:
         noise: ReleaseNoise,
         normals: Callable[[str], Normals],
         ledger: PrivacyLedger | None = None,
-        sites: int = 1,
+        sites: int | None = None,
     ) -> None:
-        self.noise = noise.shared_by(sites)
+        self.noise = noise.shared_by(sites or 1)
+        self._shares = sites is not None
         self._max_norm = privacy.site_norm
         self._normals = normals
         self._ledger = ledger
@@ -66,7 +68,7 @@ class PrivateReleases:
 
         def make(normals: Normals) -> list[Tensor]:
             exact = ClassSums.of(bounded(space.rows(clips.embeddings)), clips.labels, classes)
-            released = noisy_sums(exact, self.noise, normals, self._max_norm)
+            released = noisy_sums(exact, self.noise, normals, self._max_norm, self._shares)
             return [released.sums, released.scatter]
 
         return ClassSums(counts, *self._released("sums", clips, space, classes, make))
@@ -79,7 +81,7 @@ class PrivateReleases:
         classes: int,
         make: Callable[[Normals], list[Tensor]],
     ) -> Sequence[Tensor]:
-        digest = hashlib.sha256(repr((task, classes, self._max_norm, *self.noise)).encode())
+        digest = hashlib.sha256(repr((task, classes, self._max_norm, self._shares, *self.noise)).encode())
         for tensor in (clips.embeddings, clips.labels, space.matrix, space.centre):
             if tensor is not None:
                 digest.update(repr((tensor.dtype, tensor.shape)).encode() + tensor.contiguous().cpu().numpy().tobytes())
