@@ -307,8 +307,10 @@ def result_line(results: Mapping[str, Any], folder: object) -> str:
     shown = "-" if accuracy is None else f"{accuracy:.4f}"
     partly = "" if fully_evaluated(results) else f" on {scored_on(results)}"
     side = "" if t5 is None else f", T5 {t5:.4f}"
-    words = gain_words(results)
-    return f"accuracy {shown}{partly}{side} after {results.get('rounds')} rounds{words and f' ({words})'}: {folder}"
+    words, epsilon = gain_words(results), results.get("privacy/epsilon")
+    spent = "" if epsilon is None else f", epsilon {epsilon:.4g} at delta {results['privacy/delta']:g}"
+    after = f"after {results.get('rounds')} rounds{spent}"
+    return f"accuracy {shown}{partly}{side} {after}{words and f' ({words})'}: {folder}"
 
 
 def _clock(duration: float) -> str:

@@ -195,6 +195,17 @@ class Settings(Section):
                 f"site.epochs=0 (site.epochs={self.site.epochs}, site.server_steps={self.site.server_steps}), or "
                 "adapters=closed_form"
             )
+        if self.privacy.name == "dp" and self.needs_outputs:
+            raise ValueError(
+                "privacy=dp lets nothing but noisy sums leave a site: set finetune.from_nodes_adapters=false and "
+                "generate_nodes_images_frequency=0, as the mean outputs of adapters on its clips would leave it"
+            )
+        if self.privacy.name == "dp" and "auto" in (part.square_root for part in (self.dataset, *self.dataset.sets)):
+            raise ValueError(
+                "privacy=dp lets nothing but noisy sums leave a site, and whether it takes square roots with "
+                "dataset.square_root=auto depends on its clips: set dataset.square_root=always if no value of the "
+                "embeddings is below 0, else never"
+            )
         return self
 
     @model_validator(mode="after")

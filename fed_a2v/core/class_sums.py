@@ -31,7 +31,7 @@ class ClassSums:
         counts: (C,) int64, clips of each class; float64 if some are weighted.
         sums: (C, R) float64, sum of the unit rows of each class.
         scatter: (R (R + 1) / 2,) float64, upper triangle of the sum of `v v'` over the rows `v` of all classes, row by
-            row.
+            row; empty if it was not released.
     """
 
     counts: Tensor
@@ -39,13 +39,13 @@ class ClassSums:
     scatter: Tensor
 
     @classmethod
-    def zero(cls, classes: int, columns: int) -> ClassSums:
+    def zero(cls, classes: int, columns: int, scatter: bool = True) -> ClassSums:
         """The sums over no clips."""
         doubles = torch.float64
         return cls(
             torch.zeros(classes, dtype=torch.int64),
             torch.zeros(classes, columns, dtype=doubles),
-            torch.zeros(triangle_size(columns), dtype=doubles),
+            torch.zeros(triangle_size(columns) if scatter else 0, dtype=doubles),
         )
 
     @classmethod
@@ -144,7 +144,7 @@ class SharedGaussian:
 
 
 def shared_gaussian(
-    sums: ClassSums, class_noise: float = 0.0, scatter_noise: float = 0.0, shrinkage: float = SHRINKAGE
+    sums: ClassSums, class_noise: float | Tensor = 0.0, scatter_noise: float = 0.0, shrinkage: float = SHRINKAGE
 ) -> SharedGaussian:
     """Estimate class means and their common covariance from sums.
 
@@ -153,9 +153,12 @@ def shared_gaussian(
     eigenvalues are set to 0, and class means are shrunk to their mean by the share of noise in their variance (James
     & Stein 1961).
 
+    Without a scatter the covariance is a multiple of the identity, and the discriminant that of the nearest mean: the
+    trace of the scatter is known, as rows have length 1.
+
     Args:
         sums: of at least one clip.
-        class_noise: deviation of Gaussian noise on each entry of the class sums.
+        class_noise: deviation of Gaussian noise on each entry of the class sums, of all classes or (C,) of each.
         scatter_noise: deviation of Gaussian noise on each entry of the scatter.
         shrinkage: share of the identity at least; more where there are few clips, R / (R + N - K).
 
@@ -168,20 +171,26 @@ def shared_gaussian(
     counts, totals = sums.counts[labels].double(), sums.sums[labels]
     clips, columns = float(counts.sum()), sums.columns
     means = totals / counts[:, None]
-    noise = (class_noise / counts).square()
+    deviations = torch.as_tensor(class_noise, dtype=means.dtype).expand(len(sums.counts))[labels]
+    noise = (deviations / counts).square()
     identity = torch.eye(columns, dtype=means.dtype)
     # The squared noise of the means adds to their scatter, so it would be missing from the scatter within classes.
     between = (counts[:, None] * means).T @ means - float((counts * noise).sum()) * identity
     degrees = max(clips - len(labels), 1.0)
-    within = _positive((_positive(sums.scatter_matrix(), scatter_noise) - between) / degrees)
-    share = max(shrinkage, columns / (columns + degrees))
-    covariance = (1 - share) * within + share * within.trace() / columns * identity
-    if scatter_noise:
+    if len(sums.scatter):
+        within = _positive((_positive(sums.scatter_matrix(), scatter_noise) - between) / degrees)
+        share = max(shrinkage, columns / (columns + degrees))
+        covariance = (1 - share) * within + share * within.trace() / columns * identity
+    else:
+        trace = ((clips - between.trace()) / degrees).clamp(min=SMALLEST_SPREAD, max=1.0)
+        covariance = trace / columns * identity
+    if scatter_noise and len(sums.scatter):
         # The eigenvalues of a noisy matrix spread by about this much; a discriminant divides by them.
         covariance = covariance + scatter_noise * columns**0.5 / clips * identity
-    if class_noise and len(labels) > 1:
+    if noise.any() and len(labels) > 1:
         centre = means.mean(dim=0)
-        spread = (means.var(dim=0, correction=0) - noise.mean()).clamp(min=SMALLEST_SPREAD)
+        # One number for all columns: estimated for each, it is mostly noise itself where noise is large.
+        spread = (means.var(dim=0, correction=0).mean() - noise.mean()).clamp(min=SMALLEST_SPREAD)
         means = centre + (means - centre) * spread / (spread + noise[:, None])
     # A class that is one clip, or equal clips, has no spread; a matrix of zeros has no inverse.
     floor = max(1e-9, 1e-6 / columns)

@@ -1,4 +1,4 @@
-"""Differential privacy of the sums that leave a site: how much noise a budget needs, and what releases add up to.
+"""Differential privacy of the sums that leave a site: how much noise a budget needs, the noise, and what it adds up to.
 
 All sums of a site are one Gaussian mechanism (Dwork & Roth 2014): a clip of length 1 changes the sum of rows, the class
 sums and the upper triangle of the scatter each by at most 1, so Gaussian noise on each hides whether a clip takes part.
@@ -6,20 +6,33 @@ The exact relation of epsilon, delta and noise is that of Balle & Wang (2018), c
 
 The neighbouring relation is to add or remove one clip (`level="clip"`), or all clips of a site (`level="site"`). Class
 names and numbers of clips count as public.
+
+Sums and noise are whole multiples of `GRID`, so that no digit below the noise depends on the clips.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fed_a2v.core.class_sums import ClassSums
+from fed_a2v.core.discrete_gaussian import discrete_gaussian
 
 Level = Literal["clip", "site"]
 
 # Shares of the budget for the sum of rows, the class sums and the scatter. Measured on real embeddings: the class sums
 # need most, and without a scatter they get its share.
 CENTRE_SHARE, CLASS_SHARE, SCATTER_SHARE = 0.05, 0.80, 0.15
+# Distance of neighbouring values of a release; a power of two, so that all values are exact.
+GRID = 2.0**-30
+
+# Draws (n,) int64 samples of a Gaussian distribution; arguments: its deviation, from 1, and n.
+Normals = Callable[[int, int], Tensor]
 
 
 class ReleaseNoise(NamedTuple):
@@ -86,3 +99,69 @@ def epsilon_of(deviations: Iterable[float], delta: float, max_norm: float = 1.0)
 
     total = math.sqrt(sum((max_norm / deviation) ** 2 for deviation in deviations))
     return get_epsilon_gaussian(1 / total, delta) if total else 0.0
+
+
+def secure_normals(deviation: int, number: int) -> Tensor:
+    """Exact samples from the operating system's cryptographically strong source, for deployed sites."""
+    return torch.tensor([discrete_gaussian(deviation) for _ in range(number)], dtype=torch.int64)
+
+
+def seeded_normals(random: torch.Generator) -> Normals:
+    """Samples that repeat with their generator: for simulations only, as whoever knows the seed can subtract them."""
+
+    def draw(deviation: int, number: int) -> Tensor:
+        normals: Tensor = torch.randn(number, dtype=torch.float64, generator=random) * deviation
+        return normals.round().long()
+
+    return draw
+
+
+def bounded(rows: Tensor, max_norm: float = 1.0) -> Tensor:
+    """(N, R) rows as float64, longer ones scaled down to `max_norm`; a row that is not finite becomes 0."""
+    rows = rows.double()
+    rows = torch.where(rows.isfinite().all(dim=1, keepdim=True), rows, 0.0)
+    shorter: Tensor = rows * (max_norm / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    return shorter
+
+
+def noisy(values: Tensor, deviation: float, normals: Normals) -> Tensor:
+    """Values on the grid with Gaussian noise, of the same shape, float64.
+
+    Args:
+        values: what a clip, or a site, changes by a limited norm.
+        deviation: deviation of the noise, for that norm.
+        normals: source of the noise.
+    """
+    # Rounding to the grid moves two neighbouring values apart by up to a step in every entry.
+    steps = math.ceil(deviation / GRID * (1 + GRID * math.sqrt(values.numel())))
+    whole = (values.double() / GRID).round().long() + normals(steps, values.numel()).view(values.shape)
+    return whole.double() * GRID
+
+
+def noisy_sums(
+    sums: ClassSums,
+    noise: ReleaseNoise,
+    normals: Normals,
+    max_norm: float | None = None,
+    every_class: bool = False,
+) -> ClassSums:
+    """Class sums with noise on the rows of the classes with clips and, if it has noise at all, on the scatter.
+
+    Args:
+        sums: sums of rows of length 1 or less.
+        noise: deviations of the noise.
+        normals: source of the noise.
+        max_norm: norm that class sums together and scatter are each scaled down to, if what is hidden is the whole
+            site; None: a clip is hidden.
+        every_class: whether classes without clips get noise, too: if several sites share it, each class needs the part
+            of every site. Otherwise they stay 0, as the counts are public.
+    """
+    present = (sums.counts > 0) | every_class
+    rows, scatter = sums.sums[present], sums.scatter
+    if max_norm is not None:
+        rows = bounded(rows.view(1, -1), max_norm).view_as(rows)
+        scatter = bounded(scatter.view(1, -1), max_norm).view(-1)
+    released = torch.zeros_like(sums.sums)
+    released[present] = noisy(rows, noise.classes, normals)
+    has_scatter = math.isfinite(noise.scatter)
+    return replace(sums, sums=released, scatter=noisy(scatter, noise.scatter, normals) if has_scatter else scatter[:0])

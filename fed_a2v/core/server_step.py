@@ -45,7 +45,10 @@ REPLAYED_ROWS = 32
 
 @dataclass(frozen=True)
 class ServerStepSettings:
-    """Settings of the server step, with the names and meanings of the configuration."""
+    """Settings of the server step, with the names and meanings of the configuration.
+
+    `sums_noise` are the deviations of the privacy noise on a site's class sums and scatter, see `SumBank`.
+    """
 
     seed: int = 0
     max_age: int = 0
@@ -68,6 +71,7 @@ class ServerStepSettings:
     max_site_share: float = 1.0
     rows_per_class: int = 0
     half_precision_bank: bool = False
+    sums_noise: tuple[float, float] = (0.0, 0.0)
     generator_waits_on_cpu: bool = False
 
 
@@ -116,7 +120,7 @@ class ServerStep:
         self.bank = PrototypeBank(half_precision=settings.half_precision_bank, max_site_share=settings.max_site_share)
         self.sums = None
         if adapters.space is not None:
-            self.sums = SumBank(prompts.names, adapters.audio_width, settings.max_site_share)
+            self.sums = SumBank(prompts.names, adapters.audio_width, settings.max_site_share, *settings.sums_noise)
         self.conditions = (
             prompts.clip.mean(dim=1) if generator is None else generator.conditions_from(prompts.clip, prompts.t5)
         )

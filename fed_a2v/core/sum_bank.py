@@ -6,6 +6,7 @@ does not depend on the order in which sites come, and a site that leaves is subt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -29,7 +30,8 @@ class SumBank:
         sites: sums by site.
         max_site_share: largest share of all clips that one site counts for; 1: no limit. Sums of a site count as a
             whole, as its scatter is of all its classes.
-        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums; 0 without.
+        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums, which the site
+            adds for the classes that it has; 0 without, and an infinite one of the scatter if sites do not send it.
     """
 
     classes: Sequence[str]
@@ -51,7 +53,7 @@ class SumBank:
     @property
     def total(self) -> ClassSums:
         """The sums over all sites, in the order of their names, as sums of floats depend on it in the last bits."""
-        zero = ClassSums.zero(len(self.classes), self.columns)
+        zero = ClassSums.zero(len(self.classes), self.columns, math.isfinite(self.scatter_noise))
         weights = self.capped()
         parts = (self.sites[site].scaled(weights[site]) if site in weights else self.sites[site] for site in self.order)
         return reduce(add, parts, zero)
@@ -73,10 +75,17 @@ class SumBank:
 
     def model(self) -> SharedGaussian | None:
         """The Gaussian model of all clips; None without a clip."""
-        total, root = self.total, len(self.sites) ** 0.5
+        total = self.total
         if not total.counts.any():
             return None
-        return shared_gaussian(total, root * self.class_noise, root * self.scatter_noise)
+        weights = self.capped()
+        squares = {site: weights.get(site, 1.0) ** 2 for site in self.order}
+        with_class = sum(
+            (square * (self.sites[site].counts > 0) for site, square in squares.items()),
+            torch.zeros(len(self.classes), dtype=torch.float64),
+        )
+        scatter_noise = sum(squares.values()) ** 0.5 * self.scatter_noise
+        return shared_gaussian(total, with_class.sqrt() * self.class_noise, scatter_noise)
 
     def means(self, model: SharedGaussian) -> PrototypeBatch:
         """One row per class: its mean, of length 1."""
@@ -121,7 +130,7 @@ class SumBank:
         wanted = {
             "counts": (torch.int64, (classes,)),
             "sums": (doubles, (classes, self.columns)),
-            "scatter": (doubles, (triangle_size(self.columns),)),
+            "scatter": (doubles, (triangle_size(self.columns) if math.isfinite(self.scatter_noise) else 0,)),
         }
         for site, sums in state["sites"].items():
             found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sums.items()}

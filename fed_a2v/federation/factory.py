@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.config.sections.federation import PrivacySettings, SecureSumsSettings
 from fed_a2v.config.sections.training import AdapterSettings, FinetuneSettings, LossSettings, SiteSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
+from fed_a2v.core.gaussian_release import Budget, ReleaseNoise
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import seed_for
@@ -23,6 +25,26 @@ from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.encoders.text import load_targets
 from fed_a2v.errors import ConfigError
+
+
+def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> ReleaseNoise | None:
+    """The noise on the sums of one site, or on their total with secure aggregation; None without privacy.
+
+    With secure aggregation each site adds its part, `release_noise(...).shared_by(secure_sums.least(sites))`.
+
+    Raises:
+        ConfigError: the library that computes it is not installed.
+    """
+    if not privacy.adds_noise:
+        return None
+    try:
+        return Budget(privacy.epsilon, privacy.delta, privacy.level).noise(
+            privacy.site_norm or 1.0, privacy.sends_scatter(secure_sums.name == "secagg")
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"privacy=dp needs the package {error.name}: install fed-a2v[privacy], on the server and at the sites"
+        ) from error
 
 
 def prompt_set(settings: Settings, classes: Sequence[str]) -> ClassPrompts:

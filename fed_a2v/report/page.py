@@ -123,6 +123,7 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
             cards=_cards(collection) if len(runs) == 1 else [],
             crossed=[(each["says"], crossed_table(each), each["covers"]) for each in collection.crossed],
             summary=_summary(collection),
+            privacy=_privacy(runs),
             groups=groups,
             reasons=_reasons(runs),
             differences=_differences(runs),
@@ -216,6 +217,9 @@ def _cards(collection: Collection) -> list[Card]:
         cards.append(Card(clean(name), _three(baseline[-1].get("accuracy")), note))
     if last.get("accuracy_at_5") is not None:
         cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"])))
+    if last.get("privacy/epsilon") is not None:
+        note = f"delta {last['privacy/delta']:g}; {clean(last['privacy/relation'])}"
+        cards.append(Card("Epsilon", f"{last['privacy/epsilon']:.4g}", note))
     generator = run.config.get("generator", {}).get("name")
     if generator and run.config.get("finetune", {}).get("enabled", True):
         cards.append(Card("Generator", clean(generator)))
@@ -254,6 +258,24 @@ def _summary(collection: Collection) -> TextTable:
     header = ("run", "before the last server step", "accuracy", "among the nearest five", *("T5" for _ in sides))
     header += ("gain of the first round", "gain of the last round", "gain over FedAvg", "MB", "seconds", "bad replies")
     return TextTable("", (*header, "steps at a site + on the server"), tuple(rows))
+
+
+def _privacy(runs: Sequence[RunRecord]) -> TextTable:
+    """What each run with differential privacy promises, and what it takes as public."""
+    header = ("run", "epsilon", "delta", "neighbouring data", "taken as public", "counts of right test clips")
+    rows = tuple(
+        (
+            clean(run.label),
+            f"{run.last['privacy/epsilon']:.4g}",
+            f"{run.last['privacy/delta']:g}",
+            clean(run.last["privacy/relation"]),
+            clean(", ".join(run.last["privacy/public"])),
+            "sent without noise" if run.last["privacy/scores"] else "not sent",
+        )
+        for run in runs
+        if run.last.get("privacy/epsilon") is not None
+    )
+    return TextTable("", header, rows)
 
 
 def _gains(run: RunRecord) -> list[str]:

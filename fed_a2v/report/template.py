@@ -41,6 +41,7 @@ PAGE = """\
 {{ table(arms, "Cross-validation") }}
 <p>{{ covers }}</p>
 {% endfor %}{% if summary.rows %}{{ table(summary, "Results") }}{% endif %}
+{% if privacy.rows %}{{ table(privacy, "Differential privacy") }}{% endif %}
 </section>
 {% for group in groups %}<section aria-labelledby="{{ group.name }}">
 <h2 id="{{ group.name }}">{{ group.title }}</h2>

@@ -24,7 +24,7 @@ OVERRIDES = ".hydra/overrides.yaml"
 # In the folder of a job that failed: the reason in one line, and the traceback.
 FAILURE = "failure.txt"
 # The figures of a sweep that fit on a page.
-SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "seconds")
+SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "privacy/epsilon", "seconds")
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -56,6 +56,7 @@ def final_results(
     }
     if space := next((row["space"] for row in rows if "space" in row), None):
         results["space"] = space
+    results |= {name: value for name, value in last.items() if name.startswith("privacy/")}
     lost = last.get("lost_classes", [])
     results |= {"classes_lost": len(lost), "lost_classes": lost}
     if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):

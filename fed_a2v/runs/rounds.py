@@ -103,15 +103,28 @@ def gain_words(results: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
+def privacy_words(row: Row) -> str:
+    """What differential privacy promises for the clips behind a row, in one line; "" without it."""
+    epsilon = row.get("privacy/epsilon")
+    if epsilon is None:
+        return ""
+    scores = "leave" if row.get("privacy/scores") else "do not leave"
+    return (
+        f"differential privacy of the training clips: epsilon={epsilon:.4g}, delta={row['privacy/delta']:g} "
+        f"({row['privacy/relation']}); taken as public: {', '.join(row['privacy/public'])}; counts of right test clips "
+        f"{scores} the sites"
+    )
+
+
 def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
-    """The lines below the table of the rounds: the clips of the figures with an asterisk, and the gains."""
+    """The lines below the table of the rounds: the clips of the figures with an asterisk, the gains, and privacy."""
     partly: dict[str, list[str]] = {}
     for row in rows:
         if not fully_evaluated(row):
             partly.setdefault(scored_on(row), []).append(str(row["round"]))
     lines = [f"* Round {', '.join(rounds)}: {clips}." for clips, rounds in partly.items()]
-    words = gain_words(results)
-    return lines + ([f"{words[0].upper()}{words[1:]}."] if words else [])
+    sentences = [words for words in (gain_words(results), privacy_words(results)) if words]
+    return lines + [f"{words[0].upper()}{words[1:]}." for words in sentences]
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -122,6 +135,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     """
     last, best = rows[-1], best_row(rows)
     found = []
+    if last.get("privacy/scores") is False:
+        return ["There is no accuracy, as no scores leave the sites (privacy.scores=false)"]
     if not fully_evaluated(last):
         found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if best is not None and not fully_evaluated(best):

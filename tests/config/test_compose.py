@@ -45,7 +45,7 @@ NEEDS = {
     "experiment=esc50_5x10": ["dataset.root=/data/ESC-50"],
     "experiment=class_incremental": ["dataset.root=/data/ESC-50"],
     "experiment=esc50_50x1": ["dataset.root=/data/ESC-50"],
-    "privacy=dp": ["share=statistics", "site.epochs=0"],
+    "privacy=dp": ["share=statistics", "site.epochs=0", "dataset.square_root=never"],
     "secure_sums=secagg": ["share=statistics"],
 }
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(conf_dir().glob("*/[!_]*.yaml"))]

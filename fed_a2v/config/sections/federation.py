@@ -9,6 +9,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, option_of
 
+# With less epsilon, a noisy covariance costs more accuracy than it adds; measured on real embeddings.
+# Without secure aggregation every site adds all noise to the matrix, which only one site need do in the class sums.
+FROM_EPSILON, FROM_LOCAL_EPSILON = 4.0, 8.0
+
 
 class ShareSettings(Section):
     """Statistics of each class that a site sends besides its adapters."""
@@ -37,11 +41,28 @@ class PrivacySettings(Section):
     level: Literal["clip", "site"] = Field(description="what is added or removed: one clip, or all clips of a site")
     max_norm: Positive = Field(description="maximum norm of a site's sums; larger ones are scaled down (level=site)")
     scatter: bool | None = Field(
-        description="whether the matrix for all classes is sent; null: from epsilon 4 with level=clip"
+        description="whether the matrix for all classes is sent; null: with level=clip from epsilon 8, or from 4 with "
+        "secure_sums=secagg"
     )
     scores: bool = Field(
         description="whether sites send the counts of an evaluation on their test clips, which carry no noise"
     )
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether what leaves a site carries noise, and nothing else leaves it."""
+        return self.name == "dp"
+
+    def sends_scatter(self, secure: bool = False) -> bool:
+        """Whether sites send the matrix for all classes; `secure`: with secure aggregation."""
+        if not self.adds_noise or self.scatter is not None:
+            return self.scatter is not False
+        return self.level == "clip" and self.epsilon >= (FROM_EPSILON if secure else FROM_LOCAL_EPSILON)
+
+    @property
+    def site_norm(self) -> float | None:
+        """Norm that a site's sums are scaled down to; None if clips are hidden, whose norm is 1."""
+        return self.max_norm if self.adds_noise and self.level == "site" else None
 
 
 class SecureSumsSettings(Section):
@@ -54,6 +75,10 @@ class SecureSumsSettings(Section):
         description="share of the sites that must stay until the end; fewer end the run"
     )
     bits: Annotated[int, Field(ge=8, le=30)] = Field(description="bits of a quantised entry of the sums")
+
+    def least(self, sites: int) -> int:
+        """Number of sites, of so many, that must stay until the end."""
+        return math.ceil(self.threshold * sites)
 
 
 class AggregationSettings(Section):

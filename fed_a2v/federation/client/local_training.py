@@ -6,7 +6,7 @@ Each message may be handled in a new process, so that no state is kept between c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
-from fed_a2v.data.site import LabelledClips, SiteData, site_clips
+from fed_a2v.data.site import LabelledClips, SiteData, labelled_rows, site_clips
 from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_enough_clips
+from fed_a2v.federation.client.private_releases import PrivateReleases
 from fed_a2v.federation.factory import (
     adapter_loss,
     more_steps,
@@ -52,6 +53,7 @@ class Site:
         data_dir: folder of the site's data, if it differs from that of the settings.
         name: name of the site, if it differs from that of the partition.
         min_clips: smallest number of clips of a class; classes with fewer are not used.
+        releases: adds noise to the site's sums; None without `privacy=dp`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Site:
         data_dir: str | None = None,
         name: str | None = None,
         min_clips: int = 0,
+        releases: Callable[[str], PrivateReleases] | None = None,
     ) -> None:
         self.settings = settings
         self.classes = tuple(classes)
@@ -69,6 +72,7 @@ class Site:
         data = site_clips(settings, number, data_dir, cache_dir(settings.cache_dir), self.classes)
         self.data: SiteData = of_enough_clips(data, min_clips) if min_clips else data
         self.name = name or self.data.name
+        self.releases = releases(self.name) if releases else None
         self.prompts = prompt_set(settings, self.classes)
         self.unseen = unseen_mask(settings.dataset, self.prompts)
 
@@ -89,8 +93,14 @@ class Site:
         It is over the clips of the class sums, so that nothing depends on the classes with too few clips.
         """
         start = time.perf_counter()
-        rows = space.rows(self.data.train.embeddings[self._kept])
-        moments = pooled_moments(rows.unsqueeze(1), self.settings.share.min_clips)
+        kept, min_clips = self._kept, self.settings.share.min_clips
+        if self.releases is None:
+            moments = pooled_moments(space.rows(kept.embeddings).unsqueeze(1), min_clips)
+        elif len(kept) < min_clips:
+            moments = None
+        else:
+            mean = self.releases.centre(kept, space) / len(kept)
+            moments = PooledMoments(mean[None].float(), 0.0, len(kept))
         return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments, space=space)
 
     def register_sums(self, space: PublicSpace) -> TrainReply:
@@ -102,14 +112,16 @@ class Site:
 
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
-        train, kept = self.data.train, self._kept
-        return ClassSums.of(space.rows(train.embeddings[kept]), train.labels[kept], len(self.classes))
+        if self.releases is not None:
+            return self.releases.sums(self._kept, space, len(self.classes))
+        return ClassSums.of(space.rows(self._kept.embeddings), self._kept.labels, len(self.classes))
 
     @cached_property
-    def _kept(self) -> Tensor:
-        """(N,) mask of the training clips of the classes with enough clips."""
+    def _kept(self) -> LabelledClips:
+        """The training clips of the classes with enough clips."""
         labels = self.data.train.labels
-        return torch.isin(labels, labels.new_tensor([label for label, groups in self._groups.items() if groups]))
+        kept = torch.isin(labels, labels.new_tensor([label for label, groups in self._groups.items() if groups]))
+        return labelled_rows(self.data.train, kept.nonzero().flatten())
 
     def _counts(self) -> list[ClassStatistics]:
         """The classes with enough clips and their numbers of clips, without prototypes."""
@@ -191,7 +203,8 @@ class Site:
             if confusion:
                 nearest = [cosines(adapters(rows).clip, self.prompts.clip).argmax(1) for rows in chunks]
                 predicted = self._count_by_class(torch.cat(nearest))
-            scores[self.classes[label]] = score.model_copy(update={"predicted": predicted})
+            score = score.model_copy(update={"predicted": predicted})
+            scores[self.classes[label]] = score if self.releases is None else score.counts_only()
         return Scores(scores)
 
     def _score(
@@ -259,11 +272,11 @@ class Site:
             return
         train = self.data.train
         if self.settings.shares_sums:
-            kept = self._kept.nonzero().flatten()
+            kept = self._kept
             if len(kept):  # the centre and the scatter
-                yield _keys(train, kept)
+                yield frozenset(kept.keys)
             if task != "centre":
-                yield from (_keys(train, _rows(train, label)) for label in train.labels[kept].unique().tolist())
+                yield from (_keys(kept, _rows(kept, label)) for label in kept.labels.unique().tolist())
             return
         for label, groups in self._groups.items():
             rows = _rows(train, label)
@@ -295,7 +308,8 @@ class Site:
             fingerprint=prototype_fingerprint,
             square_root=self.data.square_root,
             losses=losses,
-            seconds=time.perf_counter() - start,
+            # With noise nothing else may depend on the clips, not even a time.
+            seconds=time.perf_counter() - start if self.releases is None else 0.0,
             test_clips=self._count_by_class(self.data.test.labels),
             moments=moments,
             sums=sums,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,9 @@ import torch
 from flwr.common import Config, NDArrays, Scalar
 
 from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
+from fed_a2v.core.seeding import torch_generator
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -19,8 +22,16 @@ from fed_a2v.errors import ConfigError
 from fed_a2v.federation.client.ledger import Ledger
 from fed_a2v.federation.client.local_training import Site, check_columns
 from fed_a2v.federation.client.node_config import NodeConfigError, read_node_config
-from fed_a2v.federation.client.privacy_policy import PolicyViolationError, settings_here
+from fed_a2v.federation.client.privacy_ledger import PrivacyLedger
+from fed_a2v.federation.client.privacy_policy import (
+    PolicyViolationError,
+    check_noise_sites,
+    check_privacy,
+    settings_here,
+)
+from fed_a2v.federation.client.private_releases import PrivateReleases
 from fed_a2v.federation.client.time_limit import DeadlineError, within
+from fed_a2v.federation.factory import release_noise
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
     REGISTRATION,
@@ -157,6 +168,7 @@ class MessageHandler:
 
     def _site(self, instruction: Instruction) -> Site:
         own = self.node_config
+        check_privacy(instruction.settings, own, self.deployed, instruction.task)
         settings = settings_here(instruction.settings, own, self.deployed)
         torch.set_num_threads(settings.threads)
         site = Site(
@@ -166,9 +178,11 @@ class MessageHandler:
             own.data_dir or None,
             name=self._site_name(instruction),
             min_clips=own.min_clips or 0,
+            releases=self._releases(instruction),
         )
         check_same_prompts(site.prompts, instruction.prompts)
-        if own.ledger:
+        # Noisy sums are recorded in the privacy ledger: no difference of them reveals a clip.
+        if own.ledger and (site.releases is None or instruction.task == "evaluate"):
             # Before the work, so that a task counts even if its reply is lost: it may have reached the server.
             Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
         return site
@@ -178,6 +192,27 @@ class MessageHandler:
         site = self._site_name(instruction)
         log.info("%s withdraws from the run (withdraw in this node's configuration)", site)
         return encode_withdrawal(site, instruction.round)
+
+    def _releases(self, instruction: Instruction) -> Callable[[str], PrivateReleases] | None:
+        """What makes the noisy releases of the site with a name; None without `privacy=dp`."""
+        own, settings = self.node_config, instruction.settings
+        noise = release_noise(settings.privacy, settings.secure_sums)
+        if noise is None:
+            return None
+        ledger, sites = None, None
+        if own.privacy_ledger:
+            ledger = PrivacyLedger(Path(own.privacy_ledger), own.max_epsilon, own.max_delta)
+        if settings.secure_sums.name == "secagg":
+            sites = settings.secure_sums.least(instruction.sites or settings.partition.sites)
+            if self.deployed:
+                check_noise_sites(own, sites)
+
+        def normals(name: str, key: str) -> Normals:
+            if self.deployed:
+                return secure_normals
+            return seeded_normals(torch_generator(settings.seed, "privacy", name, key))
+
+        return lambda name: PrivateReleases(settings.privacy, noise, partial(normals, name), ledger, sites)
 
     def _site_name(self, instruction: Instruction) -> str:
         """The server's name for the site; if every node is a site, the name that its operator has set, if any."""

@@ -15,7 +15,7 @@ from fed_a2v.core.names import nearest, plain_name
 from fed_a2v.errors import ConfigError
 
 # Keys whose values must not leave the site, not even in an error.
-PATHS = ("data-dir", "cache-dir", "targets", "encoder-model", "ledger")
+PATHS = ("data-dir", "cache-dir", "targets", "encoder-model", "ledger", "privacy-ledger")
 
 
 class NodeConfigError(ConfigError):
@@ -47,6 +47,27 @@ class NodeConfig(BaseModel):
         None,
         description="a file that records which clips each average was taken over, so that no combination of averages "
         "reveals fewer clips",
+    )
+    max_epsilon: Annotated[float, Field(gt=0.0)] | None = Field(
+        None,
+        description="limit of epsilon, over all runs, of the noisy sums that leave the site; a run without privacy=dp, "
+        "and one that would exceed it, is refused",
+    )
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        1e-5, description="the delta at which the site computes epsilon"
+    )
+    privacy_ledger: str | None = Field(
+        None,
+        description="a folder with every noisy release of the site, which adds them up and answers a repeated request "
+        "with the same release; runs with privacy=dp need it",
+    )
+    noise_sites: Count | None = Field(
+        None,
+        description="largest number of sites among which the noise may be shared (privacy=dp with secure_sums=secagg): "
+        "each site then relies on the others and on secure aggregation",
+    )
+    allow_scores: bool = Field(
+        False, description="whether counts of right test clips, which carry no noise, may leave the site (privacy=dp)"
     )
     allow_code: str | None = Field(
         None, description="import paths of the custom classes that the site may execute for a run, separated by spaces"
@@ -92,6 +113,11 @@ class NodeConfig(BaseModel):
             raise NodeConfigError(
                 "this node's configuration has min-clips and lacks ledger, a file of the site: without it two runs "
                 "that differ by one clip would reveal that clip"
+            )
+        if self.max_epsilon and not self.privacy_ledger:
+            raise NodeConfigError(
+                "this node's configuration has max-epsilon and lacks privacy-ledger, a folder of the site: without it "
+                "nothing adds up what runs have received"
             )
 
 

@@ -107,6 +107,55 @@ def check_averages(share: ShareSettings, min_clips: int) -> None:
         )
 
 
+def check_privacy(requested: Settings, own: NodeConfig, deployed: bool, task: str) -> None:
+    """Check that nothing but noisy sums leaves a site if the run, or the site's owner, asks for differential privacy.
+
+    Args:
+        requested: the settings that the server sent.
+        own: the node's configuration.
+        deployed: the node is on its own machine.
+        task: task of the message.
+
+    Raises:
+        PolicyViolationError: the message requests more.
+        NodeConfigError: the node's configuration has no privacy ledger.
+    """
+    if not requested.privacy.adds_noise:
+        if own.max_epsilon is not None:
+            raise PolicyViolationError(
+                f"this site sends noisy sums only (max-epsilon={own.max_epsilon:g} in its node configuration), and the "
+                "run has privacy=none: choose privacy=dp"
+            )
+        return
+    if task == "register":
+        raise PolicyViolationError("the task register asks for averages without noise, and the run has privacy=dp")
+    if not deployed:
+        return
+    if own.privacy_ledger is None:
+        raise NodeConfigError(
+            "this node's configuration lacks privacy-ledger, a folder of the site, which runs with privacy=dp need"
+        )
+    if task == "evaluate" and not (own.allow_scores and requested.privacy.scores):
+        raise PolicyViolationError(
+            "counts of right test clips carry no noise, and this site sends them only with allow-scores=true in its "
+            f"node configuration and privacy.scores=true, which is {str(requested.privacy.scores).lower()}: set "
+            "privacy.scores=false"
+        )
+
+
+def check_noise_sites(own: NodeConfig, sites: int) -> None:
+    """Check that the owner allows the noise of a run to be shared among so many sites.
+
+    Raises:
+        PolicyViolationError: the owner allows fewer.
+    """
+    if sites > (own.noise_sites or 1):
+        raise PolicyViolationError(
+            f"the run shares the noise among {sites} sites, this site among at most noise-sites={own.noise_sites or 1} "
+            "in its node configuration: choose secure_sums=none, with which each site adds all noise, or ask its owner"
+        )
+
+
 def of_enough_clips(data: SiteData, min_clips: int) -> SiteData:
     """A site's clips without the classes that have fewer than `min_clips`, so that no reply depends on these classes.
 

@@ -70,6 +70,11 @@ class ClassScores(Strict):
     predicted: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     t5: SideScores | None = None
 
+    def counts_only(self) -> ClassScores:
+        """Without cosines and losses, which are 0: with differential privacy no real number leaves a site."""
+        nothing = {"cosine": 0.0, "loss": 0.0}
+        return self.model_copy(update=nothing | {"t5": self.t5 and self.t5.model_copy(update=nothing)})
+
 
 @dataclass(frozen=True)
 class SideFigures:

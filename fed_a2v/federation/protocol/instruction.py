@@ -39,6 +39,7 @@ class Instruction(BaseModel):
         settings_text: the experiment's `Settings` as JSON.
         classes: names of all classes.
         prompts: the server's fingerprint of the class prompts; see `prompt_check`.
+        sites: number of sites that send sums, if they share the privacy noise; 0: that of the partition.
         held: register, train: fingerprint of the site's prototypes in the server's bank.
         models: evaluate: the models to score.
         calibration: evaluate: value subtracted from the scores of recorded classes.
@@ -54,6 +55,7 @@ class Instruction(BaseModel):
     settings_text: Text = Field(alias="settings")
     classes: Json[tuple[str, ...]]
     prompts: Text
+    sites: Number = 0
     held: Annotated[str, Field(max_length=1000)] = ""
     models: Json[tuple[Model, ...]] = ()
     calibration: float = 0.0

@@ -105,7 +105,9 @@ class ReplySpec:
         prototypes: whether classes have prototypes; False allows none.
         sums: columns of the public space if classes have sums instead of prototypes; 0: they have none.
         space: digest of the public space that the site must have used; None without sums.
-        sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both.
+        sums_noise: deviations of the privacy noise on the class sums and on the scatter, for the limits on both; an
+            infinite one of the scatter allows no scatter.
+        centre_noise: deviation of the privacy noise on the sum of rows whose mean is the centre.
         groups: largest number of prototypes of a class; 0: each prototype is a single clip.
         min_clips: smallest number of clips of each prototype, of each class and of the moments of all clips.
         variances: the variances that prototypes may have: for each group, one for all groups of a class, or none.
@@ -130,6 +132,7 @@ class ReplySpec:
     sums: int = 0
     space: str | None = None
     sums_noise: tuple[float, float] = (0.0, 0.0)
+    centre_noise: float = 0.0
     groups: int = 8
     min_clips: int = 1
     variances: Variance = "groups"
@@ -181,10 +184,10 @@ class _MomentsEntry(Strict):
 
 
 class _SumsEntry(Strict):
-    """Indices of the array with a row for each class of the reply, in its order, and of the scatter."""
+    """Indices of the array with a row for each class of the reply, in its order, and of the scatter, if it is sent."""
 
     classes: _Index
-    scatter: _Index
+    scatter: _Index | None
 
 
 class _ReplyManifest(Manifest):
@@ -248,8 +251,9 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         # The rows have no names: the order of the classes gives them theirs.
         if [each.count for each in reply.statistics] != of_site.counts[present].tolist():
             raise ValueError("the classes of the reply are not those of the sums, in the order of the labels")
-        rows = of_site.sums[present]
-        return _SumsEntry(classes=add(pack(rows.float(), dtype)), scatter=add(pack(of_site.scatter.float(), dtype)))
+        classes = add(pack(of_site.sums[present].float(), dtype))
+        scatter = add(pack(of_site.scatter.float(), dtype)) if len(of_site.scatter) else None
+        return _SumsEntry(classes=classes, scatter=scatter)
 
     manifest = _ReplyManifest(
         site=reply.site,
@@ -356,7 +360,7 @@ def _check_indices(manifest: _ReplyManifest, available: int) -> None:
     if manifest.moments is not None:
         used.append(manifest.moments.mean)
     if manifest.sums is not None:
-        used += [manifest.sums.classes, manifest.sums.scatter]
+        used += [index for index in (manifest.sums.classes, manifest.sums.scatter) if index is not None]
     uses = Counter(used)
     for index, times in uses.items():
         if index >= available:
@@ -520,21 +524,26 @@ def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEn
     counts = torch.tensor([of_class.count for of_class in manifest.classes])
     columns = expected.sums
     rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_COUNT).double()
-    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_COUNT).double()
     class_noise, scatter_noise = expected.sums_noise
+    if (entry.scatter is not None) != math.isfinite(scatter_noise):
+        raise InvalidReplyError(f"the sums have {'a' if entry.scatter is not None else 'no'} scatter")
+    scatter = torch.zeros(0, dtype=torch.float64)
+    if entry.scatter is not None:
+        scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_COUNT).double()
     longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
     if (too_long := rows.norm(dim=1) > longest).any():
         name = manifest.classes[int(too_long.nonzero()[0])].name
         raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
-    clips, within = int(counts.sum()), symmetric(scatter, columns)
-    trace, tolerance = float(within.trace()), ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns)
-    if trace > clips + tolerance:
-        raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}")
-    if not class_noise:
-        within = within - rows.T @ (rows / counts[:, None])
-    # A Cholesky factor exists just if all eigenvalues are positive, and takes a tenth of the time.
-    if torch.linalg.cholesky_ex(within + 2 * tolerance * torch.eye(columns, dtype=within.dtype)).info:
-        raise InvalidReplyError("the scatter is less than that of the class means: no clips have these sums")
+    if len(scatter):
+        clips, within = int(counts.sum()), symmetric(scatter, columns)
+        trace, tolerance = float(within.trace()), ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns)
+        if trace > clips + tolerance:
+            raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}")
+        if not class_noise:
+            within = within - rows.T @ (rows / counts[:, None])
+        # A Cholesky factor exists just if all eigenvalues are positive, and takes a tenth of the time.
+        if torch.linalg.cholesky_ex(within + 2 * tolerance * torch.eye(columns, dtype=within.dtype)).info:
+            raise InvalidReplyError("the scatter is less than that of the class means: no clips have these sums")
     whole = torch.zeros(len(label_of), columns, dtype=torch.float64)
     whole[labels] = rows
     of_all = torch.zeros(len(label_of), dtype=torch.int64)
@@ -550,7 +559,8 @@ def _read_moments(arrays: Sequence[Array], entry: _MomentsEntry, expected: Reply
         raise InvalidReplyError(f"variance of all clips is {entry.variance:.3g}, the limit is {MAX_MAGNITUDE**2:g}")
     if expected.task == "centre":  # the mean of rows of length 1 in the public space
         read = read_floats(mean, (1, expected.sums), "mean of all clips", MAX_MAGNITUDE)
-        if (length := float(read.double().norm())) > 1 + ROUNDING:
+        noise = NOISE_LIMIT * expected.centre_noise * math.sqrt(expected.sums) / entry.count
+        if (length := float(read.double().norm())) > 1 + ROUNDING + noise:
             raise InvalidReplyError(f"the mean of rows of length 1 has the length {length:.3g}")
         return PooledMoments(read, entry.variance, entry.count)
     shape = expected.audio_shape or mean.shape

@@ -30,7 +30,14 @@ from fed_a2v.data.selection import unseen_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.encoders.label_head import given_matrix, head_weight, text_vectors
 from fed_a2v.errors import ConfigError, UserError
-from fed_a2v.federation.factory import adapter_loss, new_adapters, seeded_adapters, torch_device, unseen_mask
+from fed_a2v.federation.factory import (
+    adapter_loss,
+    new_adapters,
+    release_noise,
+    seeded_adapters,
+    torch_device,
+    unseen_mask,
+)
 from fed_a2v.runs.generator_files import load_generator_family
 
 # Rows in one pass through the adapters with optimize_memory_usage.
@@ -90,6 +97,7 @@ def make_step(
     """
     shape = audio_shape if space is None else (1, space.columns)
     made = make_generator(settings, shape, prompts.clip.shape[-1], prompts.names)
+    noise = release_noise(settings.privacy, settings.secure_sums)
     generator, finetune, low_memory = settings.generator, settings.finetune, settings.optimize_memory_usage
     step_settings = ServerStepSettings(
         seed=settings.seed,
@@ -115,6 +123,7 @@ def make_step(
         max_site_share=settings.aggregation.max_site_share,
         rows_per_class=settings.bank.rows_per_class,
         half_precision_bank=low_memory,
+        sums_noise=(0.0, 0.0) if noise is None else (noise.classes, noise.scatter),
         generator_waits_on_cpu=low_memory,
     )
     return ServerStep(

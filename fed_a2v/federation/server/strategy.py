@@ -57,6 +57,7 @@ from fed_a2v.federation.server.aggregation.base import make_rule
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
 from fed_a2v.federation.server.evaluation import Coverage, class_figures
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric, compute_metrics
+from fed_a2v.federation.server.privacy_account import PrivacyAccount
 from fed_a2v.federation.server.reply_validator import (
     EvaluateResult,
     FitResult,
@@ -134,6 +135,7 @@ class FedA2V(Strategy):
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
         self.rule = make_rule(settings.aggregation)
+        self.privacy = PrivacyAccount(settings.privacy, settings.secure_sums)
         self.step: ServerStep | None = None
         self.start_round = 0
         self.audio_shape: tuple[int, int] | None = None
@@ -262,6 +264,9 @@ class FedA2V(Strategy):
         del parameters
         round_number = server_round + self.start_round
         self._clock = time.perf_counter()
+        if not self._asks_scores:
+            self._end_round(round_number, {})  # Flower does not call `aggregate_evaluate` without a message
+            return []
         self.listener.phase(round_number, "evaluate")
         after = self._weights()
         reach = self._step().adapters.reach()
@@ -291,23 +296,35 @@ class FedA2V(Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Add up the sites' scores, compute the metrics, and end the round."""
         round_number = server_round + self.start_round
-        row = self._row
-        validator = ReplyValidator(self.classes, self._nodes.assigned, row)
+        validator = ReplyValidator(self.classes, self._nodes.assigned, self._row)
         withdrawn, results = validator.withdrawals(results, round_number)
-        self._withdraw(withdrawn, row)
+        self._withdraw(withdrawn, self._row)
         by_site = validator.scores(results, failures, lambda site: self._expected_scores(site, round_number))
+        return self._end_round(round_number, by_site)
+
+    @property
+    def _asks_scores(self) -> bool:
+        """Whether sites evaluate the adapters; with privacy, counts without noise may not leave them unless allowed."""
+        return not self.settings.privacy.adds_noise or self.settings.privacy.scores
+
+    def _end_round(
+        self, round_number: int, by_site: Mapping[str, Mapping[str, Scores]]
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Complete the round's row with the sites' scores."""
+        row = self._row
         scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
         coverage = self._coverage(by_site)
         row["seconds/evaluate"] = time.perf_counter() - self._clock
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
         row |= {"test_clips": scores["after"].clips} | coverage.figures
         lost = self._unshared.lost(round_number)
-        row |= {"classes_lost": len(lost), "lost_classes": lost}
+        row |= {"classes_lost": len(lost), "lost_classes": lost} | self.privacy.figures()
         if scores["after"].clips:
             row |= self._metrics(round_number, scores, coverage)
-        else:
+        elif self._asks_scores:
             log.warning("No site scored a test clip: the round has no accuracy")
         evaluation = class_figures(scores, self._step().bank, round_number, coverage, lost)
+        evaluation["classes"] = {name: self._counts_only(each) for name, each in evaluation["classes"].items()}
         self.listener.evaluated(round_number, self._step(), evaluation)
         self.listener.round_done(row)
         return row.get("loss"), {"accuracy": float(row.get("accuracy", 0.0))}
@@ -483,6 +500,9 @@ class FedA2V(Strategy):
             self._off_scale if task == "train" else None,  # at registration only after the specs agree
         )
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
+        for reply in replies:
+            if reply.sums is not None or (task == "centre" and reply.moments is not None):
+                self.privacy.count(reply.site, centre=task == "centre")
         return replies
 
     def _withdraw(self, sites: Sequence[str], row: dict[str, Any]) -> None:
@@ -499,6 +519,8 @@ class FedA2V(Strategy):
 
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply differs in scale from the others', each with the reason."""
+        if self.settings.privacy.adds_noise:  # a site with few clips sends little but noise
+            return {}
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 
     def _largest_weights(self) -> float:
@@ -509,7 +531,7 @@ class FedA2V(Strategy):
     def _expected(self, site: str, round_number: int, task: Task, largest: float = math.inf) -> ReplySpec:
         """The specification of a site's reply."""
         step, settings = self.step, self.settings
-        prompts, share = self.prompts, settings.share
+        prompts, share, noise = self.prompts, settings.share, self.privacy.noise
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
         sums = settings.projection.columns if settings.shares_sums else 0
@@ -527,6 +549,8 @@ class FedA2V(Strategy):
             prototypes=not sums and (task == "register" or self.settings.needs_prototypes),
             sums=sums,
             space=None if self.space is None else self.space.digest,
+            sums_noise=(0.0, 0.0) if noise is None else (noise.classes, noise.scatter),
+            centre_noise=0.0 if noise is None else noise.centre,
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
             variances=share.variance,
@@ -627,7 +651,7 @@ class FedA2V(Strategy):
         }
         sites = {*self._nodes.assigned, *self._test_clips}
         coverage = Coverage(by_site.keys(), sites, self._test_clips, self._nodes.nameless)
-        if coverage.missing:
+        if coverage.missing and self._asks_scores:
             log.warning("The figures of this round do not include the test clips of %s", ", ".join(coverage.missing))
         return coverage
 
@@ -636,9 +660,16 @@ class FedA2V(Strategy):
         active = None
         if self.settings.scenario.name != "static":
             active = {site_name(number) for number in self._active_sites(round_number)}
-        return compute_metrics(
+        figures = compute_metrics(
             self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active), self._row
         )
+        return self._counts_only(figures)
+
+    def _counts_only(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """The figures, with None for those of cosines and losses if the sites send counts only."""
+        if self.settings.privacy.adds_noise:
+            figures |= dict.fromkeys(key for key in figures if key.rpartition("/")[2] in ("cosine", "loss"))
+        return figures
 
     def _is_last(self, round_number: int) -> bool:
         """Whether the run ends with this round; the sites then also report their confusion matrix."""
@@ -658,6 +689,7 @@ class FedA2V(Strategy):
                 **({"withdrawn": sorted(self._withdrawn)} if self._withdrawn else {}),
             },
             "aggregation": self.rule.state_dict(),
+            **({} if self.privacy.noise is None else {"privacy": self.privacy.state_dict()}),
             "nodes": self._nodes.state_dict(),
             **self._step().state_dict(),
         }
@@ -670,6 +702,8 @@ class FedA2V(Strategy):
         self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
         self._unshared.names = tuple(own["unshared"])
         self.rule.load_state_dict(components["aggregation"])
+        if "privacy" in components:
+            self.privacy.load_state_dict(components["privacy"])
         self._nodes.load_state_dict(components["nodes"])
         self.space = None if own["space"] is None else PublicSpace(*own["space"])
         self.step = self.make_step(self.audio_shape, self.space)
