@@ -293,6 +293,12 @@ class Adapters(nn.Module):
         """The weights of the CLIP adapter, which come first in `weights()`."""
         return [parameter.detach() for parameter in self.clip.parameters()]
 
+    def solve(self, gaussian: SharedGaussian) -> None:
+        """Solve for the adapters in a public space; adapters that are trained instead do not change."""
+        for side in (self.clip, self.t5):
+            if isinstance(side, PosteriorAdapter):
+                side.solve(gaussian)
+
     def reach(self) -> dict[str, float]:
         """Upper bounds on the distance of an output from the prompts' centre, by `clip` and, if there is one, `t5`."""
         sides = {"clip": self.clip, "t5": self.t5}

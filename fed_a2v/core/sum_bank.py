@@ -62,6 +62,11 @@ class SumBank:
         rows = torch.nn.functional.normalize(model.means, dim=1).float()
         return self._batch(model, rows, torch.arange(len(model.labels)), model.counts.float())
 
+    def class_means(self) -> PrototypeBatch | None:
+        """`means` of the present model; None without a clip."""
+        model = self.model()
+        return None if model is None else self.means(model)
+
     def draws(self, model: SharedGaussian, per_class: int, random: torch.Generator) -> PrototypeBatch:
         """`per_class` rows of every class, drawn from the model."""
         labels = torch.arange(len(model.labels)).repeat_interleave(per_class)
@@ -91,5 +96,20 @@ class SumBank:
         return {"sites": {site: vars(sums) for site, sums in self.sites.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the result of `state_dict`."""
-        self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
+        """Load the result of `state_dict`.
+
+        Raises:
+            ValueError: sums are of other classes or another space.
+        """
+        sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
+        expected = _shapes(ClassSums.zero(len(self.classes), self.columns))
+        # Tensors of other shapes may still add up, to larger ones.
+        if wrong := [site for site, sums in sites.items() if _shapes(sums) != expected]:
+            raise ValueError(
+                f"the sums of {wrong[0]} are not of {len(self.classes)} classes and {self.columns} columns"
+            )
+        self.sites = sites
+
+
+def _shapes(sums: ClassSums) -> list[torch.Size]:
+    return [tensor.shape for tensor in sums.tensors]

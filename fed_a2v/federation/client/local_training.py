@@ -28,6 +28,7 @@ from fed_a2v.data.site import LabelledClips, SiteData, site_clips
 from fed_a2v.federation.client.privacy_policy import of_enough_clips
 from fed_a2v.federation.factory import (
     adapter_loss,
+    empty_space,
     more_steps,
     new_adapters,
     prompt_set,
@@ -90,11 +91,21 @@ class Site:
         moments = pooled_moments(rows.unsqueeze(1), self.settings.share.min_clips)
         return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments)
 
-    def register_sums(self, space: PublicSpace) -> TrainReply:
-        """The class sums of the training clips in the public space around its centre."""
+    def send_sums(
+        self, task: Task, space: PublicSpace, round_number: int = 0, stored_fingerprint: str = ""
+    ) -> TrainReply:
+        """The class sums of the training clips in the public space around its centre.
+
+        Args:
+            task: "sums" in the registration, or "train" in a round in which the site trains no adapters.
+            space: the public space.
+            round_number: number of the round; 0 in the registration.
+            stored_fingerprint: see `train`.
+        """
         start = time.perf_counter()
         sums = self._sums(space)
-        return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sums)
+        new = None if sums.fingerprint == stored_fingerprint else sums
+        return self._reply(task, round_number, [], self._counts(), sums.fingerprint, {}, start, sums=new)
 
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
@@ -213,11 +224,8 @@ class Site:
 
     def new_adapters(self) -> Adapters:
         """Adapters with the shapes of the experiment; the caller loads weights and public space."""
-        width, space = self.data.train.embeddings.shape[-1], None
-        if self.settings.shares_sums:
-            columns = self.settings.projection.columns
-            space = PublicSpace(torch.zeros(width, columns), torch.zeros(columns))
-        return new_adapters(self.settings.adapters, self.prompts, width, space)
+        width = self.data.train.embeddings.shape[-1]
+        return new_adapters(self.settings.adapters, self.prompts, width, empty_space(self.settings, width))
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""

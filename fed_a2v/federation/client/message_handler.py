@@ -116,7 +116,9 @@ class MessageHandler:
         elif instruction.task == "centre":
             reply = site.centre(_public_space(parameters, site))
         elif instruction.task == "sums":
-            reply = site.register_sums(_public_space(parameters, site))
+            reply = site.send_sums("sums", _public_space(parameters, site))
+        elif not site.settings.sends_adapters:
+            reply = site.send_sums("train", _public_space(parameters, site), instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
