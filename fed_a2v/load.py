@@ -191,12 +191,15 @@ class LoadedRun:
         try:
             self.round = int(state["round"])
             self._components = state["components"]
+            space = self._space()
             tokens, width = self._components["strategy"]["audio_shape"]
+            # With a public space the state has the shape of its rows; tokens are averaged before.
+            self._clip_shape = (tokens, width) if space is None else (1, len(space.matrix))
             if not trust_code:
-                self._check_size((tokens, width))
-            self.step = make_step(self.settings, self.targets, (tokens, width), self._space(width))
+                self._check_size(self._clip_shape)
+            self.step = make_step(self.settings, self.targets, self._clip_shape, space)
             self.step.load_state_dict(self._components)
-            self._try_out((tokens, width))
+            self._try_out()
         except UserError:
             raise
         except Exception as error:  # with an untrusted state, torch may raise anything
@@ -205,29 +208,29 @@ class LoadedRun:
         self.step.adapters.eval()
 
     @torch.no_grad()
-    def _try_out(self, audio_shape: tuple[int, int]) -> None:
+    def _try_out(self) -> None:
         """Use adapters and generator once: the parts of a state may fit the settings but not each other."""
-        self.adapt(self.inputs(torch.zeros(1, *audio_shape)))
-        if self.step.sums is not None:
+        self.adapt(self.inputs(torch.zeros(1, *self._clip_shape)))
+        if self.step.sums is not None and self.step.sums.sites:
             self.step.sums.model()
         names = {statistics.name for _, statistics in self.step.bank} | {*self.step.replayed}
         if self.step.generator is not None and self.step.trains_generator and self.step.finetuned_rounds and names:
             random = torch_generator(0, "trial")
             self.step.generator.sample_classes(self.step.conditions_of(sorted(names)), 1, random)
 
-    def _space(self, audio_width: int) -> PublicSpace | None:
+    def _space(self) -> PublicSpace | None:
         """The public space in the state, if the run has share=statistics."""
         stored, columns = self._components["strategy"]["space"], self.settings.projection.columns
         if not self.settings.shares_sums:
             return None
         matrix, centre = stored
-        if (matrix.shape, centre.shape) != ((audio_width, columns), (columns,)):
+        if matrix.ndim != 2 or (matrix.shape[1:], centre.shape) != ((columns,), (columns,)):
             raise CheckpointError(
                 f"the public space in {self.folder.path} has the shapes {tuple(matrix.shape)} and "
-                f"{tuple(centre.shape)}, its settings describe {(audio_width, columns)} and {(columns,)}; copy the "
-                "folder of the run again"
+                f"{tuple(centre.shape)}, its settings describe {columns} columns; copy the folder of the run again"
             )
-        if not is_orthonormal(matrix) or not centre.isfinite().all():
+        # At most as many columns as rows: the product of columns would be larger than what is stored.
+        if columns > len(matrix) or not is_orthonormal(matrix) or not centre.isfinite().all():
             raise CheckpointError(
                 f"the public space in {self.folder.path} is not orthonormal or not finite; copy the folder of the run "
                 "again"
@@ -340,7 +343,7 @@ class LoadedRun:
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
             embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
         if not embedded:
-            return self.inputs(torch.empty(0, *self._components["strategy"]["audio_shape"]))
+            return self.inputs(torch.empty(0, *self._clip_shape))
         embeddings = torch.cat(embedded)
         return self.inputs(square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings)
 

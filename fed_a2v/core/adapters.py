@@ -187,7 +187,9 @@ class PosteriorAdapter(nn.Module):
 
     def reach(self) -> float:
         """See `PromptAdapter.reach`: an average of prompts is no farther from the centre than the farthest prompt."""
-        return float((self.prompts - prompt_centre(self.prompts)).flatten(1).norm(dim=1).max())
+        centre = prompt_centre(self.prompts)
+        # Class by class, as a copy of all T5 prompts may be gigabytes.
+        return max(float(torch.linalg.vector_norm(prompt - centre)) for prompt in self.prompts)
 
     @torch.no_grad()
     def solve(self, gaussian: SharedGaussian) -> None:

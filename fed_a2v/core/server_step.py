@@ -39,6 +39,8 @@ from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve
 log = logging.getLogger("fed_a2v")
 # Rows of a class that are drawn from the sites' class sums, for a generator to learn, and others to validate it.
 DRAWN_ROWS, DRAWN_HELD_OUT = 24, 8
+# Rows in one pass through closed-form adapters, whose T5 outputs may be wide.
+SOLVED_ROWS = 16
 # Samples of a class that replace its prototypes if these may not be kept.
 REPLAYED_ROWS = 32
 
@@ -294,7 +296,7 @@ class ServerStep:
             assert model is not None  # or there would be no rows
             self.adapters.solve(model)
             labels = self._class_indices(rows.names)[rows.labels]
-            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss)
+            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss, SOLVED_ROWS)
             return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
         if len(rows.names) < 2:
             log.warning("adapters.closed_form needs at least two classes with prototypes: the adapters are not changed")

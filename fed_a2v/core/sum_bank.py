@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian
+from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian, triangle_size
 from fed_a2v.core.statistics import PrototypeBatch
 
 
@@ -102,14 +102,11 @@ class SumBank:
             ValueError: sums are of other classes or another space.
         """
         sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
-        expected = _shapes(ClassSums.zero(len(self.classes), self.columns))
+        classes, columns = len(self.classes), self.columns
+        expected = [(classes,), (classes, columns), (triangle_size(columns),)]
         # Tensors of other shapes may still add up, to larger ones.
-        if wrong := [site for site, sums in sites.items() if _shapes(sums) != expected]:
+        if wrong := [site for site, sums in sites.items() if [tensor.shape for tensor in sums.tensors] != expected]:
             raise ValueError(
                 f"the sums of {wrong[0]} are not of {len(self.classes)} classes and {self.columns} columns"
             )
         self.sites = sites
-
-
-def _shapes(sums: ClassSums) -> list[torch.Size]:
-    return [tensor.shape for tensor in sums.tensors]

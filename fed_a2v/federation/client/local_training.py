@@ -39,6 +39,8 @@ from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, T
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
 EVALUATION_ROWS = 256
+# Numbers in the outputs of one pass, for adapters in a public space, whose prompts may be of any width.
+LARGEST_OUTPUT = 1 << 25
 # Fingerprint of a reply that shares nothing of single classes.
 NOTHING_SENT = "nothing"
 
@@ -180,10 +182,13 @@ class Site:
         loss = adapter_loss(self.settings.loss, self.prompts)
         if clips is None:
             clips = self.data.test
-        scores = {}
+        scores, rows_at_once = {}, EVALUATION_ROWS
+        if adapters.space is not None:
+            sides = [self.prompts.clip, *([] if self.prompts.t5 is None else [self.prompts.t5])]
+            rows_at_once = min(rows_at_once, max(1, LARGEST_OUTPUT // sum(side[0].numel() for side in sides)))
         for label in clips.labels.unique().tolist():
             audio = adapters.mapped(clips.embeddings[clips.labels == label].to(self.device))
-            chunks = audio.split(EVALUATION_ROWS)
+            chunks = audio.split(rows_at_once)
             parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in chunks]
             (score,) = Scores.merge(parts).classes.values()
             predicted = {}

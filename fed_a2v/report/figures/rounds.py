@@ -173,8 +173,8 @@ def network_plot(collection: Collection) -> Plot:
         "The generator's network alone",
         "Without class moments, residuals and calibration, which are applied to samples. Log-likelihood of "
         f"{collection.held_out} in nats per dimension, for a VAE a lower bound. Thin lines: the network before "
-        "training, if it starts from a closed form; without markers, baselines without a network: a Gaussian for each class, and the "
-        "class mean. Bars: 95 % intervals.",
+        "training, if it starts from a closed form; without markers, baselines without a network: a Gaussian for each "
+        "class, and the class mean. Bars: 95 % intervals.",
         collection,
         keys,
         baselines=(("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
