@@ -183,7 +183,8 @@ def test_pooled_training_in_a_public_space_is_one_exchange_of_sums(tmp_path):
     settings = compose_settings([*words, "dataset.clips_per_class=10", "projection.columns=24"])
     run_in_process(settings, tmp_path)
     (row,), (pooled,) = read_jsonl(tmp_path / "metrics.jsonl"), pooled_rows(settings)
-    assert (pooled["accuracy"], pooled["accuracy_at_5"]) == (row["accuracy"], row["accuracy_at_5"])
+    for key in ("accuracy", "accuracy_at_5"):
+        assert pooled[key] == pytest.approx(row[key]), key
     assert pooled["accuracy"] > 0.5
     assert pooled["site/optimiser_steps"] == 0
 

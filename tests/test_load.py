@@ -562,8 +562,8 @@ def test_sounds_and_samples_of_a_run_with_sums_are_rows_of_its_public_space(sums
     rows, samples = sums.embed(wav), sums.generator.sample("dog", 3)
     assert (rows.shape, samples.shape) == ((1, 1, 24), (3, 1, 24))
     torch.testing.assert_close(rows, sums.adapters.space.rows(run.embed(wav)).unsqueeze(1))
+    torch.testing.assert_close(rows.norm(dim=2), torch.ones(1, 1))
     for inputs in (rows, samples):
-        torch.testing.assert_close(inputs.norm(dim=2), torch.ones(len(inputs), 1))
         assert sums.adapt(inputs).clip.shape == (len(inputs), 1, 768)
     assert torch.equal(sums.prompts(wav).clip, sums.adapt(rows).clip)
     assert sums.embed([]).shape == (0, 1, 24)
