@@ -225,7 +225,7 @@ def _cards(collection: Collection) -> list[Card]:
     generator = run.config.get("generator", {}).get("name")
     if generator and run.config.get("finetune", {}).get("enabled", True):
         cards.append(Card("Generator", clean(generator)))
-    if exchange_lines(run.config, rows) and (once := sums_bytes(rows)) is not None:
+    if exchange_lines(run.config, rows) and (once := sums_bytes(run.config, rows)) is not None:
         columns = run.config["projection"]["columns"]
         cards.append(Card("Sums of a site", f"{once / 1e3:.1f} kB", f"sent once, in {columns} public columns"))
     cards.append(Card("Traffic", f"{traffic(run.config, rows) / 1e6:.1f} MB", "all sites, both directions"))

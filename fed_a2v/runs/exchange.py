@@ -17,10 +17,21 @@ def shares_sums(config: Mapping[str, Any]) -> bool:
     return bool(config.get("share", {}).get("kind") == "statistics")
 
 
-def sums_bytes(rows: Sequence[Row]) -> float | None:
-    """Bytes of sums of a site in the registration, as a mean over the sites; None if it is unknown."""
-    sites, sent = rows[0].get("sites_total"), rows[0].get("bytes_registration")
+def sums_bytes(config: Mapping[str, Any], rows: Sequence[Row]) -> float | None:
+    """Bytes of the sums of a site, as a mean over the sites; None if it is unknown."""
+    sites, sent = rows[-1].get("sites_total"), total(rows, "bytes_registration")
+    if not _sent_each_round(config):  # sites that join later send their sums in a round
+        sent += total(rows, "bytes_up")
     return sent / sites if sites and sent else None
+
+
+def _sent_each_round(config: Mapping[str, Any]) -> str:
+    """What sites send of their training clips in every round, in words; "" for nothing."""
+    site, finetune, closed_form = config["site"], config["finetune"], config["adapters"]["closed_form"]
+    if not closed_form and (site["epochs"] or site["server_steps"]):
+        return "adapters trained on its clips"
+    targets = finetune["enabled"] and finetune["from_nodes_adapters"] and not closed_form
+    return "mean outputs of the adapters" if targets or config["generate_nodes_images_frequency"] else ""
 
 
 def traffic(config: Mapping[str, Any], rows: Sequence[Row]) -> float:
@@ -42,13 +53,14 @@ def exchange_lines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 
 def _left(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    columns, once = config["projection"]["columns"], sums_bytes(rows)
+    columns, once = config["projection"]["columns"], sums_bytes(config, rows)
     size = "" if once is None else f", {once / 1e3:.1f} kB once"
-    each = total(rows, "bytes_up") / (len(rows) * (rows[0].get("sites_total") or 1))
-    more = f"adapters trained on its clips, {each / 1e6:.2f} MB a round" if each else "nothing of its clips"
+    each = total(rows, "bytes_up") / (len(rows) * (rows[-1].get("sites_total") or 1))
+    what = _sent_each_round(config)
+    more = f"{what}, {each / 1e6:.2f} MB a round" if what else "nothing more of them"
     return (
-        "What left each site: the mean of its clips, the sum of each class and one matrix for all classes, in "
-        f"{columns} public columns{size}; then {more}"
+        "What left each site of its training clips: their mean, the sum of each class and one matrix for all classes, "
+        f"in {columns} public columns{size}; then {more}"
     )
 
 

@@ -322,7 +322,7 @@ def test_the_report_of_a_run_with_sums_says_what_left_the_sites_and_has_no_proto
     rows[0] |= {"bytes_registration": 50_000, "bytes_down_registration": 10**6}
     folder.metrics.write_text("".join(f"{json.dumps(row | {'bytes_up': 0})}\n" for row in rows))
     text = " ".join("".join(Outline(write_report([folder.path], tmp_path / "report.html").read_text()).text).split())
-    assert "64 public columns, 10.0 kB once; then nothing of its clips." in text
+    assert "64 public columns, 10.0 kB once; then nothing more of them." in text
     assert "Rounds 2 to 4 added" in text
     assert "Round 0: the registration" in text
     # Traffic: 4 x 3 MB down, and the registration.

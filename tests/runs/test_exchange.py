@@ -29,7 +29,7 @@ def test_without_sums_there_are_no_lines_and_the_registration_is_not_counted():
 
 
 def test_the_registration_is_part_of_the_traffic():
-    assert sums_bytes(rows(0.5)) == 10_000
+    assert sums_bytes(config(), rows(0.5)) == 10_000
     assert traffic(config(), rows(0.5, 0.6)) == 2 * 10**6 + 7_050_000
 
 
@@ -37,11 +37,27 @@ def test_what_left_a_site_has_its_columns_and_bytes():
     (line,) = exchange_lines(config(), rows(0.5))
     assert "64 public columns" in line
     assert "10.0 kB once" in line
-    assert "nothing of its clips" in line
-    (line,) = exchange_lines(config(), rows(0.5, bytes_up=10**7))
-    assert "2.00 MB a round" in line
-    assert sums_bytes([{"round": 1}]) is None
+    assert "nothing more" in line
+    assert sums_bytes(config(), [{"round": 1}]) is None
     assert "kB" not in exchange_lines(config(), [{"round": 1}])[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("site.epochs=5",), "adapters trained on its clips, 2.00 MB a round"),
+        (("site.server_steps=true",), "adapters trained on its clips, 2.00 MB a round"),
+        (("adapters=sd", "images=sd", "generate_nodes_images_frequency=1"), "mean outputs of the adapters, 2.00 MB"),
+    ],
+)
+def test_what_leaves_a_site_in_every_round_is_no_part_of_the_sums(words, what):
+    (line,) = exchange_lines(config(*words), rows(0.5, bytes_up=10**7))
+    assert what in line
+    assert "10.0 kB once" in line
+
+
+def test_sites_that_join_later_send_their_sums_in_a_round():
+    assert sums_bytes(config(), rows(0.5, 0.6, bytes_up=25_000)) == 20_000
 
 
 @pytest.mark.parametrize("accuracies", [(0.5,), (0.5, 0.5, 0.5)])
