@@ -212,6 +212,10 @@ def test_the_size_of_what_settings_describe_is_found_without_allocating_it():
     before = torch.random.get_rng_state()
     large = compose_settings("experiment=quick generator.hidden_dim=1000000 generator.granularity=per_class")
     assert model_bytes(large, prompts, (1, 512)) > 10**12
+    sums = compose_settings("experiment=quick share=statistics projection.columns=6")
+    step = make_step(sums, prompts, (1, 512), random_space(512, 6, seed=0).centred(torch.zeros(6)))
+    wanted = sum(each.nbytes for model in (step.adapters, step.generator) for each in model.state_dict().values())
+    assert model_bytes(sums, prompts, (1, 512)) == wanted
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
