@@ -1,4 +1,4 @@
-"""Error messages of `fed-a2v train` for thirty wrong configurations: each must name the key and the remedy.
+"""Error messages of `fed-a2v train` for thirty-five wrong configurations: each must name the key and the remedy.
 
 python benchmarks/wrong_configs.py [--write]
 """
@@ -60,6 +60,21 @@ CASES = [
     Case("contradiction", "partition.sites=20", "partition.sites=20", "lower it to 10"),
     Case("contradiction", "aggregation.min_replies=9", "aggregation.min_replies=9", "lower it to 5"),
     Case("contradiction", "bank.keep=generator generator=none", "bank.keep=generator", "needs a generator"),
+    Case(
+        "contradiction",
+        "site.epochs=0 finetune.enabled=false",
+        "site.epochs=0",
+        "set finetune.enabled=true, or site.epochs above 0",
+    ),
+    Case("contradiction", "site.epochs=0 aggregation=kd", "aggregation.mode=kd", "set another rule, or site.epochs"),
+    Case(
+        "contradiction",
+        "site.epochs=0 finetune.from_nodes_adapters=true",
+        "finetune.from_nodes_adapters=true",
+        "set it to false, or site.epochs above 0",
+    ),
+    Case("contradiction", "share=statistics bank.keep=generator", "bank.keep=generator", "share=statistics keeps sums"),
+    Case("contradiction", "secure_sums=secagg", "secure_sums=secagg", "needs share=statistics"),
     Case("contradiction", "dataset=esc50", "dataset=esc50", "dataset.root=FOLDER"),
     Case("broken JSON", "--config FILE", "line 3, column 5", "Expecting ',' delimiter", NO_COMMA),
     Case("broken JSON", "--config FILE", "/* in line 1", "close it with */", '{"feda2v": {}} /* and so on'),

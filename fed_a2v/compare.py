@@ -21,22 +21,23 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
+from fed_a2v.core.class_sums import ClassSums, shared_gaussian
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import PrototypeBatch
-from fed_a2v.core.training import train_epochs
+from fed_a2v.core.training import epoch_steps, train_epochs
 from fed_a2v.core.zero_shot import solve_adapter
 from fed_a2v.data.index import folds as data_folds
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.factory import (
     adapter_loss,
-    more_steps,
     prompt_set,
     seeded_adapters,
     site_optimiser,
     site_steps,
     unseen_mask,
 )
+from fed_a2v.federation.server.step_factory import make_space
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.folder import RunFolder
@@ -152,11 +153,12 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     """Train the same adapters on the pooled clips of all sites: the upper bound, where all data is shared.
 
     Loss and optimiser are those of the sites, without the proximal term (`site.proximal`). Closed-form adapters are
-    solved for, on every clip.
+    solved for, on every clip. With share=statistics the input are rows of the public space, without privacy noise.
 
     Args:
         settings: settings of the experiment.
-        steps: optimiser steps of each round; default: as many epochs as a site trains.
+        steps: optimiser steps of each round; default: as many epochs as a site trains, or the steps of the server if
+            sites do not train.
 
     Returns:
         The metrics of each round: `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter also
@@ -169,20 +171,34 @@ def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[
     device = prompts.clip.device
     audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
     test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    adapters = seeded_adapters(settings.adapters, prompts, audio.shape[-1], settings.seed)
+    space = None
+    if settings.shares_sums:
+        space = make_space(settings)
+        space = space.centred(space.rows(audio).mean(dim=0))
+    adapters = seeded_adapters(settings.adapters, prompts, audio.shape[-1], settings.seed, space)
+    audio, test_audio = adapters.mapped(audio), adapters.mapped(test_audio)
     loss = adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts))
     shape, site, finetune = settings.adapters, settings.site, settings.finetune
-    if settings.adapters.standardise:
+    if space is not None and not adapters.closed_form:
+        adapters.audio_std.fill_(space.deviation)
+    elif space is None and settings.adapters.standardise:
         columns = audio.flatten(0, 1)
         adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
     if adapters.closed_form:
         _solve(adapters, audio, labels, prompts)
     rows = []
     for number in range(1, settings.rounds + 1):
-        taken = site_steps(shape, site, finetune, number, len(audio)) if steps is None else steps[number - 1]
+        if steps is not None:
+            taken = steps[number - 1]
+        elif settings.site_trains or adapters.closed_form:
+            taken = site_steps(shape, site, finetune, number, len(audio))
+        else:
+            taken = finetune.steps_of(number)
         if taken:
             random = torch_generator(settings.seed, "pooled", number)
-            epochs, more = (site.epochs, more_steps(site, finetune, number)) if steps is None else (0, taken)
+            epochs, more = (site.epochs, taken - epoch_steps(len(audio), site.epochs, site.batch_size))
+            if steps is not None:
+                epochs, more = 0, taken
             train_epochs(adapters, audio, labels, loss, epochs, site_optimiser(site), random, more_steps=more)
         with torch.no_grad():
             outputs = adapters(test_audio)
@@ -202,6 +218,9 @@ def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassPrompts) -> None:
     """Set closed-form adapters to the solution on single clips."""
+    if adapters.space is not None:
+        adapters.solve(shared_gaussian(ClassSums.of(audio[:, 0].cpu(), labels.cpu(), len(prompts.names))))
+        return
     present, places = labels.unique(return_inverse=True)
     names = tuple(prompts.names[label] for label in present.tolist())
     ones, zeros = torch.ones(len(labels), device=audio.device), torch.zeros_like(audio)

@@ -259,12 +259,13 @@ def _resources(settings: Settings) -> Iterator[Finding]:
     from fed_a2v.data.site import class_names
     from fed_a2v.federation.factory import prompt_set
     from fed_a2v.federation.server.resources import resource_estimate
-    from fed_a2v.federation.server.step_factory import make_step
+    from fed_a2v.federation.server.step_factory import make_space, make_step
 
     with _as_error("resources", "see the errors above") as failed, _offline():
         shape = _audio_shape(settings.dataset, settings.encoder)
         prompts = prompt_set(settings, class_names(settings.dataset))
-        step = make_step(settings, prompts, shape)
+        space = make_space(settings) if settings.shares_sums else None
+        step = make_step(settings, prompts, shape, space)
         estimate = resource_estimate(settings, step, shape)
         yield Finding(
             "network",

@@ -29,7 +29,7 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.names import clean_name, nearest
-from fed_a2v.core.public_space import PublicSpace
+from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
@@ -146,7 +146,8 @@ class ClassSampler:
             seed: seed of the samples; the same seed gives the same embeddings.
 
         Returns:
-            (num_samples, S, Da) inputs of the adapters, after the square root if the run uses it.
+            (num_samples, S, Da) inputs of the adapters, after the square root if the run uses it; with
+            share=statistics (num_samples, 1, R) rows of the public space.
 
         Raises:
             RunError: the run does not have the class.
@@ -190,15 +191,15 @@ class LoadedRun:
         try:
             self.round = int(state["round"])
             self._components = state["components"]
+            space = self._space()
             tokens, width = self._components["strategy"]["audio_shape"]
+            # With a public space the state has the shape of its rows; tokens are averaged before.
+            self._clip_shape = (tokens, width) if space is None else (1, len(space.matrix))
             if not trust_code:
-                self._check_size((tokens, width))
-            space = self._components["strategy"]["space"]
-            self.step = make_step(
-                self.settings, self.targets, (tokens, width), None if space is None else PublicSpace(*space)
-            )
+                self._check_size(self._clip_shape)
+            self.step = make_step(self.settings, self.targets, self._clip_shape, space)
             self.step.load_state_dict(self._components)
-            self._try_out((tokens, width))
+            self._try_out()
         except UserError:
             raise
         except Exception as error:  # with an untrusted state, torch may raise anything
@@ -207,13 +208,34 @@ class LoadedRun:
         self.step.adapters.eval()
 
     @torch.no_grad()
-    def _try_out(self, audio_shape: tuple[int, int]) -> None:
+    def _try_out(self) -> None:
         """Use adapters and generator once: the parts of a state may fit the settings but not each other."""
-        self.step.adapters(torch.zeros(1, *audio_shape, device=self.device))
+        self.adapt(self.inputs(torch.zeros(1, *self._clip_shape)))
+        if self.step.sums is not None and self.step.sums.sites:
+            self.step.sums.model()
         names = {statistics.name for _, statistics in self.step.bank} | {*self.step.replayed}
         if self.step.generator is not None and self.step.trains_generator and self.step.finetuned_rounds and names:
             random = torch_generator(0, "trial")
             self.step.generator.sample_classes(self.step.conditions_of(sorted(names)), 1, random)
+
+    def _space(self) -> PublicSpace | None:
+        """The public space in the state, if the run has share=statistics."""
+        stored, columns = self._components["strategy"]["space"], self.settings.projection.columns
+        if not self.settings.shares_sums:
+            return None
+        matrix, centre = stored
+        if matrix.ndim != 2 or (matrix.shape[1:], centre.shape) != ((columns,), (columns,)):
+            raise CheckpointError(
+                f"the public space in {self.folder.path} has the shapes {tuple(matrix.shape)} and "
+                f"{tuple(centre.shape)}, its settings describe {columns} columns; copy the folder of the run again"
+            )
+        # At most as many columns as rows: the product of columns would be larger than what is stored.
+        if columns > len(matrix) or not is_orthonormal(matrix) or not centre.isfinite().all():
+            raise CheckpointError(
+                f"the public space in {self.folder.path} is not orthonormal or not finite; copy the folder of the run "
+                "again"
+            )
+        return PublicSpace(matrix.float(), centre.float())
 
     def _check_size(self, audio_shape: tuple[int, int]) -> None:
         """Refuse settings that describe larger models than the state contains: they could exhaust the memory."""
@@ -274,7 +296,7 @@ class LoadedRun:
         if not any(data_set(part.name).has_audio for part in parts(self.settings.dataset)):
             raise RunError(
                 f"{self.folder.path.name} was trained on files of embeddings, whose encoder is unknown: pass "
-                "embeddings of the same kind to `adapt`"
+                "embeddings of the same kind to `inputs`, and its result to `adapt`"
             )
         return load_encoder(self.settings.encoder)
 
@@ -309,7 +331,7 @@ class LoadedRun:
             rate: sample rate of waveforms in Hz.
 
         Returns:
-            (B, S, Da).
+            (B, S, Da); with share=statistics (B, 1, R) rows of the public space.
 
         Raises:
             BadClipError: a sound cannot be read, is empty, has NaN or infinite samples, or is not a waveform.
@@ -321,17 +343,40 @@ class LoadedRun:
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
             embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
         if not embedded:
-            return torch.empty(0, *self._components["strategy"]["audio_shape"], device=self.device)
-        embeddings = torch.cat(embedded).to(self.device)
-        return square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings
+            return self.inputs(torch.empty(0, *self._clip_shape))
+        embeddings = torch.cat(embedded)
+        return self.inputs(square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings)
+
+    @torch.no_grad()
+    def inputs(self, embeddings: Tensor) -> Tensor:
+        """Inputs of the adapters for embeddings of clips, such as those in a file of embeddings.
+
+        Args:
+            embeddings: (B, S, Da), after the square root if the run uses it.
+
+        Returns:
+            (B, 1, R) rows of the public space with share=statistics, else the embeddings.
+        """
+        return self.adapters.mapped(embeddings.to(self.device))
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor) -> AdapterOutput:
-        """Prompt embeddings for an image model, of (B, S, Da) audio embeddings.
+        """Prompt embeddings for an image model.
+
+        Args:
+            embeddings: (B, S, Da) results of `embed`, `inputs` or the generator; with share=statistics (B, 1, R).
 
         Returns:
             clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt), including the mean prompt of the classes.
+
+        Raises:
+            RunError: the width is that of embeddings, which `inputs` has not mapped into the public space.
         """
+        if self.adapters.space is not None and embeddings.shape[-1] != self.adapters.audio_width:
+            raise RunError(
+                f"embeddings of width {embeddings.shape[-1]}, but the adapters of this run take rows of a public space "
+                f"with {self.adapters.audio_width} columns (share=statistics): run.adapt(run.inputs(embeddings))"
+            )
         prompts: AdapterOutput = self.adapters(embeddings.to(self.device))
         return prompts
 

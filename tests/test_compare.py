@@ -161,6 +161,7 @@ def test_the_fedavg_arm_averages_whatever_the_experiments_aggregation_is(tmp_pat
         ["loss.temperature=0.05", "site.learning_rate=0.003", "site.batch_size=7", "adapters.hidden_width=24"],
         ["site.server_steps=true"],
         ["adapters.standardise=false"],
+        ["share=statistics", "projection.columns=16", "site.epochs=20"],
     ],
 )
 def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_path, monkeypatch):
@@ -174,6 +175,25 @@ def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_pa
     for key in ("accuracy", "accuracy_at_5", "site/optimiser_steps", "server/optimiser_steps"):
         assert [row[key] for row in pooled] == pytest.approx([row[key] for row in rows], abs=1e-6), key
     assert pooled[-1]["accuracy"] > 0.2  # chance is 0.1
+
+
+def test_pooled_training_in_a_public_space_is_one_exchange_of_sums(tmp_path):
+    """The closed form of all clips: the federation reaches it exactly, however the clips are divided."""
+    words = ["dataset=synth", "experiment=one_shot", "share.dtype=float32", "share.min_clips=1", "report=false"]
+    settings = compose_settings([*words, "dataset.clips_per_class=10", "projection.columns=24"])
+    run_in_process(settings, tmp_path)
+    (row,), (pooled,) = read_jsonl(tmp_path / "metrics.jsonl"), pooled_rows(settings)
+    for key in ("accuracy", "accuracy_at_5"):
+        assert pooled[key] == pytest.approx(row[key]), key
+    assert pooled["accuracy"] > 0.5
+    assert pooled["site/optimiser_steps"] == 0
+
+
+def test_where_sites_do_not_train_pooled_training_takes_the_steps_of_the_server():
+    words = [*OVERRIDES, "share=statistics", "projection.columns=16", "site.epochs=0", "finetune.learning_rate=0.002"]
+    rows = pooled_rows(compose_settings(words))
+    assert [row["site/optimiser_steps"] for row in rows] == [30, 10]
+    assert rows[-1]["accuracy"] > 0.2  # chance is 0.1
 
 
 def test_pooled_training_of_a_closed_form_solves_for_it_on_every_clip():

@@ -16,7 +16,7 @@ from fed_a2v.data.site import class_names
 from fed_a2v.doctor import Finding, examine, exit_code
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import resource_estimate
-from fed_a2v.federation.server.step_factory import make_step
+from fed_a2v.federation.server.step_factory import make_space, make_step
 
 SMALL = ("adapters.hidden_width=16", "generator=none")
 
@@ -225,6 +225,8 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
         ("finetune.enabled=false",),
         ("finetune.from_nodes_adapters=true",),
         ("aggregation.mode=none", "finetune.from_nodes_adapters=true"),
+        ("share=statistics", "adapters=closed_form", "projection.columns=64"),
+        ("share=statistics", "projection.columns=64"),
     ],
 )
 def test_the_estimated_bytes_are_those_that_are_sent(tmp_path, overrides):
@@ -233,7 +235,8 @@ def test_the_estimated_bytes_are_those_that_are_sent(tmp_path, overrides):
 
     settings = compose_settings(["experiment=quick", "rounds=1", "generator=none", "report=false", *overrides])
     prompts = prompt_set(settings, class_names(settings.dataset))
-    told = resource_estimate(settings, make_step(settings, prompts, (1, 512)), (1, 512))
+    space = make_space(settings) if settings.shares_sums else None
+    told = resource_estimate(settings, make_step(settings, prompts, (1, 512), space), (1, 512))
     run_in_process(settings, tmp_path)
     (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     sites = settings.partition.sites

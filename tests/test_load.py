@@ -18,11 +18,13 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.plugins import UntrustedCodeError
 from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.adapters import prompt_centre
+from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.datasets.synth import RATE, synthesise
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.images.subjects import of_classes
 from fed_a2v.load import RunError, mono
 from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
@@ -540,3 +542,73 @@ def test_a_run_accepts_tensors_and_refuses_a_missing_rate(run):
     for rate in (None, 0, -1):
         with refused(RunError, rate):
             run.embed(TONE, rate=rate)
+
+
+# A run that shares sums
+
+
+SUMS = ("share=statistics", "projection.columns=24", "site.epochs=0", "generator=gaussian", "rounds=1", "report=false")
+
+
+@pytest.fixture(scope="module")
+def sums_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "sums"
+    run_in_process(compose_settings([*FAST, *SUMS]), folder)
+    return folder
+
+
+def test_sounds_and_samples_of_a_run_with_sums_are_rows_of_its_public_space(sums_folder, run, wav):
+    sums = load_run(sums_folder)
+    rows, samples = sums.embed(wav), sums.generator.sample("dog", 3)
+    assert (rows.shape, samples.shape) == ((1, 1, 24), (3, 1, 24))
+    torch.testing.assert_close(rows, sums.adapters.space.rows(run.embed(wav)).unsqueeze(1))
+    torch.testing.assert_close(rows.norm(dim=2), torch.ones(1, 1))
+    for inputs in (rows, samples):
+        assert sums.adapt(inputs).clip.shape == (len(inputs), 1, 768)
+    assert torch.equal(sums.prompts(wav).clip, sums.adapt(rows).clip)
+    assert sums.embed([]).shape == (0, 1, 24)
+    with refused(RunError, "width 512", "24 columns", "run.inputs"):
+        sums.adapt(run.embed(wav))
+    assert torch.equal(run.inputs(run.embed(wav)), run.embed(wav)), "without sums these are the inputs"
+
+
+def test_a_loaded_run_with_sums_scores_its_test_clips_as_the_run_did(sums_folder):
+    sums = load_run(sums_folder)
+    settings = sums.settings
+    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
+    test = torch.from_numpy(clips.rows("test"))
+    scores = retrieval(sums.adapt(sums.inputs(clips.embeddings[test])).clip, clips.labels[test], sums.targets.clip)
+    assert scores.accuracy == pytest.approx(sums.results["accuracy"])
+
+
+def test_the_classes_of_a_run_with_sums_are_their_means(sums_folder):
+    sums = load_run(sums_folder)
+    known = of_classes(sums.step, sums.classes[:3])
+    assert [subject.name for subject in known.subjects] == list(sums.classes[:3])
+    total = sums.step.sums.total
+    means = torch.nn.functional.normalize(total.sums, dim=1).float()
+    torch.testing.assert_close(known.embeddings[:, 0], means[:3])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda parts: parts["strategy"].update(space=None), ("does not fit",)),
+        (lambda parts: parts["strategy"]["space"].__setitem__(0, torch.eye(512, 30)), ("(512, 30)", "24 columns")),
+        (lambda parts: parts["strategy"]["space"].__setitem__(0, torch.ones(512, 24)), ("not orthonormal",)),
+        (lambda parts: parts["strategy"]["space"][1].fill_(torch.nan), ("not finite",)),
+        (lambda parts: _first(parts).update(sums=torch.zeros(10, 1)), ("10 classes", "24 columns")),
+        (lambda parts: _first(parts)["sums"].fill_(torch.inf), ("does not fit",)),
+    ],
+)
+def test_a_state_whose_space_or_sums_do_not_fit_is_refused(sums_folder, tmp_path, change, named):
+    folder = Path(shutil.copytree(sums_folder, tmp_path / "own"))
+    state = load_state(folder)
+    change(state["components"])
+    save_state(folder, state)
+    with refused(CheckpointError, *named):
+        load_run(folder)
+
+
+def _first(parts):
+    return next(iter(parts["sums"]["sites"].values()))

@@ -60,7 +60,7 @@ def test_clips(run: LoadedRun, classes: Sequence[str], number: int) -> Subjects:
     subjects = [
         Subject(clips.keys[row], clips.classes[int(clips.labels[row])], *_sound_of(run, clips, row)) for row in rows
     ]
-    return Subjects(subjects, clips.embeddings[torch.tensor(rows, dtype=torch.int64)])
+    return Subjects(subjects, run.inputs(clips.embeddings[torch.tensor(rows, dtype=torch.int64)]))
 
 
 def _sound_of(run: LoadedRun, clips: EmbeddedClips, row: int) -> tuple[FloatArray | None, int]:

@@ -97,6 +97,7 @@ def _job(config: DictConfig) -> float | None:
     """One run in Hydra's output folder; returns the final accuracy for sweepers, on validation clips if any."""
     from fed_a2v.callbacks.progress import result_line
     from fed_a2v.federation.simulation import run_in_process
+    from fed_a2v.runs.exchange import exchange_lines
     from fed_a2v.runs.output import wanted_output
     from fed_a2v.runs.rounds import closing_lines
     from fed_a2v.runs.sweep import run_job
@@ -135,7 +136,7 @@ def _job(config: DictConfig) -> float | None:
     if alone:
         rows = read_jsonl(folder / "metrics.jsonl")
         console.print(rounds_table(rows).rich())
-        for line in closing_lines(rows, results):
+        for line in [*closing_lines(rows, results), *(f"{line}." for line in exchange_lines(config, rows))]:
             say(console, line, wrap=True)
         say(console, f"Results: {folder}")
         if (report := folder / "report.html").is_file():

@@ -133,6 +133,14 @@ class Settings(Section):
         return not self.adapters.closed_form and bool(self.site.epochs or self.site.server_steps)
 
     @property
+    def sends_adapters(self) -> bool:
+        """Whether sites need the adapters in a round before their evaluation: to train them, or for their outputs.
+
+        Otherwise, with `share=statistics`, the public space is enough.
+        """
+        return not self.shares_sums or self.site_trains or self.needs_outputs
+
+    @property
     def needs_weights(self) -> bool:
         """Whether the sites' adapters are averaged or distilled."""
         return not self.only_server_trains
@@ -177,8 +185,30 @@ class Settings(Section):
             )
         if self.generator.load_checkpoint and self.generator.target is None:
             raise ValueError("generator.load_checkpoint=true needs a generator, not generator=none")
+        self._check_untrained_sites()
         self._check_images()
         return self
+
+    def _check_untrained_sites(self) -> None:
+        """Refuse what needs adapters that sites have trained, if sites train none."""
+        if self.site_trains or self.adapters.closed_form:
+            return
+        untrained = "site.epochs=0 lets sites train nothing, and"
+        if self.aggregation.distils:
+            raise ValueError(
+                f"{untrained} aggregation.mode=kd distils the adapters that they train: set another rule, or "
+                "site.epochs above 0"
+            )
+        if not self.finetune.enabled:
+            raise ValueError(
+                f"{untrained} finetune.enabled=false lets the server train nothing: set finetune.enabled=true, or "
+                "site.epochs above 0"
+            )
+        if self.finetune.from_nodes_adapters:
+            raise ValueError(
+                f"{untrained} finetune.from_nodes_adapters=true takes the outputs of the adapters that they train as "
+                "targets: set it to false, or site.epochs above 0"
+            )
 
     @model_validator(mode="after")
     def _check_sums(self) -> Settings:
@@ -189,16 +219,18 @@ class Settings(Section):
             return self
         if self.bank.keep == "generator":
             raise ValueError("bank.keep=generator forgets prototypes, and share=statistics keeps sums only")
+        if self.privacy.name == "dp" and self.needs_outputs:
+            images = "generate_nodes_images_frequency"
+            key = images if self.generate_nodes_images_frequency else "finetune.from_nodes_adapters"
+            raise ValueError(
+                f"privacy=dp lets nothing but noisy sums leave a site, and {key} needs the adapters' mean outputs on "
+                "its clips: turn it off"
+            )
         if self.privacy.name == "dp" and self.site_trains:
             raise ValueError(
                 f"privacy=dp lets nothing but noisy sums leave a site, and adapters trained on its clips would: set "
                 f"site.epochs=0 (site.epochs={self.site.epochs}, site.server_steps={self.site.server_steps}), or "
                 "adapters=closed_form"
-            )
-        if self.privacy.name == "dp" and self.needs_outputs:
-            raise ValueError(
-                "privacy=dp lets nothing but noisy sums leave a site: set finetune.from_nodes_adapters=false and "
-                "generate_nodes_images_frequency=0, as the mean outputs of adapters on its clips would leave it"
             )
         if self.privacy.name == "dp" and "auto" in (part.square_root for part in (self.dataset, *self.dataset.sets)):
             raise ValueError(

@@ -187,7 +187,9 @@ class PosteriorAdapter(nn.Module):
 
     def reach(self) -> float:
         """See `PromptAdapter.reach`: an average of prompts is no farther from the centre than the farthest prompt."""
-        return float((self.prompts - prompt_centre(self.prompts)).flatten(1).norm(dim=1).max())
+        centre = prompt_centre(self.prompts)
+        # Class by class, as a copy of all T5 prompts may be gigabytes.
+        return max(float(torch.linalg.vector_norm(prompt - centre)) for prompt in self.prompts)
 
     @torch.no_grad()
     def solve(self, gaussian: SharedGaussian) -> None:
@@ -292,6 +294,12 @@ class Adapters(nn.Module):
     def clip_weights(self) -> list[Tensor]:
         """The weights of the CLIP adapter, which come first in `weights()`."""
         return [parameter.detach() for parameter in self.clip.parameters()]
+
+    def solve(self, gaussian: SharedGaussian) -> None:
+        """Solve for the adapters in a public space; adapters that are trained instead do not change."""
+        for side in (self.clip, self.t5):
+            if isinstance(side, PosteriorAdapter):
+                side.solve(gaussian)
 
     def reach(self) -> dict[str, float]:
         """Upper bounds on the distance of an output from the prompts' centre, by `clip` and, if there is one, `t5`."""

@@ -80,9 +80,14 @@ class ClassSums:
     def fingerprint(self) -> str:
         """Hash of the sums, so that a site sends them again only when its data or the space has changed."""
         digest = hashlib.sha256()
-        for tensor in (self.counts, self.sums, self.scatter):
+        for tensor in self.tensors:
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts, sums and scatter."""
+        return self.counts, self.sums, self.scatter
 
     def scatter_matrix(self) -> Tensor:
         """(R, R) symmetric matrix of `scatter`."""

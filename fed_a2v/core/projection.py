@@ -15,6 +15,7 @@ from torch import Tensor
 from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.core.sum_bank import SumBank
 
 Points = NDArray[np.float64]
 # Principal axes that are kept: two to plot, the others as input of UMAP.
@@ -58,7 +59,8 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         step: the server step after a round. Neither its state nor its random numbers change.
         round_number: part of the seed of the samples.
     """
-    sites, names, counts, real = _prototypes(step.bank, step.adapters.audio_mean.shape[-1])
+    width = step.adapters.audio_mean.shape[-1]
+    sites, names, counts, real = _class_means(step.sums) if step.sums is not None else _prototypes(step.bank, width)
     classes = sorted({*names, *step.replayed})
     if not classes:
         return None
@@ -111,6 +113,15 @@ def _prototypes(bank: PrototypeBank, width: int) -> tuple[list[str], list[str], 
     for row, (*_, mean) in enumerate(kept):
         points[row] = mean.double().mean(dim=0).cpu().numpy()
     return [entry[0] for entry in kept], [entry[1] for entry in kept], [entry[2] for entry in kept], points
+
+
+def _class_means(sums: SumBank) -> tuple[list[str], list[str], list[int], Points]:
+    """As `_prototypes`, of the classes' means in the public space over the clips of all sites."""
+    means = sums.class_means()
+    if means is None:
+        return [], [], [], np.empty((0, sums.columns))
+    counts = [round(count) for count in means.counts.tolist()]
+    return ["all sites"] * len(means), list(means.names), counts, means.embeddings[:, 0].double().numpy()
 
 
 @torch.no_grad()

@@ -46,6 +46,11 @@ class PublicSpace:
         return self.matrix.shape[1]
 
     @property
+    def deviation(self) -> float:
+        """About the standard deviation of every column: rows have length 1 around their centre."""
+        return float(self.columns**-0.5)
+
+    @property
     def digest(self) -> str:
         """Hash of the matrix, which the run's record and every site's reply name."""
         data = self.matrix.detach().cpu().contiguous().numpy().astype("<f4", copy=False)

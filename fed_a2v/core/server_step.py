@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts, PosteriorAdapter
+from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.distillation import Teacher, distil
 from fed_a2v.core.generator_training import train_generator
@@ -37,8 +37,10 @@ from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
 log = logging.getLogger("fed_a2v")
-# Rows of a class that are drawn from the sites' class sums, for a generator to learn.
-DRAWN_ROWS = 24
+# Rows of a class that are drawn from the sites' class sums, for a generator to learn, and others to validate it.
+DRAWN_ROWS, DRAWN_HELD_OUT = 24, 8
+# Rows in one pass through closed-form adapters, whose T5 outputs may be wide.
+SOLVED_ROWS = 16
 # Samples of a class that replace its prototypes if these may not be kept.
 REPLAYED_ROWS = 32
 
@@ -160,7 +162,7 @@ class ServerStep:
         if self.generator is not None:
             self.generator.move_to(device)
         trained_on = self._with_replay(round_number, stored).to(device)
-        held_out = self._held_out_rows(trained_on)
+        held_out = self._held_out_rows(round_number, trained_on)
         if not len(held_out) and self.sums is None:
             self._log_nothing_held_out()
         synthetic = None
@@ -238,12 +240,18 @@ class ServerStep:
             return self.sums.means(model) if self.generator is None else self.sums.draws(model, DRAWN_ROWS, random)
         return self.bank.training_rows(0 if self.adapters.closed_form else self.settings.rows_per_class, random)
 
-    def _held_out_rows(self, trained_on: PrototypeBatch) -> PrototypeBatch:
+    def _held_out_rows(self, round_number: int, trained_on: PrototypeBatch) -> PrototypeBatch:
         """The bank's prototypes that the server step does not train on; samples of the generator are not among them.
 
-        The sites' adapters are trained on the clips of these prototypes.
+        The sites' adapters are trained on the clips of these prototypes. With class sums they are other draws of the
+        sums' model than those that the generator is trained on.
         """
         held_out = self.bank.held_out_rows()
+        if self.sums is not None and self.settings.holdout > 0 and not self.adapters.closed_form:
+            model = self.sums.model()
+            assert model is not None  # or there would be no rows
+            random = torch_generator(self.settings.seed, "held out", round_number)
+            held_out = self.sums.draws(model, DRAWN_HELD_OUT, random)
         nothing = torch.empty(0, dtype=torch.int64)
         return trained_on.index_select(nothing) if held_out is None else held_out.to(trained_on.labels.device)
 
@@ -290,7 +298,7 @@ class ServerStep:
         if self.sums is not None:
             self._solve_posteriors(self.sums)
             labels = self._class_indices(rows.names)[rows.labels]
-            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss)
+            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss, SOLVED_ROWS)
             return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
         if len(rows.names) < 2:
             log.warning("adapters.closed_form needs at least two classes with prototypes: the adapters are not changed")
@@ -303,9 +311,8 @@ class ServerStep:
     def _solve_posteriors(self, sums: SumBank) -> None:
         """Solve closed-form adapters on the sites' sums, if there are any."""
         model = sums.model()
-        for side in (self.adapters.clip, self.adapters.t5):
-            if isinstance(side, PosteriorAdapter) and model is not None:
-                side.solve(model)
+        if model is not None:
+            self.adapters.solve(model)
 
     def _calibrate(self, rows: PrototypeBatch) -> None:
         """Choose the calibration, see `calibrate_adapters`."""

@@ -92,6 +92,11 @@ class SumBank:
         rows = torch.nn.functional.normalize(model.means, dim=1).float()
         return self._batch(model, rows, torch.arange(len(model.labels)), model.counts.float())
 
+    def class_means(self) -> PrototypeBatch | None:
+        """`means` of the present model; None without a clip."""
+        model = self.model()
+        return None if model is None else self.means(model)
+
     def draws(self, model: SharedGaussian, per_class: int, random: torch.Generator) -> PrototypeBatch:
         """`per_class` rows of every class, drawn from the model."""
         labels = torch.arange(len(model.labels)).repeat_interleave(per_class)

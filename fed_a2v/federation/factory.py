@@ -85,6 +85,14 @@ def new_adapters(
     return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form, space).to(prompts.clip.device)
 
 
+def empty_space(settings: Settings, audio_width: int) -> PublicSpace | None:
+    """A public space with the shapes of the settings, to be loaded; None without `share=statistics`."""
+    if not settings.shares_sums:
+        return None
+    columns = settings.projection.columns
+    return PublicSpace(torch.zeros(audio_width, columns), torch.zeros(columns))
+
+
 def seeded_adapters(
     shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, seed: int, space: PublicSpace | None = None
 ) -> Adapters:

@@ -13,7 +13,7 @@ from fed_a2v.images.gallery import Subject
 
 
 class Subjects(NamedTuple):
-    """Subjects and their (B, S, Da) audio embeddings."""
+    """Subjects and their (B, S, Da) audio embeddings, as inputs of the adapters."""
 
     subjects: list[Subject]
     embeddings: Tensor
@@ -22,9 +22,10 @@ class Subjects(NamedTuple):
 def of_classes(step: ServerStep, classes: Sequence[str]) -> Subjects:
     """An embedding of each class: the mean of its prototypes, or a generated sample with bank.keep=generator.
 
-    Classes that no site has recorded are left out.
+    With share=statistics it is the mean of the class's clips in the public space. Classes that no site has recorded are
+    left out.
     """
-    rows = step.bank.rows()
+    rows = step.bank.rows() if step.sums is None else step.sums.class_means()
     embeddings: dict[str, Tensor] = {}
     if rows is not None:
         for label, name in enumerate(rows.names):

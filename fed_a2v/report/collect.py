@@ -11,6 +11,7 @@ from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
 from fed_a2v.runs.compare import natural
 from fed_a2v.runs.embedding_map import load_map
+from fed_a2v.runs.exchange import shares_sums
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, pair_name
 from fed_a2v.storage.untrusted import inside, read_json
@@ -54,6 +55,11 @@ class RunRecord:
         return self.rows[-1]
 
     @property
+    def shares_sums(self) -> bool:
+        """Whether the sites sent sums instead of prototypes."""
+        return shares_sums(self.config)
+
+    @property
     def rounds(self) -> int:
         """Number of rounds in the settings."""
         return int(self.config.get("rounds") or self.last["round"])
@@ -77,6 +83,12 @@ class Collection:
     runs: list[RunRecord]
     baselines: dict[str, list[Row]] = field(default_factory=dict)
     crossed: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> str:
+        """What the generators were validated with, in words."""
+        names = {False: "held-out prototypes", True: "draws from the sites' sums"}
+        return " or ".join(names[sums] for sums in sorted({run.shares_sums for run in self.runs}))
 
 
 def collect(folders: Sequence[Path]) -> Collection:

@@ -32,6 +32,7 @@ from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.styles import clean
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
 from fed_a2v.runs.compare import differing
+from fed_a2v.runs.exchange import exchange_lines, sums_bytes, traffic
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import crossed_table
 from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on, total
@@ -121,6 +122,11 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
             sections=sections,
             notices=_notices(runs),
             cards=_cards(collection) if len(runs) == 1 else [],
+            exchange=[
+                Text(clean(run.label) if len(runs) > 1 else "", f"{clean(line)}.")
+                for run in runs[: figures.MOST_VIEWS]
+                for line in exchange_lines(run.config, run.rows)
+            ],
             crossed=[(each["says"], crossed_table(each), each["covers"]) for each in collection.crossed],
             summary=_summary(collection),
             privacy=_privacy(runs),
@@ -223,8 +229,10 @@ def _cards(collection: Collection) -> list[Card]:
     generator = run.config.get("generator", {}).get("name")
     if generator and run.config.get("finetune", {}).get("enabled", True):
         cards.append(Card("Generator", clean(generator)))
-    traffic = (total(rows, "bytes_up") + total(rows, "bytes_down")) / 1e6
-    cards.append(Card("Traffic", f"{traffic:.1f} MB", "all sites, both directions"))
+    if exchange_lines(run.config, rows) and (once := sums_bytes(run.config, rows)) is not None:
+        columns = run.config["projection"]["columns"]
+        cards.append(Card("Sums of a site", f"{once / 1e3:.1f} kB", f"sent once, in {columns} public columns"))
+    cards.append(Card("Traffic", f"{traffic(run.config, rows) / 1e6:.1f} MB", "all sites, both directions"))
     seconds = total(rows, "seconds")
     cards.append(Card("Time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min", "in the rounds"))
     cards.append(Card("Bad replies", str(total(rows, "rejected") + total(rows, "failures")), "rejected or failed"))
@@ -244,7 +252,7 @@ def _summary(collection: Collection) -> TextTable:
             _three(run.last.get("accuracy_at_5")),
             *(_three(run.last.get(key)) for key in sides),
             *_gains(run),
-            f"{(total(run.rows, 'bytes_up') + total(run.rows, 'bytes_down')) / 1e6:.1f}",
+            f"{traffic(run.config, run.rows) / 1e6:.1f}",
             f"{total(run.rows, 'seconds'):.1f}",
             str(total(run.rows, "rejected") + total(run.rows, "failures")),
             _steps(run.rows),

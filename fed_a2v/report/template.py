@@ -37,7 +37,8 @@ PAGE = """\
 {% if cards %}<dl class="cards">
 {% for card in cards %}<div><dt>{{ card.name }}</dt><dd>{{ card.value }}<small>{{ card.note }}</small></dd></div>
 {% endfor %}</dl>{% endif %}
-{% for says, arms, covers in crossed %}<p>{{ says }}</p>
+{% for each in exchange %}<p>{% if each.label %}<bdi>{{ each.label }}</bdi>: {% endif %}{{ each.text }}</p>
+{% endfor %}{% for says, arms, covers in crossed %}<p>{{ says }}</p>
 {{ table(arms, "Cross-validation") }}
 <p>{{ covers }}</p>
 {% endfor %}{% if summary.rows %}{{ table(summary, "Results") }}{% endif %}

@@ -49,7 +49,7 @@ def final_results(
         "site_steps": total(rows, "site/optimiser_steps"),
         "server_steps": total(rows, "server/optimiser_steps"),
         "bytes_up": total(rows, "bytes_up") + total(rows, "bytes_registration"),
-        "bytes_down": total(rows, "bytes_down"),
+        "bytes_down": total(rows, "bytes_down") + total(rows, "bytes_down_registration"),
         "seconds": sum(row["seconds"] + row.get("seconds_registration", 0.0) for row in rows),
         "rejected": total(rows, "rejected"),
         "failures": total(rows, "failures"),

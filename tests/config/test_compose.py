@@ -436,6 +436,14 @@ def test_values_of_two_types_are_refused_in_one_line():
         ),
         ("generator=none generator.load_checkpoint=true", ("generator=none", "generator.load_checkpoint=true")),
         ("device=gpu", ("device", "'gpu'", "cpu", "cuda")),
+        (
+            "share=statistics privacy=dp site.epochs=0 finetune.from_nodes_adapters=true",
+            ("site.epochs=0", "finetune.from_nodes_adapters=true"),
+        ),
+        (
+            "share=statistics privacy=dp site.epochs=0 adapters=sd images=sd generate_nodes_images_frequency=1",
+            ("privacy=dp", "generate_nodes_images_frequency"),
+        ),
     ],
 )
 def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(overrides, named):
@@ -449,13 +457,16 @@ def test_sites_and_replies_that_do_not_go_together_are_refused_with_the_remedy(o
         "partition=own aggregation.min_replies=9",
         "aggregation.mode=krum",
         "device=cuda:1",
+        "site.epochs=0 site.server_steps=true finetune.enabled=false",
+        "share=statistics aggregation=kd",
+        "share=statistics aggregation=none site.epochs=0",
     ],
 )
 def test_settings_that_only_look_contradictory_are_allowed(overrides):
     compose_settings(overrides)
 
 
-# The thirty wrong configurations of the benchmark
+# The wrong configurations of the benchmark
 
 
 @pytest.fixture(scope="module")
@@ -468,7 +479,7 @@ def wrong_configs():
         sys.path.remove(str(path))
 
 
-@pytest.mark.parametrize("number", range(30))
+@pytest.mark.parametrize("number", range(35))
 def test_a_wrong_configuration_gets_one_line_that_names_key_and_remedy(wrong_configs, number, tmp_path):
     case = wrong_configs.CASES[number]
     code, message = wrong_configs.said_to(case, tmp_path)
@@ -476,8 +487,8 @@ def test_a_wrong_configuration_gets_one_line_that_names_key_and_remedy(wrong_con
     assert not list(tmp_path.glob("outputs")), "nothing was begun"
 
 
-def test_there_are_thirty_wrong_configurations(wrong_configs):
-    assert len(wrong_configs.CASES) == 30
+def test_all_wrong_configurations_are_tested(wrong_configs):
+    assert len(wrong_configs.CASES) == 35
 
 
 # Where a value comes from

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.simulation import run_in_process
 from tests.federation.helpers import FAST, Finished, assert_same_run, without_seconds
 from tests.flower import BIN, SuperLink, copy_of_app
 
@@ -47,6 +49,17 @@ def test_flwr_run_ends_with_the_same_bits_as_a_run_in_one_process(
     assert_same_run(through_flower, here)
     assert "=== Round 2: Training Generator and Global Adapters ===" in through_flower.log
     assert "=== Round 2: Training Generator and Global Adapters ===" in ended.shown
+
+
+def test_one_exchange_of_sums_has_the_same_bits_too(superlink, app, tmp_path):
+    words = ("experiment=one_shot", "dataset.clips_per_class=8", "projection.columns=16", "report=false")
+    ended = superlink.run(app, " ".join(words), tmp_path / "run")
+    assert ended.status == "finished:completed", ended
+    through_flower = Finished(tmp_path / "run", json.loads((tmp_path / "run" / "results.json").read_text()))
+    here = tmp_path / "here"
+    results = run_in_process(compose_settings(words), here)
+    assert without_seconds(through_flower.results) == without_seconds(results)
+    assert_same_run(through_flower, Finished(here, results))
 
 
 def test_a_wrong_override_fails_the_run_and_the_reason_is_in_its_status(superlink, app, tmp_path):

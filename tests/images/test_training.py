@@ -7,14 +7,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fed_a2v.cli import main as command
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.gallery import read_gallery
 from fed_a2v.images.pipelines import ImageModel
+from fed_a2v.images.subjects import of_classes
 from fed_a2v.load import load_run
+from fed_a2v.storage.torch_files import tensor_bytes
 from tests.images.conftest import FAST
 from tests.refusals import refused
 
@@ -137,3 +141,31 @@ def test_pictures_go_to_wandb(tmp_path, image_words, monkeypatch):
     pictures = {name: value for name, value in shown[1].items() if isinstance(value, wandb.Image)}
     assert set(pictures) == {"images/global/dog", "images/global/rain", "images/global/sea_waves"}
     assert "accuracy" in shown[1], "in the same step as the round's figures"
+
+
+SUMS = ("share=statistics", "projection.columns=8", "site.epochs=0", "images=flux", "generator=gaussian")
+
+
+@pytest.mark.parametrize("closed_form", ["true", "false"])
+def test_a_run_with_sums_has_pictures_of_its_class_means_of_its_sites_and_of_sounds(
+    trained, image_words, tmp_path, closed_form
+):
+    """With T5, in closed form and with trained adapters; neither state nor messages have T5 prompts."""
+    words = (*SUMS, f"adapters.closed_form={closed_form}", *image_words("flux"))
+    folder = trained("flux", *words, "generate_global_images_frequency=1", "generate_nodes_images_frequency=1")
+    gallery = read_gallery(folder / "images/round_1")
+    assert gallery["columns"] == {"global": "Global adapters", "site-000": "site-000", "site-001": "site-001"}
+    assert all("global" in subject["pictures"] for subject in gallery["subjects"])
+    run = load_run(folder)
+    expected = run.adapt(of_classes(run.step, run.classes).embeddings)
+    assert expected.t5.shape[1:] == run.targets.t5.shape[1:]
+    if closed_form == "true":
+        posterior = torch.linalg.lstsq(run.targets.t5.flatten(1).T, expected.t5.flatten(1).T).solution.T
+        torch.testing.assert_close(posterior.sum(dim=1), torch.ones(3), rtol=1e-3, atol=1e-3)
+        assert tensor_bytes(run.adapters.state_dict()) < run.targets.t5.nbytes / 2
+        (row,) = run.metrics
+        assert row["bytes_down"] < run.targets.t5.nbytes
+    command(["generate", str(folder), "--classes=dog", "--synthetic=1", "--test=1", f"--out={tmp_path / 'drawn'}"])
+    names = [subject["name"] for subject in read_gallery(tmp_path / "drawn")["subjects"]]
+    assert names[0] == "dog, synthetic 1"
+    assert len(names) == 2

@@ -313,3 +313,20 @@ def test_a_failed_report_leaves_the_old_one(run_folder, tmp_path):
         write_report([tmp_path / "nowhere"], out)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_report_of_a_run_with_sums_says_what_left_the_sites_and_has_no_prototypes(tmp_path):
+    words = ("share=statistics", "projection.columns=64", "site.epochs=0", "generator=gaussian")
+    folder = RunFolder(written_run(tmp_path / "run", overrides=words, trouble=False))
+    rows = folder.rows()
+    rows[0] |= {"bytes_registration": 50_000, "bytes_down_registration": 10**6}
+    folder.metrics.write_text("".join(f"{json.dumps(row | {'bytes_up': 0})}\n" for row in rows))
+    text = " ".join("".join(Outline(write_report([folder.path], tmp_path / "report.html").read_text()).text).split())
+    assert "64 public columns, 10.0 kB once; then nothing more of them." in text
+    assert "Rounds 2 to 4 added" in text
+    assert "Round 0: the registration" in text
+    # Traffic: 4 x 3 MB down, and the registration.
+    assert "13.1 MB" in text
+    shown = text.partition("Settings")[0] if "Settings" not in text[:200] else text
+    assert "held-out prototypes" not in shown
+    assert "the sites' prototypes" not in shown

@@ -110,7 +110,7 @@ class GeneratorSettings(BaseModel):
     )
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         description="share of each class's prototypes held out of training, for validation and rollback; at least one "
-        "of three or more; chosen when they are received"
+        "of three or more; chosen when they are received; with share=statistics above 0: other draws from the sums"
     )
     save_checkpoint: bool = Field(json_schema_extra=NO_RESULT, description="whether to save the generator to files")
     load_checkpoint: bool = Field(description="whether to start with the generator at checkpoint_path")

@@ -29,6 +29,7 @@ from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_en
 from fed_a2v.federation.client.private_releases import PrivateReleases
 from fed_a2v.federation.factory import (
     adapter_loss,
+    empty_space,
     more_steps,
     new_adapters,
     prompt_set,
@@ -39,6 +40,8 @@ from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, T
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
 EVALUATION_ROWS = 256
+# Numbers in the outputs of one pass, for adapters in a public space, whose prompts may be of any width.
+LARGEST_OUTPUT = 1 << 25
 # Fingerprint of a reply that shares nothing of single classes.
 NOTHING_SENT = "nothing"
 
@@ -103,12 +106,22 @@ class Site:
             moments = PooledMoments(mean[None].float(), 0.0, len(kept))
         return self._reply("centre", 0, [], [], NOTHING_SENT, {}, start, moments, space=space)
 
-    def register_sums(self, space: PublicSpace) -> TrainReply:
-        """The class sums of the training clips in the public space around its centre."""
+    def send_sums(
+        self, task: Task, space: PublicSpace, round_number: int = 0, stored_fingerprint: str = ""
+    ) -> TrainReply:
+        """The class sums of the training clips in the public space around its centre.
+
+        Args:
+            task: "sums" in the registration, or "train" in a round in which the site trains no adapters.
+            space: the public space.
+            round_number: number of the round; 0 in the registration.
+            stored_fingerprint: see `train`.
+        """
         start = time.perf_counter()
         sums = self._sums(space)
-        sent = sums if sums.counts.any() else None
-        return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sent, space=space)
+        sent = sums if sums.counts.any() and sums.fingerprint != stored_fingerprint else None
+        counts = self._counts()
+        return self._reply(task, round_number, [], counts, sums.fingerprint, {}, start, sums=sent, space=space)
 
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
@@ -193,10 +206,13 @@ class Site:
         loss = adapter_loss(self.settings.loss, self.prompts)
         if clips is None:
             clips = self.data.test
-        scores = {}
+        scores, rows_at_once = {}, EVALUATION_ROWS
+        if adapters.space is not None:
+            sides = [self.prompts.clip, *([] if self.prompts.t5 is None else [self.prompts.t5])]
+            rows_at_once = min(rows_at_once, max(1, LARGEST_OUTPUT // sum(side[0].numel() for side in sides)))
         for label in clips.labels.unique().tolist():
             audio = adapters.mapped(clips.embeddings[clips.labels == label].to(self.device))
-            chunks = audio.split(EVALUATION_ROWS)
+            chunks = audio.split(rows_at_once)
             parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in chunks]
             (score,) = Scores.merge(parts).classes.values()
             predicted = {}
@@ -238,12 +254,10 @@ class Site:
 
     def new_adapters(self) -> Adapters:
         """Adapters with the shapes of the experiment; the caller loads weights and public space."""
-        width, space = self.data.train.embeddings.shape[-1], None
+        width = self.data.train.embeddings.shape[-1]
         if self.settings.shares_sums:
-            columns = self.settings.projection.columns
-            check_columns(columns, width)  # before memory is used
-            space = PublicSpace(torch.zeros(width, columns), torch.zeros(columns))
-        return new_adapters(self.settings.adapters, self.prompts, width, space)
+            check_columns(self.settings.projection.columns, width)  # before memory is used
+        return new_adapters(self.settings.adapters, self.prompts, width, empty_space(self.settings, width))
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""

@@ -137,7 +137,10 @@ class MessageHandler:
         elif instruction.task == "centre":
             reply = site.centre(_public_space(parameters, site, is_centred=False))
         elif instruction.task == "sums":
-            reply = site.register_sums(_public_space(parameters, site, is_centred=True))
+            reply = site.send_sums("sums", _public_space(parameters, site, is_centred=True))
+        elif not site.settings.sends_adapters:
+            space = _public_space(parameters, site, is_centred=True)
+            reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)))

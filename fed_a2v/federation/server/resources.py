@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings
+from fed_a2v.core.class_sums import triangle_size
 from fed_a2v.core.server_step import ServerStep
 
 # Numbers for each trained weight: the weight, and the two moments of an optimiser of the Adam family.
@@ -25,7 +26,8 @@ class ResourceEstimate:
     Attributes:
         down: traffic to each site in a round: the adapters, for training and for evaluation.
         up: traffic from each site in a round: the adapters and the mean outputs of each class, if they are needed.
-        prototypes: traffic from each site once, and again when its data change if prototypes are still needed.
+        prototypes: traffic from each site once, and again when its data change if prototypes are still needed; with
+            share=statistics its sums.
         memory: peak memory of the server, including the program itself.
         disk: size of all saved states.
     """
@@ -56,6 +58,12 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
     groups = settings.share.prototypes if settings.needs_prototypes and settings.share.kind != "mean" else 1
     rows = site_classes * (groups + {"groups": groups, "class": 1, "none": 0}[settings.share.variance])
     prototypes = number_bytes * rows * audio_shape[0] * audio_shape[1]
+    fixed = _bytes(step.adapters.fixed())
+    down = adapters + adapters + (clip_side if settings.federation.evaluate_before else 0)
+    if step.sums is not None:  # sums instead of prototypes; and the public space goes to the sites in every message
+        columns = step.sums.columns
+        prototypes = number_bytes * ((site_classes + 1) * columns + triangle_size(columns))
+        down += 2 * fixed - (0 if settings.sends_adapters else adapters)
     up = (adapters if settings.needs_weights else 0) + outputs
     trained = 4 * sum(weight.numel() for weight in step.adapters.weights())
     generator = 0 if step.generator is None else _bytes(step.generator.parameters())
@@ -63,7 +71,7 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
     state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + outputs)))
     checkpoint = settings.checkpoint
     return ResourceEstimate(
-        down=adapters + adapters + (clip_side if settings.federation.evaluate_before else 0),
+        down=down,
         up=up,
         prototypes=prototypes,
         # The model, Adam's moments and gradients; the replies of a round; the bank.
@@ -76,7 +84,7 @@ def state_bytes(step: ServerStep, outputs: bool) -> int:
     """Size of a saved state after the generator was trained and, with `outputs`, all sites have sent mean outputs."""
     adapters = _bytes(step.adapters.state_dict().values())
     generator = 0 if step.generator is None else ADAM * _bytes(step.generator.parameters())
-    bank = 0
+    bank = 0 if step.sums is None else _bytes(tensor for each in step.sums.sites.values() for tensor in each.tensors)
     for _, prompt in step.bank:
         bank += 4 * _output_size(step) if outputs else 0
         if prompt.audio is not None:

@@ -32,6 +32,7 @@ from fed_a2v.encoders.label_head import given_matrix, head_weight, text_vectors
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import (
     adapter_loss,
+    empty_space,
     new_adapters,
     release_noise,
     seeded_adapters,
@@ -194,7 +195,10 @@ def model_bytes(settings: Settings, prompts: ClassPrompts, audio_shape: tuple[in
     """
     generator, visual_dim = settings.generator, prompts.clip.shape[-1]
     with torch.random.fork_rng(), torch.device("meta"), _as_config_error(generator):
-        models = [new_adapters(settings.adapters, prompts.to("meta"), audio_shape[1])]
+        space = empty_space(settings, audio_shape[1])
+        models = [new_adapters(settings.adapters, prompts.to("meta"), audio_shape[1], space)]
+        if space is not None:
+            audio_shape = (1, space.columns)
         if generator.target is not None:
             models.append(_generator_maker(generator, settings.adapters.t5_width, audio_shape, visual_dim)())
         return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())

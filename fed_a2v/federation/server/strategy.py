@@ -347,8 +347,7 @@ class FedA2V(Strategy):
             0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, sums=reply.sums) for reply in replies]
         )
         if self.space is not None and not self.settings.adapters.closed_form:
-            # Rows of length 1 around their centre have about this deviation in every column.
-            self.step.adapters.audio_std.fill_(self.space.columns**-0.5)
+            self.step.adapters.audio_std.fill_(self.space.deviation)
         elif self.space is None and self.settings.adapters.standardise:
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
@@ -358,16 +357,19 @@ class FedA2V(Strategy):
             "bytes_registration": row["bytes_up"],
             "seconds_registration": time.perf_counter() - start,
         }
-        if self.space is not None:
-            self._registration["space"] = self.space.digest
+        if self.space is not None:  # other registrations send no arrays to the sites
+            self._registration |= {"space": self.space.digest, "bytes_down_registration": row["bytes_down"]}
         log.info("%d sites registered in %.1f s", len(replies), time.perf_counter() - start)
 
     def _registered(
         self, task: Task, arrays: Sequence[Tensor], client_manager: ClientManager, row: dict[str, Any]
     ) -> list[TrainReply]:
         """The valid replies to a task of the registration, whose message carries some arrays."""
-        packed = _joined(encode_weights(arrays, "float32")) if arrays else ndarrays_to_parameters([])
+        encoded = encode_weights(arrays, "float32")
+        packed = _joined(encoded) if encoded else ndarrays_to_parameters([])
         nodes = self._nodes.assign(client_manager, self._active_sites(1), registration=True, without=self._withdrawn)
+        if self.settings.shares_sums:
+            row["bytes_down"] += payload_bytes(encoded) * len(nodes)
         results, failures = fit_clients(
             [(node, FitIns(packed, self._message(task, 0, site, number, held=""))) for site, number, node in nodes],
             max_workers=self.max_workers,
@@ -434,7 +436,8 @@ class FedA2V(Strategy):
 
     def _training(self, round_number: int, manager: ClientManager) -> list[tuple[ClientProxy, FitIns]]:
         """A message with the global adapters to each site of the round."""
-        arrays = self._weights()
+        sends_adapters = self.settings.sends_adapters
+        arrays = self._weights() if sends_adapters else encode_weights(self._space_arrays(), "float32")
         self._keep_before()
         parameters = _joined(arrays)
         # A site whose statistics the bank has already does not send them again.

@@ -49,11 +49,15 @@ def class_plot(collection: Collection) -> Plot:
         "Classes",
         "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
         "prompt, number of training clips, and number of sites with such clips. Lost: no site has enough clips to send "
-        "prototypes of the class, so it is learned by the sites' adapters only.",
+        f"{_sent(collection)} of the class, so it is learned by the sites' adapters only.",
         views,
         TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
     )
+
+
+def _sent(collection: Collection) -> str:
+    return " or ".join(sorted({"sums" if run.shares_sums else "prototypes" for run in collection.runs}))
 
 
 def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index: int, several: bool) -> go.Bar:

@@ -41,16 +41,27 @@ def map_plot(collection: Collection, unfold: Layout | None = None) -> Plot:
             cells = (str(int(real.sum())), centres[0], str(int(sampled.sum())), centres[1])
             rows.append((*([clean(run.label)] if own else []), clean(name), *cells))
     header = ("class", "real points", "centre of real points", "synthetic points", "centre of synthetic points")
+    points, word = _real_points(collection)
     return Plot(
         "map",
         "Map of the embeddings",
-        "Full symbols: the sites' prototypes, each the mean of a group of clips. Open symbols: samples of the "
-        "generator. Samples of a good generator surround the prototypes of their class and spread wider.",
+        f"Full symbols: {points}. Open symbols: samples of the "
+        f"generator. Samples of a good generator surround the {word} of their class and spread wider.",
         views,
         TextTable("", ((("run",) if len(collection.runs) > 1 else ()) + header), tuple(rows)),
         height=560,
         classes=tuple(sorted(map(clean, classes))),
     )
+
+
+def _real_points(collection: Collection) -> tuple[str, str]:
+    """What the full symbols are, and one word for them."""
+    prototypes = "the sites' prototypes, each the mean of a group of clips"
+    means = "the class means in the public space, over the clips of all sites"
+    kinds = {run.shares_sums for run in collection.runs}
+    if kinds == {True}:
+        return means, "means"
+    return (f"{prototypes}, or {means}", "full symbols") if True in kinds else (prototypes, "prototypes")
 
 
 def _scatter(embedding_map: EmbeddingMap, points: NDArray[Any], axes: tuple[str, str]) -> go.Figure:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from fed_a2v.report.collect import Collection, Row, RunRecord
 from fed_a2v.report.figures.base import MOST_VIEWS, Plot, View, by_round, columns_of, of_run, round_table
 from fed_a2v.report.styles import bar_style, clean, colour, dash, label, symbol
-from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
+from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on, total
 
 PHASES = ("sites", "generator", "validation", "distil", "finetune", "calibration", "evaluate")
 ACCURACIES = (
@@ -148,10 +148,10 @@ def validation_plot(collection: Collection) -> Plot:
     return _choice(
         "validation",
         "Validation of the generator",
-        "Samples compared with held-out prototypes. Samples are as good as real embeddings if train on synthetic "
+        f"Samples compared with {collection.held_out}. Samples are as good as real embeddings if train on synthetic "
         "reaches their accuracy, the two-sample test is near 0.5, and the nearest-neighbour ratio is near 1 "
         "(0: copies). Thin lines: real embeddings in place of samples; without markers, one constant for all classes. "
-        "Bars: 95 % intervals. Tests on fewer than 40 held-out prototypes have little power.",
+        "Bars: 95 % intervals. Tests on fewer than 40 {collection.held_out} have little power.",
         collection,
         keys,
         baselines=(("_real", "real"), ("_blind", "class-blind")),
@@ -171,10 +171,10 @@ def network_plot(collection: Collection) -> Plot:
     return _choice(
         "network",
         "The generator's network alone",
-        "Without class moments, residuals and calibration, which are applied to samples. Log-likelihood of held-out "
-        "prototypes in nats per dimension, for a VAE a lower bound. Thin lines: the network before training, if it "
-        "starts from a closed form; without markers, baselines without a network: a Gaussian for each class, and the "
-        "class mean. Bars: 95 % intervals.",
+        "Without class moments, residuals and calibration, which are applied to samples. Log-likelihood of "
+        f"{collection.held_out} in nats per dimension, for a VAE a lower bound. Thin lines: the network before "
+        "training, if it starts from a closed form; without markers, baselines without a network: a Gaussian for each "
+        "class, and the class mean. Bars: 95 % intervals.",
         collection,
         keys,
         baselines=(("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
@@ -265,13 +265,21 @@ def bytes_plot(collection: Collection) -> Plot:
         traces = []
         for index, run in enumerate(collection.runs):
             values = {row["round"]: row.get(key, 0) / 1e6 for row in run.rows}
+            if run.shares_sums:
+                once = "bytes_registration" if key == "bytes_up" else "bytes_down_registration"
+                values = {0: total(run.rows, once) / 1e6} | values
             traces.append(_bars(values, run.label, index, len(collection.runs) > 1, "%{y:.3g} MB"))
             columns.append((of_run(f"MB {key.removeprefix('bytes_')}", run, collection.runs), values))
         views.append(View(words, by_round(traces, "MB")))
     return Plot(
         "bytes",
         "Bytes by round",
-        "Payload of all sites together, in MB (a million bytes).",
+        "Payload of all sites together, in MB (a million bytes)."
+        + (
+            " Round 0: the registration, with the sites' sums."
+            if any(run.shares_sums for run in collection.runs)
+            else ""
+        ),
         views,
         round_table(columns),
         height=280,

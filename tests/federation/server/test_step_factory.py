@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.core.public_space import is_orthonormal
+from fed_a2v.core.class_sums import ClassSums
+from fed_a2v.core.metrics import retrieval
+from fed_a2v.core.public_space import is_orthonormal, random_space
+from fed_a2v.core.server_step import ClientUpdate
+from fed_a2v.core.statistics import ClassStatistics
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.step_factory import check_buildable, make_generator, make_space, make_step, model_bytes
@@ -260,4 +264,53 @@ def test_the_size_of_what_settings_describe_is_found_without_allocating_it():
     before = torch.random.get_rng_state()
     large = compose_settings("experiment=quick generator.hidden_dim=1000000 generator.granularity=per_class")
     assert model_bytes(large, prompts, (1, 512)) > 10**12
+    sums = compose_settings("experiment=quick share=statistics projection.columns=6")
+    step = make_step(sums, prompts, (1, 512), random_space(512, 6, seed=0).centred(torch.zeros(6)))
+    wanted = sum(each.nbytes for model in (step.adapters, step.generator) for each in model.state_dict().values())
+    assert model_bytes(sums, prompts, (1, 512)) == wanted
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["generator=" + name] for name in ("none", "gaussian", "vae", "gan", "flow", "gmm", "multimodal", "noise")),
+        ["generator=vae_per_class"],
+        ["generator=vae_closed_form", "optimize_memory_usage=true"],
+        ["generator=vae_t5", "adapters=flux", "adapters.t5_tokens=2", "adapters.t5_width=16"],
+        ["generator=gaussian", "adapters=closed_form"],
+        ["generator=gaussian", "generator.holdout=0"],
+    ],
+)
+def test_every_generator_learns_from_sums_and_is_compared_with_other_draws(words):
+    """A round on the sums of four sites, whose classes have their own means in the public space."""
+    fast = ("generator.training_epochs=2", "generator.min_steps=0", "generator.validation_frequency=1")
+    settings = compose_settings(
+        [
+            "share=statistics",
+            "projection.columns=6",
+            "adapters.hidden_width=16",
+            "finetune.first_steps=20",
+            *fast,
+            *words,
+        ]
+    )
+    space = random_space(24, 6, seed=0).centred(torch.zeros(6))
+    step = make_step(settings, prompt_set(settings, CLASSES), (1, 24), space)
+    assert settings.generator.target is None or step.generator.dimensions["input_dim"] == 6
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    clips = torch.randn(3, 24, generator=random)[labels] + 0.3 * torch.randn(120, 24, generator=random)
+    rows, site = space.rows(clips.unsqueeze(1)), torch.arange(120) // 30
+    counted = [ClassStatistics(name, 10) for name in CLASSES]
+    updates = [
+        ClientUpdate(f"site-{k}", counted, "a", sums=ClassSums.of(rows[site == k], labels[site == k], 3))
+        for k in range(4)
+    ]
+    row = step.run(1, updates)
+    with torch.no_grad():
+        outputs = step.adapters(rows.unsqueeze(1))
+    assert retrieval(outputs.clip, labels, step.prompts.clip).accuracy > 0.6  # chance is 1/3
+    validated = step.generator is not None and settings.generator.holdout > 0 and not settings.adapters.closed_form
+    assert ("server/generator_validation_similarity" in row) == validated
+    assert ("finetune/held_out_rows" in row) == (settings.generator.holdout > 0 and not settings.adapters.closed_form)
