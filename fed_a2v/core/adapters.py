@@ -164,7 +164,7 @@ class PosteriorAdapter(nn.Module):
 
     The probabilities are those of linear discriminant analysis, which `solve` takes from the sites' sums without an
     optimiser step. Unsolved, every class has the same probability, and the output is the mean of the class prompts;
-    solved, classes without clips have probability 0.
+    solved, classes without clips have probability 0, unless they are unseen ones that the server knows by their prompts.
 
     Args:
         audio_width: R.
@@ -192,11 +192,15 @@ class PosteriorAdapter(nn.Module):
     @torch.no_grad()
     def solve(self, gaussian: SharedGaussian) -> None:
         """Load the linear discriminant of a Gaussian model, whose labels are those of the class prompts."""
-        weight, bias = gaussian.discriminant
+        self.load_discriminant(gaussian.labels, *gaussian.discriminant)
+
+    @torch.no_grad()
+    def load_discriminant(self, labels: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Load a linear discriminant: (K,) classes, their (K, R) `weight` and (K,) `bias`."""
         self.weight.zero_()
-        self.weight[gaussian.labels] = weight.to(self.weight)
+        self.weight[labels] = weight.to(self.weight)
         self.bias.fill_(NEVER)
-        self.bias[gaussian.labels] = bias.to(self.bias)
+        self.bias[labels] = bias.to(self.bias)
 
 
 class Adapters(nn.Module):

@@ -33,6 +33,7 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments, PrototypeBatch
 from fed_a2v.core.sum_bank import SumBank
 from fed_a2v.core.training import AdamWSettings, SyntheticRows, TrainingRows, loss_on, mixed_rows, train_steps
+from fed_a2v.core.unseen_sums import calibrated_discriminant
 from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
@@ -184,7 +185,8 @@ class ServerStep:
         else:
             metrics |= self._train_adapters(round_number, updates, stored, trained_on, held_out, synthetic)
         self.finetuned_rounds += 1
-        if self.settings.unseen and self._calibrated_on != trained_on.names:
+        calibrates = self.settings.unseen and not (self.sums is not None and self.adapters.closed_form)
+        if calibrates and self._calibrated_on != trained_on.names:
             with _timed(metrics, "calibration"):
                 self._calibrate(trained_on.joined(held_out))
         if not self.settings.keep_prototypes:
@@ -286,11 +288,18 @@ class ServerStep:
         if self.sums is not None:
             model = self.sums.model()
             assert model is not None  # or there would be no rows
+            labels, (weight, bias) = model.labels, model.discriminant
+            if self.settings.unseen and len(labels) > 1:
+                unseen = self._class_indices(name for name in self.settings.unseen if name not in rows.names)
+                vectors = self.prompts.clip.flatten(1).cpu()
+                scores, constant = calibrated_discriminant(model, unseen, vectors, self.sums.prior, self.settings.seed)
+                log.info("Calibration of recorded against unseen classes: %.3f", constant)
+                labels, weight, bias = scores.labels, scores.weight, scores.bias
             for side in (self.adapters.clip, self.adapters.t5):
                 if isinstance(side, PosteriorAdapter):
-                    side.solve(model)
-            labels = self._class_indices(rows.names)[rows.labels]
-            loss = loss_on(self.adapters, rows.embeddings, labels, self.loss)
+                    side.load_discriminant(labels, weight, bias)
+            row_labels = self._class_indices(rows.names)[rows.labels]
+            loss = loss_on(self.adapters, rows.embeddings, row_labels, self.loss)
             return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
         if len(rows.names) < 2:
             log.warning("adapters.closed_form needs at least two classes with prototypes: the adapters are not changed")

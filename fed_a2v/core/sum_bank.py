@@ -13,6 +13,7 @@ from operator import add
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian
 from fed_a2v.core.statistics import PrototypeBatch
@@ -27,12 +28,14 @@ class SumBank:
         columns: R, columns of the public space.
         sites: sums by site.
         class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums; 0 without.
+        prior: (C, R) weights of the classes in a label head, see `fed_a2v.core.label_prior`; None: no prior.
     """
 
     classes: Sequence[str]
     columns: int
     class_noise: float = 0.0
     scatter_noise: float = 0.0
+    prior: Tensor | None = None
     sites: dict[str, ClassSums] = field(default_factory=dict)
 
     def update(self, site: str, sums: ClassSums) -> None:
@@ -55,7 +58,7 @@ class SumBank:
         total, root = self.total, len(self.sites) ** 0.5
         if not total.counts.any():
             return None
-        return shared_gaussian(total, root * self.class_noise, root * self.scatter_noise)
+        return shared_gaussian(total, root * self.class_noise, root * self.scatter_noise, prior=self.prior)
 
     def means(self, model: SharedGaussian) -> PrototypeBatch:
         """One row per class: its mean, of length 1."""
@@ -68,9 +71,7 @@ class SumBank:
         counts = (model.counts / per_class).float()[labels]
         return self._batch(model, model.draw(labels, random), labels, counts)
 
-    def _batch(
-        self, model: SharedGaussian, rows: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor
-    ) -> PrototypeBatch:
+    def _batch(self, model: SharedGaussian, rows: Tensor, labels: Tensor, counts: Tensor) -> PrototypeBatch:
         """Rows as prototypes; `names` are in sorted order, as everywhere."""
         names = [self.classes[label] for label in model.labels.tolist()]
         order = sorted(range(len(names)), key=names.__getitem__)
@@ -88,8 +89,9 @@ class SumBank:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dictionaries and tensors."""
-        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}}
+        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}, "prior": self.prior}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`."""
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
+        self.prior = state["prior"]
