@@ -10,10 +10,16 @@ import torch
 
 
 def tiny_ast(
-    path: Path, *, width: int = 32, max_length: int = 1024, sampling_rate: int = 16_000, seed: int = 0
+    path: Path,
+    *,
+    width: int = 32,
+    max_length: int = 1024,
+    sampling_rate: int = 16_000,
+    labels: int = 0,
+    seed: int = 0,
 ) -> Path:
-    """An `ASTModel` with two layers, and its feature extractor."""
-    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+    """An `ASTModel` with two layers, and its feature extractor; an `ASTForAudioClassification` if it has labels."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 
     config = ASTConfig(
         hidden_size=width,
@@ -22,15 +28,19 @@ def tiny_ast(
         intermediate_size=2 * width,
         num_mel_bins=64,
         initializer_range=0.15,
+        **({"num_labels": labels} if labels else {}),
     )
-    _save(path, seed, lambda: ASTModel(config))
+    _save(path, seed, lambda: ASTForAudioClassification(config) if labels else ASTModel(config))
     ASTFeatureExtractor(num_mel_bins=64, sampling_rate=sampling_rate).save_pretrained(path)
     return path
 
 
 def tiny_clap(path: Path, *, width: int = 32, fusion: bool = False, seed: int = 0) -> Path:
-    """A `ClapModel` with four small stages, its feature extractor and, where asked for, fusion of long clips."""
-    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+    """A `ClapModel` with four small stages, its feature extractor, a tokenizer that spells words out, and fusion."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
+
+    # "Ġ" is the space before a word.
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *string.ascii_lowercase, *string.digits, *"-',."]
 
     config = ClapConfig(
         text_config={
@@ -55,6 +65,8 @@ def tiny_clap(path: Path, *, width: int = 32, fusion: bool = False, seed: int = 
         projection_dim=width,
     )
     _save(path, seed, lambda: ClapModel(config))
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    RobertaTokenizer(vocab=vocabulary, merges=[]).save_pretrained(path)
     # A quarter of the published frames, for speed.
     ClapFeatureExtractor(hop_length=1920, truncation="fusion" if fusion else "rand_trunc").save_pretrained(path)
     return path

@@ -9,6 +9,7 @@ Shapes: N clips of S tokens of width Da; R columns of the space, at most Da.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fed_a2v.core.seeding import torch_generator
+
+log = logging.getLogger("fed_a2v")
 
 # Largest deviation of `matrix.T @ matrix` from the identity; the matrix travels as float32.
 ORTHONORMAL = 1e-4
@@ -58,26 +61,46 @@ class PublicSpace:
         return replace(self, centre=centre.float())
 
 
-def head_space(weight: Tensor, columns: int) -> PublicSpace:
+def head_space(weight: Tensor, columns: int, seed: int = 0) -> PublicSpace:
     """The space that a label head can see: its strongest directions.
 
     Columns are the right singular vectors of the head's weight minus its mean row, strongest first: what the head
-    cannot see of an embedding does not tell its labels apart.
+    cannot see of an embedding does not tell its labels apart. A head of few labels has fewer directions than columns
+    are asked for; the others are random and orthogonal to them.
 
     Args:
         weight: (K, Da) weight of a linear head with K labels, or K text vectors of a shared audio-text space.
         columns: R.
+        seed: seed of the random directions.
 
     Raises:
-        ValueError: the head has fewer independent directions than `columns`.
+        ValueError: the weight is not finite or its rows are all equal, or it has fewer than R columns.
     """
+    if not weight.isfinite().all():
+        raise ValueError("the head has NaN or infinite values")
     centred = weight.double() - weight.double().mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     values, vectors = values.flip(0), vectors.flip(1)
-    rank = int((values > values[0] * len(values) * torch.finfo(values.dtype).eps).sum())
-    if columns > rank:
-        raise ValueError(f"the head of {len(weight)} labels has {rank} independent directions, fewer than {columns}")
-    return PublicSpace(_fixed_signs(vectors[:, :columns]).float())
+    smallest = max(len(values), len(weight)) * torch.finfo(values.dtype).eps
+    if values[0] <= smallest * weight.double().square().sum():
+        raise ValueError(f"the {len(weight)} rows of the head are all equal: it tells no labels apart")
+    rank = int((values > smallest * values[0]).sum())
+    return PublicSpace(_filled(_fixed_signs(vectors[:, : min(rank, columns)]), columns, seed))
+
+
+def given_space(matrix: Tensor, columns: int) -> PublicSpace:
+    """The space of the first `columns` columns of a (Da, K) matrix, orthonormalised in their order.
+
+    Raises:
+        ValueError: the matrix is not finite, or has fewer independent columns.
+    """
+    if not matrix.isfinite().all():
+        raise ValueError("the matrix has NaN or infinite values")
+    first = matrix[:, :columns].double()
+    rank = int(torch.linalg.matrix_rank(first))
+    if rank < columns:
+        raise ValueError(f"the matrix {tuple(matrix.shape)} has {rank} independent columns, not {columns}")
+    return PublicSpace(_fixed_signs(torch.linalg.qr(first).Q).float())
 
 
 def random_space(width: int, columns: int, seed: int) -> PublicSpace:
@@ -86,10 +109,7 @@ def random_space(width: int, columns: int, seed: int) -> PublicSpace:
     Raises:
         ValueError: more columns than the embeddings have.
     """
-    if columns > width:
-        raise ValueError(f"embeddings of width {width} have no {columns} independent directions")
-    random = torch.randn(width, columns, dtype=torch.float64, generator=torch_generator(seed, "public space"))
-    return PublicSpace(_fixed_signs(torch.linalg.qr(random).Q).float())
+    return PublicSpace(_filled(torch.empty(width, 0, dtype=torch.float64), columns, seed))
 
 
 def is_orthonormal(matrix: Tensor) -> bool:
@@ -99,7 +119,23 @@ def is_orthonormal(matrix: Tensor) -> bool:
     return bool((product - identity).abs().max() <= ORTHONORMAL)  # False for NaN
 
 
+def _filled(directions: Tensor, columns: int, seed: int) -> Tensor:
+    """(Da, K) orthonormal directions and as many random ones, orthogonal to them, as `columns` lacks, as float32."""
+    width, known = directions.shape
+    if columns > width:
+        raise ValueError(f"embeddings of width {width} have no {columns} independent directions")
+    if 0 < known < columns:
+        log.info("%d of %d columns of the public space are random: its source has %d", columns - known, columns, known)
+    random = torch.randn(
+        width, columns - known, dtype=directions.dtype, generator=torch_generator(seed, "public space")
+    )
+    others = torch.linalg.qr(torch.cat([directions, random], dim=1)).Q[:, known:]
+    return torch.cat([directions, _fixed_signs(others)], dim=1).float()
+
+
 def _fixed_signs(columns: Tensor) -> Tensor:
     """The columns with their largest entry positive, as the sign of an eigenvector is arbitrary."""
+    if not columns.numel():
+        return columns
     largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))
     return columns * torch.sign(largest)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fed_a2v.config.sections.data import EncoderSettings
 from fed_a2v.encoders.audio_models import FloatArray, PretrainedEncoder, pool
+from fed_a2v.encoders.pretrained import Pretrained
 
 
 class ASTEncoder(PretrainedEncoder):
@@ -42,6 +43,23 @@ class ASTEncoder(PretrainedEncoder):
         bands, times = cls.grid(config)
         sizes = {"cls": 1, "mean": 1, "full": 2 + bands * times}
         return tokens if isinstance(tokens, int) else sizes[tokens], int(config.hidden_size)
+
+    @classmethod
+    def label_weight(cls, settings: EncoderSettings) -> Tensor:
+        """(K, Da) weight of the classifier on the model's K labels, as a linear map of the class token.
+
+        The classifier takes the mean of class and distillation token through a layer norm and a dense layer. Of the
+        norm, the gain and the subtraction of the token's mean are part of the weight; the division by its deviation
+        changes the length of the logits only.
+
+        Raises:
+            ModelError: the model is missing, or has no classifier.
+        """
+        assert settings.model is not None
+        source = Pretrained(settings.model, settings.revision, "", "encoder")
+        head = source.network("ASTForAudioClassification", torch.float32, torch.device("cpu")).classifier
+        weight: Tensor = head.dense.weight * head.layernorm.weight
+        return weight - weight.mean(dim=1, keepdim=True)
 
     @property
     def window(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from fed_a2v.config.sections.data import EncoderSettings
 from fed_a2v.encoders.audio_models import PretrainedEncoder, pool
+from fed_a2v.encoders.pretrained import Pretrained
 
 
 class ClapEncoder(PretrainedEncoder):
@@ -43,6 +45,31 @@ class ClapEncoder(PretrainedEncoder):
         """See `PretrainedEncoder`."""
         sizes = {"cls": 1, "mean": 1, "full": cls.length(config)}
         return tokens if isinstance(tokens, int) else sizes[tokens], int(config.audio_config.projection_dim)
+
+    @classmethod
+    def text_vectors(cls, settings: EncoderSettings, texts: Sequence[str]) -> Tensor:
+        """(K, Da) vectors of norm 1 of K texts by the model's text side, in the space of the embeddings.
+
+        Texts are embedded one by one, so that a vector does not depend on the other texts.
+
+        Raises:
+            ModelError: the model is missing or of another type.
+        """
+        assert settings.model is not None
+        source = Pretrained(settings.model, settings.revision, "", "encoder")
+        tokenizer = source.read("AutoTokenizer")
+        network = source.network("ClapModel", torch.float32, torch.device("cpu"))
+        most = int(network.config.text_config.max_position_embeddings) - 2  # positions of RoBERTa start at 2
+        with torch.inference_mode():
+            rows = [
+                network.text_projection(
+                    network.text_model(
+                        **tokenizer(text, truncation=True, max_length=most, return_tensors="pt")
+                    ).pooler_output
+                )
+                for text in texts
+            ]
+        return F.normalize(torch.cat(rows), dim=-1).clone()
 
     @property
     def window(self) -> int:

@@ -1,40 +1,102 @@
-"""The public label head of an encoder, whose directions make the public space of `share=statistics`.
+"""The public directions of which the public space of `share=statistics` is made: a label head, text vectors, a matrix.
 
 The server calls it before any site sends anything; see `fed_a2v.core.public_space`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings, ProjectionSettings
+from fed_a2v.encoders.ast import ASTEncoder
+from fed_a2v.encoders.clap import ClapEncoder
 from fed_a2v.errors import ConfigError
-from fed_a2v.storage.npz import ArrayFileError, read_arrays
+from fed_a2v.storage.npz import Array, ArrayFileError, read_arrays
 
-WEIGHT = "weight"
+WEIGHT, MATRIX = "weight", "matrix"
+# The entry of a file of embeddings with the weight of its encoder's label head.
+HEAD = "head"
 
 
 def head_weight(projection: ProjectionSettings, dataset: DatasetSettings, encoder: EncoderSettings) -> Tensor:
-    """(K, Da) float32 weight of a head with K labels: that of `projection.path`, else of the encoder.
+    """(K, Da) float32 weight of a head with K labels.
+
+    That of `projection.path`, else the entry `head` of a file of embeddings, else the encoder's own.
 
     Raises:
         ConfigError: the file has no such array, or the encoder has no label head.
+        ModelError: the encoder's model is missing, or has no classifier.
     """
-    if projection.path is None:
+    if projection.path is not None:
+        return _read(projection.path, WEIGHT, "projection.path")
+    if dataset.name == "embeddings" and dataset.path and Path(dataset.path).expanduser().is_file():
+        found = _arrays(dataset.path, "dataset.path", (), (HEAD,))
+        if HEAD in found:
+            return _floats(found[HEAD], f"dataset.path={dataset.path}: {HEAD}")
+    if encoder.name == ASTEncoder.name:
+        return ASTEncoder.label_weight(encoder)
+    raise ConfigError(
+        f"projection=head: encoder={encoder.name} with dataset={dataset.name} has no label head; set "
+        f"projection.path to an npz file with its {WEIGHT}, add the array {HEAD} to the file of embeddings, or choose "
+        "projection=random"
+    )
+
+
+def text_vectors(projection: ProjectionSettings, encoder: EncoderSettings, classes: Sequence[str]) -> Tensor:
+    """(K, Da) float32 vectors of the texts of `projection.texts`, else of the class names.
+
+    Raises:
+        ConfigError: the encoder has no text model, or the file has no text.
+        ModelError: the encoder's model is missing or of another type.
+    """
+    if encoder.name != ClapEncoder.name:
         raise ConfigError(
-            f"projection=head: encoder={encoder.name} with dataset={dataset.name} has no label head; set "
-            "projection.path to an npz file with its weight, or choose projection=random"
+            f"projection=text needs encoder=clap, whose sounds and texts share a space, not encoder={encoder.name}; "
+            "choose projection=head or projection=random"
         )
-    path = Path(projection.path).expanduser()
+    texts = list(classes)
+    if projection.texts is not None:
+        try:
+            lines = Path(projection.texts).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"projection.texts={projection.texts} cannot be read: {error}") from error
+        texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(texts) < 2:
+        raise ConfigError(f"projection.texts={projection.texts}: {len(texts)} texts; give at least two")
+    return ClapEncoder.text_vectors(encoder, texts)
+
+
+def given_matrix(path: str) -> Tensor:
+    """(Da, K) float32 matrix of an npy file, or of an npz file with the array `matrix`.
+
+    Raises:
+        ConfigError: the file has no matrix of numbers.
+    """
+    if Path(path).suffix != ".npy":
+        return _read(path, MATRIX, "projection.path")
     try:
-        weight = read_arrays(str(path), (WEIGHT,), ())[WEIGHT]
+        return _floats(np.load(Path(path).expanduser(), allow_pickle=False), f"projection.path={path}")
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"projection.path={path} is not a readable .npy of numbers: {error}") from error
+
+
+def _read(path: str, name: str, key: str) -> Tensor:
+    return _floats(_arrays(path, key, (name,), ())[name], f"{key}={path}: {name}")
+
+
+def _arrays(path: str, key: str, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Array]:
+    try:
+        return read_arrays(path, required, optional)
     except (ArrayFileError, OSError) as error:
-        raise ConfigError(f"projection.path: {error}") from error
-    if weight.ndim != 2 or weight.dtype.kind != "f" or not weight.size:
-        raise ConfigError(
-            f"projection.path={path}: weight is {weight.dtype} {weight.shape}, expected floats (labels, width)"
-        )
-    return torch.from_numpy(weight.astype("float32"))
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _floats(values: Array, what: str) -> Tensor:
+    if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
+        raise ConfigError(f"{what} is {values.dtype} {values.shape}, expected floats in two dimensions")
+    return torch.from_numpy(values.astype(np.float32))

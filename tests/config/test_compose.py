@@ -31,6 +31,7 @@ NEEDS = {
         for name in options("dataset")
     },
     "dataset=mixed": ["dataset.sets=[{name: synth}]"],
+    "projection=file": ["projection.path=/data/matrix.npy"],
     "targets=file": ["targets.path=/data/targets.npz"],
     "dataset=custom": ["dataset._target_=my.DataSet"],
     "encoder=custom": ["encoder._target_=my.Encoder"],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed_a2v.core.public_space import PublicSpace, head_space, is_orthonormal, random_space
+from fed_a2v.core.public_space import PublicSpace, given_space, head_space, is_orthonormal, random_space
 
 WIDTH = 20
 
@@ -30,18 +30,58 @@ def test_the_space_of_a_head_has_its_strongest_directions(head):
     torch.testing.assert_close(seen, best, rtol=1e-4, atol=0)
 
 
-def test_a_head_has_no_more_directions_than_its_rank(head):
-    assert head_space(head, 8).columns == 8
-    with pytest.raises(ValueError, match=r"30.* 8 .*9"):
-        head_space(head, 9)
+def test_what_a_head_does_not_fill_is_random_and_orthogonal_to_it(head, caplog):
+    caplog.set_level("INFO")
+    whole = head_space(head, 8)
+    assert not caplog.messages
+    filled, again, other = (head_space(head, 12, seed) for seed in (0, 0, 1))
+    assert (filled.columns, is_orthonormal(filled.matrix)) == (12, True)
+    torch.testing.assert_close(filled.matrix[:, :8], whole.matrix)
+    assert filled.digest == again.digest != other.digest
+    assert all("4 of 12" in message for message in caplog.messages)
+    assert len(caplog.messages) == 3, "one line each"
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(4, WIDTH),
+        torch.ones(4, WIDTH) * torch.rand(WIDTH),
+        torch.ones(1, WIDTH),
+        torch.full((4, 3), torch.nan),
+    ],
+    ids=["zeros", "equal rows", "one row", "NaN"],
+)
+def test_a_head_that_tells_no_labels_apart_is_refused(weight):
+    with pytest.raises(ValueError, match="head"):
+        head_space(weight, 2)
+
+
+def test_no_space_has_more_columns_than_the_embeddings(head):
+    for make in (lambda: head_space(head, 21), lambda: random_space(WIDTH, 21, 0)):
+        with pytest.raises(ValueError, match=r"20.*21"):
+            make()
+
+
+def test_a_given_matrix_spans_the_space_that_its_first_columns_span():
+    matrix = torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(0))
+    space = given_space(matrix, 5)
+    assert space.matrix.shape == (WIDTH, 5)
+    assert is_orthonormal(space.matrix)
+    torch.testing.assert_close(space.matrix @ (space.matrix.T @ matrix[:, :5]), matrix[:, :5], rtol=0, atol=1e-5)
+    matrix[:, 3] = matrix[:, 2]
+    with pytest.raises(ValueError, match="4 independent"):
+        given_space(matrix, 5)
+    with pytest.raises(ValueError, match="8"):
+        given_space(matrix, 8)
+    with pytest.raises(ValueError, match="NaN"):
+        given_space(matrix * torch.nan, 5)
 
 
 def test_a_random_space_is_that_of_its_seed():
     first, again, other = (random_space(WIDTH, 6, seed) for seed in (3, 3, 4))
     assert is_orthonormal(first.matrix)
     assert first.digest == again.digest != other.digest
-    with pytest.raises(ValueError, match="21"):
-        random_space(WIDTH, 21, 0)
 
 
 def test_rows_have_length_1_and_tokens_are_averaged(head):

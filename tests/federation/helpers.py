@@ -18,7 +18,7 @@ from fed_a2v.data.site import class_names
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.protocol import join_arrays, read_arrays
-from fed_a2v.federation.server.step_factory import make_step
+from fed_a2v.federation.server.step_factory import make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.federation.simulation import InProcessClient
 from fed_a2v.runs.checkpoint import load_state
@@ -134,7 +134,12 @@ class Federation(RoundListener):
         prompts = prompt_set(self.settings, classes)
         self.rows, self.states = [], []
         self.strategy = FedA2V(
-            self.settings, prompts, lambda shape: make_step(self.settings, prompts, shape), self, max_workers=1
+            self.settings,
+            prompts,
+            lambda shape, space: make_step(self.settings, prompts, shape, space),
+            lambda: make_space(self.settings),
+            self,
+            max_workers=1,
         )
         if state is not None:
             self.strategy.load_state_dict(state)

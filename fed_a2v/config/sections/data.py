@@ -196,16 +196,30 @@ class EncoderSettings(Section):
 class ProjectionSettings(Section):
     """Public space in which sites sum their clips (share=statistics)."""
 
-    name: Literal["head", "random"] = Field(
-        description="directions; head: the strongest of a label head, which tell its labels apart; random: "
-        "orthonormal, from the run's seed"
+    name: Literal["head", "text", "file", "random"] = Field(
+        description="directions; head: the strongest of a label head, which tell its labels apart; text: the same of "
+        "text vectors (encoder=clap); file: the columns of a matrix; random: orthonormal, from the run's seed"
     )
     path: Place | None = Field(
         json_schema_extra=NO_RESULT,
-        description="npz file with the head's `weight`, labels x width (head); null: that of the encoder or of the "
-        "file of embeddings",
+        description="npz file with the head's `weight`, labels x width (head; null: the `head` in the file of "
+        "embeddings, or that of the encoder); npy file with a matrix, width x columns, or npz file with a `matrix` "
+        "(file)",
+    )
+    texts: Place | None = Field(
+        json_schema_extra=NO_RESULT,
+        description="file with a public text in each line (text); null: the names of the classes",
     )
     columns: Count = Field(description="number of columns; more keep more of the clips and send more bytes")
+
+    @model_validator(mode="after")
+    def _check(self) -> ProjectionSettings:
+        if self.name == "file" and self.path is None:
+            raise ValueError("projection=file needs projection.path=FILE.npy, a matrix of width x columns")
+        for key, users in (("path", ("head", "file")), ("texts", ("text",))):
+            if getattr(self, key) is not None and self.name not in users:
+                raise ValueError(f"projection.{key} needs projection={' or '.join(users)}, not {self.name}")
+        return self
 
 
 class PriorSettings(Section):

@@ -20,7 +20,7 @@ from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.grouped import GroupedVAEGenerator, groups_for
 from fed_a2v.core.names import nearest
-from fed_a2v.core.public_space import PublicSpace, head_space, random_space
+from fed_a2v.core.public_space import PublicSpace, given_space, head_space, random_space
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.core.server_step import ServerStep, ServerStepSettings
 from fed_a2v.core.training import AdamWSettings
@@ -28,8 +28,8 @@ from fed_a2v.data.check import check_data
 from fed_a2v.data.index import known_audio_shape
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.data.site import class_names
-from fed_a2v.encoders.label_head import head_weight
-from fed_a2v.errors import ConfigError
+from fed_a2v.encoders.label_head import given_matrix, head_weight, text_vectors
+from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import adapter_loss, new_adapters, seeded_adapters, torch_device, unseen_mask
 from fed_a2v.runs.generator_files import load_generator_family
 
@@ -43,21 +43,38 @@ def make_space(settings: Settings) -> PublicSpace:
     """The public space of `share=statistics`, from what is public before any site sends anything.
 
     Raises:
-        ConfigError: there is no label head, or the embeddings' width is not known.
+        ConfigError: there is no label head, or it does not fit the embeddings, or their width is not known.
+        ModelError: the encoder's model is missing.
     """
-    projection = settings.projection
+    projection, dataset, encoder = settings.projection, settings.dataset, settings.encoder
+    shape = known_audio_shape(dataset, encoder)
     try:
         if projection.name == "head":
-            return head_space(head_weight(projection, settings.dataset, settings.encoder), projection.columns)
-        shape = known_audio_shape(settings.dataset, settings.encoder)
-        if shape is None:
+            space = head_space(head_weight(projection, dataset, encoder), projection.columns, settings.seed)
+        elif projection.name == "text":
+            texts = text_vectors(projection, encoder, class_names(dataset))
+            space = head_space(texts, projection.columns, settings.seed)
+        elif projection.name == "file":
+            space = given_space(given_matrix(str(projection.path)), projection.columns)
+        elif shape is None:
             raise ConfigError(
-                f"projection=random needs the width of the embeddings, which encoder={settings.encoder.name} with "
-                f"dataset={settings.dataset.name} does not tell the server; choose projection=head with projection.path"
+                f"projection=random needs the width of the embeddings, which encoder={encoder.name} with "
+                f"dataset={dataset.name} does not tell the server; choose projection=head with projection.path"
             )
-        return random_space(shape[1], projection.columns, settings.seed)
+        else:
+            space = random_space(shape[1], projection.columns, settings.seed)
+    except UserError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"projection.columns: {error}") from error
+        remedy = f"lower projection.columns={projection.columns}, or choose another projection"
+        raise ConfigError(f"projection={projection.name}: {error}; {remedy}") from error
+    if shape is not None and shape[1] != len(space.matrix):
+        raise ConfigError(
+            f"projection={projection.name} is for embeddings of width {len(space.matrix)}, those of "
+            f"dataset={dataset.name} with encoder={encoder.name} have width {shape[1]}: set projection.path to the "
+            "head of the same encoder, or choose projection=random"
+        )
+    return space
 
 
 def make_step(

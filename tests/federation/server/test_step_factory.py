@@ -1,22 +1,75 @@
 """Building the server step and its generator from settings."""
 
+import numpy as np
 import pytest
 import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.core.public_space import is_orthonormal
 from fed_a2v.data.errors import DataError
 from fed_a2v.federation.factory import prompt_set
-from fed_a2v.federation.server.step_factory import check_buildable, make_generator, make_step, model_bytes
+from fed_a2v.federation.server.step_factory import check_buildable, make_generator, make_space, make_step, model_bytes
 from tests.federation.helpers import assert_same
+from tests.models import tiny_clap
 from tests.refusals import refused
 
 CLASSES = ("dog", "rain", "siren")
 SHAPE = (1, 24)
 
 
-def build(*overrides, shape=SHAPE):
+def build(*overrides, shape=SHAPE, space=None):
     settings = compose_settings(["adapters.hidden_width=16", *overrides])
-    return make_step(settings, prompt_set(settings, CLASSES), shape)
+    return make_step(settings, prompt_set(settings, CLASSES), shape, space)
+
+
+def space_of(*overrides):
+    return make_space(compose_settings(["share=statistics", "dataset=synth", *overrides]))
+
+
+def test_the_public_space_is_of_the_kind_that_the_settings_name(tmp_path, model_folder):
+    """The log-mel encoder's embeddings have 512 columns; of two texts there is one direction, the rest is random."""
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "head.npz", weight=random.normal(size=(9, 512)).astype(np.float32))
+    np.save(tmp_path / "matrix.npy", random.normal(size=(512, 6)).astype(np.float32))
+    texts = [
+        "projection=text",
+        "encoder=clap",
+        f"encoder.model={model_folder(tiny_clap)}",
+        "dataset.classes=[dog,rain]",
+    ]
+    spaces = [
+        space_of("projection=random", "projection.columns=6"),
+        space_of("projection=random", "projection.columns=6", "seed=1"),
+        space_of("projection=head", f"projection.path={tmp_path / 'head.npz'}", "projection.columns=6"),
+        space_of("projection=file", f"projection.path={tmp_path / 'matrix.npy'}", "projection.columns=6"),
+        space_of(*texts, "projection.columns=6"),
+    ]
+    assert [tuple(space.matrix.shape) for space in spaces] == [*4 * [(512, 6)], (32, 6)]
+    assert all(is_orthonormal(space.matrix) for space in spaces)
+    assert len({space.digest for space in spaces}) == 5
+
+
+@pytest.mark.parametrize(
+    ("array", "named"),
+    [
+        (np.zeros((9, 512)), ["projection=head", "equal"]),
+        (np.full((9, 512), np.nan), ["projection=head", "NaN"]),
+        (np.eye(30), ["projection=head", "30", "512", "projection.path"]),
+        (np.eye(9), ["projection.columns=20", "width 9"]),
+    ],
+    ids=["zeros", "NaN", "another width", "fewer columns"],
+)
+def test_a_head_that_does_not_fit_is_refused(tmp_path, array, named):
+    np.savez(tmp_path / "head.npz", weight=array)
+    with refused(ConfigError, *named):
+        space_of("projection=head", f"projection.path={tmp_path / 'head.npz'}", "projection.columns=20")
+
+
+def test_a_random_space_needs_the_width_of_the_embeddings():
+    with refused(ConfigError, "projection=random", "projection.path"):
+        space_of("projection=random", "encoder=ast", "encoder.model=nobody/has-this")
+    with refused(ConfigError, "projection.columns=600", "512"):
+        space_of("projection=random", "projection.columns=600")
 
 
 def test_the_same_seed_makes_the_same_adapters_and_generator_whatever_was_drawn_before():
