@@ -164,7 +164,7 @@ class PosteriorAdapter(nn.Module):
 
     The probabilities are those of linear discriminant analysis, which `solve` takes from the sites' sums without an
     optimiser step. Unsolved, every class has the same probability, and the output is the mean of the class prompts;
-    solved, classes without clips have probability 0, unless they are unseen ones that the server knows by their prompts.
+    solved, classes without clips have probability 0, except for those of `dataset.unseen`.
 
     Args:
         audio_width: R.

@@ -128,7 +128,7 @@ def calibrated_discriminant(
         part = replace(model, labels=model.labels[kept], counts=model.counts[kept], means=model.means[kept])
         found = unseen_discriminant(part, model.labels[~kept], vectors, prior)
         order = torch.cat([kept.nonzero().flatten(), (~kept).nonzero().flatten()]).argsort()
-        return lambda audio, candidates: found(audio.squeeze(1).double())[:, order]
+        return lambda audio, _: found(audio.squeeze(1).double())[:, order]
 
     constant = choose_calibration(fit, rows, vectors[model.labels], CALIBRATION_GROUPS, seed)
     bias = scores.bias.clone()
