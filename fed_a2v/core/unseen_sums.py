@@ -1,14 +1,14 @@
 """Classes that no site has recorded, from class sums: a linear discriminant of recorded and unseen classes together.
 
-The server step calls it for closed-form adapters with `share=statistics` and `dataset.unseen`. The log scores of a
-class add up from three linear maps, each in units of its spread over the recorded classes' means:
+The server step calls it for closed-form adapters with `share=statistics` and `dataset.unseen`. The score of a class is
+the sum of three linear maps, each divided by its spread on the recorded classes' means:
 
 * the discriminant of the Gaussian model, with means of unseen classes that the label prior predicts;
 * a bilinear form of rows and class vectors (ESZSL, Romera-Paredes & Torr 2015), which the model's moments solve;
-* half the label prior's own scores.
+* the label prior's own scores.
 
-Without a prior only the bilinear form is left. As recorded classes get higher scores, a constant is subtracted from
-them, see `choose_calibration`.
+The sum has the scale of the first. Without a prior only the bilinear form is left. As recorded classes get higher
+scores, a constant is subtracted from them, see `choose_calibration`.
 
 Shapes: K recorded classes; M candidates, recorded and unseen; R columns of the public space; V width of class vectors.
 """
@@ -29,8 +29,6 @@ from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, Scorer, choose_calibratio
 
 # Penalties of the bilinear form, for rows of length 1: those of `BilinearMap.fit`.
 ROW_PENALTY, CLASS_PENALTY = 30.0 / 32.0**2, 1.0
-# Weight of the label prior's own scores. The optimum is broad: 0.25 to 1 are within 0.02 of accuracy.
-LABEL_WEIGHT = 0.5
 # Rows of a class, drawn from the model, on which the calibration is chosen.
 CALIBRATION_ROWS = 24
 
@@ -84,13 +82,9 @@ def unseen_discriminant(
     toward = directions(prior.to(model.means), model.labels)
     means = torch.cat([model.means, model.means.mean(dim=0) + model.strength * toward[unseen]])
     gaussian = LinearScores(labels, *replace(model, labels=labels, means=means).discriminant)
-    scores, scale = gaussian, gaussian.spread(rows)
-    for part, share in (
-        (bilinear, 1.0),
-        (LinearScores(labels, toward[labels], torch.zeros_like(bilinear.bias)), LABEL_WEIGHT),
-    ):
-        scores = scores.added(part, share * scale / part.spread(rows))
-    return scores
+    own = LinearScores(labels, toward[labels], torch.zeros(len(labels), dtype=model.means.dtype))
+    scale = gaussian.spread(rows)
+    return gaussian.added(bilinear, scale / bilinear.spread(rows)).added(own, scale / own.spread(rows))
 
 
 def _bilinear(model: SharedGaussian, labels: Tensor, vectors: Tensor) -> LinearScores:

@@ -14,8 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.config.sections.data import PriorSettings
+from fed_a2v.config.sections.data import (
+    DatasetSettings,
+    EncoderSettings,
+    PriorSettings,
+    ProjectionSettings,
+    TargetSettings,
+)
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.label_prior import class_weights, ties_by_name, ties_by_text
 from fed_a2v.core.names import clean_name, listed, nearest
@@ -33,23 +38,34 @@ LABELS, INDEX, VECTORS = "labels", "label_index", "label_vectors"
 OWN_LABELS = "head_labels"
 
 
-def class_label_weights(settings: Settings, prompts: ClassPrompts) -> Tensor:
+def class_label_weights(
+    prior: PriorSettings,
+    projection: ProjectionSettings,
+    dataset: DatasetSettings,
+    encoder: EncoderSettings,
+    targets: TargetSettings,
+    prompts: ClassPrompts,
+    cache: Path | None = None,
+) -> Tensor:
     """(C, Da) float32 weights of the classes in the head of `prior.path`, else of the file or encoder of the clips.
+
+    Args:
+        prior, projection, dataset, encoder, targets: sections of the settings.
+        prompts: the class prompts, of `targets`.
+        cache: see `load_targets`.
 
     Raises:
         ConfigError: there is no head, its labels have no names, the file of ties cannot be used, or no class has a
             label.
         ModelError, TargetsError: the text model cannot be used.
     """
-    prior = settings.prior
-    path = prior.path or (settings.projection.path if settings.projection.name == "head" else None)
-    projection = settings.projection.model_copy(update={"name": "head", "path": path})
-    weight = head_weight(projection, settings.dataset, settings.encoder)
-    labels, vectors = _labels(settings, path)
+    path = prior.path or (projection.path if projection.name == "head" else None)
+    weight = head_weight(projection.model_copy(update={"name": "head", "path": path}), dataset, encoder)
+    labels, vectors = _labels(path, dataset, encoder)
     if len(labels) != len(weight):
         raise ConfigError(f"prior=labels: the head has {len(weight)} labels, and names for {len(labels)}")
     struck = torch.tensor([label.startswith(tuple(prior.exclude)) for label in labels])
-    how, ties = _ties(settings, prompts, labels, vectors, struck)
+    how, ties = _ties(prior, targets, prompts, labels, vectors, struck, cache)
     tied = ties.sum(dim=1) > 0
     if not tied.any():
         raise ConfigError(
@@ -63,11 +79,13 @@ def class_label_weights(settings: Settings, prompts: ClassPrompts) -> Tensor:
     return class_weights(ties, weight)
 
 
-def _labels(settings: Settings, path: str | None) -> tuple[list[str], tuple[Tensor, Tensor] | None]:
+def _labels(
+    path: str | None, dataset: DatasetSettings, encoder: EncoderSettings
+) -> tuple[list[str], tuple[Tensor, Tensor] | None]:
     """Names of the head's labels; rows and text vectors of those that have one, if the file has any."""
-    if path is None and settings.encoder.name == ASTEncoder.name and settings.dataset.name != "embeddings":
-        return ASTEncoder.label_names(settings.encoder), None
-    place, key = (path, LABELS) if path is not None else (settings.dataset.path, OWN_LABELS)
+    if path is None and encoder.name == ASTEncoder.name and dataset.name != "embeddings":
+        return ASTEncoder.label_names(encoder), None
+    place, key = (path, LABELS) if path is not None else (dataset.path, OWN_LABELS)
     try:
         arrays = read_arrays(str(place), (key,), (INDEX, VECTORS))
         names = as_names(arrays[key], f"{key} of {place}")
@@ -89,24 +107,25 @@ def _labels(settings: Settings, path: str | None) -> tuple[list[str], tuple[Tens
 
 
 def _ties(
-    settings: Settings,
+    prior: PriorSettings,
+    targets: TargetSettings,
     prompts: ClassPrompts,
     labels: Sequence[str],
     vectors: tuple[Tensor, Tensor] | None,
     struck: Tensor,
+    cache: Path | None,
 ) -> tuple[str, Tensor]:
     """How classes are tied to labels, and the (C, K) ties."""
-    kept, targets = (~struck).nonzero().flatten(), settings.targets
+    kept = (~struck).nonzero().flatten()
     ties = torch.zeros(len(prompts.names), len(labels))
     classes = prompts.clip.flatten(1).float().cpu()
-    if settings.prior.ties is not None:
-        ties = _given_ties(settings.prior, prompts.names, labels)
+    if prior.ties is not None:
+        ties = _given_ties(prior, prompts.names, labels)
         ties[:, struck] = 0
         return "prior.ties", ties / ties.sum(dim=1, keepdim=True).clamp(min=1e-12)
     if targets.name in ("clip", "t5") and targets.captions is None:
-        texts = load_targets(
-            targets, labels, settings.adapters.clip_shape, None, cache_dir(settings.cache_dir)
-        ).clip.flatten(1)
+        tokens, width = prompts.clip.shape[1:]
+        texts = load_targets(targets, labels, (tokens, width), None, cache).clip.flatten(1)
         ties[:, kept] = ties_by_text(classes, texts[kept])
         return "text vectors", ties
     if vectors is not None and targets.name == "file" and vectors[1].shape[1] == classes.shape[1]:

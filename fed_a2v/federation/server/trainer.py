@@ -24,12 +24,11 @@ from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.encoders.label_ties import class_label_weights
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import state_bytes
 from fed_a2v.federation.server.resume import check_unchanged, find_saved_run, finished_results, take_over
-from fed_a2v.federation.server.step_factory import load_generator, make_space, make_step
+from fed_a2v.federation.server.step_factory import load_generator, make_prior, make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import hold
@@ -128,7 +127,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         self._exit.callback(self.callbacks.end, None)
         # A resumed run has it in its state.
         has_prior = state is None and settings.prior.name == "labels"
-        self._class_weights = class_label_weights(settings, self.prompts) if has_prior else None
+        self._class_weights = make_prior(settings, self.prompts) if has_prior else None
         self.strategy = FedA2V(settings, self.prompts, self._make_step, lambda: make_space(settings), self)
         if state is not None:
             self.strategy.load_state_dict(state["components"])
