@@ -219,7 +219,8 @@ def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassPrompts) -> None:
     """Set closed-form adapters to the solution on single clips."""
     if adapters.space is not None:
-        adapters.solve(shared_gaussian(ClassSums.of(audio[:, 0].cpu(), labels.cpu(), len(prompts.names))))
+        model = shared_gaussian(ClassSums.of(audio[:, 0].cpu(), labels.cpu(), len(prompts.names)))
+        adapters.load_discriminant(model.labels, *model.discriminant)
         return
     present, places = labels.unique(return_inverse=True)
     names = tuple(prompts.names[label] for label in present.tolist())

@@ -216,6 +216,8 @@ class Settings(Section):
             for key, section in (("privacy", self.privacy), ("secure_sums", self.secure_sums)):
                 if section.name != "none":
                     raise ValueError(f"{key}={section.name} protects sums: it needs share=statistics")
+            if self.prior.name != "none":
+                raise ValueError(f"prior={self.prior.name} is for class means from sums: it needs share=statistics")
             return self
         if self.bank.keep == "generator":
             raise ValueError("bank.keep=generator forgets prototypes, and share=statistics keeps sums only")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fed_a2v.core.class_sums import SharedGaussian
 from fed_a2v.core.public_space import PublicSpace
 
 # Log probability of a class without clips, finite because weights travel in messages that allow no infinity.
@@ -164,7 +163,7 @@ class PosteriorAdapter(nn.Module):
 
     The probabilities are those of linear discriminant analysis, which `solve` takes from the sites' sums without an
     optimiser step. Unsolved, every class has the same probability, and the output is the mean of the class prompts;
-    solved, classes without clips have probability 0.
+    solved, classes without clips have probability 0, except for those of `dataset.unseen`.
 
     Args:
         audio_width: R.
@@ -192,13 +191,12 @@ class PosteriorAdapter(nn.Module):
         return max(float(torch.linalg.vector_norm(prompt - centre)) for prompt in self.prompts)
 
     @torch.no_grad()
-    def solve(self, gaussian: SharedGaussian) -> None:
-        """Load the linear discriminant of a Gaussian model, whose labels are those of the class prompts."""
-        weight, bias = gaussian.discriminant
+    def load_discriminant(self, labels: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Load a linear discriminant: (K,) classes, their (K, R) `weight` and (K,) `bias`."""
         self.weight.zero_()
-        self.weight[gaussian.labels] = weight.to(self.weight)
+        self.weight[labels] = weight.to(self.weight)
         self.bias.fill_(NEVER)
-        self.bias[gaussian.labels] = bias.to(self.bias)
+        self.bias[labels] = bias.to(self.bias)
 
 
 class Adapters(nn.Module):
@@ -295,11 +293,11 @@ class Adapters(nn.Module):
         """The weights of the CLIP adapter, which come first in `weights()`."""
         return [parameter.detach() for parameter in self.clip.parameters()]
 
-    def solve(self, gaussian: SharedGaussian) -> None:
-        """Solve for the adapters in a public space; adapters that are trained instead do not change."""
+    def load_discriminant(self, labels: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """See `PosteriorAdapter.load_discriminant`; adapters that are trained instead do not change."""
         for side in (self.clip, self.t5):
             if isinstance(side, PosteriorAdapter):
-                side.solve(gaussian)
+                side.load_discriminant(labels, weight, bias)
 
     def reach(self) -> dict[str, float]:
         """Upper bounds on the distance of an output from the prompts' centre, by `clip` and, if there is one, `t5`."""

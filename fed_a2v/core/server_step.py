@@ -33,6 +33,7 @@ from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments, PrototypeBatch
 from fed_a2v.core.sum_bank import SumBank
 from fed_a2v.core.training import AdamWSettings, SyntheticRows, TrainingRows, loss_on, mixed_rows, train_steps
+from fed_a2v.core.unseen_sums import calibrated_discriminant
 from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
@@ -190,7 +191,8 @@ class ServerStep:
         else:
             metrics |= self._train_adapters(round_number, updates, stored, trained_on, held_out, synthetic)
         self.finetuned_rounds += 1
-        if self.settings.unseen and self._calibrated_on != trained_on.names:
+        calibrates = self.settings.unseen and not (self.sums is not None and self.adapters.closed_form)
+        if calibrates and self._calibrated_on != trained_on.names:
             with _timed(metrics, "calibration"):
                 self._calibrate(trained_on.joined(held_out))
         if not self.settings.keep_prototypes:
@@ -311,8 +313,19 @@ class ServerStep:
     def _solve_posteriors(self, sums: SumBank) -> None:
         """Solve closed-form adapters on the sites' sums, if there are any."""
         model = sums.model()
-        if model is not None:
-            self.adapters.solve(model)
+        if model is None:
+            return
+        labels, (weight, bias) = model.labels, model.discriminant
+        recorded = set(labels.tolist())
+        unseen = [label for label in self._class_indices(self.settings.unseen).tolist() if label not in recorded]
+        if unseen and len(labels) > 1:
+            vectors = self.prompts.clip.flatten(1).cpu()
+            scores, constant = calibrated_discriminant(
+                model, torch.tensor(unseen), vectors, sums.prior, self.settings.seed
+            )
+            log.info("Calibration of recorded against unseen classes: %.3f", constant)
+            labels, weight, bias = scores.labels, scores.weight, scores.bias
+        self.adapters.load_discriminant(labels, weight, bias)
 
     def _calibrate(self, rows: PrototypeBatch) -> None:
         """Choose the calibration, see `calibrate_adapters`."""

@@ -14,6 +14,7 @@ from operator import add
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian, triangle_size
 from fed_a2v.core.statistics import PrototypeBatch
@@ -32,6 +33,7 @@ class SumBank:
             whole, as its scatter is of all its classes.
         class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums, which the site
             adds for the classes that it has; 0 without, and an infinite one of the scatter if sites do not send it.
+        prior: (C, R) weights of the classes in a label head, see `fed_a2v.core.label_prior`; None: no prior.
     """
 
     classes: Sequence[str]
@@ -39,6 +41,7 @@ class SumBank:
     max_site_share: float = 1.0
     class_noise: float = 0.0
     scatter_noise: float = 0.0
+    prior: Tensor | None = None
     sites: dict[str, ClassSums] = field(default_factory=dict)
 
     def update(self, site: str, sums: ClassSums) -> None:
@@ -85,7 +88,7 @@ class SumBank:
             torch.zeros(len(self.classes), dtype=torch.float64),
         )
         scatter_noise = sum(squares.values()) ** 0.5 * self.scatter_noise
-        return shared_gaussian(total, with_class.sqrt() * self.class_noise, scatter_noise)
+        return shared_gaussian(total, with_class.sqrt() * self.class_noise, scatter_noise, prior=self.prior)
 
     def means(self, model: SharedGaussian) -> PrototypeBatch:
         """One row per class: its mean, of length 1."""
@@ -103,9 +106,7 @@ class SumBank:
         counts = (model.counts / per_class).float()[labels]
         return self._batch(model, model.draw(labels, random), labels, counts)
 
-    def _batch(
-        self, model: SharedGaussian, rows: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor
-    ) -> PrototypeBatch:
+    def _batch(self, model: SharedGaussian, rows: Tensor, labels: Tensor, counts: Tensor) -> PrototypeBatch:
         """Rows as prototypes; `names` are in sorted order, as everywhere."""
         names = [self.classes[label] for label in model.labels.tolist()]
         order = sorted(range(len(names)), key=names.__getitem__)
@@ -123,7 +124,7 @@ class SumBank:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dictionaries and tensors."""
-        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}}
+        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}, "prior": self.prior}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`.
@@ -144,3 +145,4 @@ class SumBank:
             if sums["counts"].min() < 0 or not sums["counts"].any():
                 raise ValueError(f"the sums of {site!r:.80} are over no clips")
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
+        self.prior = state["prior"]

@@ -61,6 +61,17 @@ class ASTEncoder(PretrainedEncoder):
         weight: Tensor = head.dense.weight * head.layernorm.weight
         return weight - weight.mean(dim=1, keepdim=True)
 
+    @classmethod
+    def label_names(cls, settings: EncoderSettings) -> list[str]:
+        """Names of the model's K labels, in the order of `label_weight`.
+
+        Raises:
+            ModelError: the model is missing.
+        """
+        assert settings.model is not None
+        names = Pretrained(settings.model, settings.revision, "", "encoder").read("AutoConfig").id2label
+        return [str(names[label]) for label in sorted(names)]
+
     @property
     def window(self) -> int:
         """See `PretrainedEncoder`."""

@@ -26,6 +26,7 @@ from tests.refusals import refused
 
 # Overrides that an option needs in addition to its name.
 NEEDS = {
+    "prior=labels": ["share=statistics"],
     **{
         f"dataset={name}": [f"dataset.{key}=/data" for key in required_keys("dataset", name)]
         for name in options("dataset")

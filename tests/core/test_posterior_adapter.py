@@ -1,4 +1,4 @@
-"""The adapter of linear discriminant analysis, and the prior of a label head."""
+"""The adapter of linear discriminant analysis."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from fed_a2v.core.adapters import PosteriorAdapter
 from fed_a2v.core.class_sums import ClassSums, shared_gaussian
-from fed_a2v.core.label_prior import LabelPrior, standardised, ties_by_text
 
 CLASSES, COLUMNS = 5, 8
 
@@ -34,7 +33,7 @@ def test_solved_it_gives_the_prompts_by_their_posterior(rows, prompts):
     audio, labels = rows
     model = shared_gaussian(ClassSums.of(audio, labels, CLASSES))
     adapter = PosteriorAdapter(COLUMNS, prompts)
-    adapter.solve(model)
+    adapter.load_discriminant(model.labels, *model.discriminant)
     weight, bias = model.discriminant
     posterior = (audio.double() @ weight.T + bias).softmax(dim=1).float()
     expected = torch.einsum("nc,ctd->ntd", posterior, prompts[:4])
@@ -47,20 +46,3 @@ def test_solved_it_gives_the_prompts_by_their_posterior(rows, prompts):
 
 def test_its_weights_travel_and_its_prompts_do_not(prompts):
     assert PosteriorAdapter(COLUMNS, prompts).state_dict().keys() == {"weight", "bias"}
-
-
-def test_ties_are_shares_of_the_nearest_labels():
-    vectors = torch.eye(4)
-    ties = ties_by_text(vectors, torch.cat([vectors, vectors.flip(0)]))
-    torch.testing.assert_close(ties.sum(dim=1), torch.ones(4))
-    assert torch.allclose(ties[0, 0], ties[0, 7])
-    assert float(ties[0, [0, 7]].sum()) > 0.99
-
-
-def test_the_prior_scores_the_class_of_the_loud_label():
-    logits = torch.tensor([[9.0, 0.0, 1.0], [0.0, 5.0, 1.0]])
-    prior = LabelPrior(torch.eye(3), torch.zeros(3), torch.ones(3))
-    scores = prior(logits)
-    assert scores.argmax(dim=1).tolist() == [0, 1]
-    torch.testing.assert_close(scores.mean(dim=1), torch.zeros(2), rtol=0, atol=1e-6)
-    torch.testing.assert_close(scores, standardised(10 * logits + 3))

@@ -223,17 +223,22 @@ class ProjectionSettings(Section):
 
 
 class PriorSettings(Section):
-    """What is known of the classes from no clip of any site."""
+    """What is known of the classes from no clip of any site (share=statistics)."""
 
     name: Literal["none", "labels"] = Field(
-        description="source; labels: the logits of a public label head, tied to the classes by text vectors"
+        description="source; labels: a public label head, whose labels are tied to the classes by `ties`, by text "
+        "vectors (targets=clip, t5 or file), or else by name; counts as much as the sites' sums are noisy"
     )
-    weight: Positive = Field(description="weight of the prior against the sites' statistics, both standardised")
     path: Place | None = Field(
         json_schema_extra=NO_RESULT,
-        description="npz file with the head's `weight` and `labels`, and `label_index` and `label_vectors` of those "
-        "with a text vector; null: that of the encoder or of the file of embeddings",
+        description="npz file with the head's `weight` and `labels` and, for ties by text vectors with targets=file, "
+        "`label_vectors` of the labels at `label_index`; null: that of projection.path, else `head` and `head_labels` "
+        "in the file of embeddings, or those of the encoder",
     )
+    ties: Place | None = Field(
+        json_schema_extra=NO_RESULT, description="JSON file with the labels of each class, {class: [label]}"
+    )
+    exclude: list[str] = Field(description="beginnings of names of labels that are not used")
 
 
 class TextModelSettings(Section):

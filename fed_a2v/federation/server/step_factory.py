@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from fed_a2v.config.messages import explain_validation
 from fed_a2v.config.plugins import TARGET, check_plain, load_class
-from fed_a2v.config.schema import Settings
+from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.training import GeneratorSettings
 from fed_a2v.core.adapters import ClassPrompts
 from fed_a2v.core.generators.base import Generator
@@ -29,6 +29,7 @@ from fed_a2v.data.index import known_audio_shape
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.data.site import class_names
 from fed_a2v.encoders.label_head import given_matrix, head_weight, text_vectors
+from fed_a2v.encoders.label_ties import class_label_weights
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import (
     adapter_loss,
@@ -83,6 +84,19 @@ def make_space(settings: Settings) -> PublicSpace:
             "head of the same encoder, or choose projection=random"
         )
     return space
+
+
+def make_prior(settings: Settings, prompts: ClassPrompts) -> Tensor:
+    """(C, Da) weights of the classes in a label head, for `prior=labels`; see `class_label_weights`."""
+    return class_label_weights(
+        settings.prior,
+        settings.projection,
+        settings.dataset,
+        settings.encoder,
+        settings.targets,
+        prompts,
+        cache_dir(settings.cache_dir),
+    )
 
 
 def make_step(

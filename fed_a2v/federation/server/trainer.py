@@ -24,10 +24,11 @@ from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import state_bytes
 from fed_a2v.federation.server.resume import check_unchanged, find_saved_run, finished_results, take_over
-from fed_a2v.federation.server.step_factory import load_generator, make_space, make_step
+from fed_a2v.federation.server.step_factory import load_generator, make_prior, make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import hold
@@ -124,6 +125,9 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         )
         # Called before the log file and the lock are closed; after a finished run it does nothing.
         self._exit.callback(self.callbacks.end, None)
+        # A resumed run has it in its state.
+        has_prior = state is None and settings.prior.name == "labels"
+        self._class_weights = make_prior(settings, self.prompts) if has_prior else None
         self.strategy = FedA2V(settings, self.prompts, self._make_step, lambda: make_space(settings), self)
         if state is not None:
             self.strategy.load_state_dict(state["components"])
@@ -209,4 +213,11 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         if self.round == 0:
             own = self.settings.resume == "never"
             load_generator(step.generator, self.settings.generator, self.folder.path, own)
+        if self._class_weights is not None and space is not None and step.sums is not None:
+            if self._class_weights.shape[1] != len(space.matrix):
+                raise ConfigError(
+                    f"prior=labels: the head is for embeddings of width {self._class_weights.shape[1]}, those of the "
+                    f"sites have width {len(space.matrix)}; set prior.path to the head of the same encoder"
+                )
+            step.sums.prior = self._class_weights @ space.matrix.cpu()
         return step
