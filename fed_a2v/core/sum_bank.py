@@ -17,15 +17,19 @@ import torch
 from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian
 from fed_a2v.core.statistics import PrototypeBatch
 
+# Name of a total in the bank; no site has it, as their names begin with "site-".
+TOTAL = "all sites"
+
 
 @dataclass
 class SumBank:
-    """The class sums of each site, in the public space.
+    """The class sums of each site, in the public space; with secure aggregation, their total alone.
 
     Attributes:
         classes: names of all C classes.
         columns: R, columns of the public space.
-        sites: sums by site.
+        sites: sums by site; a total has the name `TOTAL`.
+        within: the sites that the total is over.
         class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums; 0 without.
     """
 
@@ -34,14 +38,26 @@ class SumBank:
     class_noise: float = 0.0
     scatter_noise: float = 0.0
     sites: dict[str, ClassSums] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
 
     def update(self, site: str, sums: ClassSums) -> None:
         """Store a site's sums, which replace its earlier ones."""
         self.sites[site] = sums
 
+    def store_total(self, sites: Iterable[str], sums: ClassSums) -> None:
+        """Store the total over sites, whose own sums are not known."""
+        self.within = tuple(sorted(sites))
+        self.sites[TOTAL] = sums
+
     def withdraw(self, sites: Iterable[str]) -> None:
-        """Remove sites: everything that is computed afterwards is as if they had never sent anything."""
+        """Remove sites: everything that is computed afterwards is as if they had never sent anything.
+
+        Raises:
+            ValueError: a site is in the total, out of which none can be taken.
+        """
         for site in sites:
+            if site in self.within:
+                raise ValueError(f"{site} cannot be withdrawn: its sums are known in the total of all sites only")
             self.sites.pop(site, None)
 
     @property
@@ -88,8 +104,9 @@ class SumBank:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dictionaries and tensors."""
-        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}}
+        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}, "within": list(self.within)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`."""
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
+        self.within = tuple(state["within"])

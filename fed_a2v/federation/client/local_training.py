@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
@@ -34,7 +36,8 @@ from fed_a2v.federation.factory import (
     site_optimiser,
     unseen_mask,
 )
-from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, TrainReply
+from fed_a2v.federation.protocol import ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
+from fed_a2v.federation.protocol.masked import entry_scales, scaled, sums_vector
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
 EVALUATION_ROWS = 256
@@ -96,6 +99,35 @@ class Site:
         sums = self._sums(space)
         return self._reply("sums", 0, [], self._counts(), sums.fingerprint, {}, start, sums=sums)
 
+    def counts(self) -> TrainReply:
+        """The numbers of clips alone, from which the server chooses the scales of secure aggregation."""
+        return self._reply("counts", 0, [], self._counts(), NOTHING_SENT, {}, time.perf_counter())
+
+    def masked(
+        self, task: MaskedTask, space: PublicSpace, scales: Tensor, sites: int
+    ) -> tuple[TrainReply, NDArray[np.float64]]:
+        """The vector of a masked task, for the client mod to mask, and a reply without sums.
+
+        Args:
+            task: `masked_centre` for the sum of all rows in the uncentred space, or `masked_sums`.
+            space: the public space.
+            scales: (1,) or (C + 1,) scales of the entries; see `masked.py`.
+            sites: smallest number of sites in the total.
+
+        Raises:
+            InvalidReplyError: a scale is too small.
+        """
+        start = time.perf_counter()
+        vector = self._centre_sum(space) if task == "masked_centre" else sums_vector(self._sums(space))
+        del sites  # for privacy noise, of which each site would add its share here
+        entries = scaled(vector, entry_scales(task, scales, space.columns))
+        return self._reply(task, 0, [], self._counts(), NOTHING_SENT, {}, start), entries
+
+    def _centre_sum(self, space: PublicSpace) -> Tensor:
+        """(R,) sum of all rows; 0 for a site with too few clips."""
+        rows = space.rows(self.data.train.embeddings).double()
+        return rows.sum(dim=0) * (len(rows) >= self.settings.share.min_clips)
+
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
         train, kept = self.data.train, [label for label, groups in self._groups.items() if groups]
@@ -134,9 +166,10 @@ class Site:
                 settings.site.proximal,
                 more_steps(settings.site, settings.finetune, round_number),
             )
-        sums = None if adapters.space is None else self._sums(adapters.space)
+        # Sums that are in a total of secure aggregation are never sent again, even if the clips have changed.
+        sums = self._sums(adapters.space) if adapters.space is not None and not settings.has_secure_sums else None
         # Without prototypes or sums: the server only needs them once, in the registration, to standardise.
-        statistics = self._prototypes() if settings.needs_prototypes and sums is None else self._counts()
+        statistics = self._prototypes() if settings.needs_prototypes and not settings.shares_sums else self._counts()
         prototype_fingerprint = fingerprint(statistics) if sums is None else sums.fingerprint
         is_stored = prototype_fingerprint == stored_fingerprint
         outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
@@ -240,7 +273,9 @@ class Site:
 
     def averaged(self, task: Task | Literal["evaluate"]) -> Iterator[frozenset[str]]:
         """The sets of clips, by key, that the averages and sums in the reply to a task are taken over."""
-        if task == "centre":
+        if task == "counts":
+            return
+        if task in ("centre", "masked_centre"):
             yield frozenset(self.data.train.keys)
             return
         if task == "evaluate":

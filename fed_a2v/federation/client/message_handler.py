@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
 
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
+from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -23,9 +26,12 @@ from fed_a2v.federation.client.privacy_policy import PolicyViolationError, setti
 from fed_a2v.federation.client.time_limit import DeadlineError, within
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
+    MASKED_TASKS,
     REGISTRATION,
     VALIDATION,
+    WEIGHT,
     InvalidReplyError,
+    MaskedTask,
     Scores,
     decode_weights,
     encode_scores,
@@ -111,18 +117,37 @@ class MessageHandler:
 
     def _fit(self, parameters: NDArrays, instruction: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(instruction)
+        if instruction.task in MASKED_TASKS:
+            return self._masked(parameters, instruction, site)
         if instruction.task == "register":
             reply = site.register(instruction.round)
         elif instruction.task == "centre":
-            reply = site.centre(_public_space(parameters, site))
+            reply = site.centre(_public_space(split_arrays(parameters, 2), site))
         elif instruction.task == "sums":
-            reply = site.register_sums(_public_space(parameters, site))
+            reply = site.register_sums(_public_space(split_arrays(parameters, 2), site))
+        elif instruction.task == "counts":
+            reply = site.counts()
         else:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
             reply = site.train(instruction.round, adapters, instruction.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
+
+    def _masked(
+        self, parameters: NDArrays, instruction: Instruction, site: Site
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """The vector of a masked task, which the client mod masks before it leaves."""
+        task = cast(MaskedTask, instruction.task)
+        arrays = split_arrays(parameters, 3)
+        size = 1 if task == "masked_centre" else len(site.classes) + 1
+        (scales,) = decode_weights(arrays[-1:], [(size,)])
+        reply, vector = site.masked(task, _public_space(arrays[:-1], site), scales, instruction.sites)
+        if not self.deployed:
+            # The mod rounds at random with numpy's global generator; a simulation must repeat it.
+            np.random.seed(seed_for(site.settings.seed, "quantisation", task, site.name) % 2**32)
+        _, metrics = pack_reply(reply, site.settings.share.dtype)
+        return [vector], WEIGHT, metrics
 
     def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(instruction)
@@ -148,6 +173,7 @@ class MessageHandler:
     def _site(self, instruction: Instruction) -> Site:
         own = self.node_config
         settings = settings_here(instruction.settings, own, self.deployed)
+        _check_secure_sums(instruction.task, settings)
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
@@ -204,9 +230,16 @@ def _load(adapters: Adapters, arrays: NDArrays) -> None:
         _check_space(adapters.space)
 
 
-def _public_space(parameters: NDArrays, site: Site) -> PublicSpace:
+def _check_secure_sums(task: str, settings: Settings) -> None:
+    """Check that sums leave in the way that the settings say: behind a mask, or not."""
+    if settings.has_secure_sums and task in ("register", "centre", "sums"):
+        raise PolicyViolationError(f"the task {task} sends sums in the clear, and the run has secure_sums=secagg")
+    if not settings.has_secure_sums and task in ("counts", *MASKED_TASKS):
+        raise PolicyViolationError(f"the task {task} needs secure_sums=secagg")
+
+
+def _public_space(arrays: NDArrays, site: Site) -> PublicSpace:
     """The public space that the server sent: its matrix and, once it is known, its centre."""
-    arrays = split_arrays(parameters, 2)
     width, columns = site.data.train.embeddings.shape[-1], site.settings.projection.columns
     matrix, *centre = decode_weights(arrays, [(width, columns), (columns,)][: len(arrays)])
     space = PublicSpace(matrix, centre[0] if centre else None)

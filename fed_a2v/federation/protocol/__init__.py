@@ -20,6 +20,7 @@ from fed_a2v.federation.protocol.eval_reply import (
     encode_scores,
 )
 from fed_a2v.federation.protocol.manifest import claimed_site
+from fed_a2v.federation.protocol.masked import MASKED_TASKS, WEIGHT, MaskedTask
 from fed_a2v.federation.protocol.packing import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.protocol.train_reply import (
     REGISTRATION,
@@ -32,12 +33,15 @@ from fed_a2v.federation.protocol.train_reply import (
 )
 
 __all__ = [
+    "MASKED_TASKS",
     "REGISTRATION",
     "VALIDATION",
+    "WEIGHT",
     "ClassScores",
     "EvalReplySpec",
     "FederationError",
     "InvalidReplyError",
+    "MaskedTask",
     "ReplySpec",
     "Scores",
     "SideScores",

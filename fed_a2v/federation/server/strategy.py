@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from flwr.common import EvaluateIns, FitIns, NDArrays, Parameters, Scalar, ndarrays_to_parameters
+from flwr.common import EvaluateIns, FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import fit_clients
@@ -27,10 +27,12 @@ from torch import Tensor
 from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
+from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
+from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.memory import return_free_memory
@@ -40,14 +42,23 @@ from fed_a2v.federation.protocol import (
     EvalReplySpec,
     FederationError,
     InvalidReplyError,
+    MaskedTask,
     ReplySpec,
     Scores,
     Task,
     TrainReply,
     claimed_site,
+    decode_reply,
     encode_weights,
     join_arrays,
     payload_bytes,
+)
+from fed_a2v.federation.protocol.masked import (
+    centre_scales,
+    entry_scales,
+    quantisation_step,
+    read_sums,
+    sums_scales,
 )
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
@@ -65,6 +76,7 @@ from fed_a2v.federation.server.reply_validator import (
 )
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
+from fed_a2v.federation.server.secure_exchange import SecureExchange
 from fed_a2v.federation.server.unshared_classes import UnsharedClasses
 
 log = logging.getLogger("fed_a2v")
@@ -128,6 +140,7 @@ class FedA2V(Strategy):
         self.make_step = make_step
         self.make_space = make_space
         self.space: PublicSpace | None = None  # with share=statistics, after registration
+        self._total: ClassSums | None = None  # of secure aggregation, until the server step stores it
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
@@ -229,7 +242,8 @@ class FedA2V(Strategy):
         row |= {"site/optimiser_steps": fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [
-            ClientUpdate(each.site, each.statistics, each.fingerprint, each.weights, each.sums) for each in replies
+            ClientUpdate(each.site, self._known(each, step), each.fingerprint, each.weights, each.sums)
+            for each in replies
         ]
         row |= step.run(round_number, updates)
         self._unshared.update(round_number, step)
@@ -300,7 +314,9 @@ class FedA2V(Strategy):
         start = time.perf_counter()
         self.listener.phase(0, "registration")
         row = fresh_row()
-        if self.settings.shares_sums:
+        if self.settings.has_secure_sums:
+            replies = self._register_secure_sums(client_manager, row)
+        elif self.settings.shares_sums:
             replies = self._register_sums(client_manager, row)
         else:
             replies = self._matching(self._registered("register", [], client_manager, row), row)
@@ -310,6 +326,9 @@ class FedA2V(Strategy):
         self.step.fill_bank(
             0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, sums=reply.sums) for reply in replies]
         )
+        if self._total is not None and self.step.sums is not None:
+            self.step.sums.store_total([reply.site for reply in replies], self._total)
+            self._total = None
         if self.space is not None and not self.settings.adapters.closed_form:
             # Rows of length 1 around their centre have about this deviation in every column.
             self.step.adapters.audio_std.fill_(self.space.columns**-0.5)
@@ -352,6 +371,89 @@ class FedA2V(Strategy):
         centre = sum((each.count * each.mean[0].double() for each in moments), torch.zeros(space.columns).double())
         self.space = space.centred(centre / clips)
         return self._registered("sums", self._space_arrays(), client_manager, row)
+
+    def _register_secure_sums(self, manager: ClientManager, row: dict[str, Any]) -> list[TrainReply]:
+        """Register with secure aggregation: the sites report their numbers of clips, and then add up hidden sums.
+
+        The numbers are needed first, as quantisation needs the range of the sums. The replies returned are those of
+        the sites in the total of the class sums, without sums.
+        """
+        space = self.make_space()
+        # A site's own mean is not known; its shape is checked at the site, which multiplies by the space's matrix.
+        unknown = PooledMoments(torch.zeros(1, space.columns), 0.0, 1)
+        replies = [replace(each, moments=unknown) for each in self._registered("counts", [], manager, row)]
+        sites = {each.site: replace(each, moments=None) for each in self._matching(replies, row, space)}
+        if not sites:
+            return []
+        try:
+            self.settings.secure_sums.check_sites(len(sites))
+        except ValueError as error:
+            raise FederationError(f"{error} ({reasons(row)})") from error
+        scales = centre_scales(map(self._centre_clips, sites.values()))
+        total, sites = self._secure_total("masked_centre", [space.matrix], scales, sites, manager, row)
+        clips = sum(map(self._centre_clips, sites.values()))
+        if not clips:
+            raise FederationError(f"no site has share.min_clips={self.settings.share.min_clips} clips; lower it")
+        self.space = space.centred(total / clips)
+        scales = sums_scales([each.statistics for each in sites.values()], self.classes)
+        total, sites = self._secure_total("masked_sums", self._space_arrays(), scales, sites, manager, row)
+        counts = torch.zeros(len(self.classes), dtype=torch.int64)
+        for reply in sites.values():
+            for each in reply.statistics:
+                counts[self.classes.index(each.name)] += each.count
+        self._total = read_sums(total, counts, space.columns)
+        step = quantisation_step(self.settings.secure_sums.bits)
+        log.info(
+            "The sums of %d sites are known in total only; one site's are quantised in steps of at most %.2g",
+            len(sites),
+            step * float(scales.max()),
+        )
+        return list(sites.values())
+
+    def _centre_clips(self, reply: TrainReply) -> int:
+        """The clips in a site's part of the centre."""
+        return reply.num_examples if reply.num_examples >= self.settings.share.min_clips else 0
+
+    def _secure_total(
+        self,
+        task: MaskedTask,
+        arrays: Sequence[Tensor],
+        scales: Tensor,
+        sites: Mapping[str, TrainReply],
+        manager: ClientManager,
+        row: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, TrainReply]]:
+        """The total of the sites' vectors, and the sites in it with their numbers of clips.
+
+        Raises:
+            FederationError: a node represents several sites, or too few sites stay until the end.
+        """
+        registered = self._nodes.assign(manager, self._active_sites(1), registration=True)
+        asked = [each for each in registered if each[0] in sites]
+        names = {node.cid: site for site, _, node in asked}
+        if len(names) < len(asked):
+            raise FederationError(
+                f"secure_sums=secagg needs a node for each of {len(asked)} sites, and there are {len(names)}; run it "
+                f'with --federation-config "num-supernodes={len(registered)}"'
+            )
+        packed = _joined(encode_weights([*arrays, scales], "float32"))
+        needed = self.settings.secure_sums.needed(len(asked))
+        requests = [
+            (node, FitIns(packed, self._message(task, 0, site, number, sites=needed))) for site, number, node in asked
+        ]
+
+        def check(cid: str, result: FitRes) -> None:
+            site = names[cid]
+            reply = decode_reply([], result.metrics, sites[site].num_examples, self._expected(site, 0, task))
+            if _numbers(reply) != _numbers(sites[site]):
+                raise InvalidReplyError(f"{site} has other numbers of clips than it has reported before")
+
+        columns = self.settings.projection.columns
+        entries = entry_scales(task, scales, columns)
+        exchange = SecureExchange(self.settings.secure_sums, self.settings.federation.round_timeout)
+        total = exchange.run(requests, len(entries), check, row, manager)
+        stayed = sorted(names[cid] for cid in total.nodes)
+        return torch.from_numpy(total.mean) * entries * len(stayed), {site: sites[site] for site in stayed}
 
     def _space_arrays(self) -> list[Tensor]:
         assert self.space is not None
@@ -458,6 +560,11 @@ class FedA2V(Strategy):
         self._test_clips |= {reply.site: reply.test_clips for reply in replies}
         return replies
 
+    def _known(self, reply: TrainReply, step: ServerStep) -> list[ClassStatistics]:
+        """The classes of a reply; none if the site is missing from the total of secure aggregation."""
+        missing = self.settings.has_secure_sums and step.sums is not None and reply.site not in step.sums.within
+        return [] if missing else reply.statistics
+
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply differs in scale from the others', each with the reason."""
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
@@ -473,7 +580,7 @@ class FedA2V(Strategy):
         prompts, share = self.prompts, settings.share
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
-        sums = settings.projection.columns if settings.shares_sums else 0
+        sums = settings.projection.columns if settings.shares_sums and not settings.has_secure_sums else 0
         return ReplySpec(
             site=site,
             round_number=round_number,
@@ -485,7 +592,7 @@ class FedA2V(Strategy):
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
-            prototypes=not sums and (task == "register" or self.settings.needs_prototypes),
+            prototypes=not settings.shares_sums and (task == "register" or self.settings.needs_prototypes),
             sums=sums,
             groups={"mean": 1, "samples": 0}.get(kind, share.prototypes),
             min_clips=1 if kind == "samples" else share.min_clips,
@@ -631,6 +738,11 @@ class FedA2V(Strategy):
 def _joined(arrays: NDArrays) -> Parameters:
     """Arrays packed into one, as Flower's parameters."""
     return ndarrays_to_parameters([join_arrays(arrays)])
+
+
+def _numbers(reply: TrainReply) -> dict[str, int]:
+    """Clips by class."""
+    return {each.name: each.count for each in reply.statistics}
 
 
 def _mean_losses(replies: Sequence[TrainReply]) -> dict[str, float]:
