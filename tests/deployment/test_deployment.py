@@ -209,6 +209,7 @@ def reasons_with(row, *words):
     return [reason for reason in row["failure_reasons"] if all(word in reason for word in words)]
 
 
+@pytest.mark.long  # 33 messages, and Flower starts a process for each
 def test_sums_of_three_sites_are_known_in_total_only(deployment, tmp_path):
     secure = "share=statistics secure_sums=secagg adapters=closed_form projection.columns=8 rounds=1"
     ended = deployment.superlink.run(deployment.app, f"{OVERRIDES} {secure}", tmp_path / "run")

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
 
-from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import seed_for
@@ -173,7 +172,7 @@ class MessageHandler:
     def _site(self, instruction: Instruction) -> Site:
         own = self.node_config
         settings = settings_here(instruction.settings, own, self.deployed)
-        _check_secure_sums(instruction.task, settings)
+        _check_secure_sums(instruction.task, settings.has_secure_sums)
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
@@ -230,11 +229,11 @@ def _load(adapters: Adapters, arrays: NDArrays) -> None:
         _check_space(adapters.space)
 
 
-def _check_secure_sums(task: str, settings: Settings) -> None:
+def _check_secure_sums(task: str, secure: bool) -> None:
     """Check that sums leave in the way that the settings say: behind a mask, or not."""
-    if settings.has_secure_sums and task in ("register", "centre", "sums"):
+    if secure and task in ("register", "centre", "sums"):
         raise PolicyViolationError(f"the task {task} sends sums in the clear, and the run has secure_sums=secagg")
-    if not settings.has_secure_sums and task in ("counts", *MASKED_TASKS):
+    if not secure and task in ("counts", *MASKED_TASKS):
         raise PolicyViolationError(f"the task {task} needs secure_sums=secagg")
 
 
