@@ -342,7 +342,7 @@ def test_settings_that_do_not_fit_are_refused(overrides, named):
 
 def test_numbers_of_shares_and_of_sites_that_must_stay():
     settings = compose_settings([*SECURE]).secure_sums
-    assert [settings.shares(sites) for sites in (3, 50, 100, 101, 1000)] == [3, 50, 100, 49, 51]
+    assert [settings.shares(sites) for sites in (3, 50, 51, 100, 1000)] == [3, 50, 47, 49, 51]
     assert [settings.needed(sites) for sites in (3, 50)] == [3, 50]
     half = settings.model_copy(update={"threshold": 0.51})
     assert [half.needed(sites) for sites in (3, 4, 10, 50)] == [2, 3, 6, 26]
