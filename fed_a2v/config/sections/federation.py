@@ -11,7 +11,7 @@ from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, op
 
 # Sites of a total: with two, each would know the other's sums.
 FEWEST_SITES = 3
-# Up to as many sites, each shares masks with all others in secure aggregation. The work of a site grows with the square.
+# Up to as many sites, each shares masks with all others in secure aggregation; its work grows with their square.
 FULL_GRAPH = 50
 
 
