@@ -128,6 +128,16 @@ class Settings(Section):
         return self.share.kind == "statistics"
 
     @property
+    def has_secure_sums(self) -> bool:
+        """Whether the server receives the sums of all sites together only."""
+        return self.shares_sums and self.secure_sums.name == "secagg"
+
+    @property
+    def sends_scatter(self) -> bool:
+        """Whether the sums of sites have the matrix for all classes."""
+        return self.privacy.sends_scatter(self.has_secure_sums)
+
+    @property
     def site_trains(self) -> bool:
         """Whether sites train adapters in a round."""
         return not self.adapters.closed_form and bool(self.site.epochs or self.site.server_steps)
@@ -219,6 +229,8 @@ class Settings(Section):
             if self.prior.name != "none":
                 raise ValueError(f"prior={self.prior.name} is for class means from sums: it needs share=statistics")
             return self
+        if self.has_secure_sums:
+            self._check_secure_sums()
         if self.bank.keep == "generator":
             raise ValueError("bank.keep=generator forgets prototypes, and share=statistics keeps sums only")
         if self.privacy.name == "dp" and self.needs_outputs:
@@ -241,6 +253,20 @@ class Settings(Section):
                 "embeddings is below 0, else never"
             )
         return self
+
+    def _check_secure_sums(self) -> None:
+        if self.scenario.name == "class_incremental":
+            raise ValueError(
+                "secure_sums=secagg adds up the sums of all sites once, before the first round, and "
+                "scenario=class_incremental has sites that come later; choose scenario=static or secure_sums=none"
+            )
+        if self.aggregation.max_age:
+            raise ValueError(
+                f"secure_sums=secagg: no site can be taken out of a total, as aggregation.max_age="
+                f"{self.aggregation.max_age} requests; set it to 0"
+            )
+        if self.partition.kind != "own":  # else the nodes that come are counted
+            self.secure_sums.check_sites(self.partition.sites)
 
     @model_validator(mode="after")
     def _check_sites(self) -> Settings:

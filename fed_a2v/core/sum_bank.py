@@ -20,19 +20,23 @@ from fed_a2v.core.class_sums import ClassSums, SharedGaussian, shared_gaussian, 
 from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.weight_cap import cap_client_weights
 
+# Name of a total in the bank; no site has it, as their names begin with "site-".
+TOTAL = "all sites"
+
 
 @dataclass
 class SumBank:
-    """The class sums of each site, in the public space.
+    """The class sums of each site, in the public space; with secure aggregation, their total alone.
 
     Attributes:
         classes: names of all C classes.
         columns: R, columns of the public space.
-        sites: sums by site.
+        sites: sums by site; a total has the name `TOTAL`.
+        within: the sites that the total is over.
         max_site_share: largest share of all clips that one site counts for; 1: no limit. Sums of a site count as a
             whole, as its scatter is of all its classes.
-        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums, which the site
-            adds for the classes that it has; 0 without, and an infinite one of the scatter if sites do not send it.
+        class_noise, scatter_noise: deviations of the privacy noise on the entries of one site's sums, or of the total,
+            for the classes in them; 0 without, and an infinite one of the scatter if sites do not send it.
         prior: (C, R) weights of the classes in a label head, see `fed_a2v.core.label_prior`; None: no prior.
     """
 
@@ -43,14 +47,26 @@ class SumBank:
     scatter_noise: float = 0.0
     prior: Tensor | None = None
     sites: dict[str, ClassSums] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
 
     def update(self, site: str, sums: ClassSums) -> None:
         """Store a site's sums, which replace its earlier ones."""
         self.sites[site] = sums
 
+    def store_total(self, sites: Iterable[str], sums: ClassSums) -> None:
+        """Store the total over sites, whose own sums are not known."""
+        self.within = tuple(sorted(sites))
+        self.sites[TOTAL] = sums
+
     def withdraw(self, sites: Iterable[str]) -> None:
-        """Remove sites: everything that is computed afterwards is as if they had never sent anything."""
+        """Remove sites: everything that is computed afterwards is as if they had never sent anything.
+
+        Raises:
+            ValueError: a site is in the total, out of which none can be taken.
+        """
         for site in sites:
+            if site in self.within:
+                raise ValueError(f"{site} cannot be withdrawn: its sums are known in the total of all sites only")
             self.sites.pop(site, None)
 
     @property
@@ -124,7 +140,8 @@ class SumBank:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dictionaries and tensors."""
-        return {"sites": {site: vars(sums) for site, sums in self.sites.items()}, "prior": self.prior}
+        sites = {site: vars(sums) for site, sums in self.sites.items()}
+        return {"sites": sites, "within": list(self.within), "prior": self.prior}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`.
@@ -146,3 +163,4 @@ class SumBank:
                 raise ValueError(f"the sums of {site!r:.80} are over no clips")
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
         self.prior = state["prior"]
+        self.within = tuple(state["within"])

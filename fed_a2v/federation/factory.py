@@ -30,7 +30,7 @@ from fed_a2v.errors import ConfigError
 def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> ReleaseNoise | None:
     """The noise on the sums of one site, or on their total with secure aggregation; None without privacy.
 
-    With secure aggregation each site adds its part, `release_noise(...).shared_by(secure_sums.least(sites))`.
+    With secure aggregation each site adds its part, `release_noise(...).shared_by(secure_sums.needed(sites))`.
 
     Raises:
         ConfigError: the library that computes it is not installed.

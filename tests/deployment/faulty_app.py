@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.message_handler import MessageHandler
+from fed_a2v.federation.client.secure_sums import secure_sums_mod
 
 FOREVER = 100_000
 
@@ -61,4 +62,6 @@ class FaultyClient(A2VClient):
         return FaultyNode(self.node_config, self.deployed)
 
 
-app = ClientApp(client_fn=lambda context: FaultyClient(dict(context.node_config), deployed=True).to_client())
+app = ClientApp(
+    client_fn=lambda context: FaultyClient(dict(context.node_config), deployed=True).to_client(), mods=[secure_sums_mod]
+)

@@ -209,6 +209,23 @@ def reasons_with(row, *words):
     return [reason for reason in row["failure_reasons"] if all(word in reason for word in words)]
 
 
+@pytest.mark.long  # 33 messages, and Flower starts a process for each
+def test_sums_of_three_sites_are_known_in_total_only(deployment, tmp_path):
+    secure = "share=statistics secure_sums=secagg adapters=closed_form projection.columns=8 rounds=1"
+    ended = deployment.superlink.run(deployment.app, f"{OVERRIDES} {secure}", tmp_path / "run")
+    assert ended.status == "finished:completed", ended
+    run = Finished(tmp_path / "run", json.loads((tmp_path / "run" / "results.json").read_text()))
+    sums = run.state["sums"]
+    assert sums["within"] == sorted(f"site-{name}" for name in SITES)
+    assert list(sums["sites"]) == ["all sites"]
+    (total,) = sums["sites"].values()
+    clips = int(total["counts"].sum())
+    assert clips == sum(count["clips"] for count in run.evaluation["classes"].values())
+    # The diagonal of an upper triangle of 8 x 8; unit rows make it the number of clips.
+    diagonal = [sum(range(8, 8 - row, -1)) for row in range(8)]
+    assert float(total["scatter"][diagonal].sum()) == pytest.approx(clips, abs=1e-3)
+
+
 def test_a_run_that_cannot_go_on_fails_and_says_why_in_one_line(deployment, tmp_path):
     overrides = f"{OVERRIDES} federation.min_nodes=4 federation.start_timeout=1"
     ended = deployment.superlink.run(deployment.app, overrides, tmp_path / "run")

@@ -58,6 +58,10 @@ class Finished:
         return (self.folder / "run.log").read_text()
 
     @property
+    def evaluation(self):
+        return json.loads((self.folder / "evaluation.json").read_text())
+
+    @property
     def config(self):
         return Settings.model_validate(load_state(self.folder)["config"])
 

@@ -12,6 +12,10 @@ from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, op
 # With less epsilon, a noisy covariance costs more accuracy than it adds; measured on real embeddings.
 # Without secure aggregation every site adds all noise to the matrix, which only one site need do in the class sums.
 FROM_EPSILON, FROM_LOCAL_EPSILON = 4.0, 8.0
+# Sites of a total: with two, each would know the other's sums.
+FEWEST_SITES = 3
+# Up to as many sites, each shares masks with all others in secure aggregation; its work grows with their square.
+FULL_GRAPH = 50
 
 
 class ShareSettings(Section):
@@ -72,13 +76,41 @@ class SecureSumsSettings(Section):
         description="none: the server receives each site's sums; secagg: their total only, by Flower's SecAgg+"
     )
     threshold: Annotated[float, Field(gt=0.5, le=1.0)] = Field(
-        description="share of the sites that must stay until the end; fewer end the run"
+        description="share of the sites that must stay until the end of the exchange; fewer end the run"
     )
-    bits: Annotated[int, Field(ge=8, le=30)] = Field(description="bits of a quantised entry of the sums")
+    bits: Annotated[int, Field(ge=8, le=30)] = Field(
+        description="bits of a quantised entry of the sums; the total of all sites must fit into 32 bits"
+    )
 
-    def least(self, sites: int) -> int:
-        """Number of sites, of so many, that must stay until the end."""
-        return math.ceil(self.threshold * sites)
+    def check_sites(self, sites: int) -> None:
+        """Check that a number of sites can be aggregated.
+
+        Raises:
+            ValueError: too few, or their total overflows; the message gives the key and the remedy.
+        """
+        if sites < FEWEST_SITES:
+            raise ValueError(
+                f"secure_sums=secagg hides sites among at least {FEWEST_SITES}, and there are {sites}; add sites, or "
+                "set secure_sums=none"
+            )
+        if sites * 2**self.bits >= 2**32:
+            raise ValueError(
+                f"secure_sums.bits={self.bits}: the total of {sites} sites does not fit into 32 bits; lower it to "
+                f"{(2**32 // sites - 1).bit_length() - 1}"
+            )
+
+    def shares(self, sites: int) -> int:
+        """Number of sites, itself included, that hold shares of a site's secrets and share masks with it.
+
+        All, up to `FULL_GRAPH` sites. Among more, each has neighbours on a ring in random order (Bell et al. 2020):
+        sites that are connected in it by others than those lost or in league with the server stay hidden. If these are
+        at most a quarter, k / 2 in a row have a probability of at most sites * 4**(-k / 2), here below 2**-40.
+        """
+        return sites if sites <= FULL_GRAPH else 1 + 2 * math.ceil((40 + math.log2(sites)) / 2)
+
+    def needed(self, sites: int) -> int:
+        """Smallest number of so many sites, or shares, that must stay: more than half, whatever the threshold."""
+        return max(math.ceil(self.threshold * sites - 1e-9), sites // 2 + 1)
 
 
 class AggregationSettings(Section):

@@ -7,6 +7,7 @@ from flwr.client import Client
 from flwr.clientapp import ClientApp
 
 from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.client.secure_sums import secure_sums_mod
 from fed_a2v.federation.process import is_simulated_node
 
 
@@ -15,4 +16,4 @@ def client_fn(context: Context) -> Client:
     return A2VClient(dict(context.node_config), deployed=not is_simulated_node()).to_client()
 
 
-app = ClientApp(client_fn=client_fn)
+app = ClientApp(client_fn=client_fn, mods=[secure_sums_mod])

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
@@ -36,7 +38,8 @@ from fed_a2v.federation.factory import (
     site_optimiser,
     unseen_mask,
 )
-from fed_a2v.federation.protocol import ClassScores, Scores, SideScores, Task, TrainReply
+from fed_a2v.federation.protocol import ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
+from fed_a2v.federation.protocol.masked import entry_scales, scaled, sums_vector
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
 EVALUATION_ROWS = 256
@@ -117,11 +120,38 @@ class Site:
             round_number: number of the round; 0 in the registration.
             stored_fingerprint: see `train`.
         """
-        start = time.perf_counter()
+        start, counts = time.perf_counter(), self._counts()
+        if self.settings.has_secure_sums:  # they are in the total already
+            return self._reply(task, round_number, [], counts, NOTHING_SENT, {}, start, space=space)
         sums = self._sums(space)
         sent = sums if sums.counts.any() and sums.fingerprint != stored_fingerprint else None
-        counts = self._counts()
         return self._reply(task, round_number, [], counts, sums.fingerprint, {}, start, sums=sent, space=space)
+
+    def counts(self) -> TrainReply:
+        """The numbers of clips alone, from which the server chooses the scales of secure aggregation."""
+        return self._reply("counts", 0, [], self._counts(), NOTHING_SENT, {}, time.perf_counter())
+
+    def masked(self, task: MaskedTask, space: PublicSpace, scales: Tensor) -> tuple[TrainReply, NDArray[np.float64]]:
+        """The vector of a masked task, for the client mod to mask, and a reply without sums.
+
+        Args:
+            task: `masked_centre` for the sum of the rows in the uncentred space, or `masked_sums`.
+            space: the public space.
+            scales: (1,) or (C + 1,) scales of the entries; see `masked.py`.
+
+        Raises:
+            InvalidReplyError: a scale is too small.
+        """
+        start = time.perf_counter()
+        vector = self._centre_sum(space) if task == "masked_centre" else sums_vector(self._sums(space))
+        entries = scaled(vector, entry_scales(task, scales, space.columns, self.settings.sends_scatter))
+        return self._reply(task, 0, [], self._counts(), NOTHING_SENT, {}, start, space=space), entries
+
+    def _centre_sum(self, space: PublicSpace) -> Tensor:
+        """(R,) float64 sum of the rows of the clips in the class sums."""
+        if self.releases is not None:
+            return self.releases.centre(self._kept, space)
+        return space.rows(self._kept.embeddings).double().sum(dim=0)
 
     def _sums(self, space: PublicSpace) -> ClassSums:
         """The sums of the classes with enough clips."""
@@ -167,9 +197,10 @@ class Site:
                 settings.site.proximal,
                 more_steps(settings.site, settings.finetune, round_number),
             )
-        sums = None if adapters.space is None else self._sums(adapters.space)
+        # Sums that are in a total of secure aggregation are never sent again, even if the clips have changed.
+        sums = self._sums(adapters.space) if adapters.space is not None and not settings.has_secure_sums else None
         # Without prototypes or sums: the server only needs them once, in the registration, to standardise.
-        statistics = self._prototypes() if settings.needs_prototypes and sums is None else self._counts()
+        statistics = self._prototypes() if settings.needs_prototypes and not settings.shares_sums else self._counts()
         prototype_fingerprint = fingerprint(statistics) if sums is None else sums.fingerprint
         is_stored = prototype_fingerprint == stored_fingerprint
         outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
@@ -280,6 +311,8 @@ class Site:
 
     def averaged(self, task: Task | Literal["evaluate"]) -> Iterator[frozenset[str]]:
         """The sets of clips, by key, that the averages and sums in the reply to a task are taken over."""
+        if task == "counts":
+            return
         if task == "evaluate":
             for clips in (self.data.test, self.data.validation):
                 yield from (_keys(clips, _rows(clips, label)) for label in clips.labels.unique().tolist())
@@ -289,7 +322,7 @@ class Site:
             kept = self._kept
             if len(kept):  # the centre and the scatter
                 yield frozenset(kept.keys)
-            if task != "centre":
+            if task not in ("centre", "masked_centre"):
                 yield from (_keys(kept, _rows(kept, label)) for label in kept.labels.unique().tolist())
             return
         for label, groups in self._groups.items():

@@ -6,15 +6,16 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
 
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
-from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.seeding import seed_for, torch_generator
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -34,10 +35,13 @@ from fed_a2v.federation.client.time_limit import DeadlineError, within
 from fed_a2v.federation.factory import release_noise
 from fed_a2v.federation.memory import limit_memory
 from fed_a2v.federation.protocol import (
+    MASKED_TASKS,
     REGISTRATION,
     SUMS_TASKS,
     VALIDATION,
+    WEIGHT,
     InvalidReplyError,
+    MaskedTask,
     Scores,
     decode_weights,
     encode_scores,
@@ -132,14 +136,18 @@ class MessageHandler:
 
     def _fit(self, parameters: NDArrays, instruction: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(instruction)
+        if instruction.task in MASKED_TASKS:
+            return self._masked(parameters, instruction, site)
         if instruction.task == "register":
             reply = site.register(instruction.round)
         elif instruction.task == "centre":
-            reply = site.centre(_public_space(parameters, site, is_centred=False))
+            reply = site.centre(_public_space(split_arrays(parameters, 2), site, is_centred=False))
         elif instruction.task == "sums":
-            reply = site.send_sums("sums", _public_space(parameters, site, is_centred=True))
+            reply = site.send_sums("sums", _public_space(split_arrays(parameters, 2), site, is_centred=True))
+        elif instruction.task == "counts":
+            reply = site.counts()
         elif not site.settings.sends_adapters:
-            space = _public_space(parameters, site, is_centred=True)
+            space = _public_space(split_arrays(parameters, 2), site, is_centred=True)
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
@@ -147,6 +155,22 @@ class MessageHandler:
             reply = site.train(instruction.round, adapters, instruction.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
+
+    def _masked(
+        self, parameters: NDArrays, instruction: Instruction, site: Site
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """The vector of a masked task, which the client mod masks before it leaves."""
+        task = cast(MaskedTask, instruction.task)
+        arrays = split_arrays(parameters, 3)
+        size = 1 if task == "masked_centre" else len(site.classes) + 1
+        (scales,) = decode_weights(arrays[-1:], [(size,)])
+        space = _public_space(arrays[:-1], site, is_centred=task == "masked_sums")
+        reply, vector = site.masked(task, space, scales)
+        if not self.deployed:
+            # The mod rounds at random with numpy's global generator; a simulation must repeat it.
+            np.random.seed(seed_for(site.settings.seed, "quantisation", task, site.name) % 2**32)
+        _, metrics = pack_reply(reply, site.settings.share.dtype)
+        return [vector], WEIGHT, metrics
 
     def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(instruction)
@@ -173,6 +197,7 @@ class MessageHandler:
         own = self.node_config
         check_privacy(instruction.settings, own, self.deployed, instruction.task)
         settings = settings_here(instruction.settings, own, self.deployed)
+        _check_secure_sums(instruction.task, settings.has_secure_sums)
         torch.set_num_threads(settings.threads)
         site = Site(
             settings,
@@ -205,8 +230,8 @@ class MessageHandler:
         ledger, sites = None, None
         if own.privacy_ledger:
             ledger = PrivacyLedger(Path(own.privacy_ledger), own.max_epsilon, own.max_delta)
-        if settings.secure_sums.name == "secagg":
-            sites = settings.secure_sums.least(instruction.sites or settings.partition.sites)
+        if settings.has_secure_sums:
+            sites = max(1, instruction.sites)
             if self.deployed:
                 check_noise_sites(own, sites)
 
@@ -258,12 +283,20 @@ def _load(adapters: Adapters, arrays: NDArrays) -> None:
         _check_space(adapters.space)
 
 
-def _public_space(parameters: NDArrays, site: Site, is_centred: bool) -> PublicSpace:
+def _check_secure_sums(task: str, secure: bool) -> None:
+    """Check that sums leave in the way that the settings say: behind a mask, or not."""
+    if secure and task in ("register", "centre", "sums"):
+        raise PolicyViolationError(f"the task {task} sends sums in the clear, and the run has secure_sums=secagg")
+    if not secure and task in ("counts", *MASKED_TASKS):
+        raise PolicyViolationError(f"the task {task} needs secure_sums=secagg")
+
+
+def _public_space(arrays: NDArrays, site: Site, is_centred: bool) -> PublicSpace:
     """The public space that the server sent: its matrix and, once it is known, its centre."""
     width, columns = site.data.train.embeddings.shape[-1], site.settings.projection.columns
     check_columns(columns, width)
     shapes: list[tuple[int, ...]] = [(width, columns), (columns,)]
-    space = PublicSpace(*decode_weights(split_arrays(parameters, 2), shapes if is_centred else shapes[:1]))
+    space = PublicSpace(*decode_weights(arrays, shapes if is_centred else shapes[:1]))
     _check_space(space)
     return space
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fed_a2v.config.sections.base import Count, Device, option_of
 from fed_a2v.core.names import nearest, plain_name
@@ -85,6 +85,13 @@ class NodeConfig(BaseModel):
         description="whether the site withdraws from the run: it answers the next message with this alone, and the "
         "server removes what the site has sent",
     )
+    require_secure_sums: bool | None = Field(
+        None,
+        description="true: a run that does not hide the site's sums in a total (secure_sums=secagg) is refused",
+    )
+    min_sites: Annotated[int, Field(ge=3)] | None = Field(
+        None, description="smallest number of sites in a total of secure aggregation; needs require-secure-sums"
+    )
     partition_id: int | None = Field(None, description="set by Flower")
     num_partitions: int | None = Field(None, description="set by Flower")
 
@@ -92,6 +99,12 @@ class NodeConfig(BaseModel):
     @classmethod
     def _plain_site(cls, site: str | int | None) -> str | int | None:
         return plain_name(site) if isinstance(site, str) else site
+
+    @model_validator(mode="after")
+    def _check_secure_sums(self) -> NodeConfig:
+        if self.min_sites and not self.require_secure_sums:
+            raise ValueError("min-sites limits nothing without require-secure-sums=true")
+        return self
 
     @property
     def name(self) -> str | None:
@@ -136,6 +149,8 @@ def read_node_config(raw: Mapping[str, Any]) -> NodeConfig:
 
 
 def _explain(entry: Any) -> str:
+    if not entry["loc"]:
+        return str(entry["msg"]).removeprefix("Value error, ")
     key = str(entry["loc"][0])
     if entry["type"] == "extra_forbidden":
         known = [str(field.alias) for field in NodeConfig.model_fields.values()]

@@ -52,6 +52,12 @@ def settings_here(requested: Settings, own: NodeConfig, deployed: bool) -> Setti
         NodeConfigError: the node's configuration lacks something that the run needs.
     """
     check_averages(requested.share, own.min_clips or 0)
+    if own.require_secure_sums and not requested.has_secure_sums:
+        raise PolicyViolationError(
+            "this site sends nothing but sums that are hidden in a total (require-secure-sums in its node "
+            f"configuration), the run has share={requested.share.kind} and secure_sums={requested.secure_sums.name}; "
+            "set share=statistics and secure_sums=secagg"
+        )
     if own.max_epochs is not None and requested.site.epochs > own.max_epochs:
         raise PolicyViolationError(
             f"this site trains at most max-epochs={own.max_epochs} epochs in a round, the run requests "

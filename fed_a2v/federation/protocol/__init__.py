@@ -20,8 +20,10 @@ from fed_a2v.federation.protocol.eval_reply import (
     encode_scores,
 )
 from fed_a2v.federation.protocol.manifest import claimed_site
+from fed_a2v.federation.protocol.masked import MASKED_TASKS, WEIGHT, MaskedTask
 from fed_a2v.federation.protocol.packing import join_arrays, read_arrays, split_arrays
 from fed_a2v.federation.protocol.train_reply import (
+    NOISE_LIMIT,
     REGISTRATION,
     SUMS_TASKS,
     ReplySpec,
@@ -34,13 +36,17 @@ from fed_a2v.federation.protocol.train_reply import (
 from fed_a2v.federation.protocol.withdrawal import check_withdrawal, encode_withdrawal, is_withdrawal
 
 __all__ = [
+    "MASKED_TASKS",
+    "NOISE_LIMIT",
     "REGISTRATION",
     "SUMS_TASKS",
     "VALIDATION",
+    "WEIGHT",
     "ClassScores",
     "EvalReplySpec",
     "FederationError",
     "InvalidReplyError",
+    "MaskedTask",
     "ReplySpec",
     "Scores",
     "SideScores",

@@ -14,7 +14,7 @@ from flwr.common import Scalar
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from fed_a2v.config.schema import Settings
-from fed_a2v.federation.protocol import VALIDATION, show
+from fed_a2v.federation.protocol import VALIDATION, Task, show
 
 # Characters. The settings contain the names of all classes, the fingerprint of the prompts takes 160 for each class.
 MAX_TEXT = 2**24
@@ -39,7 +39,7 @@ class Instruction(BaseModel):
         settings_text: the experiment's `Settings` as JSON.
         classes: names of all classes.
         prompts: the server's fingerprint of the class prompts; see `prompt_check`.
-        sites: number of sites that send sums, if they share the privacy noise; 0: that of the partition.
+        sites: masked tasks: smallest number of sites in the total, which share the privacy noise.
         held: register, train: fingerprint of the site's prototypes in the server's bank.
         models: evaluate: the models to score.
         calibration: evaluate: value subtracted from the scores of recorded classes.
@@ -48,7 +48,7 @@ class Instruction(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: Literal["register", "centre", "sums", "train", "evaluate"]
+    task: Task | Literal["evaluate"]
     round: Number
     number: Number
     site: Annotated[str, Field(min_length=1, max_length=200)]

@@ -34,10 +34,12 @@ from fed_a2v.federation.protocol.manifest import (
 )
 from fed_a2v.federation.protocol.packing import join_arrays
 
-Task = Literal["register", "centre", "sums", "train"]
+Task = Literal["register", "centre", "sums", "counts", "masked_centre", "masked_sums", "train"]
 # Tasks of the registration, before the first round. `register`: prototypes. With share=statistics in two exchanges:
 # `centre`, the mean of the clips in the public space, and `sums`, the class sums around the centre of all sites.
-SUMS_TASKS = ("centre", "sums")
+# With secure_sums=secagg in three: `counts`, the numbers of clips, and the same sums as vectors that are masked
+# (`masked.py`). A reply to `masked_*` has the numbers of clips again, and no array.
+SUMS_TASKS = ("centre", "sums", "counts", "masked_centre", "masked_sums")
 REGISTRATION = ("register", *SUMS_TASKS)
 
 # Limit on the magnitude of every weight, embedding and output; its square is the limit for variances. Frozen encoders

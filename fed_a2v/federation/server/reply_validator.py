@@ -60,6 +60,16 @@ def reasons(row: Mapping[str, Any]) -> str:
     return "; ".join(" ".join(reason.split()) for reason in list(different)[:3]) or "no site replied"
 
 
+def count_failures(row: dict[str, Any], failures: Sequence[Any]) -> None:
+    """Count and log the failures: exceptions, and replies with an error status."""
+    row["failures"] += len(failures)
+    for failure in failures:
+        reason = failure[1].status.message if isinstance(failure, tuple) else _one_line(failure)
+        reason = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
+        row["failure_reasons"].append(reason)
+        log.warning("A site failed: %s", reason)
+
+
 class ReplyValidator:
     """Checks the replies to one message of the server.
 
@@ -109,7 +119,7 @@ class ReplyValidator:
             off_scale: finds the sites whose reply differs in scale from the others', with the reason; None: no check.
         """
         start = time.perf_counter()
-        self._count_failures(failures)
+        count_failures(self.row, failures)
         claims, refused = self._claims(results)
         replies: dict[str, TrainReply] = {}
         for site, node, result in claims:
@@ -141,7 +151,7 @@ class ReplyValidator:
             failures: exceptions of Flower, and replies with an error status.
             expected: what the reply of a site may hold.
         """
-        self._count_failures(failures)
+        count_failures(self.row, failures)
         scores: dict[str, dict[str, Scores]] = {}
         for node, result in results:
             try:
@@ -193,15 +203,6 @@ class ReplyValidator:
         self.row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
         if missing := [site for site, answer in self.row["sites"].items() if answer != "replied"]:
             log.warning("No valid reply of %s", ", ".join(missing))
-
-    def _count_failures(self, failures: Sequence[Any]) -> None:
-        """Count and log the failures: exceptions, and replies with an error status."""
-        self.row["failures"] += len(failures)
-        for failure in failures:
-            reason = failure[1].status.message if isinstance(failure, tuple) else _one_line(failure)
-            reason = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
-            self.row["failure_reasons"].append(reason)
-            log.warning("A site failed: %s", reason)
 
 
 def _one_line(failure: BaseException) -> str:

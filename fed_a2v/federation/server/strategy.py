@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from flwr.common import EvaluateIns, FitIns, NDArrays, Parameters, Scalar, ndarrays_to_parameters
+from flwr.common import EvaluateIns, FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import fit_clients
@@ -27,10 +27,13 @@ from torch import Tensor
 from fed_a2v.config.plugins import make_components
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import ClassPrompts
+from fed_a2v.core.class_sums import ClassSums
+from fed_a2v.core.gaussian_release import ReleaseNoise
 from fed_a2v.core.losses import TERMS
 from fed_a2v.core.names import listed
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ClientUpdate, ServerStep
+from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.data.partition import site_name
 from fed_a2v.errors import ConfigError
@@ -38,18 +41,28 @@ from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.process import is_deployed_server
 from fed_a2v.federation.protocol import (
+    NOISE_LIMIT,
     VALIDATION,
     EvalReplySpec,
     FederationError,
     InvalidReplyError,
+    MaskedTask,
     ReplySpec,
     Scores,
     Task,
     TrainReply,
     claimed_site,
+    decode_reply,
     encode_weights,
     join_arrays,
     payload_bytes,
+)
+from fed_a2v.federation.protocol.masked import (
+    centre_scales,
+    entry_scales,
+    quantisation_step,
+    read_sums,
+    sums_scales,
 )
 from fed_a2v.federation.protocol.prompt_check import fingerprint
 from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_mean_square
@@ -68,6 +81,7 @@ from fed_a2v.federation.server.reply_validator import (
 )
 from fed_a2v.federation.server.sampling import NodeRegistry, active_sites, sampled_sites
 from fed_a2v.federation.server.scale_check import off_scale
+from fed_a2v.federation.server.secure_exchange import SecureExchange
 from fed_a2v.federation.server.unshared_classes import UnsharedClasses
 
 log = logging.getLogger("fed_a2v")
@@ -131,6 +145,7 @@ class FedA2V(Strategy):
         self.make_step = make_step
         self.make_space = make_space
         self.space: PublicSpace | None = None  # with share=statistics, after registration
+        self._total: ClassSums | None = None  # of secure aggregation, until the server step stores it
         self.max_workers = max_workers
         self.listener = listener or RoundListener()
         self.metrics: dict[str, Metric] = make_components("metrics", settings.metrics, Metric)
@@ -246,7 +261,8 @@ class FedA2V(Strategy):
         row |= {"site/optimiser_steps": fmean(steps), "server/optimiser_steps": 0}
         self.listener.phase(round_number, "server")
         updates = [
-            ClientUpdate(each.site, each.statistics, each.fingerprint, each.weights, each.sums) for each in replies
+            ClientUpdate(each.site, self._known(each, step), each.fingerprint, each.weights, each.sums)
+            for each in replies
         ]
         row |= step.run(round_number, updates)
         self._unshared.update(round_number, step)
@@ -336,7 +352,9 @@ class FedA2V(Strategy):
         start = time.perf_counter()
         self.listener.phase(0, "registration")
         row = fresh_row()
-        if self.settings.shares_sums:
+        if self.settings.has_secure_sums:
+            replies = self._register_secure_sums(client_manager, row)
+        elif self.settings.shares_sums:
             replies = self._register_sums(client_manager, row)
         else:
             replies = self._matching(self._registered("register", [], client_manager, row), row)
@@ -346,6 +364,9 @@ class FedA2V(Strategy):
         self.step.fill_bank(
             0, [ClientUpdate(reply.site, reply.statistics, reply.fingerprint, sums=reply.sums) for reply in replies]
         )
+        if self._total is not None and self.step.sums is not None:
+            self.step.sums.store_total([reply.site for reply in replies], self._total)
+            self._total = None
         if self.space is not None and not self.settings.adapters.closed_form:
             self.step.adapters.audio_std.fill_(self.space.deviation)
         elif self.space is None and self.settings.adapters.standardise:
@@ -394,6 +415,96 @@ class FedA2V(Strategy):
         parts = [weight * each.mean[0].double() for weight, each in zip(clips, moments, strict=True)]
         self.space = space.centred(torch.stack(parts).sum(dim=0) / sum(clips))
         return self._registered("sums", self._space_arrays(), client_manager, row)
+
+    def _register_secure_sums(self, manager: ClientManager, row: dict[str, Any]) -> list[TrainReply]:
+        """Register with secure aggregation: the sites report their numbers of clips, and then add up hidden sums.
+
+        The numbers are needed first, as quantisation needs the range of the sums. The replies returned are those of
+        the sites in the total of the class sums, without sums.
+        """
+        space = self.make_space()
+        # A site's own mean is not known; its shape is checked at the site, which multiplies by the space's matrix.
+        unknown = PooledMoments(torch.zeros(1, space.columns), 0.0, 1)
+        replies = [replace(each, moments=unknown) for each in self._registered("counts", [], manager, row)]
+        sites = {each.site: replace(each, moments=None) for each in self._matching(replies, row, space)}
+        if not sites:
+            return []
+        try:
+            self.settings.secure_sums.check_sites(len(sites))
+        except ValueError as error:
+            raise FederationError(f"{error} ({reasons(row)})") from error
+        noise = self._largest_noise(len(sites))
+        scales = centre_scales([_clips(reply) for reply in sites.values()], noise.centre)
+        total, sites = self._secure_total("masked_centre", [space.matrix], scales, sites, manager, row)
+        clips = sum(map(_clips, sites.values()))
+        if not clips:
+            raise FederationError(f"no site has share.min_clips={self.settings.share.min_clips} clips; lower it")
+        self.space = space.centred(total / clips)
+        noise = self._largest_noise(len(sites))
+        scales = sums_scales([each.statistics for each in sites.values()], self.classes, (noise.classes, noise.scatter))
+        total, sites = self._secure_total("masked_sums", self._space_arrays(), scales, sites, manager, row)
+        counts = torch.zeros(len(self.classes), dtype=torch.int64)
+        for reply in sites.values():
+            for each in reply.statistics:
+                counts[self.classes.index(each.name)] += each.count
+        self._total = read_sums(total, counts, space.columns)
+        step = quantisation_step(self.settings.secure_sums.bits)
+        log.info(
+            "The sums of %d sites are known in total only; one site's are quantised in steps of at most %.2g",
+            len(sites),
+            step * float(scales.max()),
+        )
+        return list(sites.values())
+
+    def _largest_noise(self, sites: int) -> ReleaseNoise:
+        """The largest privacy noise of one of so many sites on an entry of each sum, exceeded by no chance."""
+        if self.privacy.noise is None:
+            return ReleaseNoise(0.0, 0.0, 0.0)
+        share = self.privacy.noise.shared_by(self.settings.secure_sums.needed(sites))
+        return ReleaseNoise(*(NOISE_LIMIT * deviation for deviation in share))
+
+    def _secure_total(
+        self,
+        task: MaskedTask,
+        arrays: Sequence[Tensor],
+        scales: Tensor,
+        sites: Mapping[str, TrainReply],
+        manager: ClientManager,
+        row: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, TrainReply]]:
+        """The total of the sites' vectors, and the sites in it with their numbers of clips.
+
+        Raises:
+            FederationError: a node represents several sites, or too few sites stay until the end.
+        """
+        registered = self._nodes.assign(manager, self._active_sites(1), registration=True)
+        asked = [each for each in registered if each[0] in sites]
+        names = {node.cid: site for site, _, node in asked}
+        if len(names) < len(asked):
+            raise FederationError(
+                f"secure_sums=secagg needs a node for each of {len(asked)} sites, and there are {len(names)}; run it "
+                f'with --federation-config "num-supernodes={len(registered)}"'
+            )
+        packed = _joined(encode_weights([*arrays, scales], "float32"))
+        needed = self.settings.secure_sums.needed(len(asked))
+        requests = [
+            (node, FitIns(packed, self._message(task, 0, site, number, sites=needed))) for site, number, node in asked
+        ]
+
+        def check(cid: str, result: FitRes) -> None:
+            site = names[cid]
+            reply = decode_reply([], result.metrics, sites[site].num_examples, self._expected(site, 0, task))
+            if _numbers(reply) != _numbers(sites[site]):
+                raise InvalidReplyError(f"{site} has other numbers of clips than it has reported before")
+
+        columns = self.settings.projection.columns
+        entries = entry_scales(task, scales, columns, self.settings.sends_scatter)
+        for site, _, _ in asked:  # a site that is lost may have sent its part
+            self.privacy.count(site, centre=task == "masked_centre")
+        exchange = SecureExchange(self.settings.secure_sums, self.settings.federation.round_timeout)
+        total = exchange.run(requests, len(entries), check, row, manager)
+        stayed = sorted(names[cid] for cid in total.nodes)
+        return torch.from_numpy(total.mean) * entries * len(stayed), {site: sites[site] for site in stayed}
 
     def _space_arrays(self) -> list[Tensor]:
         assert self.space is not None
@@ -512,13 +623,31 @@ class FedA2V(Strategy):
         """Remove what sites have sent, and record them in the row; they are not asked again."""
         if not sites:
             return
-        log.warning("Withdrawn, and what they have sent is removed: %s", ", ".join(sites))
+        inside = sorted({*sites}.intersection(self._in_total))
+        if inside:
+            log.warning(
+                "Withdrawn, but their sums stay in the total of secure aggregation, out of which none can be taken: "
+                "%s; start a new run without them",
+                ", ".join(inside),
+            )
+        else:
+            log.warning("Withdrawn, and what they have sent is removed: %s", ", ".join(sites))
         self._withdrawn.update(sites)
         row["withdrawn"] = sorted({*row.get("withdrawn", ()), *sites})
         for site in sites:
             self._test_clips.pop(site, None)
         if self.step is not None:
-            self.step.withdraw(sites)
+            self.step.withdraw([site for site in sites if site not in inside])
+
+    @property
+    def _in_total(self) -> tuple[str, ...]:
+        """The sites whose sums are known in the total of secure aggregation only."""
+        return () if self.step is None or self.step.sums is None else self.step.sums.within
+
+    def _known(self, reply: TrainReply, step: ServerStep) -> list[ClassStatistics]:
+        """The classes of a reply; none if the site is missing from the total of secure aggregation."""
+        missing = self.settings.has_secure_sums and step.sums is not None and reply.site not in step.sums.within
+        return [] if missing else reply.statistics
 
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply differs in scale from the others', each with the reason."""
@@ -537,7 +666,7 @@ class FedA2V(Strategy):
         prompts, share, noise = self.prompts, settings.share, self.privacy.noise
         weights = step.adapters.weights() if step is not None and settings.needs_weights else []
         kind = share.kind if settings.needs_prototypes else "mean"
-        sums = settings.projection.columns if settings.shares_sums else 0
+        sums = settings.projection.columns if settings.shares_sums and not settings.has_secure_sums else 0
         return ReplySpec(
             site=site,
             round_number=round_number,
@@ -549,7 +678,7 @@ class FedA2V(Strategy):
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),
             t5_shape=None if prompts.t5 is None else (prompts.t5.shape[1], prompts.t5.shape[2]),
             square_root=self.square_root,
-            prototypes=not sums and (task == "register" or self.settings.needs_prototypes),
+            prototypes=not settings.shares_sums and (task == "register" or self.settings.needs_prototypes),
             sums=sums,
             space=None if self.space is None else self.space.digest,
             sums_noise=(0.0, 0.0) if noise is None else (noise.classes, noise.scatter),
@@ -713,6 +842,11 @@ class FedA2V(Strategy):
         self.step.load_state_dict(components)
         before = set(own.get("withdrawn", ()))
         now, self._withdrawn = sorted(self._withdrawn - before), self._withdrawn | before
+        if now and self.settings.has_secure_sums:
+            raise ConfigError(
+                f"bank.withdraw: the sums of {now[0]} are in the total of secure aggregation, out of which none can be "
+                "taken; start a new run without it"
+            )
         self._withdraw(now, self._registration)
 
     def _step(self) -> ServerStep:
@@ -724,6 +858,16 @@ class FedA2V(Strategy):
 def _joined(arrays: NDArrays) -> Parameters:
     """Arrays packed into one, as Flower's parameters."""
     return ndarrays_to_parameters([join_arrays(arrays)])
+
+
+def _numbers(reply: TrainReply) -> dict[str, int]:
+    """Clips by class."""
+    return {each.name: each.count for each in reply.statistics}
+
+
+def _clips(reply: TrainReply) -> int:
+    """Clips of all classes of a reply."""
+    return sum(_numbers(reply).values())
 
 
 def _mean_losses(replies: Sequence[TrainReply]) -> dict[str, float]:

@@ -33,6 +33,8 @@ def test_every_key_is_read():
         "max-threads": 4,
         "max-memory": 8.0,
         "withdraw": True,
+        "require-secure-sums": True,
+        "min-sites": 5,
         "partition-id": 0,
         "num-partitions": 2,
     }
@@ -78,6 +80,11 @@ def test_an_unknown_key_is_refused_and_the_nearest_is_named(slip, meant):
 def test_a_wrong_value_is_refused_by_key_and_value(key, value):
     with refused(ConfigError, f"{key} = {value!r}"):
         read_node_config({key: value})
+
+
+def test_a_smallest_number_of_sites_needs_secure_sums():
+    with refused(ConfigError, "min-sites", "require-secure-sums=true"):
+        read_node_config({"min-sites": 5})
 
 
 def test_all_errors_are_reported_without_paths():

@@ -209,6 +209,24 @@ def test_a_run_with_more_epochs_than_the_owner_allows_is_refused(own, message):
         register(own, epochs(3))
 
 
+def test_a_site_that_requires_secure_sums_sends_nothing_else(own, message):
+    own["require-secure-sums"] = True
+    with refused(PolicyViolationError, "require-secure-sums", "share=prototypes", "secure_sums=none"):
+        register(own, message())
+
+    def sums(settings):
+        settings["share"].update(kind="statistics")
+
+    with refused(PolicyViolationError, "require-secure-sums", "share=statistics", "secure_sums=none"):
+        register(own, message(sums, task="sums"))
+
+    def hidden(settings):
+        sums(settings)
+        settings["secure_sums"].update(name="secagg")
+
+    assert register(own, message(hidden, task="counts"))[:2] == ([], 12)
+
+
 def test_the_owners_time_counts_where_it_is_shorter(own, message):
     own["max-seconds"] = 0.001
     with refused(DeadlineError, "max-seconds=0.001"):
