@@ -433,6 +433,7 @@ class FedA2V(Strategy):
             self.settings.secure_sums.check_sites(len(sites))
         except ValueError as error:
             raise FederationError(f"{error} ({reasons(row)})") from error
+        self.space = space
         noise = self._largest_noise(len(sites))
         scales = centre_scales([_clips(reply) for reply in sites.values()], noise.centre)
         total, sites = self._secure_total("masked_centre", [space.matrix], scales, sites, manager, row)
