@@ -239,7 +239,7 @@ class ServerStep:
 
         The sites' adapters are trained on the clips of these prototypes.
         """
-        held_out = self.bank.held_out_rows()
+        held_out = None if self.sums is not None else self.bank.held_out_rows()
         nothing = torch.empty(0, dtype=torch.int64)
         return trained_on.index_select(nothing) if held_out is None else held_out.to(trained_on.labels.device)
 
@@ -337,6 +337,8 @@ class ServerStep:
             changed = True
         if changed:
             self._contradict()
+        if self.sums is not None:  # without prototypes; over many sites and classes it would take seconds
+            return
         share, limit = self.settings.holdout, self.settings.rows_per_class
         self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
 
@@ -354,6 +356,8 @@ class ServerStep:
 
     def _log_capped(self) -> int:
         """Number of sites whose clips are capped; logs their names if they differ from those of the call before."""
+        if self.sums is not None:  # sums have no cap
+            return 0
         capped = self.bank.capped()
         if capped and capped != self._logged_capped:
             log.info(

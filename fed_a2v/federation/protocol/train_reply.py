@@ -495,23 +495,24 @@ def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEn
     Rows of length 1 limit them: a class sum is no longer than its number of clips, and the trace of the scatter is the
     number of all clips. Noise and rounding add to both.
     """
-    order = list(expected.classes)
-    labels = torch.tensor([order.index(of_class.name) for of_class in manifest.classes])
+    place = {name: number for number, name in enumerate(expected.classes)}
+    labels = torch.tensor([place[of_class.name] for of_class in manifest.classes])
     counts = torch.tensor([of_class.count for of_class in manifest.classes])
     columns = expected.sums
-    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_MAGNITUDE).double()
-    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE).double()
+    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_MAGNITUDE)
+    scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_MAGNITUDE)
     class_noise, scatter_noise = expected.sums_noise
     longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
-    if (too_long := rows.norm(dim=1) > longest).any():
+    if (too_long := rows.double().norm(dim=1) > longest).any():
         name = manifest.classes[int(too_long.nonzero()[0])].name
         raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
-    clips, trace = int(counts.sum()), float(symmetric(scatter, columns).trace())
+    clips, trace = int(counts.sum()), float(symmetric(scatter.double(), columns).trace())
     if abs(trace - clips) > ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns):
         raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}, expected {clips}")
-    whole = torch.zeros(len(order), columns, dtype=torch.float64)
+    # In the type of the message, as those of all sites stay in memory; sums of them are computed in float64.
+    whole = torch.zeros(len(place), columns, dtype=rows.dtype)
     whole[labels] = rows
-    of_all = torch.zeros(len(order), dtype=torch.int64)
+    of_all = torch.zeros(len(place), dtype=torch.int64)
     of_all[labels] = counts
     return ClassSums(of_all, whole, scatter)
 
