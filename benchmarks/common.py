@@ -37,6 +37,11 @@ def data(kind: str) -> list[str]:
     return words
 
 
+def head(section: str) -> list[str]:
+    """Overrides for the label head of YAMNet, in the section `projection` or `prior`."""
+    return [f"{section}.path={Path(os.environ.get('FED_A2V_DATA', '')) / 'esc50_yamnet_head.npz'}"]
+
+
 def machine() -> str:
     """Processor, cores, and versions."""
     found = environment()
