@@ -4,11 +4,11 @@
 
 FOLDER has `esc50_yamnet.npz` and `esc50_yamnet_head.npz`. In each random split 12 of the 32 clips of each class of
 ESC-50 are members (five sites of ten classes train on them), 12 are not, and the attacker has the other 8 as a
-reference. What is attacked is the server's state after real runs, and the weights in the sites' replies. Each attack
-ranks the clips, each against the site that has its class: an AUC of 0.5 is chance, of 1 certainty; *TPR* is the share
-of the members that it finds at a false positive rate of 1 %. Each finished split is rows of a CSV
-(`docs/attacks.csv`) and is not repeated. Intervals: percentile bootstrap over the splits, 95 %; the best of the attacks
-by AUC counts.
+reference; for two of the runs these are 20, 6 and 6. What is attacked is the server's state after real runs, and the
+weights in the sites' replies. Each attack ranks the clips, each against the site that has its class: an AUC of 0.5 is
+chance, of 1 certainty; *TPR* is the share of the members that it finds at a false positive rate of 1 %. Each finished
+split is rows of a CSV (`docs/attacks.csv`) and is not repeated. Intervals: percentile bootstrap over the splits, 95 %;
+the best of the attacks by AUC counts.
 
 * prototypes: the attacks of `membership.py`, and the distance to the nearest prototype;
 * sums: the inner product of clip and class sum, both minus the reference (Homer et al. 2008; Dwork et al. 2015), the
@@ -66,7 +66,6 @@ from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import LoadedRun, load_run
 
 CSV = ROOT / "docs" / "attacks.csv"
-MEMBERS, REFERENCE = 12, 8  # of each class; as many as members are not
 SITES, DELTA = 5, 1e-5
 FALSE_POSITIVES = 0.01
 LEAN = (
@@ -75,15 +74,36 @@ LEAN = (
     *(f"partition.sites={SITES}", "partition.classes_per_site=10", "dataset.square_root=always"),
 )
 SUMS = ("experiment=one_shot", "projection=head", "projection.columns=64")
-# What is attacked, by the run that makes it. `rounds` and epochs are the defaults of the program.
+
+
+class Run(NamedTuple):
+    """What makes the things to attack: settings, and of each class members, others, and clips that are a reference."""
+
+    settings: tuple[str, ...]
+    members: int = 12
+    others: int = 12
+    reference: int = 8
+
+
+def private(epsilon: float) -> tuple[str, ...]:
+    """Each site's own noise, without secure sums."""
+    return (*SUMS, "privacy=dp", f"privacy.epsilon={epsilon}")
+
+
 RUNS = {
-    "prototypes": ("share=prototypes", "generator=vae"),
-    "sums": SUMS,
-    "sums, VAE": (
-        *("share=statistics", "projection=head", "projection.columns=64", "site.epochs=0", "rounds=1"),
-        "generator=vae",
+    "prototypes": Run(("share=prototypes", "generator=vae")),
+    "sums": Run(SUMS),
+    "sums, VAE": Run(
+        (
+            *("share=statistics", "projection=head", "projection.columns=64", "site.epochs=0", "rounds=1"),
+            "generator=vae",
+        )
     ),
-    **{f"epsilon {epsilon}": (*SUMS, "privacy=dp", f"privacy.epsilon={epsilon}") for epsilon in (8, 1)},
+    "epsilon 8": Run(private(8)),
+    "epsilon 1": Run(private(1)),
+    # Nearer to the 24 clips of a class that train in other benchmarks.
+    "sums, 20 clips": Run(SUMS, 20, 6, 6),
+    "epsilon 8, 20 clips": Run(private(8), 20, 6, 6),
 }
 ONE_SITE = ("partition.sites=1", "partition.classes_per_site=null")
 COLUMNS = ("split", "target", "attack", "auc", "tpr")
@@ -165,7 +185,7 @@ class Split:
 
     @property
     def candidates(self) -> Tensor:
-        """(2n,) members, then as many others."""
+        """Members, then others."""
         return torch.cat([self.members, self.others])
 
     def known(self) -> tuple[Tensor, Tensor]:
@@ -179,15 +199,14 @@ def source() -> dict[str, NDArray[Any]]:
         return {name: file[name] for name in ("embeddings", "filename", "category")}
 
 
-def split_clips(number: int, folder: Path) -> tuple[Split, list[str]]:
+def split_clips(number: int, folder: Path, run: Run) -> tuple[Split, list[str]]:
     """A split, and overrides for a file in `folder` with the members as training clips and the reference as test."""
     file = source()
     random = np.random.default_rng(number)
     role = np.empty(len(file["category"]), dtype=np.int64)
     for name in np.unique(file["category"]):
         own = random.permutation(np.flatnonzero(file["category"] == name))
-        role[own] = 3
-        role[own[:MEMBERS]], role[own[MEMBERS : 2 * MEMBERS]] = 1, 2
+        role[own] = np.repeat((1, 2, 3), run[1:])
     names, labels = np.unique(file["category"], return_inverse=True)
     embeddings = torch.from_numpy(file["embeddings"]).clamp(min=0).sqrt().unsqueeze(1)
     rows = [torch.from_numpy(np.flatnonzero(role == each)) for each in (1, 2, 3)]
@@ -207,11 +226,11 @@ def saved(file: Mapping[str, NDArray[Any]], kept: NDArray[np.bool_], fold: NDArr
 def attacked(number: int, name: str) -> list[Row] | str:
     """Rows of the CSV for one split and run; the reason if it cannot run."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
-        split, where = split_clips(number, Path(folder))
-        projection = head("projection") if "projection=head" in RUNS[name] else []
+        split, where = split_clips(number, Path(folder), RUNS[name])
+        projection = head() if "projection=head" in RUNS[name].settings else []
         recorder = Recorder()
         try:
-            settings = compose_settings([*RUNS[name], *where, *projection, *LEAN, f"seed={number}"])
+            settings = compose_settings([*RUNS[name].settings, *where, *projection, *LEAN, f"seed={number}"])
             run_in_process(settings, Path(folder) / "run", Console(file=nowhere), lambda: recorder)
             run = load_run(Path(folder) / "run")
         except UserError as error:
@@ -223,7 +242,7 @@ def attacked(number: int, name: str) -> list[Row] | str:
             "prototypes": lambda: on_prototypes(split, run, recorder, site_of),
             "sums, VAE": lambda: {"VAE": on_vae(split, run)},
         }.get(name, lambda: on_sums(split, run, settings, site_of))()
-    member = np.arange(2 * len(split.members)) < len(split.members)
+    member = np.arange(len(split.candidates)) < len(split.members)
     return [
         {"split": number, "target": f"{name}: {target}", "attack": attack, **measured(member, each.numpy())}
         for target, by_attack in scores.items()
@@ -310,7 +329,7 @@ def on_prototypes(split: Split, run: LoadedRun, recorder: Recorder, site_of: Map
 
 @torch.no_grad()
 def losses(split: Split, adapters: Adapters, prompts: ClassPrompts) -> Tensor:
-    """(2n,) cross-entropy of the candidates' adapter outputs over the class prompts."""
+    """(n,) cross-entropy of the candidates' adapter outputs over the class prompts."""
     rows, labels = split.embeddings[split.candidates], split.labels[split.candidates]
     outputs = adapters(adapters.mapped(rows)).clip.flatten(1)
     targets = prompts.clip.flatten(1)
@@ -447,11 +466,11 @@ def table(rows: Sequence[Row], splits: int) -> str:
         attack, best = max(of.items(), key=lambda each: statistics.fmean(float(row["auc"]) for row in each[1]))
         cells = [interval([float(row[name]) for row in best]) for name in ("auc", "tpr")]
         run, _, what = target.partition(": ")
-        bound = f"{largest_auc(float(run.split()[1]), DELTA):.3f}" if run.startswith("epsilon") else "-"
+        bound = f"{largest_auc(float(run.split()[1].strip(',')), DELTA):.3f}" if run.startswith("epsilon") else "-"
         lines.append(f"| {what}, {run} | {attack} | {' | '.join(cells)} | {bound} |")
     return (
         "\n".join(lines)
-        + f"\n\n{splits} splits; a site has ten classes of {MEMBERS} clips. *AUC at most*: of any attack on a "
+        + f"\n\n{splits} splits; a site has ten classes of 12 clips, or of 20. *AUC at most*: of any attack on a "
         "Gaussian mechanism with this epsilon and delta 1e-5, whatever the attacker knows."
     )
 
@@ -512,7 +531,7 @@ def audit(epsilon: float, draws: int) -> Audit | None:
         recorder = Recorder()
         with Path(os.devnull).open("w") as nowhere:
             where = saved(file, kept, fold, Path(folder) / "with.npz")
-            settings = compose_settings([*RUNS[f"epsilon {epsilon}"], *where, *head("projection"), *LEAN, *ONE_SITE])
+            settings = compose_settings([*private(epsilon), *where, *head(), *LEAN, *ONE_SITE])
             run_in_process(settings, Path(folder) / "run", Console(file=nowhere), lambda: recorder)
         other = saved(file, without, fold, Path(folder) / "without.npz")[1].partition("=")[2]
         (matrix, centre), config = requested(recorder, "sums")

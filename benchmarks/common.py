@@ -37,9 +37,9 @@ def data(kind: str) -> list[str]:
     return words
 
 
-def head(section: str) -> list[str]:
-    """Overrides for the label head of YAMNet, in the section `projection` or `prior`."""
-    return [f"{section}.path={Path(os.environ.get('FED_A2V_DATA', '')) / 'esc50_yamnet_head.npz'}"]
+def head() -> list[str]:
+    """Override for YAMNet's label head, with `projection=head`."""
+    return [f"projection.path={Path(os.environ.get('FED_A2V_DATA', '')) / 'esc50_yamnet_head.npz'}"]
 
 
 def machine() -> str:

@@ -114,22 +114,20 @@ SECURE = (*ONE_SHOT, *FIVE, "projection.columns=64", "privacy=dp", "secure_sums=
 LOCAL = (*ONE_SHOT, "partition=iid", "partition.sites=5", "share.min_clips=1", "projection.columns=64", "privacy=dp")
 
 
-def prior(weight: float) -> tuple[str, ...]:
-    """The label prior."""
-    return ("prior=labels", f"prior.weight={weight}")
-
-
+BUDGETS, PRIOR = (8, 4, 2, 1), "prior=labels"
 PRIVACY = {
-    "secure sums, no noise": Arm((*ONE_SHOT, *FIVE, "projection.columns=64", "secure_sums=secagg"), 1),
-    **{f"secure sums, epsilon {epsilon}": Arm((*SECURE, f"privacy.epsilon={epsilon}"), 5) for epsilon in (8, 4, 2, 1)},
-    "secure sums, epsilon 2, prior": Arm((*SECURE, "privacy.epsilon=2", *prior(0.25)), 5),
-    "secure sums, epsilon 1, prior": Arm((*SECURE, "privacy.epsilon=1", *prior(0.5)), 5),
-    **{f"five sites, epsilon {epsilon}": Arm((*LOCAL, f"privacy.epsilon={epsilon}"), 5) for epsilon in (8, 4)},
+    "secure sums, no noise": Arm((*ONE_SHOT, *FIVE, "projection.columns=64", "secure_sums=secagg")),
+    **{f"secure sums, epsilon {each}": Arm((*SECURE, f"privacy.epsilon={each}"), SEEDS_OF_NOISE) for each in BUDGETS},
     **{
-        f"five sites, epsilon {epsilon}, prior": Arm(
-            (*LOCAL, f"privacy.epsilon={epsilon}", "privacy.scatter=false", *prior(0.25)), 5
+        f"secure sums, epsilon {each}, prior": Arm((*SECURE, f"privacy.epsilon={each}", PRIOR), SEEDS_OF_NOISE)
+        for each in BUDGETS
+    },
+    **{f"five sites, epsilon {each}": Arm((*LOCAL, f"privacy.epsilon={each}"), SEEDS_OF_NOISE) for each in BUDGETS[:2]},
+    **{
+        f"five sites, epsilon {each}, prior": Arm(
+            (*LOCAL, f"privacy.epsilon={each}", "privacy.scatter=false", PRIOR), SEEDS_OF_NOISE
         )
-        for epsilon in (8, 4)
+        for each in BUDGETS[:2]
     },
 }
 BYTES = {
@@ -227,9 +225,8 @@ def quietly() -> None:
 
 def overrides(case: Case) -> list[str]:
     """The settings of a run."""
-    where = [*data("yamnet"), "projection=head", *head("projection"), f"dataset.test_fold={case.fold}"]
-    if "prior=labels" in ARMS[case.arm].settings:
-        where += head("prior")
+    where = [*data("yamnet"), "dataset.square_root=always", "projection=head", *head()]
+    where += [f"dataset.test_fold={case.fold}"]
     return [*ARMS[case.arm].settings, *where, f"seed={case.seed}", *LEAN]
 
 
@@ -491,10 +488,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         )
     left.set(xscale="log", xlabel="bytes that a site sends, all in all", ylabel="accuracy@1", title="Bytes")
     lines = {
-        "statistics, secure sums": ("secure sums, epsilon {}", (8, 4, 2, 1), "C3", "-"),
-        "the same, with the label prior": ("secure sums, epsilon {}, prior", (2, 1), "C3", "--"),
-        "statistics, noise of each of five sites": ("five sites, epsilon {}", (8, 4), "C2", "-"),
-        "the same, with the label prior ": ("five sites, epsilon {}, prior", (8, 4), "C2", "--"),
+        "statistics, secure sums": ("secure sums, epsilon {}", BUDGETS, "C3", "-"),
+        "the same, with the label prior": ("secure sums, epsilon {}, prior", BUDGETS, "C3", "--"),
+        "statistics, noise of each of five sites": ("five sites, epsilon {}", BUDGETS[:2], "C2", "-"),
+        "the same, with the label prior ": ("five sites, epsilon {}, prior", BUDGETS[:2], "C2", "--"),
     }
     for label, (arm, budgets, colour, line) in lines.items():
         known = [(epsilon, found.mean()) for epsilon in budgets if (found := of(rows, arm.format(epsilon)))]
