@@ -511,7 +511,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     right.minorticks_off()
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small", loc="lower left" if axis is right else "lower right")
+        axis.legend(fontsize="x-small", loc="lower left")
     left.set_ylim(0.5, 0.92)
     figure.savefig(path, dpi=110)
 
