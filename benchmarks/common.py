@@ -37,6 +37,11 @@ def data(kind: str) -> list[str]:
     return words
 
 
+def head() -> list[str]:
+    """Override for YAMNet's label head, with `projection=head`."""
+    return [f"projection.path={Path(os.environ.get('FED_A2V_DATA', '')) / 'esc50_yamnet_head.npz'}"]
+
+
 def machine() -> str:
     """Processor, cores, and versions."""
     found = environment()

@@ -29,6 +29,8 @@ SMALLEST_SPREAD = 1e-6
 class ClassSums:
     """Sums over the clips of a site, of several sites, or of all.
 
+    Received sums of a site have the type of their message, to save memory; sums of several are float64.
+
     Attributes:
         counts: (C,) int64, clips of each class; float64 if some are weighted.
         sums: (C, R) float64, sum of the unit rows of each class.
@@ -63,15 +65,19 @@ class ClassSums:
 
     def __add__(self, other: ClassSums) -> ClassSums:
         """The sums over the clips of both."""
-        return ClassSums(self.counts + other.counts, self.sums + other.sums, self.scatter + other.scatter)
+        return ClassSums(
+            self.counts + other.counts, self.sums.double() + other.sums, self.scatter.double() + other.scatter
+        )
 
     def __sub__(self, other: ClassSums) -> ClassSums:
         """The sums without the clips of `other`, which are a part of them: exact unlearning of a site."""
-        return ClassSums(self.counts - other.counts, self.sums - other.sums, self.scatter - other.scatter)
+        return ClassSums(
+            self.counts - other.counts, self.sums.double() - other.sums, self.scatter.double() - other.scatter
+        )
 
     def scaled(self, weight: float) -> ClassSums:
         """The sums as if every clip counted for `weight`; the counts are then float64."""
-        return ClassSums(self.counts * weight, self.sums * weight, self.scatter * weight)
+        return ClassSums(self.counts * weight, self.sums.double() * weight, self.scatter.double() * weight)
 
     @property
     def columns(self) -> int:

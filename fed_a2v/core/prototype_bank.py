@@ -23,7 +23,7 @@ from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PrototypeB
 from fed_a2v.core.weight_cap import cap_client_weights
 
 
-@dataclass
+@dataclass(slots=True)  # there may be hundreds of thousands
 class _Entry:
     """A site's statistics of a class.
 
@@ -77,8 +77,8 @@ class PrototypeBank:
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
-        for statistics in classes:
-            name, audio = statistics.name, statistics.audio
+        for sent in classes:
+            statistics, name, audio = sent, sent.name, sent.audio
             held_out: list[bool] | None = None
             if audio is not None:
                 if self.half_precision:
@@ -90,7 +90,9 @@ class PrototypeBank:
                 _halved(output) if output is not None and self.half_precision else output
                 for output in (statistics.clip, statistics.t5)
             )
-            entries[name] = _Entry(ClassStatistics(name, statistics.count, audio, clip, t5), round_number, held_out)
+            if audio is not statistics.audio or clip is not statistics.clip or t5 is not statistics.t5:
+                statistics = replace(statistics, audio=audio, clip=clip, t5=t5)
+            entries[name] = _Entry(statistics, round_number, held_out)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
 

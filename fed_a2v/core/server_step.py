@@ -248,7 +248,7 @@ class ServerStep:
         The sites' adapters are trained on the clips of these prototypes. With class sums they are other draws of the
         sums' model than those that the generator is trained on.
         """
-        held_out = self.bank.held_out_rows()
+        held_out = None if self.sums is not None else self.bank.held_out_rows()
         if self.sums is not None and self.settings.holdout > 0 and not self.adapters.closed_form:
             model = self.sums.model()
             assert model is not None  # or there would be no rows
@@ -364,6 +364,8 @@ class ServerStep:
             changed = True
         if changed:
             self._contradict()
+        if self.sums is not None:  # without prototypes; over many sites and classes it would take seconds
+            return
         share, limit = self.settings.holdout, self.settings.rows_per_class
         self.bank.hold_out(share, max(1, round(share * limit)) if limit else 0)
 
@@ -396,9 +398,8 @@ class ServerStep:
 
     def _log_capped(self) -> int:
         """Number of sites whose clips are capped; logs their names if they differ from those of the call before."""
-        capped = self.bank.capped()
-        if self.sums is not None:  # the sums of a site count as a whole
-            capped = {site: list[str]() for site in self.sums.capped()}
+        # The sums of a site count as a whole.
+        capped = self.bank.capped() if self.sums is None else {site: list[str]() for site in self.sums.capped()}
         if capped and capped != self._logged_capped:
             of = {site: f" ({len(names)} classes)" if names else "" for site, names in sorted(capped.items())}
             log.info(

@@ -149,15 +149,19 @@ class SumBank:
         Raises:
             ValueError: the sums of a site do not fit the classes and the space, or are no sums.
         """
-        classes, doubles = len(self.classes), torch.float64
+        classes, triangle = len(self.classes), triangle_size(self.columns) if math.isfinite(self.scatter_noise) else 0
         wanted = {
-            "counts": (torch.int64, (classes,)),
-            "sums": (doubles, (classes, self.columns)),
-            "scatter": (doubles, (triangle_size(self.columns) if math.isfinite(self.scatter_noise) else 0,)),
+            "counts": (False, (classes,)),
+            "sums": (True, (classes, self.columns)),
+            "scatter": (True, (triangle,)),
         }
         for site, sums in state["sites"].items():
-            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sums.items()}
-            if found != wanted or any(not tensor.isfinite().all() for tensor in sums.values()):
+            found = {name: (tensor.is_floating_point(), tuple(tensor.shape)) for name, tensor in sums.items()}
+            if (
+                found != wanted
+                or sums["counts"].dtype != torch.int64
+                or any(not tensor.isfinite().all() for tensor in sums.values())
+            ):
                 raise ValueError(f"the sums of {site!r:.80} do not fit {classes} classes and {self.columns} columns")
             if sums["counts"].min() < 0 or not sums["counts"].any():
                 raise ValueError(f"the sums of {site!r:.80} are over no clips")

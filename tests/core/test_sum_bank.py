@@ -74,7 +74,7 @@ def test_a_loaded_bank_has_the_same_total():
 DAMAGES = {
     "other classes": lambda entry: entry | {"counts": torch.ones(4, dtype=torch.int64)},
     "another space": lambda entry: entry | {"sums": torch.zeros(3, 6, dtype=torch.float64)},
-    "another type": lambda entry: entry | {"sums": entry["sums"].float()},
+    "another type": lambda entry: entry | {"sums": entry["sums"].long()},
     "a scatter that is a matrix": lambda entry: entry | {"scatter": torch.zeros(5, 5, dtype=torch.float64)},
     "NaN": lambda entry: entry | {"scatter": entry["scatter"] * torch.nan},
     "clips below 0": lambda entry: entry | {"counts": torch.tensor([3, -1, 3])},

@@ -525,28 +525,29 @@ def _read_sums(arrays: Sequence[Array], manifest: _ReplyManifest, entry: _SumsEn
     labels = torch.tensor([label_of[of_class.name] for of_class in manifest.classes])
     counts = torch.tensor([of_class.count for of_class in manifest.classes])
     columns = expected.sums
-    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_COUNT).double()
+    rows = read_floats(arrays[entry.classes], (len(labels), columns), "class sums", MAX_COUNT)
     class_noise, scatter_noise = expected.sums_noise
     if (entry.scatter is not None) != math.isfinite(scatter_noise):
         raise InvalidReplyError(f"the sums have {'a' if entry.scatter is not None else 'no'} scatter")
-    scatter = torch.zeros(0, dtype=torch.float64)
+    scatter = torch.zeros(0, dtype=rows.dtype)
     if entry.scatter is not None:
-        scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_COUNT).double()
+        scatter = read_floats(arrays[entry.scatter], (triangle_size(columns),), "scatter", MAX_COUNT)
     longest = counts * (1 + ROUNDING) + NOISE_LIMIT * class_noise * math.sqrt(columns)
-    if (too_long := rows.norm(dim=1) > longest).any():
+    if (too_long := rows.double().norm(dim=1) > longest).any():
         name = manifest.classes[int(too_long.nonzero()[0])].name
         raise InvalidReplyError(f"the sum of {show(name)} is longer than its number of clips")
     if len(scatter):
-        clips, within = int(counts.sum()), symmetric(scatter, columns)
+        clips, within = int(counts.sum()), symmetric(scatter.double(), columns)
         trace, tolerance = float(within.trace()), ROUNDING * clips + NOISE_LIMIT * scatter_noise * math.sqrt(columns)
         if trace > clips + tolerance:
             raise InvalidReplyError(f"the scatter of {clips} clips has the trace {trace:.4g}")
         if not class_noise:
-            within = within - rows.T @ (rows / counts[:, None])
+            within = within - rows.double().T @ (rows.double() / counts[:, None])
         # A Cholesky factor exists just if all eigenvalues are positive, and takes a tenth of the time.
         if torch.linalg.cholesky_ex(within + 2 * tolerance * torch.eye(columns, dtype=within.dtype)).info:
             raise InvalidReplyError("the scatter is less than that of the class means: no clips have these sums")
-    whole = torch.zeros(len(label_of), columns, dtype=torch.float64)
+    # In the type of the message, as those of all sites stay in memory; sums of them are computed in float64.
+    whole = torch.zeros(len(label_of), columns, dtype=rows.dtype)
     whole[labels] = rows
     of_all = torch.zeros(len(label_of), dtype=torch.int64)
     of_all[labels] = counts
