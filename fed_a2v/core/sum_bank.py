@@ -150,18 +150,13 @@ class SumBank:
             ValueError: the sums of a site do not fit the classes and the space, or are no sums.
         """
         classes, triangle = len(self.classes), triangle_size(self.columns) if math.isfinite(self.scatter_noise) else 0
-        wanted = {
-            "counts": (False, (classes,)),
-            "sums": (True, (classes, self.columns)),
-            "scatter": (True, (triangle,)),
-        }
+        wanted = {"counts": (classes,), "sums": (classes, self.columns), "scatter": (triangle,)}
+        floats = {"counts": False, "sums": True, "scatter": True}
         for site, sums in state["sites"].items():
-            found = {name: (tensor.is_floating_point(), tuple(tensor.shape)) for name, tensor in sums.items()}
-            if (
-                found != wanted
-                or sums["counts"].dtype != torch.int64
-                or any(not tensor.isfinite().all() for tensor in sums.values())
-            ):
+            fits = {name: tuple(tensor.shape) for name, tensor in sums.items()} == wanted
+            types = {name: tensor.is_floating_point() for name, tensor in sums.items()}
+            integer = fits and sums["counts"].dtype == torch.int64
+            if types != floats or not integer or any(not tensor.isfinite().all() for tensor in sums.values()):
                 raise ValueError(f"the sums of {site!r:.80} do not fit {classes} classes and {self.columns} columns")
             if sums["counts"].min() < 0 or not sums["counts"].any():
                 raise ValueError(f"the sums of {site!r:.80} are over no clips")
