@@ -114,18 +114,19 @@ SECURE = (*ONE_SHOT, *FIVE, "projection.columns=64", "privacy=dp", "secure_sums=
 LOCAL = (*ONE_SHOT, "partition=iid", "partition.sites=5", "share.min_clips=1", "projection.columns=64", "privacy=dp")
 
 
-BUDGETS, PRIOR = (8, 4, 2, 1), "prior=labels"
+# Labels of the head for each class are chosen by hand.
+BUDGETS, PRIOR = (8, 4, 2, 1), ("prior=labels", f"prior.ties={ROOT / 'benchmarks' / 'esc50_labels.json'}")
 PRIVACY = {
     "secure sums, no noise": Arm((*ONE_SHOT, *FIVE, "projection.columns=64", "secure_sums=secagg")),
     **{f"secure sums, epsilon {each}": Arm((*SECURE, f"privacy.epsilon={each}"), SEEDS_OF_NOISE) for each in BUDGETS},
     **{
-        f"secure sums, epsilon {each}, prior": Arm((*SECURE, f"privacy.epsilon={each}", PRIOR), SEEDS_OF_NOISE)
+        f"secure sums, epsilon {each}, prior": Arm((*SECURE, f"privacy.epsilon={each}", *PRIOR), SEEDS_OF_NOISE)
         for each in BUDGETS
     },
     **{f"five sites, epsilon {each}": Arm((*LOCAL, f"privacy.epsilon={each}"), SEEDS_OF_NOISE) for each in BUDGETS[:2]},
     **{
         f"five sites, epsilon {each}, prior": Arm(
-            (*LOCAL, f"privacy.epsilon={each}", "privacy.scatter=false", PRIOR), SEEDS_OF_NOISE
+            (*LOCAL, f"privacy.epsilon={each}", "privacy.scatter=false", *PRIOR), SEEDS_OF_NOISE
         )
         for each in BUDGETS[:2]
     },
