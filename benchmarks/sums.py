@@ -125,9 +125,7 @@ PRIVACY = {
     },
     **{f"five sites, epsilon {each}": Arm((*LOCAL, f"privacy.epsilon={each}"), SEEDS_OF_NOISE) for each in BUDGETS[:2]},
     **{
-        f"five sites, epsilon {each}, prior": Arm(
-            (*LOCAL, f"privacy.epsilon={each}", "privacy.scatter=false", *PRIOR), SEEDS_OF_NOISE
-        )
+        f"five sites, epsilon {each}, prior": Arm((*LOCAL, f"privacy.epsilon={each}", *PRIOR), SEEDS_OF_NOISE)
         for each in BUDGETS[:2]
     },
 }
