@@ -311,6 +311,29 @@ def test_owners_set_the_smallest_number_of_sites():
     assert "min-sites=4" in federation.strategy._registration["failure_reasons"][0]
 
 
+PRIVATE = ("privacy=dp", "privacy.epsilon=8", "site.epochs=0", "dataset.square_root=never")
+
+
+def test_the_sites_share_the_privacy_noise_of_the_total(tmp_path):
+    pytest.importorskip("dp_accounting")
+    federation = SecureFederation(*PRIVATE).start()
+    assert federation.strategy.privacy.epsilon == pytest.approx(8.0, rel=1e-6)
+    settings = compose_settings([*SECURE, *PRIVATE, "rounds=1"])
+    here = Finished(tmp_path, run_in_process(settings, tmp_path))
+    assert_same(federation.bank.state_dict(), here.state["sums"])
+    assert here.results["privacy/epsilon"] == pytest.approx(8.0, rel=1e-6)
+
+
+def test_noise_is_not_shared_among_more_sites_than_the_threshold_keeps():
+    def disturb(stage, node, message):
+        if (stage, node) == ("collect_masked_vectors", 101):
+            message.content.config_records["fitins.config"]["sites"] = 4
+
+    federation = SecureFederation("secure_sums.threshold=0.7", disturb=disturb).start()
+    assert SITES[0] not in federation.bank.within
+    assert "shared by 4 sites" in federation.strategy._registration["failure_reasons"][0]
+
+
 def test_scales_that_would_clip_are_refused():
     def disturb(stage, node, message):
         if (stage, node) == ("collect_masked_vectors", 101):

@@ -84,7 +84,8 @@ def secure_sums_mod(message: Message, context: Context, call_next: ClientAppCall
             raise
 
     try:
-        _check(stage, configs, task, context)
+        sites = message.content.config_records.get(_FIT, ConfigRecord()).get("sites", 0)
+        _check(stage, configs, task, sites if type(sites) is int else 0, context)
         reply = secaggplus_mod(message, context, handle)
     except SecureSumsError:
         raise
@@ -109,7 +110,7 @@ def _pack(record: ConfigRecord) -> None:
     record[Key.MASKED_PARAMETERS] = packed
 
 
-def _check(stage: object, configs: ConfigRecord, task: str, context: Context) -> None:
+def _check(stage: object, configs: ConfigRecord, task: str, sites: int, context: Context) -> None:
     """Refuse a message that a server that follows the protocol does not send."""
     if stage == Stage.SETUP:
         _check_setup(dict(configs), read_node_config(dict(context.node_config)))
@@ -124,6 +125,7 @@ def _check(stage: object, configs: ConfigRecord, task: str, context: Context) ->
             raise SecureSumsError("secure aggregation of a task whose reply is not masked")
         sources = _ints(configs[Key.SOURCE_LIST])
         _check_distinct(sources, known, "sources of shares")
+        _check_noise(sites, state)
         _check_first(task, context)
     elif stage == Stage.UNMASK:
         # Both secrets of one site together would unmask its vector.
@@ -143,6 +145,16 @@ def _check_setup(configs: dict[str, Any], own: NodeConfig) -> None:
         raise SecureSumsError(
             f"secure aggregation: a total of {setup.threshold} sites, fewer than min-sites={least} in this node's "
             "configuration; more sites or a larger secure_sums.threshold are needed"
+        )
+
+
+def _check_noise(sites: int, state: ConfigRecord) -> None:
+    """Refuse that sites share the privacy noise among more sites than the setup's threshold keeps in the total."""
+    shares, threshold, all_sites = (int(str(state.get(key, 0))) for key in ("share_num", "threshold", "sample_num"))
+    # The threshold is of the shares: rounded up from the same part of them as `sites` is of all sites.
+    if (sites - 1) * shares >= threshold * all_sites:
+        raise SecureSumsError(
+            f"secure aggregation: privacy noise shared by {sites} sites, and a threshold of {threshold} of {shares}"
         )
 
 
