@@ -267,6 +267,7 @@ def reply_to(grid, content):
         ("setup", {"threshold": 2}),
         ("setup", {"threshold": 9}),
         ("setup", {"sample_num": 2, "share_num": 2}),
+        ("setup", {"share_num": 3}),
         ("setup", {"mod_range": 2**20}),
         ("setup", {"clipping_range": 1e-9}),
         ("setup", {"max_weight": 0.0}),

@@ -99,7 +99,8 @@ class SecureSumsSettings(Section):
                 f"{(2**32 // sites - 1).bit_length() - 1}"
             )
 
-    def shares(self, sites: int) -> int:
+    @staticmethod
+    def shares(sites: int) -> int:
         """Number of sites, itself included, that hold shares of a site's secrets and share masks with it.
 
         All, up to `FULL_GRAPH` sites. Among more, each has neighbours on a ring in random order (Bell et al. 2020):

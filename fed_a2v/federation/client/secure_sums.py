@@ -20,6 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key, Stage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fed_a2v.config.sections.federation import SecureSumsSettings
 from fed_a2v.federation.client.node_config import NodeConfig, read_node_config
 
 # Prefix of the tasks whose replies must be masked; see `MASKED_TASKS` of the protocol.
@@ -35,7 +36,8 @@ class SecureSumsError(ValueError):
 class _Setup(BaseModel):
     """What a setup may ask for.
 
-    A threshold above half of the shares keeps a server from getting both secrets of one site from different sites.
+    A threshold above half of the shares keeps a server from getting both secrets of one site from different sites. With
+    few shares among many sites, the total could be of these few, and would lack the privacy noise of the others.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,6 +55,8 @@ class _Setup(BaseModel):
     def _check(self) -> _Setup:
         if not self.share_num // 2 < self.threshold <= self.share_num <= self.sample_num:
             raise ValueError("sites, shares and threshold do not fit together")
+        if self.share_num < SecureSumsSettings.shares(self.sample_num):
+            raise ValueError("too few shares for so many sites")
         if self.sample_num * self.target_range >= self.mod_range:
             raise ValueError("the total would overflow")
         return self
