@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from fed_a2v.config.sections.base import NO_RESULT, Count, Positive, Section, option_of
 
 # With less epsilon, a noisy covariance costs more accuracy than it adds; measured on real embeddings.
-# Without secure aggregation every site adds all noise to the matrix, which only one site need do in the class sums.
+# Without secure aggregation the matrix has the noise of all sites, a class sum that of the sites with the class alone.
 FROM_EPSILON, FROM_LOCAL_EPSILON = 4.0, 8.0
 # Sites of a total: with two, each would know the other's sums.
 FEWEST_SITES = 3

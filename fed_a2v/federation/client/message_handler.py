@@ -209,8 +209,9 @@ class MessageHandler:
             releases=self._releases(instruction),
         )
         check_same_prompts(site.prompts, instruction.prompts)
-        # Noisy sums are recorded in the privacy ledger: no difference of them reveals a clip.
-        if own.ledger and (site.releases is None or instruction.task == "evaluate"):
+        # The server chooses the noise. Only if the owner limits epsilon does no difference of noisy sums reveal a clip.
+        is_noisy = site.releases is not None and own.max_epsilon is not None and instruction.task != "evaluate"
+        if own.ledger and not is_noisy:
             # Before the work, so that a task counts even if its reply is lost: it may have reached the server.
             Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
         return site

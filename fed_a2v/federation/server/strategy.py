@@ -458,7 +458,7 @@ class FedA2V(Strategy):
         return list(sites.values())
 
     def _largest_noise(self, sites: int) -> ReleaseNoise:
-        """The largest privacy noise of one of so many sites on an entry of each sum, exceeded by no chance."""
+        """The largest privacy noise that one of so many sites adds to an entry of each sum, up to `NOISE_LIMIT`."""
         if self.privacy.noise is None:
             return ReleaseNoise(0.0, 0.0, 0.0)
         share = self.privacy.noise.shared_by(self.settings.secure_sums.needed(sites))

@@ -319,3 +319,6 @@ def test_a_deployed_site_from_message_to_message(settings, tmp_path):
     assert not (tmp_path / "ledger.json").exists(), "it is for averages without noise"
     shutil.rmtree(tmp_path / "privacy")
     assert answer("centre", centre) != first[0], "the noise does not come from the seed"
+    del own["max-epsilon"]
+    answer("centre", centre)
+    assert (tmp_path / "ledger.json").exists(), "without a limit of epsilon there may be hardly any noise"
