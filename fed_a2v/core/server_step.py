@@ -38,8 +38,8 @@ from fed_a2v.core.validation import validate
 from fed_a2v.core.zero_shot import CALIBRATION_GROUPS, calibrate_adapters, solve_adapter
 
 log = logging.getLogger("fed_a2v")
-# Rows of a class that are drawn from the sites' class sums, for a generator to learn, and others to validate it. With 24
-# a VAE gains less over the class means on real embeddings, also in three times the epochs.
+# Rows of a class that are drawn from the sites' class sums, for a generator to learn, and others to validate it. A VAE
+# gains less over the class means from 24 rows on real embeddings, also in three times the epochs.
 DRAWN_ROWS, DRAWN_HELD_OUT = 96, 8
 # Rows in one pass through closed-form adapters, whose T5 outputs may be wide.
 SOLVED_ROWS = 16
