@@ -124,16 +124,17 @@ def bounded(rows: Tensor, max_norm: float = 1.0) -> Tensor:
     return shorter
 
 
-def noisy(values: Tensor, deviation: float, normals: Normals) -> Tensor:
+def noisy(values: Tensor, deviation: float, normals: Normals, norm: float = 1.0) -> Tensor:
     """Values on the grid with Gaussian noise, of the same shape, float64.
 
     Args:
         values: what a clip, or a site, changes by a limited norm.
         deviation: deviation of the noise, for that norm.
         normals: source of the noise.
+        norm: that norm.
     """
     # Rounding to the grid moves two neighbouring values apart by up to a step in every entry.
-    steps = math.ceil(deviation / GRID * (1 + GRID * math.sqrt(values.numel())))
+    steps = math.ceil(deviation / GRID * (1 + GRID * math.sqrt(values.numel()) / norm))
     whole = (values.double() / GRID).round().long() + normals(steps, values.numel()).view(values.shape)
     return whole.double() * GRID
 
@@ -158,10 +159,12 @@ def noisy_sums(
     """
     present = (sums.counts > 0) | every_class
     rows, scatter = sums.sums[present], sums.scatter
+    norm = 1.0 if max_norm is None else max_norm
     if max_norm is not None:
         rows = bounded(rows.view(1, -1), max_norm).view_as(rows)
         scatter = bounded(scatter.view(1, -1), max_norm).view(-1)
     released = torch.zeros_like(sums.sums)
-    released[present] = noisy(rows, noise.classes, normals)
+    released[present] = noisy(rows, noise.classes, normals, norm)
     has_scatter = math.isfinite(noise.scatter)
-    return replace(sums, sums=released, scatter=noisy(scatter, noise.scatter, normals) if has_scatter else scatter[:0])
+    scatter = noisy(scatter, noise.scatter, normals, norm) if has_scatter else scatter[:0]
+    return replace(sums, sums=released, scatter=scatter)

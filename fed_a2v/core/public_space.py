@@ -62,8 +62,11 @@ class PublicSpace:
         return projected if self.centre is None else F.normalize(projected - self.centre.to(projected), dim=1)
 
     def centred(self, centre: Tensor) -> PublicSpace:
-        """The same space with a centre."""
-        return replace(self, centre=centre.float())
+        """The same space with a centre, which is scaled down to length 1 if privacy noise makes it longer.
+
+        No mean of rows of length 1 is longer, and sites refuse a longer centre.
+        """
+        return replace(self, centre=(centre / centre.norm().clamp(min=1.0)).float())
 
 
 def head_space(weight: Tensor, columns: int, seed: int = 0) -> PublicSpace:

@@ -312,9 +312,11 @@ class ServerStep:
         return {"server/adapter_finetuning_loss": loss, "rolled_back": False}
 
     def _solve_posteriors(self, sums: SumBank) -> None:
-        """Solve closed-form adapters on the sites' sums, if there are any."""
+        """Solve closed-form adapters on the sites' sums; without any, all classes have the same probability."""
         model = sums.model()
         if model is None:
+            nothing = torch.zeros(0, sums.columns)
+            self.adapters.load_discriminant(torch.empty(0, dtype=torch.int64), nothing, nothing[:, 0])
             return
         labels, (weight, bias) = model.labels, model.discriminant
         recorded = set(labels.tolist())

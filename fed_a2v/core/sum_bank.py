@@ -147,7 +147,8 @@ class SumBank:
         """Load the result of `state_dict`.
 
         Raises:
-            ValueError: the sums of a site do not fit the classes and the space, or are no sums.
+            ValueError: the sums of a site or the prior do not fit the classes and the space, or are none; or there are
+                sites in a total, and no total.
         """
         classes, triangle = len(self.classes), triangle_size(self.columns) if math.isfinite(self.scatter_noise) else 0
         wanted = {"counts": (classes,), "sums": (classes, self.columns), "scatter": (triangle,)}
@@ -160,6 +161,12 @@ class SumBank:
                 raise ValueError(f"the sums of {site!r:.80} do not fit {classes} classes and {self.columns} columns")
             if sums["counts"].min() < 0 or not sums["counts"].any():
                 raise ValueError(f"the sums of {site!r:.80} are over no clips")
+        prior, within = state["prior"], tuple(state["within"])
+        if prior is not None:
+            fits = isinstance(prior, Tensor) and tuple(prior.shape) == wanted["sums"] and prior.is_floating_point()
+            if not fits or not prior.isfinite().all():
+                raise ValueError(f"the prior does not fit {classes} classes and {self.columns} columns")
+        if (TOTAL in state["sites"]) != bool(within) or any(type(site) is not str for site in within):
+            raise ValueError("the sites of the total and the total do not fit together")
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
-        self.prior = state["prior"]
-        self.within = tuple(state["within"])
+        self.prior, self.within = prior, within

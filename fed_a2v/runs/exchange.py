@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fed_a2v.config.sections.federation import PrivacySettings
 from fed_a2v.runs.rounds import Row, fully_evaluated, total
 
 
@@ -58,9 +59,13 @@ def _left(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     each = total(rows, "bytes_up") / (len(rows) * (rows[-1].get("sites_total") or 1))
     what = _sent_each_round(config)
     more = f"{what}, {each / 1e6:.2f} MB a round" if what else "nothing more of them"
+    privacy, secure = PrivacySettings.model_validate(config["privacy"]), config["secure_sums"]["name"] == "secagg"
+    sums = "their sum, the sum of each class" if secure else "their mean, the sum of each class"
+    sums += " and one matrix for all classes" if privacy.sends_scatter(secure) else ""
+    hidden = ["with noise"] * privacy.adds_noise + ["in totals of all sites only"] * secure
     return (
-        "What left each site of its training clips: their mean, the sum of each class and one matrix for all classes, "
-        f"in {columns} public columns{size}; then {more}"
+        f"What left each site of its training clips: numbers of clips, {sums}, in {columns} public columns"
+        f"{''.join(f', {each}' for each in hidden)}{size}; then {more}"
     )
 
 

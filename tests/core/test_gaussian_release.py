@@ -117,6 +117,19 @@ def test_noise_has_its_deviation_and_lies_on_the_grid(source):
     assert torch.equal((released / GRID).round() * GRID, released)
 
 
+def test_the_smaller_the_norm_the_more_the_rounding_to_the_grid_counts():
+    deviations = []
+
+    def normals(deviation, number):
+        deviations.append(deviation)
+        return torch.zeros(number, dtype=torch.int64)
+
+    # Rounding moves two neighbouring values apart by up to a step in each of 100 entries: as far as the norm itself.
+    noisy(torch.zeros(100), 20 * GRID, normals, norm=10 * GRID)
+    noisy(torch.zeros(100), 20 * GRID, normals)
+    assert deviations == [40, 21]
+
+
 def test_classes_without_clips_get_no_noise_and_a_scatter_without_budget_is_not_released():
     rows, labels = unit_rows(10), torch.arange(10) % 2
     exact = ClassSums.of(rows, labels, 4)

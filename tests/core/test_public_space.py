@@ -114,3 +114,10 @@ def test_a_matrix_of_a_message_is_checked(wrong):
     matrix[0, 0] = wrong
     assert not is_orthonormal(matrix)
     assert is_orthonormal(PublicSpace(random_space(WIDTH, 6, 0).matrix).matrix)
+
+
+def test_a_centre_that_noise_makes_longer_than_1_is_scaled_down():
+    space = random_space(20, 4, 0)
+    assert float(space.centred(torch.full((4,), 3.0, dtype=torch.float64)).centre.norm()) == pytest.approx(1.0)
+    mean = torch.tensor([0.5, 0.1, -0.2, 0.3])
+    assert torch.equal(space.centred(mean).centre, mean)

@@ -94,6 +94,25 @@ def test_sums_of_a_strangers_file_are_checked(damage):
     assert list(bank.sites) == ["site-7"]
 
 
+WRONG = {
+    "prior of another space": {"prior": torch.ones(3, 6)},
+    "prior of integers": {"prior": torch.ones(3, 5, dtype=torch.int64)},
+    "prior with NaN": {"prior": torch.full((3, 5), torch.nan)},
+    "prior that is no tensor": {"prior": [1.0]},
+    "sites in no total": {"within": ["site-0"]},
+    "site without a name": {"within": [3]},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_strangers_prior_and_total_are_checked(wrong):
+    bank = bank_of({"site-7": 5})
+    with pytest.raises(ValueError, match="prior" if "prior" in wrong else "total"):
+        bank.load_state_dict(bank_of(SIZES).state_dict() | WRONG[wrong])
+    assert list(bank.sites) == ["site-7"]
+    assert bank.prior is None
+
+
 def test_a_total_is_kept_and_no_site_leaves_it():
     rows = torch.nn.functional.normalize(torch.arange(12.0).reshape(4, 3), dim=1)
     sums = ClassSums.of(rows, torch.tensor([0, 1, 1, 0]), 2)

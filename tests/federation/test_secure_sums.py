@@ -208,6 +208,7 @@ HUGE = [ndarray_to_bytes(np.zeros(1, "uint32")), ndarray_to_bytes(np.zeros((8, 1
         ("collect_masked_vectors", "masked_params", [b"nothing", b"nothing"]),
         ("collect_masked_vectors", "masked_params", "nothing"),
         ("unmask", "nids", [101, 101, 102, 104]),
+        ("unmask", "nids", [101, 102, 104, 999]),
         ("unmask", "shares", [bytes(5000)] * 4),
     ],
 )

@@ -369,6 +369,16 @@ def test_a_site_that_withdraws_leaves_the_state_as_if_it_had_never_been_there(ho
     assert second["test_clips"] == second["test_clips_total"] == its_row["test_clips"]
 
 
+def test_closed_form_adapters_keep_nothing_of_the_last_site_that_withdraws(honest):
+    federation = with_space_of(honest).start()
+    federation.round()
+    step = federation.strategy.step
+    assert step.adapters.clip.weight.any()
+    step.withdraw(SITES)
+    assert not step.adapters.clip.weight.any()
+    assert (step.adapters.clip.bias == step.adapters.clip.bias[0]).all()
+
+
 def test_prototypes_are_withdrawn_too():
     federation = Federation()
     leave = Leaving(federation, "train")

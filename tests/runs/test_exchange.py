@@ -43,6 +43,22 @@ def test_what_left_a_site_has_its_columns_and_bytes():
 
 
 @pytest.mark.parametrize(
+    ("words", "matrix", "noise", "totals"),
+    [
+        ((), True, False, False),
+        (("secure_sums=secagg",), True, False, True),
+        (("privacy=dp", "privacy.epsilon=8"), True, True, False),
+        (("privacy=dp", "privacy.epsilon=2"), False, True, False),
+        (("privacy=dp", "privacy.epsilon=4", "secure_sums=secagg"), True, True, True),
+    ],
+)
+def test_what_left_a_site_is_what_the_settings_let_it_send(words, matrix, noise, totals):
+    plain = config("partition.sites=5", "dataset.square_root=never", *words)
+    (line,) = exchange_lines(plain, rows(0.5))
+    assert ("matrix" in line, "noise" in line, "totals" in line) == (matrix, noise, totals)
+
+
+@pytest.mark.parametrize(
     ("words", "what"),
     [
         (("site.epochs=5",), "adapters trained on its clips, 2.00 MB a round"),

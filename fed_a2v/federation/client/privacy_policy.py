@@ -54,9 +54,9 @@ def settings_here(requested: Settings, own: NodeConfig, deployed: bool) -> Setti
     check_averages(requested.share, own.min_clips or 0)
     if own.require_secure_sums and not requested.has_secure_sums:
         raise PolicyViolationError(
-            "this site sends nothing but sums that are hidden in a total (require-secure-sums in its node "
-            f"configuration), the run has share={requested.share.kind} and secure_sums={requested.secure_sums.name}; "
-            "set share=statistics and secure_sums=secagg"
+            "this site sends statistics of its clips only as sums that are hidden in a total (require-secure-sums in "
+            f"its node configuration), the run has share={requested.share.kind} and "
+            f"secure_sums={requested.secure_sums.name}; set share=statistics and secure_sums=secagg"
         )
     if own.max_epochs is not None and requested.site.epochs > own.max_epochs:
         raise PolicyViolationError(

@@ -54,10 +54,11 @@ class PrivateReleases:
         """(R,) float64 noisy sum of the rows of all clips, in the space without a centre."""
 
         def make(normals: Normals) -> list[Tensor]:
-            total = bounded(space.rows(clips.embeddings)).sum(dim=0)
-            if self._max_norm is not None:
-                total = bounded(total[None], self._max_norm)[0]
-            return [noisy(total, self.noise.centre, normals)]
+            total = _rows(clips, space).sum(dim=0)
+            if self._max_norm is None:
+                return [noisy(total, self.noise.centre, normals)]
+            total = bounded(total[None], self._max_norm)[0]
+            return [noisy(total, self.noise.centre, normals, self._max_norm)]
 
         (total,) = self._released("centre", clips, space, 0, make)
         return total
@@ -67,7 +68,7 @@ class PrivateReleases:
         counts = torch.bincount(clips.labels, minlength=classes)
 
         def make(normals: Normals) -> list[Tensor]:
-            exact = ClassSums.of(bounded(space.rows(clips.embeddings)), clips.labels, classes)
+            exact = ClassSums.of(_rows(clips, space), clips.labels, classes)
             released = noisy_sums(exact, self.noise, normals, self._max_norm, self._shares)
             return [released.sums, released.scatter]
 
@@ -96,6 +97,15 @@ class PrivateReleases:
         # by the maximum norm: the larger counts.
         norm = max(1.0, self._max_norm or 1.0)
         return self._ledger.release(key, now / norm, planned / norm, lambda: make(self._normals(key)))
+
+
+def _rows(clips: LabelledClips, space: PublicSpace) -> Tensor:
+    """(N, R) float64 rows of length 1 at most.
+
+    In float64, because the last bits of a row depend on how many rows are multiplied at once: in float32 leaving out a
+    clip would change the sums of the others by more than what the noise allows for rounding.
+    """
+    return bounded(space.rows(clips.embeddings.mean(dim=1, keepdim=True).double()))
 
 
 def _together(*deviations: float) -> float:

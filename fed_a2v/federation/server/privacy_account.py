@@ -46,13 +46,17 @@ class PrivacyAccount:
         """Epsilon of the run so far; 0 before the first release."""
         if self.noise is None:
             return 0.0
-        sums = [self.noise.classes, self.noise.scatter]
+        centre, classes, scatter = self.noise
         of_sites = {(self._centres[site], self._sums[site]) for site in self._centres | self._sums}
         norm = self.privacy.site_norm or 1.0
         return max(
             (
-                epsilon_of([*[self.noise.centre] * centres, *sums * releases], self.privacy.delta, norm)
-                for centres, releases in of_sites
+                epsilon_of(
+                    [*_repeated(centre, centres), *_repeated(classes, sums), *_repeated(scatter, sums)],
+                    self.privacy.delta,
+                    norm,
+                )
+                for centres, sums in of_sites
             ),
             default=0.0,
         )
@@ -77,3 +81,8 @@ class PrivacyAccount:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`."""
         self._centres, self._sums = Counter(state["centres"]), Counter(state["sums"])
+
+
+def _repeated(deviation: float, times: int) -> list[float]:
+    """The deviation of one release that reveals as much as several with the same noise; none for no release."""
+    return [deviation / times**0.5] if times else []

@@ -62,7 +62,8 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
     down = adapters + adapters + (clip_side if settings.federation.evaluate_before else 0)
     if step.sums is not None:  # sums instead of prototypes; and the public space goes to the sites in every message
         columns = step.sums.columns
-        prototypes = number_bytes * ((site_classes + 1) * columns + triangle_size(columns))
+        scatter = triangle_size(columns) if settings.sends_scatter else 0
+        prototypes = number_bytes * ((site_classes + 1) * columns + scatter)
         down += 2 * fixed - (0 if settings.sends_adapters else adapters)
     up = (adapters if settings.needs_weights else 0) + outputs
     trained = 4 * sum(weight.numel() for weight in step.adapters.weights())

@@ -246,6 +246,8 @@ class _CheckedGrid:
         self.bytes_down += sum(_bytes(message.content) for message in sent)
         stage = str(sent[0].content.config_records[RECORD_KEY_CONFIGS][Key.STAGE])
         nodes = {message.metadata.dst_node_id for message in sent}
+        # Shares are for nodes that are asked, or in the last stage of nodes that the message names.
+        known = {*nodes, *(node for message in sent for node in _named(message))}
         valid: dict[int, Message] = {}
         for reply in self.grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
@@ -259,7 +261,7 @@ class _CheckedGrid:
             try:
                 if node not in nodes or node in valid:
                     raise InvalidReplyError("no reply of this node is expected")
-                self._check(stage, str(node), reply.content, nodes)
+                self._check(stage, str(node), reply.content, known)
             except Exception as error:
                 invalid = error if isinstance(error, InvalidReplyError) else InvalidReplyError(f"unreadable: {error!r}")
                 reject(self.row, f"the {stage} reply of node {node}", invalid)
@@ -267,12 +269,12 @@ class _CheckedGrid:
             valid[node] = reply
         return list(valid.values())
 
-    def _check(self, stage: str, cid: str, content: RecordDict, nodes: set[int]) -> None:
+    def _check(self, stage: str, cid: str, content: RecordDict, known: set[int]) -> None:
         record = content.config_records[RECORD_KEY_CONFIGS]
         if stage == Stage.SETUP:
             _bytes_list([record[Key.PUBLIC_KEY_1], record[Key.PUBLIC_KEY_2]], _KEY_BYTES)
         elif stage == Stage.SHARE_KEYS:
-            _shares(record[Key.DESTINATION_LIST], record[Key.CIPHERTEXT_LIST], nodes)
+            _shares(record[Key.DESTINATION_LIST], record[Key.CIPHERTEXT_LIST], known)
         elif stage == Stage.COLLECT_MASKED_VECTORS:
             parts = _bytes_list(record[Key.MASKED_PARAMETERS], 4 * self.size + _NPY_HEADER)
             arrays = [np.load(io.BytesIO(part), allow_pickle=False) for part in parts]
@@ -281,14 +283,22 @@ class _CheckedGrid:
             self.check(cid, compat.recorddict_to_fitres(content, True))
             record[Key.MASKED_PARAMETERS] = [ndarray_to_bytes(array.astype(np.int64)) for array in arrays]
         else:
-            _shares(record[Key.NODE_ID_LIST], record[Key.SHARE_LIST], None)
+            _shares(record[Key.NODE_ID_LIST], record[Key.SHARE_LIST], known)
 
 
-def _shares(nodes: Any, shares: Any, known: set[int] | None) -> None:
+def _named(message: Message) -> list[int]:
+    """The nodes whose shares a message of the last stage asks for."""
+    record = message.content.config_records[RECORD_KEY_CONFIGS]
+    if record[Key.STAGE] != Stage.UNMASK:
+        return []
+    return [*cast(list[int], record[Key.ACTIVE_NODE_ID_LIST]), *cast(list[int], record[Key.DEAD_NODE_ID_LIST])]
+
+
+def _shares(nodes: Any, shares: Any, known: set[int]) -> None:
     """Check a list of shares, each for another node."""
     if not isinstance(nodes, list) or len({*nodes}) < len(nodes) or len(_bytes_list(shares, _SHARE_BYTES)) < len(nodes):
         raise InvalidReplyError("its shares do not fit to their nodes")
-    if len(shares) > len(nodes) or (known is not None and not {*nodes} <= known):
+    if len(shares) > len(nodes) or not {*nodes} <= known:
         raise InvalidReplyError("its shares are for unknown nodes")
 
 

@@ -835,7 +835,7 @@ class FedA2V(Strategy):
         self._test_clips = {site: dict(clips) for site, clips in own["test_clips"].items()}
         self._unshared.names = tuple(own["unshared"])
         self.rule.load_state_dict(components["aggregation"])
-        if "privacy" in components:
+        if self.privacy.noise is not None:
             self.privacy.load_state_dict(components["privacy"])
         self._nodes.load_state_dict(components["nodes"])
         self.space = None if own["space"] is None else PublicSpace(*own["space"])

@@ -111,6 +111,17 @@ def test_a_clip_changes_nothing_but_the_noisy_sums(make_site, task):
     assert 0 < float((released[0] - released[1]).norm()) <= 2 + 1e-4, "with the same noise: one clip out, one in"
 
 
+def test_leaving_out_a_clip_changes_the_sums_by_that_clip_alone(make_site, monkeypatch):
+    # Rows are computed in float64, in which the last bits that differ with the number of rows are below the grid.
+    monkeypatch.setattr("fed_a2v.federation.client.private_releases.noisy", lambda values, *_: values)
+    site, plain = make_site(), space()
+    train = site.data.train
+    fewer = replace(train, embeddings=train.embeddings[1:], labels=train.labels[1:])
+    total, rest = (site.releases.centre(clips, plain) for clips in (train, fewer))
+    first = plain.rows(train.embeddings[:1].double())[0]
+    assert float((total - rest - first).norm()) < GRID / 100
+
+
 def test_the_noise_is_that_of_the_budget(make_site, settings):
     noisy, centred = make_site(), space().centred(torch.zeros(COLUMNS))
     exact = Site(settings, class_names(settings.dataset), 0)

@@ -49,6 +49,12 @@ def test_centre_and_sums_are_the_budget_and_sums_of_changed_data_cost_more(epsil
     assert again.figures()["privacy/level"] == level
 
 
+def test_as_many_releases_as_a_stranger_writes_take_no_memory():
+    account = account_of()
+    account.load_state_dict({"centres": {"a": 10**15}, "sums": {"a": 3}})
+    assert account.epsilon > 1000
+
+
 def test_without_privacy_there_are_no_figures():
     assert account_of("privacy=none").figures() == {}
 
@@ -66,6 +72,13 @@ def test_a_run_states_what_it_reveals(private_run):
         assert row["accuracy"] is not None
     assert private_run.results["privacy/epsilon"] == private_run.rows[-1]["privacy/epsilon"]
     assert {"privacy/relation", "privacy/public", "privacy/level", "privacy/delta"} <= private_run.results.keys()
+
+
+def test_noise_larger_than_the_sums_does_not_stop_the_sites(run_in):
+    run = run_in("noise", *PRIVATE, "privacy.epsilon=0.1")
+    assert run.rows[0]["failures"] == 0
+    assert float(run.state["adapters"]["space_centre"].norm()) == pytest.approx(1.0)
+    assert run.results["privacy/epsilon"] == pytest.approx(0.1, rel=1e-6)
 
 
 def test_the_console_and_the_report_state_it_too(private_run):
@@ -94,15 +107,16 @@ def test_a_run_without_scores_ends_without_an_accuracy(run_in):
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("overrides", "named"),
     [
         ("dataset.square_root=auto", "dataset.square_root"),
-        ("finetune.from_nodes_adapters=true", "finetune.from_nodes_adapters"),
+        ("finetune.from_nodes_adapters=true site.epochs=5", "finetune.from_nodes_adapters"),
     ],
 )
-def test_what_privacy_excludes(override, named):
+def test_what_privacy_excludes(overrides, named):
+    changes = ("adapters.closed_form=false", "site.epochs=0", *overrides.split())
     with refused(ConfigError, "privacy=dp", named):
-        compose_settings(["experiment=quick", *PRIVATE, "adapters.closed_form=false", "site.epochs=0", override])
+        compose_settings(["experiment=quick", *PRIVATE, *changes])
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
