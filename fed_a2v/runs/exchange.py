@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fed_a2v.config.sections.federation import PrivacySettings
 from fed_a2v.runs.rounds import Row, fully_evaluated, total
 
 
@@ -58,9 +59,16 @@ def _left(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     each = total(rows, "bytes_up") / (len(rows) * (rows[-1].get("sites_total") or 1))
     what = _sent_each_round(config)
     more = f"{what}, {each / 1e6:.2f} MB a round" if what else "nothing more of them"
+    is_secure = config["secure_sums"]["name"] == "secagg"
+    privacy = PrivacySettings.model_validate(config["privacy"])
+    sums = ["their mean", "the sum of each class"]
+    if privacy.sends_scatter(is_secure):
+        sums.append("one matrix for all classes")
+    with_noise = ", with noise" if privacy.adds_noise else ""
+    masked = ", masked, so that the server knows the total of all sites only" if is_secure else ""
     return (
-        "What left each site of its training clips: their mean, the sum of each class and one matrix for all classes, "
-        f"in {columns} public columns{size}; then {more}"
+        f"What left each site of its training clips: {", ".join(sums)}, in {columns} public columns{with_noise}{masked}"
+        f"{size}; then {more}"
     )
 
 
