@@ -67,7 +67,7 @@ def _left(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     with_noise = ", with noise" if privacy.adds_noise else ""
     masked = ", masked, so that the server knows the total of all sites only" if is_secure else ""
     return (
-        f"What left each site of its training clips: {", ".join(sums)}, in {columns} public columns{with_noise}{masked}"
+        f"What left each site of its training clips: {', '.join(sums)}, in {columns} public columns{with_noise}{masked}"
         f"{size}; then {more}"
     )
 
