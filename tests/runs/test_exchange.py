@@ -42,15 +42,6 @@ def test_what_left_a_site_has_its_columns_and_bytes():
     assert "kB" not in exchange_lines(config(), [{"round": 1}])[0]
 
 
-def test_what_left_a_site_depends_on_noise_and_masks():
-    (plain,) = exchange_lines(config(), rows(0.5))
-    assert ("matrix" in plain, "noise" in plain, "masked" in plain) == (True, False, False)
-    words = ("privacy=dp", "dataset.square_root=never", "secure_sums=secagg")
-    (hidden,) = exchange_lines(config(*words, "privacy.epsilon=4"), rows(0.5))
-    assert ("matrix" in hidden, "noise" in hidden, "masked" in hidden) == (True, True, True)
-    assert "matrix" not in exchange_lines(config(*words, "privacy.epsilon=2"), rows(0.5))[0]
-
-
 @pytest.mark.parametrize(
     ("words", "matrix", "noise", "totals"),
     [
