@@ -100,9 +100,6 @@ GENERATORS = {
     "draws: means + shared covariance": Arm(DRAWS, 3),
     "generator=gaussian": Arm((*SERVER, "generator=gaussian", "finetune.synthetic_share=1"), 3),
     "generator=vae": Arm((*SERVER, "generator=vae", "finetune.synthetic_share=1"), 3),
-    "generator=vae, 3 x the epochs": Arm(
-        (*SERVER, "generator=vae", "finetune.synthetic_share=1", "generator.training_epochs=90"), 3
-    ),
     "generator=vae, untrained": Arm(
         (*SERVER, "generator=vae", "finetune.synthetic_share=1", "generator.learning_rate=1e-12"), 3
     ),

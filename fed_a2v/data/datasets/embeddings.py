@@ -7,6 +7,7 @@ fold         (N,) folds, from 1
 filename     (N,) optional, unique names of the clips
 source       (N,) optional, the recordings that the clips were cut from; "" if unknown
 head         (K, D) optional, the weight of the encoder's label head, for `projection=head`
+head_labels  (K,) optional, the names of its labels, for `prior=labels`
 """
 
 from __future__ import annotations
