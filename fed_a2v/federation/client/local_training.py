@@ -144,7 +144,8 @@ class Site:
         """
         start = time.perf_counter()
         vector = self._centre_sum(space) if task == "masked_centre" else sums_vector(self._sums(space))
-        entries = scaled(vector, entry_scales(task, scales, space.columns, self.settings.sends_scatter))
+        of_entries = entry_scales(task, scales, space.columns, self.settings.sends_scatter)
+        entries = scaled(vector, of_entries, clip=self.releases is not None)
         return self._reply(task, 0, [], self._counts(), NOTHING_SENT, {}, start, space=space), entries
 
     def _centre_sum(self, space: PublicSpace) -> Tensor:

@@ -83,13 +83,21 @@ def read_sums(vector: Tensor, counts: Tensor, columns: int) -> ClassSums:
     return ClassSums(counts, vector[:split].reshape(len(counts), columns), vector[split:])
 
 
-def scaled(vector: Tensor, scales: Tensor) -> NDArray[np.float64]:
+def scaled(vector: Tensor, scales: Tensor, clip: bool = False) -> NDArray[np.float64]:
     """(n,) float64 entries for quantisation, from -1 to 1.
+
+    Args:
+        vector: (n,) sums.
+        scales: (n,) scales.
+        clip: clip larger entries, under privacy noise: a refusal would tell the server of one site's vector, in which
+            there is only a part of the noise of the total.
 
     Raises:
         InvalidReplyError: an entry is larger than its scale, so that quantisation would clip it.
     """
     entries: NDArray[np.float64] = (vector / scales).numpy()
+    if clip:
+        return np.clip(np.nan_to_num(entries), -CLIPPING, CLIPPING)
     if not np.all(np.abs(entries) <= CLIPPING + _TOLERANCE):  # False for NaN
         raise InvalidReplyError("the server's scales are smaller than this site's sums: secure_sums would clip them")
     return entries

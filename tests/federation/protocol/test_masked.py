@@ -70,3 +70,8 @@ def test_a_sum_that_would_be_clipped_is_refused(entry):
     scaled(torch.tensor([5.0, -5.0]), torch.tensor(5.0))
     with refused(InvalidReplyError, "scales"):
         scaled(torch.tensor([0.0, entry]), torch.tensor(5.0))
+
+
+def test_under_privacy_noise_it_is_clipped_without_a_word():
+    entries = scaled(torch.tensor([5.1, -9.0, 2.5, float("nan")]), torch.tensor(5.0), clip=True)
+    assert entries.tolist() == [1, -1, 0.5, 0]
