@@ -471,7 +471,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     points = {
         "prototypes, one exchange": ("prototypes, one exchange", "s", "C1"),
         "50 sites x 1 class": ("statistics", "*", "C2"),
-        "statistics, secure sums": ("statistics, secure sums", "D", "C3"),
+        "statistics, secure sums": ("statistics, secure sums (without keys)", "D", "C3"),
     }
     for arm, (label, marker, colour) in points.items():
         if found := of(rows, arm):
@@ -492,7 +492,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for label, (arm, budgets, colour, line) in lines.items():
         known = [(epsilon, found.mean()) for epsilon in budgets if (found := of(rows, arm.format(epsilon)))]
         if known:
-            right.plot(*zip(*known, strict=True), line, marker="o", color=colour, label=label)
+            right.plot(*zip(*known, strict=True), line, marker=".", color=colour, label=label)
     for label, colour, height in (
         ("statistics, no noise", "C2", of(rows, "50 sites x 1 class")),
         ("prototypes, no noise", "C1", of(rows, "prototypes, one exchange")),
@@ -505,9 +505,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     right.set(xscale="log", xlabel="epsilon (delta 1e-5, one clip)", title="Privacy", xticks=[1, 2, 4, 8])
     right.set_xticklabels(["1", "2", "4", "8"])
     right.minorticks_off()
-    for axis in (left, right):
+    for axis, corner in ((left, "lower left"), (right, "lower right")):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small", loc="lower left")
+        axis.legend(fontsize="x-small", loc=corner)
     left.set_ylim(0.5, 0.92)
     figure.savefig(path, dpi=110)
 
