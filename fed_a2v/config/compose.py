@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -173,8 +174,9 @@ def checked_settings(tree: Mapping[str, Any]) -> Settings:
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:
-    """The resolved settings (`Settings.as_dict`) as YAML, in the order of their definition."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    """Resolved settings (`Settings.as_dict`, or those of a run's folder) as YAML, in their order; `${...}` is text."""
+    text: str = yaml.safe_dump(dict(config), allow_unicode=True, sort_keys=False)
+    return text
 
 
 # Settings of a mix that its data sets inherit unless they set their own.

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jinja2
 import plotly.io
 from markupsafe import Markup
-from omegaconf import OmegaConf
 
+from fed_a2v.config.compose import to_yaml
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.report import figures
@@ -133,7 +133,7 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
             groups=groups,
             reasons=_reasons(runs),
             differences=_differences(runs),
-            configs=[Text(clean(run.label), clean_lines(_yaml(run.config))) for run in runs if run.config],
+            configs=[Text(clean(run.label), clean_lines(to_yaml(run.config))) for run in runs if run.config],
             environment=_environments(runs),
             commands=[_command(run) for run in runs],
         )
@@ -344,10 +344,6 @@ def _command(run: RunRecord) -> Command:
         f"with version {clean(run.environment.get('fed_a2v', __version__))},",
         clean(shlex.join(["fed-a2v", "train", *overrides])),
     )
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def clean_lines(text: str) -> str:

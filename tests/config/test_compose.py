@@ -372,6 +372,11 @@ def test_settings_with_unicode_and_spaces_are_unchanged_by_yaml():
     assert Settings.model_validate(yaml.safe_load(to_yaml(made.as_dict()))) == made
 
 
+def test_yaml_of_a_strangers_settings_does_not_parse_their_values():
+    settings = {"dataset": {"root": "${env:HOME", "name": "${"}, "seed": 7}
+    assert yaml.safe_load(to_yaml(settings)) == settings
+
+
 def test_settings_cannot_be_changed_afterwards(defaults):
     with refused(ValidationError, "rounds", "frozen_instance"):
         defaults.rounds = 3
