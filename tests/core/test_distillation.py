@@ -172,7 +172,7 @@ def test_a_half_precision_bank_takes_half_the_memory_and_returns_the_same_values
 
 
 def test_values_outside_half_precision_are_stored_exactly(world):
-    site, prompts, fingerprint, _ = world.updates()[0]
+    site, prompts, fingerprint, *_ = world.updates()[0]
     audio = prompts[0].audio
     large = replace(prompts[0], audio=replace(audio, means=1e6 * audio.means, variances=1e-9 + 0 * audio.variances))
     bank = PrototypeBank(half_precision=True)

@@ -49,8 +49,8 @@ def test_sums_of_any_classes_arrive_at_their_classes(names, clips, seed, dtype):
     if names:
         assert torch.equal(got.sums.counts, reply.sums.counts)
         tolerance = 1e-6 if dtype == "float32" else 1e-2
-        torch.testing.assert_close(got.sums.sums, reply.sums.sums, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(got.sums.scatter, reply.sums.scatter, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got.sums.sums.double(), reply.sums.sums, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got.sums.scatter.double(), reply.sums.scatter, rtol=tolerance, atol=tolerance)
 
 
 def test_the_rows_have_their_meaning_by_the_order_of_the_classes_in_the_reply():
@@ -61,7 +61,7 @@ def test_the_rows_have_their_meaning_by_the_order_of_the_classes_in_the_reply():
     manifest["classes"] = [manifest["classes"][place] for place in order]
     arrays[manifest["sums"]["classes"]] = arrays[manifest["sums"]["classes"]][order]
     got = decode(arrays, manifest, examples, make_sums_expected())
-    torch.testing.assert_close(got.sums.sums, reply.sums.sums, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got.sums.sums.double(), reply.sums.sums, rtol=0, atol=1e-6)
     for name in CLASSES[3:]:
         assert not got.sums.sums[CLASSES.index(name)].any()
 

@@ -857,6 +857,10 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finis
     # W&B's own process may put the bytes on the disk a moment later.
     wait_until(lambda: any(row.get("round") == 3 for row in rows_at_wandb(folder)), "the last round at W&B")
     tracked = [(row["_step"], row["accuracy"]) for row in rows_at_wandb(folder) if "accuracy" in row]
+    if (
+        shares_service
+    ):  # which may put rows of the killed run on the disk only after the resumed one has looked for them
+        tracked = sorted(set(tracked))
     assert tracked == [(row["round"], row["accuracy"]) for row in killed.rows]
 
 
