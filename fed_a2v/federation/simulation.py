@@ -89,6 +89,9 @@ def run_in_process(
             for number in range(max(settings.partition.sites, settings.federation.min_nodes)):
                 manager.register(InProcessClient(f"{number:06d}", make_client().to_client()))
             server = Server(client_manager=manager, strategy=trainer.strategy)
+            # Sites in several threads are no faster, and Python 3.11 fails at times if they read arrays at once:
+            # numpy parses the header of each, and the parser counts the recursion of all threads together.
             server.set_max_workers(1)
+            trainer.strategy.max_workers = 1
             server.fit(trainer.rounds_left, settings.federation.round_timeout)
     return trainer.results

@@ -1,6 +1,7 @@
 """A complete federation in one process, with every kind of setting."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss
 from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.factory import adapter_loss, prompt_set
 from fed_a2v.federation.protocol import decode_weights, encode_weights
 from fed_a2v.federation.protocol.errors import FederationError
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.storage.files import read_jsonl
-from tests.federation.helpers import QUICK, Finished, assert_same, assert_same_run, without_seconds
+from tests.federation.helpers import FAST, QUICK, Finished, assert_same, assert_same_run, without_seconds
 from tests.refusals import refused
 
 VALIDATION = ("similarity", "mse", "l1")
@@ -473,3 +475,21 @@ def test_real_clips_run_through_the_log_mel_encoder(real_data, tmp_path):
     assert run.results["test_clips"] == sum(len(site["clips"]["test"]) for site in listed) > 0
     assert run.results["accuracy"] is not None
     assert run.rows[0]["replies"] == 5
+
+
+@pytest.mark.parametrize("share", ["prototypes", "statistics"])
+def test_sites_work_one_after_the_other_from_the_registration_on(tmp_path, share):
+    at_work = threading.Lock()
+
+    class Watched(A2VClient):
+        def fit(self, parameters, config):
+            assert at_work.acquire(blocking=False), "another site is at work"
+            try:
+                return super().fit(parameters, config)
+            finally:
+                at_work.release()
+
+    settings = compose_settings([*FAST, f"share={share}", "rounds=1"])
+    run_in_process(settings, tmp_path, make_client=lambda: Watched({}))
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert (row["failures"], row["rejected"], row["replies"]) == (0, 0, settings.partition.sites)
