@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import statistics
 from collections.abc import Sequence
@@ -52,6 +53,15 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over the seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """All rows of a CSV of runs; empty if it does not exist or has other columns."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        return list(reader) if list(reader.fieldnames or ()) == list(columns) else []
 
 
 def write_block(name: str, text: str) -> None:

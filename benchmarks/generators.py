@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import PROMPTS, ROOT, data, machine, spread, write_block
+from common import PROMPTS, ROOT, data, machine, read_rows, spread, write_block
 from filelock import FileLock
 from rich.console import Console
 
@@ -293,11 +293,7 @@ def key_of(row: Row) -> tuple[str, ...]:
 
 def read(path: Path) -> list[Row]:
     """All rows of the CSV; empty if it has other columns."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+    return read_rows(path, COLUMNS)
 
 
 def append(path: Path, row: Row) -> None:

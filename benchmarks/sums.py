@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from common import ROOT, data, head, machine, write_block
+from common import ROOT, data, head, machine, read_rows, write_block
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
@@ -270,11 +270,7 @@ def simpler(covariance: str) -> Callable[..., SharedGaussian]:
 
 def read(path: Path) -> list[Row]:
     """All rows of the CSV; empty if it has other columns."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+    return read_rows(path, COLUMNS)
 
 
 def append(path: Path, row: Row) -> None:

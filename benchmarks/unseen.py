@@ -147,13 +147,18 @@ def measured(
 ) -> dict[str, float]:
     test = torch.from_numpy(clips.rows("test"))
     scores, labels = scorer(clips.embeddings[test], vectors), clips.labels[test]
-    plain, calibrated = (unseen_accuracy(scores, labels, absent, value) for value in (0.0, calibration))
+    return figures(scores, labels, absent, 0.0, calibration)
+
+
+def figures(scores: Tensor, labels: Tensor, absent: Tensor, plain: float, calibrated: float) -> dict[str, float]:
+    """The accuracies of a table, from scores to which two calibrations are applied."""
+    before, after = (unseen_accuracy(scores, labels, absent, value) for value in (plain, calibrated))
     return {
-        "among": plain.among_unseen,
-        "plain": plain.harmonic,
-        "calibrated": calibrated.harmonic,
-        "unseen": calibrated.unseen,
-        "seen": calibrated.seen,
+        "among": before.among_unseen,
+        "plain": before.harmonic,
+        "calibrated": after.harmonic,
+        "unseen": after.unseen,
+        "seen": after.seen,
     }
 
 
@@ -193,14 +198,7 @@ def sum_rows(clips: EmbeddedClips, vectors: Tensor, splits: int) -> list[str]:
         found, constant = calibrated_discriminant(model, unseen, vectors, weights, seed=split)
         scores = found(rows)[:, found.labels.argsort()]
         # Recorded classes have the constant off already.
-        plain, calibrated = (unseen_accuracy(scores, labels, absent, value) for value in (-constant, 0.0))
-        return {
-            "among": plain.among_unseen,
-            "plain": plain.harmonic,
-            "calibrated": calibrated.harmonic,
-            "unseen": calibrated.unseen,
-            "seen": calibrated.seen,
-        }
+        return figures(scores, labels, absent, -constant, 0.0)
 
     lines = ["| | among unseen | H | H, calibrated | unseen / seen, calibrated |", "|---|---|---|---|---|"]
     for prior, title in PRIORS.items():

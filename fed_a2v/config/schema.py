@@ -233,26 +233,26 @@ class Settings(Section):
             self._check_secure_sums()
         if self.bank.keep == "generator":
             raise ValueError("bank.keep=generator forgets prototypes, and share=statistics keeps sums only")
-        if self.privacy.name == "dp" and self.needs_outputs:
+        if self.privacy.adds_noise:
+            self._check_privacy()
+        return self
+
+    def _check_privacy(self) -> None:
+        only = "privacy=dp lets nothing but noisy sums leave a site, and"
+        if self.needs_outputs:
             images = "generate_nodes_images_frequency"
             key = images if self.generate_nodes_images_frequency else "finetune.from_nodes_adapters"
+            raise ValueError(f"{only} {key} needs the adapters' mean outputs on its clips: turn it off")
+        if self.site_trains:
             raise ValueError(
-                f"privacy=dp lets nothing but noisy sums leave a site, and {key} needs the adapters' mean outputs on "
-                "its clips: turn it off"
+                f"{only} adapters trained on its clips would: set site.epochs=0 (site.epochs={self.site.epochs}, "
+                f"site.server_steps={self.site.server_steps}), or adapters=closed_form"
             )
-        if self.privacy.name == "dp" and self.site_trains:
+        if "auto" in (part.square_root for part in (self.dataset, *self.dataset.sets)):
             raise ValueError(
-                f"privacy=dp lets nothing but noisy sums leave a site, and adapters trained on its clips would: set "
-                f"site.epochs=0 (site.epochs={self.site.epochs}, site.server_steps={self.site.server_steps}), or "
-                "adapters=closed_form"
+                f"{only} whether it takes square roots with dataset.square_root=auto depends on its clips: set "
+                "dataset.square_root=always if no value of the embeddings is below 0, else never"
             )
-        if self.privacy.name == "dp" and "auto" in (part.square_root for part in (self.dataset, *self.dataset.sets)):
-            raise ValueError(
-                "privacy=dp lets nothing but noisy sums leave a site, and whether it takes square roots with "
-                "dataset.square_root=auto depends on its clips: set dataset.square_root=always if no value of the "
-                "embeddings is below 0, else never"
-            )
-        return self
 
     def _check_secure_sums(self) -> None:
         if self.scenario.name == "class_incremental":
