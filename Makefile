@@ -20,6 +20,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
+	@echo "Next:    . $(BIN)/activate    then    fed-a2v train --help"
+	@echo "Your own recordings, a folder with a subfolder for each class:    fed-a2v train dataset=folder dataset.root=FOLDER"
 
 install: $(VENV)/installed
 

@@ -18,3 +18,14 @@ def test_the_citation_has_the_required_fields_and_the_projects_own_values():
     assert citation["version"] == project["version"]
     assert citation["license"] == project["license"]
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+
+
+def test_the_badges_of_the_readme_say_what_pyproject_says():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = re.findall(r"<text[^>]*>([^<]*)</text>", (REPOSITORY / "docs/badges.svg").read_text(encoding="utf-8"))
+    said = dict(zip(badges[::2], badges[1::2], strict=True))
+    versions = [kind.rpartition(" ")[2] for kind in project["classifiers"] if "Python :: 3." in kind]
+    flower = next(need for need in project["dependencies"] if need.startswith("flwr"))
+    assert said["Python"].split(" | ") == versions
+    assert said["Flower"].removeprefix("≥ ") == re.search(r">=([\d.]+)", flower)[1]
+    assert said["licence"] == project["license"]
