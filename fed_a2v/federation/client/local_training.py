@@ -31,11 +31,10 @@ from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_en
 from fed_a2v.federation.client.private_releases import PrivateReleases
 from fed_a2v.federation.factory import (
     adapter_loss,
-    empty_space,
     more_steps,
-    new_adapters,
     prompt_set,
     site_optimiser,
+    unloaded_adapters,
     unseen_mask,
 )
 from fed_a2v.federation.protocol import ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
@@ -285,11 +284,11 @@ class Site:
         return {name: count for name, count in zip(self.classes, counts, strict=True) if count}
 
     def new_adapters(self) -> Adapters:
-        """Adapters with the shapes of the experiment; the caller loads weights and public space."""
+        """Adapters with the shapes of the experiment, without values; the caller sets weights and public space."""
         width = self.data.train.embeddings.shape[-1]
         if self.settings.shares_sums:
             check_columns(self.settings.projection.columns, width)  # before memory is used
-        return new_adapters(self.settings.adapters, self.prompts, width, empty_space(self.settings, width))
+        return unloaded_adapters(self.settings, self.prompts, width)
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""

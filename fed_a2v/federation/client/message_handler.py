@@ -151,7 +151,7 @@ class MessageHandler:
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
-            _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
+            _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
             reply = site.train(instruction.round, adapters, instruction.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
@@ -183,7 +183,7 @@ class MessageHandler:
         models = {names[0]: before + last[len(before) :], names[-1]: last}
         scores: dict[str, Scores] = {}
         for name, model in models.items():
-            _load(adapters, model)
+            _load(adapters, model, site.device)
             is_last = name == names[-1]
             confusion = instruction.confusion and is_last
             scores[name] = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last)
@@ -274,12 +274,12 @@ def _count_arrays(adapters: Adapters) -> int:
     return len(adapters.weights()) + len(adapters.fixed())
 
 
-def _load(adapters: Adapters, arrays: NDArrays) -> None:
-    """Load the global adapters that the server sent into `adapters`."""
+def _load(adapters: Adapters, arrays: NDArrays, device: torch.device) -> None:
+    """Load the global adapters that the server sent into `adapters`, on this device."""
     weights, fixed = adapters.weights(), adapters.fixed()
     tensors = decode_weights(arrays, [tuple(tensor.shape) for tensor in weights + fixed])
-    adapters.load_weights(tensors[: len(weights)])
-    adapters.load_fixed(tensors[len(weights) :])
+    tensors = [tensor.to(device) for tensor in tensors]
+    adapters.adopt(tensors[: len(weights)], tensors[len(weights) :])
     if adapters.space is not None:
         _check_space(adapters.space)
 
