@@ -1,8 +1,9 @@
-"""Python interface to finished runs: load one, sample its generator, map sounds to prompts, continue it, compare runs.
+"""Python interface: train a run or load one, sample its generator, map sounds to prompts, continue it, compare runs.
 
 ```python
-from fed_a2v import load_run
+from fed_a2v import load_run, train
 
+run = train("experiment=quick", "outputs/mine")
 run = load_run("outputs/mine")
 dogs = run.generator.sample("dog", 8)
 prompts = run.prompts("dog.wav")
@@ -12,8 +13,10 @@ run = run.continue_training(rounds=5)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +27,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fed_a2v.config.plugins import refuse_code
+from fed_a2v.config.plugins import foreign_code, refuse_code
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.names import clean_name, nearest
+from fed_a2v.core.names import clean_name, listed, nearest
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
@@ -40,10 +43,12 @@ from fed_a2v.data.index import parts
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
-from fed_a2v.federation.server.step_factory import make_step, model_bytes
+from fed_a2v.federation.server.step_factory import check_buildable, make_step, model_bytes
 from fed_a2v.runs.checkpoint import load_state, read_state
-from fed_a2v.runs.compare import run_rows
+from fed_a2v.runs.compare import find_runs, run_rows
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.summary import run_html, run_line
+from fed_a2v.storage.files import free_folder
 from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 
 if TYPE_CHECKING:
@@ -53,12 +58,13 @@ if TYPE_CHECKING:
 BATCH = 16
 
 Sound = str | Path | NDArray[Any] | Tensor
+SOUNDS = "expected a file, a waveform (samples,) of numpy or torch with its rate, or a list of either"
 # Maximum number of channels of a waveform; a longer axis is that of the samples.
 MOST_CHANNELS = 64
 
 
 class RunError(UserError, ValueError):
-    """The run lacks the requested item; the message lists what it has."""
+    """The run lacks the requested item, or cannot use the given one; the message says what it has or expects."""
 
 
 def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False) -> LoadedRun:
@@ -96,18 +102,58 @@ def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False)
     return LoadedRun(RunFolder(path), state, device, trust_code)
 
 
-def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
-    """Finished runs side by side: the settings in which they differ, then their results.
+def train(overrides: str | Sequence[str] = (), folder: str | Path | None = None, *, quiet: bool = False) -> LoadedRun:
+    """Train across sites in this process, as `fed-a2v train` does, and load the run.
+
+    A second call with the same folder and overrides loads the finished run; with more `rounds` it continues it. A run
+    that was stopped continues after its last finished round.
 
     Args:
-        runs: folders, or loaded runs.
+        overrides: settings as on the command line, one by one or in one string: `["experiment=quick", "rounds=1"]`.
+        folder: folder of the run; default: a new one, `outputs/DATE/TIME`.
+        quiet: show errors only; by default progress and warnings are printed.
+
+    Returns:
+        The run, on the device of its settings.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is not allowed.
+        DataError: the data set cannot be used.
+        CheckpointError: the folder contains a run with other settings.
+
+    Examples:
+        >>> run = train(["experiment=quick", "rounds=1", "report=false"], new_folder, quiet=True)
+        >>> run.round
+        1
+    """
+    from fed_a2v.config.compose import compose_settings
+    from fed_a2v.federation.simulation import run_in_process
+
+    given = overrides.split() if isinstance(overrides, str) else [str(word) for word in overrides]
+    if wrong := next((word for word in given if word.startswith(("-", "hydra."))), None):
+        raise ConfigError(f"{wrong}: `train` takes settings, KEY=VALUE, and the folder of the run as `folder`")
+    settings = compose_settings(overrides if isinstance(overrides, str) else given)
+    check_buildable(settings)
+    path = free_folder(Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}")) if folder is None else Path(folder)
+    path = path.expanduser().absolute()
+    run_in_process(settings, path, output="quiet" if quiet else "full")
+    # The overrides are the user's own; a folder that has been there before is trusted with no more than they name.
+    return load_run(path, settings.device, trust_code=bool(foreign_code(settings.as_dict())))
+
+
+def compare_runs(runs: str | Path | Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
+    """Finished runs side by side: accuracy, the settings in which they differ, then the other results.
+
+    Args:
+        runs: folders or loaded runs; or one folder that contains runs, such as that of a sweep or a comparison. Runs
+            in it that have not finished are left out with a warning.
 
     Returns:
         One row per run, named by its folder; settings under their dotted keys.
 
     Raises:
         ConfigError: pandas is not installed.
-        FileNotFoundError: a run has not finished: it has no `results.json`.
+        FileNotFoundError: the folder contains no finished run, or a run of the list has no `results.json`.
 
     Examples:
         >>> table = compare_runs([folder, other])
@@ -118,10 +164,33 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
         import pandas
     except ImportError as error:
         raise ConfigError("compare_runs needs pandas: pip install 'fed-a2v[notebook]'") from error
-    folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
-    names = [folder.path.absolute().name for folder in folders]
-    index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]
-    return pandas.DataFrame(run_rows(folders), index=pandas.Index(index, name="run"))
+    if isinstance(runs, str | Path):
+        folders, names = _finished_runs(Path(runs).expanduser().absolute())
+    else:
+        folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
+        names = [folder.path.absolute().name for folder in folders]
+        names = [
+            name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)
+        ]
+    return pandas.DataFrame(run_rows(folders), index=pandas.Index(names, name="run"))
+
+
+def _finished_runs(folder: Path) -> tuple[list[RunFolder], list[str]]:
+    """The finished runs in a folder, and their names: their paths in it, or the name of the folder if it is one."""
+    found = find_runs(folder)
+    names = [folder.name if path == folder else path.relative_to(folder).as_posix() for path in found]
+    finished = [RunFolder(path).results.is_file() for path in found]
+    missing = [name for name, done in zip(names, finished, strict=True) if not done]
+    left = f"not finished: {listed(missing)}; resume a run by the command that started it" if missing else ""
+    if not any(finished):
+        raise FileNotFoundError(
+            f"no finished run in {folder}; {left or 'choose a folder of runs, of `fed-a2v compare` or of a sweep'}"
+        )
+    if missing:
+        warnings.warn(f"{len(missing)} of {len(found)} runs in {folder} are left out, {left}", stacklevel=3)
+    pairs = zip(found, names, finished, strict=True)
+    kept = [(RunFolder(path), name) for path, name, done in pairs if done]
+    return [run for run, _ in kept], [name for _, name in kept]
 
 
 @dataclass(frozen=True)
@@ -142,7 +211,7 @@ class ClassSampler:
 
         Args:
             name: name of the class; case, spaces, hyphens and underscores do not matter.
-            num_samples: number of embeddings, each different.
+            num_samples: number of embeddings, each different; at least 1.
             seed: seed of the samples; the same seed gives the same embeddings.
 
         Returns:
@@ -150,9 +219,10 @@ class ClassSampler:
             share=statistics (num_samples, 1, R) rows of the public space.
 
         Raises:
-            RunError: the run does not have the class.
+            RunError: the run does not have the class, or a number is not a whole one.
         """
         name = find_class(name, self.step.prompts.names)
+        num_samples, seed = _whole("num_samples", num_samples, 1), _whole("seed", seed)
         random = torch_generator(seed, "sample", clean_name(name))
         return self.model.sample(num_samples, self.step.conditions_of([name])[0], None, random)
 
@@ -247,7 +317,11 @@ class LoadedRun:
             )
 
     def __repr__(self) -> str:
-        return f"<run {self.folder.path.name}: round {self.round}, {len(self.classes)} classes>"
+        return run_line(self.folder, self.round, self.settings.rounds, self.classes)
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook."""
+        return run_html(self.folder, self.round, self.settings.rounds, self.classes, self.settings.generator.name)
 
     # Content
 
@@ -318,8 +392,8 @@ class LoadedRun:
         target_rate, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
         if isinstance(sound, str | Path):
             return read_clip(Path(sound).expanduser(), target_rate, seconds)
-        if rate is None or rate <= 0:
-            raise RunError(f"a waveform needs its rate in Hz, not {rate}: run.prompts(waveform, rate=44_100)")
+        if not isinstance(rate, int | float | np.number) or isinstance(rate, bool) or not rate > 0:
+            raise RunError(f"a waveform needs its rate in Hz, not {rate!r}: run.prompts(waveform, rate=44_100)")
         return fit_clip(mono(np.asarray(sound)), rate, target_rate, seconds)
 
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
@@ -335,9 +409,9 @@ class LoadedRun:
 
         Raises:
             BadClipError: a sound cannot be read, is empty, has NaN or infinite samples, or is not a waveform.
-            RunError: a waveform without `rate`, or the run's encoder is unknown.
+            RunError: a waveform without `rate`, something that is no sound, or the run's encoder is unknown.
         """
-        each = [sounds] if isinstance(sounds, str | Path | np.ndarray | Tensor) else list(sounds)
+        each = as_list(sounds)
         embedded = []
         for start in range(0, len(each), BATCH):
             waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
@@ -348,19 +422,24 @@ class LoadedRun:
         return self.inputs(square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings)
 
     @torch.no_grad()
-    def inputs(self, embeddings: Tensor) -> Tensor:
+    def inputs(self, embeddings: Tensor | NDArray[Any]) -> Tensor:
         """Inputs of the adapters for embeddings of clips, such as those in a file of embeddings.
 
         Args:
-            embeddings: (B, S, Da), after the square root if the run uses it.
+            embeddings: (B, S, Da) of torch or numpy, after the square root if the run uses it.
 
         Returns:
             (B, 1, R) rows of the public space with share=statistics, else the embeddings.
+
+        Raises:
+            RunError: another shape or type.
         """
-        return self.adapters.mapped(embeddings.to(self.device))
+        tokens, width = self._clip_shape
+        # The public space averages tokens, whatever their number.
+        return self.adapters.mapped(self._checked(embeddings, None if self.adapters.space else tokens, width))
 
     @torch.no_grad()
-    def adapt(self, embeddings: Tensor) -> AdapterOutput:
+    def adapt(self, embeddings: Tensor | NDArray[Any]) -> AdapterOutput:
         """Prompt embeddings for an image model.
 
         Args:
@@ -370,15 +449,32 @@ class LoadedRun:
             clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt), including the mean prompt of the classes.
 
         Raises:
-            RunError: the width is that of embeddings, which `inputs` has not mapped into the public space.
+            RunError: another shape or type, such as that of embeddings which `inputs` has not mapped into the public
+                space.
         """
-        if self.adapters.space is not None and embeddings.shape[-1] != self.adapters.audio_width:
+        width, shape = self.adapters.audio_width, getattr(embeddings, "shape", ())
+        if self.adapters.space is not None and shape and shape[-1] != width:
             raise RunError(
-                f"embeddings of width {embeddings.shape[-1]}, but the adapters of this run take rows of a public space "
-                f"with {self.adapters.audio_width} columns (share=statistics): run.adapt(run.inputs(embeddings))"
+                f"embeddings of width {shape[-1]}, but the adapters of this run take rows of a public space "
+                f"with {width} columns (share=statistics): run.adapt(run.inputs(embeddings))"
             )
-        prompts: AdapterOutput = self.adapters(embeddings.to(self.device))
+        tokens = self._clip_shape[0] if self.adapters.space is None else 1
+        prompts: AdapterOutput = self.adapters(self._checked(embeddings, tokens, width))
         return prompts
+
+    def _checked(self, embeddings: Any, tokens: int | None, width: int) -> Tensor:
+        """Embeddings as (B, tokens, width) float32 on the run's device; tokens None: any number of them."""
+        expected = f"({', '.join(map(str, ('B', 'S' if tokens is None else tokens, width)))})"
+        if not isinstance(embeddings, Tensor | np.ndarray):
+            raise RunError(f"embeddings are {type(embeddings).__name__}; expected a tensor or array {expected}")
+        shape, kind = tuple(embeddings.shape), str(embeddings.dtype).removeprefix("torch.")
+        if len(shape) != 3 or shape[2] != width or not shape[1] or tokens not in (None, shape[1]):
+            flat = len(shape) == 2 and shape[1] == width
+            hint = f"; give embeddings[{':, None' if tokens == 1 else 'None'}]" if flat else ""
+            raise RunError(f"embeddings have shape {shape}; this run expects B of them, {expected}{hint}")
+        if "float" not in kind:
+            raise RunError(f"embeddings have type {kind}; expected floats {expected}")
+        return torch.as_tensor(embeddings).to(self.device, torch.float32)
 
     def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> AdapterOutput:
         """Prompt embeddings of sounds: `embed`, then `adapt`."""
@@ -422,7 +518,7 @@ class LoadedRun:
             raise RunError(
                 f"this is round {self.round} of a run with newer states; load the folder itself, {self.folder.path}"
             )
-        defaults = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
+        defaults = {"rounds": self.settings.rounds + _whole("rounds", rounds, 0), "resume": "auto"}
         defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
         # OmegaConf would resolve interpolations: environment variables of this user in untrusted settings.
         tree = self.config
@@ -479,12 +575,43 @@ def _is_sound(shape: tuple[int, ...]) -> bool:
     return min(shape) <= MOST_CHANNELS and shape[0] != shape[1]
 
 
+def as_list(sounds: Sound | Iterable[Sound]) -> list[Sound]:
+    """One sound, or several, as a list.
+
+    Raises:
+        RunError: neither.
+    """
+    if isinstance(sounds, str | Path | np.ndarray | Tensor):
+        return [sounds]
+    try:
+        each = list(sounds)
+    except TypeError as error:
+        raise RunError(f"{type(sounds).__name__} is no sound: {SOUNDS}") from error
+    for sound in each:
+        if not isinstance(sound, str | Path | np.ndarray | Tensor):
+            raise RunError(f"a list with {type(sound).__name__} is no list of sounds: {SOUNDS}")
+    return each
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least `least`.
+
+    Raises:
+        RunError: it is not; names it.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
+        raise RunError(f"{name}={value!r}: expected a whole number" + ("" if least is None else f", {least} or more"))
+    return int(value)
+
+
 def find_class(name: str, classes: Sequence[str]) -> str:
     """The class in `classes` with this name; case, spaces, hyphens and underscores do not matter.
 
     Raises:
         RunError: there is none; names the nearest one.
     """
+    if not isinstance(name, str):
+        raise RunError(f"a class is named by text, not by {type(name).__name__}; the classes are {', '.join(classes)}")
     by_clean_name = {clean_name(known): known for known in classes}
     if clean_name(name) in by_clean_name:
         return by_clean_name[clean_name(name)]
