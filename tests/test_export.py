@@ -304,7 +304,7 @@ def test_weights_that_do_not_fit_are_refused(change, name, own):
 
 
 def test_a_space_that_is_not_orthonormal_is_refused(runs, tmp_path):
-    export_run(runsSUMS, tmp_path / "a")
+    export_run(runs(*SUMS), tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "model.safetensors")
     tensors["adapters.space_matrix"] *= 2
     save_file(tensors, tmp_path / "a" / "model.safetensors")
