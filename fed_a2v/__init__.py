@@ -8,12 +8,13 @@ from fed_a2v.storage.plain_text import PlainLines
 from fed_a2v.version import __version__
 
 if TYPE_CHECKING:
+    from fed_a2v.adapter import A2VAdapter
     from fed_a2v.load import compare_runs, load_run, train
 
-__all__ = ["__version__", "compare_runs", "load_run", "train"]
+__all__ = ["A2VAdapter", "__version__", "compare_runs", "load_run", "train"]
 
 # Imported on use, from these modules: they need torch, but the commands' help does not.
-_MODULES = {"compare_runs": "fed_a2v.load", "load_run": "fed_a2v.load", "train": "fed_a2v.load"}
+_MODULES = {"A2VAdapter": "fed_a2v.adapter"} | dict.fromkeys(("compare_runs", "load_run", "train"), "fed_a2v.load")
 
 # At the logger itself, since a process without handlers, such as a site's, also prints warnings.
 logging.getLogger("fed_a2v").addFilter(PlainLines())

@@ -32,15 +32,15 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.metrics import ClassScore, ranked_classes
-from fed_a2v.core.names import clean_name, listed, nearest
+from fed_a2v.core.names import clean_name, listed
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
+from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.datasets.base import data_set
-from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
+from fed_a2v.data.sounds import RunError, Sound, as_waveform, embed_sounds, find_class
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
@@ -54,18 +54,6 @@ from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 
 if TYPE_CHECKING:
     import pandas
-
-# Sounds per batch of the encoder.
-BATCH = 16
-
-Sound = str | Path | NDArray[Any] | Tensor
-SOUNDS = "expected a file, a waveform (samples,) of numpy or torch with its rate, or a list of either"
-# Maximum number of channels of a waveform; a longer axis is that of the samples.
-MOST_CHANNELS = 64
-
-
-class RunError(UserError, ValueError):
-    """The run lacks the requested item, or cannot use the given one; the message says what it has or expects."""
 
 
 def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False) -> LoadedRun:
@@ -368,12 +356,32 @@ class LoadedRun:
         Raises:
             RunError: the run was trained on a file of embeddings, whose encoder is unknown.
         """
-        if not any(data_set(part.name).has_audio for part in parts(self.settings.dataset)):
+        if not self.has_audio:
             raise RunError(
                 f"{self.folder.path.name} was trained on files of embeddings, whose encoder is unknown: pass "
                 "embeddings of the same kind to `inputs`, and its result to `adapt`"
             )
         return load_encoder(self.settings.encoder)
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the run was trained on sounds; else on files of embeddings, whose encoder is unknown."""
+        return any(data_set(part.name).has_audio for part in parts(self.settings.dataset))
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length in seconds that sounds are cropped or padded to."""
+        return max(part.clip_seconds for part in parts(self.settings.dataset))
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """(S, Da) of the encoder's embedding of a clip."""
+        return self._clip_shape
+
+    @property
+    def takes_square_roots(self) -> bool:
+        """Whether the adapters take square roots of the encoder's embeddings."""
+        return bool(self._components["strategy"]["square_root"])
 
     # From sounds to prompts
 
@@ -390,12 +398,7 @@ class LoadedRun:
         Raises:
             BadClipError, RunError: see `embed`.
         """
-        target_rate, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
-        if isinstance(sound, str | Path):
-            return read_clip(Path(sound).expanduser(), target_rate, seconds)
-        if not isinstance(rate, int | float | np.number) or isinstance(rate, bool) or not rate > 0:
-            raise RunError(f"a waveform needs its rate in Hz, not {rate!r}: run.prompts(waveform, rate=44_100)")
-        return fit_clip(mono(np.asarray(sound)), rate, target_rate, seconds)
+        return as_waveform(sound, rate, self.encoder.sample_rate, self.clip_seconds)
 
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
         """Audio embeddings of sounds, as inputs of the adapters.
@@ -412,15 +415,8 @@ class LoadedRun:
             BadClipError: a sound cannot be read, is empty, has NaN or infinite samples, or is not a waveform.
             RunError: a waveform without `rate`, something that is no sound, or the run's encoder is unknown.
         """
-        each = as_list(sounds)
-        embedded = []
-        for start in range(0, len(each), BATCH):
-            waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
-            embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
-        if not embedded:
-            return self.inputs(torch.empty(0, *self._clip_shape))
-        embeddings = torch.cat(embedded)
-        return self.inputs(square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings)
+        embeddings = embed_sounds(self.encoder, self.clip_seconds, sounds, rate)
+        return self.inputs(square_roots(embeddings) if self.takes_square_roots else embeddings)
 
     @torch.no_grad()
     def inputs(self, embeddings: Tensor | NDArray[Any]) -> Tensor:
@@ -502,8 +498,7 @@ class LoadedRun:
         embeddings = isinstance(sounds, Tensor) and sounds.ndim == 3
         outputs = self.adapt(sounds) if embeddings else self.prompts(sounds, rate)  # type: ignore[arg-type]
         ranked = ranked_classes(outputs.clip, self.targets.clip, self.classes, top)
-        one = isinstance(sounds, str | Path | np.ndarray | Tensor) and not embeddings
-        return ranked[0] if one else ranked
+        return ranked[0] if isinstance(sounds, Sound) and not embeddings else ranked
 
     def class_name(self, name: str) -> str:
         """A class name in the run's spelling; case, spaces, hyphens and underscores do not matter.
@@ -566,58 +561,6 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def mono(waveform: NDArray[Any]) -> FloatArray:
-    """A waveform as (samples,) float32 between -1 and 1: the mean of its channels, the shorter axis.
-
-    Args:
-        waveform: (samples,), (samples, channels) as from soundfile, or (channels, samples) as from librosa and
-            torchaudio. Integers are relative to the full scale of their type, as in a WAV file.
-
-    Raises:
-        BadClipError: another shape, no samples, as many channels as samples, another type, or NaN or infinite samples.
-    """
-    shape, kind = waveform.shape, waveform.dtype
-    if waveform.ndim not in (1, 2) or not waveform.size or (waveform.ndim == 2 and not _is_sound(shape)):
-        raise BadClipError(
-            f"a waveform has shape {shape}; expected (samples,), (samples, channels) or (channels, samples) with 1 to "
-            f"{MOST_CHANNELS} channels, fewer than samples"
-        )
-    if kind.kind in "iu" and kind.itemsize <= 4:
-        scale = 2.0 ** (8 * kind.itemsize - 1)
-        waveform = (waveform.astype(np.float64) - (scale if kind.kind == "u" else 0.0)) / scale
-    elif kind.kind != "f":
-        raise BadClipError(f"a waveform has type {kind}; expected floats, or integers of 8 to 32 bits")
-    with np.errstate(over="ignore"):
-        waveform = waveform.astype(np.float32)
-    if not np.isfinite(waveform).all():
-        raise BadClipError(f"a waveform of shape {shape} has NaN or infinite samples")
-    check_samples(waveform, f"a waveform of shape {shape}")
-    return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
-
-
-def _is_sound(shape: tuple[int, ...]) -> bool:
-    """Whether the shorter of two axes can be that of the channels."""
-    return min(shape) <= MOST_CHANNELS and shape[0] != shape[1]
-
-
-def as_list(sounds: Sound | Iterable[Sound]) -> list[Sound]:
-    """One sound, or several, as a list.
-
-    Raises:
-        RunError: neither.
-    """
-    if isinstance(sounds, str | Path | np.ndarray | Tensor):
-        return [sounds]
-    try:
-        each = list(sounds)
-    except TypeError as error:
-        raise RunError(f"{type(sounds).__name__} is no sound: {SOUNDS}") from error
-    for sound in each:
-        if not isinstance(sound, str | Path | np.ndarray | Tensor):
-            raise RunError(f"a list with {type(sound).__name__} is no list of sounds: {SOUNDS}")
-    return each
-
-
 def _whole(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, at least `least`.
 
@@ -627,19 +570,3 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
         raise RunError(f"{name}={value!r}: expected a whole number" + ("" if least is None else f", {least} or more"))
     return int(value)
-
-
-def find_class(name: str, classes: Sequence[str]) -> str:
-    """The class in `classes` with this name; case, spaces, hyphens and underscores do not matter.
-
-    Raises:
-        RunError: there is none; names the nearest one.
-    """
-    if not isinstance(name, str):
-        raise RunError(f"a class is named by text, not by {type(name).__name__}; the classes are {', '.join(classes)}")
-    by_clean_name = {clean_name(known): known for known in classes}
-    if clean_name(name) in by_clean_name:
-        return by_clean_name[clean_name(name)]
-    near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
-    hint = f"did you mean {by_clean_name[near]!r}?" if near else f"the classes are {', '.join(classes)}"
-    raise RunError(f"no class {name!r} in this run; {hint}")

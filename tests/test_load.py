@@ -23,10 +23,10 @@ from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.datasets.synth import RATE, synthesise
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.data.sounds import RunError, mono
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.subjects import of_classes
-from fed_a2v.load import RunError, mono
 from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.torch_files import CheckpointError

@@ -259,7 +259,8 @@ def _generator_maker(
             key: _module(f"generator.{key}.{TARGET}={target}", classes[key], values)
             for key, (target, values) in objects.items()
         }
-        return _module(f"generator.{TARGET}={generator.target}", cls, {**arguments, **parts, **shapes})
+        made: Generator = _module(f"generator.{TARGET}={generator.target}", cls, {**arguments, **parts, **shapes})
+        return made
 
     return make
 
