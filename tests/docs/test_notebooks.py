@@ -67,9 +67,11 @@ def test_the_first_run_trains_samples_and_compares(execute):
 
 
 @pytest.mark.deployment
-def test_own_recordings_are_trained_on_and_a_new_sound_is_classified(execute):
+def test_own_recordings_are_trained_on_classified_and_exported(execute):
     outputs = execute(REPOSITORY / "examples" / "own_recordings.ipynb")
     results = json.loads((execute.place / "outputs" / "own_recordings" / "results.json").read_text())
     assert (results["dataset"], results["test_clips"]) == ("folder", 16)
-    (scores,) = [table for table in html_of(outputs) if "<th>score</th>" in table]
-    assert re.search(r"<th>0</th>\s*<td>rain</td>", scores)
+    run, exported = [table for table in html_of(outputs) if "<th>score</th>" in table]
+    assert re.search(r"<th>0</th>\s*<td>rain</td>", run)
+    assert exported == run
+    assert {path.name for path in (execute.place / "exported").iterdir()} >= {"model.safetensors", "config.json"}
