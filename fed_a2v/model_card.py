@@ -33,7 +33,7 @@ TEMPLATE = """\
 # {{ name }}
 
 Adapters that map the audio embeddings of a frozen encoder to the prompt embeddings of an image model. They were trained
-across {{ sites }} sites with [Flower](https://flower.ai), by fed_a2v {{ version }}; the recordings stayed at the sites.
+across {{ sites }} sites with [Flower](https://flower.ai), by fed_a2v {{ version }}.
 
 ## Use
 

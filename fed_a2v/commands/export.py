@@ -34,11 +34,16 @@ def run(words: list[str]) -> None:
 
     from fed_a2v.export import export_run
     from fed_a2v.load import load_run
+    from fed_a2v.model_card import UNKNOWN
 
     folder = given.to.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; choose another folder, or remove it")
-    export_run(load_run(given.run, trust_code=given.trust_code), folder, given.licence)
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    say(Console(), f"Exported to {folder}, {size:.1f} MB. In Python:")
-    say(Console(), f"  from fed_a2v import A2VAdapter; adapter = A2VAdapter.from_pretrained({str(given.to)!r})")
+    adapter = export_run(load_run(given.run, trust_code=given.trust_code), folder, given.licence)
+    size, console = sum(path.stat().st_size for path in folder.iterdir()) / 1e6, Console()
+    say(console, f"Exported to {given.to}, {size:.1f} MB. In Python:")
+    say(console, "  from fed_a2v import A2VAdapter")
+    say(console, f"  adapter = A2VAdapter.from_pretrained({str(given.to)!r})")
+    licence = adapter.generate_model_card().data.license
+    choose = "; choose one with --licence ID before you publish it" if licence == UNKNOWN else ""
+    say(console, f"Licence in the model card: {licence}{choose}.")
