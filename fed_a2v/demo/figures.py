@@ -24,7 +24,9 @@ BANDS = 64
 RANGE = 80.0
 # Length of the spectrogram's frames in seconds.
 FRAME = 0.064
-HERTZ = (100, 250, 500, 1000, 2000, 4000, 8000, 16_000)
+HERTZ = (500, 1000, 2000, 4000, 8000, 16_000)
+# Height of the figures in pixels.
+HEIGHT = 480
 # Classes with a line in the legend while no sound is shown.
 MOST_NAMED = 12
 
@@ -68,8 +70,8 @@ def sound_figure(waveform: FloatArray, rate: int) -> go.Figure:
             "ticktext": [f"{hertz:,}" for hertz in shown],
             "showgrid": False,
         },
-        yaxis2={"title": {"text": "sample"}, "domain": [0.72, 1], "range": [-1.1 * loudest, 1.1 * loudest]},
-        height=380,
+        yaxis2={"domain": [0.72, 1], "range": [-1.1 * loudest, 1.1 * loudest]},
+        height=HEIGHT,
         showlegend=False,
         dragmode=False,  # a finger scrolls the page
         margin={"l": 64, "r": 16, "t": 40, "b": 44},
@@ -122,7 +124,7 @@ def map_figure(embedding_map: EmbeddingMap, answer: Answer | None = None) -> go.
         xaxis={"title": {"text": f"first axis, {first:.0%} of the variance"}, "zeroline": False},
         yaxis={"title": {"text": f"second axis, {second:.0%}"}, "zeroline": False},
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0, "xanchor": "left"},
-        height=520,
+        height=HEIGHT,
         dragmode=False,
         margin={"l": 56, "r": 16, "t": 40, "b": 48},
     )

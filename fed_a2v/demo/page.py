@@ -27,20 +27,23 @@ KEEP, LOOK = 600, 60
 UNHEARD = 1_000_000
 
 CSS = """
+:root { --demo-soft: #575e69; }
+.dark { --demo-soft: #a5acb6; }
 .gradio-container { max-width: 1240px !important; margin: 0 auto; }
 .gradio-container h1 { font-size: 1.5rem; font-weight: 600; margin: .4rem 0 .1rem; }
-.demo-soft { color: var(--body-text-color-subdued); margin: .1rem 0 .4rem; }
+.gradio-container .hide-container > .html-container { padding: 0; }
+.demo-soft { color: var(--demo-soft); margin: .1rem 0 .4rem; }
 .demo-best { font-size: 1.5rem; font-weight: 600; margin: 0 0 .6rem; overflow-wrap: anywhere; }
 .demo-classes { width: 100%; border-collapse: collapse; margin: 0 0 .8rem; }
 .demo-classes, .demo-classes :is(thead, tbody, tr, th, td) { border: 0 !important; }
-.demo-classes caption { text-align: left; color: var(--body-text-color-subdued); margin-bottom: .2rem; }
+.demo-classes caption { text-align: left; color: var(--demo-soft); margin-bottom: .2rem; }
 .demo-classes th { text-align: left; font-weight: 400; padding: .15rem .6rem .15rem 0; overflow-wrap: anywhere; }
 .demo-classes td { padding: .15rem 0; }
 .demo-classes td:nth-child(2) { width: 45%; }
 .demo-classes td:last-child { text-align: right; width: 3.4rem; font-variant-numeric: tabular-nums; }
 .demo-bar { display: block; height: .7rem; border-radius: 3px; min-width: 1px; }
-#built-in { gap: .4rem; }
-#built-in button { flex: 0 1 auto; }
+#built-in { gap: .4rem; align-items: center; }
+#built-in > * { flex: 0 1 auto; width: auto; }
 .demo-near { margin: .15rem 0; overflow-wrap: anywhere; }
 .demo-bad { border-left: 4px solid #d0555b; padding: .5rem .8rem; margin: 0; overflow-wrap: anywhere; }
 /* Plotly sets its colours in the elements, for one background only. */
@@ -50,7 +53,7 @@ CSS = """
 .js-plotly-plot .gridlayer path { stroke: var(--border-color-primary) !important; }
 .js-plotly-plot .legend .bg { fill: transparent !important; }
 .js-plotly-plot .zerolinelayer path { stroke: var(--border-color-primary) !important; }
-@media (hover: none) { .js-plotly-plot .modebar { display: none; } }
+@media (hover: none), (max-width: 640px) { .js-plotly-plot .modebar { display: none; } }
 """
 
 
@@ -66,18 +69,24 @@ def make_page(explorer: Explorer) -> gr.Blocks:
             with gr.Column(scale=2, min_width=300):
                 sound = gr.Audio(type="filepath", sources=["upload", "microphone"], label="Sound", buttons=[])
                 take_uploads_only(sound)
-                with gr.Row(elem_id="built-in"):
-                    for name, file in _built_in_sounds(explorer):
-                        button = gr.Button(name, size="sm", min_width=0)
-                        button.click(_giving(file), None, sound, show_progress="hidden", api_visibility="private")
-                picture = gr.Image(label="Image", type="pil", format="png", buttons=["fullscreen"], visible=draws)
+                if built_in := _built_in_sounds(explorer):
+                    with gr.Row(elem_id="built-in"):
+                        gr.HTML('<span class="demo-soft">Built-in sounds:</span>', padding=False, min_width=0)
+                        for name, file in built_in:
+                            button = gr.Button(name, size="sm", min_width=0)
+                            button.click(_giving(file), None, sound, show_progress="hidden", api_visibility="private")
             with gr.Column(scale=3, min_width=300):
                 result = gr.HTML(start[0], padding=True, container=True, elem_id="result")
-                waves = gr.Plot(label="Waveform and spectrogram", visible=False, elem_id="waves")
-        place = gr.Plot(start[2], label="Map of the embeddings", visible=start[2] is not None, elem_id="map")
-        if explorer.map is not None:
-            gr.HTML(_caption(explorer), padding=False)
-        outputs = [result, waves, place, *([picture] if draws else [])]
+            with gr.Column(scale=2, min_width=300, visible=draws):
+                picture = gr.Image(label="Image", type="pil", format="png", buttons=["fullscreen"])
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300, visible=False) as left:
+                waves = gr.Plot(label="Waveform and spectrogram", elem_id="waves")
+            with gr.Column(scale=3, min_width=300, visible=explorer.map is not None):
+                place = gr.Plot(start[3], label="Map of the embeddings", elem_id="map")
+                if explorer.map is not None:
+                    gr.HTML(_caption(explorer), padding=False)
+        outputs = [result, left, waves, place, *([picture] if draws else [])]
 
         def changed(path: str | None) -> Iterator[tuple[Any, ...]]:
             yield from answers(explorer, path)
@@ -117,23 +126,25 @@ def answers(explorer: Explorer, path: str | None) -> Iterator[tuple[Any, ...]]:
     except MENDABLE as error:
         yield (problem_html(error, file), *_empty(explorer)[1:])
         return
-    result, waves = result_html(explorer, answer), gr.Plot(sound_figure(answer.waveform, answer.rate), visible=True)
-    place = gr.skip() if explorer.map is None else map_figure(explorer.map, answer)
+    result = result_html(explorer, answer)
+    place = None if explorer.map is None else map_figure(explorer.map, answer)
+    shown = (result, gr.Column(visible=True), sound_figure(answer.waveform, answer.rate), place)
     if explorer.images is None:
-        yield result, waves, place
+        yield shown
         return
-    yield result, waves, place, None
+    yield (*shown, None)
+    same = [gr.skip()] * 3
     try:
-        yield gr.skip(), gr.skip(), gr.skip(), explorer.picture(answer)
+        yield (gr.skip(), *same, explorer.picture(answer))
     except MENDABLE as error:
-        yield result + problem_html(error, file), gr.skip(), gr.skip(), None
+        yield (result + problem_html(error, file), *same, None)
 
 
 def _empty(explorer: Explorer) -> tuple[Any, ...]:
     """Values of the components without a sound."""
     hint = '<p class="demo-soft">Drop a sound file, or record one.</p>'
     place = None if explorer.map is None else map_figure(explorer.map)
-    return (hint, gr.Plot(visible=False), place, *([None] if explorer.images is not None else []))
+    return (hint, gr.Column(visible=False), None, place, *([None] if explorer.images is not None else []))
 
 
 def _giving(value: str) -> Callable[[], str]:
@@ -170,12 +181,17 @@ def _header(explorer: Explorer) -> str:
 
 
 def _caption(explorer: Explorer) -> str:
-    shares_sums = explorer.run.settings.shares_sums
-    real = "class means over the clips of all sites" if shares_sums else "prototypes, each the mean of a group of clips"
-    return (
-        f'<p class="demo-soft">Full symbols: {real}. Open symbols: samples of the generator. '
-        "The map shows two of many axes; similarities are computed along all.</p>"
-    )
+    assert explorer.map is not None
+    shares_sums, parts = explorer.run.settings.shares_sums, []
+    if not explorer.map.synthetic.all():
+        means = (
+            "class means over the clips of all sites" if shares_sums else "the sites' prototypes, means of some clips"
+        )
+        parts.append(f"Full symbols: {means}.")
+    if explorer.map.synthetic.any():
+        parts.append("Open symbols: samples of the generator.")
+    parts.append("The map shows two of many axes; similarities are computed along all.")
+    return f'<p class="demo-soft">{" ".join(parts)}</p>'
 
 
 def result_html(explorer: Explorer, answer: Answer) -> str:
@@ -189,22 +205,21 @@ def result_html(explorer: Explorer, answer: Answer) -> str:
     lines = [
         f'<p class="demo-best">{_text(answer.classes[0].name)}</p>',
         f'<table class="demo-classes"><caption>Nearest class prompts, by cosine</caption>{rows}</table>',
-        _near("Nearest synthetic sample", answer.synthetic),
-        _near("Nearest class mean" if explorer.run.settings.shares_sums else "Nearest prototype", answer.real),
     ]
+    if answer.synthetic is not None:
+        lines.append(_near("Nearest synthetic sample", answer.synthetic))
+    if answer.real is not None and explorer.run.settings.shares_sums:
+        lines.append(_near("Nearest class mean", answer.real))
+    elif answer.real is not None:
+        lines.append(_near("Nearest prototype", answer.real, f" of {_text(answer.real.site)}"))
     if answer.seconds is not None and answer.seconds > explorer.seconds + 0.05:
         lines.append(f'<p class="demo-soft">Used: the first {explorer.seconds:.4g} of {answer.seconds:.4g} s.</p>')
     return f'<div aria-live="polite">{"".join(lines)}</div>'
 
 
-def _near(what: str, neighbour: Neighbour | None) -> str:
-    if neighbour is None:  # no generator, or a bank that keeps none
-        return ""
-    site = f" of {_text(neighbour.site)}" if neighbour.site else ""
-    return (
-        f'<p class="demo-near">{what}: <strong>{_text(neighbour.name)}</strong>{site}, '
-        f"similarity {neighbour.similarity:.2f}</p>"
-    )
+def _near(what: str, neighbour: Neighbour, origin: str = "") -> str:
+    name, similarity = _text(neighbour.name), neighbour.similarity
+    return f'<p class="demo-near">{what}: <strong>{name}</strong>{origin}, similarity {similarity:.2f}</p>'
 
 
 def problem_html(error: BaseException, file: Path) -> str:
