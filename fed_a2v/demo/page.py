@@ -184,9 +184,7 @@ def _caption(explorer: Explorer) -> str:
     assert explorer.map is not None
     shares_sums, parts = explorer.run.settings.shares_sums, []
     if not explorer.map.synthetic.all():
-        means = (
-            "class means over the clips of all sites" if shares_sums else "the sites' prototypes, means of some clips"
-        )
+        means = "class means over the clips of all sites" if shares_sums else "the prototypes of the sites"
         parts.append(f"Full symbols: {means}.")
     if explorer.map.synthetic.any():
         parts.append("Open symbols: samples of the generator.")
