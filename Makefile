@@ -100,6 +100,7 @@ bench: dev
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/demo.py --write
 	$(BIN)/python benchmarks/hostile_replies.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/scale.py

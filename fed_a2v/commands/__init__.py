@@ -9,6 +9,7 @@ COMMANDS = (
     "embed",
     "generate",
     "export",
+    "demo",
     "synth",
     "targets",
     "doctor",
