@@ -28,6 +28,7 @@ from fed_a2v.config.plugins import refuse_code
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
+from fed_a2v.core.metrics import ClassScore, ranked_classes
 from fed_a2v.core.names import clean_name, nearest
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import torch_generator
@@ -383,6 +384,31 @@ class LoadedRun:
     def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> AdapterOutput:
         """Prompt embeddings of sounds: `embed`, then `adapt`."""
         return self.adapt(self.embed(sounds, rate))
+
+    def classify(
+        self, sounds: Sound | Sequence[Sound], rate: int | None = None, top: int = 5
+    ) -> list[ClassScore] | list[list[ClassScore]]:
+        """The classes whose prompts are nearest to a sound's, with their scores, best first.
+
+        Args:
+            sounds: a sound or several, see `embed`; or embeddings (B, S, Da) as `adapt` takes them.
+            rate: sample rate of waveforms in Hz.
+            top: number of classes for each sound; all if there are fewer.
+
+        Returns:
+            For one sound a list of `(name, score)`; for several sounds or embeddings, a list of such lists. The score
+            is the cosine to the class prompt, with the mean of all class prompts subtracted from both, as in accuracy.
+
+        Raises:
+            BadClipError, RunError: see `embed` and `adapt`; or `top` is below 1.
+        """
+        if top < 1:
+            raise RunError(f"top={top} is no number of classes; choose 1 to {len(self.classes)}")
+        embeddings = isinstance(sounds, Tensor) and sounds.ndim == 3
+        outputs = self.adapt(sounds) if embeddings else self.prompts(sounds, rate)  # type: ignore[arg-type]
+        ranked = ranked_classes(outputs.clip, self.targets.clip, self.classes, top)
+        one = isinstance(sounds, str | Path | np.ndarray | Tensor) and not embeddings
+        return ranked[0] if one else ranked
 
     def class_name(self, name: str) -> str:
         """A class name in the run's spelling; case, spaces, hyphens and underscores do not matter.

@@ -364,6 +364,24 @@ def test_a_sound_with_values_that_no_training_clip_had_gives_numbers(folder, wav
     torch.testing.assert_close(run.embed(wav), plain.sign() * plain.abs().sqrt())
 
 
+def test_classes_of_a_sound_are_ranked_by_the_cosines_of_the_accuracy(run, wav):
+    prompts = run.prompts(wav)
+    ranked = run.classify(wav, top=10)
+    assert {name for name, _ in ranked} == set(run.classes)
+    assert [each.score for each in ranked] == sorted((each.score for each in ranked), reverse=True)
+    for label, name in enumerate(run.classes):
+        similarity = retrieval(prompts.clip, torch.tensor([label]), run.targets.clip).similarity
+        assert dict(ranked)[name] == pytest.approx(float(similarity), abs=1e-6)
+    waveform, rate = soundfile.read(wav, dtype="float32")
+    assert run.classify(waveform, rate=rate, top=2) == ranked[:2]
+    assert run.classify(torch.from_numpy(waveform), rate, top=1) == ranked[:1]
+    assert run.classify([wav], top=3) == [ranked[:3]]
+    assert run.classify(run.embed(wav), top=100) == [ranked]
+    assert run.classify([]) == []
+    with refused(RunError, "top=0"):
+        run.classify(wav, top=0)
+
+
 def test_prompts_lie_where_the_class_prompts_lie(run, wav):
     """The centre that comparisons take off is in them."""
     prompts, centre = run.prompts(wav).clip[0], prompt_centre(run.targets.clip)
