@@ -18,3 +18,12 @@ def test_the_citation_has_the_required_fields_and_the_projects_own_values():
     assert citation["version"] == project["version"]
     assert citation["license"] == project["license"]
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+
+
+def test_the_bibtex_of_the_documentation_says_the_same():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    page = (REPOSITORY / "docs" / "faq.md").read_text(encoding="utf-8")
+    fields = dict(re.findall(r"^  (\w+) += \{(.*)\},$", page, re.MULTILINE))
+    assert fields["title"].replace("\\", "") == citation["title"]
+    assert fields["author"] == f"{{{citation['authors'][0]['name']}}}"
+    assert (fields["version"], fields["license"]) == (citation["version"], citation["license"])
