@@ -5,7 +5,7 @@
 # make test-python PYTHON=python3.12   the tests with another Python, in a separate environment
 # make coverage   the tests, and the lines of fed_a2v/ that no test runs
 # make docs    the documentation, in site/
-# make bench   the figures in docs/benchmarks.md
+# make bench   the figures in docs/benchmarks.md and docs/engineering.md
 # Each first installs what it needs. make install installs what a run needs, make dev everything.
 PYTHON ?= python3
 VENV ?= .venv

@@ -29,3 +29,12 @@ def test_the_badges_of_the_readme_say_what_pyproject_says():
     assert said["Python"].split(" | ") == versions
     assert said["Flower"].removeprefix("≥ ") == re.search(r">=([\d.]+)", flower)[1]
     assert said["licence"] == project["license"]
+
+
+def test_the_bibtex_of_the_documentation_says_the_same():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    page = (REPOSITORY / "docs" / "faq.md").read_text(encoding="utf-8")
+    fields = dict(re.findall(r"^  (\w+) += \{(.*)\},$", page, re.MULTILINE))
+    assert fields["title"].replace("\\", "") == citation["title"]
+    assert fields["author"] == f"{{{citation['authors'][0]['name']}}}"
+    assert (fields["version"], fields["license"]) == (citation["version"], citation["license"])

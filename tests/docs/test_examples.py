@@ -284,6 +284,18 @@ def test_the_geometric_median_is_not_moved_by_one_site_of_ten():
     torch.testing.assert_close(vector, torch.ones(2), atol=1e-3, rtol=0)
 
 
+def test_momentum_goes_on_in_the_direction_of_earlier_rounds_and_survives_a_resume():
+    words = ["aggregation._target_=server_momentum.ServerMomentum", "+aggregation.arguments.momentum=0.5"]
+    settings = compose_settings(["aggregation=custom", *words]).aggregation
+    rule, resumed = make_rule(settings), make_rule(settings)
+    first = rule.combine(iter([[torch.tensor([1.0])], [torch.tensor([3.0])]]), [10, 30], [torch.zeros(1)])
+    assert first[0].item() == 2.0, "the plain mean, as there is no velocity yet"
+    resumed.load_state_dict(rule.state_dict())
+    for each in (rule, resumed):
+        second = each.combine(iter([[torch.tensor([3.0])], [torch.tensor([5.0])]]), [10, 30], first)
+        assert second[0].item() == 2.0 + 2.0 + 0.5 * 2.0
+
+
 def test_the_worst_class_and_the_mean_over_classes_are_metrics_of_every_round(tmp_path):
     words = ["experiment=quick", "rounds=1", "generator=none", "report=false"]
     results = run_in_process(compose_settings([*words, "+metrics.worst._target_=worst_class.WorstClass"]), tmp_path)
@@ -310,8 +322,8 @@ def test_the_accuracy_file_has_every_round_of_a_resumed_run(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_on_the_page_and_says_how_it_is_run(path):
-    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    assert f'--8<-- "examples/{path.name}"' in page
+    pages = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("extending.md", "aggregation.md")]
+    assert any(f'--8<-- "examples/{path.name}"' in page for page in pages)
     module = importlib.import_module(path.stem)
     assert "fed-a2v train" in module.__doc__
 
