@@ -167,7 +167,7 @@ def test_a_site_as_a_whole_is_scaled_down(make_site, settings, tmp_path):
 
 def test_scores_are_counts_only(make_site):
     site = make_site()
-    for score in site.evaluate(site.new_adapters()).classes.values():
+    for score in site.evaluate(site.new_adapters()).scores.classes.values():
         assert score.clips >= score.right_at_5 >= score.right_at_1 >= 0
         assert (score.cosine, score.loss) == (0.0, 0.0)
 
