@@ -122,16 +122,16 @@ def step_words(rows: Sequence[Row]) -> str:
     """
     by_round = {row["round"]: row for row in (*(row for row in rows if row["round"] == 1), *rows[-1:])}
     words = [f"in round {number}: {_changes(row)}" for number, row in by_round.items() if "server_step/p" in row]
-    return f"the server step {'; '.join(words)} (McNemar's exact test)" if words else ""
+    return f"the server step {'; '.join(words)}" if words else ""
 
 
 def _changes(row: Row) -> str:
     better, worse, p = (row[f"server_step/{name}"] for name in ("better", "worse", "p"))
     if not better + worse:
-        return "no test clip better or worse"
+        return "no test clip better, none worse"
     chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
     established = "" if p < SIGNIFICANT else ", no difference shown"
-    return f"{better} test clips better, {worse} worse, {chance}{established}"
+    return f"{better} test clips better, {worse} worse (McNemar's test: {chance}{established})"
 
 
 def accuracy_words(row: Row) -> str:
@@ -180,8 +180,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if (interval := interval_words(last)) and last["test_clips"] < FEW_CLIPS:
         found.append(
-            f"There are only {last['test_clips']} test clips: the accuracy {last['accuracy']:.3f} has the interval "
-            f"{interval}; test on more clips, or on all folds (fed-a2v compare --folds)"
+            f"There are only {last['test_clips']} test clips, so the accuracy {last['accuracy']:.3f} is uncertain "
+            f"({interval}): test on more clips, or on all folds (fed-a2v compare --folds)"
         )
     if best is not None and not fully_evaluated(best):
         found.append(

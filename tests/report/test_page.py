@@ -73,8 +73,8 @@ def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
     assert list(in_round.figure.data[0].y) == pytest.approx([0.3, 0.3])
     assert list(over.figure.data[0].y) == pytest.approx([0.1, 0.1])
     text = shown(tmp_path)
-    assert "0.500 0.800 0.950 +0.300 +0.300 +0.100" in text, "side by side"
-    assert "0.500 0.700 0.950 - - -" in text, "FedAvg has no server step"
+    assert "0.500 0.800 - 0.950 +0.300 +0.300 +0.100" in text, "side by side"
+    assert "0.500 0.700 - 0.950 - - -" in text, "FedAvg has no server step"
     written_run(tmp_path / "vae", rounds=2, lead=0.1, seed=1, overrides=["site.epochs=3"])
     assert "Gain over FedAvg" not in shown(folder), "another experiment's FedAvg is no measure"
 
@@ -89,7 +89,9 @@ def test_accuracies_have_their_intervals_and_the_step_its_test(tmp_path):
     assert "Accuracy 0.700 95 % 0.400 to 0.875; after round 2, on 16 test clips" in text
     assert "Before the server step 0.500 95 % 0.250 to 0.750; in round 2" in text
     assert "Among the nearest five 0.950" in text, "a row of an earlier version has no interval there"
-    assert "in round 1: 6 test clips better, 1 worse, p = 0.12, no difference shown; in round 2" in text
+    assert (
+        "in round 1: 6 test clips better, 1 worse (McNemar's test: p = 0.12, no difference shown); in round 2" in text
+    )
     assert "There are only 16 test clips" in text
     found = collect([folder.path])
     assert "0.700 0.400 to 0.875 0.950" in shown_several(found)

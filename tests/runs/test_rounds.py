@@ -115,10 +115,10 @@ def test_an_accuracy_is_said_with_its_interval_and_its_clips():
 def test_what_the_server_step_changed_is_said_of_the_first_and_the_last_round():
     rows = [row(1, **step(31, 4, 4e-6)), row(2, **step(9, 2, 0.065)), row(3, **step(0, 0, 1.0))]
     words = step_words(rows)
-    assert "round 1: 31 test clips better, 4 worse, p < 0.001;" in words
+    assert "round 1: 31 test clips better, 4 worse (McNemar's test: p < 0.001);" in words
     assert "round 2" not in words
     assert "round 3: no test clip" in words
-    assert "9 test clips better, 2 worse, p = 0.065, no difference shown" in step_words(rows[1:2])
+    assert "9 test clips better, 2 worse (McNemar's test: p = 0.065, no difference shown)" in step_words(rows[1:2])
     assert "no difference" not in step_words([row(1, **step(8, 1, 0.039))])
     assert step_words(rows[:1]).count("round 1") == 1
     assert step_words([row(1), row(2)]) == ""
