@@ -210,7 +210,7 @@ class LiveView:
     def _facts(self) -> Table:
         """Phase, sites and accuracy, one line each."""
         facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim")
+        facts.add_column(style="dim", min_width=8)
         facts.add_column(no_wrap=True, overflow="ellipsis")
         facts.add_row("Phase", self._phases())
         if self._row:
