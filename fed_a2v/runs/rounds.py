@@ -176,13 +176,13 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     found = []
     if last.get("privacy/scores") is False:
         return ["There is no accuracy, as no scores leave the sites (privacy.scores=false)"]
-    if not fully_evaluated(last):
-        found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if (interval := interval_words(last)) and last["test_clips"] < FEW_CLIPS:
         found.append(
             f"There are only {last['test_clips']} test clips, so the accuracy {last['accuracy']:.3f} is uncertain "
             f"({interval}): test on more clips, or on all folds (fed-a2v compare --folds)"
         )
+    if not fully_evaluated(last):
+        found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if best is not None and not fully_evaluated(best):
         found.append(
             f"No round evaluated all sites; round {best['round']} is the best of those that evaluated the most test "
