@@ -72,7 +72,7 @@ def accuracy_plot(collection: Collection) -> Plot:
         "accuracy",
         "Accuracy by round",
         "Share of test clips whose nearest class prompt is the true one. Open markers: the plain average of the sites' "
-        "adapters; full markers: after the server's fine-tuning. Bars: 95 % intervals." + (_T5_NOTE if t5 else ""),
+        "adapters; full markers: after the server's fine-tuning." + (_T5_NOTE if t5 else ""),
         views,
         round_table(columns),
     )
