@@ -29,7 +29,7 @@ from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.data.partition import site_name
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.client.local_training import Site
+from fed_a2v.federation.client.local_training import Evaluated, Site
 from fed_a2v.federation.client.message_handler import MessageHandler
 from fed_a2v.federation.protocol import Scores, TrainReply
 from fed_a2v.federation.protocol.instruction import Instruction
@@ -111,10 +111,11 @@ def honest(reply: TrainReply, _: GarbageNode) -> TrainReply:
     return reply
 
 
-def false_scores(scores: Scores) -> Scores:
+def false_scores(evaluated: Evaluated) -> Evaluated:
     """An evaluation of a very large number of clips with zero accuracy and a very large loss."""
     absurd = {"clips": 10**6, "right_at_1": 0, "right_at_5": 0, "cosine": -1e6, "loss": 1e12, "predicted": {}}
-    return Scores({name: score.model_copy(update=absurd) for name, score in scores.classes.items()})
+    scores = {name: score.model_copy(update=absurd) for name, score in evaluated.scores.classes.items()}
+    return evaluated._replace(scores=Scores(scores))
 
 
 KINDS: dict[str, Callable[..., TrainReply]] = {

@@ -141,13 +141,13 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> Iterator[str]:
-    """Descriptions of the differences."""
+    """Descriptions of the differences; metrics that the earlier commit did not have are none."""
     if len(one["rows"]) != len(two["rows"]):
         yield f"{len(one['rows'])} and {len(two['rows'])} rounds"
     pairs = [("results", one["results"], two["results"])]
     pairs += [(f"round {a['round']}", a, b) for a, b in zip(one["rows"], two["rows"], strict=False)]
     for where, a, b in pairs:
-        keys = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+        keys = [key for key in a if a[key] != b.get(key)]
         if keys:
             yield f"{where}: {', '.join(sorted(keys))}"
     lost, new = one["tensors"] - two["tensors"], two["tensors"] - one["tensors"]

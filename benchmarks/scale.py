@@ -33,7 +33,15 @@ from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.protocol import ClassScores, Scores, TrainReply, encode_scores, pack_reply, split_arrays
+from fed_a2v.federation.protocol import (
+    Changes,
+    ClassScores,
+    Scores,
+    TrainReply,
+    encode_scores,
+    pack_reply,
+    split_arrays,
+)
 from fed_a2v.federation.server import strategy
 from fed_a2v.federation.server.strategy import FedA2V
 from fed_a2v.federation.simulation import run_in_process
@@ -167,7 +175,11 @@ class Player(A2VClient):
         del parameters
         scores = Scores({NAMES[0]: ClassScores(clips=1, right_at_1=1, right_at_5=1, cosine=1.0, loss=0.0)})
         models = json.loads(str(config["models"]))
-        return 0.0, 1, encode_scores(str(config["site"]), int(config["round"]), dict.fromkeys(models, scores))
+        by_model = dict.fromkeys(models, scores)
+        if "before" in models:
+            same = {"changes": Changes(better=0, worse=0)}
+            by_model["after"] = Scores({name: each.model_copy(update=same) for name, each in scores.classes.items()})
+        return 0.0, 1, encode_scores(str(config["site"]), int(config["round"]), by_model)
 
 
 def class_statistics(name: str, trained: bool, random: torch.Generator) -> ClassStatistics:

@@ -21,7 +21,7 @@ from rich.text import Text
 from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.runs.logs import ConsoleHandler
 from fed_a2v.runs.output import Output
-from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_words, scored_on
+from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_words, interval_words, scored_on
 from fed_a2v.runs.table import seconds
 from fed_a2v.storage.files import plain
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("fed_a2v")
 TAIL = 5  # log lines in the live view
 PHASES = ("sites", "server", "evaluate")  # phases of a round, in order
 SPARKS, PLAIN_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-MOST_SPARKS = 40  # maximum number of rounds in the sparkline
+MOST_SPARKS = 20  # maximum number of rounds in the sparkline
 
 
 class Progress(Callback):
@@ -210,7 +210,7 @@ class LiveView:
     def _facts(self) -> Table:
         """Phase, sites and accuracy, one line each."""
         facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim")
+        facts.add_column(style="dim", min_width=8)
         facts.add_column(no_wrap=True, overflow="ellipsis")
         facts.add_row("Phase", self._phases())
         if self._row:
@@ -259,7 +259,7 @@ class _TailHandler(ConsoleHandler):
 
 
 def round_line(row: Mapping[str, Any], rounds: int) -> str:
-    """A round in one line: accuracy before and after the server step and of T5, seconds, and failures."""
+    """A round in one line: accuracy before and after the server step with its interval, T5's, seconds, failures."""
     partly = "" if fully_evaluated(row) else f" on {scored_on(row)}"
     parts = [f"accuracy {_accuracies(row)}{partly}", f"{seconds(row):.1f} s"]
     for key in ("rejected", "failures"):
@@ -273,8 +273,9 @@ def round_line(row: Mapping[str, Any], rounds: int) -> str:
 def _accuracies(row: Mapping[str, Any]) -> str:
     before, after = row.get("accuracy_before"), row.get("accuracy")
     shown = [f"{value:.3f}" if value is not None else "-" for value in (before, after)]
-    t5 = row.get("t5/accuracy")
-    return (shown[1] if before is None else " -> ".join(shown)) + ("" if t5 is None else f", T5 {t5:.3f}")
+    t5, interval = row.get("t5/accuracy"), interval_words(row)
+    after = shown[1] if before is None else " -> ".join(shown)
+    return after + (interval and f" ({interval})") + ("" if t5 is None else f", T5 {t5:.3f}")
 
 
 def sparkline(values: Sequence[float | None], sparks: str = SPARKS) -> str:
@@ -305,8 +306,11 @@ def result_line(results: Mapping[str, Any], folder: object) -> str:
     """A finished run in one line."""
     accuracy, t5 = (results.get(key) for key in ("accuracy", "t5/accuracy"))
     shown = "-" if accuracy is None else f"{accuracy:.4f}"
-    partly = "" if fully_evaluated(results) else f" on {scored_on(results)}"
-    side = "" if t5 is None else f", T5 {t5:.4f}"
+    interval, side = interval_words(results), interval_words(results, "t5/accuracy")
+    partly = f" ({interval})" if interval else ""
+    if interval or not fully_evaluated(results):
+        partly += f" on {scored_on(results)}"
+    side = "" if t5 is None else f", T5 {t5:.4f}" + (side and f" ({side})")
     words, epsilon = gain_words(results), results.get("privacy/epsilon")
     spent = "" if epsilon is None else f", epsilon {epsilon:.4g} at delta {results['privacy/delta']:g}"
     after = f"after {results.get('rounds')} rounds{spent}"

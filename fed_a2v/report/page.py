@@ -35,8 +35,18 @@ from fed_a2v.runs.compare import differing
 from fed_a2v.runs.exchange import exchange_lines, sums_bytes, traffic
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import crossed_table
-from fed_a2v.runs.rounds import best_row, fully_evaluated, gain_over, gains, remarks, scored_on, total
-from fed_a2v.runs.table import TextTable, accuracy_cell
+from fed_a2v.runs.rounds import (
+    best_row,
+    fully_evaluated,
+    gain_over,
+    gains,
+    interval_words,
+    remarks,
+    scored_on,
+    step_words,
+    total,
+)
+from fed_a2v.runs.table import TextTable, accuracy_cell, interval_cell
 from fed_a2v.storage.files import write_text
 from fed_a2v.version import __version__
 
@@ -125,7 +135,7 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
             exchange=[
                 Text(clean(run.label) if len(runs) > 1 else "", f"{clean(line)}.")
                 for run in runs[: figures.MOST_VIEWS]
-                for line in exchange_lines(run.config, run.rows)
+                for line in (*_step_lines(run), *exchange_lines(run.config, run.rows))
             ],
             crossed=[(each["says"], crossed_table(each), each["covers"]) for each in collection.crossed],
             summary=_summary(collection),
@@ -201,16 +211,19 @@ def _cards(collection: Collection) -> list[Card]:
     run = collection.runs[0]
     last, rows = run.last, run.rows
     after, before = last.get("accuracy"), last.get("accuracy_before")
-    cards = [Card("Accuracy", _three(after), f"after round {last['round']}, on {scored_on(last)}")]
+    cards = [
+        Card("Accuracy", _three(after), _noted(last, "accuracy", f"after round {last['round']}, on {scored_on(last)}"))
+    ]
     best = best_row(rows)
     if best is not None and len(rows) > 1:
-        cards.append(Card("Best round", _three(best["accuracy"]), f"round {best['round']}, on {scored_on(best)}"))
-    if last.get("t5/accuracy") is not None:
+        note = _noted(best, "accuracy", f"round {best['round']}, on {scored_on(best)}")
+        cards.append(Card("Best round", _three(best["accuracy"]), note))
+    if last.get(T5) is not None:
         note = f"after round {last['round']}; cosine {_three(last['t5/cosine'])}, CLIP's {_three(last.get('cosine'))}"
-        cards.append(Card("T5: accuracy", _three(last["t5/accuracy"]), note))
+        cards.append(Card("T5: accuracy", _three(last[T5]), _noted(last, T5, note)))
     if before is not None and after is not None:
         note = f"in round {last['round']}; the step adds {after - before:+.3f}"
-        cards.append(Card("Before the server step", _three(before), note))
+        cards.append(Card("Before the server step", _three(before), _noted(last, "accuracy_before", note)))
     step_gains = gains(rows, run.without_step)
     if has_server_step(run.config) and step_gains["gain_first_round"] is not None:
         cards.append(Card("Gain of the first round", _signed(step_gains["gain_first_round"]), "by the server step"))
@@ -219,10 +232,10 @@ def _cards(collection: Collection) -> list[Card]:
         cards.append(Card("Gain over FedAvg", _signed(step_gains["gain_over_fedavg"]), note))
     for name, baseline in collection.baselines.items():
         lead = gain_over(last, baseline[-1])
-        note = "" if lead is None else f"this run {lead:+.3f}"
+        note = _noted(baseline[-1], "accuracy", "" if lead is None else f"this run {lead:+.3f}")
         cards.append(Card(clean(name), _three(baseline[-1].get("accuracy")), note))
     if last.get("accuracy_at_5") is not None:
-        cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"])))
+        cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"]), _noted(last, "accuracy_at_5")))
     if last.get("privacy/epsilon") is not None:
         note = f"delta {last['privacy/delta']:g}; {clean(last['privacy/relation'])}"
         cards.append(Card("Epsilon", f"{last['privacy/epsilon']:.4g}", note))
@@ -239,6 +252,11 @@ def _cards(collection: Collection) -> list[Card]:
     return cards
 
 
+def _noted(row: Mapping[str, Any], figure: str, note: str = "") -> str:
+    """The note of an accuracy's card, after its interval."""
+    return "; ".join(part for part in (interval_words(row, figure), note) if part)
+
+
 def _summary(collection: Collection) -> TextTable:
     """Table of the runs and baselines; empty for a single run, which has cards."""
     if len(collection.runs) == 1:
@@ -249,6 +267,7 @@ def _summary(collection: Collection) -> TextTable:
             clean(run.label),
             _three(run.last.get("accuracy_before")),
             accuracy_cell(run.last, 3),
+            interval_cell(run.last),
             _three(run.last.get("accuracy_at_5")),
             *(_three(run.last.get(key)) for key in sides),
             *_gains(run),
@@ -262,10 +281,25 @@ def _summary(collection: Collection) -> TextTable:
     for name, lines in collection.baselines.items():
         last = lines[-1]
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
-        rows.append((clean(name), before, accuracy_cell(last, 3), at_5, *others, *"------", _steps(lines)))
-    header = ("run", "before the last server step", "accuracy", "among the nearest five", *("T5" for _ in sides))
+        rows.append(
+            (clean(name), before, accuracy_cell(last, 3), interval_cell(last), at_5, *others, *"------", _steps(lines))
+        )
+    header = (
+        "run",
+        "before the last server step",
+        "accuracy",
+        "95 %",
+        "among the nearest five",
+        *("T5" for _ in sides),
+    )
     header += ("gain of the first round", "gain of the last round", "gain over FedAvg", "MB", "seconds", "bad replies")
     return TextTable("", (*header, "steps at a site + on the server"), tuple(rows))
+
+
+def _step_lines(run: RunRecord) -> list[str]:
+    """What the server step did to single test clips, if that is known."""
+    words = step_words(run.rows) if has_server_step(run.config) else ""
+    return [f"{words[0].upper()}{words[1:]}"] if words else []
 
 
 def _privacy(runs: Sequence[RunRecord]) -> TextTable:

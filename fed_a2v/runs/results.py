@@ -13,11 +13,15 @@ from fed_a2v.runs.rounds import best_row, fully_evaluated, gains, total
 
 # Metrics of the last round that are part of the results.
 OF_LAST_ROUND = (
-    *("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss"),
-    *("test_clips", "test_clips_total", "sites_evaluated", "sites_total"),
+    *("accuracy", "accuracy_low", "accuracy_high"),
+    *("accuracy_at_5", "accuracy_at_5_low", "accuracy_at_5_high"),
+    *("accuracy_before", "accuracy_before_low", "accuracy_before_high"),
+    *("cosine", "loss", "test_clips", "test_clips_total", "sites_evaluated", "sites_total"),
 )
-# Further ones with a T5 adapter.
-OF_T5 = ("t5/accuracy", "t5/cosine", "t5/loss")
+# Further ones with a T5 adapter, with a server step, and with validation clips.
+OF_T5 = ("t5/accuracy", "t5/accuracy_low", "t5/accuracy_high", "t5/cosine", "t5/loss")
+OF_STEP = ("server_step/better", "server_step/worse", "server_step/p")
+OF_VALIDATION = ("accuracy_validation", "accuracy_validation_low", "accuracy_validation_high", "validation_clips")
 
 
 def final_results(
@@ -35,10 +39,12 @@ def final_results(
     last, best = rows[-1], best_row(rows)
     results = {name: last.get(name) for name in OF_LAST_ROUND + (OF_T5 if prompts.t5 is not None else ())}
     if has_server_step(config):
-        results |= gains(rows, folder.rows_without_step())
+        results |= gains(rows, folder.rows_without_step()) | {name: last.get(name) for name in OF_STEP}
     results |= {
         "best_round": best and best["round"],
         "best_accuracy": best and best["accuracy"],
+        "best_accuracy_low": best and best.get("accuracy_low"),
+        "best_accuracy_high": best and best.get("accuracy_high"),
         "best_fully_evaluated": best and fully_evaluated(best),
         "rounds": last["round"],
         "seed": config["seed"],
@@ -62,5 +68,5 @@ def final_results(
     if set(lost) | set(unseen_classes(dataset, prompts.names)) == set(prompts.names):
         results["generator"] = "no fine-tuning"  # no site has sent statistics to train on
     if dataset.validates:
-        results["accuracy_validation"] = last.get("accuracy_validation")
+        results |= {name: last.get(name) for name in OF_VALIDATION}
     return results

@@ -11,6 +11,11 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+# With fewer test clips the 95 % interval of an accuracy of one half is wider than 0.19.
+FEW_CLIPS = 100
+# Differences with a larger p-value are not established.
+SIGNIFICANT = 0.05
+
 
 def fully_evaluated(row: Row) -> bool:
     """Whether the figures of a row, or of a run's results, are those of all sites."""
@@ -25,6 +30,12 @@ def scored_on(row: Row) -> str:
     total = row.get("test_clips_total")
     of_all = "an unknown number of" if total is None else total
     return f"{clips} of {of_all} test clips, {row['sites_evaluated']} of {row['sites_total']} sites"
+
+
+def interval_words(row: Row, figure: str = "accuracy") -> str:
+    """The 95 % interval of an accuracy in a row or in results, e.g. "95 % 0.815 to 0.884"; "" for an unknown one."""
+    low, high = row.get(f"{figure}_low"), row.get(f"{figure}_high")
+    return "" if low is None or high is None else f"95 % {low:.3f} to {high:.3f}"
 
 
 def total(rows: Iterable[Row], name: str) -> Any:
@@ -103,6 +114,33 @@ def gain_words(results: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
+def step_words(rows: Sequence[Row]) -> str:
+    """What the server step did to single test clips in the first and in the last round; "" if it is unknown.
+
+    Args:
+        rows: rows of a run with a server step, with `server_step/...` if the adapters before the step were scored.
+    """
+    by_round = {row["round"]: row for row in (*(row for row in rows if row["round"] == 1), *rows[-1:])}
+    words = [f"in round {number}: {_changes(row)}" for number, row in by_round.items() if "server_step/p" in row]
+    return f"the server step {'; '.join(words)}" if words else ""
+
+
+def _changes(row: Row) -> str:
+    better, worse, p = (row[f"server_step/{name}"] for name in ("better", "worse", "p"))
+    if not better + worse:
+        return "no test clip better, none worse"
+    chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    established = "" if p < SIGNIFICANT else ", no difference shown"
+    return f"{better} test clips better, {worse} worse (McNemar's test: {chance}{established})"
+
+
+def accuracy_words(row: Row) -> str:
+    """The accuracies of a row with their 95 % intervals, and their clips, in one line; "" if no interval is known."""
+    names = {"accuracy": "accuracy", "accuracy_before": "before the server step", "t5/accuracy": "T5"}
+    parts = [f"{name} {row[key]:.3f} ({words})" for key, name in names.items() if (words := interval_words(row, key))]
+    return f"after round {row['round']}, on {scored_on(row)}: {', '.join(parts)}" if parts else ""
+
+
 def privacy_words(row: Row) -> str:
     """What differential privacy promises for the clips behind a row, in one line; "" without it."""
     epsilon = row.get("privacy/epsilon")
@@ -117,14 +155,15 @@ def privacy_words(row: Row) -> str:
 
 
 def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
-    """The lines below the table of the rounds: the clips of the figures with an asterisk, the gains, and privacy."""
+    """The lines below the table of the rounds: the clips of the figures with an asterisk, intervals, gains, privacy."""
     partly: dict[str, list[str]] = {}
     for row in rows:
         if not fully_evaluated(row):
             partly.setdefault(scored_on(row), []).append(str(row["round"]))
     lines = [f"* Round {', '.join(rounds)}: {clips}." for clips, rounds in partly.items()]
-    sentences = [words for words in (gain_words(results), privacy_words(results)) if words]
-    return lines + [f"{words[0].upper()}{words[1:]}." for words in sentences]
+    step = step_words(rows) if "gain_last_round" in results else ""  # without a server step nothing changes
+    sentences = (accuracy_words(rows[-1]), gain_words(results), step, privacy_words(results))
+    return lines + [f"{words[0].upper()}{words[1:]}." for words in sentences if words]
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -137,6 +176,11 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     found = []
     if last.get("privacy/scores") is False:
         return ["There is no accuracy, as no scores leave the sites (privacy.scores=false)"]
+    if (interval := interval_words(last)) and last["test_clips"] < FEW_CLIPS:
+        found.append(
+            f"There are only {last['test_clips']} test clips, so the accuracy {last['accuracy']:.3f} is uncertain "
+            f"({interval}): test on more clips, or on all folds (fed-a2v compare --folds)"
+        )
     if not fully_evaluated(last):
         found.append(f"The figures of the last round, {last['round']}, cover only {scored_on(last)}")
     if best is not None and not fully_evaluated(best):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fed_a2v.runs.rounds import fully_evaluated, total
+from fed_a2v.runs.rounds import fully_evaluated, interval_words, total
 from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
@@ -31,7 +32,10 @@ class TextTable:
         table = Table(title=Text(one_line(self.title)) if self.title else None, title_justify="left")
         for index, name in enumerate(self.header):
             figures = all(re.match(r"[\d.+-]", row[index]) for row in self.rows)
-            table.add_column(Text(one_line(name)), justify="right" if figures else "left")
+            # Wrapped here, since rich would rather wrap cells than heads.
+            width = max((len(one_line(row[index])) for row in self.rows), default=0)
+            head = "\n".join(textwrap.wrap(one_line(name), max(width, *map(len, [*name.split(), ""]))))
+            table.add_column(Text(head), justify="right" if figures else "left")
         for row in self.rows:
             table.add_row(*(Text(one_line(cell)) for cell in row))
         return table
@@ -57,19 +61,22 @@ class TextTable:
 def rounds_table(rows: Rows, title: str = "") -> TextTable:
     """One run by round: accuracies, losses, traffic in MB (10^6 bytes) and seconds; "-" for a missing value.
 
+    `before` is the accuracy before the server step. The accuracy after it has its 95 % interval, in a form that leaves
+    the table within 80 columns.
+
     There is a column of T5's accuracy if the adapters have a T5 side. An asterisk marks rounds in which not all sites
     were evaluated; `closing_lines` says how many clips such a figure covers.
     """
     has_t5 = any("t5/accuracy" in row for row in rows)
-    header = ("round", "accuracy before", "after server step", *(["T5 accuracy"] if has_t5 else []))
+    header = ("round", "before", "accuracy and 95 %", *(["T5"] if has_t5 else []))
     return TextTable(
         title,
-        (*header, "generator loss", "fine-tuning loss", "MB up", "MB down", "seconds"),
+        (*header, "gen. loss", "tuning loss", "MB up", "MB down", "time, s"),
         tuple(
             (
                 str(row["round"]),
                 figure_cell(row.get("accuracy_before"), 3),
-                figure_cell(row.get("accuracy"), 3) + ("" if fully_evaluated(row) else "*"),
+                figure_cell(row.get("accuracy"), 3) + ("" if fully_evaluated(row) else "*") + _interval(row),
                 *([figure_cell(row.get("t5/accuracy"), 3)] if has_t5 else []),
                 figure_cell(row.get("server/generator_loss"), 4),
                 figure_cell(row.get("server/adapter_finetuning_loss"), 4),
@@ -121,6 +128,20 @@ def accuracy_cell(row: Mapping[str, Any], digits: int, figure: str = "accuracy")
     if shown == "-" or fully_evaluated(row):
         return shown
     return f"{shown} on {row.get('test_clips')} of {'?' if of_all is None else of_all}"
+
+
+def interval_cell(row: Mapping[str, Any], figure: str = "accuracy") -> str:
+    """The 95 % interval of an accuracy, e.g. "0.815 to 0.884"; "-" for a missing one."""
+    return interval_words(row, figure).removeprefix("95 % ") or "-"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The 95 % interval of the accuracy, with a space before it, e.g. " .82-.88"; "" for a missing one."""
+    low, high = row.get("accuracy_low"), row.get("accuracy_high")
+    if low is None or high is None:
+        return ""
+    digits = 2 if high - low >= 0.02 else 3
+    return " " + "-".join("1.0" if value > 1 - 10**-digits / 2 else f"{value:.{digits}f}"[1:] for value in (low, high))
 
 
 def figure_cell(value: Any, digits: int | None, scale: float = 1.0) -> str:

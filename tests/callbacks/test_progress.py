@@ -32,6 +32,8 @@ def console(terminal):
 
 def test_a_round_in_one_line():
     assert round_line(ROW, 5) == "Round 2/5: accuracy 0.112 -> 0.853, 2.2 s"
+    interval = {"accuracy_low": 0.815, "accuracy_high": 0.884}
+    assert round_line(ROW | interval, 5) == "Round 2/5: accuracy 0.112 -> 0.853 (95 % 0.815 to 0.884), 2.2 s"
     bad = ROW | {"accuracy_before": None, "accuracy": None, "rejected": 2, "rolled_back": True, "failures": 0}
     assert round_line(bad, 5) == "Round 2/5: accuracy -, 2.2 s, 2 rejected, fine-tuning rolled back"
 
@@ -184,6 +186,10 @@ def test_sites_and_results_in_a_line():
     assert result_line({"rounds": 5}, "x") == "accuracy - after 5 rounds: x"
     assert result_line(PARTLY | {"accuracy": 1.0, "t5/accuracy": 0.5, "rounds": 5}, "x") == (
         "accuracy 1.0000 on 48 of 80 test clips, 3 of 5 sites, T5 0.5000 after 5 rounds: x"
+    )
+    interval = {"accuracy_low": 0.926, "accuracy_high": 1.0, "t5/accuracy_low": 0.364, "t5/accuracy_high": 0.636}
+    assert result_line(WHOLE | interval | {"accuracy": 1.0, "t5/accuracy": 0.5, "rounds": 5}, "x") == (
+        "accuracy 1.0000 (95 % 0.926 to 1.000) on 80 test clips, T5 0.5000 (95 % 0.364 to 0.636) after 5 rounds: x"
     )
 
 

@@ -391,7 +391,7 @@ def test_a_withdrawal_of_another_site_or_round_is_refused(honest):
     def tamper(task, site, work):
         reply = work()
         if task == "train" and site == BAD:
-            forged = {"schema_version": 2, "site": SITES[0], "round_number": 1}
+            forged = {"schema_version": 3, "site": SITES[0], "round_number": 1}
             reply.metrics.clear()
             reply.metrics.update({"manifest": json.dumps(forged), "withdraw": True})
         return reply

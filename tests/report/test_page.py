@@ -73,10 +73,43 @@ def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
     assert list(in_round.figure.data[0].y) == pytest.approx([0.3, 0.3])
     assert list(over.figure.data[0].y) == pytest.approx([0.1, 0.1])
     text = shown(tmp_path)
-    assert "0.500 0.800 0.950 +0.300 +0.300 +0.100" in text, "side by side"
-    assert "0.500 0.700 0.950 - - -" in text, "FedAvg has no server step"
+    assert "0.500 0.800 - 0.950 +0.300 +0.300 +0.100" in text, "side by side"
+    assert "0.500 0.700 - 0.950 - - -" in text, "FedAvg has no server step"
     written_run(tmp_path / "vae", rounds=2, lead=0.1, seed=1, overrides=["site.epochs=3"])
     assert "Gain over FedAvg" not in shown(folder), "another experiment's FedAvg is no measure"
+
+
+def test_accuracies_have_their_intervals_and_the_step_its_test(tmp_path):
+    folder = RunFolder(written_run(tmp_path / "mine", rounds=2))
+    more = {"accuracy_low": 0.4, "accuracy_high": 0.875, "accuracy_before_low": 0.25, "accuracy_before_high": 0.75}
+    more |= {"server_step/better": 6, "server_step/worse": 1, "server_step/p": 0.125}
+    rows = [row | more for row in folder.rows()]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = shown(folder.path)
+    assert "Accuracy 0.700 95 % 0.400 to 0.875; after round 2, on 16 test clips" in text
+    assert "Before the server step 0.500 95 % 0.250 to 0.750; in round 2" in text
+    assert "Among the nearest five 0.950" in text, "a row of an earlier version has no interval there"
+    assert (
+        "in round 1: 6 test clips better, 1 worse (McNemar's test: p = 0.12, no difference shown); in round 2" in text
+    )
+    assert "There are only 16 test clips" in text
+    found = collect([folder.path])
+    assert "0.700 0.400 to 0.875 0.950" in shown_several(found)
+    bars = figures.accuracy_plot(found).views[0].figure.data[0].error_y
+    assert list(bars.array) == pytest.approx([0.275, 0.175])
+    config = folder.path / "config.yaml"
+    config.write_text(config.read_text().replace("finetune:\n  enabled: true", "finetune:\n  enabled: false"))
+    assert "test clips better" not in shown(folder.path), "without a server step nothing changes"
+
+
+@pytest.mark.parametrize("key", ["accuracy_low", "server_step/p", "test_clips"])
+def test_intervals_that_are_no_numbers_are_an_error_that_names_the_folder(tmp_path, key):
+    folder = RunFolder(written_run(tmp_path / "mine", rounds=1))
+    more = {"accuracy_low": 0.4, "accuracy_high": 0.875, "server_step/better": 6, "server_step/worse": 1}
+    (row,) = folder.rows()
+    folder.metrics.write_text(json.dumps(row | more | {"server_step/p": 0.125} | {key: "<b>"}) + "\n")
+    with pytest.raises(ReportError, match="mine"):
+        write_report([folder.path], tmp_path / "report.html")
 
 
 def test_figures_that_cover_some_of_the_test_clips_are_marked_everywhere(tmp_path):

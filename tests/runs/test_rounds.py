@@ -3,14 +3,17 @@
 import pytest
 
 from fed_a2v.runs.rounds import (
+    accuracy_words,
     best_row,
     closing_lines,
     fully_evaluated,
     gain_over,
     gain_words,
     gains,
+    interval_words,
     remarks,
     scored_on,
+    step_words,
 )
 
 
@@ -88,6 +91,55 @@ def test_each_gain_is_named_for_what_it_is():
         assert part in words
     assert gain_words({"rounds": 1, "gain_first_round": 0.5, "gain_last_round": 0.5}).count("+0.500") == 1
     assert gain_words({"rounds": 5}) == ""
+
+
+INTERVAL = {"accuracy_low": 0.4, "accuracy_high": 0.6}
+
+
+def step(better, worse, p):
+    return {"server_step/better": better, "server_step/worse": worse, "server_step/p": p}
+
+
+def test_an_accuracy_is_said_with_its_interval_and_its_clips():
+    whole = row(5, 0.5, 0.25, **INTERVAL, accuracy_before_low=0.2, accuracy_before_high=0.3)
+    whole |= {"t5/accuracy": 0.125, "t5/accuracy_low": 0.1, "t5/accuracy_high": 0.2}
+    assert interval_words(whole) == "95 % 0.400 to 0.600"
+    words = accuracy_words(whole)
+    for part in ("round 5", "80 test clips", "0.500 (95 % 0.400 to 0.600)", "0.250 (95 % 0.200 to 0.300)", "T5 0.125"):
+        assert part in words
+    assert "48 of 80 test clips, 3 of 5 sites" in accuracy_words(row(5, 0.5, **INTERVAL, **PART))
+    assert interval_words(row(1, 0.5)) == accuracy_words(row(1, 0.5)) == "", "rows of an earlier version"
+    assert accuracy_words(row(1, None, accuracy_low=None, accuracy_high=None)) == ""
+
+
+def test_what_the_server_step_changed_is_said_of_the_first_and_the_last_round():
+    rows = [row(1, **step(31, 4, 4e-6)), row(2, **step(9, 2, 0.065)), row(3, **step(0, 0, 1.0))]
+    words = step_words(rows)
+    assert "round 1: 31 test clips better, 4 worse (McNemar's test: p < 0.001);" in words
+    assert "round 2" not in words
+    assert "round 3: no test clip" in words
+    assert "9 test clips better, 2 worse (McNemar's test: p = 0.065, no difference shown)" in step_words(rows[1:2])
+    assert "no difference" not in step_words([row(1, **step(8, 1, 0.039))])
+    assert step_words(rows[:1]).count("round 1") == 1
+    assert step_words([row(1), row(2)]) == ""
+
+
+def test_closing_lines_have_the_changed_clips_of_a_run_with_a_server_step_only():
+    rows = [row(1, 0.5, **INTERVAL, **step(31, 4, 4e-6))]
+    with_step = closing_lines(rows, {"rounds": 1, "gain_first_round": 0.25, "gain_last_round": 0.25})
+    assert len(with_step) == 3
+    assert "0.400 to 0.600" in with_step[0]
+    assert "p < 0.001" in with_step[2]
+    assert len(closing_lines(rows, {"rounds": 1})) == 1
+
+
+@pytest.mark.parametrize(("clips", "warned"), [(99, True), (100, False)])
+def test_a_small_test_is_remarked_on_once(clips, warned):
+    lines = remarks(
+        [row(1, 0.5, **INTERVAL, clips=clips, total=clips), row(2, 0.5, **INTERVAL, clips=clips, total=clips)]
+    )
+    assert len(lines) == warned
+    assert all("99 test clips" in line and "0.400 to 0.600" in line for line in lines)
 
 
 def test_closing_lines_give_the_clips_of_marked_rounds_and_the_gains():

@@ -1,8 +1,9 @@
 import io
 
+import pytest
 from rich.console import Console
 
-from fed_a2v.runs.table import comparison_table, rounds_table
+from fed_a2v.runs.table import comparison_table, interval_cell, rounds_table
 
 ROWS = [
     {"round": 1, "accuracy_before": 0.11, "accuracy": 0.8512, "server/generator_loss": 0.25431, "bytes_up": 2_500_000},
@@ -12,7 +13,7 @@ ROWS = [
 
 def test_the_rounds_of_a_run():
     table = rounds_table(ROWS)
-    assert table.header[:3] == ("round", "accuracy before", "after server step")
+    assert table.header[:3] == ("round", "before", "accuracy and 95 %")
     assert table.rows == (
         ("1", "0.110", "0.851", "0.2543", "-", "2.50", "-", "0.0"),
         ("2", "0.200", "-", "-", "-", "-", "-", "1.3"),
@@ -24,16 +25,41 @@ PARTLY = {"test_clips": 48, "test_clips_total": 80, "sites_evaluated": 3, "sites
 
 def test_t5_has_a_column_and_figures_that_rest_on_some_of_the_clips_a_mark():
     table = rounds_table([ROWS[0] | {"t5/accuracy": 0.5}, ROWS[0] | PARTLY])
-    assert table.header[1:4] == ("accuracy before", "after server step", "T5 accuracy")
+    assert table.header[1:4] == ("before", "accuracy and 95 %", "T5")
     assert [row[1:4] for row in table.rows] == [("0.110", "0.851", "0.500"), ("0.110", "0.851*", "-")]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.8149, 0.8842, "0.851 .81-.88"), (0.0, 0.0999, "0.851 .00-.10"), (0.893, 1.0, "0.851 .89-1.0"), (None,) * 3]
+    + [(0.8462, 0.8561, "0.851 .846-.856")],
+)
+def test_an_accuracy_has_its_interval_beside_it(low, high, shown):
+    row = ROWS[0] | {"accuracy_low": low, "accuracy_high": high}
+    assert rounds_table([row]).rows[0][2] == (shown or "0.851")
+    assert interval_cell(row) == ("-" if low is None else f"{low:.3f} to {high:.3f}")
+    assert interval_cell(row, "t5/accuracy") == "-"
+
+
+def test_the_rounds_of_a_run_without_t5_take_a_line_each_where_the_terminal_has_80_columns():
+    row = ROWS[0] | {"accuracy_low": 0.8149, "accuracy_high": 0.8842, "server/adapter_finetuning_loss": 1.23456}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(rounds_table([row | {"bytes_down": 187_650_000, "seconds/sites": 12.3}] * 2).rich())
+    assert console.file.getvalue().count(" 0.851 .81-.88 ") == 2
+
+
 def test_no_figure_of_the_rounds_is_cut_where_the_terminal_has_80_columns():
-    full = ROWS[0] | {"server/adapter_finetuning_loss": 1.23456, "bytes_down": 187_650_000, "seconds/sites": 123.4}
+    full = ROWS[0] | {
+        "accuracy_low": 0.8149,
+        "accuracy_high": 1.0,
+        "server/adapter_finetuning_loss": 1.23456,
+        "bytes_down": 187_650_000,
+        "seconds/sites": 123.4,
+    }
     console = Console(file=io.StringIO(), width=80)
     console.print(rounds_table([full | PARTLY | {"t5/accuracy": 0.5}]).rich())
     shown = console.file.getvalue()
-    assert all(f" {cell} " in shown for cell in ("0.851*", "0.500", "0.2543", "1.2346", "187.65", "123.4"))
+    assert all(f" {cell} " in shown for cell in ("0.851*", ".81-1.0", "0.500", "0.2543", "1.2346", "187.65", "123.4"))
 
 
 def test_an_accuracy_on_some_of_the_clips_says_so_beside_others():

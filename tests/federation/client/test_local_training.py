@@ -173,7 +173,7 @@ def test_it_scores_its_test_clips_against_all_class_prompts(make_site):
     site = make_site("site.epochs=10")
     adapters = adapters_for(site)
     site.train(1, adapters, "")
-    scores = site.evaluate(adapters)
+    scores = site.evaluate(adapters).scores
     with torch.no_grad():
         found = retrieval(adapters(site.data.test.embeddings).clip, site.data.test.labels, site.prompts.clip)
     assert len(site.prompts.clip) == 10
@@ -202,16 +202,16 @@ def test_it_scores_t5_among_the_t5_prompts_and_only_where_t5_is_the_models_own(m
     near = cosines_by_hand(outputs.t5, site.prompts.t5)
     right = near[np.arange(len(labels)), labels]
     loss = float(adapter_loss(site.settings.loss, site.prompts).sides(outputs, labels)["t5"])
-    scores = site.evaluate(adapters)
+    scores = site.evaluate(adapters).scores
     assert scores.t5.accuracy == pytest.approx((near.argmax(axis=1) == labels.numpy()).mean())
     assert scores.t5.cosine == pytest.approx(right.mean(), abs=1e-5)
     assert scores.t5.loss == pytest.approx(loss, rel=1e-4)
     for name, score in scores.classes.items():
         of_class = labels.numpy() == site.classes.index(name)
         assert score.t5.cosine == pytest.approx(right[of_class].sum(), abs=1e-5)
-    assert site.evaluate(adapters, t5=False).t5 is None
+    assert site.evaluate(adapters, t5=False).scores.t5 is None
     plain = make_site()
-    assert plain.evaluate(adapters_for(plain)).t5 is None
+    assert plain.evaluate(adapters_for(plain)).scores.t5 is None
 
 
 def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
@@ -224,9 +224,9 @@ def test_it_tells_how_many_test_clips_of_each_class_it_has(make_site):
 def test_it_reports_confusions_only_on_request(make_site, monkeypatch):
     site = make_site()
     adapters = adapters_for(site)
-    assert all(not score.predicted for score in site.evaluate(adapters).classes.values())
+    assert all(not score.predicted for score in site.evaluate(adapters).scores.classes.values())
     monkeypatch.setattr(site_module, "EVALUATION_ROWS", 2)
-    scores = site.evaluate(adapters, confusion=True)
+    scores = site.evaluate(adapters, confusion=True).scores
     with torch.no_grad():
         nearest = cosines(adapters(site.data.test.embeddings).clip, site.prompts.clip).argmax(1)
     for name, score in scores.classes.items():
@@ -234,12 +234,32 @@ def test_it_reports_confusions_only_on_request(make_site, monkeypatch):
         assert score.predicted == Counter(site.classes[label] for label in of_class)
 
 
+def test_it_counts_the_clips_that_another_model_alone_has_right_or_wrong(make_site, monkeypatch):
+    site = make_site("site.epochs=10")
+    adapters = adapters_for(site)
+    site.train(1, adapters, "")
+    monkeypatch.setattr(site_module, "EVALUATION_ROWS", 2)
+    labels = site.data.test.labels.numpy()
+    with torch.no_grad():
+        near = cosines_by_hand(adapters(site.data.test.embeddings).clip, site.prompts.clip).argmax(axis=1)
+    plain = site.evaluate(adapters)
+    assert plain.scores.changes is None
+    before = {name: torch.tensor([True, False, False]) for name in plain.right}
+    scores = site.evaluate(adapters, before=before).scores
+    for name, score in scores.classes.items():
+        right = near[labels == site.classes.index(name)] == site.classes.index(name)
+        assert plain.right[name].tolist() == right.tolist()
+        assert score.changes.better == right[1:].sum()
+        assert score.changes.worse == 1 - right[0]
+    assert min(scores.changes.better, scores.changes.worse) > 0
+
+
 def test_scores_do_not_depend_on_how_many_rows_go_through_at_once(make_site, monkeypatch):
     site = make_site()
     adapters = adapters_for(site)
-    whole = site.evaluate(adapters)
+    whole = site.evaluate(adapters).scores
     monkeypatch.setattr(site_module, "EVALUATION_ROWS", 2)
-    parts = site.evaluate(adapters)
+    parts = site.evaluate(adapters).scores
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert parts.cosine == pytest.approx(whole.cosine, abs=1e-6)
@@ -255,7 +275,7 @@ def test_a_site_without_test_clips_scores_none(tmp_path):
     )
     settings = compose_settings([*SMALL, "dataset=embeddings", f"dataset.path={path}", "partition.sites=2"])
     sites = [Site(settings, ("dog", "rain"), number) for number in (0, 1)]
-    clips = [site.evaluate(make_step(settings, site.prompts, (1, 5)).adapters).clips for site in sites]
+    clips = [site.evaluate(make_step(settings, site.prompts, (1, 5)).adapters).scores.clips for site in sites]
     assert sorted(clips) == [0, 1]
 
 
@@ -291,7 +311,7 @@ def test_unseen_classes_are_tested_on_and_never_trained_on(make_site):
     assert len(unseen) == 2
     for site in sites:
         assert unseen.isdisjoint(prompt.name for prompt in site.register(0).statistics)
-    tested = set().union(*(site.evaluate(adapters_for(site)).classes for site in sites))
+    tested = set().union(*(site.evaluate(adapters_for(site)).scores.classes for site in sites))
     assert unseen <= tested
 
 
@@ -299,7 +319,7 @@ def test_calibration_moves_clips_from_recorded_to_unseen_classes(make_site):
     site = make_site("dataset.unseen=2")
     adapters = adapters_for(site)
     unseen = {name for name, gone in zip(site.classes, site.unseen.tolist(), strict=True) if gone}
-    plain, all_unseen = (site.evaluate(adapters, calibration) for calibration in (0.0, 10.0))
+    plain, all_unseen = (site.evaluate(adapters, calibration).scores for calibration in (0.0, 10.0))
     for name, score in plain.classes.items():
         assert score.right_calibrated == score.right_at_1
         far = all_unseen.classes[name]

@@ -175,9 +175,12 @@ def test_a_site_as_a_whole_is_scaled_down(make_site, settings, tmp_path):
 
 def test_scores_are_counts_only(make_site):
     site = make_site()
-    for score in site.evaluate(loaded(site, space().centred(torch.zeros(COLUMNS)))).classes.values():
+    adapters = loaded(site, space().centred(torch.zeros(COLUMNS)))
+    scores = site.evaluate(adapters, before=site.evaluate(adapters).right).scores
+    for score in scores.classes.values():
         assert score.clips >= score.right_at_5 >= score.right_at_1 >= 0
         assert (score.cosine, score.loss) == (0.0, 0.0)
+        assert (score.changes.better, score.changes.worse) == (0, 0), "the two models are equal"
 
 
 def spec(settings, reply, noise, **changes):

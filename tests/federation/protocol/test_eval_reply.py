@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.federation import protocol as wire
-from fed_a2v.federation.protocol import ClassScores, EvalReplySpec, InvalidReplyError, Scores, SideScores
+from fed_a2v.federation.protocol import Changes, ClassScores, EvalReplySpec, InvalidReplyError, Scores, SideScores
 from tests.federation.protocol.helpers import CLASSES
 from tests.federation.protocol.hostile import assert_presentable, change, drop, manifest_fault, mutate, text
 from tests.refusals import refused
@@ -26,9 +26,13 @@ def with_t5(right=1, cosine=0.5, loss=8.0, clips=4):
     return score(clips).model_copy(update={"t5": SideScores(right_at_1=right, cosine=cosine, loss=loss)})
 
 
+def changed(of_class, better, worse):
+    return of_class.model_copy(update={"changes": Changes(better=better, worse=worse)})
+
+
 def sent_scores():
-    before = Scores({"dog": score(), "rain": score(6, 0, 6, -1.0, 0.0)})
-    after = Scores({"dog": score(4, 4, 4), "rain": score(6, 3, 6)})
+    before = Scores({"dog": score(), "rain": score(6, 2, 6, -1.0, 0.0)})
+    after = Scores({"dog": changed(score(4, 4, 4), 2, 0), "rain": changed(score(6, 3, 6), 2, 1)})
     return {"before": before, "after": after}
 
 
@@ -46,7 +50,7 @@ def test_predictions_are_unchanged_by_encoding_and_add_up():
 
 
 def test_the_t5_side_is_unchanged_by_encoding_and_adds_up_by_clips():
-    scores = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5(1, 0.5, 8.0)})}
+    scores = {"before": Scores({"dog": score()}), "after": Scores({"dog": changed(with_t5(1, 0.5, 8.0), 1, 1)})}
     metrics = wire.encode_scores("site-0", 3, scores)
     got = wire.decode_scores(metrics, 4, spec(t5_models=("after",)))
     assert got == scores
@@ -55,6 +59,16 @@ def test_the_t5_side_is_unchanged_by_encoding_and_adds_up_by_clips():
     added = Scores.merge([got["after"], other])
     assert added.classes["dog"].t5 == SideScores(right_at_1=5, cosine=3.0, loss=9.0)
     assert (added.t5.accuracy, added.t5.cosine, added.t5.loss) == (5 / 12, 1.5 / 12, 1.0)
+
+
+def test_the_changed_clips_add_up_over_classes_and_sites():
+    after = sent_scores()["after"]
+    assert after.changes == Changes(better=4, worse=1)
+    merged = Scores.merge([after, Scores({"dog": changed(score(), 0, 2)})])
+    assert merged.classes["dog"].changes == Changes(better=2, worse=2)
+    assert merged.changes == Changes(better=4, worse=3)
+    assert Scores.merge([after, Scores({"dog": score()})]).changes is None, "one site did not count them"
+    assert sent_scores()["before"].changes is None
 
 
 def test_clips_for_validation_may_be_more_or_fewer_than_those_for_the_test():
@@ -136,6 +150,38 @@ HOSTILE_SCORES = {
     "predictions that were not requested": (change(*DOG_SCORE, "predicted", to={"dog": 4}), ("'dog'", "after")),
     "counts of unseen classes where there are none": (change(*DOG_SCORE, "right_among", to=4), ("'dog'", "after")),
     "clips and examples differ": (change(*DOG_SCORE, "clips", to=5), ("num_examples", 11, 10)),
+    "no changed clips": (change(*DOG_SCORE, "changes", to=None), ("'dog'", "after", "no number")),
+    "changed clips of the model before": (
+        change("models", "before", "dog", "changes", to={"better": 2, "worse": 0}),
+        ("'dog'", "before", "a number"),
+    ),
+    "more better than the gain": (change(*DOG_SCORE, "changes", "better", to=3), ("'dog'", 3, 2, 4)),
+    "changed clips turned round": (change(*DOG_SCORE, "changes", to={"better": 0, "worse": 2}), ("'dog'", 0, 2, 4)),
+    "more better than were wrong": (
+        change("models", "after", "rain", "changes", to={"better": 5, "worse": 4}),
+        ("'rain'", 5, 4, "2 of 6"),
+    ),
+    "more worse than were right": (
+        change("models", "after", "rain", "changes", to={"better": 4, "worse": 3}),
+        ("'rain'", 4, 3, "2 of 6"),
+    ),
+    "a huge number of changed clips": (
+        change("models", "after", "rain", "changes", to={"better": 10**30 + 1, "worse": 10**30}),
+        ("'rain'", "2 of 6"),
+    ),
+    "better negative": (
+        change(*DOG_SCORE, "changes", "better", to=-1),
+        ("models.after.dog.changes",),
+        "greater_than_equal",
+    ),
+    "better true": (change(*DOG_SCORE, "changes", "better", to=True), ("models.after.dog.changes",), "int_type"),
+    "worse 0.0": (change(*DOG_SCORE, "changes", "worse", to=0.0), ("models.after.dog.changes",), "int_type"),
+    "worse missing": (drop(*DOG_SCORE, "changes", "worse"), ("models.after.dog.changes",), "missing"),
+    "one number more": (change(*DOG_SCORE, "changes", "same", to=2), ("models.after.dog.changes",), "extra_forbidden"),
+    "another class before the step": (
+        change("models", "before", "siren", to=score(4).model_dump()),
+        ("before", 14, 10),
+    ),
     "a class twice": (text(lambda t: t.replace('"dog"', '"rain"')), ("'rain'",)),
 }
 
@@ -177,7 +223,7 @@ HOSTILE_SIDES = {
 @pytest.mark.parametrize("case", HOSTILE_SIDES)
 def test_a_hostile_t5_side_is_refused_with_its_reason(case):
     edit, named, *fault = HOSTILE_SIDES[case]
-    sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})}
+    sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": changed(with_t5(), 0, 1)})}
     _, manifest = edit([], json.loads(wire.encode_scores("site-0", 3, sent)["manifest"]))
     with refused(InvalidReplyError, *named) as caught:
         wire.decode_scores({"manifest": json.dumps(manifest)}, 4, spec(t5_models=("after",)))
@@ -187,7 +233,8 @@ def test_a_hostile_t5_side_is_refused_with_its_reason(case):
 
 @given(data=st.data(), t5=st.booleans())
 def test_mutated_scores_are_refused_cleanly_or_are_sound(data, t5):
-    sent = {"before": Scores({"dog": score()}), "after": Scores({"dog": with_t5()})} if t5 else sent_scores()
+    with_side = {"before": Scores({"dog": score()}), "after": Scores({"dog": changed(with_t5(), 0, 1)})}
+    sent = with_side if t5 else sent_scores()
     clips, sides = (4, ("after",)) if t5 else (10, ())
     manifest = json.loads(wire.encode_scores("site-0", 3, sent)["manifest"])
     _, written = mutate(data, [], manifest)
@@ -204,6 +251,10 @@ def test_mutated_scores_are_refused_cleanly_or_are_sound(data, t5):
                 assert math.isfinite(side.loss)
             assert scores.accuracy <= scores.accuracy_at_5 <= 1
         assert (got["after"].t5 is not None, got["before"].t5) == (t5, None)
+        for name, score_after in got["after"].classes.items():
+            before, changes = got["before"].classes[name], score_after.changes
+            assert 0 <= changes.worse <= before.right_at_1
+            assert before.right_at_1 + changes.better - changes.worse == score_after.right_at_1 <= before.clips
 
 
 @pytest.mark.parametrize("name", ["right_among", "right_calibrated"])
@@ -245,8 +296,9 @@ def test_losses_above_the_largest_possible_loss_are_refused():
 
 
 def test_predictions_are_those_of_the_model_after_the_server_step():
-    predicted = Scores({"dog": score().model_copy(update={"predicted": {"dog": 4}})})
-    assert decoded({"after": predicted}, 4, confusion=True)["after"] == predicted
+    predicted = Scores({"dog": changed(score().model_copy(update={"predicted": {"dog": 4}}), 0, 0)})
+    alone = Scores({"dog": predicted.classes["dog"].model_copy(update={"changes": None})})
+    assert decoded({"after": alone}, 4, confusion=True)["after"] == alone
     with refused(InvalidReplyError, "'dog'", "before"):
         decoded({"before": predicted, "after": predicted}, 4, confusion=True)
 
@@ -254,3 +306,22 @@ def test_predictions_are_those_of_the_model_after_the_server_step():
 def test_counts_of_unseen_classes_are_accepted_only_if_there_are_such_classes():
     among = {"after": Scores({"dog": score().model_copy(update={"right_among": 1, "right_calibrated": 2})})}
     assert decoded(among, 4, has_unseen=True) == among
+
+
+def test_both_models_are_scored_on_the_same_clips_of_each_class():
+    scores = sent_scores() | {"before": Scores({"dog": score(6), "rain": score(4)})}
+    with refused(InvalidReplyError, "'dog'", 6, 4):
+        decoded(scores, 10)
+    scores["before"] = Scores({"siren": score(10)})
+    with refused(InvalidReplyError, "'dog'", 0, 4):
+        decoded(scores, 10)
+
+
+def test_without_the_model_before_there_are_no_changed_clips():
+    after = {"after": Scores({"dog": score()})}
+    assert decoded(after, 4) == after
+    with refused(InvalidReplyError, "'dog'", "after", "a number"):
+        decoded({"after": sent_scores()["after"]}, 10)
+    validated = sent_scores() | {"validation": Scores({"dog": changed(score(), 0, 0)})}
+    with refused(InvalidReplyError, "'dog'", "validation", "a number"):
+        decoded(validated, 10)

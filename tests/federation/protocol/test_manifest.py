@@ -15,11 +15,11 @@ from tests.refusals import refused
 
 def test_the_claimed_sender_is_read_before_the_rest_is_checked():
     _, manifest, _ = sent()
-    claim = {"schema_version": 2, "site": "site-7"}
+    claim = {"schema_version": 3, "site": "site-7"}
     assert wire.claimed_site({"manifest": json.dumps(manifest)}, CLASSES) == "site-0"
     assert wire.claimed_site(wire.encode_scores("site-0", 3, {}), CLASSES) == "site-0"
     assert wire.claimed_site({"manifest": json.dumps(claim | {"classes": [7], "x": None})}, CLASSES) == "site-7"
-    for bad in ({"site": "a"}, {"schema_version": 2}, claim | {"site": 3}, claim | {"site": None}):
+    for bad in ({"site": "a"}, {"schema_version": 3}, claim | {"site": 3}, claim | {"site": None}):
         with pytest.raises(InvalidReplyError):
             wire.claimed_site({"manifest": json.dumps(bad)}, CLASSES)
 

@@ -516,6 +516,11 @@ def test_classes_without_a_recording_are_scored_with_and_without_calibration():
     clips = row["test_clips"]
     share = 2 / 10  # of the test clips; synthesised classes are of the same size
     assert row["accuracy"] == pytest.approx(share * figures["unseen"] + (1 - share) * figures["seen"], abs=1 / clips)
+    assert (figures["unseen_clips"], figures["seen_clips"]) == (share * clips, (1 - share) * clips)
+    for name in ("among_unseen", "unseen", "seen", "unseen_calibrated", "seen_calibrated"):
+        low, high = (figures[f"{name}_{end}"] for end in ("low", "high"))
+        assert 0 <= low <= figures[name] <= high <= 1
+        assert high - low > 0.1
     assert figures["unseen_calibrated"] >= figures["unseen"]
     assert figures["seen_calibrated"] <= figures["seen"]
     both = figures["unseen_calibrated"], figures["seen_calibrated"]

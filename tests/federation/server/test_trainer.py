@@ -118,6 +118,8 @@ def test_the_metrics_have_one_row_per_round_with_the_documented_names(validated)
     assert [row["round"] for row in validated.rows] == [1, 2]
     promised = {
         *("accuracy", "accuracy_before", "accuracy_at_5", "cosine", "loss", "test_clips", "per_class"),
+        *(f"{name}_{end}" for name in ("accuracy", "accuracy_before", "accuracy_at_5") for end in ("low", "high")),
+        *("server_step/better", "server_step/worse", "server_step/p"),
         *("bytes_up", "bytes_down", "rejected", "rejections", "failures", "replies", "rolled_back"),
         *("seconds", "seconds/sites", "seconds/generator", "seconds/finetune", "seconds/evaluate"),
         *("generator/reconstruction", "generator/kl", "generator/similarity"),
@@ -142,6 +144,11 @@ def test_the_results_are_those_of_the_last_round(validated):
     last = validated.rows[-1]
     for figure in ("accuracy", "accuracy_at_5", "accuracy_before", "cosine", "loss", "test_clips"):
         assert results[figure] == last[figure]
+    for figure in ("accuracy_low", "accuracy_high", "accuracy_before_low", "server_step/better", "server_step/p"):
+        assert results[figure] == last[figure]
+    assert results["accuracy_low"] < results["accuracy"] < results["accuracy_high"] <= 1
+    gained = (last["server_step/better"] - last["server_step/worse"]) / last["test_clips"]
+    assert gained == pytest.approx(results["gain_last_round"])
     assert 0 <= results["accuracy"] <= results["accuracy_at_5"] <= 1
     assert (
         results["bytes_up"] == sum(row["bytes_up"] for row in validated.rows) + validated.rows[0]["bytes_registration"]
