@@ -169,24 +169,29 @@ def test_adapters_of_embeddings_take_embeddings_as_the_encoder_gives_them(of_emb
 
 # Without the program that trained it
 
-LIGHT = """
+WITHOUT = """
 import importlib.abc, sys
 class Blocked(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("flwr", "hydra", "wandb", "ray", "transformers", "sklearn"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocked())
-from fed_a2v import A2VAdapter
-prompts = A2VAdapter.from_pretrained(sys.argv[1])(sys.argv[2])
-print(tuple(prompts.pooled_prompt_embeds.shape), "fed_a2v.federation" in sys.modules)
 """
 
 
-def test_it_needs_neither_flower_nor_hydra_nor_wandb(exported, wav):
+def test_the_ten_lines_of_the_page_need_neither_flower_nor_hydra_nor_wandb(exported, wav, tmp_path):
+    lines = re.search("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    assert len(lines.splitlines()) <= 10
+    shutil.copytree(exported, tmp_path / "my-adapter")
+    (tmp_path / "sounds" / "audio").mkdir(parents=True)
+    shutil.copy(wav, tmp_path / "sounds" / "audio" / "1-00000-A-0.wav")
+    code = f"{WITHOUT}\n{lines}\nprint('fed_a2v.federation' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, exported, wav], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
-    assert done.stdout == "(1, 768) False\n"
+    *scores, shape, federation = done.stdout.splitlines()
+    assert {line.split()[1] for line in scores} == {"dog", "rain", "sea_waves"}
+    assert (shape, federation) == ("torch.Size([1, 768])", "False")
 
 
 # Encoders that have a model

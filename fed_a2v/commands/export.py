@@ -44,6 +44,6 @@ def run(words: list[str]) -> None:
     say(console, f"Exported to {given.to}, {size:.1f} MB. In Python:")
     say(console, "  from fed_a2v import A2VAdapter")
     say(console, f"  adapter = A2VAdapter.from_pretrained({str(given.to)!r})")
-    licence = adapter.generate_model_card().data.license
+    licence = str(getattr(adapter.generate_model_card().data, "license", UNKNOWN))
     choose = "; choose one with --licence ID before you publish it" if licence == UNKNOWN else ""
     say(console, f"Licence in the model card: {licence}{choose}.")

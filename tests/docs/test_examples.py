@@ -167,7 +167,7 @@ def test_pretrained_embeddings_are_of_the_clip_alone_and_weights_are_those_of_th
     both = encoder.encode(clips)
     assert both.shape == (2, encoder.tokens, encoder.width) == (2, 1, 512)
     assert np.array_equal(both[1:], encoder.encode(clips[1:]))
-    assert encoder.encode(clips[:0]).shape == (0, 1, 768)
+    assert encoder.encode(clips[:0]).shape == (0, 1, 512)
     assert np.isfinite(encoder.encode(np.zeros((1, 100), np.float32))).all()
     monkeypatch.setattr("speaker_encoder.DIGEST", "0" * 64)
     with refused(ConfigError, "speaker_encoder.SpeakerEncoder", "pretrained.pt"):
