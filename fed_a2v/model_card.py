@@ -267,7 +267,7 @@ def _eval_results(last: Row, sets: Sequence[str]) -> list[EvalResult] | None:
 
 
 def _privacy(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    lines = ["No recording left a site."]
+    lines = ["The messages of the sites have no recordings."]
     share = config["share"]
     if share["kind"] == "statistics":
         lines += [f"{markdown(line)}." for line in exchange_lines(config, rows)[:1]] if rows else []
