@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fed_a2v.report import figures
-from fed_a2v.report.collect import Collection, RunRecord, collect
+from fed_a2v.report.collect import Collection, collect
+from fed_a2v.report.record import RunRecord
 
 
 def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
@@ -21,14 +22,14 @@ def test_runs_and_kinds_of_points_never_differ_by_colour_alone(comparison):
 
 def test_validation_shows_baselines_intervals_and_rows(run_folder):
     plot = figures.validation_plot(collect([run_folder]))
-    similarity, tstr = (view.figure.data for view in plot.views)
+    tstr, similarity = (view.figure.data for view in plot.views)
     assert [set(trace.y) for trace in similarity] == [{0.9}, {0.92}, {0.95}]
     assert len({(trace.line.dash, trace.marker.symbol, trace.mode) for trace in similarity}) == 3
     assert all(not trace.error_y.array for trace in similarity)
     assert list(tstr[0].error_y.arrayminus) == pytest.approx([0.1] * 4)
     assert list(tstr[0].error_y.array) == pytest.approx([0.15] * 4)
     first = dict(zip(plot.table.header, plot.table.rows[0], strict=True))
-    assert list(first.values()) == ["1", "0.9", "0.92", "0.95", "0.8 [0.7, 0.95]", "0.85", "12"]
+    assert list(first.values()) == ["1", "0.8 [0.7, 0.95]", "0.85", "0.9", "0.92", "0.95", "12"]
 
 
 def test_figures_of_the_network_alone_have_baselines_without_a_network(run_folder):
@@ -42,7 +43,7 @@ def test_figures_of_the_network_alone_have_baselines_without_a_network(run_folde
 
 def test_a_value_in_a_single_round_is_visible(run_folder):
     (run,) = collect([run_folder]).runs
-    similarity = figures.validation_plot(Collection([replace(run, rows=run.rows[:1])])).views[0].figure.data
+    similarity = figures.validation_plot(Collection([replace(run, rows=run.rows[:1])])).views[1].figure.data
     assert [list(trace.x) for trace in similarity] == [[1]] * 3
     assert all("markers" in trace.mode for trace in similarity)
     assert len({trace.marker.symbol for trace in similarity}) == 3

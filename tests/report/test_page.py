@@ -16,8 +16,9 @@ from fed_a2v.commands import report as command
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.core import projection
 from fed_a2v.report import figures, page
-from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
+from fed_a2v.report.collect import Collection, ReportError, collect
 from fed_a2v.report.page import render, write_report
+from fed_a2v.report.record import RunRecord
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.styles import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.runs.checkpoint import same_results
@@ -239,7 +240,7 @@ def elements(names, reason):
     found = drawn_map(names, np.random.default_rng(0), real=2, synthetic=2)
     run = RunRecord(f"!{names[0]}", None, rows, {}, {"python": names[1]}, evaluation, {}, found)
     with patch.object(page, "_library", lambda: page.Library("", "")):  # two megabytes are slow to parse
-        html = render(Collection([run], {names[1]: [{"round": 1, "accuracy": 0.5}]}))
+        html = render(Collection([run], [RunRecord(names[1], None, [{"round": 1, "accuracy": 0.5}])]))
     html.encode()
     return Outline(html).elements
 
