@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
+from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
@@ -182,13 +183,15 @@ class MessageHandler:
         # Of the adapters before the server step only the CLIP side was sent; the rest is the last model's, unscored.
         models = {names[0]: before + last[len(before) :], names[-1]: last}
         scores: dict[str, Scores] = {}
+        right: dict[str, Tensor] | None = None
         for name, model in models.items():
             _load(adapters, model)
             is_last = name == names[-1]
             confusion = instruction.confusion and is_last
-            scores[name] = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last)
+            # The clips on which the two differ are counted here: only the counts leave the site.
+            scores[name], right = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last, before=right)
         if VALIDATION in instruction.models:
-            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
+            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False).scores
         metrics = encode_scores(site.name, instruction.round, scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
