@@ -29,7 +29,7 @@ from fed_a2v.errors import UserError
 from fed_a2v.report import figures
 from fed_a2v.report.collect import Collection, ReportError, collect
 from fed_a2v.report.record import RunRecord
-from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.report.reproduce import NAMES
 from fed_a2v.report.styles import clean
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
 from fed_a2v.report.verdict import verdict
@@ -190,6 +190,7 @@ def _weakest(run: RunRecord) -> list[Weak]:
     for name in [each for each in names if classes[each].get("accuracy") is not None][:MOST_WEAK]:
         accuracy, clips = classes[name]["accuracy"], classes[name].get("test_clips")
         words = f"{accuracy * clips:.3g} of {clips:.4g} test clips" if clips else f"{accuracy:.3f}"
+        words = f"on average {words}" if run.members else words
         if other := figures.most_confused(run, name):
             words += f", most often taken for {clean(other)}"
         found.append(Weak(clean(name), words))
@@ -348,23 +349,20 @@ def _reasons(runs: Sequence[RunRecord]) -> TextTable:
 
 
 def _differences(runs: Sequence[RunRecord]) -> TextTable:
-    """The settings in which runs differ; a row for each setting, or for each run if there are more runs."""
+    """The overrides in which runs differ; a row for each setting, or for each run if there are more runs."""
     flat = [dict(dotted_items(run.config)) for run in runs]
-    keys = [key for key in differing(flat) if not _of_another_option(key, flat)]
-    columns = [
-        [clean(json.dumps(each[key], ensure_ascii=False)) if key in each else "-" for key in keys] for each in flat
-    ]
-    labels = [clean(run.label) for run in runs]
+    given = [dict(word.lstrip("+").split("=", 1) for word in run.overrides or ()) for run in runs]
+    # Settings that no overrides of this version give are compared one by one.
+    keys = differing(flat if any(run.overrides is None for run in runs) else given)
+
+    def value(key: str, settings: Mapping[str, Any]) -> str:
+        found = settings.get(key, settings.get(f"{key}.{NAMES.get(key, 'name')}", "-"))
+        return clean(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+
+    labels, columns = [clean(run.label) for run in runs], [[value(key, each) for key in keys] for each in flat]
     if not keys or len(runs) <= len(keys):
         return TextTable("", ("setting", *labels), tuple(zip(keys, *columns, strict=True)))
     return TextTable("", ("run", *keys), tuple((label, *of_run) for label, of_run in zip(labels, columns, strict=True)))
-
-
-def _of_another_option(key: str, flat: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a setting exists in some runs only, as their options of its group differ, which has a row of its own."""
-    group = key.partition(".")[0]
-    names = {repr(each.get(f"{group}.name")) for each in flat}
-    return len(names) > 1 and not all(key in each for each in flat)
 
 
 def _environments(runs: Sequence[RunRecord]) -> TextTable:
@@ -392,16 +390,15 @@ def _reproduction(run: RunRecord) -> Reproduction:
         words.append(f"Git commit {clean(commit)}{changed}.")
     if digest := found.get("constraints_sha256"):
         others = found.get("not_as_in_constraints") or []
-        kept = "installed in these versions" if not others else f"but installed: {clean(', '.join(map(str, others)))}"
-        words.append(f"constraints.txt has the SHA-256 {clean(digest)}; {kept}.")
+        but = f", but {clean(', '.join(map(str, others)))}" if others else ""
+        words.append(f"Packages in the versions of constraints.txt (SHA-256 {clean(digest)}){but}.")
     if digest := found.get("packages_sha256"):
-        words.append(f"Names and versions of all installed packages have the SHA-256 {clean(digest)}.")
-    overrides = overrides_of(run.config) if run.config else None
-    if overrides is None:
+        words.append(f"SHA-256 of the names and versions of all installed packages: {clean(digest)}.")
+    if run.overrides is None:
         words.append("No overrides of this version give the settings of this run, which are listed above.")
         return Reproduction(clean(run.label), words, "")
     checkout = [f"git checkout {clean(commit)}"] if commit and not found.get("uncommitted_changes") else []
-    commands = [*checkout, clean(shlex.join(["fed-a2v", "train", *overrides]))]
+    commands = [*checkout, clean(shlex.join(["fed-a2v", "train", *run.overrides]))]
     return Reproduction(clean(run.label), words, "\n".join(commands))
 
 

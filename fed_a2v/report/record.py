@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fed_a2v.config.schema import affects_result
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.core.projection import EmbeddingMap
+from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.runs.compare import differing
 from fed_a2v.runs.exchange import shares_sums
 
@@ -66,6 +68,11 @@ class RunRecord:
     def finished(self) -> bool:
         """Whether the last round is done."""
         return int(self.last["round"]) >= self.rounds
+
+    @cached_property
+    def overrides(self) -> list[str] | None:
+        """See `overrides_of`; None without settings."""
+        return overrides_of(self.config) if self.config else None
 
     @property
     def repeats(self) -> str:

@@ -174,6 +174,7 @@ nav a:hover { text-decoration: underline; }
 .verdict pre { background: var(--back); margin: .5rem 0 0; padding: .5rem .7rem; }
 .weak { margin: 0 0 1rem; padding-inline-start: 1.2rem; }
 .code { margin: .2rem 0; }
+.code + h3, pre + h3 { margin-top: 1rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 0 0 1rem; }
 .cards div { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
 .cards dt { color: var(--soft); font-size: .85rem; }
@@ -265,7 +266,8 @@ SCRIPT = r"""
       gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line"),
       tickcolor: value("--line"), title: {standoff: 8, font: {size: 13}},
     };
-    return {layout: {
+    const bars = {color: value("--text"), thickness: 1};
+    return {data: {bar: [{error_x: bars, error_y: bars}]}, layout: {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: {color: value("--text"), family: getComputedStyle(document.body).fontFamily, size: 13},
       xaxis: axis, yaxis: axis,

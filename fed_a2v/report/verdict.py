@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from fed_a2v.report.collect import Collection
 from fed_a2v.report.record import Row, RunRecord
-from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.styles import clean
+from fed_a2v.runs.exchange import sites_train
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import paired_interval
 from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
@@ -83,14 +83,14 @@ def _reached(run: RunRecord, several: bool) -> str:
     row = run.last
     name = f"{clean(run.label)}: " if several else ""
     if row.get("accuracy") is None:
-        return f"{name}no accuracy after round {row['round']}, as no scores have left the sites"
+        return f"{name}{'no' if name else 'No'} accuracy after round {row['round']}, as no scores have left the sites"
     notes = [_interval(run), _chance(run)]
     extra = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     clips = row.get("test_clips")
     if run.members:
-        return f"{name}mean accuracy {row['accuracy']:.3f} over {run.repeats}{extra}"
+        return f"{name}{'mean' if name else 'Mean'} accuracy {row['accuracy']:.3f} over {run.repeats}{extra}"
     if not clips:
-        return f"{name}accuracy {row['accuracy']:.3f} after round {row['round']}{extra}"
+        return f"{name}{'accuracy' if name else 'Accuracy'} {row['accuracy']:.3f} after round {row['round']}{extra}"
     right = f"{round(row['accuracy'] * clips)} of {clips} test clips are recognised"
     missing = "" if fully_evaluated(row) else f", on {scored_on(row)}"
     return f"{name}{right} after round {row['round']}, accuracy {row['accuracy']:.3f}{missing}{extra}"
@@ -100,7 +100,7 @@ def _interval(run: RunRecord) -> str:
     low, high = run.last.get("accuracy_low"), run.last.get("accuracy_high")
     if low is None or high is None:
         return ""
-    return f"lowest {low:.3f}, highest {high:.3f}" if run.members else f"95 % interval {low:.3f} to {high:.3f}"
+    return f"lowest {low:.3f}, highest {high:.3f}" if run.members else f"95\u00a0% interval {low:.3f} to {high:.3f}"
 
 
 def _chance(run: RunRecord) -> str:
@@ -117,8 +117,8 @@ def _of_one(run: RunRecord, reached: str) -> Verdict:
         return Verdict(f"{reached}; this run has no server step.", _compare(run))
     over = _over_average(run)
     if over is None:
-        words = "nothing here to measure the server step against: the adapters before it were not scored"
-        return Verdict(f"{reached}; there is {words}.", _compare(run))
+        why = "the adapters before it were not scored" if sites_train(run.config) else "the sites train no adapters"
+        return Verdict(f"{reached}; there is nothing to measure the server step against, as {why}.", _compare(run))
     where, found = over
     against = f"{found.value:+.3f} over {where}"
     if found.sign > 0:
@@ -214,7 +214,7 @@ def _over_repeats(differences: Sequence[float], run: RunRecord) -> Difference:
     folds = {str(each.config.get("dataset", {}).get("test_fold")) for each in run.members}
     found = paired_interval(differences, 1 / (len(folds) - 1) if len(folds) > 1 else 0.0)
     sign = 1 if found.low > 0 else -1 if found.high < 0 else 0
-    return Difference(found.mean, sign, f"95 % {found.low:+.3f} to {found.high:+.3f} over {run.repeats}")
+    return Difference(found.mean, sign, f"95\u00a0% {found.low:+.3f} to {found.high:+.3f} over {run.repeats}")
 
 
 def _judged(value: float, one: Row, other: Row) -> Difference:
@@ -253,8 +253,8 @@ def _more(run: RunRecord) -> Advice:
 
 
 def _compare(run: RunRecord) -> Advice:
-    words = "To see what the server step and its generator add, compare with the baselines:"
-    return Advice([*_undone(run), words], _command(run))
+    what = "the server step and its generator add" if sites_train(run.config) else "the exchange costs"
+    return Advice([*_undone(run), f"To see what {what}, compare with the baselines:"], _command(run))
 
 
 def _undone(run: RunRecord) -> list[str]:
@@ -268,5 +268,6 @@ def _undone(run: RunRecord) -> list[str]:
 
 
 def _command(run: RunRecord, *more: str) -> str:
-    overrides = overrides_of(run.config) if run.config else None
-    return clean(shlex.join(["fed-a2v", "compare", *(overrides or ["KEY=VALUE"]), *more]))
+    baselines = [] if sites_train(run.config) else ["--with", "prototypes,pooled"]  # nothing to average
+    words = [word for word in run.overrides or ["KEY=VALUE"] if not (more and word.startswith("seed="))]
+    return clean(shlex.join(["fed-a2v", "compare", *words, *baselines, *more]))

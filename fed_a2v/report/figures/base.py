@@ -154,7 +154,7 @@ def of_means(collection: Collection, shapes: str = "Lines") -> str:
         collection: the runs.
         shapes: the shapes of the means, "Lines" or "Bars".
     """
-    repeats = list(dict.fromkeys(run.repeats for run in (*collection.arms, *collection.baselines) if run.members))
+    repeats = list(dict.fromkeys(run.repeats for run in collection.arms if run.members))
     if not repeats:
         return ""
     around = "areas" if shapes == "Lines" else "thin lines"

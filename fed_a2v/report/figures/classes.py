@@ -51,7 +51,7 @@ def class_plot(collection: Collection) -> Plot:
         "Accuracy by class",
         f"Each class at the end of the run, the least accurate{_of_first(runs)} first: accuracy on its test clips, "
         "mean cosine of the adapters' outputs to its prompt, number of training clips, and number of sites with such "
-        f"clips. {_few_clips(runs)}{_lost(collection, order)}{of_means(collection, 'Bars')}".strip(),
+        f"clips. {_few_clips(runs)}{_intervals(runs)}{_lost(collection, order)}{of_means(collection, 'Bars')}".strip(),
         views,
         TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
@@ -83,6 +83,13 @@ def _few_clips(runs: Sequence[RunRecord]) -> str:
     return f"With {least:.0f} test clips of a class, one clip changes its accuracy by {1 / least:.2f}. "
 
 
+def _intervals(runs: Sequence[RunRecord]) -> str:
+    if len(runs) > 1:
+        return ""
+    single = [each for run in runs if not run.members for each in run.evaluation["classes"].values()]
+    return "Thin lines: 95 % intervals, on these test clips. " * any(each.get("accuracy_low") for each in single)
+
+
 def _lost(collection: Collection, order: Sequence[str]) -> str:
     if not any(_of(run, name, "lost") for run in collection.runs if run.evaluation for name in order):
         return ""
@@ -110,7 +117,7 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
         name=label(run.label),
         orientation="h",
         marker=bar_style(index, several),
-        error_x=_error_bars(run, order, key),
+        error_x={} if several and not run.members else _error_bars(run, order, key),
         customdata=notes,
         hovertemplate="%{customdata}<br>%{x:" + form + "}",
         showlegend=several,

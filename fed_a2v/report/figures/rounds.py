@@ -37,8 +37,8 @@ FRACTIONS = {
 
 
 _AXIS = "The vertical axis has the range of the values only, so that differences can be seen."
-# Maximum number of lines whose intervals are areas; those of more would hide each other.
-MOST_AREAS = 3
+# Maximum number of arms with bars for the intervals of their accuracy; those of more would hide each other.
+MOST_INTERVALS = 4
 # Maximum number of bars with their value beside them.
 MOST_NUMBERS = 12
 _T5_NOTE = (
@@ -50,14 +50,14 @@ def accuracy_plot(collection: Collection) -> Plot:
     """Accuracy by round, before and after the server step, with the baselines."""
     views = []
     arms = collection.arms
-    few = len(arms) + len(collection.baselines) <= MOST_AREAS
+    many = len(arms) > MOST_INTERVALS
     for key, title in ACCURACIES:
         traces: list[Any] = []
         for index, run in enumerate(arms):
             several = len(arms) > 1
             step = has_server_step(run.config)
             after = run.label if several or key != "accuracy" or not step else "after the server step"
-            traces += _line(run, key, after, index, tested=True, area=few)
+            traces += _line(run, key, after, index, tested=True, area=len(arms) == 1, exact=many)
             if key == "accuracy" and step:
                 name = f"{run.label}, before the server step" if several else "before the server step"
                 traces += _line(run, "accuracy_before", name, index, light=True, tested=True)
@@ -89,6 +89,11 @@ def _accuracy_caption(collection: Collection) -> str:
     elif trained == {False}:
         words.append("The sites train no adapters, so there is no average of theirs to compare with.")
     words += ["Lines without markers: baselines of the same comparison."] * bool(collection.baselines)
+    if any(row.get("accuracy_low") is not None for run in collection.arms if not run.members for row in run.rows):
+        where = "The table has 95 % intervals" if len(collection.arms) > MOST_INTERVALS else "Bars: 95 % intervals"
+        if len(collection.arms) == 1 and len(collection.arms[0].rows) > 1:
+            where = "Area: 95 % interval"
+        words.append(f"{where}, on these test clips.")
     words += [of_means(collection), _AXIS]
     return " ".join(filter(None, words))
 
@@ -96,12 +101,12 @@ def _accuracy_caption(collection: Collection) -> str:
 def gain_plot(collection: Collection) -> Plot:
     """Gain of the server step by round: over the average in the round, and over a run without server steps."""
     views, columns = [], []
-    arms = [run for run in collection.arms if has_server_step(run.config)]
+    arms = collection.arms
     for words, measure in (("In the round", _gain_in_round), ("Over FedAvg", _gain_over_fedavg)):
-        gains = [(index, run, measure(run)) for index, run in enumerate(arms)]
+        gains = [(index, run, measure(run)) for index, run in enumerate(arms) if has_server_step(run.config)]
         known = [each for each in gains if any(value is not None for value in each[2].values())]
         columns += [(of_run(words.lower(), run, arms), values) for _, run, values in known]
-        numbers = sum(len(values) for *_, values in known) <= MOST_NUMBERS
+        numbers = sum(len(values) for *_, values in known) <= MOST_NUMBERS and not any(run.members for run in arms)
         traces = [
             go.Bar(
                 x=list(values),
@@ -255,6 +260,7 @@ def _line(
     plain: bool = False,
     tested: bool = False,
     area: bool = False,
+    exact: bool = False,
 ) -> list[go.Scatter]:
     """A line over the rounds, with intervals if the rounds have them; empty if no round has a value.
 
@@ -267,13 +273,18 @@ def _line(
         plain: whether it has no markers.
         tested: whether the tooltip says on which clips a round was scored, if not on all.
         area: whether intervals are an area, as always those of a mean of runs, and not bars.
+        exact: whether a single run has no intervals.
     """
     rows = [row for row in run.rows if row.get(key) is not None]
     if not rows:
         return []
     lone = plain and len(rows) == 1  # a line through one point would be invisible: mark it with a dash
     ends: list[Any] = [(row.get(f"{key}_low"), row.get(f"{key}_high")) for row in rows]
-    known = all(end is not None for pair in ends for end in pair) and not light and (bool(run.members) or not plain)
+    known = (
+        all(end is not None for pair in ends for end in pair)
+        and not light
+        and (bool(run.members) or not (plain or exact))
+    )
     as_area = known and len(rows) > 1 and (area or bool(run.members))
     numbers, values = [row["round"] for row in rows], [row[key] for row in rows]
     line = go.Scatter(
