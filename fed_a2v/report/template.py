@@ -200,7 +200,7 @@ select { font: inherit; max-width: 100%; color: var(--text); background: var(--c
 .numbers details[open] { flex-basis: 100%; }
 .numbers button, .legend button { font: inherit; font-size: .85rem; color: var(--accent); background: none;
   cursor: pointer; border: 1px solid var(--line); border-radius: 6px; padding: .15rem .6rem; margin: .4rem 0; }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem .3rem; margin: .2rem 0; padding: 0; list-style: none; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem .3rem; margin: .2rem 0 .6rem; padding: 0; list-style: none; }
 .legend button { display: flex; align-items: center; gap: .3rem; margin: 0; padding: .05rem .4rem; color: var(--text);
   border-color: transparent; text-align: start; }
 .legend button[aria-pressed=true] { border-color: var(--accent); }
@@ -299,13 +299,16 @@ SCRIPT = r"""
     const crowded = narrow.matches && (layout.xaxis?.ticktext?.length || 0) > 20;
     const xaxis = crowded ? {...layout.xaxis, showticklabels: false} : layout.xaxis;
     if (crowded) margin.b = 24;
-    if (narrow.matches) margin.l = Math.min(margin.l, 132);
+    // Long names at the left get a smaller font on a phone.
+    const small = narrow.matches && margin.l > 110;
+    const yaxis = small ? {...layout.yaxis, tickfont: {size: 11}} : layout.yaxis;
+    if (small) margin.l *= 0.86;
     // On a phone the legend takes a line for each entry.
     const entries = layout.showlegend === false ? 0 : traces.filter(trace => trace.showlegend !== false).length;
     state.height ??= box.offsetHeight;
     box.style.height = state.height + (narrow.matches ? 20 * Math.max(0, entries - 2) : 0) + "px";
     const drawn = Plotly.react(box, traces, {
-      ...layout, margin, annotations: named ? [] : notes, xaxis, template: theme(), autosize: true,
+      ...layout, margin, annotations: named ? [] : notes, xaxis, yaxis, template: theme(), autosize: true,
       dragmode: touch.matches ? false : "zoom",
     }, {
       responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",

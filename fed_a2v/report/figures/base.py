@@ -119,7 +119,7 @@ def named_axis(names: Sequence[str]) -> dict[str, Any]:
 def margin(names: Sequence[str], below: bool = False) -> dict[str, int]:
     """Margins for names at the left and below. Plotly's automatic margins would draw everything several times."""
     longest = min(LONGEST_LABEL, max(map(len, names), default=0))
-    return {"l": 16 + 7 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
+    return {"l": 20 + 8 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
 
 
 # Tables
