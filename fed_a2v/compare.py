@@ -255,9 +255,14 @@ def _write_gains(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 
 def _write_report(folder: Path) -> None:
-    """Write one report of all runs; a failure is only logged."""
+    """Write one report of all runs, and those of the runs again, now with the others as baselines.
+
+    A failure is only logged.
+    """
     try:
         write_report([folder], folder / "report.html")
+        for own in sorted(folder.glob("*/report.html")):
+            write_report([own.parent], own)
     except Exception as error:
         log.warning("The report was not written: %s: %s", type(error).__name__, error)
 

@@ -45,6 +45,9 @@ FEWEST_JUDGED = 40
 """Minimum rows of either set for the verdict of a gate: with fewer, good samples would fail the two-sample test by
 chance in some rounds."""
 
+PASSES = {"tstr": (0.94, math.inf), "c2st": (0.0, 0.63), "nn_ratio": (0.85, 1.15)}
+"""The range of values with which samples pass each gate."""
+
 
 class Rows(NamedTuple):
     """Audio embeddings with their classes.
@@ -164,9 +167,9 @@ class GeneratorQuality:
         tstr_interval, nn_interval = self.intervals.get("tstr"), self.intervals.get("nn_ratio")
         c2st_ends = None if c2st is None else c2st_interval(c2st, self.rows)
         return (
-            Gate("tstr", tstr, None if tstr is None else 1.0, 0.94, math.inf, self.rows, tstr_interval),
-            Gate("c2st", c2st, self.real.c2st, 0.0, 0.63, self.rows, c2st_ends),
-            Gate("nn_ratio", nn_ratio, self.real.nn_ratio, 0.85, 1.15, self.rows, nn_interval),
+            Gate("tstr", tstr, None if tstr is None else 1.0, *PASSES["tstr"], self.rows, tstr_interval),
+            Gate("c2st", c2st, self.real.c2st, *PASSES["c2st"], self.rows, c2st_ends),
+            Gate("nn_ratio", nn_ratio, self.real.nn_ratio, *PASSES["nn_ratio"], self.rows, nn_interval),
         )
 
     def as_dict(self) -> dict[str, float]:

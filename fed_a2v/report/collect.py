@@ -4,70 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fed_a2v.core.projection import EmbeddingMap
 from fed_a2v.errors import UserError
+from fed_a2v.report.record import RunRecord, mean_of, merged
 from fed_a2v.runs.compare import natural
 from fed_a2v.runs.embedding_map import load_map
-from fed_a2v.runs.exchange import shares_sums
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import CROSSED, pair_name
 from fed_a2v.storage.untrusted import inside, read_json
 
-Row = dict[str, Any]
-
 
 class ReportError(UserError, ValueError):
     """There is no run, or its files cannot be read."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Content of a run's folder; fields of missing files are empty, for example while the run is in progress.
-
-    Attributes:
-        label: name, unique in the report.
-        folder: folder of the run.
-        rows: metrics of each round, from `metrics.jsonl`; at least one.
-        config: all settings, from `config.yaml`.
-        environment: content of `environment.json`.
-        evaluation: content of `evaluation.json`.
-        partition: sites in `partition.json`.
-        map: content of `map.npz`.
-        without_step: metrics of the same run without the server step, if it is in a sibling folder.
-    """
-
-    label: str
-    folder: Path
-    rows: list[Row]
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    partition: dict[str, Any] = field(default_factory=dict)
-    map: EmbeddingMap | None = None
-    without_step: list[Row] = field(default_factory=list)
-
-    @property
-    def last(self) -> Row:
-        """Metrics of the newest round."""
-        return self.rows[-1]
-
-    @property
-    def shares_sums(self) -> bool:
-        """Whether the sites sent sums instead of prototypes."""
-        return shares_sums(self.config)
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds in the settings."""
-        return int(self.config.get("rounds") or self.last["round"])
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last round is done."""
-        return int(self.last["round"]) >= self.rounds
 
 
 @dataclass(frozen=True)
@@ -76,13 +27,20 @@ class Collection:
 
     Attributes:
         runs: at least one run.
-        baselines: round metrics by label of runs that are not in `runs`, such as pooled training.
+        baselines: runs of the same comparison that are not in `runs`, such as pooled training: label and rows only.
         crossed: summaries of cross-validations (`fed_a2v.runs.intervals.summarise`) that the runs belong to.
+        compared: whether `runs` are those of one comparison, the experiment first.
     """
 
     runs: list[RunRecord]
-    baselines: dict[str, list[Row]] = field(default_factory=dict)
+    baselines: list[RunRecord] = field(default_factory=list)
     crossed: list[dict[str, Any]] = field(default_factory=list)
+    compared: bool = False
+
+    @cached_property
+    def arms(self) -> list[RunRecord]:
+        """The runs; those that differ in nothing but seed and test fold are one, their mean."""
+        return merged(self.runs)
 
     @property
     def held_out(self) -> str:
@@ -106,12 +64,15 @@ def collect(folders: Sequence[Path]) -> Collection:
     crossed = {folder: summary for folder in folders if (summary := _json(folder / "comparison.json").get(CROSSED))}
     paths = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder, crossed.get(folder))))
     runs = [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
-    baselines: dict[str, list[Row]] = {}
-    for parent in dict.fromkeys(path.parent for path in paths if path.parent.parent not in crossed):
-        comparison = _json(parent / "comparison.json")
+    found: dict[str, list[RunRecord]] = {}
+    for parent in dict.fromkeys(path.parent for path in paths):
         here = {path.name for path in paths if path.parent == parent}
-        baselines |= {str(label): list(rows) for label, rows in comparison.items() if label not in here and rows}
-    return Collection(runs, baselines, list(crossed.values()))
+        for label, rows in _json(parent / "comparison.json").items():
+            if label not in here and label != CROSSED and rows:
+                found.setdefault(label, []).append(RunRecord(str(label), parent / str(label), list(rows)))
+    baselines = [mean_of(each, label) if len(each) > 1 else each[0] for label, each in found.items()]
+    compared = len(folders) == 1 and len(paths) > 1 and (folders[0] / "comparison.json").is_file()
+    return Collection(runs, baselines, list(crossed.values()), compared)
 
 
 def _runs_in(folder: Path, crossed: dict[str, Any] | None) -> list[Path]:

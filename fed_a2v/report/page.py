@@ -27,10 +27,12 @@ from fed_a2v.config.compose import to_yaml
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import UserError
 from fed_a2v.report import figures
-from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
-from fed_a2v.report.reproduce import overrides_of
+from fed_a2v.report.collect import Collection, ReportError, collect
+from fed_a2v.report.record import RunRecord
+from fed_a2v.report.reproduce import NAMES
 from fed_a2v.report.styles import clean
 from fed_a2v.report.template import PAGE, SCRIPT, STYLE, TABLE
+from fed_a2v.report.verdict import verdict
 from fed_a2v.runs.compare import differing
 from fed_a2v.runs.exchange import exchange_lines, sums_bytes, traffic
 from fed_a2v.runs.folder import has_server_step
@@ -52,6 +54,10 @@ from fed_a2v.version import __version__
 
 # Maximum number of reasons in the table of errors.
 MOST_REASONS = 30
+# Maximum number of classes that are named as the weakest.
+MOST_WEAK = 5
+# Keys of `environment.json` that "How to reproduce" shows apart from the table.
+OF_THE_CODE = ("commit", "uncommitted_changes", "packages_sha256", "constraints_sha256", "not_as_in_constraints")
 T5 = "t5/accuracy"
 
 
@@ -71,6 +77,13 @@ class Group(NamedTuple):
     plots: list[figures.Plot]
 
 
+class Weak(NamedTuple):
+    """A class that is often not recognised."""
+
+    name: str
+    figures: str
+
+
 class Text(NamedTuple):
     """A run's label and a text about it."""
 
@@ -78,12 +91,12 @@ class Text(NamedTuple):
     text: str
 
 
-class Command(NamedTuple):
-    """Command that reproduces a run."""
+class Reproduction(NamedTuple):
+    """How to reproduce a run: the code and versions in words, and the commands; "" without any."""
 
     label: str
-    words: str
-    command: str
+    words: list[str]
+    commands: str
 
 
 def write_report(folders: Sequence[Path], out: Path, unfold: figures.Layout | None = None) -> Path:
@@ -114,16 +127,20 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
     """HTML of the page."""
     groups = [group for group in _groups(collection, unfold) if group.plots]
     sections = [("headline", "At a glance"), *((group.name, group.title) for group in groups)]
-    sections += [("settings", "Settings"), ("environment", "Environment"), ("reproduce", "Reproduction")]
+    sections += [("settings", "Settings"), ("reproduce", "How to reproduce")]
     runs = collection.runs
     library = _library()
+    reproductions = [_reproduction(run) for run in runs]
+    code = reproductions[0].words if all(each.words == reproductions[0].words for each in reproductions) else []
     return (
         _environment()
         .get_template("page")
         .render(
             policy=_policy(library.text, SCRIPT),
             version=__version__,
-            title=clean(runs[0].label) if len(runs) == 1 else f"Comparison of {len(runs)} runs",
+            title=_title(collection),
+            verdict=verdict(collection),
+            weakest=_weakest(collection.arms[0]),
             subtitle=_subtitle(runs),
             style=STYLE,
             script=SCRIPT,
@@ -137,15 +154,17 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
                 for run in runs[: figures.MOST_VIEWS]
                 for line in (*_step_lines(run), *exchange_lines(run.config, run.rows))
             ],
-            crossed=[(each["says"], crossed_table(each), each["covers"]) for each in collection.crossed],
+            crossed=[(crossed_table(each), each["covers"]) for each in collection.crossed],
             summary=_summary(collection),
             privacy=_privacy(runs),
             groups=groups,
+            gates=figures.gates_table(collection),
             reasons=_reasons(runs),
             differences=_differences(runs),
             configs=[Text(clean(run.label), clean_lines(to_yaml(run.config))) for run in runs if run.config],
             environment=_environments(runs),
-            commands=[_command(run) for run in runs],
+            code=code,
+            reproductions=[each._replace(words=[]) for each in reproductions] if code else reproductions,
         )
     )
 
@@ -153,13 +172,10 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
 def _groups(runs: Collection, unfold: figures.Layout | None) -> list[Group]:
     groups = [
         Group("rounds", "Accuracy", [figures.accuracy_plot(runs), figures.gain_plot(runs)]),
-        Group(
-            "training",
-            "Losses",
-            [figures.loss_plot(runs), figures.validation_plot(runs), figures.network_plot(runs)],
-        ),
         Group("by-class", "Classes", [figures.class_plot(runs), figures.confusion_plot(runs)]),
         Group("space", "Map", [figures.map_plot(runs, unfold)]),
+        Group("generator", "Generator", [figures.validation_plot(runs), figures.network_plot(runs)]),
+        Group("training", "Losses", [figures.loss_plot(runs)]),
         Group("cost", "Bytes and seconds", [figures.bytes_plot(runs), figures.seconds_plot(runs)]),
         Group("of-sites", "Sites", [figures.sites_plot(runs)]),
     ]
@@ -167,6 +183,28 @@ def _groups(runs: Collection, unfold: figures.Layout | None) -> list[Group]:
 
 
 # Words and tables -----------------------------------------------------------------------------------------
+
+
+def _title(collection: Collection) -> str:
+    runs, arms = collection.runs, collection.arms
+    if len(runs) == 1:
+        return clean(runs[0].label)
+    return f"{len(runs)} runs" if len(arms) == 1 else f"Comparison of {len(runs)} runs"
+
+
+def _weakest(run: RunRecord) -> list[Weak]:
+    """The classes with the lowest accuracy, of those that are not always recognised."""
+    classes = run.evaluation.get("classes", {})
+    names = figures.worst_first(run, [name for name in classes if (classes[name].get("accuracy") or 0) < 1])
+    found = []
+    for name in [each for each in names if classes[each].get("accuracy") is not None][:MOST_WEAK]:
+        accuracy, clips = classes[name]["accuracy"], classes[name].get("test_clips")
+        words = f"{accuracy * clips:.3g} of {clips:.4g} test clips" if clips else f"{accuracy:.3f}"
+        words = f"on average {words}" if run.members else words
+        if other := figures.most_confused(run, name):
+            words += f", most often taken for {clean(other)}"
+        found.append(Weak(clean(name), words))
+    return found
 
 
 def _subtitle(runs: Sequence[RunRecord]) -> str:
@@ -230,10 +268,10 @@ def _cards(collection: Collection) -> list[Card]:
     if step_gains["gain_over_fedavg"] is not None:
         note = f"the same run without the server step, after round {last['round']}"
         cards.append(Card("Gain over FedAvg", _signed(step_gains["gain_over_fedavg"]), note))
-    for name, baseline in collection.baselines.items():
-        lead = gain_over(last, baseline[-1])
-        note = _noted(baseline[-1], "accuracy", "" if lead is None else f"this run {lead:+.3f}")
-        cards.append(Card(clean(name), _three(baseline[-1].get("accuracy")), note))
+    for baseline in collection.baselines:
+        lead = gain_over(last, baseline.last)
+        note = _noted(baseline.last, "accuracy", "" if lead is None else f"this run {lead:+.3f}")
+        cards.append(Card(clean(baseline.label), _three(baseline.last.get("accuracy")), note))
     if last.get("accuracy_at_5") is not None:
         cards.append(Card("Among the nearest five", _three(last["accuracy_at_5"]), _noted(last, "accuracy_at_5")))
     if last.get("privacy/epsilon") is not None:
@@ -265,9 +303,9 @@ def _summary(collection: Collection) -> TextTable:
     rows: list[tuple[str, ...]] = [
         (
             clean(run.label),
-            _three(run.last.get("accuracy_before")),
             accuracy_cell(run.last, 3),
             interval_cell(run.last),
+            _three(run.last.get("accuracy_before")),
             _three(run.last.get("accuracy_at_5")),
             *(_three(run.last.get(key)) for key in sides),
             *_gains(run),
@@ -276,19 +314,19 @@ def _summary(collection: Collection) -> TextTable:
             str(total(run.rows, "rejected") + total(run.rows, "failures")),
             _steps(run.rows),
         )
-        for run in collection.runs
+        for run in (*(arm for arm in collection.arms if arm.members), *collection.runs)
     ]
-    for name, lines in collection.baselines.items():
-        last = lines[-1]
+    for baseline in collection.baselines:
+        name, lines, last = baseline.label, baseline.rows, baseline.last
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
         rows.append(
-            (clean(name), before, accuracy_cell(last, 3), interval_cell(last), at_5, *others, *"------", _steps(lines))
+            (clean(name), accuracy_cell(last, 3), interval_cell(last), before, at_5, *others, *"------", _steps(lines))
         )
     header = (
         "run",
-        "before the last server step",
         "accuracy",
         "95 %",
+        "before the last server step",
         "among the nearest five",
         *("T5" for _ in sides),
     )
@@ -345,39 +383,57 @@ def _reasons(runs: Sequence[RunRecord]) -> TextTable:
 
 
 def _differences(runs: Sequence[RunRecord]) -> TextTable:
-    """The settings in which runs differ, one per row."""
+    """The overrides in which runs differ; a row for each setting, or for each run if there are more runs."""
     flat = [dict(dotted_items(run.config)) for run in runs]
-    rows = tuple(
-        (key, *(clean(json.dumps(each[key], ensure_ascii=False)) if key in each else "-" for each in flat))
-        for key in differing(flat)
-    )
-    return TextTable("", ("setting", *(clean(run.label) for run in runs)), rows)
+    given = [dict(word.lstrip("+").split("=", 1) for word in run.overrides or ()) for run in runs]
+    # Settings that no overrides of this version give are compared one by one.
+    keys = differing(flat if any(run.overrides is None for run in runs) else given)
+
+    def value(key: str, settings: Mapping[str, Any]) -> str:
+        found = settings.get(key, settings.get(f"{key}.{NAMES.get(key, 'name')}", "-"))
+        return clean(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+
+    labels, columns = [clean(run.label) for run in runs], [[value(key, each) for key in keys] for each in flat]
+    if not keys or len(runs) <= len(keys):
+        return TextTable("", ("setting", *labels), tuple(zip(keys, *columns, strict=True)))
+    return TextTable("", ("run", *keys), tuple((label, *of_run) for label, of_run in zip(labels, columns, strict=True)))
 
 
 def _environments(runs: Sequence[RunRecord]) -> TextTable:
-    """Software and hardware of the runs, one column per run."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.environment))
-    columns = [[_cell(run.environment.get(key)) for key in keys] for run in runs]
+    """Software and hardware of the runs: a column for each, or one for all if only the start differs."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.environment if key not in OF_THE_CODE))
+    found = [{key: _cell(run.environment.get(key)) for key in keys} for run in runs]
     labels = [clean(run.label) for run in runs]
-    if len(runs) == 1:
-        labels = ["value"]
-    rows = zip(keys, *columns, strict=True)
-    return TextTable("", ("", *labels), tuple((clean(key).replace("_", " "), *cells) for key, *cells in rows))
+    if len({repr([each[key] for key in keys if key != "started"]) for each in found}) == 1:
+        starts = [each.get("started", "-") for each in found]
+        labels = ["value" if len(runs) == 1 else "all runs"]
+        found = [found[0] | ({"started": " to ".join(dict.fromkeys((min(starts), max(starts))))} if keys else {})]
+    rows = tuple((clean(key).replace("_", " "), *(each[key] for each in found)) for key in keys)
+    return TextTable("", ("", *labels), rows)
 
 
 def _cell(value: Any) -> str:
     return "-" if value is None else clean(value)
 
 
-def _command(run: RunRecord) -> Command:
-    overrides = overrides_of(run.config) if run.config else None
-    if overrides is None:
-        return Command(clean(run.label), "no overrides of this version give its settings, which are listed above.", "")
-    return Command(
-        clean(run.label),
-        f"with version {clean(run.environment.get('fed_a2v', __version__))},",
-        clean(shlex.join(["fed-a2v", "train", *overrides])),
-    )
+def _reproduction(run: RunRecord) -> Reproduction:
+    found = run.environment
+    words = [f"Version {clean(found.get('fed_a2v', __version__))}."]
+    if commit := found.get("commit"):
+        changed = ", with uncommitted changes that the commit lacks" if found.get("uncommitted_changes") else ""
+        words.append(f"Git commit {clean(commit)}{changed}.")
+    if digest := found.get("constraints_sha256"):
+        others = found.get("not_as_in_constraints") or []
+        but = f", but {clean(', '.join(map(str, others)))}" if others else ""
+        words.append(f"Packages in the versions of constraints.txt (SHA-256 {clean(digest)}){but}.")
+    if digest := found.get("packages_sha256"):
+        words.append(f"SHA-256 of the names and versions of all installed packages: {clean(digest)}.")
+    if run.overrides is None:
+        words.append("No overrides of this version give the settings of this run, which are listed above.")
+        return Reproduction(clean(run.label), words, "")
+    checkout = [f"git checkout {clean(commit)}"] if commit and not found.get("uncommitted_changes") else []
+    commands = [*checkout, clean(shlex.join(["fed-a2v", "train", *run.overrides]))]
+    return Reproduction(clean(run.label), words, "\n".join(commands))
 
 
 def clean_lines(text: str) -> str:

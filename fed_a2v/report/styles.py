@@ -24,6 +24,12 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def faint(index: int) -> str:
+    """The same colour for an area."""
+    red, green, blue = (int(colour(index)[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
 def symbol(index: int) -> str:
     """Symbol of the run or class with this index; its combination with the colour repeats after 70."""
     return SYMBOLS[index % len(SYMBOLS)]

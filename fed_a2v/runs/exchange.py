@@ -18,6 +18,13 @@ def shares_sums(config: Mapping[str, Any]) -> bool:
     return bool(config.get("share", {}).get("kind") == "statistics")
 
 
+def sites_train(config: Mapping[str, Any]) -> bool:
+    """Whether the sites of a run, by its settings as plain values, train adapters; True if they are unknown."""
+    site = config.get("site", {"epochs": 1})
+    closed_form = config.get("adapters", {}).get("closed_form", False)
+    return not closed_form and bool(site.get("epochs") or site.get("server_steps"))
+
+
 def sums_bytes(config: Mapping[str, Any], rows: Sequence[Row]) -> float | None:
     """Bytes of the sums of a site, as a mean over the sites; None if it is unknown."""
     sites, sent = rows[-1].get("sites_total"), total(rows, "bytes_registration")
@@ -28,8 +35,8 @@ def sums_bytes(config: Mapping[str, Any], rows: Sequence[Row]) -> float | None:
 
 def _sent_each_round(config: Mapping[str, Any]) -> str:
     """What sites send of their training clips in every round, in words; "" for nothing."""
-    site, finetune, closed_form = config["site"], config["finetune"], config["adapters"]["closed_form"]
-    if not closed_form and (site["epochs"] or site["server_steps"]):
+    finetune, closed_form = config["finetune"], config["adapters"]["closed_form"]
+    if sites_train(config):
         return "adapters trained on its clips"
     targets = finetune["enabled"] and finetune["from_nodes_adapters"] and not closed_form
     return "mean outputs of the adapters" if targets or config["generate_nodes_images_frequency"] else ""

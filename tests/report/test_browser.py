@@ -1,11 +1,14 @@
 """The report in a real browser."""
 
+import csv
+import io
 from itertools import pairwise
 
 import pytest
 
 from fed_a2v.report.page import write_report
-from tests.report.conftest import written_run
+from fed_a2v.storage.plain_text import csv_cell
+from tests.report.conftest import CLASSES, written_run
 
 pytestmark = pytest.mark.browser
 
@@ -133,6 +136,66 @@ def test_a_class_can_be_singled_out_on_the_map(report, opened):
     assert labels == ["rain"]
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_on_the_map_cover_no_other_name(width, tmp_path, opened):
+    folder = written_run(tmp_path / "mine", classes=[f"a sound of kind {k}" for k in range(12)])
+    page = opened(write_report([folder], tmp_path / "report.html"), viewport={"width": width, "height": 800})
+    boxes = page("""() => [...document.querySelectorAll("#map .annotation-text")].map(each => {
+        const {left, right, top, bottom} = each.getBoundingClientRect(); return [left, top, right, bottom] })""")
+    assert len(boxes) > 2
+    for index, one in enumerate(boxes):
+        for other in boxes[:index]:
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart, (one, other)
+    assert page.complaints == []
+
+
+def test_the_legend_of_the_map_has_every_class_with_its_symbol_and_highlights_it(report, opened):
+    page = opened(report)
+    buttons = page.page.locator("#map ul.legend button")
+    assert buttons.all_inner_texts() == sorted(CLASSES)
+    symbols = page("() => [...document.querySelectorAll('#map ul.legend path')].map(p => p.getAttribute('d'))")
+    assert len(set(symbols)) == len(CLASSES)
+    buttons.nth(2).click()
+    page.until("() => document.querySelector('#map ul.legend [aria-pressed=true]')?.textContent === 'rain'")
+    assert page("() => document.querySelector('#map select').value") == "rain"
+    assert page("() => document.activeElement.textContent") == "rain"
+    buttons.nth(2).click()
+    page.until("() => !document.querySelector('#map ul.legend [aria-pressed=true]')")
+
+
+def test_the_numbers_of_every_figure_can_be_downloaded(report, opened):
+    page = opened(report)
+    assert page.page.locator("[data-csv]:visible").count() == len(PLOTS)
+    for name in ("accuracy", "classes", "sites"):  # a browser asks before it takes ten files from a page
+        with page.page.expect_download() as download:
+            page.page.locator(f"[data-csv={name}]").click()
+        assert download.value.suggested_filename == f"{name}.csv"
+        header, *rows = read_csv(download.value)
+        assert rows
+        assert all(len(row) == len(header) for row in rows)
+        if name == "accuracy":
+            assert (header, rows[0]) == (["round", "before", "after"], ["1", "0.4", "0.6"])
+    assert page.complaints == []
+
+
+def test_a_downloaded_name_is_no_formula(tmp_path, opened):
+    names = ("=1+1", "+cmd", 'a "b", c', "-1")
+    page = opened(write_report([written_run(tmp_path / "mine", classes=names)], tmp_path / "report.html"))
+    with page.page.expect_download() as download:
+        page.page.locator("[data-csv=classes]").click()
+    assert {row[0] for row in read_csv(download.value)} == {"class", *map(csv_cell, names)}
+
+
+@pytest.mark.parametrize("which", ["report", "report_of_three"])
+def test_no_table_is_cut_off_below(which, opened, request):
+    page = opened(request.getfixturevalue(which))
+    page("() => document.querySelectorAll('details').forEach(each => { each.open = true })")
+    cut = page("() => [...document.querySelectorAll('.table, pre')].filter(e => e.scrollHeight > e.clientHeight + 1)"
+               ".map(e => e.ariaLabel || e.textContent.slice(0, 40))")  # fmt: skip
+    assert cut == []
+
+
 def test_plots_have_names_for_those_who_do_not_see_them(report, opened):
     page = opened(report)
     assert page("() => [...document.querySelectorAll('.plot')].every(p => p.getAttribute('role') === 'img' && "
@@ -169,6 +232,10 @@ def test_strange_names_are_shown_as_they_are(tmp_path, opened):
     assert names[5] in ticks
     assert "1" in ticks
     assert "</script><script>alert(…"[:20] in " ".join(ticks)
+
+
+def read_csv(download):
+    return list(csv.reader(io.StringIO(download.path().read_text(encoding="utf-8"))))
 
 
 def contrast(one, other):

@@ -23,13 +23,13 @@ def test_a_run_is_read_whole(run_folder):
 def test_a_comparison_stands_for_its_runs_the_experiment_first(comparison):
     found = collect([comparison])
     assert [run.label for run in found.runs] == ["vae", "FedAvg", "prototypes"]
-    assert list(found.baselines) == ["pooled"]
+    assert [each.label for each in found.baselines] == ["pooled"]
 
 
 def test_a_run_of_a_comparison_has_the_others_as_baselines(comparison):
     found = collect([comparison / "vae"])
     assert [run.label for run in found.runs] == ["vae"]
-    assert list(found.baselines) == ["FedAvg", "prototypes", "pooled"]
+    assert [each.label for each in found.baselines] == ["FedAvg", "prototypes", "pooled"]
 
 
 def test_a_sweep_stands_for_its_jobs_in_numeric_order(run_folder, tmp_path):

@@ -16,13 +16,15 @@ from fed_a2v.commands import report as command
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.core import projection
 from fed_a2v.report import figures, page
-from fed_a2v.report.collect import Collection, ReportError, RunRecord, collect
+from fed_a2v.report.collect import Collection, ReportError, collect
 from fed_a2v.report.page import render, write_report
+from fed_a2v.report.record import RunRecord
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.report.styles import COLOURS, LONGEST_LABEL, clean, label, symbol
 from fed_a2v.runs.checkpoint import same_results
 from fed_a2v.runs.folder import RunFolder
-from tests.report.conftest import drawn_map, written_run
+from fed_a2v.storage.files import write_json
+from tests.report.conftest import CLASSES, drawn_map, written_run
 from tests.report.test_browser import contrast
 
 
@@ -169,6 +171,45 @@ def test_several_runs_have_a_table_and_the_settings_in_which_they_differ(compari
     assert "finetune.enabled" in text
 
 
+def test_a_sweep_shows_the_settings_in_which_its_runs_differ_and_no_consequence_of_them(tmp_path):
+    for seed in range(3):
+        written_run(tmp_path / str(seed), overrides=[f"seed={seed}"])
+    table = page._differences(collect([tmp_path]).runs)
+    assert (table.header, table.rows) == (("run", "seed"), (("0", "0"), ("1", "1"), ("2", "2")))
+
+
+def test_runs_of_other_options_differ_in_the_option_only(comparison):
+    table = page._differences(collect([comparison]).runs)
+    assert [dict(zip(table.header, row, strict=True)) for row in table.rows] == [
+        {"run": "vae", "finetune.enabled": "true", "generator": "vae"},
+        {"run": "FedAvg", "finetune.enabled": "false", "generator": "vae"},
+        {"run": "prototypes", "finetune.enabled": "true", "generator": "none"},
+    ]
+
+
+def test_how_to_reproduce_has_the_commit_and_what_is_not_in_it(tmp_path):
+    folder = written_run(tmp_path / "mine")
+    found = {"fed_a2v": "9.9", "commit": "c0ffee", "uncommitted_changes": False}
+    found |= {"constraints_sha256": "abc123", "not_as_in_constraints": ["numpy 1.0"], "packages_sha256": "def456"}
+    write_json(folder / "environment.json", found)
+    text = shown(folder)
+    assert "git checkout c0ffee fed-a2v train" in text
+    assert all(each in text for each in ("9.9", "abc123", "numpy 1.0", "def456"))
+    write_json(folder / "environment.json", found | {"uncommitted_changes": True})
+    assert "git checkout" not in shown(folder)
+    assert "uncommitted changes" in shown(folder)
+
+
+def test_the_weakest_classes_have_their_clips_and_their_usual_mistake(tmp_path):
+    folder = written_run(tmp_path / "mine")
+    (run,) = collect([folder]).runs
+    first = min(CLASSES, key=lambda name: run.evaluation["classes"][name]["accuracy"])
+    other = CLASSES[(CLASSES.index(first) + 1) % len(CLASSES)]
+    weak = page._weakest(run)[0]
+    assert weak.name == first
+    assert weak.figures.endswith(f"most often taken for {other}")
+
+
 def test_errors_are_listed_with_their_numbers(text):
     assert re.search(r"weight 0: not finite <script>alert\(1\)</script>\s+rejected\s+mine\s+1", text)
 
@@ -272,7 +313,7 @@ def elements(names, reason):
     found = drawn_map(names, np.random.default_rng(0), real=2, synthetic=2)
     run = RunRecord(f"!{names[0]}", None, rows, {}, {"python": names[1]}, evaluation, {}, found)
     with patch.object(page, "_library", lambda: page.Library("", "")):  # two megabytes are slow to parse
-        html = render(Collection([run], {names[1]: [{"round": 1, "accuracy": 0.5}]}))
+        html = render(Collection([run], [RunRecord(names[1], None, [{"round": 1, "accuracy": 0.5}])]))
     html.encode()
     return Outline(html).elements
 

@@ -11,14 +11,17 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from fed_a2v.report.collect import Row, RunRecord
+from fed_a2v.report.collect import Collection
+from fed_a2v.report.record import Row, RunRecord
 from fed_a2v.report.styles import LONGEST_LABEL, clean, figure, label
 from fed_a2v.runs.table import TextTable
 
 # Maximum number of runs in a figure with one view per run.
 MOST_VIEWS = 12
-# Maximum number of classes with numbers in the confusion matrix, and with names on the map.
+# Maximum number of classes with numbers in the confusion matrix.
 READABLE_CLASSES = 20
+# Smallest height of a zoomed axis of shares: on a smaller one, a single clip would look like a difference.
+SMALLEST_SPAN = 0.1
 
 Layout = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 
@@ -58,16 +61,44 @@ class Plot:
 
 
 def by_round(traces: list[Any], words: str, fraction: bool = False) -> go.Figure:
-    """A figure over the rounds, with ticks at whole rounds."""
+    """A figure over the rounds, with ticks at whole rounds.
+
+    Args:
+        traces: lines or bars.
+        words: title of the vertical axis.
+        fraction: whether the values are shares: the axis then has their range only, and says so.
+    """
     values = {number for trace in traces for number in trace.x}
     span = {"range": [min(values) - 0.5, max(values) + 0.5]} if values else {}
+    low, high = _span(traces) if fraction else (0.0, 0.0)
     return figure(
         traces,
         xaxis={"title": {"text": "round"}, **span, **whole_rounds(values)},
-        yaxis={"title": {"text": words}, **({"range": [0, 1.02]} if fraction else {})},
+        yaxis={
+            "title": {"text": f"{words}, axis from {low:.2f}" if low > 0 else words},
+            **({"range": [low, high]} if fraction else {}),
+        },
         hovermode="x unified",
         barmode="group",
     )
+
+
+def _span(traces: Iterable[Any]) -> tuple[float, float]:
+    """The range of an axis of shares: that of the values and their intervals, with some room, within 0 and 1.02."""
+    low, high = extremes(traces)
+    half = max(1.2 * (high - low), SMALLEST_SPAN) / 2
+    middle = min(max((low + high) / 2, half), 1.02 - half)
+    return max(0.0, middle - half), min(1.02, middle + half)
+
+
+def extremes(traces: Iterable[Any]) -> tuple[float, float]:
+    """The lowest and the highest value of lines, with their error bars."""
+    ends = []
+    for trace in traces:
+        bars = trace.error_y
+        sides = zip(trace.y, bars.arrayminus or [0] * len(trace.y), bars.array or [0] * len(trace.y), strict=True)
+        ends += [end for value, below, above in sides for end in (value - below, value + above)]
+    return min(ends), max(ends)
 
 
 def whole_rounds(rounds: Sized) -> dict[str, Any]:
@@ -81,13 +112,14 @@ def named_axis(names: Sequence[str]) -> dict[str, Any]:
         "tickmode": "array",
         "tickvals": list(range(len(names))),
         "ticktext": [label(name, LONGEST_LABEL) for name in names],
+        "ticklabelstandoff": 4,
     }
 
 
 def margin(names: Sequence[str], below: bool = False) -> dict[str, int]:
     """Margins for names at the left and below. Plotly's automatic margins would draw everything several times."""
     longest = min(LONGEST_LABEL, max(map(len, names), default=0))
-    return {"l": 16 + 7 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
+    return {"l": 20 + 8 * longest, "r": 16, "t": 28, "b": 20 + 6 * longest if below else 48}
 
 
 # Tables
@@ -113,6 +145,20 @@ def _with_interval(row: Row, key: str) -> Any:
 def of_run(words: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
     """The words, after the label of the run if there are several."""
     return f"{clean(run.label)}: {words}" if len(runs) > 1 else words
+
+
+def of_means(collection: Collection, shapes: str = "Lines") -> str:
+    """What lines or bars and the areas or bars around them mean, if runs have been merged; else what the intervals are.
+
+    Args:
+        collection: the runs.
+        shapes: the shapes of the means, "Lines" or "Bars".
+    """
+    repeats = list(dict.fromkeys(run.repeats for run in collection.arms if run.members))
+    if not repeats:
+        return ""
+    around = "areas" if shapes == "Lines" else "thin lines"
+    return f"{shapes}: means over {' or '.join(repeats)}; {around}: from the lowest to the highest of these runs."
 
 
 def round_table(columns: Iterable[tuple[str, Mapping[int, Any]]]) -> TextTable:

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from fed_a2v.report.collect import Collection, RunRecord
-from fed_a2v.report.figures.base import MOST_VIEWS, READABLE_CLASSES, Plot, View, cell, margin, named_axis
+from fed_a2v.report.collect import Collection
+from fed_a2v.report.figures.base import MOST_VIEWS, READABLE_CLASSES, Plot, View, cell, margin, named_axis, of_means
+from fed_a2v.report.record import RunRecord
 from fed_a2v.report.styles import bar_style, clean, figure, label
 from fed_a2v.runs.table import TextTable
 
 MOST_CONFUSIONS = 50
+# With fewer test clips, the accuracy of a class is mostly chance.
+FEW_CLIPS = 20
 
 
 def class_plot(collection: Collection) -> Plot:
-    """Bars by class: accuracy, similarity, training clips, sites."""
-    runs = [run for run in collection.runs if run.evaluation.get("classes")]
-    names = sorted({name for run in runs for name in run.evaluation["classes"]})
-    order = sorted(names, key=lambda name: -_of(runs[-1], name, "accuracy", -1)) if runs else []
+    """Bars by class, the worst first: accuracy, similarity, training clips, sites."""
+    runs = [run for run in collection.arms if run.evaluation.get("classes")]
+    order = worst_first(runs[0], {name for run in runs for name in run.evaluation["classes"]}) if runs else []
     has_t5 = any("t5/accuracy" in figures for run in runs for figures in run.evaluation["classes"].values())
     measures = [
         ("accuracy", "Accuracy", ".3f"),
         ("accuracy_before", "Before the server step", ".3f"),
         ("cosine", "Similarity", ".3f"),
         *([("t5/accuracy", "T5: accuracy", ".3f"), ("t5/cosine", "T5: similarity", ".3f")] if has_t5 else []),
-        ("clips", "Training clips", "d"),
-        ("sites", "Sites", "d"),
+        ("clips", "Training clips", ".4g"),
+        ("sites", "Sites", ".4g"),
     ]
     views = []
     for key, words, form in measures:
-        if any(_of(run, name, key) is not None for run in runs for name in names):
+        if any(_of(run, name, key) is not None for run in runs for name in order):
             traces = [_class_bars(run, order, key, form, index, len(runs) > 1) for index, run in enumerate(runs)]
             views.append(View(words, _by_class(traces, order, words, "accuracy" in key)))
     similarity = [_similarity(run) for run in runs]
@@ -46,13 +48,54 @@ def class_plot(collection: Collection) -> Plot:
     header = ("class", *(["run"] if len(runs) > 1 else []), *(words.lower() for _, words, _ in measures))
     return Plot(
         "classes",
-        "Classes",
-        "Each class at the end of the run: accuracy on its test clips, mean cosine of the adapters' outputs to its "
-        "prompt, number of training clips, and number of sites with such clips. Lost: no site has enough clips to send "
-        f"{_sent(collection)} of the class, so it is learned by the sites' adapters only.",
+        "Accuracy by class",
+        f"Each class at the end of the run, the least accurate{_of_first(runs)} first: accuracy on its test clips, "
+        "mean cosine of the adapters' outputs to its prompt, number of training clips, and number of sites with such "
+        f"clips. {_few_clips(runs)}{_intervals(runs)}{_lost(collection, order)}{of_means(collection, 'Bars')}".strip(),
         views,
         TextTable("", (*header, "test clips", "similarity of samples"), tuple(rows)),
         height=max(260, 90 + len(order) * (16 + 8 * max(0, min(len(runs), 4) - 1))),
+    )
+
+
+def worst_first(run: RunRecord, names: Iterable[str]) -> list[str]:
+    """Classes by accuracy, then by similarity, the lowest first; those without test clips last."""
+    return sorted(names, key=lambda name: (_of(run, name, "accuracy", 2), _of(run, name, "cosine", 2), name))
+
+
+def most_confused(run: RunRecord, name: str) -> str | None:
+    """The class for which the test clips of a class were most often taken; None if it is unknown."""
+    predicted = run.evaluation.get("confusion", {}).get(name, {})
+    others = {other: clips for other, clips in predicted.items() if other != name and clips}
+    return min(others, key=lambda other: (-others[other], other), default=None)
+
+
+def _of_first(runs: Sequence[RunRecord]) -> str:
+    return f" of {clean(runs[0].label)}" if len(runs) > 1 else ""
+
+
+def _few_clips(runs: Sequence[RunRecord]) -> str:
+    """How much one test clip changes the accuracy of a class, where it is much."""
+    counts = [each.get("test_clips") or 0 for run in runs for each in run.evaluation["classes"].values()]
+    least = min((count for count in counts if count), default=FEW_CLIPS)
+    if least >= FEW_CLIPS:
+        return ""
+    return f"With {least:.0f} test clips of a class, one clip changes its accuracy by {1 / least:.2f}. "
+
+
+def _intervals(runs: Sequence[RunRecord]) -> str:
+    if len(runs) > 1:
+        return ""
+    single = [each for run in runs if not run.members for each in run.evaluation["classes"].values()]
+    return "Thin lines: 95 % intervals, on these test clips. " * any(each.get("accuracy_low") for each in single)
+
+
+def _lost(collection: Collection, order: Sequence[str]) -> str:
+    if not any(_of(run, name, "lost") for run in collection.runs if run.evaluation for name in order):
+        return ""
+    return (
+        f"Lost: no site has enough clips to send {_sent(collection)} of the class, so it is learned by the sites' "
+        "adapters only. "
     )
 
 
@@ -64,7 +107,9 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
     notes = []
     for name in order:
         clips, sites = (_of(run, name, field, 0) for field in ("clips", "sites"))
-        trained = "lost, too few clips at every site" if _of(run, name, "lost") else f"{clips} clips at {sites} sites"
+        trained = (
+            "lost, too few clips at every site" if _of(run, name, "lost") else f"{clips:.4g} clips, sites: {sites:.4g}"
+        )
         notes.append(f"{label(name)}<br>{trained}, {_tested(run, name)} test clips")
     return go.Bar(
         y=list(range(len(order))),
@@ -72,10 +117,20 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
         name=label(run.label),
         orientation="h",
         marker=bar_style(index, several),
+        error_x={} if several and not run.members else _error_bars(run, order, key),
         customdata=notes,
         hovertemplate="%{customdata}<br>%{x:" + form + "}",
         showlegend=several,
     )
+
+
+def _error_bars(run: RunRecord, order: Sequence[str], key: str) -> dict[str, Any]:
+    """Bars of the classes' intervals, or from the lowest to the highest of several runs; none if one is missing."""
+    ends = [[_of(run, name, field) for field in (f"{key}_low", key, f"{key}_high")] for name in order]
+    if any(end is None for each in ends for end in each):
+        return {}
+    below, above = ([max(0.0, sign * (each[end] - each[1])) for each in ends] for end, sign in ((0, -1), (2, 1)))
+    return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1, "width": 2}
 
 
 def _by_class(traces: list[Any], order: Sequence[str], words: str, fraction: bool) -> go.Figure:
@@ -90,7 +145,7 @@ def _by_class(traces: list[Any], order: Sequence[str], words: str, fraction: boo
 
 
 def _of(run: RunRecord, name: str, key: str, otherwise: Any = None) -> Any:
-    value = run.evaluation["classes"].get(name, {}).get(key)
+    value = run.evaluation.get("classes", {}).get(name, {}).get(key)
     return otherwise if value is None else value
 
 
@@ -98,7 +153,8 @@ def _tested(run: RunRecord, name: str) -> str:
     """Number of scored test clips of a class, with the total if not all were scored."""
     scored = _of(run, name, "test_clips", 0)
     total = run.evaluation["classes"].get(name, {}).get("test_clips_total", scored)
-    return str(scored) if total == scored else f"{scored} of {'?' if total is None else total}"
+    shown = f"{scored:.4g}"
+    return shown if total == scored else f"{shown} of {'?' if total is None else f'{total:.4g}'}"
 
 
 def _similarity(run: RunRecord) -> dict[str, float]:

@@ -45,8 +45,9 @@ def map_plot(collection: Collection, unfold: Layout | None = None) -> Plot:
     return Plot(
         "map",
         "Map of the embeddings",
-        f"Full symbols: {points}. Open symbols: samples of the "
-        f"generator. Samples of a good generator surround the {word} of their class and spread wider.",
+        f"Full symbols: {points}. Open symbols: samples of the generator. Samples of a good generator surround the "
+        f"{word} of their class and spread wider. Names are shown where there is room for them; below, each class has "
+        "its symbol.",
         views,
         TextTable("", ((("run",) if len(collection.runs) > 1 else ()) + header), tuple(rows)),
         height=560,
@@ -83,10 +84,8 @@ def _scatter(embedding_map: EmbeddingMap, points: NDArray[Any], axes: tuple[str,
                     "x": float(middle[0]),
                     "y": float(middle[1]),
                     "text": label(name, LONGEST_LABEL),
-                    "name": clean(name),  # shown when the reader highlights the class
-                    "visible": few,
-                    "showarrow": False,
-                    "yshift": 12,
+                    "name": clean(name),
+                    "showarrow": False,  # the page moves it to where it covers no other name
                 }
             )
     return figure(

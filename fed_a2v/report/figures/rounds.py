@@ -7,9 +7,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from fed_a2v.report.collect import Collection, Row, RunRecord
-from fed_a2v.report.figures.base import MOST_VIEWS, Plot, View, by_round, columns_of, of_run, round_table
-from fed_a2v.report.styles import bar_style, clean, colour, dash, label, symbol
+from fed_a2v.report.collect import Collection
+from fed_a2v.report.figures.base import MOST_VIEWS, Plot, View, by_round, columns_of, of_means, of_run, round_table
+from fed_a2v.report.figures.gates import GATES, show_range
+from fed_a2v.report.record import RunRecord
+from fed_a2v.report.styles import bar_style, clean, colour, dash, faint, label, symbol
+from fed_a2v.runs.exchange import sites_train
+from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on, total
 
 PHASES = ("sites", "generator", "validation", "distil", "finetune", "calibration", "evaluate")
@@ -32,6 +36,11 @@ FRACTIONS = {
 }
 
 
+_AXIS = "The vertical axis has the range of the values only, so that differences can be seen."
+# Maximum number of arms with bars for the intervals of their accuracy; those of more would hide each other.
+MOST_INTERVALS = 4
+# Maximum number of bars with their value beside them.
+MOST_NUMBERS = 12
 _T5_NOTE = (
     " T5 is scored among the T5 prompts, and after the server step only: before it, only the CLIP adapter is sent."
 )
@@ -40,59 +49,74 @@ _T5_NOTE = (
 def accuracy_plot(collection: Collection) -> Plot:
     """Accuracy by round, before and after the server step, with the baselines."""
     views = []
+    arms = collection.arms
+    many = len(arms) > MOST_INTERVALS
     for key, title in ACCURACIES:
         traces: list[Any] = []
-        for index, run in enumerate(collection.runs):
-            several = len(collection.runs) > 1
-            after = run.label if several or key != "accuracy" else "after the server step"
-            traces += _line(run.rows, key, after, index, tested=True)
-            if key == "accuracy":
+        for index, run in enumerate(arms):
+            several = len(arms) > 1
+            step = has_server_step(run.config)
+            after = run.label if several or key != "accuracy" or not step else "after the server step"
+            traces += _line(run, key, after, index, tested=True, area=len(arms) == 1, exact=many)
+            if key == "accuracy" and step:
                 name = f"{run.label}, before the server step" if several else "before the server step"
-                traces += _line(run.rows, "accuracy_before", name, index, faint=True, tested=True)
+                traces += _line(run, "accuracy_before", name, index, light=True, tested=True)
         if not traces:
             continue
-        for index, (name, rows) in enumerate(collection.baselines.items()):
-            traces += _line(rows, key, name, len(collection.runs) + index, plain=True)
+        for index, run in enumerate(collection.baselines):
+            traces += _line(run, key, run.label, len(arms) + index, plain=True)
         views.append(View(title, by_round(traces, title, fraction=key in FRACTIONS)))
-    t5 = columns_of(collection.runs, "t5/accuracy", "T5")
-    columns = [
-        *columns_of(collection.runs, "accuracy_before", "before"),
-        *columns_of(collection.runs, "accuracy", "after"),
-        *t5,
-    ]
+    t5 = columns_of(arms, "t5/accuracy", "T5")
+    columns = [*columns_of(arms, "accuracy_before", "before"), *columns_of(arms, "accuracy", "after"), *t5]
     columns += [
-        (of_run("test clips", run, collection.runs), {row["round"]: scored_on(row) for row in run.rows})
-        for run in collection.runs
+        (of_run("test clips", run, arms), {row["round"]: scored_on(row) for row in run.rows})
+        for run in arms
         if not all(map(fully_evaluated, run.rows))
     ]
-    columns += [
-        (name, {row["round"]: row.get("accuracy") for row in rows}) for name, rows in collection.baselines.items()
-    ]
-    return Plot(
-        "accuracy",
-        "Accuracy by round",
-        "Share of test clips whose nearest class prompt is the true one. Open markers: the plain average of the sites' "
-        "adapters; full markers: after the server's fine-tuning." + (_T5_NOTE if t5 else ""),
-        views,
-        round_table(columns),
-    )
+    for run in collection.baselines:
+        columns += columns_of([run], "accuracy", run.label)
+    caption = _accuracy_caption(collection) + _T5_NOTE * bool(t5)
+    return Plot("accuracy", "Accuracy by round", caption, views, round_table(columns))
+
+
+def _accuracy_caption(collection: Collection) -> str:
+    words = ["Share of test clips whose nearest class prompt is the true one."]
+    trained = {sites_train(run.config) for run in collection.runs}
+    if any(gain(row) is not None and has_server_step(run.config) for run in collection.runs for row in run.rows):
+        before = ["the average of the sites' adapters"] * (True in trained)
+        before += ["the adapters of the round before, as the sites train none"] * (False in trained)
+        words.append(f"Full markers: after the server step; open markers: before it, {', or '.join(before)}.")
+    elif trained == {False}:
+        words.append("The sites train no adapters, so there is no average of theirs to compare with.")
+    words += ["Lines without markers: baselines of the same comparison."] * bool(collection.baselines)
+    if any(row.get("accuracy_low") is not None for run in collection.arms if not run.members for row in run.rows):
+        where = "The table has 95 % intervals" if len(collection.arms) > MOST_INTERVALS else "Bars: 95 % intervals"
+        if len(collection.arms) == 1 and len(collection.arms[0].rows) > 1:
+            where = "Area: 95 % interval"
+        words.append(f"{where}, on these test clips.")
+    words += [of_means(collection), _AXIS]
+    return " ".join(filter(None, words))
 
 
 def gain_plot(collection: Collection) -> Plot:
     """Gain of the server step by round: over the average in the round, and over a run without server steps."""
     views, columns = [], []
+    arms = collection.arms
     for words, measure in (("In the round", _gain_in_round), ("Over FedAvg", _gain_over_fedavg)):
-        gains = [(index, run, measure(run)) for index, run in enumerate(collection.runs)]
+        gains = [(index, run, measure(run)) for index, run in enumerate(arms) if has_server_step(run.config)]
         known = [each for each in gains if any(value is not None for value in each[2].values())]
-        columns += [(of_run(words.lower(), run, collection.runs), values) for _, run, values in known]
+        columns += [(of_run(words.lower(), run, arms), values) for _, run, values in known]
+        numbers = sum(len(values) for *_, values in known) <= MOST_NUMBERS and not any(run.members for run in arms)
         traces = [
             go.Bar(
                 x=list(values),
                 y=list(values.values()),
                 name=label(run.label),
-                marker=bar_style(index, several=True),
+                marker=bar_style(index, several=len(arms) > 1),
+                error_y=_range_bars([measure(each) for each in run.members], values),
                 hovertemplate="round %{x}: %{y:+.3f}",
-                showlegend=len(collection.runs) > 1,
+                **({"texttemplate": "%{y:+.3f}", "textposition": "outside", "cliponaxis": False} if numbers else {}),
+                showlegend=len(arms) > 1,
             )
             for index, run, values in known
         ]
@@ -103,10 +127,11 @@ def gain_plot(collection: Collection) -> Plot:
         "Gain of the server step",
         "In the round: accuracy after the server step minus accuracy before it. Only in the first round is this the "
         "gain over a plain average; later averages are of adapters that earlier steps have improved. Over FedAvg: "
-        "accuracy minus that of the same run without the server step, after the same round.",
+        "accuracy minus that of the same run without the server step, after the same round. "
+        + of_means(collection, "Bars"),
         views,
         round_table(columns),
-        height=260,
+        height=280,
     )
 
 
@@ -123,7 +148,7 @@ def loss_plot(collection: Collection) -> Plot:
     """Losses of the generator, with its terms and those of a GAN's critic, and of the adapters."""
     parts = sorted({key for run in collection.runs for row in run.rows for key in row if key.startswith("generator/")})
     keys = [("server/generator_loss", "Generator's loss")]
-    keys += [(key, key.removeprefix("generator/").replace("_", " ").capitalize()) for key in parts]
+    keys += [(key, _term(key)) for key in parts]
     keys += [("server/adapter_finetuning_loss", "Fine-tuning"), ("site/loss", "At the sites")]
     return _choice(
         "losses",
@@ -135,15 +160,18 @@ def loss_plot(collection: Collection) -> Plot:
     )
 
 
+def _term(key: str) -> str:
+    name = key.removeprefix("generator/").replace("_", " ")
+    return "KL" if name == "kl" else name.capitalize()
+
+
 def validation_plot(collection: Collection) -> Plot:
     """Validation of the generator on held-out prototypes."""
     keys = [
+        *((f"generator_quality/{name}", words) for name, words in GATES.items()),
         ("server/generator_validation_similarity", "Similarity"),
         ("server/generator_validation_mse", "MSE"),
         ("server/generator_validation_l1", "L1"),
-        ("generator_quality/tstr", "Train on synthetic, test on real"),
-        ("generator_quality/c2st", "Two-sample test"),
-        ("generator_quality/nn_ratio", "Nearest-neighbour ratio"),
     ]
     return _choice(
         "validation",
@@ -151,10 +179,12 @@ def validation_plot(collection: Collection) -> Plot:
         f"Samples compared with {collection.held_out}. Samples are as good as real embeddings if train on synthetic "
         "reaches their accuracy, the two-sample test is near 0.5, and the nearest-neighbour ratio is near 1 "
         "(0: copies). Thin lines: real embeddings in place of samples; without markers, one constant for all classes. "
-        "Bars: 95 % intervals. Tests on fewer than 40 {collection.held_out} have little power.",
+        f"Bars: 95 % intervals. Tests on fewer than 40 {collection.held_out} have little power. Area in green: the "
+        "range that passes.",
         collection,
         keys,
-        baselines=(("_real", "real"), ("_blind", "class-blind")),
+        "samples",
+        (("_real", "real rows"), ("_blind", "class-blind")),
         more=(("server/generator_validation_rows", "held-out rows"),),
     )
 
@@ -177,7 +207,8 @@ def network_plot(collection: Collection) -> Plot:
         "class, and the class mean. Bars: 95 % intervals.",
         collection,
         keys,
-        baselines=(("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
+        "network",
+        (("_untrained", "untrained"), ("_gaussian", "Gaussians"), ("_class_mean", "class mean")),
     )
 
 
@@ -187,89 +218,133 @@ def _choice(
     caption: str,
     collection: Collection,
     keys: Sequence[tuple[str, str]],
+    of_run_alone: str = "",
     baselines: Sequence[tuple[str, str]] = (),
     more: Sequence[tuple[str, str]] = (),
 ) -> Plot:
     """A plot with a view for each metric that any run has.
 
     Args:
+        of_run_alone: what a line shows, in the legend of a single run; default: the run's label.
         baselines: suffix of a metric's name for each baseline, with its label; only the first has markers.
         more: metrics for the table only.
     """
     views, columns = [], []
+    arms = collection.arms
     for key, words in keys:
         traces: list[Any] = []
-        for index, run in enumerate(collection.runs):
-            traces += _line(run.rows, key, run.label, index)
+        for index, run in enumerate(arms):
+            alone = len(arms) == 1
+            traces += _line(run, key, of_run_alone if alone and of_run_alone else run.label, index)
             for place, (suffix, of) in enumerate(baselines):
-                traces += _line(run.rows, f"{key}{suffix}", f"{run.label}, {of}", index, faint=True, plain=place > 0)
+                named = of if alone else f"{run.label}, {of}"
+                traces += _line(run, f"{key}{suffix}", named, index, light=True, plain=place > 0)
         if traces:
-            views.append(View(words, by_round(traces, words)))
-            columns += columns_of(collection.runs, key, words)
+            shown = by_round(traces, words)
+            gate = key.rpartition("/")[2].removeprefix("raw_")
+            views.append(View(words, show_range(shown, gate) if gate in GATES else shown))
+            columns += columns_of(arms, key, words)
             columns += [
-                column
-                for suffix, of in baselines
-                for column in columns_of(collection.runs, key + suffix, f"{words}, {of}")
+                column for suffix, of in baselines for column in columns_of(arms, key + suffix, f"{words}, {of}")
             ]
-    columns += [column for key, words in more for column in columns_of(collection.runs, key, words)]
-    return Plot(name, title, caption, views, round_table(columns))
+    columns += [column for key, words in more for column in columns_of(arms, key, words)]
+    return Plot(name, title, f"{caption} {of_means(collection)}".strip(), views, round_table(columns))
 
 
 def _line(
-    rows: Sequence[Row],
+    run: RunRecord,
     key: str,
     name: str,
     index: int,
-    faint: bool = False,
+    light: bool = False,
     plain: bool = False,
     tested: bool = False,
+    area: bool = False,
+    exact: bool = False,
 ) -> list[go.Scatter]:
     """A line over the rounds, with intervals if the rounds have them; empty if no round has a value.
 
-    `tested` adds to the tooltip on which clips a round was scored, if not on all.
+    Args:
+        run: run, or mean of runs.
+        key: metric.
+        name: name in the legend.
+        index: its colour and symbol.
+        light: whether it is a thin line with open markers, without intervals.
+        plain: whether it has no markers.
+        tested: whether the tooltip says on which clips a round was scored, if not on all.
+        area: whether intervals are an area, as always those of a mean of runs, and not bars.
+        exact: whether a single run has no intervals.
     """
-    rows = [row for row in rows if row.get(key) is not None]
+    rows = [row for row in run.rows if row.get(key) is not None]
     if not rows:
         return []
     lone = plain and len(rows) == 1  # a line through one point would be invisible: mark it with a dash
-    return [
-        go.Scatter(
-            x=[row["round"] for row in rows],
-            y=[row[key] for row in rows],
-            name=label(name),
-            mode="lines" if plain and not lone else "lines+markers",
-            line={"color": colour(index), "dash": "dot" if faint else dash(index), "width": 1.5 if faint else 2.5},
-            marker={"symbol": "line-ew-open" if lone else symbol(index) + ("-open" if faint else ""), "size": 8},
-            error_y=_interval_bars(rows, key),
-            hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
-            customdata=["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows] if tested else None,
-        )
-    ]
+    ends: list[Any] = [(row.get(f"{key}_low"), row.get(f"{key}_high")) for row in rows]
+    known = (
+        all(end is not None for pair in ends for end in pair)
+        and not light
+        and (bool(run.members) or not (plain or exact))
+    )
+    as_area = known and len(rows) > 1 and (area or bool(run.members))
+    numbers, values = [row["round"] for row in rows], [row[key] for row in rows]
+    line = go.Scatter(
+        x=numbers,
+        y=values,
+        name=label(name),
+        legendgroup=name,
+        mode="lines" if plain and not lone else "lines+markers",
+        line={"color": colour(index), "dash": "dot" if light else dash(index), "width": 1.5 if light else 2.5},
+        marker={"symbol": "line-ew-open" if lone else symbol(index) + ("-open" if light else ""), "size": 8},
+        error_y=_bars_to(values, ends) if known and not as_area else {},
+        hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
+        customdata=["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows] if tested else None,
+    )
+    if not as_area:
+        return [line]
+    lows, highs = ([pair[side] for pair in ends] for side in (0, 1))
+    around = go.Scatter(
+        x=numbers + numbers[::-1],
+        y=highs + lows[::-1],
+        legendgroup=name,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=faint(index),
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return [line, around]
 
 
-def _interval_bars(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    """Error bars of the 95 % intervals of a metric; none if a round has no interval."""
-    ends = [(row.get(f"{key}_low"), row[key], row.get(f"{key}_high")) for row in rows]
-    bars = [(value - low, high - value) for low, value, high in ends if low is not None and high is not None]
-    if len(bars) < len(ends):
-        return {}
-    below, above = zip(*bars, strict=True)
+def _bars_to(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Error bars from the lower to the upper end of an interval of each value."""
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
     return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1}
+
+
+def _range_bars(members: Sequence[Mapping[int, float | None]], means: Mapping[int, float | None]) -> dict[str, Any]:
+    """Error bars from the lowest to the highest of several runs; none for a single run."""
+    if not members or any(value is None for value in means.values()):
+        return {}
+    ends = [(min(values), max(values)) for number in means for values in [[each[number] or 0.0 for each in members]]]
+    return _bars_to([value or 0.0 for value in means.values()], ends)
 
 
 def bytes_plot(collection: Collection) -> Plot:
     """Traffic by round."""
     views = []
     columns: list[tuple[str, dict[int, Any]]] = []
+    arms = collection.arms
     for key, words in (("bytes_up", "Up, from the sites"), ("bytes_down", "Down, to the sites")):
         traces = []
-        for index, run in enumerate(collection.runs):
+        for index, run in enumerate(arms):
             values = {row["round"]: row.get(key, 0) / 1e6 for row in run.rows}
             if run.shares_sums:
                 once = "bytes_registration" if key == "bytes_up" else "bytes_down_registration"
                 values = {0: total(run.rows, once) / 1e6} | values
-            traces.append(_bars(values, run.label, index, len(collection.runs) > 1, "%{y:.3g} MB"))
-            columns.append((of_run(f"MB {key.removeprefix('bytes_')}", run, collection.runs), values))
+            traces.append(_bars(values, run.label, index, len(arms) > 1, "%{y:.3g} MB"))
+            columns.append((of_run(f"MB {key.removeprefix('bytes_')}", run, arms), values))
         views.append(View(words, by_round(traces, "MB")))
     return Plot(
         "bytes",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from fed_a2v.report.collect import Collection, RunRecord
+from fed_a2v.report.collect import Collection
 from fed_a2v.report.figures.base import MOST_VIEWS, Plot, View, margin, named_axis, whole_rounds
+from fed_a2v.report.record import RunRecord
 from fed_a2v.report.styles import clean, colour, figure, label
 from fed_a2v.runs.table import TextTable
 
