@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from fed_a2v import compare as compare_module
-from fed_a2v.compare import BASELINES, compare, cross_validate, pooled_rows
+from fed_a2v import pooled as pooled_module
+from fed_a2v.compare import BASELINES, compare, cross_validate
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training
@@ -18,6 +18,7 @@ from fed_a2v.data.site import load_clips
 from fed_a2v.federation.client import local_training as site_module
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.pooled import pooled_rows
 from fed_a2v.report.collect import collect
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import crossed_table, paired_interval
@@ -165,7 +166,7 @@ def test_the_fedavg_arm_averages_whatever_the_experiments_aggregation_is(tmp_pat
     ],
 )
 def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_path, monkeypatch):
-    for module in (compare_module, site_module):
+    for module in (pooled_module, site_module):
         # Both shuffle alike, whatever they call it.
         monkeypatch.setattr(module, "torch_generator", lambda *purpose: torch.Generator().manual_seed(purpose[-1]))
     alone = ("partition=iid", "partition.sites=1", "aggregation.min_replies=1", "share.dtype=float32", "report=false")

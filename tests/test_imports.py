@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Packages and modules of fed_a2v: each imports only from those before it.
 ORDER = (
     *("version", "errors", "core", "storage", "config", "encoders", "data", "runs", "report", "images"),
-    *("callbacks", "federation", "load", "compare", "doctor", "commands", "cli", "__main__"),
+    *("callbacks", "federation", "load", "pooled", "arms", "compare", "doctor", "commands", "cli", "__main__"),
 )
 
 
