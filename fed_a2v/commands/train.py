@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
-from fed_a2v.config.compose import ConfigError, conf_dir, settings_from
+from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir, settings_from
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.tree import options
 from fed_a2v.errors import MENDABLE, interrupted
@@ -38,6 +38,7 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
 """
 
 
+SWEEP_DIR = "hydra.sweep.dir="
 # Options of Hydra that take a value.
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-i", "--info")
 
@@ -72,6 +73,9 @@ def run(words: list[str]) -> None:
                 show_guide(guide, Console(stderr=True))
         # All overrides first: argparse does not accept them both before and after an option such as -m.
         given = [*overrides, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
+        if sweep:
+            given += _naming(given)
+            _check_same(given, samples[0])
         words = [*given, *(word for word in words if word not in overrides)]
     if output:
         os.environ[OUTPUT_VARIABLE] = output
@@ -100,7 +104,7 @@ def _job(config: DictConfig) -> float | None:
     from fed_a2v.runs.exchange import exchange_lines
     from fed_a2v.runs.output import wanted_output
     from fed_a2v.runs.rounds import closing_lines
-    from fed_a2v.runs.sweep import run_job
+    from fed_a2v.runs.sweep import key_of, run_job
     from fed_a2v.runs.table import rounds_table
     from fed_a2v.storage.files import read_jsonl
 
@@ -108,7 +112,8 @@ def _job(config: DictConfig) -> float | None:
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     errors, title = _console(), _title()
     if title and output == "full":
-        overrides = " ".join(HydraConfig.get().overrides.task)
+        same = HydraConfig.get().job.config.override_dirname.exclude_keys
+        overrides = " ".join(word for word in HydraConfig.get().overrides.task if key_of(word) not in same)
         say(errors, f"{title}: {overrides}", style="bold")
 
     alone = output == "full" and not title  # then the table and the paths are printed below
@@ -196,6 +201,52 @@ def _search_defaults(words: Sequence[str]) -> list[str]:
         return []
     defaults = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "1.0"}
     return [f"{key}={value}" for key, value in defaults.items() if not any(word.startswith(key) for word in words)]
+
+
+def _naming(overrides: Sequence[str]) -> list[str]:
+    """The override by which Hydra names the folders of the jobs after what varies only."""
+    parsed = [
+        each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_hydra_override()
+    ]
+    swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
+    same = [str(each.key_or_group) for each in parsed if each.key_or_group not in swept]
+    if len(same) == len(parsed):  # nothing varies, or the sweeper's own settings say what
+        same = [key for key in same if key in ("experiment", "dataset.root", "dataset.path")]
+    names = ",".join(f"'{key}'" for key in same)
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
+
+
+def _check_same(overrides: Sequence[str], first: Settings) -> None:
+    """Refuse a sweep in the folder of one whose jobs have other settings but the same names.
+
+    Raises:
+        ConfigError: names the folder, and the overrides of both.
+    """
+    from fed_a2v.runs.checkpoint import same_results
+    from fed_a2v.runs.sweep import key_of, same_in_all_jobs
+
+    folder = next((Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)), None)
+    before = None if folder is None else same_in_all_jobs(folder)
+    if before is None:
+        return
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    tasks = [each for each in parsed if not each.is_hydra_override()]
+    same = [str(each.input_line) for each in tasks if not each.is_sweep_override()]
+    given = {str(each.key_or_group) for each in tasks if each.is_sweep_override()}
+    sample = [
+        line for each in tasks if each.is_sweep_override() for line in [f"{each.get_key_element()}={_values(each)[0]}"]
+    ]
+    then = [word for word in before if key_of(word) not in given]
+    try:
+        if same_results(compose_settings([*then, *sample]).as_dict(), first.as_dict()):
+            return
+    except ConfigError:  # a key or option that there is no more
+        pass
+    old, new = (" ".join(word for word in one if word not in other) for one, other in ((then, same), (same, then)))
+    raise ConfigError(
+        f"{folder} has jobs with {old or 'the defaults'}, not with {new or 'the defaults'}; choose another "
+        f"{SWEEP_DIR}FOLDER, or the same settings"
+    )
 
 
 def _samples(overrides: Sequence[str]) -> list[list[str]]:

@@ -73,6 +73,19 @@ def paired_interval(differences: Sequence[float], test_per_training: float = 0.0
     return Interval(mean, mean - reach, mean + reach)
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of a figure over seeds, by Student's t, within 0 and 1."""
+    found = paired_interval(values) if values else Interval(math.nan, -math.inf, math.inf)
+    if not math.isfinite(found.reach):
+        return found
+    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+
+
+def finite_ends(each: Interval) -> tuple[float | None, float | None]:
+    """The ends of an interval; None and None if it has none."""
+    return (each.low, each.high) if math.isfinite(each.reach) else (None, None)
+
+
 def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> str:
     """One sentence: the arms that differ from `reference`, and those without an established difference."""
     below = [f'"{name}" ({each.mean:+.3f})' for name, each in differences.items() if each.high < 0]

@@ -1,6 +1,7 @@
 """Hydra sweep: folders of the jobs, skipping of finished jobs, and the summary at the end.
 
-The folder of a job is named after its overrides, so that a sweep that is started again skips finished jobs.
+The folder of a job is named after the overrides that vary, so that a sweep that is started again skips finished jobs.
+The others are in `sweep.yaml`.
 """
 
 from __future__ import annotations
@@ -18,32 +19,55 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fed_a2v.config.compose import to_yaml
 from fed_a2v.config.schema import Settings
 from fed_a2v.errors import MENDABLE
 from fed_a2v.runs.checkpoint import same_results
-from fed_a2v.runs.compare import FAILURE, read_results, summary_table, sweep_jobs
+from fed_a2v.runs.compare import FAILURE, OVER_SEEDS, read_results, seeds_table, summary_table, sweep_jobs
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import FolderInUseError, hold
 from fed_a2v.runs.output import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.storage.files import free_folder, write_text
 from fed_a2v.storage.plain_text import one_line, say
-from fed_a2v.storage.untrusted import UntrustedFileError
+from fed_a2v.storage.untrusted import UntrustedFileError, read_yaml
 
 log = logging.getLogger("fed_a2v")
 
-# Longer folder names are shortened.
-LONGEST_NAME = 60
+# Bytes; longer folder names are shortened. File systems allow 255, some 143.
+LONGEST_NAME = 120
+# The overrides of a sweep: those of all jobs, and those that vary.
+SWEEP = "sweep.yaml"
 
 
 def job_folder(overrides: str) -> str:
-    """Folder name of the job with these overrides, KEY=VALUE,KEY=VALUE,..."""
+    """Folder name of the job with these overrides, KEY=VALUE,KEY=VALUE,...
+
+    Of the path of a folder it has the last part, of that of a file the last two.
+
+    Names that are cut, or in which letters are replaced, end in a checksum, so that different jobs have different ones.
+    """
     if not overrides:
         return "job"
-    name = re.sub(r"[^\w.,=+-]", "_", overrides)
-    if name == overrides and len(name) <= LONGEST_NAME:
+    words = re.split(r",(?=[+~]*[\w@./-]+=)", overrides)
+    name = ",".join(_as_name(*word.partition("=")) for word in words)
+    if name == overrides and len(name.encode()) <= LONGEST_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return f"{_cut(name, LONGEST_NAME - 9)}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+
+
+def _as_name(key: str, sign: str, value: str) -> str:
+    plain = value.strip("'\"")
+    if "/" in plain and not plain.startswith(("[", "{")):
+        above, last = f"/{plain.rstrip('/')}".split("/")[-2:]
+        plain = f"{above}_{last}" if Path(last).suffix else last
+    plain = re.sub(r"[^\w.,+-]+", "_", plain)
+    key = re.sub(r"[^\w.+-]", "_", key)
+    return f"{key}{sign}{plain if plain == value else plain.strip('_')}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text.encode()[:most].decode(errors="ignore").rstrip("_,")
 
 
 # Registered in every process that runs a job, including workers, since Hydra imports the callback below.
@@ -86,6 +110,21 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
         raise
 
 
+def key_of(word: str) -> str:
+    """The key, or group, of an override."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def same_in_all_jobs(folder: Path) -> list[str] | None:
+    """The overrides that all jobs of the sweep in a folder have; None if no sweep has begun there.
+
+    Raises:
+        UntrustedFileError: the file is damaged.
+    """
+    path = folder / SWEEP
+    return [str(word) for word in read_yaml(path).get("same") or []] if path.is_file() else None
+
+
 class SummaryCallback(Callback):
     """Hydra callback: writes a table and a plot of the jobs after a sweep; exit code 1 if a job failed."""
 
@@ -103,6 +142,16 @@ class SummaryCallback(Callback):
         except OSError:  # the run itself reports it
             pass
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the first job: writes the overrides of the sweep to its folder."""
+        del kwargs
+        same = set(config.hydra.job.config.override_dirname.exclude_keys)
+        words = list(config.hydra.overrides.task)
+        parts = {
+            kind: [word for word in words if (key_of(word) in same) == (kind == "same")] for kind in ("same", "varied")
+        }
+        write_text(Path(config.hydra.sweep.dir).absolute() / SWEEP, to_yaml(parts))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs are done."""
         del kwargs
@@ -110,7 +159,10 @@ class SummaryCallback(Callback):
 
 
 def summarise(folder: Path) -> None:
-    """Write `summary.csv`, `summary.md` and `summary.png` to a sweep's folder, and print the table.
+    """Write `summary.csv`, `.md`, `.tex` and `.png` to a sweep's folder, with several seeds also `by_seed.csv`.
+
+    The table on the console, in `summary.tex` and first in `summary.md` has a row for each setting, with its seeds
+    together, or for each job if no seed varies.
 
     Raises:
         FileNotFoundError: the folder has no jobs.
@@ -120,8 +172,18 @@ def summarise(folder: Path) -> None:
     jobs = sweep_jobs(folder)
     table = summary_table(jobs, f"Sweep in {folder}")
     write_text(folder / "summary.csv", summary_table(jobs, full=True).csv())
-    write_text(folder / "summary.md", table.markdown())
-    console.print(table.without("job", "reason").rich())
+    grouped = seeds_table(jobs, f"Sweep in {folder}")
+    usual = ["job", "reason", *(["status"] if all(job.status == "done" for job in jobs) else [])]
+    shown = table.without(*usual) if grouped is None else grouped
+    if (figures := seeds_table(jobs, full=True)) is not None:
+        write_text(folder / "by_seed.csv", figures.csv())
+    text = table.markdown() if grouped is None else f"{grouped.markdown()}\n{OVER_SEEDS}\n\n{table.markdown()}"
+    write_text(folder / "summary.md", text)
+    said = "Accuracy after the last round." if grouped is None else f"Accuracy after the last round. {OVER_SEEDS}"
+    write_text(folder / "summary.tex", shown.fitting().latex(said, "tab:sweep"))
+    console.print(shown.fitting().rich())
+    if grouped is not None:
+        say(console, OVER_SEEDS, wrap=True)
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
         say(console, f"Plot: {picture}")

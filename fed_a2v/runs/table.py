@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,15 @@ from fed_a2v.runs.rounds import fully_evaluated, total
 from fed_a2v.storage.plain_text import csv_cell, latex_text, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
+
+# Short heads of figures.
+HEADS = {
+    "accuracy_before": "before",
+    "accuracy_at_5": "top 5",
+    "t5/accuracy": "T5",
+    "privacy/epsilon": "epsilon",
+    "seconds": "s",
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,17 @@ class TextTable:
         """The table for a rich console, figures to the right."""
         table = Table(title=Text(one_line(self.title)) if self.title else None, title_justify="left")
         for index, name in enumerate(self.header):
-            table.add_column(Text(one_line(name)), justify="right" if self._has_figures(index) else "left")
+            justify: JustifyMethod = "right" if self._has_figures(index) else "left"
+            table.add_column(Text(one_line(name)), justify=justify, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(one_line(cell)) for cell in row))
         return table
+
+    def fitting(self) -> TextTable:
+        """The table with short heads, for a terminal or a page: the last part of a key, and a word for a figure."""
+        last = [HEADS.get(name, name.rpartition(".")[2]) for name in self.header]
+        heads = [short if last.count(short) == 1 else name for short, name in zip(last, self.header, strict=True)]
+        return TextTable(self.title, tuple(heads), self.rows)
 
     def without(self, *names: str) -> TextTable:
         """The table without some of its columns."""
@@ -93,10 +110,10 @@ def rounds_table(rows: Rows, title: str = "") -> TextTable:
     were evaluated; `closing_lines` says how many clips such a figure covers.
     """
     has_t5 = any("t5/accuracy" in row for row in rows)
-    header = ("round", "accuracy before", "after server step", *(["T5 accuracy"] if has_t5 else []))
+    header = ("round", "accuracy before", "after step", *(["T5"] if has_t5 else []))
     return TextTable(
         title,
-        (*header, "generator loss", "fine-tuning loss", "MB up", "MB down", "seconds"),
+        (*header, "gen. loss", "tuning loss", "MB up", "MB down", "s"),
         tuple(
             (
                 str(row["round"]),

@@ -12,7 +12,7 @@ ROWS = [
 
 def test_the_rounds_of_a_run():
     table = rounds_table(ROWS)
-    assert table.header[:3] == ("round", "accuracy before", "after server step")
+    assert table.header[:3] == ("round", "accuracy before", "after step")
     assert table.rows == (
         ("1", "0.110", "0.851", "0.2543", "-", "2.50", "-", "0.0"),
         ("2", "0.200", "-", "-", "-", "-", "-", "1.3"),
@@ -24,7 +24,7 @@ PARTLY = {"test_clips": 48, "test_clips_total": 80, "sites_evaluated": 3, "sites
 
 def test_t5_has_a_column_and_figures_that_rest_on_some_of_the_clips_a_mark():
     table = rounds_table([ROWS[0] | {"t5/accuracy": 0.5}, ROWS[0] | PARTLY])
-    assert table.header[1:4] == ("accuracy before", "after server step", "T5 accuracy")
+    assert table.header[1:4] == ("accuracy before", "after step", "T5")
     assert [row[1:4] for row in table.rows] == [("0.110", "0.851", "0.500"), ("0.110", "0.851*", "-")]
 
 
