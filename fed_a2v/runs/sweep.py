@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import sys
 import traceback
@@ -80,7 +81,7 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     """Run a job of a sweep, unless its folder has the results of the same settings.
 
     Args:
-        settings: settings of the job. Without a W&B group, the job gets the group of the sweep.
+        settings: settings of the job. Without a W&B group or an MLflow database, the job gets those of the sweep.
         folder: folder of the job, in the folder of the sweep.
         run: function that runs an experiment in its folder and returns its results.
 
@@ -93,6 +94,9 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     if settings.wandb.group is None:
         group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
         settings = settings.model_copy(update={"wandb": group})
+    if settings.tracking.mlflow and not (settings.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        shared = {"mlflow_uri": f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"}  # one database for all jobs
+        settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update=shared)})
     (folder / FAILURE).unlink(missing_ok=True)
     same = _same_settings(folder, settings)
     if same and (done := read_results(folder)) is not None:
