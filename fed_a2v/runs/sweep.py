@@ -188,6 +188,8 @@ def summarise(folder: Path) -> None:
     console.print(shown.fitting().rich())
     if grouped is not None:
         say(console, OVER_SEEDS, wrap=True)
+    if best := best_of_search(folder):
+        say(console, best)
     picture = plot_sweep(jobs, folder / "summary.png")
     if picture:
         say(console, f"Plot: {picture}")
@@ -196,6 +198,22 @@ def summarise(folder: Path) -> None:
         reasons = (f"  {job.name}: {job.reason or 'exited without an error message'}" for job in failed)
         say(Console(stderr=True), f"fed-a2v: {len(failed)} of {len(jobs)} jobs failed:", *reasons, style="red")
         sys.exit(1)
+
+
+def best_of_search(folder: Path) -> str:
+    """What Optuna has found, in one line; "" if the sweep was no search.
+
+    Raises:
+        UntrustedFileError: the file is damaged.
+    """
+    path = folder / "optimization_results.yaml"
+    if not path.is_file():
+        return ""
+    found = read_yaml(path)
+    parameters, value = found.get("best_params"), found.get("best_value")
+    if not isinstance(parameters, dict) or not isinstance(value, float):  # several objectives
+        return ""
+    return f"Best found: {' '.join(f'{key}={each}' for key, each in parameters.items())} (accuracy {value:.4f})"
 
 
 def _same_settings(folder: Path, settings: Settings) -> bool:
