@@ -119,14 +119,17 @@ def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def same_in_all_jobs(folder: Path) -> list[str] | None:
-    """The overrides that all jobs of the sweep in a folder have; None if no sweep has begun there.
+def sweep_words(folder: Path) -> dict[str, list[str]] | None:
+    """The overrides of the sweep in a folder: `same` in all jobs, and `varied`; None if no sweep has begun there.
 
     Raises:
         UntrustedFileError: the file is damaged.
     """
     path = folder / SWEEP
-    return [str(word) for word in read_yaml(path).get("same") or []] if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_yaml(path)
+    return {kind: [str(word) for word in found.get(kind) or []] for kind in ("same", "varied")}
 
 
 class SummaryCallback(Callback):
