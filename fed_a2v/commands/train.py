@@ -203,16 +203,33 @@ def _search_defaults(words: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in defaults.items() if not any(word.startswith(key) for word in words)]
 
 
+def _before(overrides: Sequence[str]) -> tuple[Path, dict[str, list[str]]] | None:
+    """The folder of a sweep and the overrides of one that has begun there; None if it is new."""
+    from fed_a2v.runs.sweep import sweep_words
+
+    chosen = [Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)]
+    words = sweep_words(chosen[-1]) if chosen else None
+    return None if words is None else (chosen[-1], words)
+
+
+def _tasks(overrides: Sequence[str]) -> list[Override]:
+    """The overrides that are not Hydra's own."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [each for each in parsed if not each.is_hydra_override()]
+
+
 def _naming(overrides: Sequence[str]) -> list[str]:
-    """The override by which Hydra names the folders of the jobs after what varies only."""
-    parsed = [
-        each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_hydra_override()
-    ]
-    swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
-    same = [str(each.key_or_group) for each in parsed if each.key_or_group not in swept]
-    if len(same) == len(parsed):  # nothing varies, or the sweeper's own settings say what
+    """The override by which Hydra names the folders of the jobs after what varies only, or did in the same folder."""
+    from fed_a2v.runs.sweep import key_of
+
+    before = _before(overrides)
+    tasks = _tasks(overrides)
+    varies = {str(each.key_or_group) for each in tasks if each.is_sweep_override()}
+    varies |= {key_of(word) for word in before[1]["varied"]} if before else set()
+    same = [str(each.key_or_group) for each in tasks if each.key_or_group not in varies]
+    if len(same) == len(tasks):  # nothing varies, or the sweeper's own settings say what
         same = [key for key in same if key in ("experiment", "dataset.root", "dataset.path")]
-    names = ",".join(f"'{key}'" for key in same)
+    names = ",".join(f"'{key}'" for key in dict.fromkeys(same))
     return [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
 
 
@@ -223,20 +240,19 @@ def _check_same(overrides: Sequence[str], first: Settings) -> None:
         ConfigError: names the folder, and the overrides of both.
     """
     from fed_a2v.runs.checkpoint import same_results
-    from fed_a2v.runs.sweep import key_of, same_in_all_jobs
+    from fed_a2v.runs.sweep import key_of
 
-    folder = next((Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)), None)
-    before = None if folder is None else same_in_all_jobs(folder)
-    if before is None:
+    found = _before(overrides)
+    if found is None:
         return
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    tasks = [each for each in parsed if not each.is_hydra_override()]
-    same = [str(each.input_line) for each in tasks if not each.is_sweep_override()]
-    given = {str(each.key_or_group) for each in tasks if each.is_sweep_override()}
-    sample = [
-        line for each in tasks if each.is_sweep_override() for line in [f"{each.get_key_element()}={_values(each)[0]}"]
-    ]
-    then = [word for word in before if key_of(word) not in given]
+    folder, before = found
+    named, same, sample = {key_of(word) for word in before["varied"]}, [], []
+    for each in _tasks(overrides):
+        if each.is_sweep_override():
+            sample.append(f"{each.get_key_element()}={_values(each)[0]}")
+        else:
+            (sample if each.key_or_group in named else same).append(str(each.input_line))
+    then = [word for word in before["same"] if key_of(word) not in map(key_of, sample)]
     try:
         if same_results(compose_settings([*then, *sample]).as_dict(), first.as_dict()):
             return
