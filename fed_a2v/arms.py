@@ -120,7 +120,7 @@ def run_several(
     try:
         # Libraries such as OpenBLAS would start a thread for each core in each process.
         with parallel_config("loky", n_jobs=min(jobs, len(runs)), inner_max_num_threads=threads):
-            ended = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
+            ended = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(
                 delayed(_in_worker)(number, run) for number, run in enumerate(runs)
             )
             for number, found, seconds in ended:

@@ -246,7 +246,9 @@ def _check_same(overrides: Sequence[str], first: Settings) -> None:
     if found is None:
         return
     folder, before = found
-    named, same, sample = {key_of(word) for word in before["varied"]}, [], []
+    named = {key_of(word) for word in before["varied"]}
+    same: list[str] = []
+    sample: list[str] = []
     for each in _tasks(overrides):
         if each.is_sweep_override():
             sample.append(f"{each.get_key_element()}={_values(each)[0]}")
