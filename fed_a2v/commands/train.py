@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
@@ -161,8 +161,10 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 
 def _values(override: Override) -> list[str]:
-    """The values of a sweep over one key; `glob(*)` gives options of a group."""
+    """The values of a sweep over one key; `glob(*)` gives options of a group, and an interval its ends."""
     pattern, group = override.value(), override.get_key_element()
+    if isinstance(pattern, IntervalSweep):  # of a search, which draws from it
+        return [str(pattern.start), str(pattern.end)]
     if not isinstance(pattern, Glob):
         return list(override.sweep_string_iterator())
     available = options(group)
