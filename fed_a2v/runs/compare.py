@@ -181,9 +181,12 @@ def groups(jobs: Sequence[SweepJob]) -> dict[tuple[str, ...], list[SweepJob]]:
 
 
 def distinct(values: Sequence[str]) -> dict[str, str]:
-    """Each of several paths without the folders, and the file, that all have; other values as they are."""
+    """Short forms: of paths without the folders, and the file, that all have, of numbers with many digits rounded."""
     several = sorted(set(values) - {"-"})
     same = {value: value for value in values}
+    rounded = {value: f"{float(value):.4g}" for value in several if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value)}
+    if len(set(rounded.values())) == len(rounded):
+        same |= rounded
     if len(several) < 2 or not all(value.startswith(("/", "~/")) for value in several):
         return same
     parts = [value.split("/") for value in several]

@@ -162,6 +162,8 @@ def test_a_job_under_its_old_and_its_new_name_counts_once(tmp_path):
         (["/a/b", "/a/b"], ["/a/b", "/a/b"]),
         (["1", "/a/b"], ["1", "/a/b"]),
         (["-", "/a/b"], ["-", "/a/b"]),
+        (["0.0010974717865865648", "0.5", "none"], ["0.001097", "0.5", "none"]),
+        (["0.12345678", "0.12345679"], ["0.12345678", "0.12345679"]),
     ],
 )
 def test_of_paths_what_differs_is_shown(values, wanted):
