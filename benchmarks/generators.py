@@ -31,13 +31,13 @@ from common import PROMPTS, ROOT, data, machine, read_rows, spread, write_block
 from filelock import FileLock
 from rich.console import Console
 
-from fed_a2v.compare import pooled_rows
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.data.partition import partition
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.factory import site_steps
 from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.pooled import pooled_rows
 from fed_a2v.runs.intervals import Interval, paired_interval, summarise
 from fed_a2v.storage.files import read_jsonl
 

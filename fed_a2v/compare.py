@@ -10,91 +10,85 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
+from fed_a2v.arms import Run, RunProgress, run_several
 from fed_a2v.config.compose import ConfigError, compose_settings
-from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.config.sections.federation import AggregationSettings
-from fed_a2v.core.adapters import Adapters, ClassPrompts
-from fed_a2v.core.class_sums import ClassSums, shared_gaussian
-from fed_a2v.core.metrics import retrieval
-from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.statistics import PrototypeBatch
-from fed_a2v.core.training import epoch_steps, train_epochs
-from fed_a2v.core.zero_shot import solve_adapter
+from fed_a2v.config.schema import Settings
 from fed_a2v.data.index import folds as data_folds
-from fed_a2v.data.site import class_names, load_clips
-from fed_a2v.federation.factory import (
-    adapter_loss,
-    prompt_set,
-    seeded_adapters,
-    site_optimiser,
-    site_steps,
-    unseen_mask,
-)
-from fed_a2v.federation.server.step_factory import make_space
-from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.federation.server.step_factory import check_buildable
 from fed_a2v.report.page import write_report
 from fed_a2v.runs.folder import RunFolder
-from fed_a2v.runs.intervals import CROSSED, crossed_table, pair_name, summarise
-from fed_a2v.runs.rounds import gains
-from fed_a2v.runs.table import comparison_table
-from fed_a2v.storage.files import read_jsonl, write_json, write_text
+from fed_a2v.runs.intervals import (
+    CROSSED,
+    REFERENCE,
+    SUMS_REFERENCE,
+    caption,
+    crossed_table,
+    figures_table,
+    pair_name,
+    summarise,
+)
+from fed_a2v.runs.rounds import gains, steps_of
+from fed_a2v.runs.table import comparison_table, figures_by_round
+from fed_a2v.storage.files import write_json, write_text
 
 log = logging.getLogger("fed_a2v")
 
+# The baseline that takes the steps of the experiment, and so runs after it.
+STEPPED = "pooled, as many steps"
 # Overrides of each baseline; None for pooled training, which has no federation.
 BASELINES: dict[str, list[str] | None] = {
     "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
     "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
     "prototypes": ["generator=none"],
+    "sums": ["generator=none"],
     "gaussian": ["generator=gaussian"],
     "pooled": None,
-    "pooled, as many steps": None,
+    STEPPED: None,
 }
+# Baselines of an experiment whose sites send prototypes, and of one whose sites send sums.
+DEFAULT = ("FedAvg", REFERENCE, "pooled")
+DEFAULT_OF_SUMS = ("FedAvg", SUMS_REFERENCE, "pooled")
 
 
 def compare(
     overrides: Sequence[str],
     folder: Path,
-    baselines: Sequence[str] = ("FedAvg", "prototypes"),
+    baselines: Sequence[str] | None = None,
     console: Console | None = None,
+    jobs: int = 1,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run an experiment and the `baselines`, and write `comparison.md`, `comparison.json` and `report.html`.
+    """Run an experiment and the `baselines`, and write `comparison.md`, `.csv`, `.tex`, `.json` and `report.html`.
 
     Args:
         overrides: overrides of the experiment.
         folder: folder for a subfolder of each run.
-        baselines: names from `BASELINES`.
+        baselines: names from `BASELINES`; None: FedAvg, fine-tuning without a generator, and pooled training.
         console: console for progress.
+        jobs: number of processes; with one, the runs follow each other in this one and show their rounds.
 
     Returns:
         The round metrics of each run by label, the experiment last.
+
+    Raises:
+        ConfigError: a setting is wrong, or a baseline does not fit the experiment.
+        DataError: the data set cannot be used; nothing has run.
     """
-    settings = compose_settings(overrides)
-    arms = {name: _arm(overrides, settings.aggregation, BASELINES[name]) for name in baselines}
-    label = next((name for name, arm in arms.items() if arm == settings), _label(settings))
-    mine = _run(settings, folder / label, console)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for name, arm in arms.items():
-        if name == label:
-            continue
-        if arm is None:
-            rows[name] = pooled_rows(settings, steps_of(mine) if name.endswith("steps") else None)
-        else:
-            rows[name] = _run(arm, folder / name, console)
-    rows[label] = mine
+    comparison = Comparison.of(overrides, folder, baselines)
+    comparison.check()
+    (rows,) = run_all([comparison], jobs, console)
     _write_gains(folder, rows)
-    has_t5 = any("t5/accuracy" in row for run in rows.values() for row in run)
-    t5 = f"\nT5:\n\n{comparison_table(rows, figure='t5/accuracy').markdown()}" if has_t5 else ""
-    write_text(folder / "comparison.md", comparison_table(rows).markdown() + t5)
+    tables = {figure: comparison_table(rows, figure=figure) for figure in ("accuracy", *_t5(rows))}
+    write_text(folder / "comparison.md", "\nT5:\n\n".join(table.markdown() for table in tables.values()))
+    write_text(folder / "comparison.csv", figures_by_round(rows).csv())
+    write_text(folder / "comparison.tex", "\n".join(table.latex(*_heading(figure)) for figure, table in tables.items()))
     write_json(folder / "comparison.json", rows)
-    if settings.report:
+    if comparison.settings.report:
         _write_report(folder)
     return rows
 
@@ -102,27 +96,30 @@ def compare(
 def cross_validate(
     overrides: Sequence[str],
     folder: Path,
-    baselines: Sequence[str] = ("FedAvg", "prototypes"),
+    baselines: Sequence[str] | None = None,
     folds: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     console: Console | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """Compare on several folds and seeds, and write `comparison.md`, `comparison.json` and `report.html` of all.
+    """Compare on several folds and seeds, and write `comparison.md`, `.csv`, `.tex`, `.json` and `report.html` of all.
 
     Args:
         overrides: overrides of the experiment.
         folder: folder for a folder of `compare` for each fold and seed.
-        baselines: names from `BASELINES`.
+        baselines: see `compare`.
         folds: test folds, one per run, with all others for training; `[]`: all folds of the data; None: the folds of
             the experiment.
         seeds: seeds; None: the seed of the experiment.
         console: console for progress.
+        jobs: see `compare`; the figures are the same for any number.
 
     Returns:
         See `summarise`.
 
     Raises:
         ConfigError: the data does not have a fold, or has only one.
+        DataError: the data set cannot be used; nothing has run.
     """
     settings = compose_settings(overrides)
     available = [] if folds is None else data_folds(settings.dataset)
@@ -132,109 +129,129 @@ def cross_validate(
         )
     tested = [None] if folds is None else folds or available
     pairs = [(fold, seed) for fold in tested for seed in seeds or [settings.seed]]
-    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    comparisons = []
     for fold, seed in pairs:
         chosen = [] if fold is None else [f"dataset.test_fold={fold}"]
         words = [*overrides, *chosen, f"seed={seed}", "report=false"]  # one report of all at the end
-        for label, rows in compare(words, folder / pair_name(fold, seed), baselines, console).items():
+        comparisons.append(Comparison.of(words, folder / pair_name(fold, seed), baselines))
+    for number, comparison in enumerate(comparisons):
+        comparison.check(baselines=number == 0)
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    for comparison, of_pair in zip(comparisons, run_all(comparisons, jobs, console), strict=True):
+        _write_gains(comparison.folder, of_pair)
+        write_json(comparison.folder / "comparison.json", of_pair)
+        for label, rows in of_pair.items():
             runs.setdefault(label, []).append(rows)
     shared = 1 / (len(available) - 1) if len(tested) > 1 else 0.0
-    summary = summarise(pairs, runs, shared)
-    write_text(
-        folder / "comparison.md", f"{summary['says']}\n\n{crossed_table(summary).markdown()}\n{summary['covers']}\n"
-    )
+    summary = summarise(pairs, runs, shared, SUMS_REFERENCE if settings.shares_sums else REFERENCE)
+    table = crossed_table(summary)
+    sentences = "".join(f"* {sentence}\n" for sentence in summary["sentences"])
+    write_text(folder / "comparison.md", f"{sentences}\n{table.markdown()}\n{summary['covers']}\n")
+    write_text(folder / "comparison.csv", figures_table(summary).csv())
+    write_text(folder / "comparison.tex", table.latex(caption(summary), "tab:comparison"))
     write_json(folder / "comparison.json", {CROSSED: summary})
     if settings.report:
         _write_report(folder)
     return summary
 
 
-def pooled_rows(settings: Settings, steps: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """Train the same adapters on the pooled clips of all sites: the upper bound, where all data is shared.
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment and its baselines on one fold and seed.
 
-    Loss and optimiser are those of the sites, without the proximal term (`site.proximal`). Closed-form adapters are
-    solved for, on every clip. With share=statistics the input are rows of the public space, without privacy noise.
+    Attributes:
+        settings: settings of the experiment.
+        folder: folder for a folder of each run.
+        label: name of the experiment among the arms.
+        arms: settings of each arm by name, the experiment last; None for pooled training.
+    """
+
+    settings: Settings
+    folder: Path
+    label: str
+    arms: dict[str, Settings | None]
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], folder: Path, baselines: Sequence[str] | None = None) -> Comparison:
+        """Compose the settings of all arms.
+
+        Raises:
+            ConfigError: a setting is wrong, or a baseline does not fit the experiment.
+        """
+        settings = compose_settings(overrides)
+        if baselines is None:
+            baselines = DEFAULT_OF_SUMS if settings.shares_sums else DEFAULT
+        arms = {name: _arm(name, overrides, settings) for name in baselines}
+        label = next((name for name, arm in arms.items() if arm == settings), _label(settings))
+        return cls(settings, folder, label, {name: arms[name] for name in arms if name != label} | {label: settings})
+
+    def check(self, baselines: bool = True) -> None:
+        """Check the parts and the data of the experiment, and of its baselines, before anything runs.
+
+        Raises:
+            ConfigError: a part cannot be built.
+            DataError: the data set cannot be used.
+        """
+        for arm in self.arms.values() if baselines else [self.settings]:
+            if arm is not None:
+                check_buildable(arm)
+
+
+def run_all(
+    comparisons: Sequence[Comparison], jobs: int, console: Console | None = None
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """Run every arm of each comparison and return the round metrics of each arm, the experiment last.
 
     Args:
-        settings: settings of the experiment.
-        steps: optimiser steps of each round; default: as many epochs as a site trains, or the steps of the server if
-            sites do not train.
-
-    Returns:
-        The metrics of each round: `round`, `accuracy` and `accuracy_at_5` on all test clips, with a T5 adapter also
-        `t5/accuracy` and `t5/cosine`, and the number of steps as `site/optimiser_steps`.
+        comparisons: comparisons with different folders.
+        jobs: number of processes.
+        console: console for progress.
     """
-    torch.set_num_threads(settings.threads)
-    clips = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir))
-    train, test = (torch.from_numpy(clips.rows(split)) for split in ("train", "test"))
-    prompts = prompt_set(settings, class_names(settings.dataset))
-    device = prompts.clip.device
-    audio, labels = clips.embeddings[train].to(device), clips.labels[train].to(device)
-    test_audio, test_labels = clips.embeddings[test].to(device), clips.labels[test].to(device)
-    space = None
-    if settings.shares_sums:
-        space = make_space(settings)
-        space = space.centred(space.rows(audio).mean(dim=0))
-    adapters = seeded_adapters(settings.adapters, prompts, audio.shape[-1], settings.seed, space)
-    audio, test_audio = adapters.mapped(audio), adapters.mapped(test_audio)
-    loss = adapter_loss(settings.loss, prompts, unseen_mask(settings.dataset, prompts))
-    shape, site, finetune = settings.adapters, settings.site, settings.finetune
-    if space is not None and not adapters.closed_form:
-        adapters.audio_std.fill_(space.deviation)
-    elif space is None and settings.adapters.standardise:
-        columns = audio.flatten(0, 1)
-        adapters.set_standardisation(columns.mean(dim=0), columns.std(dim=0, correction=0))
-    if adapters.closed_form:
-        _solve(adapters, audio, labels, prompts)
-    rows = []
-    for number in range(1, settings.rounds + 1):
-        if steps is not None:
-            taken = steps[number - 1]
-        elif settings.site_trains or adapters.closed_form:
-            taken = site_steps(shape, site, finetune, number, len(audio))
-        else:
-            taken = finetune.steps_of(number)
-        if taken:
-            random = torch_generator(settings.seed, "pooled", number)
-            epochs, more = (site.epochs, taken - epoch_steps(len(audio), site.epochs, site.batch_size))
-            if steps is not None:
-                epochs, more = 0, taken
-            train_epochs(adapters, audio, labels, loss, epochs, site_optimiser(site), random, more_steps=more)
-        with torch.no_grad():
-            outputs = adapters(test_audio)
-            scores = retrieval(outputs.clip, test_labels, prompts.clip)
-        row = {"round": number, "accuracy": scores.accuracy, "accuracy_at_5": scores.accuracy_at_5}
-        if prompts.t5 is not None:
-            scores = retrieval(outputs.t5, test_labels, prompts.t5)
-            row |= {"t5/accuracy": scores.accuracy, "t5/cosine": scores.mean_similarity}
-        rows.append(row | {"site/optimiser_steps": taken, "server/optimiser_steps": 0})
-    return rows
+    runs = [
+        Run(each.arms[name] or each.settings, each.folder / name, pooled=each.arms[name] is None)
+        for each in comparisons
+        for name in each.arms
+        if name != STEPPED
+    ]
+    stepped = [each for each in comparisons if STEPPED in each.arms]
+    progress = RunProgress(console or Console(stderr=True), len(runs) + len(stepped)) if jobs > 1 else None
+    rows = run_several(runs, jobs, console, progress)
+    for_steps = {each.folder: tuple(steps_of(rows[each.folder / each.label])) for each in stepped}
+    after = [Run(each.settings, each.folder / STEPPED, pooled=True, steps=for_steps[each.folder]) for each in stepped]
+    rows |= run_several(after, jobs, console, progress)
+    return [{name: rows[each.folder / name] for name in each.arms} for each in comparisons]
 
 
-def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Consecutive optimiser steps in each round of a run: those of a site plus those of the server."""
-    return [round(row.get("site/optimiser_steps", 0) + row.get("server/optimiser_steps", 0)) for row in rows]
+def _arm(name: str, overrides: Sequence[str], experiment: Settings) -> Settings | None:
+    """The settings of a baseline; None for pooled training.
 
-
-def _solve(adapters: Adapters, audio: Tensor, labels: Tensor, prompts: ClassPrompts) -> None:
-    """Set closed-form adapters to the solution on single clips."""
-    if adapters.space is not None:
-        model = shared_gaussian(ClassSums.of(audio[:, 0].cpu(), labels.cpu(), len(prompts.names)))
-        adapters.load_discriminant(model.labels, *model.discriminant)
-        return
-    present, places = labels.unique(return_inverse=True)
-    names = tuple(prompts.names[label] for label in present.tolist())
-    ones, zeros = torch.ones(len(labels), device=audio.device), torch.zeros_like(audio)
-    solve_adapter(adapters, PrototypeBatch(audio, places, ones, zeros, names), prompts.clip[present])
-
-
-def _arm(overrides: Sequence[str], aggregation: AggregationSettings, extra: list[str] | None) -> Settings | None:
-    """The settings of a baseline; None for pooled training."""
+    Raises:
+        ConfigError: the baseline does not fit the experiment.
+    """
+    extra = BASELINES[name]
     if extra is None:
         return None
-    if "finetune.enabled=false" in extra and (aggregation.distils or not aggregation.averages):
+    if name == SUMS_REFERENCE and not experiment.shares_sums:
+        raise ConfigError(f"--with={name}: the sites send no sums; add share=statistics, or compare with prototypes")
+    averages = "finetune.enabled=false" in extra
+    if averages and (experiment.aggregation.distils or not experiment.aggregation.averages):
         extra = [*extra, "aggregation.mode=avg"]  # the baseline is plain averaging, not kd or none
-    return compose_settings([*overrides, *extra])
+    if experiment.bank.keep == "generator" and "generator=none" in extra:
+        extra = [*extra, "bank.keep=prototypes"]
+    if experiment.generator.load_checkpoint and "generator=none" in extra:
+        extra = [*extra, "generator.load_checkpoint=false"]
+    without_sums = experiment.shares_sums and (name == REFERENCE or (averages and not experiment.site_trains))
+    if without_sums:
+        extra = [*extra, "share=prototypes", *(f"{section}=none" for section in ("privacy", "secure_sums", "prior"))]
+    if not experiment.site_trains and (averages or without_sums):  # a comparison needs sites that train, as usual
+        usual = compose_settings()
+        closed = ["adapters=compact"] if experiment.adapters.closed_form else []
+        epochs, rounds = experiment.site.epochs or usual.site.epochs, max(usual.rounds, experiment.rounds)
+        extra = [*extra, *closed, f"site.epochs={epochs}", f"rounds={rounds}"]
+    try:
+        return compose_settings([*overrides, *extra])
+    except ConfigError as error:
+        raise ConfigError(f"--with={name}: {error}; choose other baselines with --with") from error
 
 
 def _label(settings: Settings) -> str:
@@ -267,6 +284,12 @@ def _write_report(folder: Path) -> None:
         log.warning("The report was not written: %s: %s", type(error).__name__, error)
 
 
-def _run(settings: Settings, folder: Path, console: Console | None) -> list[dict[str, Any]]:
-    run_in_process(settings, folder, console)
-    return read_jsonl(folder / "metrics.jsonl")
+def _t5(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """T5's figure, if an arm has a T5 adapter."""
+    return ["t5/accuracy"] if any("t5/accuracy" in row for run in rows.values() for row in run) else []
+
+
+def _heading(figure: str) -> tuple[str, str]:
+    """Caption and label of a table of rounds in LaTeX."""
+    side, label = ("T5 accuracy", "tab:comparison-t5") if figure.startswith("t5") else ("Accuracy", "tab:comparison")
+    return f"{side} after each round, one fold and seed; below, the optimiser steps of all rounds.", label

@@ -27,7 +27,7 @@ PACKAGES = ("flwr", "torch", "numpy", "hydra-core", "wandb", "pydantic")
 # One package of each extra.
 EXTRAS = {
     **{"hf": "transformers", "partitions": "flwr-datasets", "sweeps": "hydra-joblib-launcher", "plots": "matplotlib"},
-    **{"notebook": "pandas", "tensorboard": "tensorboard", "privacy": "dp-accounting"},
+    **{"notebook": "pandas", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "privacy": "dp-accounting"},
 }
 # Ports of a SuperLink (AppIo, SuperNodes, control), and of the local one that `flwr run` starts.
 SUPERLINK_PORTS = (9091, 9092, 9093)

@@ -302,20 +302,24 @@ def test_compare_shows_the_experiment_with_its_baselines(fed_a2v, tmp_path):
 
 def test_compare_takes_folds_and_seeds_anywhere_among_the_overrides(fed_a2v, tmp_path):
     arms = "prototypes,pooled, as many steps"
-    words = ("--folds", *FAST, "generator=gaussian", "--seeds", "0", "report=false", "--with", arms, "--out", "crossed")
+    own = ("--seeds=0", "--jobs=1", "report=false", "--with", arms, "--out", "crossed")
+    words = ("--folds", *FAST, "generator=gaussian", *own)
     done = fed_a2v("compare", *words)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "crossed"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [f"fold-{n}_seed-0" for n in (1, 2, 3, 4)]
     summary = json.loads((folder / "comparison.json").read_text())["cross_validation"]
     assert list(summary["arms"]) == ["prototypes", "pooled, as many steps", "gaussian"]
+    told = " ".join(done.stdout.split())
+    assert len(summary["sentences"]) == 2
+    assert all(sentence in told for sentence in summary["sentences"])
     for name, arm in summary["arms"].items():
         assert f"{name} " in done.stdout
         assert f"{arm['mean']:.3f} ± {arm['deviation']:.3f}" in done.stdout
     assert done.stdout.rstrip().endswith(f"Results: {folder}")
 
 
-@pytest.mark.parametrize("words", [("--folds", "2,x"), ("--seeds", "one"), ("--folds", "7")])
+@pytest.mark.parametrize("words", [("--folds", "2,x"), ("--seeds", "one"), ("--folds", "7"), ("--jobs", "0")])
 def test_compare_refuses_wrong_values_of_folds_and_seeds(refused, words):
     assert "=".join(words) in refused("compare", *FAST, *words)
 

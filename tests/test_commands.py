@@ -207,6 +207,8 @@ def test_files_of_one_name_are_distinct_names_by_their_folders():
         ("generator=glob([vae*,gmm],exclude=*_t5)", ["generator=gmm", "generator=vae_per_class"]),
         ("experiment=glob(esc50*)", ["experiment=esc50_50x1", "experiment=esc50_5x10"]),
         ("generator=gan,vae", ["generator=gan", "generator=vae"]),
+        ("site.learning_rate=tag(log,interval(0.001,0.01))", ["site.learning_rate=0.001", "site.learning_rate=0.01"]),
+        ("site.epochs=int(interval(1,5))", ["site.epochs=1", "site.epochs=5"]),
     ],
 )
 def test_a_sweep_is_looked_at_by_its_first_value_and_its_last(word, samples):

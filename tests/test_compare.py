@@ -1,23 +1,29 @@
 """Comparison of an experiment with its baselines."""
 
+import csv
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fed_a2v import compare as compare_module
-from fed_a2v.compare import BASELINES, compare, cross_validate, pooled_rows
+from fed_a2v import arms
+from fed_a2v import pooled as pooled_module
+from fed_a2v.arms import Run, RunError, usual_jobs
+from fed_a2v.compare import BASELINES, Comparison, compare, cross_validate
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training
 from fed_a2v.core.statistics import PrototypeBatch
 from fed_a2v.core.zero_shot import BilinearMap
+from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import load_clips
 from fed_a2v.federation.client import local_training as site_module
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
+from fed_a2v.pooled import pooled_rows
 from fed_a2v.report.collect import collect
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import crossed_table, paired_interval
@@ -116,9 +122,15 @@ def test_the_comparison_is_written_down(compared):
     folder, rows = compared
     assert json.loads((folder / "comparison.json").read_text()) == rows
     table = (folder / "comparison.md").read_text()
+    latex = (folder / "comparison.tex").read_text()
     for name, run in rows.items():
         assert name in table
         assert f"{run[-1]['accuracy']:.3f}" in table
+        assert f"{run[-1]['accuracy']:.3f}" in latex
+    with (folder / "comparison.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    wanted = [(name, str(row["round"]), row["accuracy"]) for name, run in rows.items() for row in run]
+    assert [(row["arm"], row["round"], float(row["accuracy"])) for row in found] == wanted
 
 
 def test_an_experiment_that_is_itself_a_baseline_runs_once(tmp_path):
@@ -150,6 +162,89 @@ def test_the_fedavg_arm_averages_whatever_the_experiments_aggregation_is(tmp_pat
     assert [rows[name][0]["server/optimiser_steps"] for name in rows] == [0, 30]
 
 
+# Baselines where sites send sums
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=one_shot"],
+        ["experiment=one_shot", "privacy=dp", "projection.columns=16", "dataset.square_root=never"],
+        ["experiment=one_shot", "secure_sums=secagg"],
+        ["share=statistics", "site.epochs=0"],
+    ],
+)
+def test_where_sites_train_nothing_fedavg_is_that_of_usual_sites(words, tmp_path):
+    found = Comparison.of(["dataset=synth", *words], tmp_path)
+    assert list(found.arms) == [name for name in ("FedAvg", "sums", "pooled") if name != found.label] + [found.label]
+    fedavg = found.arms["FedAvg"]
+    assert fedavg.site_trains
+    assert not fedavg.has_server_step
+    assert (fedavg.share.kind, fedavg.privacy.name, fedavg.secure_sums.name) == ("prototypes", "none", "none")
+    assert (fedavg.rounds, fedavg.site.epochs) == (5, 5)
+    assert found.arms["pooled"] is None
+    own = Comparison.of(["dataset=synth", *words], tmp_path, ["prototypes"]).arms["prototypes"]
+    assert (own.share.kind, own.generator.target, own.site_trains) == ("prototypes", None, True)
+
+
+def test_an_experiment_of_sums_without_a_generator_is_its_own_baseline(tmp_path):
+    found = Comparison.of(["dataset=synth", "experiment=one_shot"], tmp_path)
+    assert (found.label, found.arms["sums"]) == ("sums", found.settings)
+    trains = Comparison.of(["dataset=synth", "share=statistics", "generator=gaussian"], tmp_path)
+    assert list(trains.arms) == ["FedAvg", "sums", "pooled", "gaussian"]
+    assert trains.arms["FedAvg"].shares_sums, "sites that train go on as they do"
+
+
+def test_a_baseline_that_does_not_fit_is_refused(tmp_path):
+    with refused(ConfigError, "--with=sums", "share=statistics"):
+        Comparison.of(["dataset=synth"], tmp_path, ["sums"])
+
+
+def test_a_generator_that_replaces_the_prototypes_has_the_baseline_of_prototypes(tmp_path):
+    found = Comparison.of(["dataset=synth", "bank.keep=generator"], tmp_path, ["prototypes"])
+    assert found.arms["prototypes"].bank.keep == "prototypes"
+
+
+@pytest.mark.parametrize("run", [compare, cross_validate])
+def test_data_that_is_not_there_is_refused_before_anything_runs(run, tmp_path):
+    with refused(DataError, "nowhere"):
+        run(["experiment=esc50_5x10", f"dataset.root={tmp_path}/nowhere"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Several processes
+
+
+def test_two_processes_give_the_figures_of_one(tmp_path):
+    words = [*OVERRIDES, "rounds=1", "generator=none", "report=false"]
+    baselines = ("prototypes", "pooled", "pooled, as many steps")
+    one, two = (cross_validate(words, tmp_path / f"{n}", baselines, seeds=[0, 3], jobs=n) for n in (1, 2))
+    assert one == two
+    first, second = (read_jsonl(tmp_path / f"{n}" / "seed-3" / "prototypes" / "metrics.jsonl")[0] for n in (1, 2))
+    assert {key: value for key, value in first.items() if "seconds" not in key} == {
+        key: value for key, value in second.items() if "seconds" not in key
+    }
+
+
+def test_what_fails_in_a_process_names_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms.signal, "signal", lambda *given: None)
+    (tmp_path / "seed-0").write_text("a file where the folder should be")
+    run = Run(compose_settings(OVERRIDES), tmp_path / "seed-0" / "FedAvg")
+    with refused(RunError, "seed-0/FedAvg"):
+        arms._in_worker(0, run)
+
+
+def test_the_number_of_processes_follows_cores_memory_and_device(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr(arms.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(3.5 * arms.MEMORY)))
+    settings = compose_settings("threads=1")
+    assert [usual_jobs(settings, runs) for runs in (1, 2, 12)] == [1, 2, 3]
+    assert usual_jobs(settings.model_copy(update={"threads": 4}), 12) == 2
+    assert usual_jobs(settings.model_copy(update={"device": "cuda"}), 12) == 1
+    monkeypatch.setattr(arms.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    assert usual_jobs(settings, 12) == 1
+
+
 # The same adapters in one place
 
 
@@ -165,7 +260,7 @@ def test_the_fedavg_arm_averages_whatever_the_experiments_aggregation_is(tmp_pat
     ],
 )
 def test_pooled_training_is_that_of_a_site_that_has_every_clip(overrides, tmp_path, monkeypatch):
-    for module in (compare_module, site_module):
+    for module in (pooled_module, site_module):
         # Both shuffle alike, whatever they call it.
         monkeypatch.setattr(module, "torch_generator", lambda *purpose: torch.Generator().manual_seed(purpose[-1]))
     alone = ("partition=iid", "partition.sites=1", "aggregation.min_replies=1", "share.dtype=float32", "report=false")
@@ -232,8 +327,8 @@ def test_every_arm_says_how_many_steps_it_takes_and_takes_them(tmp_path, monkeyp
     taken = []
     step = training.AdamW.step
     monkeypatch.setattr(training.AdamW, "step", lambda self: (taken.append(1), step(self))[1])
-    arms = [name for name in BASELINES if name != "gaussian"]
-    rows = compare([*OVERRIDES, "generator=gaussian", "report=false"], tmp_path, arms)
+    baselines = [name for name in BASELINES if name not in ("gaussian", "sums")]
+    rows = compare([*OVERRIDES, "generator=gaussian", "report=false"], tmp_path, baselines)
     told = {
         name: [(row["site/optimiser_steps"], row["server/optimiser_steps"]) for row in run]
         for name, run in rows.items()
@@ -294,7 +389,13 @@ def test_the_differences_are_those_of_the_runs_on_the_same_fold_and_seed(crossed
     arm = summary["arms"]["gaussian"]
     assert (arm["difference"], arm["low"], arm["high"]) == pytest.approx((wanted.mean, wanted.low, wanted.high))
     assert json.loads((folder / "comparison.json").read_text()) == {"cross_validation": summary}
-    assert str(wanted) in (folder / "comparison.md").read_text()
+    text = (folder / "comparison.md").read_text()
+    assert str(wanted) in text
+    assert summary["sentences"] == [text.splitlines()[number].removeprefix("* ") for number in (0, 1)]
+    assert summary["covers"] in (folder / "comparison.tex").read_text()
+    with (folder / "comparison.csv").open(newline="") as file:
+        (mine,) = [row for row in csv.DictReader(file) if row["arm"] == "gaussian"]
+    assert (mine["runs"], float(mine["low"])) == ("8", arm["low"])
 
 
 def test_the_report_of_a_cross_validation_has_the_experiments_runs_and_the_table_of_all(crossed):

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from fed_a2v.cli import main
-from fed_a2v.compare import pooled_rows
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.load import load_run
+from fed_a2v.pooled import pooled_rows
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.storage.files import read_jsonl
 from tests.federation.helpers import FAST, assert_same

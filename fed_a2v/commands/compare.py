@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from fed_a2v.config.compose import ConfigError
+from fed_a2v.errors import ConfigError, interrupted
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v compare [KEY=VALUE ...]    compare an experiment with plain FedAvg, prototypes only and pooled training
-  fed-a2v compare --folds --seeds 0,1,2    cross-validated: means, deviations, and intervals of the differences
+  fed-a2v compare --folds --seeds 0,1,2    cross-validated: paired differences with 95 % intervals; one run per core
 """
 ALL = "all"
 
@@ -26,51 +28,86 @@ def run(words: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
     parser.add_argument(
-        "--with", dest="baselines", default="FedAvg,prototypes,pooled", help="baselines; default: %(default)s"
+        "--with",
+        dest="baselines",
+        metavar="NAME,...",
+        help="baselines; default FedAvg,prototypes,pooled, or FedAvg,sums,pooled with share=statistics",
     )
     parser.add_argument(
         "--folds", nargs="?", const=ALL, metavar="1,2,...", help="test folds, one per run; without a value: all"
     )
     parser.add_argument("--seeds", metavar="0,1,...", help="seeds, each run on every fold")
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        help="runs at the same time, each in its own process; default: with --folds or --seeds one per core, else one",
+    )
     given = parser.parse_intermixed_args(words)
     if given.folds and "=" in given.folds:  # argparse took the first override for the value of --folds
         given.overrides, given.folds = [given.folds, *given.overrides], ALL
+    folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
+    seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
+    if given.jobs is not None and not re.fullmatch(r"[1-9]\d{0,3}", given.jobs):
+        raise ConfigError(f"--jobs={given.jobs}: write the number of runs at the same time, --jobs=2")
+    default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
+    from fed_a2v.arms import usual_jobs
     from fed_a2v.compare import BASELINES, compare, cross_validate
-    from fed_a2v.runs.folder import RunFolder
-    from fed_a2v.runs.intervals import crossed_table
-    from fed_a2v.runs.rounds import closing_lines
-    from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
+    from fed_a2v.config.compose import compose_settings
     from fed_a2v.storage.files import free_folder
 
     # Names such as "FedAvg, as many steps" contain a comma.
-    baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
-    if unknown := [name for name in baselines if name not in BASELINES]:
-        raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
-    folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
-    seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
-    default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    baselines = None
+    if given.baselines is not None:
+        baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
+        if unknown := [name for name in baselines if name not in BASELINES]:
+            raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
     folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
-    if folds is None and seeds is None:
-        rows = compare(given.overrides, folder, baselines)
-        label = list(rows)[-1]
-        console.print(rounds_table(rows[label], f"{label}, round by round").rich())
-        for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
-            say(console, line, wrap=True)
-        console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
-        if any("t5/accuracy" in row for run in rows.values() for row in run):
-            console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
-        final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
-        last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
-        say(console, f"Final accuracy: {last}", wrap=True)
-    else:
-        summary = cross_validate(given.overrides, folder, baselines, folds, seeds)
-        console.print(crossed_table(summary, "Accuracy after the last round; steps at a site + on the server").rich())
-        say(console, summary["says"], summary["covers"], wrap=True)
-    say(console, f"Results: {folder}")
+    crossed = folds is not None or seeds is not None
+    jobs = int(given.jobs or (usual_jobs(compose_settings(given.overrides), 1000) if crossed else 1))
+    try:
+        if crossed:
+            _show_summary(console, cross_validate(given.overrides, folder, baselines, folds, seeds, jobs=jobs))
+        else:
+            _show_rounds(console, compare(given.overrides, folder, baselines, jobs=jobs), folder)
+    except (Exception, KeyboardInterrupt) as error:
+        if not interrupted(error):
+            raise
+        say(Console(stderr=True), f"Stopped. The same command with --out={folder} continues.")
+        sys.exit(130)
+    say(console, f"Tables: {folder / 'comparison.md'}, .csv, .tex", f"Results: {folder}")
     if (report := folder / "report.html").is_file():
         say(console, f"Report: {report}")
+
+
+def _show_rounds(console: Console, rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """The rounds of the experiment, and of all arms side by side."""
+    from fed_a2v.runs.folder import RunFolder
+    from fed_a2v.runs.rounds import closing_lines
+    from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
+
+    label = list(rows)[-1]
+    console.print(rounds_table(rows[label], f"{label}, round by round").rich())
+    for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
+        say(console, line, wrap=True)
+    console.print(comparison_table(rows, "Accuracy after each round, from the same seed").rich())
+    if any("t5/accuracy" in row for run in rows.values() for row in run):
+        console.print(comparison_table(rows, "T5 accuracy after each round", "t5/accuracy").rich())
+    final = {name: accuracy_cell(run[-1], 3) for name, run in rows.items()}
+    last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
+    say(console, f"Final accuracy: {last}", wrap=True)
+    if len(rows) > 1:
+        say(console, "One fold and one seed establish no difference: add --seeds 0,1,2, and --folds.", wrap=True)
+
+
+def _show_summary(console: Console, summary: dict[str, Any]) -> None:
+    """The table of all folds and seeds, and a sentence for each pair of arms."""
+    from fed_a2v.runs.intervals import crossed_table
+
+    console.print(crossed_table(summary, "Accuracy after the last round; steps at a site + on the server").rich())
+    say(console, *summary["sentences"], wrap=True)
+    say(console, summary["covers"], wrap=True)
 
 
 def _numbers(option: str, text: str) -> Sequence[int]:

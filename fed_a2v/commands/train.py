@@ -13,13 +13,13 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
-from fed_a2v.config.compose import ConfigError, conf_dir, settings_from
+from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir, settings_from
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.tree import options
 from fed_a2v.errors import MENDABLE, interrupted
@@ -38,6 +38,7 @@ fed-a2v train [KEY=VALUE ...]      train across sites on this machine; -m runs a
 """
 
 
+SWEEP_DIR = "hydra.sweep.dir="
 # Options of Hydra that take a value.
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-i", "--info")
 
@@ -72,6 +73,9 @@ def run(words: list[str]) -> None:
                 show_guide(guide, Console(stderr=True))
         # All overrides first: argparse does not accept them both before and after an option such as -m.
         given = [*overrides, *_search_defaults(words), *(guide.overrides(overrides) if guide else [])]
+        if sweep:
+            given += _naming(given)
+            _check_same(given, samples[0])
         words = [*given, *(word for word in words if word not in overrides)]
     if output:
         os.environ[OUTPUT_VARIABLE] = output
@@ -100,7 +104,7 @@ def _job(config: DictConfig) -> float | None:
     from fed_a2v.runs.exchange import exchange_lines
     from fed_a2v.runs.output import wanted_output
     from fed_a2v.runs.rounds import closing_lines
-    from fed_a2v.runs.sweep import run_job
+    from fed_a2v.runs.sweep import key_of, run_job
     from fed_a2v.runs.table import rounds_table
     from fed_a2v.storage.files import read_jsonl
 
@@ -108,7 +112,8 @@ def _job(config: DictConfig) -> float | None:
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     errors, title = _console(), _title()
     if title and output == "full":
-        overrides = " ".join(HydraConfig.get().overrides.task)
+        same = HydraConfig.get().job.config.override_dirname.exclude_keys
+        overrides = " ".join(word for word in HydraConfig.get().overrides.task if key_of(word) not in same)
         say(errors, f"{title}: {overrides}", style="bold")
 
     alone = output == "full" and not title  # then the table and the paths are printed below
@@ -156,8 +161,10 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 
 def _values(override: Override) -> list[str]:
-    """The values of a sweep over one key; `glob(*)` gives options of a group."""
+    """The values of a sweep over one key; `glob(*)` gives options of a group, and an interval its ends."""
     pattern, group = override.value(), override.get_key_element()
+    if isinstance(pattern, IntervalSweep):  # of a search, which draws from it
+        return [str(pattern.start), str(pattern.end)]
     if not isinstance(pattern, Glob):
         return list(override.sweep_string_iterator())
     available = options(group)
@@ -196,6 +203,70 @@ def _search_defaults(words: Sequence[str]) -> list[str]:
         return []
     defaults = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "1.0"}
     return [f"{key}={value}" for key, value in defaults.items() if not any(word.startswith(key) for word in words)]
+
+
+def _before(overrides: Sequence[str]) -> tuple[Path, dict[str, list[str]]] | None:
+    """The folder of a sweep and the overrides of one that has begun there; None if it is new."""
+    from fed_a2v.runs.sweep import sweep_words
+
+    chosen = [Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)]
+    words = sweep_words(chosen[-1]) if chosen else None
+    return None if words is None else (chosen[-1], words)
+
+
+def _tasks(overrides: Sequence[str]) -> list[Override]:
+    """The overrides that are not Hydra's own."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [each for each in parsed if not each.is_hydra_override()]
+
+
+def _naming(overrides: Sequence[str]) -> list[str]:
+    """The override by which Hydra names the folders of the jobs after what varies only, or did in the same folder."""
+    from fed_a2v.runs.sweep import key_of
+
+    before = _before(overrides)
+    tasks = _tasks(overrides)
+    varies = {str(each.key_or_group) for each in tasks if each.is_sweep_override()}
+    varies |= {key_of(word) for word in before[1]["varied"]} if before else set()
+    same = [str(each.key_or_group) for each in tasks if each.key_or_group not in varies]
+    if len(same) == len(tasks):  # nothing varies, or the sweeper's own settings say what
+        same = [key for key in same if key in ("experiment", "dataset.root", "dataset.path")]
+    names = ",".join(f"'{key}'" for key in dict.fromkeys(same))
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
+
+
+def _check_same(overrides: Sequence[str], first: Settings) -> None:
+    """Refuse a sweep in the folder of one whose jobs have other settings but the same names.
+
+    Raises:
+        ConfigError: names the folder, and the overrides of both.
+    """
+    from fed_a2v.runs.checkpoint import same_results
+    from fed_a2v.runs.sweep import key_of
+
+    found = _before(overrides)
+    if found is None:
+        return
+    folder, before = found
+    named = {key_of(word) for word in before["varied"]}
+    same: list[str] = []
+    sample: list[str] = []
+    for each in _tasks(overrides):
+        if each.is_sweep_override():
+            sample.append(f"{each.get_key_element()}={_values(each)[0]}")
+        else:
+            (sample if each.key_or_group in named else same).append(str(each.input_line))
+    then = [word for word in before["same"] if key_of(word) not in map(key_of, sample)]
+    try:
+        if same_results(compose_settings([*then, *sample]).as_dict(), first.as_dict()):
+            return
+    except ConfigError:  # a key or option that there is no more
+        pass
+    old, new = (" ".join(word for word in one if word not in other) for one, other in ((then, same), (same, then)))
+    raise ConfigError(
+        f"{folder} has jobs with {old or 'the defaults'}, not with {new or 'the defaults'}; choose another "
+        f"{SWEEP_DIR}FOLDER, or the same settings"
+    )
 
 
 def _samples(overrides: Sequence[str]) -> list[list[str]]:

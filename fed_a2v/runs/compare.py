@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from omegaconf import OmegaConf
 
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.intervals import finite_ends, mean_interval
+from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.runs.table import TextTable, accuracy_cell, figure_cell
 from fed_a2v.storage.files import numbers
 from fed_a2v.storage.untrusted import UntrustedFileError
 
+_QUOTED = re.compile(r"""^(['"])(.*)\1$""", re.DOTALL)
 # Written by Hydra to the folder of each job.
 OVERRIDES = ".hydra/overrides.yaml"
 # Levels below a folder in which runs are looked for: a cross-validation has a folder for each fold and seed.
@@ -28,6 +32,13 @@ DEEPEST = 3
 FIRST_FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "test_clips")
 # In the folder of a job that failed: the reason in one line, and the traceback.
 FAILURE = "failure.txt"
+# The override that repeats a setting.
+SEED = "seed"
+# Note below `seeds_table`.
+OVER_SEEDS = (
+    "Mean ± standard deviation over the seeds, and the 95 % interval of the mean accuracy: it covers other seeds, not "
+    "other clips."
+)
 # The figures of a sweep that fit on a page.
 SHOWN_FIGURES = ("accuracy", "accuracy_at_5", "accuracy_before", "t5/accuracy", "loss", "privacy/epsilon", "seconds")
 
@@ -131,6 +142,8 @@ def sweep_jobs(folder: Path) -> list[SweepJob]:
     last = max((int(name) for name in paths if name.isdecimal()), default=-1)
     jobs = [_job(name, paths.get(name)) for name in sorted({*paths, *map(str, range(last + 1))}, key=natural)]
     if last < 0:
+        # After a sweep was extended by another override, a job may be there under its old name, too.
+        jobs = list({tuple(sorted(job.overrides.items())): job for job in jobs}.values())
         keys = differing([job.overrides for job in jobs])
         jobs.sort(key=lambda job: [natural(job.overrides.get(key, "")) for key in keys])
     return jobs
@@ -141,7 +154,8 @@ def _job(name: str, path: Path | None) -> SweepJob:
         return SweepJob(name, "missing", {}, {}, "")
     failure = path / FAILURE
     words = OmegaConf.to_container(OmegaConf.load(path / OVERRIDES)) if (path / OVERRIDES).is_file() else []
-    overrides = {key: value for key, _, value in (str(word).lstrip("+~").partition("=") for word in words or [])}
+    parted = (str(word).lstrip("+~").partition("=") for word in words or [])
+    overrides = {key: _QUOTED.sub(r"\2", value) for key, _, value in parted}
     if (results := read_results(path)) is not None:
         return SweepJob(name, "done", overrides, numbers(results), "")
     reason = failure.read_text(encoding="utf-8").split("\n", 1)[0] if failure.is_file() else ""
@@ -167,9 +181,100 @@ def summary_table(jobs: Sequence[SweepJob], title: str = "", full: bool = False)
             return accuracy_cell(row, 4)
         return figure_cell(row.get(key), None if full else 4)
 
+    short = {key: distinct([job.overrides.get(key, "-") for job in jobs]) for key in settings if not full}
+
+    def value(job: SweepJob, key: str) -> str | None:
+        given = job.overrides.get(key)
+        return given if given is None or full else short[key][given]
+
     rows = [
-        {**job.results, **{key: job.overrides.get(key) for key in settings}}
+        {**job.results, **{key: value(job, key) for key in settings}}
         | {"job": job.name, "status": job.status, "reason": job.reason or None}
         for job in jobs
     ]
     return TextTable(title, header, tuple(tuple(cell(row, key) for key in header) for row in rows))
+
+
+def varied(jobs: Sequence[SweepJob]) -> list[str]:
+    """The overrides that differ between jobs."""
+    return differing([job.overrides for job in jobs if job.status != "missing"])
+
+
+def groups(jobs: Sequence[SweepJob]) -> dict[tuple[str, ...], list[SweepJob]]:
+    """The jobs by the values of what varies but the seed, in the order of the jobs."""
+    keys = [key for key in varied(jobs) if key != SEED]
+    found: dict[tuple[str, ...], list[SweepJob]] = {}
+    for job in jobs:
+        if job.status != "missing":
+            found.setdefault(tuple(job.overrides.get(key, "-") for key in keys), []).append(job)
+    return found
+
+
+def distinct(values: Sequence[str]) -> dict[str, str]:
+    """Short forms: of paths without the folders, and the file, that all have, of numbers with many digits rounded."""
+    several = sorted(set(values) - {"-"})
+    same = {value: value for value in values}
+    rounded = {value: f"{float(value):.4g}" for value in several if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value)}
+    if len(set(rounded.values())) == len(rounded):
+        same |= rounded
+    if len(several) < 2 or not all(value.startswith(("/", "~/")) for value in several):
+        return same
+    parts = [value.split("/") for value in several]
+    left, right = _equal(parts), _equal([part[::-1] for part in parts])
+    right = min(right, min(map(len, parts)) - left - 1)
+    kept = ["/".join(part[left : len(part) - max(0, right)]) or "/".join(part) for part in parts]
+    return same | dict(zip(several, kept, strict=True))
+
+
+def _equal(sequences: Sequence[Sequence[str]]) -> int:
+    """Number of first items that all sequences have."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((place for place, items in columns if len(set(items)) > 1), min(map(len, sequences)))
+
+
+def accuracies(jobs: Sequence[SweepJob], figure: str = "accuracy") -> list[float]:
+    """The accuracy of each job that is done and covers all sites: on fewer clips it is not comparable with others."""
+    whole = [job.results for job in jobs if job.status == "done" and fully_evaluated(job.results)]
+    return [float(results[figure]) for results in whole if results.get(figure) is not None]
+
+
+def seeds_table(jobs: Sequence[SweepJob], title: str = "", full: bool = False) -> TextTable | None:
+    """The settings of a sweep, with their seeds together; None if no seed varies.
+
+    Args:
+        jobs: jobs, see `sweep_jobs`.
+        title: the table's title.
+        full: whether to show the parts of each figure in columns of their own, with all digits.
+    """
+    if SEED not in varied(jobs):
+        return None
+    keys = [key for key in varied(jobs) if key != SEED]
+    every = ("accuracy", "accuracy_before", "t5/accuracy") if full else ("accuracy", "t5/accuracy")  # 80 columns
+    figures = [key for key in every if any(key in job.results for job in jobs)]
+    short = {key: distinct([job.overrides.get(key, "-") for job in jobs]) for key in keys}
+    rows = []
+    for values, of_group in groups(jobs).items():
+        found = accuracies(of_group)
+        number = str(len(found)) if len(found) == len(of_group) else f"{len(found)} of {len(of_group)}"
+        shown = [each if full else short[key][each] for key, each in zip(keys, values, strict=True)]
+        cells = [*shown, str(len(found)) if full else number]
+        for key in figures:
+            each = accuracies(of_group, key)
+            spread = statistics.stdev(each) if len(each) > 1 else None
+            ends = mean_interval(each) if key == "accuracy" else None
+            if full:
+                cells += [figure_cell(value, None) for value in (statistics.fmean(each) if each else None, spread)]
+                cells += [] if ends is None else [figure_cell(value, None) for value in finite_ends(ends)]
+                continue
+            cells.append(
+                "-" if not each else f"{statistics.fmean(each):.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+            )
+            if ends is not None:
+                low, high = finite_ends(ends)
+                cells.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
+        rows.append(tuple(cells))
+    header = [*keys, "seeds"]
+    for key in figures:
+        header += [key, f"{key}/deviation"] if full else [key]
+        header += (["accuracy/low", "accuracy/high"] if full else ["95 %"]) if key == "accuracy" else []
+    return TextTable(title, tuple(header), tuple(rows))

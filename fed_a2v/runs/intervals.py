@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fed_a2v.runs.rounds import fully_evaluated, total
-from fed_a2v.runs.table import TextTable
+from fed_a2v.runs.table import TextTable, figure_cell
 
 LEVEL = 0.95
 # Key of a summary in `comparison.json`, which otherwise has the names of arms.
 CROSSED = "cross_validation"
 # The arm that others are measured against: fine-tuning without a generator.
 REFERENCE = "prototypes"
+# The same where sites send sums.
+SUMS_REFERENCE = "sums"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Interval:
     def reach(self) -> float:
         """Largest distance from zero in the interval."""
         return max(abs(self.low), abs(self.high))
+
+    def sentence(self, name: str, other: str) -> str:
+        """What is established about an arm against another, in points of accuracy (hundredths)."""
+        between = f"{name} against {other}: {100 * self.mean:+.1f} points"
+        if not math.isfinite(self.reach):
+            return f"{between} in a single pair of runs, which has no interval"
+        if self.high - self.low < 1e-6:  # such as a clip more in every run
+            return f"{between} in every pair of runs, whose chance cannot be judged without spread"
+        found = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
+        return f"{between}, 95 % {100 * self.low:+.1f} to {100 * self.high:+.1f}: {found}"
 
     def __str__(self) -> str:
         ends = f" [{self.low:+.3f}, {self.high:+.3f}]" if math.isfinite(self.reach) else ""
@@ -59,6 +71,19 @@ def paired_interval(differences: Sequence[float], test_per_training: float = 0.0
     quantile = float(stdtrit(number - 1, (1 + LEVEL) / 2))
     reach = quantile * statistics.stdev(differences) * math.sqrt(1 / number + test_per_training)
     return Interval(mean, mean - reach, mean + reach)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of a figure over seeds, by Student's t, within 0 and 1."""
+    found = paired_interval(values) if values else Interval(math.nan, -math.inf, math.inf)
+    if not math.isfinite(found.reach):
+        return found
+    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+
+
+def finite_ends(each: Interval) -> tuple[float | None, float | None]:
+    """The ends of an interval; None and None if it has none."""
+    return (each.low, each.high) if math.isfinite(each.reach) else (None, None)
 
 
 def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> str:
@@ -97,13 +122,20 @@ def summarise(
     pairs: Sequence[tuple[int | None, int]],
     arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     test_per_training: float,
+    reference: str = REFERENCE,
 ) -> dict[str, Any]:
     """Summary of a cross-validation for `comparison.json`: plain numbers, lists and dictionaries.
 
     Args:
         pairs: fold and seed of each run of an arm; fold None: the folds of the experiment.
-        arms: round metrics of each pair's run, by arm.
+        arms: round metrics of each pair's run, by arm; the experiment is the last.
         test_per_training: see `paired_interval`.
+        reference: the arm that the others are measured against in the table.
+
+    Returns:
+        `pairs`, `test_per_training`, `reference`; `arms`: the figures of each by name; `against`: the experiment's
+        differences to each other arm; `sentences`: these in words, a sentence each; `says`: the arms that differ from
+        the reference, in one sentence; `covers`: what the intervals cover.
     """
     last = {name: [_final(rows[-1]) for rows in runs] for name, runs in arms.items()}
     left_out = sum(not fully_evaluated(rows[-1]) for runs in arms.values() for rows in runs)
@@ -120,25 +152,33 @@ def summarise(
                 for side in ("site", "server")
             },
         }
-        pairings = zip(accuracies, last.get(REFERENCE, []), strict=False)
-        paired = [mine - other for mine, other in pairings if mine is not None and other is not None]
-        if name != REFERENCE and paired:
-            each = differences[name] = paired_interval(paired, test_per_training)
-            figures[name]["difference"] = each.mean
-            if math.isfinite(each.reach):
-                figures[name] |= {"low": each.low, "high": each.high}
+        each = _difference(accuracies, last.get(reference, []), test_per_training)
+        if name != reference and each is not None:
+            differences[name] = each
+            figures[name] |= _plain(each)
+    experiment = next(reversed(last))
+    against = {
+        name: each
+        for name in last
+        if name != experiment and (each := _difference(last[experiment], last[name], test_per_training)) is not None
+    }
     folds, seeds = ({pair[place] for pair in pairs} for place in (0, 1))
     return {
         "pairs": [{"fold": fold, "seed": seed} for fold, seed in pairs],
         "test_per_training": test_per_training,
+        "reference": reference,
         "arms": figures,
-        "says": verdict(differences) if differences else f'There is no arm "{REFERENCE}" to compare the others with.',
+        "against": {name: _plain(each) for name, each in against.items()},
+        "sentences": [each.sentence(experiment, name) for name, each in against.items()],
+        "says": verdict(differences, reference)
+        if differences
+        else f'There is no arm "{reference}" to compare the others with.',
         "covers": covers(len(folds), len(seeds), left_out),
     }
 
 
 def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
-    """Table of the arms of `summarise`: accuracy in the last round, difference to `REFERENCE`, and optimiser steps.
+    """Table of the arms of `summarise`: accuracy in the last round, difference to the reference, and optimiser steps.
 
     It fits into eighty columns.
     """
@@ -151,8 +191,49 @@ def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
             difference = str(Interval(arm["difference"], arm.get("low", -math.inf), arm.get("high", math.inf)))
         return name, accuracy, difference, f"{arm['site_steps']:.0f} + {arm['server_steps']:.0f}"
 
-    header = ("arm", "accuracy", f"less {REFERENCE}, 95 %", "steps")
+    header = ("arm", "accuracy", f"less {summary.get('reference', REFERENCE)}, 95 %", "steps")
     return TextTable(title, header, tuple(cells(name, arm) for name, arm in summary["arms"].items()))
+
+
+# Keys of an arm in `summarise`, and its columns in `figures_table`.
+FIGURES = ("mean", "deviation", "difference", "low", "high", "site_steps", "server_steps")
+
+
+def figures_table(summary: Mapping[str, Any]) -> TextTable:
+    """The figures of each arm of `summarise` with all their digits, for a CSV file."""
+    rows = tuple(
+        (
+            name,
+            str(sum(value is not None for value in arm["accuracy"])),
+            *(figure_cell(arm.get(key), None) for key in FIGURES),
+        )
+        for name, arm in summary["arms"].items()
+    )
+    return TextTable("", ("arm", "runs", *FIGURES), rows)
+
+
+def caption(summary: Mapping[str, Any]) -> str:
+    """Caption of `crossed_table` in a paper: what is in it, and what the intervals cover."""
+    reference = summary.get("reference", REFERENCE)
+    return (
+        f"Accuracy after the last round, mean ± standard deviation over the runs; difference to {reference} with its "
+        f"95 % interval; optimiser steps at a site + on the server. {summary['covers']}"
+    )
+
+
+def _difference(
+    mine: Sequence[float | None], others: Sequence[float | None], test_per_training: float
+) -> Interval | None:
+    """The interval of the paired differences of two arms' accuracies; None without a pair that has both."""
+    pairings = zip(mine, others, strict=False)
+    paired = [one - other for one, other in pairings if one is not None and other is not None]
+    return paired_interval(paired, test_per_training) if paired else None
+
+
+def _plain(each: Interval) -> dict[str, float]:
+    """An interval in `comparison.json`; without ends if they are infinite."""
+    ends = {"low": each.low, "high": each.high} if math.isfinite(each.reach) else {}
+    return {"difference": each.mean, **ends}
 
 
 def _final(row: Mapping[str, Any]) -> float | None:

@@ -43,6 +43,11 @@ def total(rows: Iterable[Row], name: str) -> Any:
     return sum(row.get(name, 0) for row in rows)
 
 
+def steps_of(rows: Sequence[Row]) -> list[int]:
+    """Consecutive optimiser steps in each round of a run: those of a site plus those of the server."""
+    return [round(row.get("site/optimiser_steps", 0) + row.get("server/optimiser_steps", 0)) for row in rows]
+
+
 def best_row(rows: Iterable[Row]) -> Row | None:
     """The row of the most accurate round, the first of equals; None if no row has an accuracy.
 

@@ -10,18 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from fed_a2v.runs.rounds import fully_evaluated, interval_words, total
-from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line
+from fed_a2v.storage.plain_text import csv_cell, latex_text, markdown_cell, one_line
 
 Rows = Sequence[Mapping[str, Any]]
+
+# Short heads of figures.
+HEADS = {
+    "accuracy_before": "before",
+    "accuracy_at_5": "top 5",
+    "t5/accuracy": "T5",
+    "privacy/epsilon": "epsilon",
+    "seconds": "s",
+}
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of strings, to be shown in a terminal or written as Markdown or CSV."""
+    """A table of strings, to be shown in a terminal or written as Markdown, CSV or LaTeX."""
 
     title: str
     header: tuple[str, ...]
@@ -31,14 +41,20 @@ class TextTable:
         """The table for a rich console, figures to the right."""
         table = Table(title=Text(one_line(self.title)) if self.title else None, title_justify="left")
         for index, name in enumerate(self.header):
-            figures = all(re.match(r"[\d.+-]", row[index]) for row in self.rows)
             # Wrapped here, since rich would rather wrap cells than heads.
             width = max((len(one_line(row[index])) for row in self.rows), default=0)
             head = "\n".join(textwrap.wrap(one_line(name), max(width, *map(len, [*name.split(), ""]))))
-            table.add_column(Text(head), justify="right" if figures else "left")
+            justify: JustifyMethod = "right" if self._has_figures(index) else "left"
+            table.add_column(Text(head), justify=justify, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(one_line(cell)) for cell in row))
         return table
+
+    def fitting(self) -> TextTable:
+        """The table with short heads, for a terminal or a page: the last part of a key, and a word for a figure."""
+        last = [HEADS.get(name, name.rpartition(".")[2]) for name in self.header]
+        heads = [short if last.count(short) == 1 else name for short, name in zip(last, self.header, strict=True)]
+        return TextTable(self.title, tuple(heads), self.rows)
 
     def without(self, *names: str) -> TextTable:
         """The table without some of its columns."""
@@ -56,6 +72,39 @@ class TextTable:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in (self.header, *self.rows))
         return text.getvalue()
+
+    def latex(self, caption: str, label: str) -> str:
+        r"""The table in LaTeX, for the package booktabs, figures to the right.
+
+        Args:
+            caption: plain text, without markup.
+            label: for `\\ref`.
+        """
+        columns = "".join("r" if self._has_figures(index) else "l" for index in range(len(self.header)))
+        lines = (" & ".join(map(latex_text, row)) + r" \\" for row in (self.header, *self.rows))
+        # After a line's end, LaTeX would take a bracket or an asterisk for an option.
+        head, *body = (f"{{}}{line}" if line.startswith(("[", "*")) else line for line in lines)
+        return "\n".join(
+            [
+                "% \\usepackage{booktabs}",
+                r"\begin{table}",
+                r"  \centering",
+                f"  \\caption{{{latex_text(caption)}}}",
+                f"  \\label{{{label}}}",
+                f"  \\begin{{tabular}}{{{columns}}}",
+                r"    \toprule",
+                f"    {head}",
+                r"    \midrule",
+                *(f"    {line}" for line in body),
+                r"    \bottomrule",
+                r"  \end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def _has_figures(self, index: int) -> bool:
+        return all(re.match(r"[\d.+-]", row[index]) for row in self.rows)
 
 
 def rounds_table(rows: Rows, title: str = "") -> TextTable:
@@ -115,6 +164,24 @@ def comparison_table(variants: Mapping[str, Rows], title: str = "", figure: str 
             *((label, *cells) for label, cells in steps.items()),
         ),
     )
+
+
+# Metrics of a round in the CSV file of a comparison.
+BY_ROUND = (
+    *("accuracy", "accuracy_before", "accuracy_at_5", "t5/accuracy", "test_clips"),
+    *("site/optimiser_steps", "server/optimiser_steps"),
+)
+
+
+def figures_by_round(variants: Mapping[str, Rows]) -> TextTable:
+    """A row for each variant and round, with all digits of the metrics `BY_ROUND` that there are, for a CSV file."""
+    present = [key for key in BY_ROUND if any(key in row for rows in variants.values() for row in rows)]
+    cells = (
+        (label, str(row["round"]), *(figure_cell(row.get(key), None) for key in present))
+        for label, rows in variants.items()
+        for row in rows
+    )
+    return TextTable("", ("arm", "round", *present), tuple(cells))
 
 
 def seconds(row: Mapping[str, Any]) -> float:

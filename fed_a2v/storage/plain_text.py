@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp", "Cf")
 _JOINERS = "\u200c\u200d"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+}
+_SIGNED = re.compile(r"(?<![\w.,/}])([+-])(?=\d)")
 # The start of a spreadsheet formula, also in full-width characters; also after a semicolon, which separates cells in
 # some locales.
 _FORMULA = re.compile(r"(^|;)(\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
@@ -51,6 +62,13 @@ def csv_cell(text: object) -> str:
 def markdown_cell(text: object) -> str:
     """The text as a cell of a Markdown table; it cannot start another cell, a tag or a link."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
+
+
+def latex_text(text: object) -> str:
+    """The text for LaTeX: no character is a command, and signs of numbers are those of mathematics."""
+    # The signs last, since `_LATEX` would escape their dollars.
+    escaped = "".join(_LATEX.get(letter, letter) for letter in one_line(text))
+    return _SIGNED.sub(r"$\1$", escaped)
 
 
 def say(console: Console, *lines: object, style: str = "", wrap: bool = False) -> None:

@@ -75,8 +75,8 @@ def test_each_gain_of_the_server_step_is_named_for_what_it_is(tmp_path):
     assert list(in_round.figure.data[0].y) == pytest.approx([0.3, 0.3])
     assert list(over.figure.data[0].y) == pytest.approx([0.1, 0.1])
     text = shown(tmp_path)
-    assert "0.500 0.800 - 0.950 +0.300 +0.300 +0.100" in text, "side by side"
-    assert "0.500 0.700 - 0.950 - - -" in text, "FedAvg has no server step"
+    assert "0.800 - 0.500 0.950 +0.300 +0.300 +0.100" in text, "side by side"
+    assert "0.700 - 0.500 0.950 - - -" in text, "FedAvg has no server step"
     written_run(tmp_path / "vae", rounds=2, lead=0.1, seed=1, overrides=["site.epochs=3"])
     assert "Gain over FedAvg" not in shown(folder), "another experiment's FedAvg is no measure"
 
@@ -96,7 +96,7 @@ def test_accuracies_have_their_intervals_and_the_step_its_test(tmp_path):
     )
     assert "There are only 16 test clips" in text
     found = collect([folder.path])
-    assert "0.700 0.400 to 0.875 0.950" in shown_several(found)
+    assert "0.700 0.400 to 0.875 0.500 0.950" in shown_several(found)
     bars = figures.accuracy_plot(found).views[0].figure.data[0].error_y
     assert list(bars.array) == pytest.approx([0.275, 0.175])
     config = folder.path / "config.yaml"
@@ -167,7 +167,7 @@ def test_the_headline_has_the_baselines_of_a_comparison(comparison):
 def test_several_runs_have_a_table_and_the_settings_in_which_they_differ(comparison):
     text = "\n".join(Outline(render(collect([comparison]))).text)
     assert "3 runs" in text
-    assert re.search(r"vae\s+0\.700\s+0\.900", text)
+    assert re.search(r"vae\s+0\.900\s+-\s+0\.700", text)
     assert "finetune.enabled" in text
 
 

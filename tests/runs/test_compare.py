@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fed_a2v.runs.compare import differing, natural, run_rows, summary_table, sweep_jobs
+from fed_a2v.runs.compare import differing, distinct, natural, run_rows, seeds_table, summary_table, sweep_jobs
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.sweep import summarise
 from tests.refusals import refused
@@ -108,3 +108,72 @@ def test_a_row_of_a_run_has_the_settings_that_differ_and_the_results(tmp_path):
         {"generator.name": "vae", "generator.loss.beta": 1, "accuracy": 0.5},
         {"generator.name": "none", "generator.loss.beta": None, "accuracy": 0.5},
     ]
+
+
+# Seeds together
+
+
+def test_the_seeds_of_a_setting_are_one_row(tmp_path):
+    for number, (name, seed, accuracy) in enumerate(
+        [("none", 0, 0.2), ("none", 1, 0.4), ("vae", 0, 0.5), ("vae", 1, 0.7), ("vae", 2, None)]
+    ):
+        words = [f"generator={name}", f"seed={seed}"]
+        job(tmp_path, number, words, None if accuracy is None else {"accuracy": accuracy, "accuracy_before": 0.1})
+    jobs = sweep_jobs(tmp_path)
+    table = seeds_table(jobs)
+    assert table.header == ("generator", "seeds", "accuracy", "95 %")
+    assert table.rows == (
+        ("none", "2", "0.300 ± 0.141", "0.000 to 1.000"),
+        ("vae", "2 of 3", "0.600 ± 0.141", "0.000 to 1.000"),
+    )
+    full = seeds_table(jobs, full=True)
+    assert full.header[:6] == ("generator", "seeds", "accuracy", "accuracy/deviation", "accuracy/low", "accuracy/high")
+    assert all(len(row) == len(full.header) for row in full.rows)
+    assert float(full.rows[0][2]) == pytest.approx(0.3)
+
+
+def test_without_several_seeds_there_is_nothing_to_put_together(tmp_path):
+    for number, name in enumerate(("none", "vae")):
+        job(tmp_path, number, [f"generator={name}", "seed=0"], {"accuracy": 0.5})
+    assert seeds_table(sweep_jobs(tmp_path)) is None
+
+
+def test_of_one_seed_the_mean_has_no_spread(tmp_path):
+    job(tmp_path, 0, ["generator=none", "seed=0"], {"accuracy": 0.5})
+    job(tmp_path, 1, ["generator=vae", "seed=1"], {"accuracy": 0.5} | PARTLY)
+    assert seeds_table(sweep_jobs(tmp_path)).rows == (
+        ("none", "1", "0.500", "-"),
+        ("vae", "0 of 1", "-", "-"),
+    ), "a job on some of the clips is no seed of the mean"
+
+
+def test_a_job_under_its_old_and_its_new_name_counts_once(tmp_path):
+    for name in ("seed=0", "generator=vae,seed=0"):
+        job(tmp_path, name, ["generator=vae", "seed=0"], {"accuracy": 0.5})
+    assert len(sweep_jobs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (["/data/one/e.npz", "/data/two b/e.npz"], ["one", "two b"]),
+        (["/data/one", "/data/two"], ["one", "two"]),
+        (["/a", "/a/b"], ["/a", "b"]),
+        (["/a/b", "/a/b"], ["/a/b", "/a/b"]),
+        (["1", "/a/b"], ["1", "/a/b"]),
+        (["-", "/a/b"], ["-", "/a/b"]),
+        (["0.0010974717865865648", "0.5", "none"], ["0.001097", "0.5", "none"]),
+        (["0.12345678", "0.12345679"], ["0.12345678", "0.12345679"]),
+    ],
+)
+def test_of_paths_what_differs_is_shown(values, wanted):
+    found = distinct(values)
+    assert [found[value] for value in values] == wanted
+
+
+def test_quotes_of_the_command_line_are_no_part_of_a_value(tmp_path):
+    for number, place in enumerate(("/my data/a", "/my data/b")):
+        job(tmp_path, number, [f"\"dataset.root='{place}'\""], {"accuracy": 0.5})
+    jobs = sweep_jobs(tmp_path)
+    assert [each.overrides["dataset.root"] for each in jobs] == ["/my data/a", "/my data/b"]
+    assert [row[2] for row in summary_table(jobs).rows] == ["a", "b"]

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fed_a2v.runs.intervals import Interval, crossed_table, paired_interval, summarise, verdict
+from fed_a2v.runs.intervals import (
+    Interval,
+    caption,
+    crossed_table,
+    figures_table,
+    mean_interval,
+    paired_interval,
+    summarise,
+    verdict,
+)
 
 DIFFERENCES = [0.01, 0.03, 0.02, 0.04]  # mean 0.025, deviation 0.0129099
 
@@ -76,6 +85,32 @@ def test_a_verdict_without_unclear_arms_has_one_part():
     assert "no established" not in text
 
 
+@pytest.mark.parametrize(
+    ("ends", "word"),
+    [
+        ((0.002, -0.011, 0.015), "no difference shown"),
+        ((0.02, 0.001, 0.039), "better"),
+        ((-0.02, -0.039, -0.001), "worse"),
+        ((0.02, -math.inf, math.inf), "single pair"),
+        ((0.02, 0.02, 0.02), "without spread"),
+    ],
+)
+def test_a_pair_of_arms_has_one_sentence_in_points(ends, word):
+    said = Interval(*ends).sentence("vae", "prototypes")
+    assert said.startswith(f"vae against prototypes: {100 * ends[0]:+.1f} points")
+    assert word in said
+    assert "inf" not in said
+    assert (f"95 % {100 * ends[1]:+.1f} to {100 * ends[2]:+.1f}" in said) == (-1 < ends[1] < ends[2])
+
+
+def test_an_interval_of_a_mean_accuracy_stays_an_accuracy():
+    assert mean_interval([0.9, 1.0]).high == 1.0
+    assert mean_interval([0.0, 0.1]).low == 0.0
+    assert mean_interval([0.2, 0.3, 0.4]).high == pytest.approx(0.3 + 4.302653 * 0.1 / math.sqrt(3), abs=1e-6)
+    assert math.isinf(mean_interval([0.5]).reach)
+    assert math.isinf(mean_interval([]).reach)
+
+
 # Summaries
 
 
@@ -106,6 +141,34 @@ def test_a_summary_pairs_runs_of_the_same_fold_and_seed():
         80,
     )
     assert found["pairs"][2] == {"fold": 2, "seed": 0}
+
+
+def test_the_experiment_is_set_against_every_arm():
+    found = summarise(PAIRS, ARMS, 1 / 3)
+    assert list(found["against"]) == ["FedAvg, as many steps", "prototypes"]
+    vae = found["arms"]["vae"]
+    assert found["against"]["prototypes"] == {key: vae[key] for key in ("difference", "low", "high")}
+    assert found["against"]["FedAvg, as many steps"]["difference"] == pytest.approx(0.39)
+    assert [sentence.split(":")[0] for sentence in found["sentences"]] == [
+        "vae against FedAvg, as many steps",
+        "vae against prototypes",
+    ]
+
+
+def test_another_arm_can_be_the_reference():
+    found = summarise(PAIRS, {"sums": ARMS["prototypes"], "gaussian": ARMS["vae"]}, 0.0, "sums")
+    assert found["arms"]["gaussian"]["difference"] == pytest.approx(0.025)
+    assert "less sums, 95 %" in crossed_table(found).header
+    assert "difference to sums" in caption(found)
+    assert found["covers"] in caption(found)
+
+
+def test_the_file_of_figures_has_all_digits_and_the_number_of_runs():
+    found = summarise(PAIRS, ARMS | {"vae": [*ARMS["vae"][:3], rows(None)]}, 0.0)
+    table = figures_table(found)
+    vae = dict(zip(table.header, table.rows[-1], strict=True))
+    assert (vae["arm"], vae["runs"], vae["mean"]) == ("vae", "3", repr(found["arms"]["vae"]["mean"]))
+    assert dict(zip(table.header, table.rows[1], strict=True))["difference"] == "-"
 
 
 def test_a_run_without_an_accuracy_is_left_out_of_its_pair():

@@ -14,9 +14,10 @@ from fed_a2v.config.compose import ConfigError, compose_settings, conf_dir
 from fed_a2v.config.messages import explain_composition
 from fed_a2v.runs.compare import FAILURE, SweepJob
 from fed_a2v.runs.lock import FolderInUseError
-from fed_a2v.runs.sweep import job_folder, run_job
+from fed_a2v.runs.sweep import LONGEST_NAME, SWEEP, job_folder, run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
 from tests.command import fed_a2v
+from tests.refusals import refused
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
 # A run of a second.
@@ -116,6 +117,9 @@ def test_the_optuna_sweeper_finds_the_best_accuracy_in_spite_of_a_failure(tmp_pa
     best = (tmp_path / "search" / "optimization_results.yaml").read_text()
     assert {row["status"] for row in rows} == {"done", "failed"}
     assert f"best_value: {max(float(row['accuracy']) for row in rows if row['accuracy'] != '-')}" in best
+    assert f"Best found: generator={'gaussian' if 'generator: gaussian' in best else 'none'} partition.sites=5" in (
+        done.stdout
+    )
     failed = [row["status"] for row in rows].count("failed")
     assert f"{failed} of {len(rows)}" in done.stderr
 
@@ -195,9 +199,78 @@ def test_a_short_name_says_what_the_job_is(overrides, name):
 
 
 def test_long_and_odd_names_become_short_plain_and_distinct():
-    names = {job_folder(text) for text in ("dataset.path=/a/b", "dataset.path=/a_b", "x" * 300, "x" * 301)}
-    assert len(names) == 4
-    assert all(len(name) <= 60 and "/" not in name for name in names)
+    texts = ("dataset.path=/a/b", "dataset.path=/a_b", "x" * 300, "x" * 301, "a=" + "è" * 300, "a=[1,2],b=1", "a=\n")
+    names = {job_folder(text) for text in texts}
+    assert len(names) == len(texts)
+    assert all(len(name.encode()) <= LONGEST_NAME and not set("/[]\n'") & set(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        ("dataset.root=/data/x/ESC-50,seed=1", "dataset.root=ESC-50,seed=1-"),
+        ("dataset.path='/my data/one/e.npz',seed=0", "dataset.path=one_e.npz,seed=0-"),
+        ("dataset.train_folds=[1,2],seed=1", "dataset.train_folds=1,2,seed=1-"),
+        ("dataset.root=/,seed=1", "dataset.root=,seed=1-"),
+    ],
+)
+def test_of_a_path_the_name_has_its_last_part(overrides, start):
+    name = job_folder(overrides)
+    assert name.startswith(start)
+    assert len(name) == len(start) + 8
+
+
+# What varies
+
+
+def given(tmp_path, monkeypatch, *words):
+    """The names of the jobs of a sweep that trains nothing."""
+    from fed_a2v.commands import train
+
+    monkeypatch.setattr(
+        "fed_a2v.federation.simulation.run_in_process", lambda settings, folder, *a, **k: finished(folder)
+    )
+    monkeypatch.chdir(tmp_path)
+    train.run(["-m", *words, "hydra.sweep.dir=sweep"])
+    return sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+
+
+def finished(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"accuracy": 0.5, "rounds": 1}
+    (folder / "results.json").write_text(json.dumps(results))
+    return results
+
+
+def test_jobs_are_named_by_what_varies_and_the_rest_is_in_a_file(tmp_path, monkeypatch):
+    names = given(tmp_path, monkeypatch, *FAST, "generator=none,gaussian", "seed=0,1")
+    assert names == [f"generator={name},seed={seed}" for name in ("gaussian", "none") for seed in (0, 1)]
+    sweep = OmegaConf.load(tmp_path / "sweep" / SWEEP)
+    assert sweep.same == list(FAST)
+    assert sweep.varied == ["generator=none,gaussian", "seed=0,1"]
+    more = given(tmp_path, monkeypatch, *FAST, "generator=none,gaussian,vae", "seed=0")
+    assert set(more) == {*names, "generator=vae,seed=0"}, "the old ones keep their names"
+
+
+def test_a_search_over_options_is_named_by_them(tmp_path, monkeypatch):
+    names = given(tmp_path, monkeypatch, *FAST, "generator=glob(gauss*)", "seed=3")
+    assert names == ["generator=gaussian"]
+
+
+def test_the_folder_of_a_sweep_with_other_settings_is_refused(tmp_path, monkeypatch):
+    given(tmp_path, monkeypatch, *FAST, "seed=0,1")
+    with refused(ConfigError, "sweep has jobs with rounds=1", "rounds=3", "hydra.sweep.dir"):
+        given(tmp_path, monkeypatch, *FAST[:1], *FAST[2:], "rounds=3", "seed=0,1")
+    # What does not affect the results may change, and what is the same in other words.
+    given(tmp_path, monkeypatch, *FAST, "seed=1,2", "wandb.mode=disabled", "site.batch_size=32")
+
+
+def test_jobs_share_a_database_of_mlflow_in_the_folder_of_the_sweep(job, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    job("tracking.mlflow=true")
+    assert job.runs[0].tracking.mlflow_uri == f"sqlite:///{job.folder.parent / 'mlflow.db'}"
+    job("tracking.mlflow=true", "tracking.mlflow_uri=http://localhost:5000", "rounds=2")
+    assert job.runs[1].tracking.mlflow_uri == "http://localhost:5000"
 
 
 # The picture
@@ -223,6 +296,47 @@ def test_a_job_that_was_scored_on_some_of_the_clips_is_an_open_dot(tmp_path, mon
     plot_sweep(jobs, tmp_path / "x.png")
     dots = [line for line in drawn[0].axes[0].lines if line.get_marker() == "o"]
     assert [(line.get_ydata()[0], line.get_fillstyle()) for line in dots] == [(0.5, "full"), (1.0, "none")]
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Draw jobs, and return the axes."""
+    figures = pytest.importorskip("matplotlib.figure")
+    kept, save = [], figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+
+    def draw(jobs):
+        assert plot_sweep(jobs, tmp_path / "x.png") == tmp_path / "x.png"
+        return kept[-1].axes
+
+    return draw
+
+
+def squares(axes):
+    """The means in a panel."""
+    return [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "s" and len(line.get_ydata())]
+
+
+def test_only_seeds_of_the_same_setting_have_a_mean(drawn):
+    values = {("vae", "8"): (0.6, 0.7), ("vae", "16"): (0.8, 0.9), ("none", "8"): (0.1, 0.2)}
+    jobs = [
+        done(accuracy, generator=name, width=width, seed=str(seed))
+        for (name, width), accuracies in values.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    for axes in drawn(jobs):
+        assert sorted(squares(axes)) == pytest.approx([0.15, 0.65, 0.85])
+        assert axes.get_legend() is not None
+
+
+def test_the_axis_neither_cuts_an_interval_nor_makes_little_look_like_much(drawn):
+    (axes,) = drawn([done(0.800, generator="vae"), done(0.802, generator="none")])
+    low, high = axes.get_ylim()
+    assert high - low >= 0.1
+    assert squares(axes) == [], "single jobs have no interval"
+    (axes,) = drawn([done(0.1, seed="0"), done(0.9, seed="1")])
+    assert axes.get_ylim()[0] <= 0
+    assert axes.get_ylim()[1] >= 1
 
 
 def test_without_matplotlib_a_message_replaces_the_plot(tmp_path, monkeypatch, caplog):

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fed_a2v.runs.table import comparison_table, interval_cell, rounds_table
+from fed_a2v.runs.table import TextTable, comparison_table, figures_by_round, interval_cell, rounds_table
 
 ROWS = [
     {"round": 1, "accuracy_before": 0.11, "accuracy": 0.8512, "server/generator_loss": 0.25431, "bytes_up": 2_500_000},
@@ -59,6 +59,8 @@ def test_no_figure_of_the_rounds_is_cut_where_the_terminal_has_80_columns():
     console = Console(file=io.StringIO(), width=80)
     console.print(rounds_table([full | PARTLY | {"t5/accuracy": 0.5}]).rich())
     shown = console.file.getvalue()
+    assert "…" not in shown, "no head either"
+    assert max(map(len, shown.splitlines())) <= 80
     assert all(f" {cell} " in shown for cell in ("0.851*", ".81-1.0", "0.500", "0.2543", "1.2346", "187.65", "123.4"))
 
 
@@ -86,3 +88,31 @@ def test_a_table_shows_in_a_terminal():
     shown = console.file.getvalue()
     assert "Accuracy" in shown
     assert "0.851" in shown
+
+
+def test_a_table_in_latex_has_its_figures_to_the_right_and_no_row_that_is_an_option():
+    table = TextTable("", ("arm", "a_b"), (("[1,2]", "0.5"), ("vae", "-0.25")))
+    text = table.latex("50 %", "tab:mine")
+    assert r"\caption{50 \%}" in text
+    assert r"\label{tab:mine}" in text
+    assert r"\begin{tabular}{lr}" in text
+    assert r"    arm & a\_b \\" in text
+    assert r"    {}[1,2] & 0.5 \\" in text
+    assert r"    vae & $-$0.25 \\" in text
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+
+
+def test_short_heads_are_the_last_part_of_a_key_unless_two_have_the_same():
+    header = ("generator.latent_dim", "site.learning_rate", "finetune.learning_rate", "accuracy_at_5")
+    table = TextTable("", header, ()).fitting()
+    assert table.header == ("latent_dim", "site.learning_rate", "finetune.learning_rate", "top 5")
+
+
+def test_the_file_of_a_comparison_has_a_row_for_each_arm_and_round():
+    table = figures_by_round({"FedAvg": ROWS[:1], "vae": ROWS})
+    assert table.header == ("arm", "round", "accuracy", "accuracy_before")
+    assert table.rows == (
+        ("FedAvg", "1", "0.8512", "0.11"),
+        ("vae", "1", "0.8512", "0.11"),
+        ("vae", "2", "-", "0.2"),
+    )

@@ -25,7 +25,7 @@ from fed_a2v.runs.logs import setup_logging
 from fed_a2v.runs.sweep import run_job
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.runs.table import TextTable
-from fed_a2v.storage.plain_text import csv_cell, markdown_cell, one_line, printable, say
+from fed_a2v.storage.plain_text import csv_cell, latex_text, markdown_cell, one_line, printable, say
 from tests.command import fed_a2v
 
 ESC, CSI, RIGHT_TO_LEFT = "\x1b", "\x9b", "\u202e"
@@ -222,3 +222,21 @@ def test_plots_show_names_literally(tmp_path):
     map_figure(one).savefig(tmp_path / "map.png")
     jobs = [SweepJob(str(k), "done", {name: f"{name}{k}"}, {"accuracy": 0.5}, "") for k in range(2)]
     assert plot_sweep(jobs, tmp_path / "sweep.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("50 % of a_b & $x #1 {y}", r"50 \% of a\_b \& \$x \#1 \{y\}"),
+        (
+            "\\input~^<>|",
+            r"\textbackslash{}input\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}",
+        ),
+        ("0.5 ± 0.1", r"0.5 $\pm$ 0.1"),
+        ("-0.006 [-0.018, +0.005]", "$-$0.006 [$-$0.018, $+$0.005]"),
+        ("1e-3, 2026-11-30", "1e-3, 2026-11-30"),
+        ("a\nb", r"a\textbackslash{}nb"),
+    ],
+)
+def test_text_for_latex_has_no_commands(text, wanted):
+    assert latex_text(text) == wanted

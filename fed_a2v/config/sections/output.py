@@ -1,4 +1,4 @@
-"""Sections of the settings about what a run writes: saved states, images, W&B, TensorBoard; none affects results."""
+"""Sections of the settings about what a run writes: saved states, images, trackers; none affects results."""
 
 from __future__ import annotations
 
@@ -75,3 +75,9 @@ class TrackingSettings(Section):
     tensorboard: bool = Field(
         description="whether to write TensorBoard event files to the run's folder; needs fed-a2v[tensorboard]"
     )
+    mlflow: bool = Field(description="whether to log to MLflow; needs fed-a2v[mlflow]")
+    mlflow_uri: str | None = Field(
+        description="MLflow's database or server, such as `sqlite:///mlflow.db` or `http://localhost:5000`; null: "
+        "$MLFLOW_TRACKING_URI, else `mlflow.db` in the folder of the run, or of the sweep"
+    )
+    mlflow_experiment: str = Field(min_length=1, description="MLflow's experiment that the run belongs to")
