@@ -19,6 +19,7 @@ from typing import Literal
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
+from fed_a2v.install import install_hint
 from fed_a2v.runs.environment import installed_version
 
 Level = Literal["fine", "warning", "error"]
@@ -81,9 +82,7 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "fine", ", ".join(versions))
     missing = [extra for extra, package in EXTRAS.items() if installed_version(package) is None]
     if missing:
-        yield Finding(
-            "extras", "fine", f"not installed: {', '.join(missing)}", f"pip install 'fed-a2v[{','.join(missing)}]'"
-        )
+        yield Finding("extras", "fine", f"not installed: {', '.join(missing)}", install_hint(*missing))
 
 
 def _machine(folder: Path) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
 from fed_a2v.federation.server.step_factory import make_step, model_bytes
+from fed_a2v.install import install_hint
 from fed_a2v.runs.checkpoint import load_state, read_state
 from fed_a2v.runs.compare import run_rows
 from fed_a2v.runs.folder import RunFolder
@@ -117,7 +118,7 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError as error:
-        raise ConfigError("compare_runs needs pandas: pip install 'fed-a2v[notebook]'") from error
+        raise ConfigError(f"compare_runs needs pandas: {install_hint('notebook')}") from error
     folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
     names = [folder.path.absolute().name for folder in folders]
     index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]

@@ -17,6 +17,7 @@ from fed_a2v.doctor import Finding, examine, exit_code
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import resource_estimate
 from fed_a2v.federation.server.step_factory import make_space, make_step
+from fed_a2v.install import install_hint
 
 SMALL = ("adapters.hidden_width=16", "generator=none")
 
@@ -45,7 +46,7 @@ def test_an_extra_that_is_not_installed_is_named_with_the_command(monkeypatch):
     gone = {"transformers", "hydra-joblib-launcher", "tensorboard"}
     monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in gone else "1.0")
     (finding,) = found("extras")
-    assert (finding.level, finding.remedy) == ("fine", "pip install 'fed-a2v[hf,sweeps,tensorboard]'")
+    assert (finding.level, finding.remedy) == ("fine", install_hint("hf", "sweeps", "tensorboard"))
 
 
 def test_every_extra_of_a_run_is_looked_for():

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and modules of fed_a2v: each imports only from those before it.
 ORDER = (
-    *("version", "errors", "core", "storage", "config", "encoders", "data", "runs", "report", "images"),
+    *("version", "errors", "install", "core", "storage", "config", "encoders", "data", "runs", "report", "images"),
     *("callbacks", "federation", "load", "compare", "doctor", "commands", "cli", "__main__"),
 )
 

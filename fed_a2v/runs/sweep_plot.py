@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fed_a2v.install import install_hint
 from fed_a2v.runs.compare import SweepJob, differing, natural
 from fed_a2v.runs.rounds import fully_evaluated
 from fed_a2v.storage.files import replacing
@@ -40,7 +41,7 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        log.warning("The plot of the sweep needs matplotlib: pip install 'fed-a2v[plots]'")
+        log.warning("The plot of the sweep needs matplotlib: %s", install_hint("plots"))
         return None
 
     with rc_context({"text.parse_math": False}):  # a dollar in a value is a dollar

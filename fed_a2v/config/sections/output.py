@@ -73,5 +73,5 @@ class TrackingSettings(Section):
     """Logging besides the run's folder and W&B."""
 
     tensorboard: bool = Field(
-        description="whether to write TensorBoard event files to the run's folder; needs fed-a2v[tensorboard]"
+        description="whether to write TensorBoard event files to the run's folder; needs the extra tensorboard"
     )

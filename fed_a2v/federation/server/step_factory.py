@@ -59,7 +59,7 @@ def make_space(settings: Settings) -> PublicSpace:
     shape = known_audio_shape(dataset, encoder)
     try:
         if projection.name == "head":
-            space = head_space(head_weight(projection, dataset, encoder), projection.columns, settings.seed)
+            space = head_space(head_weight(projection.path, dataset, encoder), projection.columns, settings.seed)
         elif projection.name == "text":
             texts = text_vectors(projection, encoder, class_names(dataset))
             space = head_space(texts, projection.columns, settings.seed)
