@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fed_a2v.config.baselines import BASELINES
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.federation import AggregationSettings
@@ -47,16 +48,6 @@ from fed_a2v.runs.table import comparison_table
 from fed_a2v.storage.files import read_jsonl, write_json, write_text
 
 log = logging.getLogger("fed_a2v")
-
-# Overrides of each baseline; None for pooled training, which has no federation.
-BASELINES: dict[str, list[str] | None] = {
-    "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
-    "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
-    "prototypes": ["generator=none"],
-    "gaussian": ["generator=gaussian"],
-    "pooled": None,
-    "pooled, as many steps": None,
-}
 
 
 def compare(

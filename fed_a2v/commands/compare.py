@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,21 +9,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.config.compose import ConfigError
+from fed_a2v.commands.parser import Parser, loading
+from fed_a2v.config.baselines import BASELINES
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v compare [KEY=VALUE ...]    compare an experiment with plain FedAvg, prototypes only and pooled training
-  fed-a2v compare --folds --seeds 0,1,2    cross-validated: means, deviations, and intervals of the differences
+fed-a2v compare [KEY=VALUE ...]    train an experiment and its baselines, and compare them
+  fed-a2v compare experiment=quick
+  fed-a2v compare experiment=quick --folds --seeds 0,1,2
 """
 ALL = "all"
 
 
 def run(words: list[str]) -> None:
     """Run the experiment and its baselines and print two tables, or one table of several folds and seeds."""
-    parser = argparse.ArgumentParser("fed-a2v compare", description="Compare an experiment with its baselines.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
+    parser = Parser(USAGE)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/compare/DATE_TIME")
     parser.add_argument(
         "--with", dest="baselines", default="FedAvg,prototypes,pooled", help="baselines; default: %(default)s"
     )
@@ -32,16 +33,17 @@ def run(words: list[str]) -> None:
         "--folds", nargs="?", const=ALL, metavar="1,2,...", help="test folds, one per run; without a value: all"
     )
     parser.add_argument("--seeds", metavar="0,1,...", help="seeds, each run on every fold")
-    given = parser.parse_intermixed_args(words)
-    if given.folds and "=" in given.folds:  # argparse took the first override for the value of --folds
-        given.overrides, given.folds = [given.folds, *given.overrides], ALL
+    # The value of --folds may be left out, and the next word may be an override.
+    following = zip(words, [*words[1:], ""], strict=True)
+    given = parser.parse(
+        [
+            f"--folds={ALL}" if word == "--folds" and not re.match(r"[\w,]*$", after) else word
+            for word, after in following
+        ]
+    )
 
-    from fed_a2v.compare import BASELINES, compare, cross_validate
-    from fed_a2v.runs.folder import RunFolder
-    from fed_a2v.runs.intervals import crossed_table
-    from fed_a2v.runs.rounds import closing_lines
-    from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
-    from fed_a2v.storage.files import free_folder
+    from fed_a2v.config.compose import compose_settings
+    from fed_a2v.config.requirements import check_requirements
 
     # Names such as "FedAvg, as many steps" contain a comma.
     baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
@@ -49,6 +51,14 @@ def run(words: list[str]) -> None:
         raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
+    check_requirements(compose_settings(given.overrides))
+    with loading():
+        from fed_a2v.compare import compare, cross_validate
+        from fed_a2v.runs.folder import RunFolder
+        from fed_a2v.runs.intervals import crossed_table
+        from fed_a2v.runs.rounds import closing_lines
+        from fed_a2v.runs.table import accuracy_cell, comparison_table, rounds_table
+        from fed_a2v.storage.files import free_folder
     default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
