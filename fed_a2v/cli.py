@@ -9,7 +9,8 @@ from importlib import import_module
 from rich.console import Console
 
 from fed_a2v.commands import COMMANDS, TAKE_OVERRIDES
-from fed_a2v.errors import MENDABLE, interrupted
+from fed_a2v.config.own_class import add_origin, explained
+from fed_a2v.errors import interrupted
 from fed_a2v.storage.plain_text import say
 from fed_a2v.version import __version__
 
@@ -53,9 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if interrupted(error):
             say(console, "fed-a2v: stopped")
             sys.exit(130)
-        if not isinstance(error, MENDABLE):
+        message = explained(error)
+        if message is None:
+            add_origin(error)
             raise
-        say(console, f"fed-a2v: {error}", style="red")
+        say(console, f"fed-a2v: {message}", style="red")
         sys.exit(2)
 
 

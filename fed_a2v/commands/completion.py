@@ -15,8 +15,8 @@ fed-a2v completion SHELL           print a script that completes commands and se
 """
 
 # Keys are completed by Hydra, through the query of its own completion, which gives words of the form KEY=VALUE.
-# bash splits words at = and :, so the script joins them again and cuts what is already there from each choice; that
-# leaves the shell's COMP_WORDBREAKS as it is.
+# bash splits words at the signs in COMP_WORDBREAKS, by default also at = and :, and replaces the last part only. The
+# script leaves this variable of the shell as it is, and cuts what is already there from each choice.
 BASH = """\
 _fed_a2v() {
     local line=${COMP_LINE:0:COMP_POINT} word choices before command=${COMP_WORDS[1]}
@@ -32,8 +32,10 @@ _fed_a2v() {
             choices=$(COMP_LINE="fed-a2v ${line#*"$command"}" \\
                 fed-a2v train --shell-completion query=bash 2>/dev/null)
             COMPREPLY=($(compgen -W "$choices" -- "$word"))
-            before=${word%"${word##*[=:]}"}
-            COMPREPLY=("${COMPREPLY[@]#"$before"}")
+            if [[ $COMP_WORDBREAKS == *=* ]]; then
+                before=${word%"${word##*[=:]}"}
+                COMPREPLY=("${COMPREPLY[@]#"$before"}")
+            fi
             ;;
     esac
 }

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from fed_a2v.commands.parser import loading
 from fed_a2v.config.compose import conf_dir, settings_from
+from fed_a2v.config.own_class import explained
 from fed_a2v.config.schema import Settings
-from fed_a2v.errors import MENDABLE, Stopped, interrupted
+from fed_a2v.errors import Stopped, interrupted
 from fed_a2v.runs.output import wanted_output
 from fed_a2v.storage.plain_text import say
 
@@ -55,10 +56,11 @@ def job(config: DictConfig) -> float | None:
     except (Exception, KeyboardInterrupt) as error:
         if interrupted(error):
             raise Stopped(Path(HydraConfig.get().sweep.dir).absolute() if sweep else folder) from error
-        if not sweep and not isinstance(error, MENDABLE):
+        message = explained(error)
+        if not sweep and message is None:
             raise
         # Hydra would print a traceback. A single run ends here; a sweep continues with its next job.
-        say(Console(stderr=True), f"fed-a2v: {error}", style="red")
+        say(Console(stderr=True), f"fed-a2v: {error if message is None else message}", style="red")
         if not sweep:
             sys.exit(2)
         if HydraConfig.get().runtime.choices["hydra/sweeper"] != "basic":

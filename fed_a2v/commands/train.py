@@ -194,11 +194,11 @@ def _main_settings() -> str:
             model = model.model_fields[part].annotation
         return str(model.model_fields[name].description)
 
-    values = {"experiment=": f"Several settings at once; {', '.join(options('experiment'))}"}
+    values = {"experiment=": f"Several settings at once. Options: {', '.join(options('experiment'))}"}
     for key in MAIN_KEYS:
         if key in sections():
             about = str(Settings.model_fields[key].annotation.__doc__).splitlines()[0].rstrip(".")
-            values[f"{key}="] = f"{about}; {', '.join(options(key))}"
+            values[f"{key}="] = f"{about}. Options: {', '.join(options(key))}"
         else:
             about = description(key)
             values[f"{key}="] = about[0].upper() + about[1:]

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from fed_a2v.config.messages import explain_validation
+from fed_a2v.config.own_class import described, place_of
 from fed_a2v.config.plugins import TARGET, check_plain, load_class
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.training import GeneratorSettings
@@ -269,7 +270,8 @@ def _as_config_error(generator: GeneratorSettings) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"generator={generator.name}: {error}") from error
+        what = described(error) if place_of(error) else str(error)
+        raise ConfigError(f"generator={generator.name}: {what}") from error
 
 
 def _check_arguments(
