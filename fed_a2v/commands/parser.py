@@ -79,7 +79,8 @@ class Parser(argparse.ArgumentParser):
         if not sign:
             value = following if following and not re.match("-|.*=", following) else "VALUE"
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        near = nearest(name, options, cutoff=0.7)
+        begun = [option for option in options if option.startswith(name)]
+        near = begun[0] if len(begun) == 1 else nearest(name, options, cutoff=0.7)
         # Settings are written like options by users of other programs.
         keys = settings_named(name.lstrip("-").replace("-", "_")) if self.takes_settings else []
         remedies = [f"{'-m ' if ',' in value and self.prog.endswith('train') else ''}{key}={value}" for key in keys]

@@ -32,14 +32,14 @@ def check_one_run(path: Path) -> None:
     """`check_run` for commands that take a single run.
 
     Raises:
-        ConfigError: see `check_run`, or the folder contains several runs; names them.
+        ConfigError: see `check_run`, or the folder's runs are in subfolders; names them.
     """
     check_run(path)
     path = path.expanduser()
     if path.is_dir() and not any((path / name).exists() for name in FILES):
         inside = sorted(str(file.parent) for file in (*path.glob("*/config.yaml"), *path.glob("*/*/config.yaml")))
         more = f" and {len(inside) - 2} more" if len(inside) > 2 else ""
-        raise ConfigError(f"{path} contains several runs; choose one: {', '.join(inside[:2])}{more}")
+        raise ConfigError(f"{path} has its runs in subfolders; choose one: {', '.join(inside[:2])}{more}")
 
 
 def _folders(path: Path) -> list[Path]:

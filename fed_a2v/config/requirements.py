@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.sections.data import DatasetSettings, place_key
+from fed_a2v.config.tree import options
 from fed_a2v.errors import ConfigError
 from fed_a2v.install import require
 
@@ -21,10 +22,19 @@ def check_requirements(settings: Settings) -> None:
     Raises:
         ConfigError: names the key, the value and the remedy.
     """
+    dataset, needed = settings.dataset, place_key(settings.dataset.name)
+    for name in ("root", "path"):
+        if getattr(dataset, name) is not None and name != needed and settings.partition.kind != "own":
+            others = [option for option in options("dataset") if option != "custom" and place_key(option) == name]
+            raise ConfigError(
+                f"dataset.{name}={getattr(dataset, name)} is not used by dataset={dataset.name}; choose "
+                f"dataset={' or '.join(sorted(others, key='folder'.__ne__))}, or leave it out"
+            )
     for key, value in _places(settings):
         if not Path(value).expanduser().exists():
             kind = "folder" if key.endswith("root") else "file"
-            raise ConfigError(f"{key}={value}: no such {kind}; correct the path (relative ones start in {Path.cwd()})")
+            start = "" if Path(value).expanduser().is_absolute() else f", which starts in {Path.cwd()}"
+            raise ConfigError(f"{key}={value}: no such {kind}; correct the path{start}")
     for module, extra, what in _packages(settings):
         require(module, extra, what)
     if settings.device.startswith("cuda") and (version := _torch_version()).endswith("+cpu"):
