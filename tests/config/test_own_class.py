@@ -93,9 +93,8 @@ def test_a_run_ends_with_the_file_and_line_and_its_log_has_the_traceback(mine, t
 
 def test_a_class_that_cannot_be_made_is_named_with_the_line(mine):
     path = mine(DATA_SET)
-    with refused(
-        ConfigError, "dataset._target_=my_own_part.Sounds", "ZeroDivisionError", f"{path}:{line_of(path, '/')}"
-    ):
+    place = f"{path}:{line_of(path, ' / ')}"
+    with refused(ConfigError, "dataset._target_=my_own_part.Sounds", "ZeroDivisionError", place):
         make_object("dataset", "my_own_part.Sounds", {"size": 0}, [])
     path = mine("def (")
     with refused(ConfigError, "dataset._target_=my_own_part.Sounds", "SyntaxError", f"{path}:1"):
