@@ -9,8 +9,9 @@ from importlib import import_module
 from rich.console import Console
 
 from fed_a2v.commands import COMMANDS, TAKE_OVERRIDES
+from fed_a2v.commands.parser import resume_command, synopsis
 from fed_a2v.config.own_class import add_origin, explained
-from fed_a2v.errors import interrupted
+from fed_a2v.errors import Stopped, interrupted
 from fed_a2v.storage.plain_text import say
 from fed_a2v.version import __version__
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] not in COMMANDS:
         say(console, f"fed-a2v: {_unknown(words)}", style="red")
         sys.exit(2)
+    typed = words
     try:
         if words[0] in TAKE_OVERRIDES and any(word.startswith(("--config-dir", "-cd")) for word in words):
             from fed_a2v.config.compose import as_overrides
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(f"fed_a2v.commands.{words[0]}").run(words[1:])
     except (Exception, KeyboardInterrupt) as error:
         if interrupted(error):
-            say(console, "fed-a2v: stopped")
+            folder = error.folder if isinstance(error, Stopped) else None
+            say(console, f"Stopped. Resume with: {resume_command(typed, folder)}" if folder else "fed-a2v: stopped")
             sys.exit(130)
         message = explained(error)
         if message is None:
@@ -64,8 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def usage() -> str:
     """The help: a line for each command."""
-    from fed_a2v.commands.parser import synopsis
-
     lines = (f"  {name:<11} {synopsis(import_module(f'fed_a2v.commands.{name}').USAGE)[1]}" for name in COMMANDS)
     return HELP.format(commands="\n".join(lines))
 

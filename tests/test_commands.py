@@ -16,8 +16,9 @@ import yaml
 
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
+from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.train import _output_folder, _parser, _resume_command, _samples
+from fed_a2v.commands.train import _output_folder, _parser, _samples
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.load import RunError, find_class
@@ -139,7 +140,7 @@ def test_ctrl_c_ends_a_command_in_one_line(when, monkeypatch, tmp_path, capsys):
                 raise RuntimeError("unexpected position")  # as torch ends a file that was not written
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fed_a2v.commands.config.sources", interrupt)
+    monkeypatch.setattr("fed_a2v.config.compose.sources", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["config"])
     assert ended.value.code == 130
@@ -178,9 +179,19 @@ def test_ctrl_c_prints_the_command_that_resumes_the_run(tmp_path):
     ],
 )
 def test_the_command_that_resumes_has_the_users_words_and_the_folder(words, added):
-    given = _parser("").parse(words)
     kept = [word for word in words if word != "resume=never"]
-    assert shlex.split(_resume_command(words, given, Path("/runs/a b"))) == ["fed-a2v", "train", *kept, *added]
+    assert shlex.split(resume_command(["train", *words], Path("/runs/a b"))) == ["fed-a2v", "train", *kept, *added]
+
+
+def test_ctrl_c_in_a_comparison_prints_its_folder(monkeypatch, tmp_path):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fed_a2v.compare.compare", interrupt)
+    done = fed_a2v("compare", *TINY, cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs" / "compare").iterdir()
+    last = shlex.split(done.stderr.splitlines()[-1].partition(": ")[2])
+    assert (done.returncode, last) == (130, ["fed-a2v", "compare", *TINY, "--out", str(folder)])
 
 
 def test_ctrl_c_while_a_run_saves_ends_it_in_one_line_that_says_how_to_go_on(monkeypatch, tmp_path):

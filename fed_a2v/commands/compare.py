@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fed_a2v.commands.parser import Parser, loading
+from fed_a2v.commands.parser import Parser, loading, resumable
 from fed_a2v.config.baselines import BASELINES
 from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
@@ -63,7 +63,8 @@ def run(words: list[str]) -> None:
     folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
     if folds is None and seeds is None:
-        rows = compare(given.overrides, folder, baselines)
+        with resumable(folder):
+            rows = compare(given.overrides, folder, baselines)
         label = list(rows)[-1]
         console.print(rounds_table(rows[label], f"{label}, round by round").rich())
         for line in closing_lines(rows[label], RunFolder(folder / label).read_results()):
@@ -75,7 +76,8 @@ def run(words: list[str]) -> None:
         last = ", ".join(f"{name} {shown}" for name, shown in final.items() if shown != "-")
         say(console, f"Final accuracy: {last}", wrap=True)
     else:
-        summary = cross_validate(given.overrides, folder, baselines, folds, seeds)
+        with resumable(folder):
+            summary = cross_validate(given.overrides, folder, baselines, folds, seeds)
         console.print(crossed_table(summary, "Accuracy after the last round; steps at a site + on the server").rich())
         say(console, summary["says"], summary["covers"], wrap=True)
     say(console, f"Results: {folder}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from fed_a2v.errors import ConfigError
+from fed_a2v.errors import ConfigError, Stopped, interrupted
 
 SETTINGS = """\
 KEY=VALUE changes a setting: `fed-a2v train --help` describes the main ones,
@@ -163,6 +164,29 @@ def one_of(word: Path | None, out: Path | None, name: str, example: str) -> Path
     if word is None and out is None:
         raise ConfigError(f"{name} is missing: {example}")
     return (word or out or Path()).expanduser()
+
+
+def resume_command(words: Sequence[str], folder: Path) -> str:
+    """The command that resumes what was stopped, for a shell.
+
+    Args:
+        words: what the user has typed after `fed-a2v`.
+        folder: folder of the run, comparison or sweep.
+    """
+    words = [word for word in words if word != "resume=never"]  # it would start again
+    named = any(re.match(r"--out(=|$)|\+*hydra\.(run|sweep)\.dir=", word) for word in words)
+    return shlex.join(["fed-a2v", *words, *([] if named else ["--out", str(folder)])])
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C in the block into `Stopped`: the same words with this folder go on."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupted(error):
+            raise Stopped(folder) from error
+        raise
 
 
 @contextmanager

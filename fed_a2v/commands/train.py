@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fed_a2v.commands.parser import Parser, described, loading
-from fed_a2v.errors import ConfigError, Stopped
-from fed_a2v.storage.plain_text import say
+from fed_a2v.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -78,12 +76,8 @@ def run(words: list[str]) -> None:
             show_guide(guide, Console(stderr=True))
     from_file = guide.overrides(overrides) if guide else []
     output = "quiet" if given.quiet else "json" if given.json else ""
-    try:
-        # All overrides first: argparse does not accept them both before and after an option such as -m.
-        _call_hydra([*overrides, *_search_defaults(overrides), *from_file, *_of_hydra(given)], output)
-    except Stopped as stopped:
-        say(Console(stderr=True), f"Stopped. Resume with: {_resume_command(words, given, stopped.folder)}")
-        sys.exit(130)
+    # All overrides first: argparse does not accept them both before and after an option such as -m.
+    _call_hydra([*overrides, *_search_defaults(overrides), *from_file, *_of_hydra(given)], output)
 
 
 def _parser(more: str) -> Parser:
@@ -143,13 +137,6 @@ def _run_folder(overrides: Sequence[str]) -> Path | None:
     """The folder that the overrides name for a run; None for the default."""
     named = [word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("hydra.run.dir=")]
     return Path(named[-1]) if named else None
-
-
-def _resume_command(words: Sequence[str], given: Namespace, folder: Path) -> str:
-    """The words of the command that resumes the run or sweep in a folder, for a shell."""
-    words = [word for word in words if word != "resume=never"]  # it would start again
-    named = given.out is not None or any("hydra.run.dir=" in word or "hydra.sweep.dir=" in word for word in words)
-    return shlex.join(["fed-a2v", "train", *words, *([] if named else ["--out", str(folder)])])
 
 
 def _call_hydra(words: Sequence[str], output: str) -> None:
