@@ -366,7 +366,9 @@ def test_help_lists_the_commands(capsys, words):
 
 @pytest.mark.parametrize("words", [["train", "--help"], ["help", "train"]])
 def test_the_help_of_train_describes_the_main_settings(capsys, words):
-    main(words)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
     said = " ".join(capsys.readouterr().out.split())
     assert all(f" {key}= " in said for key in MAIN_KEYS)
     for key in ("rounds", "seed"):
