@@ -5,7 +5,7 @@
 # make test-python PYTHON=python3.12   the tests with another Python, in a separate environment
 # make coverage   the tests, and the lines of fed_a2v/ that no test runs
 # make docs    the documentation, in site/
-# make bench   the figures in docs/benchmarks.md
+# make bench   the figures in docs/benchmarks.md and docs/engineering.md
 # Each first installs what it needs. make install installs what a run needs, make dev everything.
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +20,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 run: install
 	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
+	@echo "Next:    . $(BIN)/activate    then    fed-a2v train --help"
+	@echo "Your own recordings, a folder with a subfolder for each class:    fed-a2v train dataset=folder dataset.root=FOLDER"
 
 install: $(VENV)/installed
 
@@ -42,10 +44,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	$(installed)
 
-# Adds what tests, lint, documentation and benchmarks need.
+# Adds what tests, lint, documentation and benchmarks need, and a package of which examples/ only reads the weights.
 $(VENV)/dev: $(VENV)/installed
 	@date +%s >$(VENV)/started
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps Resemblyzer
 	$(installed)
 
 WORKERS ?= 2
@@ -97,6 +100,7 @@ bench: dev
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/demo.py --write
 	$(BIN)/python benchmarks/hostile_replies.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/scale.py

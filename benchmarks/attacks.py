@@ -305,7 +305,7 @@ def on_prototypes(split: Split, run: LoadedRun, recorder: Recorder, site_of: Map
         for attack, values in {**scores, "nearest": -nearest}.items():
             prototypes.setdefault(attack, np.zeros(len(rows)))[own] = values
     start = seeded_adapters(run.settings.adapters, run.targets, split.embeddings.shape[-1], run.settings.seed)
-    start.load_fixed(run.adapters.fixed())
+    start.adopt(start.weights(), run.adapters.fixed())
     before = losses(split, start, run.targets)
     last = max(number for task, _, number in recorder.replies if task == "train")
     found = {
@@ -319,8 +319,7 @@ def on_prototypes(split: Split, run: LoadedRun, recorder: Recorder, site_of: Map
             shapes = [tuple(weight.shape) for weight in start.weights()]
             parts = split_arrays(arrays, 1000)[: len(shapes)]
             site_adapters = seeded_adapters(run.settings.adapters, run.targets, split.embeddings.shape[-1], 0)
-            site_adapters.load_fixed(run.adapters.fixed())
-            site_adapters.load_weights(decode_weights(parts, shapes))
+            site_adapters.adopt(decode_weights(parts, shapes), run.adapters.fixed())
             own = labels == label
             after[own] = losses(split, site_adapters, run.targets)[own]
         found[f"weights of a site, {words} round"] = {"loss": -after, "loss, gain": before - after}

@@ -69,7 +69,7 @@ def write_block(name: str, text: str) -> None:
     start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pages = [page for page in PAGES if start in page.read_text(encoding="utf-8")]
     if not pages:
-        raise SystemExit(f"no page has a block {name}: add the lines {start} and {end} to docs/benchmarks.md")
+        raise SystemExit(f"no page has a block {name}: add the lines {start} and {end} to a page of docs/")
     for page in pages:
         before, rest = page.read_text(encoding="utf-8").split(start, 1)
         after = rest.split(end, 1)[1]

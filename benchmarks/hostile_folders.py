@@ -421,7 +421,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", default=",".join(CHANGES), help="kinds of changes, separated by commas; others are left out"
     )
-    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/engineering.md")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.watched is not None:

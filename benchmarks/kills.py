@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write the result into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the result into docs/engineering.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         exact = kill_and_resume(Path(folder), given.kills, given.rounds, random.Random(given.seed))

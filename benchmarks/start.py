@@ -21,7 +21,7 @@ WORDS = {"--help": 0, "train --help": 0, "train rouns=3": 2, "train generator=ve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/engineering.md")
     given = parser.parse_args()
     rows = [f"| `fed-a2v {words}` | {seconds(words, code, given.repeats):.2f} |" for words, code in WORDS.items()]
     lines = ["| | processor seconds |", "|---|---|", *rows, "", f"Minimum of {given.repeats}. {machine()}."]

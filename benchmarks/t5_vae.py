@@ -26,7 +26,7 @@ CLASSES, ROWS, EPOCHS, TOKENS = 50, 8, 10, 17
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="write the figures into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/engineering.md")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 

@@ -1,8 +1,9 @@
-"""Python interface to finished runs: load one, sample its generator, map sounds to prompts, continue it, compare runs.
+"""Python interface: train a run or load one, sample its generator, map sounds to prompts, continue it, compare runs.
 
 ```python
-from fed_a2v import load_run
+from fed_a2v import load_run, train
 
+run = train("experiment=quick", "outputs/mine")
 run = load_run("outputs/mine")
 dogs = run.generator.sample("dog", 8)
 prompts = run.prompts("dog.wav")
@@ -12,8 +13,10 @@ run = run.continue_training(rounds=5)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,42 +27,34 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fed_a2v.config.plugins import refuse_code
+from fed_a2v.config.plugins import foreign_code, refuse_code
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import AdapterOutput, Adapters
 from fed_a2v.core.generators.base import Generator
-from fed_a2v.core.names import clean_name, nearest
+from fed_a2v.core.metrics import ClassScore, ranked_classes
+from fed_a2v.core.names import clean_name, listed
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import torch_generator
 from fed_a2v.core.server_step import ServerStep
-from fed_a2v.data.audio import FloatArray, check_samples, fit_clip, read_clip
+from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.datasets.base import data_set
-from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.index import parts
+from fed_a2v.data.sounds import RunError, Sound, as_waveform, embed_sounds, find_class
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
-from fed_a2v.federation.server.step_factory import make_step, model_bytes
+from fed_a2v.federation.server.step_factory import check_buildable, make_step, model_bytes
 from fed_a2v.install import install_hint
 from fed_a2v.runs.checkpoint import load_state, read_state
-from fed_a2v.runs.compare import run_rows
+from fed_a2v.runs.compare import find_runs, run_rows
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.summary import run_html, run_line
+from fed_a2v.storage.files import free_folder
 from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
 
 if TYPE_CHECKING:
     import pandas
-
-# Sounds per batch of the encoder.
-BATCH = 16
-
-Sound = str | Path | NDArray[Any] | Tensor
-# Maximum number of channels of a waveform; a longer axis is that of the samples.
-MOST_CHANNELS = 64
-
-
-class RunError(UserError, ValueError):
-    """The run lacks the requested item; the message lists what it has."""
 
 
 def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False) -> LoadedRun:
@@ -97,18 +92,58 @@ def load_run(path: str | Path, device: str = "cpu", *, trust_code: bool = False)
     return LoadedRun(RunFolder(path), state, device, trust_code)
 
 
-def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
-    """Finished runs side by side: the settings in which they differ, then their results.
+def train(overrides: str | Sequence[str] = (), folder: str | Path | None = None, *, quiet: bool = False) -> LoadedRun:
+    """Train across sites in this process, as `fed-a2v train` does, and load the run.
+
+    A second call with the same folder and overrides loads the finished run; with more `rounds` it continues it. A run
+    that was stopped continues after its last finished round.
 
     Args:
-        runs: folders, or loaded runs.
+        overrides: settings as on the command line, one by one or in one string: `["experiment=quick", "rounds=1"]`.
+        folder: folder of the run; default: a new one, `outputs/DATE/TIME`.
+        quiet: show errors only; by default progress and warnings are printed.
+
+    Returns:
+        The run, on the device of its settings.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is not allowed.
+        DataError: the data set cannot be used.
+        CheckpointError: the folder contains a run with other settings.
+
+    Examples:
+        >>> run = train(["experiment=quick", "rounds=1", "report=false"], new_folder, quiet=True)
+        >>> run.round
+        1
+    """
+    from fed_a2v.config.compose import compose_settings
+    from fed_a2v.federation.simulation import run_in_process
+
+    given = overrides.split() if isinstance(overrides, str) else [str(word) for word in overrides]
+    if wrong := next((word for word in given if word.startswith(("-", "hydra."))), None):
+        raise ConfigError(f"{wrong}: `train` takes settings, KEY=VALUE, and the folder of the run as `folder`")
+    settings = compose_settings(overrides if isinstance(overrides, str) else given)
+    check_buildable(settings)
+    path = free_folder(Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}")) if folder is None else Path(folder)
+    path = path.expanduser().absolute()
+    run_in_process(settings, path, output="quiet" if quiet else "full")
+    # The overrides are the user's own; a folder that has been there before is trusted with no more than they name.
+    return load_run(path, settings.device, trust_code=bool(foreign_code(settings.as_dict())))
+
+
+def compare_runs(runs: str | Path | Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
+    """Finished runs side by side: accuracy, the settings in which they differ, then the other results.
+
+    Args:
+        runs: folders or loaded runs; or one folder that contains runs, such as that of a sweep or a comparison. Runs
+            in it that have not finished are left out with a warning.
 
     Returns:
         One row per run, named by its folder; settings under their dotted keys.
 
     Raises:
         ConfigError: pandas is not installed.
-        FileNotFoundError: a run has not finished: it has no `results.json`.
+        FileNotFoundError: the folder contains no finished run, or a run of the list has no `results.json`.
 
     Examples:
         >>> table = compare_runs([folder, other])
@@ -119,10 +154,33 @@ def compare_runs(runs: Iterable[str | Path | LoadedRun]) -> pandas.DataFrame:
         import pandas
     except ImportError as error:
         raise ConfigError(f"compare_runs needs pandas: {install_hint('notebook')}") from error
-    folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
-    names = [folder.path.absolute().name for folder in folders]
-    index = [name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)]
-    return pandas.DataFrame(run_rows(folders), index=pandas.Index(index, name="run"))
+    if isinstance(runs, str | Path):
+        folders, names = _finished_runs(Path(runs).expanduser().absolute())
+    else:
+        folders = [run.folder if isinstance(run, LoadedRun) else RunFolder(Path(run).expanduser()) for run in runs]
+        names = [folder.path.absolute().name for folder in folders]
+        names = [
+            name if names.count(name) == 1 else str(folder.path) for name, folder in zip(names, folders, strict=True)
+        ]
+    return pandas.DataFrame(run_rows(folders), index=pandas.Index(names, name="run"))
+
+
+def _finished_runs(folder: Path) -> tuple[list[RunFolder], list[str]]:
+    """The finished runs in a folder, and their names: their paths in it, or the name of the folder if it is one."""
+    found = find_runs(folder)
+    names = [folder.name if path == folder else path.relative_to(folder).as_posix() for path in found]
+    finished = [RunFolder(path).results.is_file() for path in found]
+    missing = [name for name, done in zip(names, finished, strict=True) if not done]
+    left = f"not finished: {listed(missing)}; resume a run by the command that started it" if missing else ""
+    if not any(finished):
+        raise FileNotFoundError(
+            f"no finished run in {folder}; {left or 'choose a folder of runs, of `fed-a2v compare` or of a sweep'}"
+        )
+    if missing:
+        warnings.warn(f"{len(missing)} of {len(found)} runs in {folder} are left out, {left}", stacklevel=3)
+    pairs = zip(found, names, finished, strict=True)
+    kept = [(RunFolder(path), name) for path, name, done in pairs if done]
+    return [run for run, _ in kept], [name for _, name in kept]
 
 
 @dataclass(frozen=True)
@@ -143,7 +201,7 @@ class ClassSampler:
 
         Args:
             name: name of the class; case, spaces, hyphens and underscores do not matter.
-            num_samples: number of embeddings, each different.
+            num_samples: number of embeddings, each different; at least 1.
             seed: seed of the samples; the same seed gives the same embeddings.
 
         Returns:
@@ -151,9 +209,10 @@ class ClassSampler:
             share=statistics (num_samples, 1, R) rows of the public space.
 
         Raises:
-            RunError: the run does not have the class.
+            RunError: the run does not have the class, or a number is not a whole one.
         """
         name = find_class(name, self.step.prompts.names)
+        num_samples, seed = _whole("num_samples", num_samples, 1), _whole("seed", seed)
         random = torch_generator(seed, "sample", clean_name(name))
         return self.model.sample(num_samples, self.step.conditions_of([name])[0], None, random)
 
@@ -248,7 +307,11 @@ class LoadedRun:
             )
 
     def __repr__(self) -> str:
-        return f"<run {self.folder.path.name}: round {self.round}, {len(self.classes)} classes>"
+        return run_line(self.folder, self.round, self.settings.rounds, self.classes)
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook."""
+        return run_html(self.folder, self.round, self.settings.rounds, self.classes, self.settings.generator.name)
 
     # Content
 
@@ -294,12 +357,32 @@ class LoadedRun:
         Raises:
             RunError: the run was trained on a file of embeddings, whose encoder is unknown.
         """
-        if not any(data_set(part.name).has_audio for part in parts(self.settings.dataset)):
+        if not self.has_audio:
             raise RunError(
                 f"{self.folder.path.name} was trained on files of embeddings, whose encoder is unknown: pass "
                 "embeddings of the same kind to `inputs`, and its result to `adapt`"
             )
         return load_encoder(self.settings.encoder)
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the run was trained on sounds; else on files of embeddings, whose encoder is unknown."""
+        return any(data_set(part.name).has_audio for part in parts(self.settings.dataset))
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length in seconds that sounds are cropped or padded to."""
+        return max(part.clip_seconds for part in parts(self.settings.dataset))
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """(S, Da) of the encoder's embedding of a clip."""
+        return self._clip_shape
+
+    @property
+    def takes_square_roots(self) -> bool:
+        """Whether the adapters take square roots of the encoder's embeddings."""
+        return bool(self._components["strategy"]["square_root"])
 
     # From sounds to prompts
 
@@ -316,12 +399,7 @@ class LoadedRun:
         Raises:
             BadClipError, RunError: see `embed`.
         """
-        target_rate, seconds = self.encoder.sample_rate, max(part.clip_seconds for part in parts(self.settings.dataset))
-        if isinstance(sound, str | Path):
-            return read_clip(Path(sound).expanduser(), target_rate, seconds)
-        if rate is None or rate <= 0:
-            raise RunError(f"a waveform needs its rate in Hz, not {rate}: run.prompts(waveform, rate=44_100)")
-        return fit_clip(mono(np.asarray(sound)), rate, target_rate, seconds)
+        return as_waveform(sound, rate, self.encoder.sample_rate, self.clip_seconds)
 
     def embed(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> Tensor:
         """Audio embeddings of sounds, as inputs of the adapters.
@@ -336,32 +414,30 @@ class LoadedRun:
 
         Raises:
             BadClipError: a sound cannot be read, is empty, has NaN or infinite samples, or is not a waveform.
-            RunError: a waveform without `rate`, or the run's encoder is unknown.
+            RunError: a waveform without `rate`, something that is no sound, or the run's encoder is unknown.
         """
-        each = [sounds] if isinstance(sounds, str | Path | np.ndarray | Tensor) else list(sounds)
-        embedded = []
-        for start in range(0, len(each), BATCH):
-            waveforms = [self.waveform(sound, rate) for sound in each[start : start + BATCH]]
-            embedded.append(torch.from_numpy(self.encoder.encode(np.stack(waveforms))))
-        if not embedded:
-            return self.inputs(torch.empty(0, *self._clip_shape))
-        embeddings = torch.cat(embedded)
-        return self.inputs(square_roots(embeddings) if self._components["strategy"]["square_root"] else embeddings)
+        embeddings = embed_sounds(self.encoder, self.clip_seconds, sounds, rate)
+        return self.inputs(square_roots(embeddings) if self.takes_square_roots else embeddings)
 
     @torch.no_grad()
-    def inputs(self, embeddings: Tensor) -> Tensor:
+    def inputs(self, embeddings: Tensor | NDArray[Any]) -> Tensor:
         """Inputs of the adapters for embeddings of clips, such as those in a file of embeddings.
 
         Args:
-            embeddings: (B, S, Da), after the square root if the run uses it.
+            embeddings: (B, S, Da) of torch or numpy, after the square root if the run uses it.
 
         Returns:
             (B, 1, R) rows of the public space with share=statistics, else the embeddings.
+
+        Raises:
+            RunError: another shape or type.
         """
-        return self.adapters.mapped(embeddings.to(self.device))
+        tokens, width = self._clip_shape
+        # The public space averages tokens, whatever their number.
+        return self.adapters.mapped(self._checked(embeddings, None if self.adapters.space else tokens, width))
 
     @torch.no_grad()
-    def adapt(self, embeddings: Tensor) -> AdapterOutput:
+    def adapt(self, embeddings: Tensor | NDArray[Any]) -> AdapterOutput:
         """Prompt embeddings for an image model.
 
         Args:
@@ -371,19 +447,59 @@ class LoadedRun:
             clip (B, Tc, Dc) and, with a T5 adapter, t5 (B, T, Dt), including the mean prompt of the classes.
 
         Raises:
-            RunError: the width is that of embeddings, which `inputs` has not mapped into the public space.
+            RunError: another shape or type, such as that of embeddings which `inputs` has not mapped into the public
+                space.
         """
-        if self.adapters.space is not None and embeddings.shape[-1] != self.adapters.audio_width:
+        width, shape = self.adapters.audio_width, getattr(embeddings, "shape", ())
+        if self.adapters.space is not None and shape and shape[-1] != width:
             raise RunError(
-                f"embeddings of width {embeddings.shape[-1]}, but the adapters of this run take rows of a public space "
-                f"with {self.adapters.audio_width} columns (share=statistics): run.adapt(run.inputs(embeddings))"
+                f"embeddings of width {shape[-1]}, but the adapters of this run take rows of a public space "
+                f"with {width} columns (share=statistics): run.adapt(run.inputs(embeddings))"
             )
-        prompts: AdapterOutput = self.adapters(embeddings.to(self.device))
+        tokens = self._clip_shape[0] if self.adapters.space is None else 1
+        prompts: AdapterOutput = self.adapters(self._checked(embeddings, tokens, width))
         return prompts
+
+    def _checked(self, embeddings: Any, tokens: int | None, width: int) -> Tensor:
+        """Embeddings as (B, tokens, width) float32 on the run's device; tokens None: any number of them."""
+        expected = f"({', '.join(map(str, ('B', 'S' if tokens is None else tokens, width)))})"
+        if not isinstance(embeddings, Tensor | np.ndarray):
+            raise RunError(f"embeddings are {type(embeddings).__name__}; expected a tensor or array {expected}")
+        shape, kind = tuple(embeddings.shape), str(embeddings.dtype).removeprefix("torch.")
+        if len(shape) != 3 or shape[2] != width or not shape[1] or tokens not in (None, shape[1]):
+            flat = len(shape) == 2 and shape[1] == width
+            hint = f"; give embeddings[{':, None' if tokens == 1 else 'None'}]" if flat else ""
+            raise RunError(f"embeddings have shape {shape}; this run expects B of them, {expected}{hint}")
+        if "float" not in kind:
+            raise RunError(f"embeddings have type {kind}; expected floats {expected}")
+        return torch.as_tensor(embeddings).to(self.device, torch.float32)
 
     def prompts(self, sounds: Sound | Sequence[Sound], rate: int | None = None) -> AdapterOutput:
         """Prompt embeddings of sounds: `embed`, then `adapt`."""
         return self.adapt(self.embed(sounds, rate))
+
+    def classify(
+        self, sounds: Sound | Sequence[Sound], rate: int | None = None, top: int = 5
+    ) -> list[ClassScore] | list[list[ClassScore]]:
+        """The classes whose prompts are nearest to a sound's, with their scores, best first.
+
+        Args:
+            sounds: a sound or several, see `embed`; or embeddings (B, S, Da) as `adapt` takes them.
+            rate: sample rate of waveforms in Hz.
+            top: number of classes for each sound; all if there are fewer.
+
+        Returns:
+            For one sound a list of `(name, score)`; for several sounds or embeddings, a list of such lists. The score
+            is the cosine to the class prompt, with the mean of all class prompts subtracted from both, as in accuracy.
+
+        Raises:
+            BadClipError, RunError: see `embed` and `adapt`; or `top` is below 1.
+        """
+        top = _whole("top", top, 1)
+        embeddings = isinstance(sounds, Tensor) and sounds.ndim == 3
+        outputs = self.adapt(sounds) if embeddings else self.prompts(sounds, rate)  # type: ignore[arg-type]
+        ranked = ranked_classes(outputs.clip, self.targets.clip, self.classes, top)
+        return ranked[0] if isinstance(sounds, Sound) and not embeddings else ranked
 
     def class_name(self, name: str) -> str:
         """A class name in the run's spelling; case, spaces, hyphens and underscores do not matter.
@@ -423,7 +539,7 @@ class LoadedRun:
             raise RunError(
                 f"this is round {self.round} of a run with newer states; load the folder itself, {self.folder.path}"
             )
-        defaults = {"rounds": self.settings.rounds + rounds, "resume": "auto"}
+        defaults = {"rounds": self.settings.rounds + _whole("rounds", rounds, 0), "resume": "auto"}
         defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
         # OmegaConf would resolve interpolations: environment variables of this user in untrusted settings.
         tree = self.config
@@ -446,49 +562,12 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def mono(waveform: NDArray[Any]) -> FloatArray:
-    """A waveform as (samples,) float32 between -1 and 1: the mean of its channels, the shorter axis.
-
-    Args:
-        waveform: (samples,), (samples, channels) as from soundfile, or (channels, samples) as from librosa and
-            torchaudio. Integers are relative to the full scale of their type, as in a WAV file.
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least `least`.
 
     Raises:
-        BadClipError: another shape, no samples, as many channels as samples, another type, or NaN or infinite samples.
+        RunError: it is not; names it.
     """
-    shape, kind = waveform.shape, waveform.dtype
-    if waveform.ndim not in (1, 2) or not waveform.size or (waveform.ndim == 2 and not _is_sound(shape)):
-        raise BadClipError(
-            f"a waveform has shape {shape}; expected (samples,), (samples, channels) or (channels, samples) with 1 to "
-            f"{MOST_CHANNELS} channels, fewer than samples"
-        )
-    if kind.kind in "iu" and kind.itemsize <= 4:
-        scale = 2.0 ** (8 * kind.itemsize - 1)
-        waveform = (waveform.astype(np.float64) - (scale if kind.kind == "u" else 0.0)) / scale
-    elif kind.kind != "f":
-        raise BadClipError(f"a waveform has type {kind}; expected floats, or integers of 8 to 32 bits")
-    with np.errstate(over="ignore"):
-        waveform = waveform.astype(np.float32)
-    if not np.isfinite(waveform).all():
-        raise BadClipError(f"a waveform of shape {shape} has NaN or infinite samples")
-    check_samples(waveform, f"a waveform of shape {shape}")
-    return waveform if waveform.ndim == 1 else waveform.mean(axis=int(np.argmin(shape)))
-
-
-def _is_sound(shape: tuple[int, ...]) -> bool:
-    """Whether the shorter of two axes can be that of the channels."""
-    return min(shape) <= MOST_CHANNELS and shape[0] != shape[1]
-
-
-def find_class(name: str, classes: Sequence[str]) -> str:
-    """The class in `classes` with this name; case, spaces, hyphens and underscores do not matter.
-
-    Raises:
-        RunError: there is none; names the nearest one.
-    """
-    by_clean_name = {clean_name(known): known for known in classes}
-    if clean_name(name) in by_clean_name:
-        return by_clean_name[clean_name(name)]
-    near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
-    hint = f"did you mean {by_clean_name[near]!r}?" if near else f"the classes are {', '.join(classes)}"
-    raise RunError(f"no class {name!r} in this run; {hint}")
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
+        raise RunError(f"{name}={value!r}: expected a whole number" + ("" if least is None else f", {least} or more"))
+    return int(value)

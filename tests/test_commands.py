@@ -21,7 +21,7 @@ from fed_a2v.commands.subjects import _distinct_names, _split, class_list
 from fed_a2v.commands.train import _output_folder, _parser, _samples
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
-from fed_a2v.load import RunError, find_class
+from fed_a2v.data.sounds import RunError, find_class
 from fed_a2v.runs.lock import hold
 from tests.command import fed_a2v
 from tests.refusals import refused

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and modules of fed_a2v: each imports only from those before it.
 ORDER = (
-    *("version", "errors", "install", "core", "storage", "config", "encoders", "data", "runs", "report", "images"),
-    *("callbacks", "federation", "load", "compare", "doctor", "commands", "cli", "__main__"),
+    *("version", "errors", "install", "core", "storage", "config", "encoders", "data", "adapter", "runs", "report"),
+    *("images", "callbacks", "federation", "load", "model_card", "export", "compare", "doctor", "demo", "commands"),
+    *("cli", "__main__"),
 )
 
 

@@ -1,6 +1,7 @@
 """Runs loaded in Python, and the page that shows how."""
 
 import doctest
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import soundfile
 import torch
 
 import fed_a2v.load
-from fed_a2v import compare_runs, load_run
+from fed_a2v import compare_runs, load_run, train
 from fed_a2v.cli import main
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.plugins import UntrustedCodeError
@@ -22,11 +23,11 @@ from fed_a2v.core.metrics import retrieval
 from fed_a2v.data.datasets.synth import RATE, synthesise
 from fed_a2v.data.errors import BadClipError
 from fed_a2v.data.site import class_names, load_clips
+from fed_a2v.data.sounds import RunError, mono
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.subjects import of_classes
 from fed_a2v.install import install_hint
-from fed_a2v.load import RunError, mono
 from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.torch_files import CheckpointError
@@ -86,7 +87,14 @@ def test_the_attributes_are_those_of_the_folder(run, folder):
 
 
 def test_importing_the_package_imports_no_torch():
-    code = "import sys, fed_a2v; assert 'torch' not in sys.modules; fed_a2v.load_run; assert 'torch' in sys.modules"
+    code = """
+import sys, fed_a2v
+assert dir(fed_a2v) == sorted(fed_a2v.__all__), dir(fed_a2v)
+assert not {"torch", "hydra", "pandas"} & sys.modules.keys()
+for name in fed_a2v.__all__:
+    assert getattr(fed_a2v, name), name
+assert "torch" in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -365,6 +373,24 @@ def test_a_sound_with_values_that_no_training_clip_had_gives_numbers(folder, wav
     torch.testing.assert_close(run.embed(wav), plain.sign() * plain.abs().sqrt())
 
 
+def test_classes_of_a_sound_are_ranked_by_the_cosines_of_the_accuracy(run, wav):
+    prompts = run.prompts(wav)
+    ranked = run.classify(wav, top=10)
+    assert {name for name, _ in ranked} == set(run.classes)
+    assert [each.score for each in ranked] == sorted((each.score for each in ranked), reverse=True)
+    for label, name in enumerate(run.classes):
+        similarity = retrieval(prompts.clip, torch.tensor([label]), run.targets.clip).similarity
+        assert dict(ranked)[name] == pytest.approx(float(similarity), abs=1e-6)
+    waveform, rate = soundfile.read(wav, dtype="float32")
+    assert run.classify(waveform, rate=rate, top=2) == ranked[:2]
+    assert run.classify(torch.from_numpy(waveform), rate, top=1) == ranked[:1]
+    assert run.classify([wav], top=3) == [ranked[:3]]
+    assert run.classify(run.embed(wav), top=100) == [ranked]
+    assert run.classify([]) == []
+    with refused(RunError, "top=0"):
+        run.classify(wav, top=0)
+
+
 def test_prompts_lie_where_the_class_prompts_lie(run, wav):
     """The centre that comparisons take off is in them."""
     prompts, centre = run.prompts(wav).clip[0], prompt_centre(run.targets.clip)
@@ -454,6 +480,47 @@ def test_the_frame_has_the_settings_that_differ_and_the_results(folder, other):
     assert list(table["accuracy"]) == [load_run(path).results["accuracy"] for path in (folder, other)]
 
 
+def test_accuracy_and_its_interval_come_first_in_the_frame(own, other):
+    results = json.loads((own / "results.json").read_text())
+    (own / "results.json").write_text(json.dumps({**results, "accuracy_low": 0.25, "accuracy_high": 0.75}))
+    table = compare_runs([own, other])
+    assert list(table.columns[:4]) == ["accuracy", "accuracy_low", "accuracy_high", "test_clips"]
+    assert table.columns[4].startswith("generator.")
+    assert (table["accuracy_low"].iloc[0], table["accuracy_low"].isna().iloc[1]) == (0.25, True)
+    assert table.columns.is_unique
+
+
+def test_a_folder_of_runs_is_compared_whole(folder, other, tmp_path):
+    """Runs lie side by side, as in a comparison, or a level deeper, as in a cross-validation."""
+    runs = tmp_path / "runs"
+    shutil.copytree(folder, runs / "fold-10_seed-0" / "vae")
+    shutil.copytree(other, runs / "fold-9_seed-0" / "gaussian")
+    (runs / "fold-9_seed-0" / "link").symlink_to(folder)
+    table = compare_runs(runs)
+    assert list(table.index) == ["fold-9_seed-0/gaussian", "fold-10_seed-0/vae"]
+    assert list(table["accuracy"]) == [load_run(path).results["accuracy"] for path in (other, folder)]
+    assert list(compare_runs(str(folder)).index) == ["mine"], "a run itself"
+
+
+def test_unfinished_runs_in_a_folder_are_left_out_with_a_warning(folder, own, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(folder, runs / "done")
+    shutil.move(own, runs / "stopped")
+    (runs / "stopped" / "results.json").unlink()
+    (runs / "failed" / ".hydra").mkdir(parents=True)
+    (runs / "failed" / ".hydra" / "overrides.yaml").write_text("[]")
+    with pytest.warns(UserWarning, match=r"2 of 3 .*failed, stopped"):
+        assert list(compare_runs(runs).index) == ["done"]
+    shutil.rmtree(runs / "done")
+    with refused(FileNotFoundError, runs, "failed, stopped"):
+        compare_runs(runs)
+    with refused(FileNotFoundError, tmp_path / "absent"):
+        compare_runs(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with refused(FileNotFoundError, tmp_path / "empty", "fed-a2v compare"):
+        compare_runs(tmp_path / "empty")
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(folder, tmp_path):
     same = shutil.copytree(folder, tmp_path / "mine")
     assert list(compare_runs([folder, same]).index) == [str(folder), str(same)]
@@ -468,12 +535,118 @@ def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
         compare_runs([own])
 
 
+# Training from Python
+
+
+def test_training_gives_the_run_of_the_command_and_again_the_finished_one(own, folder):
+    (own / "results.json").unlink()
+    first = train(FAST, own, quiet=True)
+    assert (first.round, first.results["accuracy"]) == (2, load_run(folder).results["accuracy"])
+    times = {path: path.stat().st_mtime_ns for path in own.rglob("*")}
+    assert train(" ".join(FAST), str(own)).round == 2
+    assert {path: path.stat().st_mtime_ns for path in own.rglob("*")} == times, "a finished run is not changed"
+    with refused(CheckpointError, "seed"):
+        train([*FAST, "seed=1"], own, quiet=True)
+
+
+def test_training_without_a_folder_takes_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train([*FAST, "rounds=1", "generator=none", "report=false"], quiet=True)
+    assert run.folder.path.parent.parent == tmp_path / "outputs"
+    assert run.results["rounds"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["rouns=1"], ("rouns=1", "rounds")),
+        ("seed=0,1", ("seed=0,1",)),
+        (["-m", "seed=0"], ("-m", "folder")),
+        (["hydra.run.dir=x"], ("hydra.run.dir=x", "folder")),
+        ("generator._target_=no_such_module.Generator", ("no_such_module",)),
+    ],
+)
+def test_wrong_overrides_leave_no_folder(overrides, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused(ConfigError, *named):
+        train(overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_of_the_user_is_trusted_and_one_of_the_folder_is_not(own):
+    """The overrides are the user's own; the settings in the folder may be somebody else's."""
+    target = f"{OwnLoss.__module__}.{OwnLoss.__qualname__}"
+    assert train([*FAST, "rounds=3"], own, quiet=True).trust_code is False
+    words = [*FAST, f"generator.loss._target_={target}", "rounds=1"]
+    assert isinstance(train(words, own.parent / "new", quiet=True).step.generator.loss, OwnLoss)
+
+
+# Shapes, types and numbers
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "named"),
+    [
+        (torch.zeros(3, 512), ("(3, 512)", "(B, 1, 512)", "[:, None]")),
+        (torch.zeros(512), ("(512,)", "(B, 1, 512)")),
+        (torch.zeros(3, 2, 512), ("(3, 2, 512)", "(B, 1, 512)")),
+        (np.zeros((3, 1, 4)), ("(3, 1, 4)", "(B, 1, 512)")),
+        (torch.zeros(3, 1, 512, dtype=torch.int32), ("int32", "(B, 1, 512)")),
+        (torch.zeros(3, 1, 512, dtype=torch.complex64), ("complex64", "(B, 1, 512)")),
+        ([[0.0] * 512], ("list", "(B, 1, 512)")),
+        (None, ("NoneType", "(B, 1, 512)")),
+    ],
+)
+@pytest.mark.parametrize("method", ["adapt", "inputs"])
+def test_embeddings_of_another_shape_or_type_are_refused(run, method, embeddings, named):
+    with refused(RunError, *named) as caught:
+        getattr(run, method)(embeddings)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_and_other_precisions_give_the_same_prompts(run):
+    rows = torch.rand(2, 1, 512, dtype=torch.float64)
+    expected = run.adapt(rows.float()).clip
+    for given in (rows, rows.numpy()):
+        assert torch.equal(run.adapt(given).clip, expected)
+    assert run.adapt(torch.empty(0, 1, 512)).clip.shape == (0, 1, 768)
+
+
+@pytest.mark.parametrize("sounds", [5, None, [1.0, 2.0], [None]])
+def test_what_is_no_sound_is_refused(run, sounds):
+    with refused(RunError, type(sounds[0] if isinstance(sounds, list) else sounds).__name__, "rate"):
+        run.embed(sounds, rate=16_000)
+
+
+@pytest.mark.parametrize("rate", ["16000", True, float("nan")])
+def test_a_rate_that_is_no_number_is_refused(run, rate):
+    with refused(RunError, repr(rate), "rate="):
+        run.embed(TONE, rate=rate)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "8", True, None])
+def test_a_number_of_samples_is_a_whole_one(run, number):
+    with refused(RunError, f"num_samples={number!r}"):
+        run.generator.sample("dog", number)
+
+
+def test_names_seeds_and_rounds_of_another_type_are_refused(run):
+    assert run.generator.sample("dog", np.int64(2), np.int64(0)).shape == (2, 1, 512)
+    with refused(RunError, "seed='x'"):
+        run.generator.sample("dog", 1, "x")
+    with refused(RunError, "int", "chainsaw"):
+        run.generator.sample(3)
+    with refused(RunError, "rounds=1.5"):
+        run.continue_training(1.5)
+
+
 # Documentation
 
 
-@pytest.mark.parametrize("name", ["load_run", "compare_runs"])
-def test_the_examples_in_the_docstrings_are_true(name, folder, other, wav, capsys):
+@pytest.mark.parametrize("name", ["train", "load_run", "compare_runs"])
+def test_the_examples_in_the_docstrings_are_true(name, folder, other, wav, tmp_path, capsys):
     known = {"load_run": load_run, "compare_runs": compare_runs, "folder": folder, "other": other, "wav": wav}
+    known |= {"train": train, "new_folder": tmp_path / "new"}
     doctest.run_docstring_examples(getattr(fed_a2v.load, name), known, name=name)
     assert capsys.readouterr().out == ""
 

@@ -14,9 +14,10 @@ from fed_a2v.data.clips import EmbeddedClips
 from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import open_source, parts
 from fed_a2v.data.site import load_clips
+from fed_a2v.data.sounds import RunError
 from fed_a2v.images.gallery import Subject
 from fed_a2v.images.subjects import Subjects
-from fed_a2v.load import LoadedRun, RunError
+from fed_a2v.load import LoadedRun
 
 
 def from_files(run: LoadedRun, words: Sequence[str]) -> Subjects:

@@ -11,7 +11,7 @@ from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v targets FILE [KEY=VALUE ...]   write the class prompts to a file for targets=file
-  fed-a2v targets flux.npz adapters=flux targets=t5 dataset=esc50 dataset.root=/data/ESC-50
+  fed-a2v targets flux.npz adapters=flux targets=t5
 """
 
 

@@ -45,6 +45,11 @@ def own_code() -> frozenset[str]:
     return frozenset(target for file in files for _, target in named_code(read_yaml(file)))
 
 
+def foreign_code(settings: Any, allowed: Collection[str] = ()) -> list[str]:
+    """The import paths in settings that are neither of this program nor `allowed`, each as KEY=PATH."""
+    return [f"{key}={target}" for key, target in named_code(settings) if target not in own_code() | {*allowed}]
+
+
 def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str] = ()) -> None:
     """Check that settings name only code of this program.
 
@@ -57,8 +62,7 @@ def refuse_code(settings: Any, whose: str, remedy: str, allowed: Collection[str]
     Raises:
         UntrustedCodeError: names every import path, and `remedy`.
     """
-    foreign = [f"{key}={target}" for key, target in named_code(settings) if target not in own_code() | {*allowed}]
-    if foreign:
+    if foreign := foreign_code(settings, allowed):
         raise UntrustedCodeError(f"{whose} would run code outside this program: {', '.join(foreign)}; {remedy}")
 
 

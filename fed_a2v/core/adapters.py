@@ -60,6 +60,17 @@ def prompt_centre(prompts: Tensor) -> Tensor:
     return prompts.mean(dim=0) if len(prompts) > 1 else torch.zeros_like(prompts[0])
 
 
+# Buffers of `Adapters` that are sent with the weights: the maps of the input.
+FIXED = ("audio_mean", "audio_std", "space_matrix", "space_centre")
+
+
+class _UnsetLinear(nn.Linear):
+    """A linear layer without initial values."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
 class PromptAdapter(nn.Module):
     """Audio tokens -> narrow hidden tokens -> attention pooling to the prompt's tokens -> prompt width.
 
@@ -72,21 +83,23 @@ class PromptAdapter(nn.Module):
         audio_width: Da.
         prompts: (C, T, D) class prompts; they fix T, D, the centre and the scale.
         hidden_width: width of the hidden tokens.
+        initial: draw initial weights; otherwise they are not set, see `Adapters.adopt`.
     """
 
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, audio_width: int, prompts: Tensor, hidden_width: int = 512) -> None:
+    def __init__(self, audio_width: int, prompts: Tensor, hidden_width: int = 512, initial: bool = True) -> None:
         super().__init__()
+        linear, normal = (nn.Linear, torch.randn) if initial else (_UnsetLinear, torch.empty)
         _, tokens, width = prompts.shape
         self.input_norm = nn.LayerNorm(audio_width)
-        self.input = nn.Linear(audio_width, hidden_width)
-        self.queries = nn.Parameter(torch.randn(tokens, hidden_width) / hidden_width**0.5)
-        self.token_embedding = nn.Parameter(0.5 * torch.randn(tokens, hidden_width))
-        self.mix = nn.Linear(hidden_width, hidden_width)
+        self.input = linear(audio_width, hidden_width)
+        self.queries = nn.Parameter(normal(tokens, hidden_width) / hidden_width**0.5)
+        self.token_embedding = nn.Parameter(0.5 * normal(tokens, hidden_width))
+        self.mix = linear(hidden_width, hidden_width)
         self.output_norm = nn.LayerNorm(hidden_width)
-        self.output = nn.Linear(hidden_width, width)
+        self.output = linear(hidden_width, width)
         # Not persistent: server and sites compute these from the class prompts, so they need not be sent.
         centre = prompt_centre(prompts)
         self.register_buffer("centre", centre, persistent=False)
@@ -210,6 +223,7 @@ class Adapters(nn.Module):
             `BilinearAdapter`, for CLIP prompts only.
         space: public space in which sites sum their clips (`share=statistics`). Its R columns are then the adapters'
             input (B, 1, R), see `mapped`; it is fixed and belongs to the adapters' state. None: embeddings as they are.
+        initial: see `PromptAdapter`.
 
     Raises:
         ValueError: a `BilinearAdapter` with T5 prompts.
@@ -227,6 +241,7 @@ class Adapters(nn.Module):
         hidden_width: int = 512,
         closed_form: bool = False,
         space: PublicSpace | None = None,
+        initial: bool = True,
     ) -> None:
         super().__init__()
         if closed_form and space is None and prompts.t5 is not None:
@@ -236,7 +251,7 @@ class Adapters(nn.Module):
 
         def adapter(of: Tensor) -> PromptAdapter | BilinearAdapter | PosteriorAdapter:
             if not closed_form:
-                return PromptAdapter(self.audio_width, of, hidden_width)
+                return PromptAdapter(self.audio_width, of, hidden_width, initial)
             return BilinearAdapter(self.audio_width, of) if space is None else PosteriorAdapter(self.audio_width, of)
 
         self.clip = adapter(prompts.clip)
@@ -264,13 +279,14 @@ class Adapters(nn.Module):
 
     def fixed(self) -> list[Tensor]:
         """What travels with the weights and is not trained, in the order in which it is sent: the input's maps."""
-        space = [tensor for tensor in (self.space_matrix, self.space_centre) if tensor is not None]
-        return [self.audio_mean, self.audio_std, *space]
+        tensors = [getattr(self, name) for name in FIXED]
+        return [tensor for tensor in tensors if tensor is not None]
 
-    def load_fixed(self, tensors: Sequence[Tensor]) -> None:
-        """Copy the tensors of `fixed()`."""
-        for own, value in zip(self.fixed(), tensors, strict=True):
-            own.copy_(value)
+    def adopt(self, weights: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
+        """Use these tensors as `weights()` and `fixed()`, without a copy."""
+        trained = zip([name for name, _ in self.named_parameters()], weights, strict=True)
+        maps = zip([name for name in FIXED if getattr(self, name) is not None], fixed, strict=True)
+        self.load_state_dict(dict([*trained, *maps]), strict=False, assign=True)
 
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
         """Subtract (Da,) `mean` from the inputs and divide them by one number, the root mean square of (Da,) `std`.

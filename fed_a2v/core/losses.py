@@ -208,6 +208,10 @@ class VAELoss(nn.Module):
         position = (epoch % self.beta_epochs) / self.beta_epochs
         return self.beta_max * min(1.0, 2 * position)
 
+    def _get_beta(self, epoch: int) -> float:
+        """`beta` under its name in the original guide, whose custom losses call it."""
+        return self.beta(epoch)
+
     def forward(
         self,
         recon_x: Tensor,

@@ -5,7 +5,9 @@ Sites compute them on their test clips; `fed-a2v compare` and the choice of a ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,3 +93,26 @@ def cosines(outputs: Tensor, prompts: Tensor) -> Tensor:
         mean = candidates.mean(0)
         candidates, rows = candidates - mean, rows - mean
     return F.normalize(rows, dim=1) @ F.normalize(candidates, dim=1).T
+
+
+class ClassScore(NamedTuple):
+    """A class and its score: the centred cosine of its prompt to an output, between -1 and 1."""
+
+    name: str
+    score: float
+
+
+def ranked_classes(outputs: Tensor, prompts: Tensor, names: Sequence[str], top: int = 5) -> list[list[ClassScore]]:
+    """The nearest classes of each output, best first, by the cosines that accuracy is computed from.
+
+    Args:
+        outputs: (N, Tc, D) adapter outputs.
+        prompts: (C, Tc, D) class prompts.
+        names: (C,) names of the classes.
+        top: number of classes for each output; all if there are fewer.
+    """
+    scores, order = cosines(outputs, prompts).sort(dim=1, descending=True, stable=True)
+    return [
+        [ClassScore(names[label], score) for label, score in zip(labels, row, strict=True)]
+        for labels, row in zip(order[:, :top].tolist(), scores[:, :top].tolist(), strict=True)
+    ]

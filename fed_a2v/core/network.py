@@ -20,7 +20,7 @@ from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.likelihood import NOISE, column_scale
 from fed_a2v.core.quality import GeneratorQuality, Rows, assess
-from fed_a2v.core.row_comparison import QUANTILE, Interval
+from fed_a2v.core.uncertainty import QUANTILE, Interval
 
 # Reported of raw samples: the gates, and the variance ratio, which shows a decoder without spread.
 RAW = ("tstr", "c2st", "nn_ratio", "variance_ratio")

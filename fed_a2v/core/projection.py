@@ -1,6 +1,6 @@
 """A map of the embedding space: real prototypes and synthetic embeddings on their principal axes.
 
-The callback `embedding_map` computes it; the report and `fed-a2v report` plot it.
+The callback `embedding_map` computes it, and the report plots it; `fed-a2v demo` adds the embedding of a new sound.
 """
 
 from __future__ import annotations
@@ -49,6 +49,32 @@ class EmbeddingMap:
     classes: NDArray[np.str_]
 
 
+@dataclass(frozen=True)
+class MapSpace:
+    """The embedding space of a map with N points, for embeddings that are not on it.
+
+    Attributes:
+        mean: (Da,) origin of the map.
+        axes: (P, Da) its axes.
+        points: (N, Da) embeddings of its points.
+    """
+
+    mean: Points
+    axes: Points
+    points: Points
+
+    def coordinates(self, points: Points) -> NDArray[np.float32]:
+        """(M, P) coordinates of (M, Da) points, tokens averaged."""
+        return ((points - self.mean) @ self.axes.T).astype(np.float32)
+
+    def similarities(self, point: Points) -> Points:
+        """(N,) cosines of the map's points to a point (Da,), with the origin of the map subtracted from both."""
+        one, others = point - self.mean, self.points - self.mean
+        tiny = np.finfo(float).tiny
+        cosines: Points = others @ one / np.maximum(np.linalg.norm(others, axis=1) * np.linalg.norm(one), tiny)
+        return cosines
+
+
 def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
     """Map the bank's prototypes and the generator's samples of each class; None without two finite points.
 
@@ -59,6 +85,12 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         step: the server step after a round. Neither its state nor its random numbers change.
         round_number: part of the seed of the samples.
     """
+    found = map_in_space(step, round_number)
+    return None if found is None else found[0]
+
+
+def map_in_space(step: ServerStep, round_number: int) -> tuple[EmbeddingMap, MapSpace] | None:
+    """As `embedding_map`, with the space in which the map lies."""
     width = step.adapters.audio_mean.shape[-1]
     sites, names, counts, real = _class_means(step.sums) if step.sums is not None else _prototypes(step.bank, width)
     classes = sorted({*names, *step.replayed})
@@ -74,9 +106,10 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
     if len(base) < 2:
         return None
     mean, axes, explained = _principal_axes(base)
+    space = MapSpace(mean, axes, points)
     added = len(classes) * samples
-    return EmbeddingMap(
-        coordinates=((points - mean) @ axes.T).astype(np.float32),
+    drawn = EmbeddingMap(
+        coordinates=space.coordinates(points),
         explained=explained.astype(np.float32),
         labels=np.array(labels, dtype=np.int64)[finite],
         synthetic=(np.arange(len(labels)) >= len(names))[finite],
@@ -84,6 +117,7 @@ def embedding_map(step: ServerStep, round_number: int) -> EmbeddingMap | None:
         sites=np.array(sites + [""] * added, dtype=np.str_)[finite],
         classes=np.array(classes, dtype=np.str_),
     )
+    return drawn, space
 
 
 def _principal_axes(base: Points) -> tuple[Points, Points, Points]:

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.core.row_comparison import (
-    Interval,
     Scale,
     Table,
     c2st_interval,
@@ -40,6 +39,7 @@ from fed_a2v.core.row_comparison import (
     correct_rows,
     paired_ratio_interval,
 )
+from fed_a2v.core.uncertainty import Interval
 
 FEWEST_JUDGED = 40
 """Minimum rows of either set for the verdict of a gate: with fewer, good samples would fail the two-sample test by

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fed_a2v.core.seeding import numpy_generator, seed_for
+from fed_a2v.core.uncertainty import QUANTILE, Interval, wilson_interval
 
 STD_FLOOR = 0.3
 COMPONENTS = 64
@@ -22,11 +23,8 @@ NEIGHBOURS = 5
 FOLDS = 5
 FEWEST_ROWS = 10
 """Minimum rows of either set for two-sample figures: with fewer, their standard error would exceed 0.16."""
-QUANTILE = 1.96
-"""Of the normal distribution, for 95 % intervals."""
 RESAMPLES = 500
 """Bootstrap resamples."""
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -239,16 +237,13 @@ def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> di
 
 
 def c2st_interval(accuracy: float, rows: int) -> Interval:
-    """95 % interval of a cross-validated accuracy on two sets of `rows` rows: Wilson's (1927), with `rows` trials.
+    """95 % interval of a cross-validated accuracy on two sets of `rows` rows: Wilson's, with `rows` trials.
 
     Not with 2 x `rows` trials, the number of rows classified: folds share their training rows, so the accuracy varies
     more between sets of rows than that of independent trials (Bengio & Grandvalet, 2004). For two sets from one
     distribution, the interval contains 0.5 in 19 of 20 cases with `rows` trials, in 15 to 17 with twice as many.
     """
-    squared = QUANTILE**2
-    centre = (accuracy * rows + squared / 2) / (rows + squared)
-    half = QUANTILE * math.sqrt(accuracy * (1 - accuracy) * rows + squared / 4) / (rows + squared)
-    return centre - half, centre + half
+    return wilson_interval(accuracy, rows)
 
 
 def paired_ratio_interval(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:

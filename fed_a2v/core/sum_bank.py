@@ -48,15 +48,16 @@ class SumBank:
     prior: Tensor | None = None
     sites: dict[str, ClassSums] = field(default_factory=dict)
     within: tuple[str, ...] = ()
+    _model: SharedGaussian | None = None
 
     def update(self, site: str, sums: ClassSums) -> None:
         """Store a site's sums, which replace its earlier ones."""
-        self.sites[site] = sums
+        self.sites[site], self._model = sums, None
 
     def store_total(self, sites: Iterable[str], sums: ClassSums) -> None:
         """Store the total over sites, whose own sums are not known."""
         self.within = tuple(sorted(sites))
-        self.sites[TOTAL] = sums
+        self.sites[TOTAL], self._model = sums, None
 
     def withdraw(self, sites: Iterable[str]) -> None:
         """Remove sites: everything that is computed afterwards is as if they had never sent anything.
@@ -68,6 +69,7 @@ class SumBank:
             if site in self.within:
                 raise ValueError(f"{site} cannot be withdrawn: its sums are known in the total of all sites only")
             self.sites.pop(site, None)
+        self._model = None
 
     @property
     def total(self) -> ClassSums:
@@ -93,7 +95,12 @@ class SumBank:
         }
 
     def model(self) -> SharedGaussian | None:
-        """The Gaussian model of all clips; None without a clip."""
+        """The Gaussian model of all clips; None without a clip. It is computed once for the same sums."""
+        if self._model is None:
+            self._model = self._estimate()
+        return self._model
+
+    def _estimate(self) -> SharedGaussian | None:
         total = self.total
         if not total.counts.any():
             return None
@@ -169,4 +176,4 @@ class SumBank:
         if (TOTAL in state["sites"]) != bool(within) or any(type(site) is not str for site in within):
             raise ValueError("the sites of the total and the total do not fit together")
         self.sites = {site: ClassSums(**sums) for site, sums in state["sites"].items()}
-        self.prior, self.within = prior, within
+        self.prior, self.within, self._model = prior, within, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -61,8 +62,8 @@ def load_targets(
     _distinct(names, "the list of classes")
     if settings.name == "random":
         tokens, width = clip_shape
-        clip = _random_prompts(names, "clip", (tokens, width or CLIP_WIDTH))
-        t5 = None if t5_shape is None else _random_prompts(names, "t5", t5_shape)
+        clip = _random_prompts(tuple(names), "clip", (tokens, width or CLIP_WIDTH))
+        t5 = None if t5_shape is None else _random_prompts(tuple(names), "t5", t5_shape)
         return _prompts(names, clip, t5)
     if settings.name == "file":
         assert settings.path is not None  # checked by the settings
@@ -131,7 +132,9 @@ def _by_model(
     return _tensor(vectors)
 
 
-def _random_prompts(names: Sequence[str], kind: str, shape: tuple[int, int]) -> Tensor:
+# All sites of a process use the same ones, in every round.
+@lru_cache(maxsize=8)
+def _random_prompts(names: tuple[str, ...], kind: str, shape: tuple[int, int]) -> Tensor:
     """Normal vectors, seeded by each class's name, as (C, *shape): without meaning, but fixed and distinct.
 
     All have a common component, so that the mean cosine similarity between two classes is that of CLIP's text

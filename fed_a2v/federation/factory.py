@@ -75,7 +75,7 @@ def torch_device(name: str) -> torch.device:
 def new_adapters(
     shape: AdapterSettings, prompts: ClassPrompts, audio_width: int, space: PublicSpace | None = None
 ) -> Adapters:
-    """Untrained adapters on the device of the prompts; the caller seeds or loads their weights.
+    """Untrained adapters on the device of the prompts; the caller seeds their weights.
 
     Args:
         shape: shapes of the adapters.
@@ -84,6 +84,15 @@ def new_adapters(
         space: public space of `share=statistics`; None with other statistics.
     """
     return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form, space).to(prompts.clip.device)
+
+
+def unloaded_adapters(settings: Settings, prompts: ClassPrompts, audio_width: int) -> Adapters:
+    """Adapters whose weights are not set; `Adapters.adopt` sets them.
+
+    Every message to a site brings the weights, and to draw initial ones would take longer than to read these.
+    """
+    shape, space = settings.adapters, empty_space(settings, audio_width)
+    return Adapters(audio_width, prompts, shape.hidden_width, shape.closed_form, space, initial=False)
 
 
 def empty_space(settings: Settings, audio_width: int) -> PublicSpace | None:

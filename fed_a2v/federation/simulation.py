@@ -74,7 +74,7 @@ def run_in_process(
     Args:
         settings: settings of the experiment.
         folder: folder of the run.
-        console: console for messages and progress; default: standard error.
+        console: console for messages and progress; default: standard error, in a notebook standard output.
         make_client: makes the client of each site; tests pass clients that send invalid messages.
         output: what the console shows during the run.
         title: title of the run, if there are several.

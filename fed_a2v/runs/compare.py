@@ -5,6 +5,7 @@ Used by the table and the plot of a sweep, the report and `compare_runs`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from fed_a2v.storage.untrusted import UntrustedFileError
 
 # Written by Hydra to the folder of each job.
 OVERRIDES = ".hydra/overrides.yaml"
+# Levels below a folder in which runs are looked for: a cross-validation has a folder for each fold and seed.
+DEEPEST = 3
+# The first columns of a table of runs.
+FIRST_FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "test_clips")
 # In the folder of a job that failed: the reason in one line, and the traceback.
 FAILURE = "failure.txt"
 # The figures of a sweep that fit on a page.
@@ -34,8 +39,29 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(run.get(key)) for run in runs}) > 1]
 
 
+def find_runs(folder: Path) -> list[Path]:
+    """The folders of runs, finished or not, in a folder: itself, or up to three levels below it, in natural order.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; choose the folder of a run, a comparison or a sweep")
+    found: list[Path] = []
+    for name, below, files in os.walk(folder):  # follows no links
+        place = Path(name)
+        is_run = "metrics.jsonl" in files or (place / OVERRIDES).is_file()
+        if is_run:
+            found.append(place)
+        if is_run or len(place.relative_to(folder).parts) == DEEPEST:
+            below.clear()
+    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+
+
 def run_rows(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """A row for each finished run: the settings in which the runs differ, under their dotted keys, and the results.
+    """A row for each finished run: accuracy, the settings in which the runs differ, and the other results.
+
+    Settings are under their dotted keys.
 
     Raises:
         FileNotFoundError: a run has not finished: it has no `results.json`.
@@ -43,7 +69,11 @@ def run_rows(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
     settings = [dict(dotted_items(folder.read_config())) for folder in folders]
     results = [folder.read_results() for folder in folders]
     keys = differing(settings)
-    return [{key: each.get(key) for key in keys} | row for each, row in zip(settings, results, strict=True)]
+    first = [key for key in FIRST_FIGURES if any(key in row for row in results)]
+    return [
+        {key: row.get(key) for key in first} | {key: each.get(key) for key in keys} | row
+        for each, row in zip(settings, results, strict=True)
+    ]
 
 
 def natural(text: str) -> list[tuple[bool, float, str]]:

@@ -21,6 +21,12 @@ TRACEBACKS = "fed_a2v.tracebacks"  # of errors that the command reports in one l
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
+def standard_console() -> Console:
+    """Standard error; in a notebook standard output, in lines: a page shows standard error in red."""
+    # Kernels ask for colours as in a terminal, but cannot redraw lines.
+    return Console(force_jupyter=False, force_terminal=False) if Console().is_jupyter else Console(stderr=True)
+
+
 def for_console(record: logging.LogRecord) -> bool:
     """Whether a record is also printed on the console."""
     return record.name not in (CLASS_LINES, LAST_LINES, TRACEBACKS)

@@ -92,10 +92,25 @@ def test_loading_weights_reproduces_the_outputs():
     assert len(source.weights()) == len(list(source.parameters()))
 
 
+def test_adapters_without_initial_weights_adopt_those_of_others_without_a_copy():
+    world = World()
+    source = world.adapters(t5=(3, 10))
+    source.set_standardisation(torch.full((48,), 0.5), torch.full((48,), 2.0))
+    adapters = Adapters(48, world.prompts(t5=(3, 10)), 32, initial=False)
+    adapters.adopt(source.weights(), source.fixed())
+    audio = torch.randn(4, 1, 48)
+    assert torch.equal(source(audio).clip, adapters(audio).clip)
+    assert torch.equal(source(audio).t5, adapters(audio).t5)
+    assert [a.data_ptr() for a in adapters.weights()] == [b.data_ptr() for b in source.weights()]
+    assert all(parameter.requires_grad for parameter in adapters.parameters())
+
+
 def test_a_missing_weight_is_an_error():
     adapters = World().adapters()
     with pytest.raises(ValueError):
         adapters.load_weights(adapters.weights()[:-1])
+    with pytest.raises(ValueError):
+        adapters.adopt(adapters.weights(), adapters.fixed()[:-1])
 
 
 def test_inputs_are_standardised_so_their_unit_does_not_matter():

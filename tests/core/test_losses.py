@@ -266,6 +266,14 @@ def test_a_linear_schedule_rises_from_zero_and_stays():
     assert [VAELoss("linear", 2.0, 10).beta(epoch) for epoch in (0, 5, 10, 1000)] == [0.0, 1.0, 2.0, 2.0]
 
 
+def test_the_guides_name_of_the_weight_is_the_same():
+    class Doubled(VAELoss):
+        def beta(self, epoch):
+            return 2 * super().beta(epoch)
+
+    assert [Doubled("linear", 2.0, 10)._get_beta(epoch) for epoch in (0, 5)] == [0.0, 2.0]
+
+
 def test_a_cyclical_schedule_rises_for_half_a_cycle_and_starts_again():
     loss = VAELoss("cyclical", 2.0, 8)
     assert [loss.beta(epoch) for epoch in range(9)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0.0]

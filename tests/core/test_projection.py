@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_a2v.core.projection import MOST_POINTS, SAMPLES, _principal_axes, embedding_map
+from fed_a2v.core.projection import MOST_POINTS, SAMPLES, _principal_axes, embedding_map, map_in_space
 from tests.core.conftest import StubGenerator, World, assert_same_bits
 from tests.core.test_server_step import step_of
 
@@ -89,6 +89,22 @@ def test_a_bank_without_prototypes_shows_samples_of_replayed_classes():
     found = embedding_map(after_a_round(World(classes=4), "gaussian", keep_prototypes=False), 1)
     assert found.synthetic.all()
     assert list(found.classes) == list(World(classes=4).names)
+
+
+def test_a_map_shows_other_embeddings_where_its_own_are():
+    step = after_a_round(World(classes=4, tokens=3), "gaussian")
+    found, space = map_in_space(step, 1)
+    np.testing.assert_array_equal(space.coordinates(space.points), found.coordinates)
+    rows = step.bank.rows().embeddings.double().mean(dim=1).numpy()
+    np.testing.assert_array_equal(np.sort(space.points[~found.synthetic], axis=0), np.sort(rows, axis=0))
+    for row in (0, len(space.points) - 1):
+        similarities = space.similarities(space.points[row])
+        assert similarities.argmax() == row
+        assert similarities[row] == pytest.approx(1)
+        assert similarities.min() >= -1 - 1e-9
+    opposite = 2 * space.mean - space.points[0]
+    assert space.similarities(opposite)[0] == pytest.approx(-1)
+    assert not space.similarities(space.mean).any()
 
 
 def test_without_replies_there_is_no_map():

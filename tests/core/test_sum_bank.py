@@ -52,6 +52,16 @@ def test_a_site_that_withdraws_has_never_been_there():
     assert bank.model() is None
 
 
+def test_the_model_is_estimated_once_for_the_same_sums():
+    bank = bank_of(SIZES)
+    model = bank.model()
+    assert bank.model() is model
+    bank.update("site-0", sums(5, seed=99))
+    assert not torch.equal(bank.model().covariance, model.covariance)
+    bank.load_state_dict(bank_of(SIZES).state_dict())
+    assert torch.equal(bank.model().covariance, model.covariance)
+
+
 def test_no_site_counts_for_more_than_its_share_of_the_clips():
     sizes = SIZES | {"site-4": 1000}
     capped = bank_of(sizes, max_site_share=0.5)

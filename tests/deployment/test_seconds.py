@@ -1,4 +1,4 @@
-"""The time until a lost SuperNode is noticed: a figure for docs/benchmarks.md."""
+"""The time until a lost SuperNode is noticed: a figure for docs/engineering.md."""
 
 import sys
 import time

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import soundfile
 import torch
 
 from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.schema import cache_dir
 from fed_a2v.core.generators.base import Generator
 from fed_a2v.core.statistics import PrototypeBatch
+from fed_a2v.core.uncertainty import wilson_interval
 from fed_a2v.data.errors import DataError
-from fed_a2v.data.index import class_names, list_clips, open_source
+from fed_a2v.data.index import class_names, known_audio_shape, list_clips, open_source
+from fed_a2v.data.site import load_clips
 from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.server.aggregation.base import make_rule
 from fed_a2v.federation.server.step_factory import make_generator
@@ -124,6 +128,62 @@ def test_the_band_energy_encoder_finds_the_bands_and_stretches_with_sound():
     assert encoder.fingerprint != encoder_of("band_energy_encoder.BandEnergyEncoder").fingerprint
 
 
+@pytest.fixture
+def speaker():
+    """The overrides of the encoder with real pretrained weights."""
+    try:
+        distribution("Resemblyzer")
+    except PackageNotFoundError:
+        pytest.skip("the package with the weights is missing: make dev, or pip install --no-deps Resemblyzer==0.1.4")
+    return ["encoder=custom", "encoder._target_=speaker_encoder.SpeakerEncoder"]
+
+
+def test_real_weights_tell_the_built_in_sounds_apart(speaker, tmp_path):
+    """From pretrained weights to the figures, in a federation; chance is 0.1."""
+    settings = compose_settings(["experiment=quick", "rounds=2", "generator=gaussian", "report=false", *speaker])
+    results = run_in_process(settings, tmp_path / "run", output="quiet")
+    assert wilson_interval(results["accuracy"], results["test_clips"])[0] > 0.4
+    assert known_audio_shape(settings.dataset, settings.encoder) is None
+    embeddings = load_clips(settings.dataset, settings.encoder, settings.seed, cache_dir(settings.cache_dir)).embeddings
+    assert embeddings.shape[1:] == (1, 512)
+    assert 0 < float(embeddings.std(dim=0).median()) < 1
+
+
+def test_real_weights_tell_real_sounds_apart(speaker, real_data, tmp_path):
+    """Ten classes of ESC-50 at five sites; chance is 0.1."""
+    words = ["experiment=quick", "rounds=2", "generator=gaussian", "report=false", "dataset=esc50", *speaker]
+    words += [f"dataset.root={real_data / 'esc50'}", "dataset.test_folds=[4]", "dataset.max_clips_per_class=16"]
+    classes = "dog,rooster,rain,sea_waves,crying_baby,siren,church_bells,clock_alarm,vacuum_cleaner,crickets"
+    results = run_in_process(
+        compose_settings([*words, f"dataset.classes=[{classes}]"]), tmp_path / "run", output="quiet"
+    )
+    assert wilson_interval(results["accuracy"], results["test_clips"])[0] > 0.3
+
+
+def test_pretrained_embeddings_are_of_the_clip_alone_and_weights_are_those_of_the_release(speaker, monkeypatch):
+    encoder = load_encoder(compose_settings(speaker).encoder)
+    random = np.random.default_rng(0)
+    clips = 0.1 * random.standard_normal((2, 30_000)).astype(np.float32)
+    both = encoder.encode(clips)
+    assert both.shape == (2, encoder.tokens, encoder.width) == (2, 1, 512)
+    assert np.array_equal(both[1:], encoder.encode(clips[1:]))
+    assert encoder.encode(clips[:0]).shape == (0, 1, 768)
+    assert np.isfinite(encoder.encode(np.zeros((1, 100), np.float32))).all()
+    monkeypatch.setattr("speaker_encoder.DIGEST", "0" * 64)
+    with refused(ConfigError, "speaker_encoder.SpeakerEncoder", "pretrained.pt"):
+        load_encoder(compose_settings(speaker).encoder)
+
+
+def test_missing_weights_are_named_with_the_command_that_installs_them(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    module = importlib.import_module("speaker_encoder")
+    monkeypatch.setattr(module, "distribution", missing)
+    with refused(ConfigError, "pip install --no-deps Resemblyzer==0.1.4"):
+        encoder_of("speaker_encoder.SpeakerEncoder")
+
+
 @pytest.mark.parametrize(
     ("target", "words", "named"),
     [
@@ -224,6 +284,18 @@ def test_the_geometric_median_is_not_moved_by_one_site_of_ten():
     torch.testing.assert_close(vector, torch.ones(2), atol=1e-3, rtol=0)
 
 
+def test_momentum_goes_on_in_the_direction_of_earlier_rounds_and_survives_a_resume():
+    words = ["aggregation._target_=server_momentum.ServerMomentum", "+aggregation.arguments.momentum=0.5"]
+    settings = compose_settings(["aggregation=custom", *words]).aggregation
+    rule, resumed = make_rule(settings), make_rule(settings)
+    first = rule.combine(iter([[torch.tensor([1.0])], [torch.tensor([3.0])]]), [10, 30], [torch.zeros(1)])
+    assert first[0].item() == 2.0, "the plain mean, as there is no velocity yet"
+    resumed.load_state_dict(rule.state_dict())
+    for each in (rule, resumed):
+        second = each.combine(iter([[torch.tensor([3.0])], [torch.tensor([5.0])]]), [10, 30], first)
+        assert second[0].item() == 2.0 + 2.0 + 0.5 * 2.0
+
+
 def test_the_worst_class_and_the_mean_over_classes_are_metrics_of_every_round(tmp_path):
     words = ["experiment=quick", "rounds=1", "generator=none", "report=false"]
     results = run_in_process(compose_settings([*words, "+metrics.worst._target_=worst_class.WorstClass"]), tmp_path)
@@ -250,8 +322,8 @@ def test_the_accuracy_file_has_every_round_of_a_resumed_run(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_on_the_page_and_says_how_it_is_run(path):
-    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    assert f'--8<-- "examples/{path.name}"' in page
+    pages = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("extending.md", "aggregation.md")]
+    assert any(f'--8<-- "examples/{path.name}"' in page for page in pages)
     module = importlib.import_module(path.stem)
     assert "fed-a2v train" in module.__doc__
 

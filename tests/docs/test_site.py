@@ -9,6 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import fed_a2v
+from fed_a2v.callbacks.base import Callback
+from fed_a2v.core.generators.base import Generator
+from fed_a2v.federation.server.aggregation.base import AggregationRule
+from fed_a2v.federation.server.metrics.base import Metric
 from tests.docs.blocks import REPOSITORY
 
 
@@ -106,6 +111,55 @@ def test_the_search_works_from_the_disk(browser, site):
     page.locator("input.md-search__input").press_sequentially("contrastive")
     page.wait_for_selector(".md-search-result__item")
     assert "All settings" in page.inner_text(".md-search-result__list")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("mp3", "faq.html#can-it-read-mp3"),
+        ("citation", "faq.html#how-do-i-cite"),
+        ("windows", "faq.html#does-it-work-on-windows"),
+        ("own recordings", "tutorial.html"),
+        ("load_run", "api.html"),
+    ],
+)
+def test_the_search_finds_what_newcomers_look_for(browser, site, words, page):
+    opened = browser.new_page()
+    opened.goto((site / "index.html").as_uri())
+    opened.locator("input.md-search__input").press_sequentially(words)
+    opened.wait_for_selector(".md-search-result__item")
+    links = opened.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
+    assert any(f"/{page}" in link for link in links)
+
+
+@pytest.mark.browser
+def test_the_filter_leaves_the_settings_with_all_of_its_words(browser, site):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((site / "settings.html").as_uri())
+    keys, field = page.locator("article td:first-child"), page.locator(".settings-filter input")
+    every = keys.all_inner_texts()
+    assert page.inner_text(".settings-filter output").split()[0] == str(len(every)) > "100"
+    field.fill("learning_rate adamw")
+    shown = "elements => elements.filter(each => each.offsetParent).map(each => each.id || each.innerText)"
+    left = keys.evaluate_all(shown)
+    assert "site.learning_rate" in left
+    assert all("learning_rate" in key for key in left)
+    headings = page.locator("article h2").evaluate_all(shown)
+    assert {"site", "generator", "finetune"} <= {*headings}
+    assert "wandb" not in headings
+    field.fill("")
+    assert page.locator("#wandb").is_visible()
+
+
+def test_the_reference_of_python_has_all_that_is_public_and_nothing_private(pages):
+    anchors = {anchor for path, page in pages.items() if path.name.startswith("api") for anchor in page.anchors}
+    documented = {anchor for anchor in anchors if anchor.startswith("fed_a2v.")}
+    assert {f"fed_a2v.{name}" for name in fed_a2v.__all__ if name != "__version__"} <= documented
+    assert not [name for name in documented if any(part.startswith("_") for part in name.split("."))]
+    for base in (Generator, AggregationRule, Metric, Callback):
+        public = {name for name in vars(base) if not name.startswith("_") and callable(getattr(base, name))}
+        assert {f"{base.__module__}.{base.__name__}.{name}" for name in public} <= documented
 
 
 @pytest.mark.browser

@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from fed_a2v.cli import main
-from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.data.datasets.synth import RATE, synthesise, write_wavs
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.gallery import read_gallery
+from tests import refusals
 from tests.images.conftest import FAST
 
 
@@ -212,3 +214,21 @@ def test_real_clips_are_embedded_federated_and_drawn(kind, generate, real_data, 
     assert len(gallery["subjects"]) == 6
     assert len(list(out.rglob("*.png"))) == 12
     assert json.loads((out / "evaluation.json").read_text())["columns"]["sound"]["pictures"] == 6
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_the_demo_page_draws_the_same_image(kind, trained, generate, image_words, sounds):
+    from fed_a2v import load_run
+    from fed_a2v.commands.demo import _image_model
+    from fed_a2v.demo.explorer import Explorer
+
+    folder = trained(kind)
+    _, out = generate(kind, folder, sounds / "storm.wav")
+    (drawn,) = (out / "sound").glob("*.png")
+    run = load_run(folder)
+    explorer = Explorer(run, _image_model(run, kind, image_words(kind)))
+    picture = explorer.picture(explorer.answer(sounds / "storm.wav"))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(Image.open(drawn)))
+    other = {"sd": "flux", "flux": "sd"}[kind]
+    with refusals.refused(ConfigError, f"--images {other}", f"adapters={kind}"):
+        _image_model(run, other, [])

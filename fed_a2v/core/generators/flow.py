@@ -39,7 +39,7 @@ class FlowGenerator(ReducedGenerator):
         steps: Heun steps of a sample, with two evaluations of the network each.
         ema: decay of the running average of the weights.
         learning_rate, weight_decay: learning rate and weight decay of AdamW.
-        batch_size: rows of all classes together.
+        batch_size: rows per optimiser step, of all classes together.
         calibrate: move the samples of known classes to their moments.
     """
 

@@ -36,7 +36,7 @@ class GANGenerator(ReducedGenerator):
         input_dim: Da.
         visual_dim: V, default 768.
         sequence_length: S, default 1.
-        loss: `wgan-gp` or `bce`.
+        loss: adversarial loss, `wgan-gp` or `bce`.
         noise_dim: width of the generator's noise; default: V.
         hidden_dim: width of both hidden layers of generator and critic.
         condition_dim: width to which each network maps the condition.
@@ -46,7 +46,7 @@ class GANGenerator(ReducedGenerator):
         gradient_penalty: weight of the gradient penalty of `wgan-gp`.
         class_weight: weight of the cross-entropy of the nearest class mean; 0 leaves the class to the critic.
         learning_rate: learning rate of both Adam optimisers.
-        batch_size: rows of all classes together.
+        batch_size: rows per optimiser step, of all classes together.
         calibrate: move the samples of known classes to their moments.
     """
 

@@ -70,7 +70,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
         input_dim: Da, default 512.
         visual_dim: V, default 768.
         hidden_dim: width of both hidden layers of encoder and decoder, default 1024.
-        latent_dim: L, default 256.
+        latent_dim: L, number of latent dimensions, default 256.
         sequence_length: S, default 1.
         conditional: whether encoder and decoder get the condition, default true; without it, the condition only
             finds the class whose prior is sampled.
@@ -83,7 +83,7 @@ class ConditionedVAEGenerator(ClassConditionalGenerator):
             ELBO (`VAELoss`), with KL annealed from 0 if training starts from random weights.
         learning_rate: learning rate of AdamW, default 1e-3.
         weight_decay: weight decay of AdamW, default 1e-4.
-        batch_size: rows of all classes together, default 256.
+        batch_size: rows per optimiser step, of all classes together, default 256.
     """
 
     kind: ClassVar[str] = "vae"

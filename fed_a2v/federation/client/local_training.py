@@ -6,9 +6,9 @@ Each message may be handled in a new process, so that no state is kept between c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,14 +31,13 @@ from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_en
 from fed_a2v.federation.client.private_releases import PrivateReleases
 from fed_a2v.federation.factory import (
     adapter_loss,
-    empty_space,
     more_steps,
-    new_adapters,
     prompt_set,
     site_optimiser,
+    unloaded_adapters,
     unseen_mask,
 )
-from fed_a2v.federation.protocol import ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
+from fed_a2v.federation.protocol import Changes, ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
 from fed_a2v.federation.protocol.masked import entry_scales, scaled, sums_vector
 
 # Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
@@ -47,6 +46,18 @@ EVALUATION_ROWS = 256
 LARGEST_OUTPUT = 1 << 25
 # Fingerprint of a reply that shares nothing of single classes.
 NOTHING_SENT = "nothing"
+
+
+class Evaluated(NamedTuple):
+    """A scored model.
+
+    Attributes:
+        scores: its scores.
+        right: by class, (n,) bool: whether the nearest prompt of each clip is the right one.
+    """
+
+    scores: Scores
+    right: dict[str, Tensor]
 
 
 class Site:
@@ -225,7 +236,8 @@ class Site:
         confusion: bool = False,
         clips: LabelledClips | None = None,
         t5: bool = True,
-    ) -> Scores:
+        before: Mapping[str, Tensor] | None = None,
+    ) -> Evaluated:
         """Retrieval of the right class prompt among all prompts, and the loss, on clips of the site.
 
         Args:
@@ -234,11 +246,12 @@ class Site:
             confusion: also report the predicted classes.
             clips: the clips to score; None: the test clips.
             t5: also score the T5 side, if there is one; False if the T5 side of `adapters` belongs to another model.
+            before: which of the same clips another model has right; the scores then have the clips that differ.
         """
         loss = adapter_loss(self.settings.loss, self.prompts)
         if clips is None:
             clips = self.data.test
-        scores, rows_at_once = {}, EVALUATION_ROWS
+        scores, right, rows_at_once = {}, {}, EVALUATION_ROWS
         if adapters.space is not None:
             sides = [self.prompts.clip, *([] if self.prompts.t5 is None else [self.prompts.t5])]
             rows_at_once = min(rows_at_once, max(1, LARGEST_OUTPUT // sum(side[0].numel() for side in sides)))
@@ -246,25 +259,29 @@ class Site:
             audio = adapters.mapped(clips.embeddings[clips.labels == label].to(self.device))
             chunks = audio.split(rows_at_once)
             parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in chunks]
-            (score,) = Scores.merge(parts).classes.values()
-            predicted = {}
+            (score,) = Scores.merge(part for part, _ in parts).classes.values()
+            name, hit = self.classes[label], torch.cat([hit for _, hit in parts])
+            predicted, changes = {}, None
             if confusion:
                 nearest = [cosines(adapters(rows).clip, self.prompts.clip).argmax(1) for rows in chunks]
                 predicted = self._count_by_class(torch.cat(nearest))
-            score = score.model_copy(update={"predicted": predicted})
-            scores[self.classes[label]] = score if self.releases is None else score.counts_only()
-        return Scores(scores)
+            if before is not None:
+                changes = Changes(better=int((hit & ~before[name]).sum()), worse=int((~hit & before[name]).sum()))
+            score = score.model_copy(update={"predicted": predicted, "changes": changes})
+            scores[name], right[name] = score if self.releases is None else score.counts_only(), hit
+        return Evaluated(Scores(scores), right)
 
     def _score(
         self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int, calibration: float, t5: bool
-    ) -> Scores:
-        """The scores of clips of one class, from their (B, S, Da) embeddings."""
+    ) -> tuple[Scores, Tensor]:
+        """The scores of clips of one class, from their (B, S, Da) embeddings, and (B,) bool: which are right."""
         labels = torch.full((len(audio),), label, device=audio.device)
         outputs = adapters(audio)
         losses = {kind: float(value) * len(audio) for kind, value in loss.sides(outputs, labels).items()}
         clip = retrieval(outputs.clip, labels, self.prompts.clip)
+        right = clip.hits(1)
         sums: dict[str, Any] = {
-            "right_at_1": int(clip.hits(1).sum()),
+            "right_at_1": int(right.sum()),
             "right_at_5": int(clip.hits(5).sum()),
             "cosine": float(clip.similarity.sum()),
             "loss": sum(losses.values()) / len(losses),
@@ -277,7 +294,7 @@ class Site:
         if self.unseen.any():
             among, calibrated = hits(cosines(outputs.clip, self.prompts.clip), labels, self.unseen, calibration)
             sums |= {"right_among": int(among.sum()), "right_calibrated": int(calibrated.sum())}
-        return Scores({self.classes[label]: ClassScores(clips=len(audio), **sums)})
+        return Scores({self.classes[label]: ClassScores(clips=len(audio), **sums)}), right
 
     def _count_by_class(self, labels: Tensor) -> dict[str, int]:
         """Number of occurrences of each class in `labels`, without classes that do not occur."""
@@ -285,11 +302,11 @@ class Site:
         return {name: count for name, count in zip(self.classes, counts, strict=True) if count}
 
     def new_adapters(self) -> Adapters:
-        """Adapters with the shapes of the experiment; the caller loads weights and public space."""
+        """Adapters with the shapes of the experiment, without values; the caller sets weights and public space."""
         width = self.data.train.embeddings.shape[-1]
         if self.settings.shares_sums:
             check_columns(self.settings.projection.columns, width)  # before memory is used
-        return new_adapters(self.settings.adapters, self.prompts, width, empty_space(self.settings, width))
+        return unloaded_adapters(self.settings, self.prompts, width)
 
     def _prototypes(self) -> list[ClassStatistics]:
         """The prototypes of every class with enough clips."""

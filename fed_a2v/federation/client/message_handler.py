@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
+from torch import Tensor
 
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
@@ -151,7 +152,7 @@ class MessageHandler:
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
-            _load(adapters, split_arrays(parameters, _count_arrays(adapters)))
+            _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
             reply = site.train(instruction.round, adapters, instruction.held)
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
@@ -182,13 +183,15 @@ class MessageHandler:
         # Of the adapters before the server step only the CLIP side was sent; the rest is the last model's, unscored.
         models = {names[0]: before + last[len(before) :], names[-1]: last}
         scores: dict[str, Scores] = {}
+        right: dict[str, Tensor] | None = None
         for name, model in models.items():
-            _load(adapters, model)
+            _load(adapters, model, site.device)
             is_last = name == names[-1]
             confusion = instruction.confusion and is_last
-            scores[name] = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last)
+            # The clips on which the two differ are counted here: only the counts leave the site.
+            scores[name], right = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last, before=right)
         if VALIDATION in instruction.models:
-            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False)
+            scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False).scores
         metrics = encode_scores(site.name, instruction.round, scores)
         final = scores[names[-1]]
         return float(final.loss), int(final.clips), metrics
@@ -274,12 +277,12 @@ def _count_arrays(adapters: Adapters) -> int:
     return len(adapters.weights()) + len(adapters.fixed())
 
 
-def _load(adapters: Adapters, arrays: NDArrays) -> None:
-    """Load the global adapters that the server sent into `adapters`."""
+def _load(adapters: Adapters, arrays: NDArrays, device: torch.device) -> None:
+    """Load the global adapters that the server sent into `adapters`, on this device."""
     weights, fixed = adapters.weights(), adapters.fixed()
     tensors = decode_weights(arrays, [tuple(tensor.shape) for tensor in weights + fixed])
-    adapters.load_weights(tensors[: len(weights)])
-    adapters.load_fixed(tensors[len(weights) :])
+    tensors = [tensor.to(device) for tensor in tensors]
+    adapters.adopt(tensors[: len(weights)], tensors[len(weights) :])
     if adapters.space is not None:
         _check_space(adapters.space)
 

@@ -12,6 +12,7 @@ from fed_a2v.federation.protocol.arrays import decode_weights, encode_weights, p
 from fed_a2v.federation.protocol.errors import FederationError, InvalidReplyError, show
 from fed_a2v.federation.protocol.eval_reply import (
     VALIDATION,
+    Changes,
     ClassScores,
     EvalReplySpec,
     Scores,
@@ -42,6 +43,7 @@ __all__ = [
     "SUMS_TASKS",
     "VALIDATION",
     "WEIGHT",
+    "Changes",
     "ClassScores",
     "EvalReplySpec",
     "FederationError",

@@ -42,6 +42,18 @@ class SideScores(Strict):
     loss: float
 
 
+class Changes(Strict):
+    """Clips of one class on which the models before and after the server step differ, by the CLIP side.
+
+    Attributes:
+        better: clips whose nearest class prompt is the right one after the step only.
+        worse: clips whose nearest class prompt is the right one before the step only.
+    """
+
+    better: Annotated[int, Field(ge=0)]
+    worse: Annotated[int, Field(ge=0)]
+
+
 class ClassScores(Strict):
     """Sums over the clips of one class. Plain Python numbers only.
 
@@ -58,6 +70,7 @@ class ClassScores(Strict):
         right_calibrated: clips whose nearest prompt is the right one after calibration; 0 if no class is unseen.
         predicted: number of clips by the class of their nearest prompt; empty if not requested.
         t5: the T5 side; None if the model has none or only its CLIP side was sent.
+        changes: of the model "after" the server step, if that "before" it was scored, too; else None.
     """
 
     clips: Annotated[int, Field(ge=1)]
@@ -69,6 +82,7 @@ class ClassScores(Strict):
     right_calibrated: Annotated[int, Field(ge=0)] = 0
     predicted: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     t5: SideScores | None = None
+    changes: Changes | None = None
 
     def counts_only(self) -> ClassScores:
         """Without cosines and losses, which are 0: with differential privacy no real number leaves a site."""
@@ -113,6 +127,7 @@ class Scores:
                     right_calibrated=sum(score.right_calibrated for score in scores),
                     predicted=_sum_counts(score.predicted for score in scores),
                     t5=_sum_sides([score.t5 for score in scores]),
+                    changes=_sum_changes([score.changes for score in scores]),
                 )
                 for name, scores in sorted(by_class.items())
             }
@@ -170,6 +185,11 @@ class Scores:
         )
 
     @property
+    def changes(self) -> Changes | None:
+        """Clips on which the models before and after the server step differ; None if one of them was not scored."""
+        return _sum_changes([score.changes for score in self.classes.values()])
+
+    @property
     def class_accuracy(self) -> dict[str, float]:
         """Accuracy of each class, by name in sorted order."""
         return {name: score.right_at_1 / score.clips for name, score in sorted(self.classes.items())}
@@ -198,6 +218,14 @@ def _sum_sides(sides: Sequence[SideScores | None]) -> SideScores | None:
     )
 
 
+def _sum_changes(changes: Sequence[Changes | None]) -> Changes | None:
+    """The sum of the changed clips; None unless all of them were counted."""
+    counted = [each for each in changes if each is not None]
+    if not counted or len(counted) < len(changes):
+        return None
+    return Changes(better=sum(each.better for each in counted), worse=sum(each.worse for each in counted))
+
+
 @dataclass(frozen=True)
 class EvalReplySpec:
     """The scores that the server expects from a site, and their limits.
@@ -206,7 +234,8 @@ class EvalReplySpec:
         site: name of the site.
         round_number: the round of the request.
         classes: names of all classes.
-        models: the models to score; no more and no fewer may be scored.
+        models: the models to score; no more and no fewer may be scored. With both "before" and "after", the latter must
+            have the changed clips.
         confusion: whether the predicted classes of the model "after" were requested; otherwise no reply may have them.
         t5_models: the models that were sent with a T5 side; exactly these must have it scored.
         has_unseen: whether there are classes that no site trains on; otherwise their two counts must be 0.
@@ -267,12 +296,17 @@ def decode_scores(metrics: Mapping[str, Scalar], num_examples: int, expected: Ev
                 raise InvalidReplyError(f"{show(name)}: {model} has counts that were not requested")
             if (score.t5 is not None) != (model in expected.t5_models):
                 raise InvalidReplyError(f"{show(name)}: {model} has {'no' if score.t5 is None else 'a'} T5 side")
+            if (score.changes is not None) != (model == "after" and "before" in manifest.models):
+                has = "no" if score.changes is None else "a"
+                raise InvalidReplyError(f"{show(name)}: {model} has {has} number of changed clips")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
             raise InvalidReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")
         if expected.test_clips is not None and model != VALIDATION:
             _check_test_clips(model, result, expected.test_clips)
+    for name, score in scores["after"].classes.items() if "before" in scores and "after" in scores else ():
+        _check_changes(name, scores["before"].classes.get(name), score)
     return scores
 
 
@@ -315,6 +349,24 @@ def _check_score(name: str, score: ClassScores, known: frozenset[str], max_loss:
         if score.t5.right_at_1 > score.clips:
             raise InvalidReplyError(f"{show(name)}: T5 has {show(score.t5.right_at_1)} right of {score.clips} clips")
         _check_sums(f"{show(name)}, T5", score.t5, score.clips, max_loss["t5"])
+
+
+def _check_changes(name: str, before: ClassScores | None, after: ClassScores) -> None:
+    """Check that the changed clips of one class lead from the right ones before to those after the server step."""
+    clips = 0 if before is None else before.clips
+    if before is None or clips != after.clips:
+        raise InvalidReplyError(f"{show(name)}: scored {clips} clips before the server step, {after.clips} after it")
+    changes = after.changes
+    assert changes is not None
+    if (
+        changes.worse > before.right_at_1
+        or changes.better > clips - before.right_at_1
+        or changes.better - changes.worse != after.right_at_1 - before.right_at_1
+    ):
+        raise InvalidReplyError(
+            f"{show(name)}: {show(changes.better)} clips better and {show(changes.worse)} worse, for "
+            f"{before.right_at_1} of {clips} right before the server step and {after.right_at_1} after it"
+        )
 
 
 def _check_sums(name: str, score: ClassScores | SideScores, clips: int, max_loss: float) -> None:

@@ -16,7 +16,7 @@ from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_rep
 MAX_COUNT = 10**9  # clips
 MAX_LOSS = 1e12  # per clip
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _KEY = "manifest"  # key in the metrics
 # Largest length in characters: a fixed part and a part for each entry. An entry usually takes 150.
 _MAX_FIXED, _MAX_ENTRY = 16384, 512

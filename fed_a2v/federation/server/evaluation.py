@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fed_a2v.core.prototype_bank import PrototypeBank
-from fed_a2v.federation.protocol import Scores
+from fed_a2v.core.uncertainty import with_interval
+from fed_a2v.federation.protocol import ClassScores, Scores
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def class_figures(
         `classes`: by name `sites`, `clips` (trained on), `test_clips` (scored), `test_clips_total` (of all sites; None
         if a site has never reported its number), `accuracy`, `accuracy_at_5`, `accuracy_before`, `cosine` (to the
         class's prompt) and, if the adapters have a T5 side, `t5/accuracy`, `t5/cosine`; None if no clip was
-        scored. The numbers of sites and clips of a `lost` class are unknown. `confusion`: clips by their class and by
+        scored. Each accuracy has the ends of its 95 % interval, such as `accuracy_low` and `accuracy_high`. If the
+        model "before" was scored, `better` and `worse`: clips that are right after the server step only, or before it
+        only. The numbers of sites and clips of a `lost` class are unknown. `confusion`: clips by their class and by
         the predicted class.
     """
     after, before = (scores[name].classes if name in scores else {} for name in ("after", "before"))
@@ -94,17 +97,25 @@ def class_figures(
         figures |= {
             "test_clips": score.clips if score else 0,
             "test_clips_total": totals.get(name, 0) if coverage.is_known else None,
-            "accuracy": score.right_at_1 / score.clips if score else None,
-            "accuracy_at_5": score.right_at_5 / score.clips if score else None,
-            "accuracy_before": earlier.right_at_1 / earlier.clips if earlier else None,
+            **_accuracy("accuracy", score.right_at_1 if score else None, score),
+            **_accuracy("accuracy_at_5", score.right_at_5 if score else None, score),
+            **_accuracy("accuracy_before", earlier.right_at_1 if earlier else None, earlier),
             "cosine": score.cosine / score.clips if score else None,
         }
+        if before:
+            changes = score.changes if score else None
+            figures |= {"better": changes.better if changes else None, "worse": changes.worse if changes else None}
         if has_t5:
             t5 = score.t5 if score else None
-            figures |= {
-                "t5/accuracy": t5.right_at_1 / score.clips if score and t5 else None,
-                "t5/cosine": t5.cosine / score.clips if score and t5 else None,
-            }
+            figures |= _accuracy("t5/accuracy", t5.right_at_1 if t5 else None, score)
+            figures["t5/cosine"] = t5.cosine / score.clips if score and t5 else None
         classes[name] = figures
     confusion = {name: score.predicted for name, score in after.items() if score.predicted}
     return {"round": round_number, "classes": classes, "confusion": confusion}
+
+
+def _accuracy(name: str, right: int | None, score: ClassScores | None) -> dict[str, Any]:
+    """The share of right clips among those of a class, with its interval; None if no clip was scored."""
+    if right is None or score is None:
+        return with_interval(name, None, 0)
+    return with_interval(name, right / score.clips, score.clips)

@@ -256,12 +256,31 @@ def _generator_maker(
         shapes["t5_dim"] = t5_width
 
     def make() -> Generator:
-        made: Generator = cls(
-            **{**arguments, **{key: classes[key](**values) for key, (_, values) in objects.items()}, **shapes}
-        )
+        parts = {
+            key: _module(f"generator.{key}.{TARGET}={target}", classes[key], values)
+            for key, (target, values) in objects.items()
+        }
+        made: Generator = _module(f"generator.{TARGET}={generator.target}", cls, {**arguments, **parts, **shapes})
         return made
 
     return make
+
+
+def _module(what: str, cls: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """A module of torch.
+
+    Raises:
+        ConfigError: the class does not initialise its base class; torch's own error comes later, and does not say so.
+    """
+    try:
+        made = cls(**arguments)
+    except AttributeError as error:
+        if "Module.__init__()" not in str(error):
+            raise
+        made = None
+    if "_parameters" not in getattr(made, "__dict__", ()):
+        raise ConfigError(f"{what}: {cls.__name__}.__init__ does not call super().__init__(); make that its first line")
+    return made
 
 
 @contextmanager
@@ -269,6 +288,8 @@ def _as_config_error(generator: GeneratorSettings) -> Iterator[None]:
     """Turn errors of a generator's class into a `ConfigError`, because its arguments are settings of the user."""
     try:
         yield
+    except ConfigError:
+        raise
     except Exception as error:
         what = described(error) if place_of(error) else str(error)
         raise ConfigError(f"generator={generator.name}: {what}") from error

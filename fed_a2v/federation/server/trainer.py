@@ -32,7 +32,7 @@ from fed_a2v.federation.server.step_factory import load_generator, make_prior, m
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import hold
-from fed_a2v.runs.logs import LAST_LINES, on_console, setup_logging
+from fed_a2v.runs.logs import LAST_LINES, on_console, setup_logging, standard_console
 from fed_a2v.runs.output import Output
 from fed_a2v.runs.results import final_results
 from fed_a2v.runs.rounds import remarks
@@ -47,7 +47,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     Args:
         settings: settings of the experiment.
         folder: folder of the run.
-        console: console for messages and progress; default: standard error.
+        console: console for messages and progress; default: `standard_console`.
         output: what the console shows during the run; "quiet" shows errors only.
         title: title of the run, if there are several.
         announce: print the paths of results and report at the end; `run.log` always has them.
@@ -76,7 +76,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         torch.set_num_threads(settings.threads)
         self.settings, self.config, self.folder = settings, settings.as_dict(), RunFolder(folder.absolute())
         self._last_log = log if announce else logging.getLogger(LAST_LINES)
-        console = console or Console(stderr=True)
+        console = console or standard_console()
         level = logging.ERROR if output == "quiet" else logging.INFO
         self._exit = ExitStack()
         self.results = finished_results(settings.resume, self.config, self.folder)

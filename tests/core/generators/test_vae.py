@@ -49,16 +49,8 @@ class Watched(nn.Module):
         return loss if self.parts else loss.total
 
 
-class GuideLoss(nn.Module):
-    """The custom loss of the guide: KL summed over rows and latent, reconstruction averaged over everything."""
-
-    def __init__(self, beta_schedule="constant", beta_max=1.0):
-        super().__init__()
-        self.beta_schedule = beta_schedule
-        self.beta_max = beta_max
-
-    def _get_beta(self, epoch):
-        return self.beta_max
+class GuideLoss(VAELoss):
+    """The custom loss of the guide, word by word: KL summed over rows and latent, reconstruction averaged."""
 
     def forward(self, recon_x, x, mu, logvar, epoch):
         recon_loss = F.mse_loss(recon_x, x, reduction="mean")

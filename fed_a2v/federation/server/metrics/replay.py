@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fed_a2v.core.uncertainty import with_interval
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class Replay(Metric):
-    """`accuracy_known`, `accuracy_old` and the numbers of these classes; all class prompts are candidates."""
+    """`accuracy_known`, `accuracy_old`, their 95 % intervals, and the numbers of these classes and of their clips.
+
+    All class prompts are candidates.
+    """
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
         """{} if all sites take part in every round; an accuracy is None if no clip is of such classes."""
@@ -23,7 +27,9 @@ class Replay(Metric):
         of_known, of_old = scores.of(known), scores.of(old)
         return {
             "classes_known": len(known),
-            "accuracy_known": of_known.accuracy if of_known.classes else None,
+            **with_interval("accuracy_known", of_known.accuracy if of_known.classes else None, of_known.clips),
+            "test_clips_known": of_known.clips,
             "classes_old": len(old),
-            "accuracy_old": of_old.accuracy if of_old.classes else None,
+            **with_interval("accuracy_old", of_old.accuracy if of_old.classes else None, of_old.clips),
+            "test_clips_old": of_old.clips,
         }

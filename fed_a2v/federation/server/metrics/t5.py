@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fed_a2v.core.uncertainty import with_interval
 from fed_a2v.federation.protocol import Scores
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
@@ -21,7 +22,8 @@ class T5(Metric):
         after = evaluation.scores["after"]
         if after.t5 is None:
             return {}
-        values = {f"t5/{name}": getattr(after.t5, name) for name in ("accuracy", "cosine", "loss")}
+        values = with_interval("t5/accuracy", after.t5.accuracy, after.clips)
+        values |= {"t5/cosine": after.t5.cosine, "t5/loss": after.t5.loss}
         return values | {"t5/far_behind": t5_is_far_behind(after, len(evaluation.classes))}
 
 

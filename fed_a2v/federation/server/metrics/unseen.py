@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fed_a2v.core.uncertainty import with_interval
 from fed_a2v.core.zero_shot import UnseenAccuracy
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric
 
 
 class Unseen(Metric):
-    """`unseen/...`: without calibration, and with the calibration that the server step has chosen."""
+    """`unseen/...`: without calibration, and with the calibration that the server step has chosen.
+
+    Accuracies have 95 % intervals, harmonic means of two of them have none.
+    """
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, Any]:
         """{} unless clips of both kinds were scored."""
@@ -24,12 +28,14 @@ class Unseen(Metric):
             of_unseen.accuracy_among, of_unseen.accuracy_calibrated, of_seen.accuracy_calibrated
         )
         return {
-            "unseen/among_unseen": plain.among_unseen,
-            "unseen/unseen": plain.unseen,
-            "unseen/seen": plain.seen,
+            **with_interval("unseen/among_unseen", plain.among_unseen, of_unseen.clips),
+            **with_interval("unseen/unseen", plain.unseen, of_unseen.clips),
+            **with_interval("unseen/seen", plain.seen, of_seen.clips),
             "unseen/harmonic": plain.harmonic,
-            "unseen/unseen_calibrated": calibrated.unseen,
-            "unseen/seen_calibrated": calibrated.seen,
+            **with_interval("unseen/unseen_calibrated", calibrated.unseen, of_unseen.clips),
+            **with_interval("unseen/seen_calibrated", calibrated.seen, of_seen.clips),
             "unseen/harmonic_calibrated": calibrated.harmonic,
             "unseen/calibration": step.calibration,
+            "unseen/unseen_clips": of_unseen.clips,
+            "unseen/seen_clips": of_seen.clips,
         }

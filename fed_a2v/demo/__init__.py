@@ -1,0 +1,1 @@
+"""The page of `fed-a2v demo`: what a run makes of a sound."""
