@@ -20,8 +20,9 @@ def run(words: list[str]) -> None:
     parser = Parser(USAGE)
     parser.add_argument("--out", type=Path, metavar="FILE", help="another spelling of FILE")
     # The first word is the file, unless it is an override.
-    first = next((word for word in words if not word.startswith("-")), "")
-    named = [first] if first and "=" not in first and "--out" not in words else []
+    pairs = zip(["", *words], words, strict=False)
+    first = next((word for before, word in pairs if not word.startswith("-") and before != "--out"), "")
+    named = [first] if first and "=" not in first else []
     given = parser.parse([word for word in words if word not in named])
     file = one_of(Path(*named) if named else None, given.out, "FILE", "fed-a2v targets prompts.npz")
 
