@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from fed_a2v.arms import Run, RunProgress, run_several
+from fed_a2v.config.baselines import BASELINES, DEFAULT, DEFAULT_OF_SUMS, REFERENCE, STEPPED, SUMS_REFERENCE
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.index import folds as data_folds
@@ -25,8 +26,6 @@ from fed_a2v.report.page import write_report
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.intervals import (
     CROSSED,
-    REFERENCE,
-    SUMS_REFERENCE,
     caption,
     crossed_table,
     figures_table,
@@ -38,22 +37,6 @@ from fed_a2v.runs.table import comparison_table, figures_by_round
 from fed_a2v.storage.files import write_json, write_text
 
 log = logging.getLogger("fed_a2v")
-
-# The baseline that takes the steps of the experiment, and so runs after it.
-STEPPED = "pooled, as many steps"
-# Overrides of each baseline; None for pooled training, which has no federation.
-BASELINES: dict[str, list[str] | None] = {
-    "FedAvg": ["finetune.enabled=false", "site.server_steps=false"],
-    "FedAvg, as many steps": ["finetune.enabled=false", "site.server_steps=true"],
-    "prototypes": ["generator=none"],
-    "sums": ["generator=none"],
-    "gaussian": ["generator=gaussian"],
-    "pooled": None,
-    STEPPED: None,
-}
-# Baselines of an experiment whose sites send prototypes, and of one whose sites send sums.
-DEFAULT = ("FedAvg", REFERENCE, "pooled")
-DEFAULT_OF_SUMS = ("FedAvg", SUMS_REFERENCE, "pooled")
 
 
 def compare(

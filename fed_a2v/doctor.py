@@ -10,16 +10,23 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.config.sections.data import DatasetSettings, EncoderSettings
+from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.install import install_hint
 from fed_a2v.runs.environment import installed_version
+
+if TYPE_CHECKING:
+    from fed_a2v.encoders.audio import AudioEncoder
+
+    LoadEncoder = Callable[[], AudioEncoder]
 
 Level = Literal["fine", "warning", "error"]
 
@@ -27,11 +34,12 @@ PACKAGES = ("flwr", "torch", "numpy", "hydra-core", "wandb", "pydantic")
 # One package of each extra.
 EXTRAS = {
     **{"hf": "transformers", "partitions": "flwr-datasets", "sweeps": "hydra-joblib-launcher", "plots": "matplotlib"},
-    **{"notebook": "pandas", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "privacy": "dp-accounting"},
+    **{"notebook": "pandas", "tensorboard": "tensorboard", "privacy": "dp-accounting"},
+    **{"mlflow": "mlflow-skinny", "demo": "gradio"},
 }
 # Ports of a SuperLink (AppIo, SuperNodes, control), and of the local one that `flwr run` starts.
 SUPERLINK_PORTS = (9091, 9092, 9093)
-LOCAL_SUPERLINK_PORT = 39091
+LOCAL_SUPERLINK_PORT, PORT_VARIABLE = 39091, "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 LITTLE_DISK, LITTLE_MEMORY = 2e9, 2e9
 # Maximum number of findings about single clips.
 MOST_CLIPS = 5
@@ -55,14 +63,22 @@ def examine(overrides: Sequence[str]) -> list[Finding]:
     except ConfigError as error:
         return [*findings, Finding("settings", "error", str(error), "correct the key or the value")]
     findings.append(Finding("settings", "fine", f"{settings.dataset.name}, {settings.generator.name}"))
+
+    @cache  # loading a pretrained model takes seconds
+    def encoder() -> AudioEncoder:
+        from fed_a2v.encoders.audio import load_encoder
+
+        with _offline():
+            return load_encoder(settings.encoder)
+
     return [
         *findings,
         *_device(settings.device),
         *_wandb(settings.wandb.mode),
         *_cache(cache_dir(settings.cache_dir)),
-        *_data(settings),
-        *_encoder(settings.dataset, settings.encoder),
-        *_resources(settings),
+        *_data(settings, encoder),
+        *_encoder(settings.dataset, encoder),
+        *_resources(settings, encoder),
     ]
 
 
@@ -81,9 +97,7 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "fine", ", ".join(versions))
     missing = [extra for extra, package in EXTRAS.items() if installed_version(package) is None]
     if missing:
-        yield Finding(
-            "extras", "fine", f"not installed: {', '.join(missing)}", f"pip install 'fed-a2v[{','.join(missing)}]'"
-        )
+        yield Finding("extras", "fine", f"not installed: {', '.join(missing)}", install_hint(*missing))
 
 
 def _machine(folder: Path) -> Iterator[Finding]:
@@ -115,14 +129,17 @@ def _flower() -> Iterator[Finding]:
         "runtime dependency installation is " + ("off" if off else "on: `flwr run` installs everything for each run"),
         "" if off else "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 before the SuperLink starts",
     )
-    port = int(os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", LOCAL_SUPERLINK_PORT))
-    if _listens(port):
+    chosen = os.environ.get(PORT_VARIABLE, str(LOCAL_SUPERLINK_PORT))
+    port = int(chosen) if chosen.isdecimal() and 0 < int(chosen) < 2**16 else None
+    if port is None:
+        yield Finding("flower", "error", f"{PORT_VARIABLE}={chosen} is not a port", "set it to a number up to 65535")
+    elif _listens(port):
         yield Finding(
             "flower",
             "warning",
             f"a local SuperLink is already running on port {port}, with the environment of its start",
             "if its settings are outdated or it belongs to another user: end the process flower-superlink, or set "
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT to another port",
+            f"{PORT_VARIABLE} to another port",
         )
     taken = [str(port) for port in SUPERLINK_PORTS if _listens(port)]
     yield Finding(
@@ -182,7 +199,7 @@ def _cache(folder: Path) -> Iterator[Finding]:
     )
 
 
-def _data(settings: Settings) -> Iterator[Finding]:
+def _data(settings: Settings, encoder: LoadEncoder) -> Iterator[Finding]:
     """The checks of `fed-a2v train`, and whether a few clips of every class can be decoded."""
     from fed_a2v.data.cache.embed import REMEDY
     from fed_a2v.data.check import check_data, unusable
@@ -198,7 +215,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
         yield Finding("data", "fine", f"{dataset.name}: {len(index.classes)} classes, {len(index)} clips, {counts}")
         for remark in remarks:
             yield Finding("data", "warning", remark, "correct the data, or continue without the named classes or clips")
-        bad = list(unusable(dataset, settings.seed, index, _sample_rate(settings.encoder)))
+        bad = list(unusable(dataset, settings.seed, index, _sample_rate(encoder)))
         for reason in bad[:MOST_CLIPS]:
             yield Finding("clips", "warning" if dataset.skip_bad else "error", reason, REMEDY)
         outcome = f"{len(bad)} problems, the first of which are listed" if bad else "no problems"
@@ -206,28 +223,25 @@ def _data(settings: Settings) -> Iterator[Finding]:
     yield from failed
 
 
-def _sample_rate(encoder: EncoderSettings) -> int:
+def _sample_rate(encoder: LoadEncoder) -> int:
     """The encoder's sample rate, or a default if it cannot be loaded, which is a finding of its own."""
-    from fed_a2v.encoders.audio import load_encoder
     from fed_a2v.encoders.logmel import LogMelEncoder
 
     try:
-        with _offline():
-            return load_encoder(encoder).sample_rate
+        return encoder().sample_rate
     except Exception:
         return LogMelEncoder.sample_rate
 
 
-def _encoder(dataset: DatasetSettings, settings: EncoderSettings) -> Iterator[Finding]:
+def _encoder(dataset: DatasetSettings, load: LoadEncoder) -> Iterator[Finding]:
     from fed_a2v.data.datasets.base import data_set
     from fed_a2v.data.index import parts
-    from fed_a2v.encoders.audio import load_encoder
 
     if not any(data_set(part.name).has_audio for part in parts(dataset)):
         yield Finding("encoder", "fine", f"not needed with dataset={dataset.name}")
         return
-    with _as_error("encoder", "download the model with network access, or set a local folder") as failed, _offline():
-        encoder = load_encoder(settings)
+    with _as_error("encoder", "download the model with network access, or set a local folder") as failed:
+        encoder = load()
         yield Finding(
             "encoder",
             "fine",
@@ -237,22 +251,21 @@ def _encoder(dataset: DatasetSettings, settings: EncoderSettings) -> Iterator[Fi
     yield from failed
 
 
-def _audio_shape(dataset: DatasetSettings, settings: EncoderSettings) -> tuple[int, int]:
+def _audio_shape(dataset: DatasetSettings, load: LoadEncoder) -> tuple[int, int]:
     """Tokens and width of a clip's embedding, from the encoder or the file of embeddings."""
     from fed_a2v.data.datasets.base import data_set
     from fed_a2v.data.datasets.embeddings import EmbeddingsFile
     from fed_a2v.data.index import parts
-    from fed_a2v.encoders.audio import load_encoder
 
     first = parts(dataset)[0]  # the data sets of a mix have embeddings of one shape
     kind = data_set(first.name)
     if issubclass(kind, EmbeddingsFile):
         return kind.open(first, seed=0).shape()
-    encoder = load_encoder(settings)
+    encoder = load()
     return encoder.tokens, encoder.width
 
 
-def _resources(settings: Settings) -> Iterator[Finding]:
+def _resources(settings: Settings, encoder: LoadEncoder) -> Iterator[Finding]:
     """Estimated cost of a round: network, memory and disk."""
     import psutil
 
@@ -262,7 +275,7 @@ def _resources(settings: Settings) -> Iterator[Finding]:
     from fed_a2v.federation.server.step_factory import make_space, make_step
 
     with _as_error("resources", "see the errors above") as failed, _offline():
-        shape = _audio_shape(settings.dataset, settings.encoder)
+        shape = _audio_shape(settings.dataset, encoder)
         prompts = prompt_set(settings, class_names(settings.dataset))
         space = make_space(settings) if settings.shares_sums else None
         step = make_step(settings, prompts, shape, space)

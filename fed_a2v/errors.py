@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class UserError(Exception):
     """An error that the user can fix: the message names the thing, the value and the remedy.
@@ -13,6 +18,18 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A setting is unknown, has the wrong type, is out of range, or contradicts another."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C ended a run that can be resumed.
+
+    Attributes:
+        folder: folder of the run, or of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped: {folder}")
+        self.folder = folder
 
 
 def interrupted(error: BaseException | None) -> bool:

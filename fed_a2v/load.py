@@ -45,6 +45,7 @@ from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
 from fed_a2v.federation.server.step_factory import check_buildable, make_step, model_bytes
+from fed_a2v.install import install_hint
 from fed_a2v.runs.checkpoint import load_state, read_state
 from fed_a2v.runs.compare import find_runs, run_rows
 from fed_a2v.runs.folder import RunFolder
@@ -152,7 +153,7 @@ def compare_runs(runs: str | Path | Iterable[str | Path | LoadedRun]) -> pandas.
     try:
         import pandas
     except ImportError as error:
-        raise ConfigError("compare_runs needs pandas: pip install 'fed-a2v[notebook]'") from error
+        raise ConfigError(f"compare_runs needs pandas: {install_hint('notebook')}") from error
     if isinstance(runs, str | Path):
         folders, names = _finished_runs(Path(runs).expanduser().absolute())
     else:

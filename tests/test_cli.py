@@ -9,6 +9,7 @@ import pty
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ import pytest
 from fed_a2v import __version__
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
-from fed_a2v.compare import BASELINES
+from fed_a2v.commands.train import MAIN_KEYS
+from fed_a2v.config.baselines import BASELINES
 from fed_a2v.config.compose import compose_settings
+from fed_a2v.config.schema import Settings
+from fed_a2v.config.tree import options
 from tests import command
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
@@ -148,7 +152,7 @@ def test_a_wrong_command_line_is_refused_before_anything_starts(refused, tmp_pat
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["dataset=esc50", "dataset.root=/nowhere"], ("/nowhere/meta/esc50.csv",)),
+        (["dataset=esc50", "dataset.root=/nowhere"], ("dataset.root=/nowhere",)),
         (["dataset=embeddings", "dataset.path=/nowhere.npz"], ("dataset.path", "/nowhere.npz")),
         (["targets=file", "targets.path=/nowhere.npz"], ("targets.path", "/nowhere.npz")),
         (["resume=/nowhere"], ("resume=/nowhere",)),
@@ -360,18 +364,29 @@ def test_the_module_is_the_command(in_a_process):
 def test_help_lists_the_commands(capsys, words):
     main(words)
     said = capsys.readouterr().out
-    assert all(f"fed-a2v {command}" in said for command in COMMANDS)
+    summaries = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
+    assert tuple(summaries) == COMMANDS
 
 
-def test_every_example_of_the_help_composes(capsys):
-    main(["--help"])
-    lines = [
-        line.split("#")[0].split() for line in capsys.readouterr().out.splitlines() if line.startswith("  fed-a2v")
-    ]
-    assert len(lines) >= 4
+@pytest.mark.parametrize("words", [["train", "--help"], ["help", "train"]])
+def test_the_help_of_train_describes_the_main_settings(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f" {key}= " in said for key in MAIN_KEYS)
+    for key in ("rounds", "seed"):
+        assert f"{key}= {str(Settings.model_fields[key].description).capitalize()}" in said
+    assert all(f" {option}" in said for option in options("generator"))
+
+
+def test_every_example_of_the_help_composes():
+    usages = [import_module(f"fed_a2v.commands.{command}").USAGE for command in COMMANDS]
+    lines = [line.split("#")[0].split() for usage in usages for line in usage.splitlines() if line.startswith("  fed-")]
+    assert len(lines) >= 15
     for words in lines:
         assert words[1] in COMMANDS
-        overrides = [word for word in words[2:] if "=" in word and not word.startswith(("-", "hydra."))]
+        overrides = [word for word in words[2:] if "=" in word and not word.startswith(("-", "hydra"))]
         overrides = [word for word in overrides if not word.endswith(".wav")]  # generate's NAME=SOUND
         first_of_each = [word.split(",")[0] for word in overrides]
         compose_settings(first_of_each)
@@ -380,4 +395,5 @@ def test_every_example_of_the_help_composes(capsys):
 def test_an_unknown_command_is_refused(refused):
     said = refused("trian")
     assert said.startswith("fed-a2v: ")
-    assert all(name in said for name in ("'trian'", *COMMANDS))
+    assert all(name in said for name in ("'trian'", "train"))
+    assert all(name in refused("xyz") for name in ("'xyz'", *COMMANDS))

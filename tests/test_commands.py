@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +16,19 @@ import yaml
 
 from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
+from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.train import _samples
+from fed_a2v.commands.train import _output_folder, _parser, _samples
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.sounds import RunError, find_class
+from fed_a2v.runs.checkpoint import Difference, check_same_experiment, load_state
 from fed_a2v.runs.lock import hold
 from tests.command import fed_a2v
 from tests.refusals import refused
 
 FOLDER = str(Path(sys.executable).parent)
+TINY = ("experiment=quick", "report=false", "adapters.hidden_width=16", "generator=none", "wandb.mode=disabled")
 
 
 def test_config_shows_yaml_that_is_the_settings_with_the_source_of_each_value(capsys):
@@ -75,9 +80,11 @@ def completed():
     if not bash:
         pytest.skip("no bash here")
 
-    def complete(line):
+    def complete(line, breaks=""):
         script = f"""
+COMP_WORDBREAKS={breaks!r}
 eval "$(fed-a2v completion bash)"
+[ "$COMP_WORDBREAKS" == {breaks!r} ] || echo "COMP_WORDBREAKS has changed" >&2
 COMP_LINE={line!r}
 COMP_WORDS=($COMP_LINE)
 [ "${{COMP_LINE: -1}}" == " " ] && COMP_WORDS+=("")
@@ -106,6 +113,21 @@ def test_bash_completes_groups_options_and_keys(completed):
     assert completed("fed-a2v config aggregation.mo") == ["aggregation.mode="]
 
 
+def test_bash_gets_the_part_that_it_replaces_if_it_splits_words_at_the_equals_sign(completed):
+    assert completed("fed-a2v train generator=ga", breaks=" =:") == ["gan", "gaussian"]
+    assert completed("fed-a2v train generator=gaussian generator.shr", breaks=" =:") == ["generator.shrinkage="]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_with_every_command(shell, capsys):
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert all(f" {command} " in script.replace("'", " ").replace("\n", " ") for command in COMMANDS)
+    if found := shutil.which(shell):
+        done = subprocess.run([found, "-n"], input=script, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 # Ctrl-C, and what is typed for `generate` and sweeps
 
 
@@ -119,12 +141,60 @@ def test_ctrl_c_ends_a_command_in_one_line(when, monkeypatch, tmp_path, capsys):
                 raise RuntimeError("unexpected position")  # as torch ends a file that was not written
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fed_a2v.commands.config.sources", interrupt)
+    monkeypatch.setattr("fed_a2v.config.compose.sources", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["config"])
     assert ended.value.code == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert "stopped" in line
+
+
+def test_ctrl_c_prints_the_command_that_resumes_the_run(tmp_path):
+    words = ["train", *TINY, "rounds=500", "resume=never", "wandb.project='a b'", "--out", "my run"]
+    with subprocess.Popen(
+        [f"{FOLDER}/fed-a2v", *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        seen = ""
+        while "Round 2/500" not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        last = process.stderr.read().splitlines()[-1]
+    assert process.returncode == 130
+    program, *resumed = shlex.split(last.partition(": ")[2])
+    assert (program, resumed) == ("fed-a2v", [word for word in words if word != "resume=never"])
+    given = _parser("").parse(resumed[1:])
+    saved = load_state(tmp_path / given.out)
+    assert saved["round"] >= 1
+    assert check_same_experiment(saved["config"], compose_settings(given.overrides).as_dict()) == [
+        Difference("resume", "never", "auto", harmless=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["rounds=3"], ["--out", "/runs/a b"]),
+        (["--out", "mine", "seed=1"], []),
+        (["hydra.run.dir=mine"], []),
+        (["-m", "seed=0,1", "hydra.sweep.dir=mine", "resume=never"], []),
+    ],
+)
+def test_the_command_that_resumes_has_the_users_words_and_the_folder(words, added):
+    kept = [word for word in words if word != "resume=never"]
+    assert shlex.split(resume_command(["train", *words], Path("/runs/a b"))) == ["fed-a2v", "train", *kept, *added]
+
+
+def test_ctrl_c_in_a_comparison_prints_its_folder(monkeypatch, tmp_path):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fed_a2v.compare.compare", interrupt)
+    done = fed_a2v("compare", *TINY, cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs" / "compare").iterdir()
+    last = shlex.split(done.stderr.splitlines()[-1].partition(": ")[2])
+    assert (done.returncode, last) == (130, ["fed-a2v", "compare", *TINY, "--out", str(folder)])
 
 
 def test_ctrl_c_while_a_run_saves_ends_it_in_one_line_that_says_how_to_go_on(monkeypatch, tmp_path):
@@ -140,8 +210,7 @@ def test_ctrl_c_while_a_run_saves_ends_it_in_one_line_that_says_how_to_go_on(mon
 
     save = torch.save
     monkeypatch.setattr("torch.save", lambda content, file: save(content, Interrupted(file)))
-    small = ("experiment=quick", "report=false", "adapters.hidden_width=16", "generator=none", "wandb.mode=disabled")
-    done = fed_a2v("train", *small, "--quiet", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    done = fed_a2v("train", *TINY, "--quiet", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
     assert done.returncode == 130
     (line,) = done.stderr.splitlines()
     assert str(tmp_path / "run") in line
@@ -241,3 +310,27 @@ def test_the_words_of_a_run_that_is_going_on_stay_those_of_the_first(tmp_path, c
     assert str(folder) in line
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [".lock", "overrides.yaml"]
     assert (folder / ".hydra" / "overrides.yaml").read_text() == "- seed=1\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "override"),
+    [
+        (["--out", "runs/mine"], ["hydra.run.dir='runs/mine'"]),
+        (["--out=it's mine"], ["hydra.run.dir='it\\'s mine'"]),
+        (["-m", "--out", "sweep", "seed=0,1"], ["hydra.sweep.dir='sweep'"]),
+        (["hydra.run.dir=mine"], []),
+    ],
+)
+def test_out_is_the_folder_of_hydra(words, override):
+    assert _output_folder(_parser("").parse(words)) == override
+
+
+@pytest.mark.parametrize("command", ["synth", "targets"])
+def test_what_is_written_is_named_by_the_first_word_or_by_out(command, tmp_path):
+    name, rest = {"synth": ("sounds", ["--classes", "dog"]), "targets": ("prompts.npz", ["adapters=compact"])}[command]
+    for words in ([f"a-{name}", *rest], [*rest, "--out", f"b-{name}"]):
+        done = fed_a2v(command, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a-{name}", f"b-{name}"]
+    both = fed_a2v(command, name, "--out", "other", cwd=tmp_path)
+    assert (both.returncode, name in both.stderr, "--out=other" in both.stderr) == (2, True, True)

@@ -12,7 +12,8 @@ import torch
 from fed_a2v import arms
 from fed_a2v import pooled as pooled_module
 from fed_a2v.arms import Run, RunError, usual_jobs
-from fed_a2v.compare import BASELINES, Comparison, compare, cross_validate
+from fed_a2v.compare import Comparison, compare, cross_validate
+from fed_a2v.config.baselines import BASELINES
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core import training

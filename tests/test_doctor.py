@@ -14,9 +14,11 @@ from fed_a2v.cli import main
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.data.site import class_names
 from fed_a2v.doctor import Finding, examine, exit_code
+from fed_a2v.encoders.audio import load_encoder
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.server.resources import resource_estimate
 from fed_a2v.federation.server.step_factory import make_space, make_step
+from fed_a2v.install import install_hint
 
 SMALL = ("adapters.hidden_width=16", "generator=none")
 
@@ -45,7 +47,26 @@ def test_an_extra_that_is_not_installed_is_named_with_the_command(monkeypatch):
     gone = {"transformers", "hydra-joblib-launcher", "tensorboard"}
     monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in gone else "1.0")
     (finding,) = found("extras")
-    assert (finding.level, finding.remedy) == ("fine", "pip install 'fed-a2v[hf,sweeps,tensorboard]'")
+    assert (finding.level, finding.remedy) == ("fine", install_hint("hf", "sweeps", "tensorboard"))
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "70000"])
+def test_a_wrong_port_is_named(port, monkeypatch):
+    monkeypatch.setenv(doctor.PORT_VARIABLE, port)
+    (finding,) = (finding for finding in found("flower") if finding.level == "error")
+    assert f"{doctor.PORT_VARIABLE}={port}" in finding.what
+
+
+def test_the_encoder_is_loaded_once(monkeypatch):
+    loaded = []
+
+    def load(settings):
+        loaded.append(settings.name)
+        return load_encoder(settings)
+
+    monkeypatch.setattr("fed_a2v.encoders.audio.load_encoder", load)
+    examine([*SMALL, "encoder=logmel"])
+    assert loaded == ["logmel"]
 
 
 def test_every_extra_of_a_run_is_looked_for():

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and modules of fed_a2v: each imports only from those before it.
 ORDER = (
-    *("version", "errors", "core", "storage", "config", "encoders", "data", "adapter", "runs", "report"),
+    *("version", "errors", "install", "core", "storage", "config", "encoders", "data", "adapter", "runs", "report"),
     *("images", "callbacks", "federation", "load", "model_card", "export", "pooled", "arms", "compare", "doctor"),
     *("demo", "commands", "cli", "__main__"),
 )

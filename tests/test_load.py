@@ -27,6 +27,7 @@ from fed_a2v.data.sounds import RunError, mono
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.subjects import of_classes
+from fed_a2v.install import install_hint
 from fed_a2v.runs.checkpoint import load_state, save_state
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.storage.torch_files import CheckpointError
@@ -530,7 +531,7 @@ def test_comparing_needs_finished_runs_and_pandas(own, monkeypatch):
     with refused(FileNotFoundError, own, "results.json"):
         compare_runs([own])
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with refused(ConfigError, "pandas", "pip install 'fed-a2v[notebook]'"):
+    with refused(ConfigError, "pandas", install_hint("notebook")):
         compare_runs([own])
 
 

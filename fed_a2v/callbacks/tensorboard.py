@@ -7,6 +7,7 @@ from typing import Any
 
 from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.errors import ConfigError
+from fed_a2v.install import install_hint
 from fed_a2v.runs.embedding_map import load_map
 from fed_a2v.runs.embedding_map_plot import map_pixels
 from fed_a2v.storage.files import numbers
@@ -31,9 +32,7 @@ class TensorBoard(Callback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                "tracking.tensorboard=true needs TensorBoard: pip install 'fed-a2v[tensorboard]'"
-            ) from error
+            raise ConfigError(f"tracking.tensorboard=true needs TensorBoard: {install_hint('tensorboard')}") from error
         place = run.folder.path / "tensorboard"
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()

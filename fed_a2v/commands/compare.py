@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,21 +10,23 @@ from typing import Any
 
 from rich.console import Console
 
-from fed_a2v.errors import ConfigError, interrupted
+from fed_a2v.commands.parser import Parser, loading, resumable
+from fed_a2v.config.baselines import BASELINES
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v compare [KEY=VALUE ...]    compare an experiment with plain FedAvg, prototypes only and pooled training
-  fed-a2v compare --folds --seeds 0,1,2    cross-validated: paired differences with 95 % intervals; one run per core
+fed-a2v compare [KEY=VALUE ...]    train an experiment and its baselines, and compare them
+  fed-a2v compare experiment=quick
+  fed-a2v compare experiment=quick --folds --seeds 0,1,2
 """
 ALL = "all"
 
 
 def run(words: list[str]) -> None:
     """Run the experiment and its baselines and print two tables, or one table of several folds and seeds."""
-    parser = argparse.ArgumentParser("fed-a2v compare", description="Compare an experiment with its baselines.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, help="folder for the runs; default outputs/compare/DATE_TIME")
+    parser = Parser(USAGE)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/compare/DATE_TIME")
     parser.add_argument(
         "--with",
         dest="baselines",
@@ -42,40 +42,48 @@ def run(words: list[str]) -> None:
         metavar="N",
         help="runs at the same time, each in its own process; default: with --folds or --seeds one per core, else one",
     )
-    given = parser.parse_intermixed_args(words)
-    if given.folds and "=" in given.folds:  # argparse took the first override for the value of --folds
-        given.overrides, given.folds = [given.folds, *given.overrides], ALL
+    # The value of --folds may be left out, and the next word may be an override.
+    following = zip(words, [*words[1:], ""], strict=True)
+    given = parser.parse(
+        [
+            f"--folds={ALL}" if word == "--folds" and not re.match(r"[\w,]*$", after) else word
+            for word, after in following
+        ]
+    )
+
+    from fed_a2v.config.compose import compose_settings
+    from fed_a2v.config.requirements import check_requirements
+
+    baselines = None
+    if given.baselines is not None:
+        # Names such as "FedAvg, as many steps" contain a comma.
+        baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
+        if unknown := [name for name in baselines if name not in BASELINES]:
+            raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
     if given.jobs is not None and not re.fullmatch(r"[1-9]\d{0,3}", given.jobs):
         raise ConfigError(f"--jobs={given.jobs}: write the number of runs at the same time, --jobs=2")
+    settings = compose_settings(given.overrides)
+    check_requirements(settings)
+    with loading():
+        from fed_a2v.arms import usual_jobs
+        from fed_a2v.compare import compare, cross_validate
+        from fed_a2v.storage.files import free_folder
     default = Path("outputs/compare") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-
-    from fed_a2v.arms import usual_jobs
-    from fed_a2v.compare import BASELINES, compare, cross_validate
-    from fed_a2v.config.compose import compose_settings
-    from fed_a2v.storage.files import free_folder
-
-    # Names such as "FedAvg, as many steps" contain a comma.
-    baselines = None
-    if given.baselines is not None:
-        baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
-        if unknown := [name for name in baselines if name not in BASELINES]:
-            raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
     folder = (given.out.expanduser() if given.out else free_folder(default)).absolute()
     console = Console()
     crossed = folds is not None or seeds is not None
-    jobs = int(given.jobs or (usual_jobs(compose_settings(given.overrides), 1000) if crossed else 1))
-    try:
+    jobs = int(given.jobs or (usual_jobs(settings, 1000) if crossed else 1))
+    with resumable(folder):
         if crossed:
-            _show_summary(console, cross_validate(given.overrides, folder, baselines, folds, seeds, jobs=jobs))
+            summary = cross_validate(given.overrides, folder, baselines, folds, seeds, jobs=jobs)
         else:
-            _show_rounds(console, compare(given.overrides, folder, baselines, jobs=jobs), folder)
-    except (Exception, KeyboardInterrupt) as error:
-        if not interrupted(error):
-            raise
-        say(Console(stderr=True), f"Stopped. The same command with --out={folder} continues.")
-        sys.exit(130)
+            rows = compare(given.overrides, folder, baselines, jobs=jobs)
+    if crossed:
+        _show_summary(console, summary)
+    else:
+        _show_rounds(console, rows, folder)
     say(console, f"Tables: {folder / 'comparison.md'}, .csv, .tex", f"Results: {folder}")
     if (report := folder / "report.html").is_file():
         say(console, f"Report: {report}")

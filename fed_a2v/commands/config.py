@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from fed_a2v.commands.guide_file import compose_with, show_guide, take_guide
-from fed_a2v.config.compose import sources
+from fed_a2v.commands.parser import Parser
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v config [KEY=VALUE ...]     print all settings as YAML, each with the file or override that sets it
+fed-a2v config [KEY=VALUE ...]     print all settings as YAML, each with what sets it
   fed-a2v config experiment=guide generator.latent_dim=64
-  fed-a2v config --config my_experiment.json      # a file in the guide's format; train takes it too
+  fed-a2v config --config my_experiment.json
 """
 
 
 def run(words: list[str]) -> None:
     """Compose and check the settings, and print them."""
-    words, guide = take_guide(words)
-    parser = argparse.ArgumentParser("fed-a2v config", description="Print all settings, each with its origin.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--config", metavar="FILE", help="a JSON file in the guide's format; overrides win")
-    overrides = parser.parse_args(words).overrides
+    parser = Parser(USAGE, "docs/settings.md describes all settings.\n")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="a JSON file in the guide's format"
+    )
+    given = parser.parse(words)
+    overrides = given.overrides
 
+    from fed_a2v.commands.guide_file import compose_with, read_guide, show_guide
+    from fed_a2v.config.compose import sources
+
+    guide = read_guide(given.config)
     try:
         settings = compose_with(guide, overrides).as_dict()
     finally:
@@ -45,6 +47,8 @@ def run(words: list[str]) -> None:
 
 def _lines(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Lines of YAML, each with the dotted key of its value; "" for the start of a section."""
+    import yaml
+
     indent = "  " * len(path)
     for name, value in tree.items():
         if isinstance(value, dict) and value:

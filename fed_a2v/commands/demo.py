@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib.util
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fed_a2v.commands.parser import Parser
+from fed_a2v.commands.runs import check_one_run
 from fed_a2v.errors import ConfigError
+from fed_a2v.install import require
 from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
     from fed_a2v.load import LoadedRun
 
 USAGE = """\
-fed-a2v demo RUN                   open a page on this machine that classifies sounds you drop or record
+fed-a2v demo RUN                   open a page that classifies sounds you drop or record
+  fed-a2v demo outputs/mine
 """
 
 
 def run(words: list[str]) -> None:
     """Serve the page until Ctrl-C."""
-    given = _parser().parse_intermixed_args(words)
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("fed-a2v demo needs the package gradio: pip install -c constraints.txt -e '.[demo]'")
+    given = _parser().parse(words)
+    require("gradio", "demo", "fed-a2v demo")
+    check_one_run(given.run)
+    if not 0 <= given.port < 2**16:
+        raise ConfigError(f"--port {given.port}: set a number up to 65535, or 0 for any free port")
     if given.images is None and given.settings:
         raise ConfigError(f"{given.settings[0]} needs an image model: add --images sd or --images flux")
     console = Console(stderr=True)
@@ -51,13 +55,8 @@ def run(words: list[str]) -> None:
     say(console, "Stopped; uploaded sounds are deleted.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fed-a2v demo",
-        description="Serve a page that shows what a run makes of a sound: its nearest classes, its place on the map of "
-        "the embeddings, its nearest neighbours, and an image of it.",
-        epilog="Settings of the image model are as in training: images.steps=20 images.seed=1 images.model=FOLDER ...",
-    )
+def _parser() -> Parser:
+    parser = Parser(USAGE, "The image model has settings as in training: images.seed=1 images.model=FOLDER\n")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
     parser.add_argument("settings", nargs="*", metavar="images.KEY=VALUE", help="settings of the image model")
     parser.add_argument("--images", choices=["sd", "flux"], help="also generate an image of each sound")

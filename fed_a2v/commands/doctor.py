@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fed_a2v.commands.parser import Parser, loading
 from fed_a2v.storage.plain_text import one_line
 
 USAGE = """\
-fed-a2v doctor [KEY=VALUE ...]     check this machine and the settings of an experiment, with remedies
+fed-a2v doctor [KEY=VALUE ...]     check this machine and the settings of an experiment
   fed-a2v doctor experiment=esc50_50x1 dataset.root=/data/ESC-50
 """
 
@@ -21,13 +21,11 @@ MARKS = {"fine": ("fine", "green"), "warning": ("WARNING", "yellow"), "error": (
 
 def run(words: list[str]) -> None:
     """Print all findings; exit code 0 without problems, 1 with warnings, 2 with errors."""
-    parser = argparse.ArgumentParser("fed-a2v doctor", description="Check this machine and the settings.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    overrides = parser.parse_args(words).overrides
+    overrides = Parser(USAGE).parse(words).overrides
+    with loading():
+        from fed_a2v.doctor import examine, exit_code
 
-    from fed_a2v.doctor import examine, exit_code
-
-    findings = examine(overrides)
+        findings = examine(overrides)
     console = Console()
     if console.is_terminal:
         table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))

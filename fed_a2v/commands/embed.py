@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Iterator
@@ -12,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fed_a2v.commands.parser import Parser, loading
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
     from fed_a2v.data.cache.embed import Progress
 
 USAGE = """\
-fed-a2v embed [KEY=VALUE ...]      embed the clips of a data set before training, in parallel; --out writes a file
-  fed-a2v embed dataset=vggsound dataset.root=/data/VGGSound encoder=clap dataset.skip_bad=true
-  fed-a2v embed dataset=esc50 dataset.root=/data/ESC-50 --out esc50.npz    # for dataset=embeddings
+fed-a2v embed [KEY=VALUE ...]      embed the clips of a data set before training, in parallel
+  fed-a2v embed dataset=vggsound dataset.root=/data/VGGSound encoder=clap
+  fed-a2v embed dataset=esc50 dataset.root=/data/ESC-50 --out esc50.npz
 """
 
 # Seconds between two lines of progress without a terminal.
@@ -29,22 +30,22 @@ SECONDS_A_LINE = 10.0
 
 def run(words: list[str]) -> None:
     """Embed all clips that the settings select, except those that are already in the cache."""
-    parser = argparse.ArgumentParser(
-        "fed-a2v embed", description="Embed a data set's clips into the cache that training reads."
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser = Parser(USAGE)
     parser.add_argument("--workers", type=int, help="number of processes; default: one per core, one on a GPU")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="also write a file for dataset=embeddings")
-    given = parser.parse_args(words)
+    given = parser.parse(words)
 
-    from fed_a2v.config.compose import ConfigError, compose_settings
+    from fed_a2v.config.compose import compose_settings
+    from fed_a2v.config.requirements import check_requirements
     from fed_a2v.config.schema import cache_dir
-    from fed_a2v.data.cache.export import embed_dataset, write_embeddings
-    from fed_a2v.runs.logs import on_console
 
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers={given.workers}: set at least 1")
     settings = compose_settings(given.overrides)
+    check_requirements(settings)
+    with loading():
+        from fed_a2v.data.cache.export import embed_dataset, write_embeddings
+        from fed_a2v.runs.logs import on_console
     workers = given.workers or default_workers(settings.encoder.device)
     console = Console()
     start = time.perf_counter()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 
+from fed_a2v.commands.parser import Parser, loading
+from fed_a2v.commands.runs import check_one_run
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
-fed-a2v export RUN --to FOLDER     write the trained adapters, with a model card, for others and for the hub
+fed-a2v export RUN --to FOLDER     write the trained adapters with a model card, for others
+  fed-a2v export outputs/mine --to my_adapter
 """
 
 
 def run(words: list[str]) -> None:
     """Export the run, and print how to load it."""
-    parser = argparse.ArgumentParser(
-        "fed-a2v export",
-        description="Write a run's adapters to a folder: model.safetensors, config.json, and a model card. "
-        "fed_a2v.A2VAdapter.from_pretrained(FOLDER) loads it.",
-    )
+    parser = Parser(USAGE, "fed_a2v.A2VAdapter.from_pretrained(FOLDER) loads the adapters.\n")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
     parser.add_argument("--to", "--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument(
@@ -30,11 +28,12 @@ def run(words: list[str]) -> None:
         help="licence of the weights for the model card, e.g. cc-by-4.0; default: that of the data if known",
     )
     parser.add_argument("--trust-code", action="store_true", help="import the classes that RUN names by import path")
-    given = parser.parse_args(words)
-
-    from fed_a2v.export import export_run
-    from fed_a2v.load import load_run
-    from fed_a2v.model_card import UNKNOWN
+    given = parser.parse(words)
+    check_one_run(given.run)
+    with loading():
+        from fed_a2v.export import export_run
+        from fed_a2v.load import load_run
+        from fed_a2v.model_card import UNKNOWN
 
     folder = given.to.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

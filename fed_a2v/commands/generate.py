@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from fed_a2v.config.compose import ConfigError, checked_settings, compose_settings
+from fed_a2v.commands.parser import Parser, loading
+from fed_a2v.commands.runs import check_one_run
+from fed_a2v.core.names import nearest
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
 if TYPE_CHECKING:
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
     from fed_a2v.load import LoadedRun
 
 USAGE = """\
-fed-a2v generate RUN [AUDIO ...]   generate images of sounds and, for comparison, of the true text prompts
-  fed-a2v generate outputs/mine dog.wav rain=storm.wav images.steps=20 images.model=FOLDER
+fed-a2v generate RUN [AUDIO ...]   generate images of sounds, and of the true text prompts
+  fed-a2v generate outputs/mine dog.wav rain=storm.wav images.steps=20
   fed-a2v generate outputs/mine --classes dog,rain --synthetic 4
   fed-a2v generate outputs/mine --test 2 --evaluate
 """
@@ -29,12 +32,16 @@ fed-a2v generate RUN [AUDIO ...]   generate images of sounds and, for comparison
 
 def run(words: list[str]) -> None:
     """Generate the images, score them with --evaluate, and print where they are."""
-    given = _parser().parse_intermixed_args(words)
+    given = _parser().parse(words)
     overrides = [word for word in given.audio if word.startswith("images.") and "=" in word]
     audio = [word for word in given.audio if word not in overrides]
     sources = bool(audio) or given.classes is not None or given.synthetic > 0 or given.test > 0
-
-    from fed_a2v.images.gallery import read_gallery, write_sheet
+    check_one_run(given.run)
+    if not sources and not (given.run / "pictures.json").is_file():
+        raise ConfigError("nothing to generate: name sound files, --classes A,B, --synthetic N or --test N")
+    _check_words(audio, overrides)
+    with loading():
+        from fed_a2v.images.gallery import read_gallery, write_sheet
 
     if (given.run / "pictures.json").is_file():
         if sources or not given.evaluate:
@@ -44,18 +51,36 @@ def run(words: list[str]) -> None:
         write_sheet(given.run)
         folder = given.run
     else:
-        if not sources:
-            raise ConfigError("nothing to generate: name sound files, --classes A,B, --synthetic N or --test N")
         folder = _draw(given, audio, overrides)
     say(Console(), f"Images: {folder / 'index.html'}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fed-a2v generate",
-        description="Generate images of sounds with a run's adapters and, for comparison, of the true text prompts.",
-        epilog="Settings of the image model are as in training: images.steps=20 images.seed=1 images.model=FOLDER ...",
-    )
+def _check_words(audio: Sequence[str], overrides: Sequence[str]) -> None:
+    """Check what the words alone show, before torch is imported.
+
+    Raises:
+        ConfigError: a sound file is missing, or a setting is not one of the image model.
+    """
+    from fed_a2v.config.tree import known_keys
+
+    known = known_keys()
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key not in known:
+            near = nearest(key, [name for name in known if name.startswith("images.")])
+            raise ConfigError(f"unknown key {key} in {word!r}; did you mean {near}?")
+    for word in audio:
+        key, _, value = word.partition("=")
+        ends = [word, *(word.split("=", count)[-1] for count in range(1, word.count("=") + 1))]
+        if any(Path(end).expanduser().is_file() for end in ends):
+            continue
+        if value and key in known:
+            raise ConfigError(f"{word!r}: the run has its settings; fed-a2v generate changes images.KEY=VALUE only")
+        raise ConfigError(f"{ends[-1]}: no such sound file; write FILE, or CLASS=FILE to set the class of the sound")
+
+
+def _parser() -> Parser:
+    parser = Parser(USAGE, "The image model has settings as in training: images.seed=1 images.model=FOLDER\n")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
     parser.add_argument("audio", nargs="*", metavar="AUDIO", help="sound files; CLASS=FILE sets the class of a sound")
     parser.add_argument("--classes", metavar="A,B", help="classes; alone: their prototypes in the bank")
@@ -73,14 +98,11 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     from fed_a2v.images.gallery import SOUND, Column, draw_gallery, text_column
     from fed_a2v.images.pipelines import load_image_model, warn_of_random_prompts
     from fed_a2v.load import load_run
-    from fed_a2v.storage.files import free_folder
 
     loaded = load_run(given.run, trust_code=given.trust_code)
     settings = image_settings(loaded, overrides)
     chosen = _subjects(loaded, given, audio, settings.seed)
     model = load_image_model(settings)
-    out = given.out and given.out.expanduser()
-    out = out or free_folder(loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     warn_of_random_prompts(loaded.settings.targets)
     columns = [
         Column(SOUND, "From sound", range(len(chosen.subjects)), loaded.adapt(chosen.embeddings)),
@@ -88,7 +110,11 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     ]
     facts = {"run": loaded.folder.path.name, "round": loaded.round, "classes": loaded.classes}
     evaluations: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True)) as progress:
+    default = loaded.folder.path / "pictures" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    with (
+        _free_folder(default) if given.out is None else nullcontext(given.out.expanduser()) as out,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
         task = progress.add_task("Generating", total=sum(len(column.rows) for column in columns))
         draw_gallery(
             out,
@@ -102,6 +128,21 @@ def _draw(given: argparse.Namespace, audio: list[str], overrides: list[str]) -> 
     for evaluation in evaluations:
         _show(evaluation)
     return Path(out)
+
+
+@contextmanager
+def _free_folder(path: Path) -> Iterator[Path]:
+    """`free_folder`, which is removed if the block raises and has written nothing."""
+    from fed_a2v.storage.files import free_folder
+
+    folder = free_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
@@ -122,6 +163,10 @@ def image_settings(loaded: LoadedRun, overrides: list[str]) -> ImageSettings:
 
 def _changed(kind: str, images: dict[str, Any] | None, overrides: list[str]) -> ImageSettings:
     """The image settings `images`, by default those of `conf/images/`, with overrides."""
+    from omegaconf import OmegaConf
+
+    from fed_a2v.config.compose import checked_settings, compose_settings
+
     config = compose_settings([f"adapters={kind}", f"images={kind}"]).as_dict()
     if images is not None:
         config["images"] = images

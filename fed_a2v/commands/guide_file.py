@@ -1,4 +1,4 @@
-"""The option `--config FILE` of `fed-a2v train`: parses it and prints the overrides that the guide's file gives."""
+"""The option `--config FILE`: reads the file in the guide's format and prints the overrides that it gives."""
 
 from __future__ import annotations
 
@@ -14,27 +14,18 @@ from fed_a2v.config.schema import Settings
 from fed_a2v.storage.plain_text import say
 
 
-def take_guide(words: Sequence[str]) -> tuple[list[str], GuideFile | None]:
-    """The arguments without `--config FILE` or `--config=FILE`, and the file, or None.
+def read_guide(files: Sequence[str]) -> GuideFile | None:
+    """The file of `--config`; None without one.
+
+    Args:
+        files: the values of `--config`.
 
     Raises:
         ConfigError: the file is missing or unreadable, or there are two.
     """
-    rest: list[str] = []
-    files: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--config":
-            files.append(next(remaining, ""))
-        elif word.startswith("--config="):
-            files.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    if not files:
-        return rest, None
-    if len(files) > 1 or not files[0]:
+    if len(files) > 1 or "" in files:
         raise ConfigError("--config takes one file in the guide's format: --config my_experiment.json")
-    return rest, GuideFile(Path(files[0]).expanduser())
+    return GuideFile(Path(files[0]).expanduser()) if files else None
 
 
 def compose_with(guide: GuideFile | None, overrides: Sequence[str]) -> Settings:

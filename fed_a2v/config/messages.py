@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from fed_a2v.config.tree import known_keys, options, options_with
 from fed_a2v.core.names import nearest
+from fed_a2v.install import install_hint
 
 # Parts that pydantic adds to the path of a value with several allowed types.
 UNION_BRANCH = re.compile(r"^(constrained-\w+|function-.*|literal\[.*|(list|dict|tuple)\[.*|int|float|str|bool)$")
@@ -42,7 +43,7 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str:
         if now := RENAMED.get(f"{group}={option}"):
             return f"{group}={option} is now called {now}"
         if group and choices:
-            missing = f"; pip install 'fed-a2v[{EXTRAS[option]}]' adds it" if option in EXTRAS else ""
+            missing = f"; {install_hint(EXTRAS[option])} adds it" if option in EXTRAS else ""
             near = nearest(option, choices)
             hint = f"; did you mean {near}?" if near else ""
             return f"{group}={option}: no such option; choose from {', '.join(choices)}{hint}{missing}"

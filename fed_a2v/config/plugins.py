@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from fed_a2v.config.own_class import described, remember
 from fed_a2v.config.sections.base import ComponentSettings
 from fed_a2v.config.tree import conf_dir
 from fed_a2v.errors import ConfigError, UserError
@@ -75,6 +76,7 @@ def load_class(section: str, target: str) -> type[Any]:
     Raises:
         ConfigError: the module or class does not exist, or the import fails.
     """
+    remember(target)
     module, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -83,7 +85,7 @@ def load_class(section: str, target: str) -> type[Any]:
             f"{section}.{TARGET}={target}: {error}; install the package, or add its folder to PYTHONPATH"
         ) from error
     except Exception as error:  # the user's module may raise anything
-        raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{section}.{TARGET}={target}: {described(error)}") from error
     if not isinstance(cls, type):
         raise ConfigError(f"{section}.{TARGET}={target} is not a class; set MODULE.CLASS")
     return cls
@@ -110,7 +112,7 @@ def make_object(
     try:
         made = cls(**arguments)
     except Exception as error:  # the user's class may raise anything
-        raise ConfigError(f"{section}.{TARGET}={target}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{section}.{TARGET}={target}: {described(error)}") from error
     _check_members(section, target, made, attributes)
     return made
 

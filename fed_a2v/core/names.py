@@ -22,9 +22,13 @@ def clean_name(name: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known word that is most similar to `word`, for suggestions in errors; None if none is similar enough."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return matches[0] if matches else None
+    """The known word that is most similar to `word`, for suggestions in errors; None if none is similar enough.
+
+    Upper and lower case do not count.
+    """
+    by_folded = {name.casefold(): name for name in known}
+    matches = difflib.get_close_matches(word.casefold(), list(by_folded), n=1, cutoff=cutoff)
+    return by_folded[matches[0]] if matches else None
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.clips import IntArray
 from fed_a2v.data.errors import PartitionError
+from fed_a2v.install import install_hint
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -98,9 +99,7 @@ def _require_flwr_datasets(kind: str) -> None:
     try:
         import flwr_datasets  # noqa: F401
     except ImportError as error:
-        raise PartitionError(
-            f"partition={kind} needs flwr-datasets; install it with: pip install 'fed-a2v[partitions]'"
-        ) from error
+        raise PartitionError(f"partition={kind} needs flwr-datasets: {install_hint('partitions')}") from error
 
 
 def _site_of_clip(partitioner: Partitioner, labels: IntArray) -> IntArray:

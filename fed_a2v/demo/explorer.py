@@ -15,7 +15,8 @@ from fed_a2v.core.metrics import ClassScore
 from fed_a2v.core.projection import EmbeddingMap, MapSpace, map_in_space
 from fed_a2v.core.seeding import seed_for
 from fed_a2v.data.audio import UNKNOWN_FRAMES, FloatArray
-from fed_a2v.load import LoadedRun, RunError
+from fed_a2v.data.sounds import RunError
+from fed_a2v.load import LoadedRun
 
 if TYPE_CHECKING:
     from PIL.Image import Image

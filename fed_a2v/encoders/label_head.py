@@ -23,17 +23,23 @@ WEIGHT, MATRIX = "weight", "matrix"
 HEAD = "head"
 
 
-def head_weight(projection: ProjectionSettings, dataset: DatasetSettings, encoder: EncoderSettings) -> Tensor:
+def head_weight(
+    path: str | None, dataset: DatasetSettings, encoder: EncoderSettings, section: str = "projection"
+) -> Tensor:
     """(K, Da) float32 weight of a head with K labels.
 
-    That of `projection.path`, else the entry `head` of a file of embeddings, else the encoder's own.
+    Args:
+        path: npz file of the head; None: the entry `head` of a file of embeddings, else the encoder's own.
+        dataset: the data set.
+        encoder: the encoder of its clips.
+        section: section of the settings that has the path, for messages: "projection" or "prior".
 
     Raises:
         ConfigError: the file has no such array, or the encoder has no label head.
         ModelError: the encoder's model is missing, or has no classifier.
     """
-    if projection.path is not None:
-        return _read(projection.path, WEIGHT, "projection.path")
+    if path is not None:
+        return _read(path, WEIGHT, f"{section}.path")
     if dataset.name == "embeddings" and dataset.path and Path(dataset.path).expanduser().is_file():
         found = _arrays(dataset.path, "dataset.path", (), (HEAD,))
         if HEAD in found:
@@ -41,9 +47,9 @@ def head_weight(projection: ProjectionSettings, dataset: DatasetSettings, encode
     if encoder.name == ASTEncoder.name:
         return ASTEncoder.label_weight(encoder)
     raise ConfigError(
-        f"projection=head: encoder={encoder.name} with dataset={dataset.name} has no label head; set "
-        f"projection.path to an npz file with its {WEIGHT}, add the array {HEAD} to the file of embeddings, or choose "
-        "projection=random"
+        f"{section}: encoder={encoder.name} with dataset={dataset.name} has no label head; set {section}.path to an "
+        f"npz file with its {WEIGHT}, add the array {HEAD} to the file of embeddings, or choose "
+        + ("prior=none" if section == "prior" else "projection=random")
     )
 
 

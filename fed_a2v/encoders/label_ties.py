@@ -59,8 +59,10 @@ def class_label_weights(
             label.
         ModelError, TargetsError: the text model cannot be used.
     """
-    path = prior.path or (projection.path if projection.name == "head" else None)
-    weight = head_weight(projection.model_copy(update={"name": "head", "path": path}), dataset, encoder)
+    path, section = prior.path, "prior"
+    if path is None and projection.name == "head":
+        path, section = projection.path, "projection"
+    weight = head_weight(path, dataset, encoder, section)
     labels, vectors = _labels(path, dataset, encoder)
     if len(labels) != len(weight):
         raise ConfigError(f"prior=labels: the head has {len(weight)} labels, and names for {len(labels)}")

@@ -15,11 +15,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fed_a2v.errors import UserError
+from fed_a2v.install import install_hint
 
 if TYPE_CHECKING:
     import torch
-
-INSTALL = "pip install 'fed-a2v[hf]'"
 
 
 class ModelError(UserError, ValueError):
@@ -62,7 +61,9 @@ class Pretrained:
         try:
             import transformers
         except ImportError as error:
-            raise ModelError(f"{self.key}.model={self.model} needs the package transformers: {INSTALL}") from error
+            raise ModelError(
+                f"{self.key}.model={self.model} needs the package transformers: {install_hint('hf')}"
+            ) from error
         root = Path(self.model).expanduser()
         if not root.is_dir() and (root.is_absolute() or self.model.startswith((".", "~"))):
             raise ModelError(f"{self.key}.model={self.model}: no such folder; set a folder or a repository OWNER/NAME")
@@ -114,7 +115,9 @@ class Pretrained:
     def _explanation(self, error: Exception, local: bool) -> str:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, ImportError):
-            return f"{self.key}.model={self.model} needs a package that is not installed ({reason}): {INSTALL}"
+            return (
+                f"{self.key}.model={self.model} needs a package that is not installed ({reason}): {install_hint('hf')}"
+            )
         if local:
             hint = ""
             if not self.subfolder and (Path(self.model).expanduser() / "model_index.json").is_file():

@@ -25,6 +25,7 @@ from fed_a2v.core.training import AdamWSettings, epoch_steps
 from fed_a2v.data.selection import unseen_classes
 from fed_a2v.encoders.text import load_targets
 from fed_a2v.errors import ConfigError
+from fed_a2v.install import install_hint
 
 
 def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> ReleaseNoise | None:
@@ -43,7 +44,7 @@ def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> 
         )
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"privacy=dp needs the package {error.name}: install fed-a2v[privacy], on the server and at the sites"
+            f"privacy=dp needs the package {error.name}, on the server and at the sites: {install_hint('privacy')}"
         ) from error
 
 

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.names import clean_name
 from fed_a2v.core.seeding import numpy_generator
-from fed_a2v.encoders.pretrained import INSTALL, ModelError, Pretrained, pick_device
+from fed_a2v.encoders.pretrained import ModelError, Pretrained, pick_device
 from fed_a2v.images.gallery import GalleryError, read_gallery
+from fed_a2v.install import install_hint
 from fed_a2v.storage.files import write_json
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Clip:
         try:
             from torchmetrics.functional.multimodal import clip_score
         except ImportError as error:
-            raise ModelError(f"CLIPScore needs the package torchmetrics: {INSTALL}") from error
+            raise ModelError(f"CLIPScore needs the package torchmetrics: {install_hint('hf')}") from error
         as_torchmetrics: Any = lambda: (self, self.processor)  # noqa: E731 - a loaded model is allowed
         pixels = [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures]
         return np.array(

@@ -19,7 +19,8 @@ from torch import Tensor
 from fed_a2v.config.sections.data import TargetSettings
 from fed_a2v.config.sections.output import ImageSettings
 from fed_a2v.core.adapters import AdapterOutput
-from fed_a2v.encoders.pretrained import INSTALL, ModelError, pick_device, quiet
+from fed_a2v.encoders.pretrained import ModelError, pick_device, quiet
+from fed_a2v.install import install_hint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -252,7 +253,7 @@ def check_available(settings: ImageSettings) -> None:
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise ModelError(
-            f"images={settings.name} needs the packages diffusers, transformers and accelerate: {INSTALL}"
+            f"images={settings.name} needs the packages diffusers, transformers and accelerate: {install_hint('hf')}"
         ) from error
     model = Path(str(settings.model)).expanduser()
     if not model.is_dir() and (model.is_absolute() or str(settings.model).startswith((".", "~"))):
@@ -291,7 +292,7 @@ def _location(settings: ImageSettings) -> str:
 def _explained(settings: ImageSettings, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, ImportError):
-        return f"images.model={settings.model} needs a package that is not installed ({reason}): {INSTALL}"
+        return f"images.model={settings.model} needs a package that is not installed ({reason}): {install_hint('hf')}"
     if Path(str(settings.model)).expanduser().is_dir():
         return f"images.model={settings.model} cannot be read: {reason}"
     revision = f" --revision {settings.revision}" if settings.revision else ""

@@ -15,6 +15,7 @@ from typing import Any
 
 from fed_a2v.config.schema import affects_result
 from fed_a2v.config.tree import dotted_items
+from fed_a2v.core.names import listed
 from fed_a2v.storage.files import plain, replacing
 from fed_a2v.storage.torch_files import CheckpointError, DamagedError, load_torch, numbered_files, save_torch
 from fed_a2v.storage.untrusted import inside
@@ -144,7 +145,7 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
         The harmless differences, by dotted key.
 
     Raises:
-        CheckpointError: lists every other key that differs, with both values.
+        CheckpointError: lists the other keys that differ, with both values.
     """
     before, after = _items(old), _items(new)
     absent = "(absent)"
@@ -156,9 +157,8 @@ def check_same_experiment(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
             differences.append(Difference(key, was, now, grows or not affects_result(key)))
     if harmful := [difference for difference in differences if not difference.harmless]:
         raise CheckpointError(
-            "the run to resume was started with other settings:\n"
-            + "\n".join(f"  {difference}" for difference in harmful)
-            + "\nresume it with its own settings, or start again with resume=never or in another folder"
+            f"the run to resume was started with other settings: {listed(map(str, harmful), 5)}; resume it with its "
+            "own, or start again with resume=never or in another folder"
         )
     return differences
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed_a2v.core.projection import EmbeddingMap
+from fed_a2v.install import install_hint
 from fed_a2v.storage.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def map_pixels(found: EmbeddingMap, level: int = logging.WARNING) -> NDArray[np.
     try:
         figure = map_figure(found)
     except ImportError:
-        log.log(level, "The plot of the embeddings needs matplotlib: pip install 'fed-a2v[plots]'")
+        log.log(level, "The plot of the embeddings needs matplotlib: %s", install_hint("plots"))
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

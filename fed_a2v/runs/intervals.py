@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fed_a2v.config.baselines import REFERENCE
 from fed_a2v.runs.rounds import fully_evaluated, total
 from fed_a2v.runs.table import TextTable, figure_cell
 
 LEVEL = 0.95
 # Key of a summary in `comparison.json`, which otherwise has the names of arms.
 CROSSED = "cross_validation"
-# The arm that others are measured against: fine-tuning without a generator.
-REFERENCE = "prototypes"
-# The same where sites send sums.
-SUMS_REFERENCE = "sums"
 
 
 @dataclass(frozen=True)

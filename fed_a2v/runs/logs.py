@@ -11,11 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from fed_a2v.errors import interrupted
 from fed_a2v.storage.plain_text import PlainLines
 
 # Loggers that write to `run.log` only.
 CLASS_LINES = "fed_a2v.classes"  # figures of each class and epoch: hundreds of lines per round
 LAST_LINES = "fed_a2v.last"  # paths of results and report, which the command prints itself
+TRACEBACKS = "fed_a2v.tracebacks"  # of errors that the command reports in one line
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
@@ -27,7 +29,7 @@ def standard_console() -> Console:
 
 def for_console(record: logging.LogRecord) -> bool:
     """Whether a record is also printed on the console."""
-    return record.name not in (CLASS_LINES, LAST_LINES)
+    return record.name not in (CLASS_LINES, LAST_LINES, TRACEBACKS)
 
 
 class ConsoleHandler(logging.Handler):
@@ -71,8 +73,9 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     """Send the loggers "fed_a2v" and "flwr" to `run.log` in `folder` and to the console, while the block runs.
 
     Both stop propagating to the root logger, whose handlers (for example Hydra's) would print lines twice. Flower's
-    lines below WARNING and those of `CLASS_LINES` and `LAST_LINES` go to `run.log` only. In nested calls the innermost
-    counts, so lines are not doubled. At the end, the previous handlers are restored.
+    lines below WARNING, those of `CLASS_LINES` and `LAST_LINES`, and the traceback of an error that ends the block go
+    to `run.log` only. In nested calls the innermost counts, so lines are not doubled. At the end, the previous handlers
+    are restored.
 
     Args:
         folder: the run's folder, created if needed; lines are appended to `run.log`.
@@ -93,6 +96,10 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     ):
         try:
             yield
+        except Exception as error:
+            if not interrupted(error):
+                logging.getLogger(TRACEBACKS).error("The run ends with an error:", exc_info=error)
+            raise
         finally:
             file.close()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fed_a2v.install import install_hint
 from fed_a2v.runs.compare import SEED, SweepJob, accuracies, distinct, groups, natural, varied
 from fed_a2v.runs.intervals import mean_interval
 from fed_a2v.runs.rounds import fully_evaluated
@@ -45,7 +46,7 @@ def plot_sweep(jobs: Sequence[SweepJob], path: Path) -> Path | None:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        log.warning("The plot of the sweep needs matplotlib: pip install 'fed-a2v[plots]'")
+        log.warning("The plot of the sweep needs matplotlib: %s", install_hint("plots"))
         return None
 
     with rc_context({"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}):

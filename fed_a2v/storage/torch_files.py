@@ -1,6 +1,7 @@
 """torch files of checkpoints and generators, written atomically and read with torch's safe loading.
 
-Each contains a digest of its content and a schema version.
+Each contains a digest of its content and a schema version. torch is imported on use: settings of a saved run are
+compared before it is needed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fed_a2v.errors import UserError
 from fed_a2v.storage.files import replacing
@@ -46,6 +44,8 @@ def save_torch(path: Path, content: Mapping[str, Any]) -> None:
         TypeError: a value that safe loading would reject; the message names its place in `content`.
         OSError: the folder cannot be written.
     """
+    import torch
+
     storable = _storable({**content, "schema": SCHEMA}, path.name)
     storable["digest"] = content_digest(storable)
     with replacing(path) as file:
@@ -59,6 +59,8 @@ def load_torch(path: Path) -> dict[str, Any]:
         DamagedError: its bytes or its content differ from what was written.
         CheckpointError: it is not a checkpoint, or has another schema version.
     """
+    import torch
+
     try:
         # torch.load detects a truncated file but not a changed byte; the checksums of the zip format do.
         check_archive(path)
@@ -92,6 +94,8 @@ def load_torch(path: Path) -> dict[str, Any]:
 
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in a nested structure."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Mapping):
@@ -101,10 +105,12 @@ def tensor_bytes(value: Any) -> int:
 
 def content_digest(value: Any) -> str:
     """SHA-256 of a nested structure of tensors and plain values: their types, keys, order, shapes and bytes."""
+    import torch
+
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):
@@ -133,6 +139,8 @@ def _storable(value: Any, where: str) -> Any:
     Raises:
         TypeError: a value has another type; the message names its place.
     """
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
         # torch.save writes the whole storage of a view; a clone has only the view's own elements.

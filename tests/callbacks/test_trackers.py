@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.install import install_hint
 from fed_a2v.runs.folder import GUIDE_METRICS
 from fed_a2v.runs.wandb_file import logged_rounds
 from tests.callbacks.helpers import Tracked
@@ -318,7 +319,7 @@ def test_a_missing_matplotlib_is_a_warning_to_those_who_watch_wandb(
         last_round(tmp_path)
         tracker.finish({"accuracy": 0.85})
     assert list(fake_wandb.calls[0]) == ["classes"]
-    assert [record.levelno for record in caplog.records if "fed-a2v[plots]" in record.message] == (
+    assert [record.levelno for record in caplog.records if install_hint("plots") in record.message] == (
         [logging.WARNING] * warnings
     )
 
@@ -375,5 +376,5 @@ def test_tensorboard_has_every_round_once_after_a_kill(tmp_path, before):
 def test_tensorboard_that_is_missing_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     chosen = compose_settings("wandb.mode=disabled tracking.tensorboard=true")
-    with refused(ConfigError, "tracking.tensorboard=true", "fed-a2v[tensorboard]"), Tracked(tmp_path, chosen):
+    with refused(ConfigError, "tracking.tensorboard=true", install_hint("tensorboard")), Tracked(tmp_path, chosen):
         pass

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fed_a2v.data.errors import PartitionError
 from fed_a2v.data.flwr_partition import pathological, shards
 from fed_a2v.data.partition import partition
+from fed_a2v.install import install_hint
 from tests.data.test_partition import asked, classes_at, even, random_clips, rows_of
 from tests.refusals import refused
 
@@ -77,5 +78,5 @@ def test_what_cannot_be_is_an_error_with_the_remedy(make_clips):
 @pytest.mark.parametrize("kind", ["pathological", "shards"])
 def test_without_the_package_the_error_says_what_to_install(make_clips, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
-    with refused(PartitionError, f"partition={kind}", "flwr-datasets", "fed-a2v[partitions]"):
+    with refused(PartitionError, f"partition={kind}", "flwr-datasets", install_hint("partitions")):
         partition(even(make_clips, 4), asked(kind, 2, 2), seed=0)

@@ -19,6 +19,7 @@ from fed_a2v.data.datasets.synth import synthesise
 from fed_a2v.encoders.audio import known_shape, load_encoder
 from fed_a2v.encoders.audio_models import pool, real_part
 from fed_a2v.encoders.pretrained import ModelError
+from fed_a2v.install import install_hint
 from tests.models import tiny_ast, tiny_clap, tiny_t5
 from tests.refusals import refused
 from tests.sources import KeyedClips
@@ -283,7 +284,7 @@ def test_the_fingerprint_follows_all_that_the_embeddings_depend_on(make_encoder,
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with refused(ModelError, "encoder.model=MIT/", "transformers", "fed-a2v[hf]"):
+    with refused(ModelError, "encoder.model=MIT/", "transformers", install_hint("hf")):
         load_encoder(compose_settings(["encoder=ast"]).encoder)
 
 

@@ -13,7 +13,7 @@ from tests.refusals import refused
 
 def head_of(*overrides):
     settings = compose_settings(["share=statistics", "projection=head", *overrides])
-    return head_weight(settings.projection, settings.dataset, settings.encoder)
+    return head_weight(settings.projection.path, settings.dataset, settings.encoder)
 
 
 def weight(rows=7, width=5, seed=0):

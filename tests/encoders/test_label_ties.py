@@ -127,3 +127,10 @@ def test_a_prior_for_no_class_and_for_other_statistics_is_refused(head):
         found(f"prior.path={head}", classes=("engine", "cat"))
     with refused(ConfigError, "prior=labels", "share=statistics"):
         compose_settings(["prior=labels"])
+
+
+def test_a_missing_head_is_named_by_the_key_of_the_prior(tmp_path):
+    with refused(ConfigError, f"prior.path: {tmp_path / 'gone.npz'}"):
+        found(f"prior.path={tmp_path / 'gone.npz'}")
+    with refused(ConfigError, "prior: ", "prior.path", "prior=none"):
+        found("projection=random")

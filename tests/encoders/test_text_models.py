@@ -16,6 +16,7 @@ from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.targets_file import save_targets
 from fed_a2v.encoders.text import TargetsError, class_prompts
 from fed_a2v.federation.factory import prompt_set
+from fed_a2v.install import install_hint
 from fed_a2v.storage.torch_files import content_digest
 from tests.models import tiny_ast, tiny_clip_text, tiny_t5
 from tests.refusals import refused
@@ -306,5 +307,5 @@ def test_a_missing_model_is_an_error_with_the_command_that_fetches_it(flux):
 def test_without_the_extra_the_error_says_what_to_install(sd, monkeypatch):
     settings = sd()
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with refused(ModelError, "targets.clip.model=", "transformers", "fed-a2v[hf]"):
+    with refused(ModelError, "targets.clip.model=", "transformers", install_hint("hf")):
         prompt_set(settings, NAMES)

@@ -11,6 +11,7 @@ from PIL import Image
 from fed_a2v.cli import main
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.data.datasets.synth import RATE, synthesise, write_wavs
+from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.images.gallery import read_gallery
 from tests import refusals
@@ -147,6 +148,16 @@ def test_pictures_that_cannot_be_judged_leave_nothing(trained, sounds, image_wor
     words = (trained("sd"), sounds / "storm.wav", "--evaluate", "--out", out, *image_words("sd"))
     assert "CLASS=FILE" in refused(*words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_pictures_that_were_not_drawn_is_removed(monkeypatch, trained, image_words, refused):
+    def fail(*given):
+        raise ModelError("no memory")
+
+    folder = trained("sd", "rounds=1", "seed=3")
+    monkeypatch.setattr("fed_a2v.images.gallery.draw_gallery", fail)
+    assert "no memory" in refused(folder, "--classes", "dog", *image_words("sd"))
+    assert not (folder / "pictures").exists()
 
 
 def test_wrong_words_end_in_one_line(refused, trained, sounds, image_words, tmp_path):

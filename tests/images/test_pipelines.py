@@ -13,6 +13,7 @@ from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.core.adapters import AdapterOutput
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.images.pipelines import check_available, load_image_model
+from fed_a2v.install import install_hint
 from tests.refusals import refused
 
 PIPELINES = ("StableDiffusionPipeline", "FluxPipeline")
@@ -84,7 +85,7 @@ class TestBoth:
 
     def test_without_the_package_the_error_says_what_to_install(self, image_settings, kind, monkeypatch):
         monkeypatch.setitem(sys.modules, "diffusers", None)
-        with refused(ModelError, f"images={kind}", "diffusers", "fed-a2v[hf]"):
+        with refused(ModelError, f"images={kind}", "diffusers", install_hint("hf")):
             load_image_model(image_settings(kind))
 
     def test_it_loads_no_text_encoder_that_it_does_not_need(self, model, kind):

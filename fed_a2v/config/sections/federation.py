@@ -40,7 +40,10 @@ class PrivacySettings(Section):
     """Differential privacy of what leaves a site (share=statistics)."""
 
     name: Literal["none", "dp"] = Field(description="none, or dp: Gaussian noise on the sums, inside the sites")
-    epsilon: Positive = Field(description="bound on the log ratio of probabilities, for all releases together")
+    # More protects nothing, and dp-accounting finds no noise for it.
+    epsilon: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        description="bound on the log ratio of probabilities, for all releases together"
+    )
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="probability with which the bound may fail")
     level: Literal["clip", "site"] = Field(description="what is added or removed: one clip, or all clips of a site")
     max_norm: Positive = Field(description="maximum norm of a site's sums; larger ones are scaled down (level=site)")

@@ -73,7 +73,7 @@ class TrackingSettings(Section):
     """Logging besides the run's folder and W&B."""
 
     tensorboard: bool = Field(
-        description="whether to write TensorBoard event files to the run's folder; needs fed-a2v[tensorboard]"
+        description="whether to write TensorBoard event files to the run's folder; needs the extra tensorboard"
     )
     mlflow: bool = Field(description="whether to log to MLflow; needs fed-a2v[mlflow]")
     mlflow_uri: str | None = Field(

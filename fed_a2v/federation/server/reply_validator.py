@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
+from fed_a2v.config.own_class import described, place_of
 from fed_a2v.federation.protocol import (
     EvalReplySpec,
     InvalidReplyError,
@@ -29,6 +30,7 @@ from fed_a2v.federation.protocol import (
     read_arrays,
     show,
 )
+from fed_a2v.runs.logs import TRACEBACKS
 
 log = logging.getLogger("fed_a2v")
 
@@ -68,6 +70,8 @@ def count_failures(row: dict[str, Any], failures: Sequence[Any]) -> None:
         reason = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
         row["failure_reasons"].append(reason)
         log.warning("A site failed: %s", reason)
+        if isinstance(failure, BaseException) and place_of(failure):
+            logging.getLogger(TRACEBACKS).warning("The cause, in a class of the user:", exc_info=failure)
 
 
 class ReplyValidator:
@@ -211,5 +215,5 @@ def _one_line(failure: BaseException) -> str:
         r"\(reason: (?:<class '[\w.]*?(\w+)'>:<')?(.*?)(?:'>)?\)\. It originated", str(failure), re.DOTALL
     )
     if quoted is None:
-        return repr(failure)
+        return described(failure) if place_of(failure) else repr(failure)
     return " ".join(": ".join(part for part in quoted.groups() if part).split())

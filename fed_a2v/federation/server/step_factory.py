@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from fed_a2v.config.messages import explain_validation
+from fed_a2v.config.own_class import described, place_of
 from fed_a2v.config.plugins import TARGET, check_plain, load_class
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.sections.training import GeneratorSettings
@@ -59,7 +60,7 @@ def make_space(settings: Settings) -> PublicSpace:
     shape = known_audio_shape(dataset, encoder)
     try:
         if projection.name == "head":
-            space = head_space(head_weight(projection, dataset, encoder), projection.columns, settings.seed)
+            space = head_space(head_weight(projection.path, dataset, encoder), projection.columns, settings.seed)
         elif projection.name == "text":
             texts = text_vectors(projection, encoder, class_names(dataset))
             space = head_space(texts, projection.columns, settings.seed)
@@ -290,7 +291,8 @@ def _as_config_error(generator: GeneratorSettings) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"generator={generator.name}: {error}") from error
+        what = described(error) if place_of(error) else str(error)
+        raise ConfigError(f"generator={generator.name}: {what}") from error
 
 
 def _check_arguments(

@@ -91,8 +91,8 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
             self._exit.enter_context(hold(self.folder.path))
             self._exit.enter_context(setup_logging(self.folder.path, console, level))
             self._start(console, output, title)
-        except BaseException:
-            self._exit.close()
+        except BaseException as error:
+            self._exit.__exit__(type(error), error, error.__traceback__)
             raise
 
     def _start(self, console: Console, output: Output, title: str) -> None:

@@ -9,6 +9,7 @@ pytest.importorskip("dp_accounting")
 from fed_a2v.callbacks.progress import result_line
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.federation.server.privacy_account import PrivacyAccount
+from fed_a2v.install import install_hint
 from fed_a2v.report.collect import collect
 from fed_a2v.report.page import render
 from fed_a2v.runs.rounds import closing_lines
@@ -123,7 +124,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with refused(ConfigError, "privacy=dp", "dp_accounting", "fed-a2v[privacy]"):
+    with refused(ConfigError, "privacy=dp", "dp_accounting", install_hint("privacy")):
         account_of()
 
 
