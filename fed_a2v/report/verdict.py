@@ -11,17 +11,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from fed_a2v.core.uncertainty import QUANTILE
 from fed_a2v.report.collect import Collection
 from fed_a2v.report.record import Row, RunRecord
 from fed_a2v.report.styles import clean
 from fed_a2v.runs.exchange import sites_train
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import paired_interval
-from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
-
-# Differences with a larger p-value are not established.
-SIGNIFICANT = 0.05
-QUANTILE = 1.96
+from fed_a2v.runs.rounds import SIGNIFICANT, fully_evaluated, gain, gain_over, scored_on
 
 
 class Advice(NamedTuple):
