@@ -19,7 +19,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 .PHONY: run install dev test test-python test-deployment test-long coverage docs lint bench clean
 
 run: install
-	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
+	$(BIN)/fed-a2v compare --folds --with FedAvg,prototypes,pooled
 	@echo "Next:    . $(BIN)/activate    then    fed-a2v train --help"
 	@echo "Your own recordings, a folder with a subfolder for each class:    fed-a2v train dataset=folder dataset.root=FOLDER"
 
