@@ -1,4 +1,4 @@
-# make run     train on the built-in sounds and compare with and without the generator
+# make run     train on the built-in sounds, and compare the default with its baselines on four folds
 # make test    the tests          make lint    style and types
 # make test-deployment   the tests with SuperLinks and SuperNodes in separate processes, with kills: minutes
 # make test-long   twenty kills and ten thousand malformed replies: for a release
