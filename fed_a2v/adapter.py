@@ -5,7 +5,7 @@ It needs neither Flower nor Hydra nor W&B. `fed_a2v.export` writes it from a run
 ```python
 from fed_a2v import A2VAdapter
 
-adapter = A2VAdapter.from_pretrained("my_adapter")
+adapter = A2VAdapter.from_pretrained("my-adapter")
 prompts = adapter("dog.wav")
 ```
 """
