@@ -205,7 +205,7 @@ def _over_average(run: RunRecord) -> tuple[str, Difference] | None:
         return where, _judged(value, row, {**row, "accuracy": row["accuracy_before"]})
     better, worse = row["server_step/better"], row["server_step/worse"]
     chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-    why = f"{better} test clips better, {worse} worse, {chance}"
+    why = f"{better} test clip{'s' * (better != 1)} better, {worse} worse, {chance}"
     return where, Difference(value, _sign(value) if p < SIGNIFICANT else 0, why)
 
 
@@ -225,6 +225,8 @@ def _over_repeats(differences: Sequence[float], run: RunRecord) -> Difference:
     folds = {str(each.config.get("dataset", {}).get("test_fold")) for each in run.members}
     found = paired_interval(differences, 1 / (len(folds) - 1) if len(folds) > 1 else 0.0)
     sign = 1 if found.low > 0 else -1 if found.high < 0 else 0
+    if not math.isfinite(found.reach):
+        return Difference(found.mean, 0, f"the same difference in {run.repeats}, which gives no interval")
     return Difference(found.mean, sign, f"95\u00a0% {found.low:+.3f} to {found.high:+.3f} over {run.repeats}")
 
 

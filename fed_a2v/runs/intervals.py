@@ -16,13 +16,15 @@ from fed_a2v.runs.rounds import fully_evaluated, total
 from fed_a2v.runs.table import TextTable, figure_cell
 
 LEVEL = 0.95
+# A clip more in every run is no proof; rounding of accuracies in single precision is below this.
+NO_SPREAD = 1e-6
 # Key of a summary in `comparison.json`, which otherwise has the names of arms.
 CROSSED = "cross_validation"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and the ends of its interval; infinite for a single pair, which has no spread."""
+    """A mean difference and the ends of its interval; infinite without spread: a single pair, or equal differences."""
 
     mean: float
     low: float
@@ -39,15 +41,13 @@ class Interval:
         mean, low, high = (round(100 * value, 1) + 0.0 for value in (self.mean, self.low, self.high))
         between = f"{name} against {other}: {mean:+.1f} points"
         if not math.isfinite(self.reach):
-            return f"{between} in a single pair of runs, which has no interval"
-        if self.high - self.low < 1e-6:  # such as a clip more in every run
-            return f"{between} in every pair of runs, whose chance cannot be judged without spread"
+            return f"{between}, in one pair of runs or the same in all, which gives no interval"
         found = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
         return f"{between}, 95 % {low:+.1f} to {high:+.1f}: {found}"
 
     def __str__(self) -> str:
-        ends = f" [{self.low:+.3f}, {self.high:+.3f}]" if math.isfinite(self.reach) else ""
-        return f"{self.mean:+.3f}{ends}"
+        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
+        return f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(self.reach) else "")
 
 
 def paired_interval(differences: Sequence[float], test_per_training: float = 0.0) -> Interval:
@@ -63,12 +63,13 @@ def paired_interval(differences: Sequence[float], test_per_training: float = 0.0
             all pairs have the same clips: the interval then covers other seeds on these clips only.
     """
     mean, number = statistics.fmean(differences), len(differences)
-    if number < 2:
+    deviation = statistics.stdev(differences) if number > 1 else 0.0
+    if deviation < NO_SPREAD:
         return Interval(mean, -math.inf, math.inf)
     from scipy.special import stdtrit  # imported here, since no other table needs scipy
 
     quantile = float(stdtrit(number - 1, (1 + LEVEL) / 2))
-    reach = quantile * statistics.stdev(differences) * math.sqrt(1 / number + test_per_training)
+    reach = quantile * deviation * math.sqrt(1 / number + test_per_training)
     return Interval(mean, mean - reach, mean + reach)
 
 
@@ -93,18 +94,27 @@ def verdict(differences: Mapping[str, Interval], reference: str = REFERENCE) -> 
     parts = [f"{side} {reference}: {', '.join(names)}" for side, names in (("below", below), ("above", above)) if names]
     if unclear:
         reach = max(each.reach for each in unclear.values())
-        bound = f"all intervals are within ±{reach:.3f}" if math.isfinite(reach) else "a single pair has no interval"
+        bound = f"all intervals are within ±{reach:.3f}" if math.isfinite(reach) else "not all have an interval"
         parts.append(f"no established difference from {reference}: {', '.join(unclear)} ({bound})")
     return f"At 95 %, {'; '.join(parts)}."
 
 
-def covers(folds: int, seeds: int, left_out: int = 0) -> str:
-    """What the intervals cover, in one sentence, and the number of runs that were left out."""
+def covers(folds: int, seeds: int, left_out: int = 0, clips: int | None = None) -> str:
+    """What the intervals cover, in one sentence, and the number of runs that were left out.
+
+    Args:
+        folds: number of folds that test.
+        seeds: number of seeds.
+        left_out: runs whose last round was not evaluated at all sites.
+        clips: number of test clips, if all runs have the same.
+    """
     without = (
         f" Left out: {_many(left_out, 'run')} in whose last round not all sites were evaluated." if left_out else ""
     )
     if folds < 2:
-        return f"{_many(seeds, 'seed')} on the same clips: intervals cover other seeds, not other clips.{without}"
+        same = f"{_many(seeds, 'seed')} on the same {'' if clips is None else f'{clips} '}test clips"
+        found = "intervals cover other seeds, not other clips" if seeds > 1 else "without intervals"
+        return f"{same}: {found}.{without}"
     return (
         f"{folds} folds x {_many(seeds, 'seed')}, each arm paired with the reference on the same fold and seed. The "
         "intervals allow for folds that share training clips: they cover other seeds and other clips of this data set, "
@@ -138,6 +148,7 @@ def summarise(
     """
     last = {name: [_final(rows[-1]) for rows in runs] for name, runs in arms.items()}
     left_out = sum(not fully_evaluated(rows[-1]) for runs in arms.values() for rows in runs)
+    clips = {rows[-1].get("test_clips") for runs in arms.values() for rows in runs}
     figures: dict[str, dict[str, Any]] = {}
     differences: dict[str, Interval] = {}
     for name, accuracies in last.items():
@@ -172,7 +183,7 @@ def summarise(
         "says": verdict(differences, reference)
         if differences
         else f'There is no arm "{reference}" to compare the others with.',
-        "covers": covers(len(folds), len(seeds), left_out),
+        "covers": covers(len(folds), len(seeds), left_out, clips.pop() if len(clips) == 1 else None),
     }
 
 
@@ -190,7 +201,7 @@ def crossed_table(summary: Mapping[str, Any], title: str = "") -> TextTable:
             difference = str(Interval(arm["difference"], arm.get("low", -math.inf), arm.get("high", math.inf)))
         return name, accuracy, difference, f"{arm['site_steps']:.0f} + {arm['server_steps']:.0f}"
 
-    header = ("arm", "accuracy", f"less {summary.get('reference', REFERENCE)}, 95 %", "steps")
+    header = ("arm", "accuracy", f"minus {summary.get('reference', REFERENCE)}, 95 %", "steps")
     return TextTable(title, header, tuple(cells(name, arm) for name, arm in summary["arms"].items()))
 
 

@@ -136,7 +136,7 @@ def _changes(row: Row) -> str:
         return "no test clip better, none worse"
     chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
     established = "" if p < SIGNIFICANT else ", no difference shown"
-    return f"{better} test clips better, {worse} worse (McNemar's test: {chance}{established})"
+    return f"{better} test clip{'s' * (better != 1)} better, {worse} worse (McNemar's test: {chance}{established})"
 
 
 def accuracy_words(row: Row) -> str:

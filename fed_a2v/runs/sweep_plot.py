@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,11 @@ def _panel(panel: Axes, done: Sequence[SweepJob], key: str, others: Sequence[str
                 panel.plot(place + shift, float(job.results["accuracy"]), "o", **paint)
             if several:
                 each = mean_interval(accuracies(here))
-                reach = [[each.mean - each.low], [each.high - each.mean]]
+                ends = (each.low, each.high) if math.isfinite(each.reach) else (each.mean, each.mean)
+                reach = [[each.mean - ends[0]], [ends[1] - each.mean]]
                 at = place + shift + 0.25 * ROOM / len(series)
                 panel.errorbar(at, each.mean, reach, fmt="s", color=colour, capsize=3, markersize=5)
-                drawn += [each.low, each.high]
+                drawn += ends
         if name and few:
             panel.plot([], [], "s", color=colour, markersize=5, label=one_line(_short(name, 40)))
     if others and few:

@@ -88,7 +88,9 @@ def test_a_comparison_names_each_yardstick_with_its_difference(comparison):
     assert "no difference shown from" in says
 
 
-@pytest.mark.parametrize(("leads", "tone"), [((0.10, 0.11, 0.12), "good"), ((-0.2, 0.0, 0.3), "open")])
+@pytest.mark.parametrize(
+    ("leads", "tone"), [((0.10, 0.11, 0.12), "good"), ((-0.2, 0.0, 0.3), "open"), ((0.1, 0.1, 0.1), "open")]
+)
 def test_seeds_are_judged_by_their_paired_differences(leads, tone, tmp_path):
     """Rows of FedAvg are those of vae less `leads`."""
     runs = {}
