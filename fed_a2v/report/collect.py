@@ -40,7 +40,12 @@ class Collection:
     @cached_property
     def arms(self) -> list[RunRecord]:
         """The runs; those that differ in nothing but seed and test fold are one, their mean."""
-        return merged(self.runs)
+        return merged(self.runs, self.experiment)
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment of a cross-validation; "" without one, or with several."""
+        return next(reversed(self.crossed[0]["arms"]), "") if len(self.crossed) == 1 else ""
 
     @property
     def held_out(self) -> str:

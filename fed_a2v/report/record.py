@@ -80,15 +80,20 @@ class RunRecord:
         return _repeats(self.members)
 
 
-def merged(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs; those that differ in nothing but seed and test fold become one, at the place of the first."""
+def merged(runs: Sequence[RunRecord], single: str = "") -> list[RunRecord]:
+    """The runs; those that differ in nothing but seed and test fold become one, at the place of the first.
+
+    Args:
+        runs: the runs.
+        single: name of the arm, if all runs become one.
+    """
     groups: dict[Any, list[RunRecord]] = {}
     for index, run in enumerate(runs):
         flat = _settings(run)
         shared = {key: value for key, value in flat.items() if key not in (SEED, FOLD) and affects_result(key)}
         groups.setdefault(repr(sorted(shared.items())) if flat else index, []).append(run)
     arms = []
-    names = _names([group[0] for group in groups.values()])
+    names = [single] if len(groups) == 1 else _names([group[0] for group in groups.values()])
     for name, group in zip(names, groups.values(), strict=True):
         different = len({(flat.get(SEED), repr(flat.get(FOLD))) for flat in map(_settings, group)}) == len(group)
         repeats = _repeats(group)
@@ -158,9 +163,7 @@ def _repeats(runs: Sequence[RunRecord]) -> str:
 
 
 def _names(firsts: Sequence[RunRecord]) -> list[str]:
-    """A name for each arm, by its first run: its folder's name, or the settings in which the arms differ."""
-    if len(firsts) == 1:
-        return [""]
+    """A name for each of several arms, by its first run: its folder's name, or the settings in which they differ."""
     folders = [run.folder.name for run in firsts if run.folder is not None]
     if len(set(folders)) == len(firsts) and not any("=" in name or name.isdecimal() for name in folders):
         return folders

@@ -86,7 +86,7 @@ def test_arms_of_a_cross_validation_are_means_too(tmp_path):
     write_json(tmp_path / "comparison.json", {CROSSED: summary})
     found = collect([tmp_path])
     (arm,), (baseline,) = found.arms, found.baselines
-    assert (baseline.label, len(baseline.members)) == ("prototypes", 2)
+    assert (arm.label, baseline.label, len(baseline.members)) == ("vae, 2 seeds", "prototypes", 2)
     assert baseline.last["accuracy"] == pytest.approx(0.95)
     assert (arm.last["accuracy_low"], arm.last["accuracy_high"]) == pytest.approx((1.0, 1.1))
     assert "prototypes" in {trace.name for trace in figures.accuracy_plot(found).views[0].figure.data}
