@@ -18,7 +18,8 @@ from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.train import _output_folder, _parser, _samples
+from fed_a2v.commands.sweep_words import samples_of
+from fed_a2v.commands.train import _output_folder, _parser
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.sounds import RunError, find_class
@@ -187,7 +188,7 @@ def test_the_command_that_resumes_has_the_users_words_and_the_folder(words, adde
 
 
 def test_ctrl_c_in_a_comparison_prints_its_folder(monkeypatch, tmp_path):
-    def interrupt(*given):
+    def interrupt(*given, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fed_a2v.compare.compare", interrupt)
@@ -281,12 +282,12 @@ def test_files_of_one_name_are_distinct_names_by_their_folders():
     ],
 )
 def test_a_sweep_is_looked_at_by_its_first_value_and_its_last(word, samples):
-    assert _samples([word, "seed=1"]) == [[sample, "seed=1"] for sample in samples]
+    assert samples_of([word, "seed=1"]) == [[sample, "seed=1"] for sample in samples]
 
 
 def test_a_sweep_over_no_option_or_one_that_cannot_run_is_refused(capsys):
     with refused(ConfigError, "generator=glob(x*)", "gaussian"):
-        _samples(["generator=glob(x*)"])
+        samples_of(["generator=glob(x*)"])
     with pytest.raises(SystemExit):
         main(["train", "-m", "generator=glob(*)"])
     said = capsys.readouterr().err
@@ -323,6 +324,23 @@ def test_the_words_of_a_run_that_is_going_on_stay_those_of_the_first(tmp_path, c
 )
 def test_out_is_the_folder_of_hydra(words, override):
     assert _output_folder(_parser("").parse(words)) == override
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["synth", "sounds", "--clips-per-class", "0"], "--clips-per-class 0"),
+        (["demo", "report.html"], "report.html"),
+        (["generate", "report.html", "dog.wav"], "report.html"),
+        (["demo"], "required: RUN;"),
+        (["generate"], "required: RUN;"),
+    ],
+)
+def test_what_is_no_run_and_what_is_missing_is_named(words, named, tmp_path):
+    (tmp_path / "report.html").write_text("<html>")
+    done = fed_a2v(*words, cwd=tmp_path)
+    assert (done.returncode, named in done.stderr, len(done.stderr.splitlines())) == (2, True, 1), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize("command", ["synth", "targets"])

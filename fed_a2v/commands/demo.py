@@ -58,7 +58,9 @@ def run(words: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(USAGE, "The image model has settings as in training: images.seed=1 images.model=FOLDER\n")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
-    parser.add_argument("settings", nargs="*", metavar="images.KEY=VALUE", help="settings of the image model")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="images.KEY=VALUE", help="settings of the image model"
+    )
     parser.add_argument("--images", choices=["sd", "flux"], help="also generate an image of each sound")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=int, default=7860, help="0: any free one; default: %(default)s")

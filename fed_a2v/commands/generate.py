@@ -82,7 +82,9 @@ def _check_words(audio: Sequence[str], overrides: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(USAGE, "The image model has settings as in training: images.seed=1 images.model=FOLDER\n")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder or a checkpoint in it")
-    parser.add_argument("audio", nargs="*", metavar="AUDIO", help="sound files; CLASS=FILE sets the class of a sound")
+    parser.add_argument(
+        "audio", nargs="*", default=[], metavar="AUDIO", help="sound files; CLASS=FILE sets the class of a sound"
+    )
     parser.add_argument("--classes", metavar="A,B", help="classes; alone: their prototypes in the bank")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="samples of the generator per class")
     parser.add_argument("--test", type=int, default=0, metavar="N", help="test clips of the run's data per class")

@@ -24,6 +24,8 @@ def check_run(path: Path) -> None:
         near = nearest(path.name, (other.name for other in _folders(path.parent)), cutoff=0.6)
         hint = f"did you mean {path.parent / near}?" if near else "choose a folder that `fed-a2v train` has written"
         raise ConfigError(f"{path}: no such folder; {hint}")
+    if path.is_file() and path.suffix != ".pt":
+        raise ConfigError(f"{path} is no saved state of a run (checkpoints/state_round_N.pt); choose the run's folder")
     if path.is_dir() and not any(any(path.glob(f"{under}{name}")) for under in ("", "*/", "*/*/") for name in FILES):
         raise ConfigError(f"{path} contains no run ({FILES[0]}); choose a folder that `fed-a2v train` has written")
 

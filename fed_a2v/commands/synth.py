@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fed_a2v.commands.parser import Parser, one_of
+from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
 USAGE = """\
@@ -24,6 +25,8 @@ def run(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--classes", help="names, separated by commas; default: all ten")
     given = parser.parse(words)
+    if given.clips_per_class < 1:
+        raise ConfigError(f"--clips-per-class {given.clips_per_class}: write at least one")
     folder = one_of(given.folder, given.out, "FOLDER", "fed-a2v synth sounds")
 
     from fed_a2v.data.datasets.synth import TARGETS, write_wavs
