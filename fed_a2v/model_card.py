@@ -60,7 +60,7 @@ Classes ({{ classes | length }}): {{ classes | join(", ") }}.
 * {{ line }}
 {% endfor %}
 {% if command -%}
-To train it again, with the data's own paths:
+To train it again{% if '=PATH' in command %}, with your own files for PATH{% endif %}:
 
 ```console
 fed-a2v train {{ command }}
@@ -222,9 +222,9 @@ def _method(config: Mapping[str, Any], rounds: int) -> list[str]:
 
 
 def _command(config: Mapping[str, Any]) -> str:
-    """The run's overrides without local paths, which are nobody else's business."""
+    """The run's overrides, with PATH for local paths, which are nobody else's business."""
     words = overrides_of(config) or []
-    return " ".join(word for word in words if not _has_path(word))
+    return " ".join(f"{word.partition('=')[0]}=PATH" if _has_path(word) else word for word in words)
 
 
 def _has_path(word: str) -> bool:
@@ -240,7 +240,7 @@ def _figures(last: Row, classes: int) -> str:
         return "No clip was scored."
     lines = ["| | value | 95 % interval |", "|---|---|---|"]
     for key, title in (("accuracy", "accuracy"), ("accuracy_at_5", "right class among the nearest five")):
-        if (value := last.get(key)) is not None:
+        if (value := last.get(key)) is not None and (key == "accuracy" or classes > 5):
             low, high = wilson_interval(value, clips)
             lines.append(f"| {title} | {value:.3f} | {low:.3f} to {high:.3f} |")
     few = " Few clips: the interval is wide." if clips < FEW_CLIPS else ""

@@ -313,7 +313,7 @@ def result_line(results: Mapping[str, Any], folder: object) -> str:
     side = "" if t5 is None else f", T5 {t5:.4f}" + (side and f" ({side})")
     words, epsilon = gain_words(results), results.get("privacy/epsilon")
     spent = "" if epsilon is None else f", epsilon {epsilon:.4g} at delta {results['privacy/delta']:g}"
-    after = f"after {results.get('rounds')} rounds{spent}"
+    after = f"after {results.get('rounds')} round{'s' * (results.get('rounds') != 1)}{spent}"
     return f"accuracy {shown}{partly}{side} {after}{words and f' ({words})'}: {folder}"
 
 
