@@ -165,6 +165,7 @@ def test_adapters_of_embeddings_take_embeddings_as_the_encoder_gives_them(of_emb
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "embeddings (B, 1, 6)" in card
     assert "adapter(embeddings)" in card
+    assert " dataset.path=PATH " in card
 
 
 # Without the program that trained it

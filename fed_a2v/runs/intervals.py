@@ -41,7 +41,7 @@ class Interval:
         mean, low, high = (round(100 * value, 1) + 0.0 for value in (self.mean, self.low, self.high))
         between = f"{name} against {other}: {mean:+.1f} points"
         if not math.isfinite(self.reach):
-            return f"{between}, in one pair of runs or the same in all, which gives no interval"
+            return f"{between}, without an interval: no two pairs of runs give different values"
         found = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
         return f"{between}, 95 % {low:+.1f} to {high:+.1f}: {found}"
 

@@ -93,7 +93,7 @@ def test_a_verdict_without_unclear_arms_has_one_part():
         ((0.002, -0.011, 0.015), "no difference shown"),
         ((0.02, 0.001, 0.039), "better"),
         ((-0.02, -0.039, -0.001), "worse"),
-        ((0.02, -math.inf, math.inf), "no interval"),
+        ((0.02, -math.inf, math.inf), "without an interval"),
     ],
 )
 def test_a_pair_of_arms_has_one_sentence_in_points(ends, word):
