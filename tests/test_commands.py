@@ -1,5 +1,6 @@
 """`fed-a2v config` and `fed-a2v completion`, as they are typed."""
 
+import io
 import json
 import os
 import shlex
@@ -18,7 +19,8 @@ from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.train import _output_folder, _parser, _samples
+from fed_a2v.commands.sweep_words import samples_of
+from fed_a2v.commands.train import _output_folder, _parser
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.sounds import RunError, find_class
@@ -187,7 +189,7 @@ def test_the_command_that_resumes_has_the_users_words_and_the_folder(words, adde
 
 
 def test_ctrl_c_in_a_comparison_prints_its_folder(monkeypatch, tmp_path):
-    def interrupt(*given):
+    def interrupt(*given, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fed_a2v.compare.compare", interrupt)
@@ -281,17 +283,41 @@ def test_files_of_one_name_are_distinct_names_by_their_folders():
     ],
 )
 def test_a_sweep_is_looked_at_by_its_first_value_and_its_last(word, samples):
-    assert _samples([word, "seed=1"]) == [[sample, "seed=1"] for sample in samples]
+    assert samples_of([word, "seed=1"]) == [[sample, "seed=1"] for sample in samples]
 
 
 def test_a_sweep_over_no_option_or_one_that_cannot_run_is_refused(capsys):
     with refused(ConfigError, "generator=glob(x*)", "gaussian"):
-        _samples(["generator=glob(x*)"])
+        samples_of(["generator=glob(x*)"])
     with pytest.raises(SystemExit):
         main(["train", "-m", "generator=glob(*)"])
     said = capsys.readouterr().err
     assert "generator=custom" in said
     assert "exclude" in said
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    """Python refuses it by default, and a comparison would end with a traceback instead of its table."""
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    main(["--version"])
+    terminal.write("1 ± 2")
+    terminal.flush()
+    assert terminal.buffer.getvalue().endswith(rb"1 \xb1 2")
+
+
+@pytest.mark.parametrize("words", [["report"], ["train", *TINY, "--out"], ["export", "--to=x"]])
+def test_the_home_of_nobody_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "~nobody-of-this-name/run"])
+    assert ended.value.code == 2
+    assert "~" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(1,3,0)", "seed=range(5,2)"])
+def test_a_sweep_over_no_value_is_refused(word):
+    with refused(ConfigError, word):
+        samples_of([word])
 
 
 def test_the_value_of_an_option_of_hydras_is_no_override(tmp_path):

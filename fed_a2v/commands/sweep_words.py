@@ -27,7 +27,12 @@ def samples_of(overrides: Sequence[str]) -> list[list[str]]:
     for override in parsed:
         lines = [str(override.input_line)]
         if override.is_sweep_override():
-            lines = [f"{override.get_key_element()}={value}" for value in _values(override)]
+            try:
+                lines = [f"{override.get_key_element()}={value}" for value in _values(override)]
+            except ValueError as error:  # such as a range with steps of 0
+                raise ConfigError(f"{override.input_line}: {error}") from error
+            if not lines:
+                raise ConfigError(f"{override.input_line} has no values; name at least one")
         for sample, line in zip(chosen, (lines[0], lines[-1]), strict=True):
             sample.append(line)
     return chosen
