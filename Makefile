@@ -1,4 +1,4 @@
-# make run     train on the built-in sounds and compare with and without the generator
+# make run     train on the built-in sounds, and compare the default with its baselines on four folds
 # make test    the tests          make lint    style and types
 # make test-deployment   the tests with SuperLinks and SuperNodes in separate processes, with kills: minutes
 # make test-long   twenty kills and ten thousand malformed replies: for a release
@@ -19,7 +19,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 .PHONY: run install dev test test-python test-deployment test-long coverage docs lint bench clean
 
 run: install
-	$(BIN)/fed-a2v compare --with FedAvg,prototypes,pooled
+	$(BIN)/fed-a2v compare --folds --with FedAvg,prototypes,pooled
 	@echo "Next:    . $(BIN)/activate    then    fed-a2v train --help"
 	@echo "Your own recordings, a folder with a subfolder for each class:    fed-a2v train dataset=folder dataset.root=FOLDER"
 

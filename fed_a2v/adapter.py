@@ -31,7 +31,7 @@ from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.metrics import ClassScore, ranked_classes
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.data.clips import square_roots
-from fed_a2v.data.sounds import RunError, Sound, embed_sounds, find_class
+from fed_a2v.data.sounds import RunError, Sound, embed_sounds, find_class, whole_number
 from fed_a2v.errors import UserError
 from fed_a2v.storage.untrusted import inside, parse_json, read_bytes
 
@@ -306,7 +306,7 @@ class A2VAdapter(
         Args:
             sounds: see `forward`.
             rate: see `forward`.
-            top: number of classes for each sound.
+            top: number of classes for each sound; all if there are fewer.
 
         Returns:
             A list for one sound; a list of such lists for several sounds or embeddings.
@@ -314,8 +314,7 @@ class A2VAdapter(
         Raises:
             BadClipError, RunError, AdapterError, ModelError: see `forward`; or `top` is below 1.
         """
-        if top < 1:
-            raise RunError(f"top={top} is no number of classes; choose 1 to {len(self.classes)}")
+        top = whole_number("top", top, 1)
         ranked = ranked_classes(self(sounds, rate).clip, self.clip_prompts, self.classes, top)
         return ranked[0] if isinstance(sounds, Sound) and not _are_embeddings(sounds) else ranked
 

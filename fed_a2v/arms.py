@@ -31,7 +31,7 @@ Rows = list[dict[str, Any]]
 MEMORY = 2 * 10**9
 
 
-class RunError(UserError, RuntimeError):
+class ArmError(UserError, RuntimeError):
     """A run in another process failed."""
 
 
@@ -107,7 +107,7 @@ def run_several(
         progress: prints a line for each run in another process.
 
     Raises:
-        RunError: a run in another process failed, or its process was killed; names the run.
+        ArmError: a run in another process failed, or its process was killed; names the run.
     """
     if jobs < 2 or len(runs) < 2:
         return {run.folder: _alone(run, console, progress) for run in runs}
@@ -129,7 +129,7 @@ def run_several(
                     progress.ended(runs[number], found, seconds)
     except TerminatedWorkerError as error:
         waiting = [run.name for run in runs if run.folder not in rows]
-        raise RunError(
+        raise ArmError(
             f"a process was killed, perhaps for want of memory, with {len(waiting)} of {len(runs)} runs to go "
             f"({waiting[0]}, ...): the same command with --jobs 1 and --out FOLDER continues"
         ) from error
@@ -154,4 +154,4 @@ def _in_worker(number: int, run: Run) -> tuple[int, Rows, float]:
     try:
         return number, run.rows(output="quiet"), time.monotonic() - began
     except MENDABLE as error:
-        raise RunError(f"{run.name}: {error}") from None
+        raise ArmError(f"{run.name}: {error}") from None

@@ -108,10 +108,10 @@ def _machine(folder: Path) -> Iterator[Finding]:
         "disk",
         "fine" if free >= LITTLE_DISK else "warning",
         f"{_size(free)} free in {folder}",
-        "" if free >= LITTLE_DISK else "free space, or set hydra.run.dir to a folder on another disk",
+        "" if free >= LITTLE_DISK else "free space, or choose a folder on another disk with --out",
     )
     if not os.access(folder, os.W_OK):
-        yield Finding("disk", "error", f"{folder} cannot be written", "set hydra.run.dir to a writable folder")
+        yield Finding("disk", "error", f"{folder} cannot be written", "choose a writable folder with --out")
     memory = psutil.virtual_memory()
     yield Finding(
         "memory",

@@ -40,7 +40,7 @@ from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import parts
-from fed_a2v.data.sounds import RunError, Sound, as_waveform, embed_sounds, find_class
+from fed_a2v.data.sounds import RunError, Sound, as_waveform, embed_sounds, find_class, whole_number
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
@@ -213,7 +213,7 @@ class ClassSampler:
             RunError: the run does not have the class, or a number is not a whole one.
         """
         name = find_class(name, self.step.prompts.names)
-        num_samples, seed = _whole("num_samples", num_samples, 1), _whole("seed", seed)
+        num_samples, seed = whole_number("num_samples", num_samples, 1), whole_number("seed", seed)
         random = torch_generator(seed, "sample", clean_name(name))
         return self.model.sample(num_samples, self.step.conditions_of([name])[0], None, random)
 
@@ -503,7 +503,7 @@ class LoadedRun:
         Raises:
             BadClipError, RunError: see `embed` and `adapt`; or `top` is below 1.
         """
-        top = _whole("top", top, 1)
+        top = whole_number("top", top, 1)
         embeddings = isinstance(sounds, Tensor) and sounds.ndim == 3
         outputs = self.adapt(sounds) if embeddings else self.prompts(sounds, rate)  # type: ignore[arg-type]
         ranked = ranked_classes(outputs.clip, self.targets.clip, self.classes, top)
@@ -547,7 +547,7 @@ class LoadedRun:
             raise RunError(
                 f"this is round {self.round} of a run with newer states; load the folder itself, {self.folder.path}"
             )
-        defaults = {"rounds": self.settings.rounds + _whole("rounds", rounds, 0), "resume": "auto"}
+        defaults = {"rounds": self.settings.rounds + whole_number("rounds", rounds, 0), "resume": "auto"}
         defaults |= {"cache_dir": None, "wandb.mode": "disabled", "tracking.mlflow": False, "tracking.mlflow_uri": None}
         # OmegaConf would resolve interpolations: environment variables of this user in untrusted settings.
         tree = self.config
@@ -568,14 +568,3 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"unknown key {key}: {section} is not a section")
     tree[name] = value
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, at least `least`.
-
-    Raises:
-        RunError: it is not; names it.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
-        raise RunError(f"{name}={value!r}: expected a whole number" + ("" if least is None else f", {least} or more"))
-    return int(value)

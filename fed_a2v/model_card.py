@@ -16,7 +16,7 @@ from fed_a2v.errors import ConfigError
 from fed_a2v.load import LoadedRun
 from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.runs.exchange import exchange_lines
-from fed_a2v.runs.rounds import Row
+from fed_a2v.runs.rounds import FEW_CLIPS, Row
 from fed_a2v.storage.plain_text import one_line
 from fed_a2v.storage.untrusted import UntrustedFileError
 from fed_a2v.version import __version__
@@ -263,7 +263,7 @@ def _figures(last: Row, classes: int) -> str:
         if (value := last.get(key)) is not None:
             low, high = wilson_interval(value, clips)
             lines.append(f"| {title} | {value:.3f} | {low:.3f} to {high:.3f} |")
-    few = " Few clips: the interval is wide." if clips < 100 else ""
+    few = " Few clips: the interval is wide." if clips < FEW_CLIPS else ""
     lines += ["", f"On {clips} test clips, over {classes} class prompts (chance {1 / classes:.3f}).{few}"]
     lines[-1] += " The intervals cover other test clips of this kind, not other seeds or other data."
     return "\n".join(lines)

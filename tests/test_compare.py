@@ -11,7 +11,7 @@ import torch
 
 from fed_a2v import arms
 from fed_a2v import pooled as pooled_module
-from fed_a2v.arms import Run, RunError, usual_jobs
+from fed_a2v.arms import ArmError, Run, usual_jobs
 from fed_a2v.compare import Comparison, compare, cross_validate
 from fed_a2v.config.baselines import BASELINES
 from fed_a2v.config.compose import ConfigError, compose_settings
@@ -231,7 +231,7 @@ def test_what_fails_in_a_process_names_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(arms.signal, "signal", lambda *given: None)
     (tmp_path / "seed-0").write_text("a file where the folder should be")
     run = Run(compose_settings(OVERRIDES), tmp_path / "seed-0" / "FedAvg")
-    with refused(RunError, "seed-0/FedAvg"):
+    with refused(ArmError, "seed-0/FedAvg"):
         arms._in_worker(0, run)
 
 
@@ -404,12 +404,13 @@ def test_the_report_of_a_cross_validation_has_the_experiments_runs_and_the_table
     found = collect([folder])
     labels = [f"fold-{pair['fold']}_seed-{pair['seed']}/gaussian" for pair in summary["pairs"]]
     assert [run.label for run in found.runs] == labels
-    assert found.baselines == {}, "those of one fold are none of another"
+    assert [run.label for run in found.baselines] == ["prototypes", "pooled"], "each the mean of its runs"
+    assert {len(run.members) for run in found.baselines} == {len(summary["pairs"])}
     page = (folder / "report.html").read_text()
     shown = crossed_table(summary).rows
     assert [row[0] for row in shown] == ["prototypes", "pooled", "gaussian"]
     assert all(cell in page for row in shown for cell in row)
-    assert set(collect([folder / "fold-1_seed-0"]).baselines) == {"pooled"}
+    assert [run.label for run in collect([folder / "fold-1_seed-0"]).baselines] == ["pooled"]
 
 
 def test_seeds_alone_leave_the_folds_of_the_experiment(tmp_path):

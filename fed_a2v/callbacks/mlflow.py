@@ -12,6 +12,7 @@ from typing import Any
 from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import ConfigError
+from fed_a2v.install import install_hint
 from fed_a2v.storage.files import numbers
 from fed_a2v.version import __version__
 
@@ -69,7 +70,7 @@ class MLflow(Callback):
             client = MlflowClient(uri)
         except ImportError as error:  # of MLflow, or of what its database needs
             raise ConfigError(
-                f"tracking.mlflow=true needs MLflow and SQLAlchemy ({error}): pip install 'fed-a2v[mlflow]'"
+                f"tracking.mlflow=true needs MLflow and SQLAlchemy ({error}): {install_hint('mlflow')}"
             ) from error
         logged: set[int] = set()
         try:

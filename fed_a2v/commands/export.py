@@ -12,7 +12,7 @@ from fed_a2v.storage.plain_text import say
 
 USAGE = """\
 fed-a2v export RUN --to FOLDER     write the trained adapters with a model card, for others
-  fed-a2v export outputs/mine --to my_adapter
+  fed-a2v export outputs/mine --to my-adapter
 """
 
 

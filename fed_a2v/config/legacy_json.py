@@ -217,7 +217,7 @@ RULES: dict[str, str | Rule] = {
 }
 # Keys of the guide without a counterpart, by the reason or the setting to use instead.
 IGNORED_KEYS = {
-    "a run is named by its folder, hydra.run.dir=FOLDER": "experiment.name experiment.goal experiment.description",
+    "a run is named by its folder, --out FOLDER": "experiment.name experiment.goal experiment.description",
     "run.log has all messages, and no memory is reserved ahead": "experiment.debug experiment.use_ballooning",
     "aggregation.mode chooses the algorithm": "federation.algorithm federation.model_aggregation",
     "test clips are evaluated every round": "federation.eval_gap feda2v.nodes_train_metrics_splits "

@@ -86,6 +86,8 @@ def _packages(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "dp_accounting", "privacy", "privacy=dp"
     if settings.tracking.tensorboard:
         yield "tensorboard", "tensorboard", "tracking.tensorboard=true"
+    if settings.tracking.mlflow:
+        yield "mlflow", "mlflow", "tracking.mlflow=true"
 
 
 def _torch_version() -> str:

@@ -1,4 +1,4 @@
-"""Sounds as users give them, files or waveforms, as input of an encoder; and classes by name.
+"""Sounds as users give them, files or waveforms, as input of an encoder; and classes by name, and numbers.
 
 `fed_a2v.load` and `fed_a2v.adapter` use it.
 """
@@ -143,3 +143,14 @@ def find_class(name: str, classes: Sequence[str]) -> str:
     near = nearest(clean_name(name), by_clean_name, cutoff=0.6)
     hint = f"did you mean {by_clean_name[near]!r}?" if near else f"the classes are {', '.join(classes)}"
     raise RunError(f"no class {name!r} in this run; {hint}")
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least `least`.
+
+    Raises:
+        RunError: it is not; names it.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
+        raise RunError(f"{name}={value!r}: expected a whole number" + ("" if least is None else f", {least} or more"))
+    return int(value)

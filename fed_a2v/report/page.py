@@ -129,6 +129,8 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
     sections = [("headline", "At a glance"), *((group.name, group.title) for group in groups)]
     sections += [("settings", "Settings"), ("reproduce", "How to reproduce")]
     runs = collection.runs
+    # Runs with several seeds or folds are judged together.
+    repeated = any(arm.members for arm in collection.arms)
     library = _library()
     reproductions = [_reproduction(run) for run in runs]
     code = reproductions[0].words if all(each.words == reproductions[0].words for each in reproductions) else []
@@ -152,7 +154,7 @@ def render(collection: Collection, unfold: figures.Layout | None = None) -> str:
             exchange=[
                 Text(clean(run.label) if len(runs) > 1 else "", f"{clean(line)}.")
                 for run in runs[: figures.MOST_VIEWS]
-                for line in (*_step_lines(run), *exchange_lines(run.config, run.rows))
+                for line in (*([] if repeated else _step_lines(run)), *exchange_lines(run.config, run.rows))
             ],
             crossed=[(crossed_table(each), each["covers"]) for each in collection.crossed],
             summary=_summary(collection),
@@ -189,6 +191,8 @@ def _title(collection: Collection) -> str:
     runs, arms = collection.runs, collection.arms
     if len(runs) == 1:
         return clean(runs[0].label)
+    if collection.crossed:
+        return f"Comparison over {arms[0].repeats}" if arms[0].members else "Comparison"
     return f"{len(runs)} runs" if len(arms) == 1 else f"Comparison of {len(runs)} runs"
 
 
@@ -225,7 +229,8 @@ def _notices(runs: Sequence[RunRecord]) -> list[str]:
         recorded = run.evaluation.get("round", run.last["round"])
         if recorded != run.last["round"]:
             notices.append(f"{clean(run.label)}: classes, confusions and map are those after round {recorded}.")
-        notices += [f"{clean(run.label)}: {remark}." for remark in remarks(run.rows)]
+        # The number of test clips is said once, as runs are usually tested on as many.
+        notices += [f"{clean(run.label)}: {remark}." for remark in remarks(run.rows, few_clips=len(runs) == 1)]
         if partly := [str(row["round"]) for row in run.rows[:-1] if not fully_evaluated(row)]:
             notices.append(f"{clean(run.label)}: not all sites were evaluated in round {', '.join(partly)}.")
         if cut := max(row.get("aggregation/capped_sites", 0) for row in run.rows):
@@ -304,7 +309,7 @@ def _summary(collection: Collection) -> TextTable:
         (
             clean(run.label),
             accuracy_cell(run.last, 3),
-            interval_cell(run.last),
+            _interval(run),
             _three(run.last.get("accuracy_before")),
             _three(run.last.get("accuracy_at_5")),
             *(_three(run.last.get(key)) for key in sides),
@@ -320,7 +325,7 @@ def _summary(collection: Collection) -> TextTable:
         name, lines, last = baseline.label, baseline.rows, baseline.last
         before, at_5, *others = (_three(last.get(key)) for key in ("accuracy_before", "accuracy_at_5", *sides))
         rows.append(
-            (clean(name), accuracy_cell(last, 3), interval_cell(last), before, at_5, *others, *"------", _steps(lines))
+            (clean(name), accuracy_cell(last, 3), _interval(baseline), before, at_5, *others, *"------", _steps(lines))
         )
     header = (
         "run",
@@ -332,6 +337,11 @@ def _summary(collection: Collection) -> TextTable:
     )
     header += ("gain of the first round", "gain of the last round", "gain over FedAvg", "MB", "seconds", "bad replies")
     return TextTable("", (*header, "steps at a site + on the server"), tuple(rows))
+
+
+def _interval(run: RunRecord) -> str:
+    """The 95 % interval of an accuracy, in one line; a mean over seeds and folds has none of clips."""
+    return "-" if run.members else interval_cell(run.last).replace(" ", "\u00a0")
 
 
 def _step_lines(run: RunRecord) -> list[str]:

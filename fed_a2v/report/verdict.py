@@ -11,17 +11,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from fed_a2v.core.uncertainty import QUANTILE
 from fed_a2v.report.collect import Collection
 from fed_a2v.report.record import Row, RunRecord
 from fed_a2v.report.styles import clean
 from fed_a2v.runs.exchange import sites_train
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import paired_interval
-from fed_a2v.runs.rounds import fully_evaluated, gain, gain_over, scored_on
-
-# Differences with a larger p-value are not established.
-SIGNIFICANT = 0.05
-QUANTILE = 1.96
+from fed_a2v.runs.rounds import SIGNIFICANT, fully_evaluated, gain, gain_over, scored_on
 
 
 class Advice(NamedTuple):
@@ -66,8 +63,7 @@ def verdict(collection: Collection) -> Verdict:
     if arms[0].last.get("accuracy") is None:
         return Verdict(f"{reached}.")
     if collection.crossed:
-        # Between arms on the same folds and seeds, the summary has the paired differences.
-        return Verdict(f"{reached}. {' '.join(clean(each['says']) for each in collection.crossed)}", _more(arms[0]))
+        return _of_crossed(arms[0], collection.crossed, reached)
     if len(arms) > 1 and not collection.compared:
         return _of_many(arms)
     yardsticks = [*arms[1:], *collection.baselines]
@@ -151,8 +147,23 @@ def _against(run: RunRecord, yardsticks: Sequence[RunRecord], reached: str) -> V
     return Verdict(says, Advice([]) if all(established) else _more(run), tone)
 
 
+def _of_crossed(run: RunRecord, summaries: Sequence[Row], reached: str) -> Verdict:
+    """The verdict of cross-validations, by the paired differences on the same folds and seeds in their summaries."""
+    *_, experiment = summaries[0].get("arms") or [""]
+    if experiment:
+        reached = f"{clean(experiment)}: {reached[0].lower()}{reached[1:]}"
+    words = [clean(words) for each in summaries for words in each.get("sentences") or [each["says"]]]
+    against = [each.get("against", {}).get("FedAvg", {}) for each in summaries]
+    helps = bool(against) and all(each.get("low", 0) > 0 for each in against)
+    worse = any(each.get("high", 0) < 0 for each in against)
+    folds = {str(each.config.get("dataset", {}).get("test_fold")) for each in run.members or [run]}
+    advice = _weaker(run) if worse else _more(run, *(["--folds"] if len(folds) > 1 else []))
+    return Verdict(f"{reached}. {'; '.join(words)}.", advice, "bad" if worse else "good" if helps else "open")
+
+
 def _listed(differences: Mapping[str, Difference]) -> str:
-    return ", ".join(f"{name} ({each.value:+.3f})" for name, each in differences.items())
+    # Without + 0.0, a difference of rounding has a minus sign.
+    return ", ".join(f"{name} ({round(each.value, 3) + 0.0:+.3f})" for name, each in differences.items())
 
 
 def _of_many(arms: Sequence[RunRecord]) -> Verdict:
@@ -248,8 +259,9 @@ def _weaker(run: RunRecord) -> Advice:
     return Advice([words, *_undone(run)])
 
 
-def _more(run: RunRecord) -> Advice:
-    return Advice([*_undone(run), "More test clips or more seeds would tell:"], _command(run, "--seeds", "0,1,2,3,4"))
+def _more(run: RunRecord, *words: str) -> Advice:
+    command = _command(run, *words, "--seeds", "0,1,2,3,4")
+    return Advice([*_undone(run), "More test clips or more seeds would tell:"], command)
 
 
 def _compare(run: RunRecord) -> Advice:
@@ -269,5 +281,7 @@ def _undone(run: RunRecord) -> list[str]:
 
 def _command(run: RunRecord, *more: str) -> str:
     baselines = [] if sites_train(run.config) else ["--with", "prototypes,pooled"]  # nothing to average
-    words = [word for word in run.overrides or ["KEY=VALUE"] if not (more and word.startswith("seed="))]
+    chosen = ("seed=", *(["dataset.test_fold="] if "--folds" in more else []))
+    given = ["KEY=VALUE"] if run.overrides is None else run.overrides
+    words = [word for word in given if not (more and word.startswith(chosen))]
     return clean(shlex.join(["fed-a2v", "compare", *words, *baselines, *more]))

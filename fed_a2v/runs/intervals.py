@@ -35,13 +35,15 @@ class Interval:
 
     def sentence(self, name: str, other: str) -> str:
         """What is established about an arm against another, in points of accuracy (hundredths)."""
-        between = f"{name} against {other}: {100 * self.mean:+.1f} points"
+        # Adding zero turns the -0.0 of rounding into 0.0.
+        mean, low, high = (round(100 * value, 1) + 0.0 for value in (self.mean, self.low, self.high))
+        between = f"{name} against {other}: {mean:+.1f} points"
         if not math.isfinite(self.reach):
             return f"{between} in a single pair of runs, which has no interval"
         if self.high - self.low < 1e-6:  # such as a clip more in every run
             return f"{between} in every pair of runs, whose chance cannot be judged without spread"
         found = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
-        return f"{between}, 95 % {100 * self.low:+.1f} to {100 * self.high:+.1f}: {found}"
+        return f"{between}, 95 % {low:+.1f} to {high:+.1f}: {found}"
 
     def __str__(self) -> str:
         ends = f" [{self.low:+.3f}, {self.high:+.3f}]" if math.isfinite(self.reach) else ""

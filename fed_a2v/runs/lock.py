@@ -47,7 +47,7 @@ def hold(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FolderInUseError(
             f"{folder} is in use by another run{_holder(file)}: wait for its end, or choose another folder with "
-            "hydra.run.dir=FOLDER"
+            "--out FOLDER"
         ) from None
     except NotImplementedError:
         _warn(folder)

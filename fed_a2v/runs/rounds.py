@@ -171,17 +171,18 @@ def closing_lines(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
     return lines + [f"{words[0].upper()}{words[1:]}." for words in sentences if words]
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
+def remarks(rows: Sequence[Row], few_clips: bool = True) -> list[str]:
     """Caveats about the figures of a run, one line each.
 
     Args:
         rows: rows of the run, at least one.
+        few_clips: warn of few test clips.
     """
     last, best = rows[-1], best_row(rows)
     found = []
     if last.get("privacy/scores") is False:
         return ["There is no accuracy, as no scores leave the sites (privacy.scores=false)"]
-    if (interval := interval_words(last)) and last["test_clips"] < FEW_CLIPS:
+    if few_clips and (interval := interval_words(last)) and last["test_clips"] < FEW_CLIPS:
         found.append(
             f"There are only {last['test_clips']} test clips, so the accuracy {last['accuracy']:.3f} is uncertain "
             f"({interval}): test on more clips, or on all folds (fed-a2v compare --folds)"

@@ -80,7 +80,7 @@ def test_a_missing_package_is_named_before_the_first_round(tmp_path, monkeypatch
     for name in [name for name in sys.modules if name.startswith("mlflow.store.tracking.sqlalchemy")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    with refused(ConfigError, "tracking.mlflow", "fed-a2v[mlflow]"), Tracked(tmp_path, settings(), names=NAMES):
+    with refused(ConfigError, "tracking.mlflow", "pip install", "[mlflow]"), Tracked(tmp_path, settings(), names=NAMES):
         pass
 
 

@@ -54,6 +54,7 @@ def test_nodes_with_own_data_need_nothing_here():
         (("adapters=sd", "images=sd"), "diffusers", "hf"),
         (("partition=shards",), "flwr_datasets", "partitions"),
         (("tracking.tensorboard=true",), "tensorboard", "tensorboard"),
+        (("tracking.mlflow=true",), "mlflow", "mlflow"),
         (
             (*SUMS, "privacy=dp", "projection.columns=64", "dataset.square_root=never"),
             "dp_accounting",

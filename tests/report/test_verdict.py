@@ -120,6 +120,25 @@ def test_a_cross_validation_says_what_its_summary_says(comparison):
     assert "At 95 %, above prototypes: vae." in verdict(found).says
 
 
+def test_a_cross_validation_says_the_differences_to_each_arm_and_how_to_go_on(tmp_path):
+    for fold in (1, 2):
+        written_run(tmp_path / f"fold-{fold}_seed-0" / "vae", overrides=[f"dataset.test_fold={fold}", "rounds=2"])
+    sentences = ["vae against FedAvg: +14.1 points, 95 % +7.3 to +20.8: better"]
+    pairs = [{"fold": fold, "seed": 0} for fold in (1, 2)]
+    summary = {"pairs": pairs, "arms": {"FedAvg": {}, "vae": {}}, "sentences": sentences, "says": "", "covers": ""}
+    summary["against"] = {"FedAvg": {"difference": 0.141, "low": 0.073, "high": 0.208}}
+    (tmp_path / "comparison.json").write_text(json.dumps({"cross_validation": summary}))
+    found = verdict(collect([tmp_path]))
+    assert found.tone == "good"
+    assert found.says.startswith("vae: ")
+    assert sentences[0] in found.says
+    assert found.next.command.endswith("--folds --seeds 0,1,2,3,4")
+    assert "test_fold" not in found.next.command
+    summary["against"]["FedAvg"] |= {"low": -0.3, "high": -0.1}
+    (tmp_path / "comparison.json").write_text(json.dumps({"cross_validation": summary}))
+    assert verdict(collect([tmp_path])).tone == "bad"
+
+
 def test_untrusted_names_stay_text(tmp_path):
     folder = written_run(tmp_path / "mine")
     (tmp_path / "comparison.json").write_text(json.dumps({"a\nb": [{"round": 4, "accuracy": 0.1}]}))

@@ -31,7 +31,7 @@ def other(tmp_path):
 
 
 def test_the_second_process_is_told_the_folder_and_the_process_that_holds_it(other, tmp_path):
-    with refused(FolderInUseError, tmp_path / "run", other.pid, "hydra.run.dir") as caught, hold(tmp_path / "run"):
+    with refused(FolderInUseError, tmp_path / "run", other.pid, "--out") as caught, hold(tmp_path / "run"):
         pass
     assert "\n" not in str(caught.value)
 

@@ -260,7 +260,7 @@ def test_a_search_over_options_is_named_by_them(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_sweep_with_other_settings_is_refused(tmp_path, monkeypatch):
     given(tmp_path, monkeypatch, *FAST, "seed=0,1")
-    with refused(ConfigError, "sweep has jobs with rounds=1", "rounds=3", "hydra.sweep.dir"):
+    with refused(ConfigError, "sweep has jobs with rounds=1", "rounds=3", "--out"):
         given(tmp_path, monkeypatch, *FAST[:1], *FAST[2:], "rounds=3", "seed=0,1")
     # What does not affect the results may change, and what is the same in other words.
     given(tmp_path, monkeypatch, *FAST, "seed=1,2", "wandb.mode=disabled", "site.batch_size=32")

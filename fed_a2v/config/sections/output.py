@@ -75,7 +75,7 @@ class TrackingSettings(Section):
     tensorboard: bool = Field(
         description="whether to write TensorBoard event files to the run's folder; needs the extra tensorboard"
     )
-    mlflow: bool = Field(description="whether to log to MLflow; needs fed-a2v[mlflow]")
+    mlflow: bool = Field(description="whether to log to MLflow; needs the extra mlflow")
     mlflow_uri: str | None = Field(
         description="MLflow's database or server, such as `sqlite:///mlflow.db` or `http://localhost:5000`; null: "
         "$MLFLOW_TRACKING_URI, else `mlflow.db` in the folder of the run, or of the sweep"

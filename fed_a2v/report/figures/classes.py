@@ -16,7 +16,7 @@ from fed_a2v.runs.table import TextTable
 
 MOST_CONFUSIONS = 50
 # With fewer test clips, the accuracy of a class is mostly chance.
-FEW_CLIPS = 20
+FEW_CLIPS_OF_A_CLASS = 20
 
 
 def class_plot(collection: Collection) -> Plot:
@@ -77,8 +77,8 @@ def _of_first(runs: Sequence[RunRecord]) -> str:
 def _few_clips(runs: Sequence[RunRecord]) -> str:
     """How much one test clip changes the accuracy of a class, where it is much."""
     counts = [each.get("test_clips") or 0 for run in runs for each in run.evaluation["classes"].values()]
-    least = min((count for count in counts if count), default=FEW_CLIPS)
-    if least >= FEW_CLIPS:
+    least = min((count for count in counts if count), default=FEW_CLIPS_OF_A_CLASS)
+    if least >= FEW_CLIPS_OF_A_CLASS:
         return ""
     return f"With {least:.0f} test clips of a class, one clip changes its accuracy by {1 / least:.2f}. "
 
