@@ -19,8 +19,8 @@ from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.sweep_words import samples_of
-from fed_a2v.commands.train import _output_folder, _parser
+from fed_a2v.commands.sweep_words import check_same, samples_of
+from fed_a2v.commands.train import _output_folder, _parser, _run_folder
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.sounds import RunError, find_class
@@ -312,6 +312,18 @@ def test_the_home_of_nobody_is_refused(words, capsys):
         main([*words, "~nobody-of-this-name/run"])
     assert ended.value.code == 2
     assert "~" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'q"', "a,b=c {x}", "'"])
+def test_a_folder_of_any_name_is_found_again(name, tmp_path):
+    """Otherwise a sweep with other settings would replace the jobs there."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("same: [rounds=1]\nvaried: ['seed=0,1']\n")
+    words = _output_folder(_parser("").parse(["-m", "--out", str(folder)]))
+    with refused(ConfigError, str(folder), "rounds=1"):
+        check_same([*words, "seed=0", "rounds=2"], compose_settings(["seed=0", "rounds=2"]))
+    assert _run_folder(_output_folder(_parser("").parse(["--out", str(folder)]))) == folder
 
 
 @pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(1,3,0)", "seed=range(5,2)"])

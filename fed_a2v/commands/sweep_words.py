@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
+from fed_a2v.commands.parser import plain_value
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.tree import options
@@ -65,7 +66,7 @@ def _before(overrides: Sequence[str]) -> tuple[Path, dict[str, list[str]]] | Non
     """The folder of a sweep and the overrides of one that has begun there; None if it is new."""
     from fed_a2v.runs.sweep import sweep_words
 
-    chosen = [Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)]
+    chosen = [Path(plain_value(word)) for word in overrides if word.startswith(SWEEP_DIR)]
     words = sweep_words(chosen[-1]) if chosen else None
     return None if words is None else (chosen[-1], words)
 
