@@ -33,7 +33,7 @@ from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.sounds import RunError, Sound, embed_sounds, find_class, whole_number
 from fed_a2v.errors import UserError
-from fed_a2v.storage.untrusted import parse_json, read_bytes
+from fed_a2v.storage.untrusted import inside, parse_json, read_bytes
 
 logger = logging.getLogger("fed_a2v")
 
@@ -215,8 +215,12 @@ class A2VAdapter(
         config = _read_config(file(CONFIG))
         adapter = _read_adapter(file(WEIGHTS), config)
         try:
-            adapter.card = read_bytes(file(CARD), LARGEST).decode("utf-8", "replace")
-        except (OSError, UserError):  # a card is not needed
+            card = file(CARD)
+            if folder.is_dir() and not _is_in_cache(card, folder):
+                inside(card, folder)  # else `push_to_hub` would publish any file of this machine
+            adapter.card = read_bytes(card, LARGEST).decode("utf-8", "replace")
+            ModelCard(adapter.card)
+        except Exception:  # a card is not needed; the one of a stranger may raise anything
             adapter.card = None
         if isinstance(encoder, str | Path):
             adapter._encoder_model = str(encoder)
@@ -332,6 +336,12 @@ def _are_embeddings(sounds: Any) -> bool:
 def _prompt_shapes(config: AdapterConfig) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     count = len(config.classes)
     return (count, *config.clip_shape), None if config.t5_shape is None else (count, *config.t5_shape)
+
+
+def _is_in_cache(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder in the cache of the hub is a link to where the cache has its content."""
+    *_, above = folder.resolve().parents[:2]
+    return path.resolve().parent == above / "blobs"
 
 
 def _downloaded(name: str, part: str, **options: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -33,6 +34,8 @@ Start with `fed-a2v train experiment=quick`: built-in sounds, no downloads.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an error that the user can fix gives one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as for standard error: no name ends a command in a Latin-1 terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(stderr=True)
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]

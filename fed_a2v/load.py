@@ -52,6 +52,7 @@ from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.summary import run_html, run_line
 from fed_a2v.storage.files import free_folder
 from fed_a2v.storage.torch_files import CheckpointError, tensor_bytes
+from fed_a2v.storage.untrusted import UntrustedFileError
 
 if TYPE_CHECKING:
     import pandas
@@ -322,8 +323,15 @@ class LoadedRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` up to the loaded round; `pandas.DataFrame(run.metrics)` gives a table."""
-        return [row for row in self.folder.rows() if row["round"] <= self.round]
+        """The lines of `metrics.jsonl` up to the loaded round; `pandas.DataFrame(run.metrics)` gives a table.
+
+        Raises:
+            UntrustedFileError: a line is no JSON object, or has no number of its round.
+        """
+        rows = self.folder.rows()
+        if any(type(row.get("round")) is not int for row in rows):
+            raise UntrustedFileError(f"{self.folder.metrics}: a line has no number of its round; copy the folder again")
+        return [row for row in rows if row["round"] <= self.round]
 
     @property
     def results(self) -> dict[str, Any]:
@@ -514,8 +522,8 @@ class LoadedRun:
     def continue_training(self, rounds: int = 0, changes: Mapping[str, Any] | None = None) -> LoadedRun:
         """Continue the run in its folder, with all sites in this process; a stopped run is finished first.
 
-        A folder may be untrusted, so its settings do not choose the cache or use W&B: embeddings go to this user's
-        cache and W&B is disabled, unless `changes` sets them. The data are read from the run's paths.
+        A folder may be untrusted, so its settings do not choose the cache or use W&B or MLflow: embeddings go to this
+        user's cache and both are disabled, unless `changes` sets them. The data are read from the run's paths.
 
         Args:
             rounds: number of rounds to add to those of the settings.
@@ -540,7 +548,7 @@ class LoadedRun:
                 f"this is round {self.round} of a run with newer states; load the folder itself, {self.folder.path}"
             )
         defaults = {"rounds": self.settings.rounds + whole_number("rounds", rounds, 0), "resume": "auto"}
-        defaults |= {"cache_dir": None, "wandb.mode": "disabled"}
+        defaults |= {"cache_dir": None, "wandb.mode": "disabled", "tracking.mlflow": False, "tracking.mlflow_uri": None}
         # OmegaConf would resolve interpolations: environment variables of this user in untrusted settings.
         tree = self.config
         for key, value in (defaults | dict(changes or {})).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fed_a2v.report.reproduce import overrides_of
 from fed_a2v.runs.exchange import exchange_lines
 from fed_a2v.runs.rounds import FEW_CLIPS, Row
 from fed_a2v.storage.plain_text import one_line
+from fed_a2v.storage.untrusted import UntrustedFileError
 from fed_a2v.version import __version__
 
 UNKNOWN = "unknown"
@@ -30,7 +32,7 @@ TEMPLATE = """\
 {{ card_data }}
 ---
 
-# {{ name }}
+# {{ title }}
 
 Adapters that map the audio embeddings of a frozen encoder to the prompt embeddings of an image model. They were trained
 across {{ sites }} sites with [Flower](https://flower.ai), by fed_a2v {{ version }}.
@@ -42,7 +44,7 @@ It needs fed_a2v with torch, safetensors and huggingface_hub, but neither Flower
 ```python
 from fed_a2v import A2VAdapter
 
-adapter = A2VAdapter.from_pretrained("{{ name }}")  # this folder, or OWNER/NAME on the hub
+adapter = A2VAdapter.from_pretrained({{ quoted }})  # this folder, or OWNER/NAME on the hub
 {{ use }}
 ```
 
@@ -106,9 +108,12 @@ def model_card(run: LoadedRun, name: str, licence: str | None = None) -> ModelCa
 
     Raises:
         ConfigError: the licence is not an identifier.
+        UntrustedFileError: a figure of the card is no such figure in the run's folder.
     """
     config, rows = run.config, run.metrics
     last = rows[-1] if rows else {}
+    for row in rows:
+        _check_figures(row, run.folder.metrics)
     if licence is not None and not (licence.isascii() and licence and set(licence) <= _IDENTIFIER):
         raise ConfigError(f"--licence {licence}: give an identifier of the hub in lower case, such as cc-by-4.0")
     sets = _data_sets(config)
@@ -122,7 +127,8 @@ def model_card(run: LoadedRun, name: str, licence: str | None = None) -> ModelCa
         eval_results=_eval_results(last, sets),
     )
     words = {
-        "name": name,
+        "title": markdown(name),
+        "quoted": json.dumps(name),
         "version": __version__,
         "sites": config["partition"]["sites"],
         "use": _use(run),
@@ -142,6 +148,20 @@ def model_card(run: LoadedRun, name: str, licence: str | None = None) -> ModelCa
 
 
 _IDENTIFIER = set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+
+
+def _check_figures(row: Row, path: Path) -> None:
+    """Check the figures that the card has; the file may be anyone's.
+
+    Raises:
+        UntrustedFileError: names the figure and its value.
+    """
+    unknown = {"accuracy": 1.0, "accuracy_at_5": 1.0, "test_clips": 1e12, "privacy/epsilon": math.inf}
+    known = dict.fromkeys(("sites_total", "bytes_registration", "bytes_up"), 1e18)
+    for key, largest in (unknown | known).items():
+        value = row.get(key, 0)
+        if not (type(value) in (int, float) and 0 <= value <= largest) and not (value is None and key in unknown):
+            raise UntrustedFileError(f"{path}: {key}={str(value)[:40]} is no such figure; copy the folder again")
 
 
 def markdown(text: object) -> str:

@@ -1,5 +1,6 @@
 """`fed-a2v config` and `fed-a2v completion`, as they are typed."""
 
+import io
 import json
 import os
 import shlex
@@ -18,8 +19,8 @@ from fed_a2v.cli import main
 from fed_a2v.commands import COMMANDS
 from fed_a2v.commands.parser import resume_command
 from fed_a2v.commands.subjects import _distinct_names, _split, class_list
-from fed_a2v.commands.sweep_words import samples_of
-from fed_a2v.commands.train import _output_folder, _parser
+from fed_a2v.commands.sweep_words import check_same, samples_of
+from fed_a2v.commands.train import _output_folder, _parser, _run_folder
 from fed_a2v.config.compose import ConfigError, compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.data.sounds import RunError, find_class
@@ -293,6 +294,42 @@ def test_a_sweep_over_no_option_or_one_that_cannot_run_is_refused(capsys):
     said = capsys.readouterr().err
     assert "generator=custom" in said
     assert "exclude" in said
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    """Python refuses it by default, and a comparison would end with a traceback instead of its table."""
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    main(["--version"])
+    terminal.write("1 ± 2")
+    terminal.flush()
+    assert terminal.buffer.getvalue().endswith(rb"1 \xb1 2")
+
+
+@pytest.mark.parametrize("words", [["report"], ["train", *TINY, "--out"], ["export", "--to=x"]])
+def test_the_home_of_nobody_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "~nobody-of-this-name/run"])
+    assert ended.value.code == 2
+    assert "~" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'q"', "a,b=c {x}", "'"])
+def test_a_folder_of_any_name_is_found_again(name, tmp_path):
+    """Otherwise a sweep with other settings would replace the jobs there."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("same: [rounds=1]\nvaried: ['seed=0,1']\n")
+    words = _output_folder(_parser("").parse(["-m", "--out", str(folder)]))
+    with refused(ConfigError, str(folder), "rounds=1"):
+        check_same([*words, "seed=0", "rounds=2"], compose_settings(["seed=0", "rounds=2"]))
+    assert _run_folder(_output_folder(_parser("").parse(["--out", str(folder)]))) == folder
+
+
+@pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(1,3,0)", "seed=range(5,2)"])
+def test_a_sweep_over_no_value_is_refused(word):
+    with refused(ConfigError, word):
+        samples_of([word])
 
 
 def test_the_value_of_an_option_of_hydras_is_no_override(tmp_path):

@@ -27,7 +27,7 @@ from fed_a2v.encoders.logmel import LogMelEncoder
 from fed_a2v.errors import ConfigError
 from fed_a2v.export import export_run
 from fed_a2v.federation.simulation import run_in_process
-from fed_a2v.model_card import markdown
+from fed_a2v.model_card import markdown, model_card
 from fed_a2v.storage.untrusted import UntrustedFileError
 from tests.models import tiny_ast
 from tests.pipelines import tiny_flux, tiny_stable_diffusion
@@ -342,6 +342,29 @@ def test_a_pickle_beside_it_is_not_read(own):
         A2VAdapter.from_pretrained(own)
 
 
+def test_a_card_that_is_a_link_out_of_the_folder_is_not_read(own, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (own / "README.md").unlink()
+    (own / "README.md").symlink_to(tmp_path / "secret")
+    assert A2VAdapter.from_pretrained(own).card is None
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: [\n---\n", "---\n- a\n---\n"])
+def test_a_card_that_is_none_is_left_out(card, own, tmp_path):
+    (own / "README.md").write_text(card)
+    A2VAdapter.from_pretrained(own).save_pretrained(tmp_path / "again")
+    assert ModelCard.load(tmp_path / "again" / "README.md").data.library_name == "fed_a2v"
+
+
+def test_a_folder_of_the_hubs_cache_has_its_card(exported, tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    shutil.copytree(exported, blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    assert A2VAdapter.from_pretrained(snapshot).card == (exported / "README.md").read_text()
+
+
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
     with refused(AdapterError, tmp_path, "config.json", "fed-a2v export"):
         A2VAdapter.from_pretrained(tmp_path)
@@ -439,6 +462,24 @@ def test_the_card_says_what_left_the_sites(runs, tmp_path):
 def test_names_cannot_break_out_of_the_card():
     assert "\n" not in markdown("a\n# b")
     assert markdown("a|`b`<c>") == r"a\|\`b\`\<c\>"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("accuracy", "0.5"), ("accuracy", 1.5), ("accuracy_at_5", -1), ("test_clips", 10**400), ("privacy/epsilon", [8])],
+)
+def test_a_figure_that_is_none_is_not_in_a_card(key, value, runs, tmp_path):
+    folder = Path(shutil.copytree(runs().folder.path, tmp_path / "run"))
+    rows = [json.loads(line) | {key: value} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with refused(UntrustedFileError, key, "metrics.jsonl"):
+        model_card(load_run(folder), "mine")
+
+
+def test_any_name_of_a_folder_is_a_string_in_the_card(runs):
+    card = model_card(runs(), 'a"b\n# c')
+    assert 'from_pretrained("a\\"b\\n# c")' in card.text
+    assert "\n# c" not in card.text
 
 
 # The command

@@ -280,6 +280,13 @@ def test_settings_that_are_no_plain_text_and_numbers_are_an_error_of_the_file(ow
         load_run(own)
 
 
+@pytest.mark.parametrize("number", ['"1"', "null", "[1]", "1.0"])
+def test_a_round_without_its_number_is_an_error_of_the_file(own, number):
+    (own / "metrics.jsonl").write_text(f'{{"round": {number}, "accuracy": 0.5}}\n')
+    with refused(UntrustedFileError, "metrics.jsonl"):
+        _ = load_run(own).metrics
+
+
 def test_half_a_character_in_a_file_is_refused_by_every_reader(own):
     config = (own / "config.yaml").read_text()
     (own / "config.yaml").write_text(config.replace("project: fed_a2v", r'project: "\ud800"'))
@@ -439,11 +446,12 @@ def test_continuing_gives_what_a_longer_run_gives(own, tmp_path):
         assert torch.equal(one, two)
 
 
-def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tmp_path, monkeypatch):
-    """Cache and W&B settings of an untrusted run are ignored; those of the user apply."""
+def test_a_continued_run_takes_no_cache_or_tracking_setting_from_the_folder(own, tmp_path, monkeypatch):
+    """Cache, W&B and MLflow settings of an untrusted run are ignored; those of the user apply."""
     state = load_state(own)
     state["config"]["cache_dir"] = str(tmp_path / "strangers")
     state["config"]["wandb"] |= {"mode": "offline", "project": "${oc.env:HOME}"}
+    state["config"]["tracking"] |= {"mlflow": True, "mlflow_uri": f"sqlite:///{tmp_path / 'theirs.db'}"}
     save_state(own, state)
     monkeypatch.setenv("FED_A2V_CACHE", str(tmp_path / "users"))
     continued = load_run(own).continue_training(rounds=1)
@@ -451,6 +459,7 @@ def test_a_continued_run_takes_no_cache_or_wandb_setting_from_the_folder(own, tm
     assert continued.settings.wandb.project == "${oc.env:HOME}"
     assert not (tmp_path / "strangers").exists()
     assert not (own / "wandb").exists()
+    assert not (tmp_path / "theirs.db").exists()
     continued = continued.continue_training(1, {"cache_dir": str(tmp_path / "mine"), "report": False})
     assert (continued.round, continued.settings.cache_dir) == (4, str(tmp_path / "mine"))
 
@@ -486,7 +495,7 @@ def test_accuracy_and_its_interval_come_first_in_the_frame(own, other):
     table = compare_runs([own, other])
     assert list(table.columns[:4]) == ["accuracy", "accuracy_low", "accuracy_high", "test_clips"]
     assert table.columns[4].startswith("generator.")
-    assert (table["accuracy_low"].iloc[0], table["accuracy_low"].isna().iloc[1]) == (0.25, True)
+    assert list(table["accuracy_low"]) == [0.25, load_run(other).results["accuracy_low"]]
     assert table.columns.is_unique
 
 

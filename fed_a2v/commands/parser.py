@@ -105,6 +105,14 @@ def check_overrides(words: Sequence[str], command: str) -> None:
         raise ConfigError(_no_override(words, place, command))
 
 
+def plain_value(word: str) -> str:
+    """The value of an override as text, without the quotes of Hydra's grammar."""
+    value = word.partition("=")[2]
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return value
+    return value[1:-1].replace(f"\\{value[0]}", value[0])
+
+
 def settings_named(name: str) -> list[str]:
     """The keys and groups with this name, or whose last part has it; case does not count."""
     from fed_a2v.config.tree import conf_dir, known_keys

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
+from fed_a2v.commands.parser import plain_value
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
 from fed_a2v.config.tree import options
@@ -27,7 +28,12 @@ def samples_of(overrides: Sequence[str]) -> list[list[str]]:
     for override in parsed:
         lines = [str(override.input_line)]
         if override.is_sweep_override():
-            lines = [f"{override.get_key_element()}={value}" for value in _values(override)]
+            try:
+                lines = [f"{override.get_key_element()}={value}" for value in _values(override)]
+            except ValueError as error:  # such as a range with steps of 0
+                raise ConfigError(f"{override.input_line}: {error}") from error
+            if not lines:
+                raise ConfigError(f"{override.input_line} has no values; name at least one")
         for sample, line in zip(chosen, (lines[0], lines[-1]), strict=True):
             sample.append(line)
     return chosen
@@ -60,7 +66,7 @@ def _before(overrides: Sequence[str]) -> tuple[Path, dict[str, list[str]]] | Non
     """The folder of a sweep and the overrides of one that has begun there; None if it is new."""
     from fed_a2v.runs.sweep import sweep_words
 
-    chosen = [Path(word.partition("=")[2].strip("'\"")) for word in overrides if word.startswith(SWEEP_DIR)]
+    chosen = [Path(plain_value(word)) for word in overrides if word.startswith(SWEEP_DIR)]
     words = sweep_words(chosen[-1]) if chosen else None
     return None if words is None else (chosen[-1], words)
 

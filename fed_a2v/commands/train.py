@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fed_a2v.commands.parser import Parser, described, loading
+from fed_a2v.commands.parser import Parser, described, loading, plain_value
 from fed_a2v.errors import ConfigError
 
 USAGE = """\
@@ -137,7 +137,7 @@ def _output_folder(given: Namespace) -> list[str]:
 
 def _run_folder(overrides: Sequence[str]) -> Path | None:
     """The folder that the overrides name for a run; None for the default."""
-    named = [word.partition("=")[2].strip("'\"") for word in overrides if word.startswith("hydra.run.dir=")]
+    named = [plain_value(word) for word in overrides if word.startswith("hydra.run.dir=")]
     return Path(named[-1]) if named else None
 
 

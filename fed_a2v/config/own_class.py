@@ -9,6 +9,8 @@ from fed_a2v.errors import UserError
 
 # The import paths of users' classes that this process has loaded.
 _loaded: dict[str, None] = {}
+# What pathlib says of ~NAME without such a user.
+NO_HOME = "Could not determine home directory."
 # Longest message of an exception in one line.
 LONGEST = 200
 
@@ -45,6 +47,8 @@ def explained(error: BaseException) -> str | None:
         return str(error)
     if place_of(error):
         return f"your own class: {described(error)}; run.log has the traceback"
+    if isinstance(error, RuntimeError) and str(error) == NO_HOME:
+        return "a path begins with ~, and the home folder of this user is unknown; write the whole path"
     return str(error) if isinstance(error, OSError) else None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fed_a2v.core.one_thread import one_thread
 from fed_a2v.core.seeding import numpy_generator, seed_for
 from fed_a2v.core.uncertainty import QUANTILE, Interval, wilson_interval
 
@@ -149,6 +150,7 @@ def _within_variance(rows: Table) -> float | None:
     return float(total) / freedom
 
 
+@one_thread()
 def correct_rows(train: Table, test: Table) -> NDArray[np.bool_] | None:
     """Rows of `test` that a logistic regression trained on `train` classifies correctly; None for a single class."""
     if len(train.classes()) < 2:
@@ -160,6 +162,7 @@ def correct_rows(train: Table, test: Table) -> NDArray[np.bool_] | None:
     return correct
 
 
+@one_thread()
 def _nearest_in_class(train: Table, rows: Table) -> NDArray[np.float32]:
     """Distance of each row to the nearest training row of the same class."""
     from sklearn.metrics.pairwise import euclidean_distances
@@ -183,6 +186,7 @@ def _median_ratio_interval(one: NDArray[np.float32], other: NDArray[np.float32],
     return float(low), float(high)
 
 
+@one_thread()
 def _c2st(train: Table, means: NDArray[np.float32], held: Table, other: Table, seed: int) -> float | None:
     """Cross-validated accuracy of a classifier between `other` and `held`, on residuals from the training class means.
 
@@ -214,6 +218,7 @@ def _c2st(train: Table, means: NDArray[np.float32], held: Table, other: Table, s
     return float(cross_val_score(model, np.vstack([features(held), features(other)]), side, cv=folds).mean())
 
 
+@one_thread()
 def _neighbourhoods(real: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, float | None]:
     """Precision, recall and both one-sided 1-NN accuracies of two sets of equal size."""
     from sklearn.metrics.pairwise import euclidean_distances

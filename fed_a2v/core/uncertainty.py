@@ -27,7 +27,8 @@ def wilson_interval(share: float, trials: int) -> Interval:
     squared = QUANTILE**2
     centre = (share * trials + squared / 2) / (trials + squared)
     half = QUANTILE * math.sqrt(share * (1 - share) * trials + squared / 4) / (trials + squared)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding would leave out a share of 1 for some numbers of trials.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def with_interval(name: str, share: float | None, trials: int) -> dict[str, Any]:

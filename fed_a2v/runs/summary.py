@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from fed_a2v.storage.plain_text import one_line
 
 # Classes that are shown by name.
 SHOWN_CLASSES = 8
+# Larger figures are not shown; some integers are too large for a float.
+LARGEST = 1e15
 
 
 def run_line(folder: RunFolder, round_number: int, rounds: int, classes: Sequence[str]) -> str:
@@ -102,8 +103,8 @@ def _report(folder: RunFolder) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, else None: a file may have anything in its place."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    """A number that can be shown, else None: a file may have anything in its place."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST else None
 
 
 def _text(value: object) -> str:

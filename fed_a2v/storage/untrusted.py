@@ -31,11 +31,15 @@ def inside(path: Path, folder: Path) -> Path:
     """Return `path` if it is in `folder` after resolving all links; the folder itself may be a link.
 
     Raises:
-        UntrustedFileError: a link leads out of the folder.
+        UntrustedFileError: a link leads out of the folder, or to itself.
     """
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # by the version of Python
+        raise UntrustedFileError(f"{path} is a link that leads to itself; remove it") from error
+    if not target.is_relative_to(folder.resolve()):
         raise UntrustedFileError(
-            f"{path} leads out of {folder}, to {path.resolve()}: links out of a run folder are not followed; replace "
+            f"{path} leads out of {folder}, to {target}: links out of a run folder are not followed; replace "
             "the link with a copy of the file if it belongs there"
         )
     return path

@@ -9,7 +9,7 @@ from fed_a2v.core.uncertainty import mcnemar_p, wilson_interval, with_interval
 
 
 @pytest.mark.parametrize(
-    ("right", "clips"), [(0, 1), (1, 1), (0, 30), (23, 30), (30, 30), (341, 400), (19_000, 20_000)]
+    ("right", "clips"), [(0, 1), (1, 1), (0, 30), (23, 30), (30, 30), (127, 127), (341, 400), (19_000, 20_000)]
 )
 def test_the_interval_is_wilsons(right, clips):
     known = binomtest(right, clips).proportion_ci(method="wilson")

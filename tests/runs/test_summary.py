@@ -54,7 +54,10 @@ def test_an_accuracy_on_some_of_the_clips_says_so(folder):
     assert cells(folder)["Accuracy"] == "1.000 (8 of 40 test clips)"
 
 
-@pytest.mark.parametrize("content", ["{", '{"rounds": 2, "accuracy": "<b>high</b>"}', '{"rounds": 2}', "[]"])
+@pytest.mark.parametrize(
+    "content",
+    ["{", '{"rounds": 2, "accuracy": "<b>high</b>"}', f'{{"rounds": 2, "accuracy": {10**400}}}', '{"rounds": 2}', "[]"],
+)
 def test_results_that_cannot_be_read_are_not_shown(folder, content):
     folder.results.write_text(content)
     folder.metrics.write_text("")

@@ -32,6 +32,12 @@ def test_half_a_character_is_damage_and_a_whole_one_is_text(tmp_path, text):
     assert parse_json(rb'"\ud83d\ude00"', "a face") == "\U0001f600"
 
 
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with refused(UntrustedFileError, "loop"):
+        inside(tmp_path / "loop", tmp_path)
+
+
 def test_links_within_a_folder_are_followed_and_those_out_of_it_are_not(tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     for each in (folder, other):

@@ -14,6 +14,7 @@ from fed_a2v.core.generators.base import EpochLosses, at_most_one
 from fed_a2v.core.generators.parts.class_conditional import TrainingData
 from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.generators.parts.reduced import ReducedGenerator
+from fed_a2v.core.one_thread import one_thread
 
 Covariance = Literal["spherical", "diag", "tied", "full"]
 Matrix = NDArray[np.float64]
@@ -101,7 +102,9 @@ class GMMGenerator(ReducedGenerator):
 
         mixture = GaussianMixture(
             components, covariance_type=self.covariance, reg_covar=SMALLEST_VARIANCE, random_state=seed
-        ).fit(rows)
+        )
+        with one_thread():
+            mixture.fit(rows)
         width = rows.shape[1]
         if self.covariance == "spherical":
             return mixture.weights_, mixture.means_, mixture.covariances_[:, None, None] * np.eye(width)

@@ -20,6 +20,7 @@ from fed_a2v.core.generators.parts.buffers import DataSizedModule
 from fed_a2v.core.generators.parts.class_conditional import ClassConditionalGenerator, TrainingData
 from fed_a2v.core.generators.parts.moments import SHRINKAGE, ClassMoments
 from fed_a2v.core.likelihood import column_scale
+from fed_a2v.core.one_thread import one_thread
 
 
 class ReducedSpace(DataSizedModule):
@@ -50,7 +51,7 @@ class ReducedSpace(DataSizedModule):
 
         self.mean, self.std = column_scale(x)
         size = max(1, min(self.most, len(x) - 1, x.shape[1]))
-        with np.errstate(invalid="ignore"):  # rows that are all the same have no variance to explain
+        with one_thread(), np.errstate(invalid="ignore"):  # rows that are all the same have no variance to explain
             pca = PCA(size, random_state=0).fit(self.standardise(x).cpu().double().numpy())
         self.basis = torch.from_numpy(pca.components_).to(x)
         deviation = torch.from_numpy(pca.explained_variance_).to(x).sqrt()
