@@ -3,10 +3,12 @@
 import functools
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+from absl import logging as absl_logging
 
 # Property tests draw the same examples in every run, so that none passes or fails by luck; `make test-long` draws new
 # ones, and many more of them.
@@ -17,6 +19,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # Read once, at the first import of huggingface_hub: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# Its handler closes its stream whenever a library sets up logging anew, such as Hydra; that must not be pytest's.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,7 +113,10 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     import uvicorn
 
     # A browser's open page keeps a connection, for which the end would wait; it is then logged as an error.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, server_header=False)
+    # Without `log_config=None` it would replace the handlers of all loggers of the process.
+    config = uvicorn.Config(
+        app, log_config=None, log_level="critical", timeout_graceful_shutdown=1, server_header=False
+    )
     return uvicorn.Server(config)
 
 
