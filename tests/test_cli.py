@@ -262,7 +262,8 @@ def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
     results = json.loads((tmp_path / "runs" / "quiet" / "results.json").read_text())
     assert done.returncode == 0
     assert done.stderr == ""
-    assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} after 1 round (")
+    assert done.stdout.startswith(f"accuracy {results['accuracy']:.4f} (95 % {results['accuracy_low']:.3f} to ")
+    assert f"on {results['test_clips']} test clips after 1 round (" in done.stdout
     assert done.stdout.endswith(f": {tmp_path / 'runs' / 'quiet'}\n")
     assert done.stdout.count("\n") == 1
     assert (tmp_path / "runs" / "quiet" / "report.html").is_file()

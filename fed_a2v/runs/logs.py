@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from fed_a2v.errors import interrupted
+from fed_a2v.errors import UserError, interrupted
 from fed_a2v.storage.plain_text import PlainLines
 
 # Loggers that write to `run.log` only.
@@ -73,9 +73,9 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
     """Send the loggers "fed_a2v" and "flwr" to `run.log` in `folder` and to the console, while the block runs.
 
     Both stop propagating to the root logger, whose handlers (for example Hydra's) would print lines twice. Flower's
-    lines below WARNING, those of `CLASS_LINES` and `LAST_LINES`, and the traceback of an error that ends the block go
-    to `run.log` only. In nested calls the innermost counts, so lines are not doubled. At the end, the previous handlers
-    are restored.
+    lines below WARNING, those of `CLASS_LINES` and `LAST_LINES`, and the traceback of an error that ends the block, if
+    it is no `UserError`, go to `run.log` only. In nested calls the innermost counts, so lines are not doubled. At the
+    end, the previous handlers are restored.
 
     Args:
         folder: the run's folder, created if needed; lines are appended to `run.log`.
@@ -97,7 +97,8 @@ def setup_logging(folder: Path, console: Console, level: int = logging.INFO) -> 
         try:
             yield
         except Exception as error:
-            if not interrupted(error):
+            # An error that the user can fix is printed; a folder in which nothing could begin stays as it is.
+            if not isinstance(error, UserError) and not interrupted(error):
                 logging.getLogger(TRACEBACKS).error("The run ends with an error:", exc_info=error)
             raise
         finally:
