@@ -86,7 +86,7 @@ def test_nothing_else_in_the_package_prints_text_that_it_puts_together():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "print"
     }
-    assert {name for name, _ in calls} >= {"plain_text.py", "train.py"}
+    assert {name for name, _ in calls} >= {"plain_text.py", "job.py"}
     assert put_together(ast.parse('console.print(f"Report: {path}")').body[0].value)
     assert not [place for place, call in calls.items() if put_together(call)]
 
