@@ -31,7 +31,7 @@ def faults(source):
             called = ast.unparse(node.func)
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             evaluation_mode = called.endswith(".eval") and not node.args  # of a network
-            if called == "joblib.load" or called.split(".")[-1] in UNSAFE_CALLS and not evaluation_mode:
+            if called == "joblib.load" or (called.split(".")[-1] in UNSAFE_CALLS and not evaluation_mode):
                 yield node.lineno, f"calls {called}"
             elif called == "torch.load" and keywords.get("weights_only") != "True":
                 yield node.lineno, "torch.load without weights_only=True"
