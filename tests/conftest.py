@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 from absl import logging as absl_logging
 
+from fed_a2v.config import own_class
+
 # Property tests draw the same examples in every run, so that none passes or fails by luck; `make test-long` draws new
 # ones, and many more of them.
 _ALWAYS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -38,6 +40,12 @@ def _nothing_of_the_user(tmp_path_factory):
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "200")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_class_of_another_test(monkeypatch):
+    """What a process has loaded of users' classes decides how an error is reported."""
+    monkeypatch.setattr(own_class, "_loaded", {})
 
 
 @pytest.fixture(scope="session")

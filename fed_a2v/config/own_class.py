@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from fed_a2v.errors import UserError
 
@@ -29,9 +30,21 @@ def place_of(error: BaseException) -> str:
     frames = [
         f"{frame.f_code.co_filename}:{line}"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in packages
+        if _package_of(frame) in packages
     ]
     return frames[-1] if frames else ""
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _only_passed_through(error: BaseException) -> bool:
+    """Whether this program raised an error below the user's classes: a full disk is no fault of them."""
+    frames = [_package_of(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = {target.partition(".")[0] for target in _loaded}
+    own = [name for name in frames if name == "fed_a2v" or name in packages]
+    return bool(own) and own[-1] == "fed_a2v"
 
 
 def described(error: BaseException) -> str:
@@ -44,6 +57,8 @@ def described(error: BaseException) -> str:
 def explained(error: BaseException) -> str | None:
     """The line that a command ends with; None for a bug of this program, which keeps its traceback."""
     if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and _only_passed_through(error):
         return str(error)
     if place_of(error):
         return f"your own class: {described(error)}; run.log has the traceback"

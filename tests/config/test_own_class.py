@@ -10,6 +10,7 @@ from fed_a2v.config import own_class
 from fed_a2v.config.compose import ConfigError
 from fed_a2v.config.own_class import add_origin, explained, place_of
 from fed_a2v.config.plugins import load_class, make_object
+from fed_a2v.storage.files import write_text
 from tests.command import fed_a2v
 from tests.refusals import refused
 from tests.test_commands import TINY
@@ -121,6 +122,28 @@ def test_what_a_users_class_returned_may_be_the_reason(monkeypatch):
     error = AttributeError("'NoneType' object has no attribute 'backward'")
     add_origin(error)
     assert "my_own_part.Loss" in error.__notes__[0]
+
+
+CALLS = """
+class Calls:
+    def call(self, function):
+        return function()
+
+    def read_missing(self):
+        open("nowhere")
+"""
+
+
+def test_an_unwritable_file_below_a_users_class_is_no_bug_of_it_and_a_file_that_it_misses_is(mine, tmp_path):
+    mine(CALLS)
+    calls = load_class("dataset", "my_own_part.Calls")()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as unwritable:
+        calls.call(lambda: write_text(tmp_path / "file" / "below", "x"))
+    assert explained(unwritable.value) == str(unwritable.value)
+    with pytest.raises(OSError) as missing:
+        calls.read_missing()
+    assert explained(missing.value).startswith("your own class: FileNotFoundError")
 
 
 def test_errors_that_a_user_can_mend_are_their_message():
