@@ -330,6 +330,7 @@ def test_compare_refuses_wrong_values_of_folds_and_seeds(refused, words):
 
 
 def test_an_unknown_baseline_is_refused(refused):
+    assert "did you mean 'FedAvg'" in refused("compare", "--with", "fedavg")
     said = refused("compare", "--with", "FedAvg,magic")
     assert said.startswith("fed-a2v: ")
     assert all(name in said for name in ("--with=magic", *BASELINES))

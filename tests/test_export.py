@@ -19,6 +19,7 @@ import fed_a2v.adapter
 from fed_a2v import A2VAdapter, load_run
 from fed_a2v.adapter import AdapterError
 from fed_a2v.cli import main
+from fed_a2v.commands.runs import check_one_run
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.uncertainty import wilson_interval
 from fed_a2v.data.datasets.synth import RATE, synthesise
@@ -547,3 +548,12 @@ def test_the_snippets_with_image_models_run(kind, pipeline, make, runs, tmp_path
     code = code.replace("torch.bfloat16", "torch.float32")
     exec(compile(code, str(PAGE), "exec"), {})
     assert (tmp_path / "dog.png").is_file()
+
+
+def test_a_folder_of_several_runs_names_those_in_it(tmp_path):
+    for name in ("FedAvg", "vae"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "comparison.json").write_text("{}")
+    with refused(ConfigError, "choose one", str(tmp_path / "FedAvg"), str(tmp_path / "vae")):
+        check_one_run(tmp_path)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fed_a2v.commands.parser import Parser, loading, resumable
 from fed_a2v.config.baselines import BASELINES
+from fed_a2v.core.names import nearest
 from fed_a2v.errors import ConfigError
 from fed_a2v.storage.plain_text import say
 
@@ -59,7 +60,9 @@ def run(words: list[str]) -> None:
         # Names such as "FedAvg, as many steps" contain a comma.
         baselines = [name.strip() for name in re.split(r",(?! as many)", given.baselines) if name.strip()]
         if unknown := [name for name in baselines if name not in BASELINES]:
-            raise ConfigError(f"--with={unknown[0]}: choose from {'; '.join(BASELINES)}")
+            near = nearest(unknown[0], BASELINES)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise ConfigError(f"--with={unknown[0]}: {hint}choose from {'; '.join(BASELINES)}")
     folds = None if given.folds is None else [] if given.folds == ALL else _numbers("--folds", given.folds)
     seeds = None if given.seeds is None else _numbers("--seeds", given.seeds)
     if given.jobs is not None and not re.fullmatch(r"[1-9]\d{0,3}", given.jobs):

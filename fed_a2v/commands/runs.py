@@ -10,7 +10,8 @@ from fed_a2v.core.names import nearest
 from fed_a2v.errors import ConfigError
 
 # A run's folder has one of these.
-FILES = ("config.yaml", "metrics.jsonl", "checkpoints", "comparison.json", "pictures.json")
+OF_ONE = ("config.yaml", "metrics.jsonl", "checkpoints", "pictures.json")
+FILES = (*OF_ONE, "comparison.json")
 
 
 def check_run(path: Path) -> None:
@@ -38,7 +39,7 @@ def check_one_run(path: Path) -> None:
     """
     check_run(path)
     path = path.expanduser()
-    if path.is_dir() and not any((path / name).exists() for name in FILES):
+    if path.is_dir() and not any((path / name).exists() for name in OF_ONE):
         inside = sorted(str(file.parent) for file in (*path.glob("*/config.yaml"), *path.glob("*/*/config.yaml")))
         more = f" and {len(inside) - 2} more" if len(inside) > 2 else ""
         raise ConfigError(f"{path} has its runs in subfolders; choose one: {', '.join(inside[:2])}{more}")

@@ -74,6 +74,15 @@ def opened(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def host_names(host: str) -> list[str]:
+    """The host names that requests to a loopback address may have.
+
+    Starlette compares what precedes the first colon: of an IPv6 address, as in `[::1]:7860`, the bracket, which begins
+    no other name.
+    """
+    return ["localhost", "[" if ":" in host else host]
+
+
 def make_app(explorer: Explorer, host: str) -> FastAPI:
     """The web application; within `temporary_files`."""
     import gradio as gr
@@ -84,9 +93,9 @@ def make_app(explorer: Explorer, host: str) -> FastAPI:
 
     app = FastAPI(openapi_url=None)
     app.add_middleware(Policy)
-    if is_loopback(host) and ":" not in host:
+    if is_loopback(host):
         # A page of another host must not read this one by resolving its own name to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=host_names(host))
     fonts = ["system-ui", "sans-serif"]
     page = make_page(explorer)
     page.has_launched = True  # otherwise Gradio copies any file of this machine that a request names

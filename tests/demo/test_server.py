@@ -1,5 +1,6 @@
 """Where the page listens, and what is stored meanwhile; and the command that starts it."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from fed_a2v.cli import main
-from fed_a2v.demo.server import is_loopback, opened, temporary_files
+from fed_a2v.demo.server import host_names, is_loopback, opened, temporary_files
 from fed_a2v.errors import ConfigError
 from tests.demo.conftest import SYNTH
 from tests.refusals import refused
@@ -24,6 +27,24 @@ from tests.refusals import refused
 )
 def test_only_this_machine_reaches_a_loopback_address(host, loopback):
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(("host", "own"), [("127.0.0.1", "127.0.0.1:7860"), ("::1", "[::1]:7860")])
+def test_a_page_on_loopback_answers_to_its_own_names_only(host, own):
+    app = TrustedHostMiddleware(PlainTextResponse("the page"), host_names(host))
+
+    def status(name):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", name.encode())]}
+        asyncio.run(app(scope, None, send))
+        return sent[0]["status"]
+
+    assert status(own) == status("localhost:7860") == 200
+    assert status("example.org:7860") == 400
 
 
 def test_a_taken_port_is_refused():
