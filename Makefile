@@ -97,7 +97,9 @@ bench: dev
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/hostile.py
 	$(BIN)/python benchmarks/wrong_configs.py
+	$(BIN)/python benchmarks/mistakes.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/demo.py --write

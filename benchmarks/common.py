@@ -1,12 +1,16 @@
-"""Shared parts of the benchmarks: data, description of the machine, spreads, and the tables in the docs."""
+"""Shared parts of the benchmarks: data, fresh processes, the machine in words, spreads, and the tables in the docs."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +45,16 @@ def data(kind: str) -> list[str]:
 def head() -> list[str]:
     """Override for YAMNet's label head, with `projection=head`."""
     return [f"projection.path={Path(os.environ.get('FED_A2V_DATA', '')) / 'esc50_yamnet_head.npz'}"]
+
+
+def measured(benchmark: str, *words: object) -> Any:
+    """What a benchmark measures with `--measure WORDS`, the JSON in the last line of its output.
+
+    A process of its own: its memory is not that of an earlier measurement, and its clock starts with the same imports.
+    """
+    command = [sys.executable, benchmark, "--measure", *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def machine() -> str:

@@ -15,15 +15,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import data, machine, write_block
+from common import data, machine, measured, write_block
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar, ndarrays_to_parameters
 from flwr.server import Server, SimpleClientManager
@@ -46,7 +44,7 @@ REPEATS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="write the table into the documentation")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/engineering.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -60,9 +58,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {"plain": [], "own": []}
         for _ in range(REPEATS):
             for kind, results in found.items():
-                words = [sys.executable, __file__, "--measure", kind, partition, "--rounds", str(given.rounds)]
-                done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-                results.append(json.loads(done.stdout.splitlines()[-1]))
+                results.append(measured(__file__, kind, partition, "--rounds", given.rounds))
         plain, own = (statistics.median(run["seconds"] for run in found[kind]) for kind in ("plain", "own"))
         ratios = [one["seconds"] / other["seconds"] for other, one in zip(found["plain"], found["own"], strict=True)]
         lines.append(

@@ -11,14 +11,13 @@ wait to be unpacked count, too. `median` shows the memory for the unpacked weigh
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import json
 import threading
 import time
 from pathlib import Path
 
 import torch
-from common import machine, write_block
+from common import machine, measured, write_block
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 
@@ -46,13 +45,11 @@ def main() -> None:
     parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure is not None:
-        measure(given.measure)
+        print(json.dumps(measure(given.measure)))
         return
     rows, first = [], None
     for name, overrides in VARIANTS.items():
-        command = [sys.executable, __file__, "--measure", *overrides]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-3:]
-        before, peak, bank = (float(number) for number in output)
+        before, peak, bank = measured(__file__, *overrides)
         first = first or peak
         rows.append(f"| {name} | {before:.0f} | {peak:.0f} | {1 - peak / first:.0%} | {bank:.0f} |")
     text = (
@@ -64,8 +61,8 @@ def main() -> None:
         write_block("memory", text)
 
 
-def measure(overrides: list[str]) -> None:
-    """Run a round and print the resident size before it, its peak, and the size of the bank, in MB."""
+def measure(overrides: list[str]) -> list[float]:
+    """Run a round and return the resident size before it, its peak, and the size of the bank, in MB."""
     settings = compose_settings(
         ["adapters=flux", f"partition.sites={SITES}", "generator.validation_frequency=1", *overrides]
     )
@@ -92,7 +89,7 @@ def measure(overrides: list[str]) -> None:
         )
         if tensor is not None
     )
-    print(before, watch.stop(), bank / 1e6)
+    return [before, watch.stop(), bank / 1e6]
 
 
 class Actor(InProcessClient):

@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, write_block
+from common import machine, measured, write_block
 from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
@@ -71,9 +70,7 @@ def main() -> None:
     first: dict[str, float] = {}
     growth = step_growth = 0.0
     for number in numbers:
-        command = [sys.executable, __file__, "--measure", str(number), "--rounds", str(given.rounds)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = measured(__file__, number, "--rounds", given.rounds)
         first = first or found
         share = ""
         if found is not first:

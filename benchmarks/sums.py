@@ -27,8 +27,6 @@ import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +38,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from common import ROOT, data, head, machine, read_rows, write_block
+from common import ROOT, data, head, machine, measured, read_rows, write_block
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
@@ -162,7 +160,7 @@ def main() -> None:
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        measure(given.measure)
+        print(json.dumps(measure(given.measure)))
         return
     if unknown := [name for name in given.tables if name not in choices]:
         parser.error(f"no table {unknown[0]!r}; choose from {', '.join(choices)}")
@@ -395,15 +393,17 @@ def server() -> str:
         "|---|---|---|---|---|",
     ]
     for own in (10, CLASSES):
-        command = [sys.executable, __file__, "--measure", str(own)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        decode, solve, peak, sums = json.loads(output.splitlines()[-1])
+        decode, solve, peak, sums = measured(__file__, own)
         lines.append(f"| {own} | {decode:.2f} s | {solve:.2f} s | {peak:.0f} MB | {sums:.0f} MB |")
     return "\n".join(lines) + f"\n\n{CLASSES} classes, 128 columns, {SITES:,} sites; seconds of one core."
 
 
-def measure(own: int) -> None:
-    """Decode the replies of many sites with `own` classes each, fill the bank, and solve."""
+def measure(own: int) -> list[float]:
+    """Decode the replies of many sites with `own` classes each, fill the bank, and solve.
+
+    Returns:
+        Seconds of decoding and of solving, MB of memory beyond the start, and MB of the sums.
+    """
     torch.set_num_threads(1)
     settings = compose_settings(["experiment=one_shot", f"partition.sites={SITES}"])
     names = tuple(f"class {number:03d}" for number in range(CLASSES))
@@ -423,7 +423,7 @@ def measure(own: int) -> None:
     solving = time.process_time() - start
     assert step.sums is not None
     sums = sum(tensor.nbytes for site in step.sums.sites.values() for tensor in vars(site).values())
-    print(json.dumps([decoding, solving, peak_megabytes() - before, sums / 1e6]))
+    return [decoding, solving, peak_megabytes() - before, sums / 1e6]
 
 
 def message(names: Sequence[str], own: int, columns: int, number: int) -> tuple[list[Any], Any, int, ReplySpec]:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -31,7 +30,7 @@ from fed_a2v.core.adapters import AdapterOutput, Adapters, ClassPrompts
 from fed_a2v.core.metrics import ClassScore, ranked_classes
 from fed_a2v.core.public_space import PublicSpace, is_orthonormal
 from fed_a2v.data.clips import square_roots
-from fed_a2v.data.sounds import RunError, Sound, embed_sounds, find_class, whole_number
+from fed_a2v.data.sounds import RunError, Sound, are_embeddings, embed_sounds, find_class, whole_number
 from fed_a2v.errors import UserError
 from fed_a2v.storage.untrusted import inside, parse_json, read_bytes
 
@@ -268,7 +267,7 @@ class A2VAdapter(
     @torch.no_grad()
     def embed(self, sounds: Sound | Sequence[Sound] | NDArray[Any], rate: float | None = None) -> Tensor:
         """Inputs of `adapters`: (B, S, Da) embeddings, or (B, 1, R) rows of the public space; see `forward`."""
-        if _are_embeddings(sounds):
+        if are_embeddings(sounds):
             embeddings = torch.as_tensor(sounds)
             if tuple(embeddings.shape[1:]) != self.config.audio_shape or not embeddings.is_floating_point():
                 raise RunError(
@@ -316,7 +315,7 @@ class A2VAdapter(
         """
         top = whole_number("top", top, 1)
         ranked = ranked_classes(self(sounds, rate).clip, self.clip_prompts, self.classes, top)
-        return ranked[0] if isinstance(sounds, Sound) and not _are_embeddings(sounds) else ranked
+        return ranked[0] if isinstance(sounds, Sound) and not are_embeddings(sounds) else ranked
 
     def class_prompts(self, *names: str) -> PromptEmbeddings:
         """The true text prompts of classes, which a sound's prompts are to resemble; without names those of all.
@@ -326,11 +325,6 @@ class A2VAdapter(
         """
         rows = [self.classes.index(find_class(name, self.classes)) for name in names or self.classes]
         return PromptEmbeddings(self.clip_prompts[rows], None if self.t5_prompts is None else self.t5_prompts[rows])
-
-
-def _are_embeddings(sounds: Any) -> bool:
-    """Whether an argument is embeddings: a waveform has at most two dimensions."""
-    return isinstance(sounds, np.ndarray | Tensor) and sounds.ndim == 3
 
 
 def _prompt_shapes(config: AdapterConfig) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -474,14 +468,11 @@ def _load_encoder(choice: EncoderChoice, model: str | None) -> Any:
             f"these adapters were trained with encoder={choice.name} and the model {choice.model or 'in a folder'}, "
             "which is fetched only if you name it: from_pretrained(..., encoder=OWNER/NAME or FOLDER)"
         )
-    values = own | {"model": choice.model, "revision": choice.revision}
-    if model is not None:
-        revision = choice.revision if model == choice.model else None
-        values |= {"model": str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model}
-        values |= {"revision": revision}
-    values |= {"tokens": choice.tokens, "precision": choice.precision}
+    model = choice.model if model is None else model
+    revision = choice.revision if model == choice.model else None  # another model does not have it
+    chosen = {"model": model, "revision": revision, "tokens": choice.tokens, "precision": choice.precision}
     try:
-        settings = EncoderSettings.model_validate(values)
+        settings = EncoderSettings.model_validate(own | chosen)
     except ValidationError as error:
         raise AdapterError(f"{CONFIG}: encoder={choice.name}: {error.errors()[0]['msg']}") from error
     return load_encoder(settings)

@@ -40,7 +40,7 @@ from fed_a2v.data.audio import FloatArray
 from fed_a2v.data.clips import square_roots
 from fed_a2v.data.datasets.base import data_set
 from fed_a2v.data.index import parts
-from fed_a2v.data.sounds import RunError, Sound, as_waveform, embed_sounds, find_class, whole_number
+from fed_a2v.data.sounds import RunError, Sound, are_embeddings, as_waveform, embed_sounds, find_class, whole_number
 from fed_a2v.encoders.audio import AudioEncoder, load_encoder
 from fed_a2v.errors import ConfigError, UserError
 from fed_a2v.federation.factory import torch_device
@@ -492,7 +492,7 @@ class LoadedRun:
         """The classes whose prompts are nearest to a sound's, with their scores, best first.
 
         Args:
-            sounds: a sound or several, see `embed`; or embeddings (B, S, Da) as `adapt` takes them.
+            sounds: a sound or several, see `embed`; or embeddings (B, S, Da) of torch or numpy, as `adapt` takes them.
             rate: sample rate of waveforms in Hz.
             top: number of classes for each sound; all if there are fewer.
 
@@ -504,10 +504,9 @@ class LoadedRun:
             BadClipError, RunError: see `embed` and `adapt`; or `top` is below 1.
         """
         top = whole_number("top", top, 1)
-        embeddings = isinstance(sounds, Tensor) and sounds.ndim == 3
-        outputs = self.adapt(sounds) if embeddings else self.prompts(sounds, rate)  # type: ignore[arg-type]
+        outputs = self.adapt(sounds) if are_embeddings(sounds) else self.prompts(sounds, rate)
         ranked = ranked_classes(outputs.clip, self.targets.clip, self.classes, top)
-        return ranked[0] if isinstance(sounds, Sound) and not embeddings else ranked
+        return ranked[0] if isinstance(sounds, Sound) and not are_embeddings(sounds) else ranked
 
     def class_name(self, name: str) -> str:
         """A class name in the run's spelling; case, spaces, hyphens and underscores do not matter.

@@ -15,7 +15,7 @@ from fed_a2v.core.uncertainty import wilson_interval
 from fed_a2v.errors import ConfigError
 from fed_a2v.load import LoadedRun
 from fed_a2v.report.reproduce import overrides_of
-from fed_a2v.runs.exchange import exchange_lines
+from fed_a2v.runs.exchange import exchange_lines, shares_sums, sites_train
 from fed_a2v.runs.rounds import FEW_CLIPS, Row
 from fed_a2v.storage.plain_text import one_line
 from fed_a2v.storage.untrusted import UntrustedFileError
@@ -289,13 +289,13 @@ def _eval_results(last: Row, sets: Sequence[str]) -> list[EvalResult] | None:
 def _privacy(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     lines = ["The messages of the sites have no recordings."]
     share = config["share"]
-    if share["kind"] == "statistics":
+    if shares_sums(config):
         lines += [f"{markdown(line)}." for line in exchange_lines(config, rows)[:1]] if rows else []
     else:
         once = SHARED[share["kind"]].format(least=share["min_clips"])
-        trains = not config["adapters"]["closed_form"] and (config["site"]["epochs"] or config["site"]["server_steps"])
+        trains = sites_train(config)
         outputs = trains and config["finetune"]["enabled"] and config["finetune"]["from_nodes_adapters"]
-        each = ["the weights of the adapters that it trained"] * bool(trains)
+        each = ["the weights of the adapters that it trained"] * trains
         each += ["the mean outputs of its adapters for each class"] * bool(outputs)
         lines.append(f"Each site sent {once}, once{'; and in every round ' + ' and '.join(each) if each else ''}.")
         lines.append("It also sent the names of its classes, their numbers of clips, and scores on its test clips.")

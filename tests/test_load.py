@@ -398,6 +398,13 @@ def test_classes_of_a_sound_are_ranked_by_the_cosines_of_the_accuracy(run, wav):
         run.classify(wav, top=0)
 
 
+def test_embeddings_to_classify_may_be_arrays(run, wav):
+    embeddings = run.embed([wav, wav])
+    assert run.classify(embeddings.numpy(), top=3) == run.classify(embeddings, top=3)
+    with refused(RunError, "(2, 1, 4)", "(B, 1, 512)"):
+        run.classify(np.zeros((2, 1, 4)))
+
+
 def test_prompts_lie_where_the_class_prompts_lie(run, wav):
     """The centre that comparisons take off is in them."""
     prompts, centre = run.prompts(wav).clip[0], prompt_centre(run.targets.clip)

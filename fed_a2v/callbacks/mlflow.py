@@ -13,11 +13,11 @@ from fed_a2v.callbacks.base import Callback, RunContext
 from fed_a2v.config.tree import dotted_items
 from fed_a2v.errors import ConfigError
 from fed_a2v.install import install_hint
+from fed_a2v.runs.mlflow_store import SQLITE, URI, database
 from fed_a2v.storage.files import numbers
 from fed_a2v.version import __version__
 
-# MLflow's own variable of the environment, and its limits: characters of a value, and parameters of a call.
-URI = "MLFLOW_TRACKING_URI"
+# MLflow's limits: characters of a value, and parameters of a call.
 LONGEST_VALUE, MOST_PARAMETERS = 6000, 100
 # What MLflow does unless the user has set it: it sends no telemetry, prints no progress, and gives up early on a server
 # that does not answer.
@@ -27,7 +27,6 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-SQLITE = "sqlite:///"
 
 
 class MLflow(Callback):
@@ -62,7 +61,7 @@ class MLflow(Callback):
             return
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        uri = tracking["mlflow_uri"] or os.environ.get(URI) or f"{SQLITE}{run.folder.path / 'mlflow.db'}"
+        uri = tracking["mlflow_uri"] or os.environ.get(URI) or database(run.folder.path)
         try:
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ SOUNDS = "expected a file, a waveform (samples,) of numpy or torch with its rate
 
 class RunError(UserError, ValueError):
     """The run lacks the requested item, or cannot use the given one; the message says what it has or expects."""
+
+
+def are_embeddings(given: object) -> TypeGuard[Tensor | NDArray[Any]]:
+    """Whether an argument is embeddings (B, S, Da) and no sound: a waveform has at most two dimensions."""
+    return isinstance(given, np.ndarray | Tensor) and given.ndim == 3
 
 
 def as_list(sounds: Sound | Iterable[Sound]) -> list[Sound]:

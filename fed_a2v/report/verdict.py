@@ -18,7 +18,7 @@ from fed_a2v.report.styles import clean
 from fed_a2v.runs.exchange import sites_train
 from fed_a2v.runs.folder import has_server_step
 from fed_a2v.runs.intervals import paired_interval
-from fed_a2v.runs.rounds import SIGNIFICANT, fully_evaluated, gain, gain_over, scored_on
+from fed_a2v.runs.rounds import SIGNIFICANT, changed_clips, fully_evaluated, gain, gain_over, scored_on
 
 
 class Advice(NamedTuple):
@@ -194,7 +194,7 @@ def _over_average(run: RunRecord) -> tuple[str, Difference] | None:
         return None
     row = scored[0]
     where = f"the adapters before it in round {row['round']}"
-    if row["round"] == 1 and run.config.get("share", {}).get("kind") != "statistics":
+    if row["round"] == 1 and not run.shares_sums:
         where = "the plain average of round 1"
     of_members = [gain(_row(each, row["round"])) for each in run.members]
     gains = [value for value in of_members if value is not None]
@@ -203,10 +203,7 @@ def _over_average(run: RunRecord) -> tuple[str, Difference] | None:
     p, value = row.get("server_step/p"), gain(row) or 0.0
     if p is None:
         return where, _judged(value, row, {**row, "accuracy": row["accuracy_before"]})
-    better, worse = row["server_step/better"], row["server_step/worse"]
-    chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-    why = f"{better} test clip{'s' * (better != 1)} better, {worse} worse, {chance}"
-    return where, Difference(value, _sign(value) if p < SIGNIFICANT else 0, why)
+    return where, Difference(value, _sign(value) if p < SIGNIFICANT else 0, ", ".join(changed_clips(row)))
 
 
 def _difference(run: RunRecord, other: RunRecord) -> Difference | None:

@@ -171,7 +171,7 @@ def summary_table(jobs: Sequence[SweepJob], title: str = "", full: bool = False)
         full: whether to show every figure with all its digits, instead of `SHOWN_FIGURES` with four.
     """
     started = [job.overrides for job in jobs if job.status != "missing"]
-    settings = differing(started) or list(dict.fromkeys(key for overrides in started for key in overrides))
+    settings = varied(jobs) or list(dict.fromkeys(key for overrides in started for key in overrides))
     every = list(dict.fromkeys(key for job in jobs for key in job.results if key not in settings))
     figures = every if full else [key for key in SHOWN_FIGURES if key in every] or every
     header = ("job", "status", *settings, *figures, *(["reason"] if any(job.reason for job in jobs) else []))

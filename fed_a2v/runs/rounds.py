@@ -131,12 +131,25 @@ def step_words(rows: Sequence[Row]) -> str:
 
 
 def _changes(row: Row) -> str:
-    better, worse, p = (row[f"server_step/{name}"] for name in ("better", "worse", "p"))
-    if not better + worse:
+    if not row["server_step/better"] + row["server_step/worse"]:
         return "no test clip better, none worse"
+    clips, chance = changed_clips(row)
+    established = "" if row["server_step/p"] < SIGNIFICANT else ", no difference shown"
+    return f"{clips} (McNemar's test: {chance}{established})"
+
+
+def changed_clips(row: Row) -> tuple[str, str]:
+    """The test clips that a server step changed, and the p-value of McNemar's test, in words.
+
+    Args:
+        row: row with `server_step/...`.
+
+    Returns:
+        Such as "6 test clips better, 1 worse" and "p = 0.12".
+    """
+    better, worse, p = (row[f"server_step/{name}"] for name in ("better", "worse", "p"))
     chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-    established = "" if p < SIGNIFICANT else ", no difference shown"
-    return f"{better} test clip{'s' * (better != 1)} better, {worse} worse (McNemar's test: {chance}{established})"
+    return f"{better} test clip{'s' * (better != 1)} better, {worse} worse", chance
 
 
 def accuracy_words(row: Row) -> str:

@@ -27,6 +27,7 @@ from fed_a2v.runs.checkpoint import same_results
 from fed_a2v.runs.compare import FAILURE, OVER_SEEDS, read_results, seeds_table, summary_table, sweep_jobs
 from fed_a2v.runs.folder import RunFolder
 from fed_a2v.runs.lock import FolderInUseError, hold
+from fed_a2v.runs.mlflow_store import URI, database
 from fed_a2v.runs.output import wanted_output
 from fed_a2v.runs.sweep_plot import plot_sweep
 from fed_a2v.storage.files import free_folder, write_text
@@ -94,8 +95,8 @@ def run_job(settings: Settings, folder: Path, run: Callable[[Settings, Path], di
     if settings.wandb.group is None:
         group = settings.wandb.model_copy(update={"group": folder.absolute().parent.name})
         settings = settings.model_copy(update={"wandb": group})
-    if settings.tracking.mlflow and not (settings.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        shared = {"mlflow_uri": f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"}  # one database for all jobs
+    if settings.tracking.mlflow and not (settings.tracking.mlflow_uri or os.environ.get(URI)):
+        shared = {"mlflow_uri": database(folder.absolute().parent)}  # one database for all jobs
         settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update=shared)})
     (folder / FAILURE).unlink(missing_ok=True)
     same = _same_settings(folder, settings)

@@ -106,6 +106,13 @@ def whole_rounds(rounds: Sized) -> dict[str, Any]:
     return {"dtick": 1} if len(rounds) <= 12 else {}
 
 
+def bars_to(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Error bars from the lower to the upper end of an interval of each value."""
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
+    return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1}
+
+
 def named_axis(names: Sequence[str]) -> dict[str, Any]:
     """An axis with names at whole numbers: as categories, Plotly would read some names as numbers or dates."""
     return {

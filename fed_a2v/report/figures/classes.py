@@ -9,7 +9,17 @@ import numpy as np
 import plotly.graph_objects as go
 
 from fed_a2v.report.collect import Collection
-from fed_a2v.report.figures.base import MOST_VIEWS, READABLE_CLASSES, Plot, View, cell, margin, named_axis, of_means
+from fed_a2v.report.figures.base import (
+    MOST_VIEWS,
+    READABLE_CLASSES,
+    Plot,
+    View,
+    bars_to,
+    cell,
+    margin,
+    named_axis,
+    of_means,
+)
 from fed_a2v.report.record import RunRecord
 from fed_a2v.report.styles import bar_style, clean, figure, label
 from fed_a2v.runs.table import TextTable
@@ -126,11 +136,11 @@ def _class_bars(run: RunRecord, order: Sequence[str], key: str, form: str, index
 
 def _error_bars(run: RunRecord, order: Sequence[str], key: str) -> dict[str, Any]:
     """Bars of the classes' intervals, or from the lowest to the highest of several runs; none if one is missing."""
-    ends = [[_of(run, name, field) for field in (f"{key}_low", key, f"{key}_high")] for name in order]
-    if any(end is None for each in ends for end in each):
+    values = [_of(run, name, key) for name in order]
+    ends = [(_of(run, name, f"{key}_low"), _of(run, name, f"{key}_high")) for name in order]
+    if any(each is None for each in (*values, *(end for pair in ends for end in pair))):
         return {}
-    below, above = ([max(0.0, sign * (each[end] - each[1])) for each in ends] for end, sign in ((0, -1), (2, 1)))
-    return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1, "width": 2}
+    return {**bars_to(values, ends), "width": 2}
 
 
 def _by_class(traces: list[Any], order: Sequence[str], words: str, fraction: bool) -> go.Figure:

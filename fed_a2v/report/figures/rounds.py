@@ -8,7 +8,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fed_a2v.report.collect import Collection
-from fed_a2v.report.figures.base import MOST_VIEWS, Plot, View, by_round, columns_of, of_means, of_run, round_table
+from fed_a2v.report.figures.base import (
+    MOST_VIEWS,
+    Plot,
+    View,
+    bars_to,
+    by_round,
+    columns_of,
+    of_means,
+    of_run,
+    round_table,
+)
 from fed_a2v.report.figures.gates import GATES, show_range
 from fed_a2v.report.record import RunRecord
 from fed_a2v.report.styles import bar_style, clean, colour, dash, faint, label, symbol
@@ -295,7 +305,7 @@ def _line(
         mode="lines" if plain and not lone else "lines+markers",
         line={"color": colour(index), "dash": "dot" if light else dash(index), "width": 1.5 if light else 2.5},
         marker={"symbol": "line-ew-open" if lone else symbol(index) + ("-open" if light else ""), "size": 8},
-        error_y=_bars_to(values, ends) if known and not as_area else {},
+        error_y=bars_to(values, ends) if known and not as_area else {},
         hovertemplate="%{y:.4g}" + ("%{customdata}" if tested else ""),
         customdata=["" if fully_evaluated(row) else f" on {scored_on(row)}" for row in rows] if tested else None,
     )
@@ -316,19 +326,12 @@ def _line(
     return [line, around]
 
 
-def _bars_to(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Error bars from the lower to the upper end of an interval of each value."""
-    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
-    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
-    return {"symmetric": False, "arrayminus": below, "array": above, "thickness": 1}
-
-
 def _range_bars(members: Sequence[Mapping[int, float | None]], means: Mapping[int, float | None]) -> dict[str, Any]:
     """Error bars from the lowest to the highest of several runs; none for a single run."""
     if not members or any(value is None for value in means.values()):
         return {}
     ends = [(min(values), max(values)) for number in means for values in [[each[number] or 0.0 for each in members]]]
-    return _bars_to([value or 0.0 for value in means.values()], ends)
+    return bars_to([value or 0.0 for value in means.values()], ends)
 
 
 def bytes_plot(collection: Collection) -> Plot:
