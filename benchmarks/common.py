@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ def measured(benchmark: str, *words: object) -> Any:
     command = [sys.executable, benchmark, "--measure", *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def require_no_refusals(rows: Sequence[Mapping[str, Any]]) -> None:
+    """End a benchmark whose made-up replies are refused: what it measures is then not the work on them."""
+    for row in rows:
+        if row["rejected"] or row["failures"]:
+            raise SystemExit(f"round {row['round']}: {row['rejections'] or row['failure_reasons']}")
 
 
 def machine() -> str:

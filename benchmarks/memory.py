@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine, measured, write_block
+from common import machine, measured, require_no_refusals, write_block
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
+from fed_a2v.core.losses import TERMS
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.factory import prompt_set
 from fed_a2v.federation.protocol import TrainReply, pack_reply, read_arrays
-from fed_a2v.federation.server.step_factory import make_step
+from fed_a2v.federation.server.step_factory import make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V
 from fed_a2v.federation.simulation import InProcessClient
 
@@ -68,7 +69,9 @@ def measure(overrides: list[str]) -> list[float]:
     )
     torch.set_num_threads(1)
     prompts = prompt_set(settings, NAMES)
-    strategy = FedA2V(settings, NAMES, prompts, lambda shape: make_step(settings, prompts, shape))
+    strategy = FedA2V(
+        settings, prompts, lambda *shape: make_step(settings, prompts, *shape), lambda: make_space(settings)
+    )
     manager = SimpleClientManager()
     for number in range(SITES):
         manager.register(Actor(f"{number:06d}", settings))
@@ -77,6 +80,7 @@ def measure(overrides: list[str]) -> list[float]:
     watch = Watch()
     results = [(proxy, proxy.fit(ins, None, None)) for proxy, ins in strategy.configure_fit(1, parameters, manager)]
     strategy.aggregate_fit(1, results, [])
+    require_no_refusals([strategy._row])
     assert strategy.step is not None
     bank = sum(
         tensor.nbytes
@@ -107,19 +111,20 @@ class Actor(InProcessClient):
         weights: list[torch.Tensor] = []
         if config["task"] == "train":
             for array in read_arrays(ins.parameters, 1000)[:-2]:
-                weights.append(torch.from_numpy(array).float())
+                weights.append(torch.tensor(array, dtype=torch.float32))
                 weights[-1] = weights[-1] + 0.01 * torch.randn(weights[-1].shape, generator=random)
         own = [NAMES[(int(config["number"]) + 5 * step) % CLASSES] for step in range(OWN)]
         prompts = [self.prompts(name, config["task"] == "train", random) for name in sorted(own)]
         reply = TrainReply(
-            str(config["site"]),
-            int(config["round"]),
-            config["task"],
-            24 * OWN,
-            weights,
-            prompts,
-            "same",
-            False,  # type: ignore[arg-type]
+            site=str(config["site"]),
+            round_number=int(config["round"]),
+            task="train" if weights else "register",
+            num_examples=24 * OWN,
+            weights=weights,
+            statistics=prompts,
+            fingerprint="same",
+            square_root=False,
+            losses=dict.fromkeys(("loss", *TERMS), 1.0) if weights else {},
         )
         arrays, metrics = pack_reply(reply, self.settings.share.dtype)
         return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), reply.num_examples, metrics)

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, measured, write_block
+from common import machine, measured, require_no_refusals, write_block
 from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
+from fed_a2v.core.losses import TERMS
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics
 from fed_a2v.federation.client.flower_client import A2VClient
@@ -112,13 +113,14 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
         ]
     )
     seconds: dict[str, list[float]] = {name: [] for name in ("reading", "averaging", "step")}
-    clocked(FedA2V, "_good_replies", seconds["reading"])
+    clocked(FedA2V, "_valid_replies", seconds["reading"])
     clocked(strategy, "aggregate", seconds["averaging"])
     clocked(ServerStep, "run", seconds["step"])
     players = iter(range(sites))
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, Watch() as watch:
         run_in_process(settings, Path(folder), Console(file=nowhere), lambda: Player(next(players)))
         rows = read_jsonl(Path(folder) / "metrics.jsonl")
+    require_no_refusals(rows)
     stays = rows[0]["bytes_registration"] / sites
     return {
         "sites": sites,
@@ -163,6 +165,8 @@ class Player(A2VClient):
             statistics=[class_statistics(name, trained, random) for name in NAMES],
             fingerprint="same",
             square_root=False,
+            test_clips={NAMES[0]: 1},
+            losses=dict.fromkeys(("loss", *TERMS), 1.0) if trained else {},
         )
         arrays, metrics = pack_reply(reply, "float16")
         return arrays, reply.num_examples, metrics
