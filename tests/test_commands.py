@@ -164,7 +164,13 @@ def stopped(process):
 def test_ctrl_c_prints_the_command_that_resumes_the_run(tmp_path):
     words = ["train", *TINY, "rounds=500", "resume=never", "wandb.project='a b'", "--out", "my run"]
     with subprocess.Popen(
-        [f"{FOLDER}/fed-a2v", *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [f"{FOLDER}/fed-a2v", *words],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         seen = ""
         while "Round 2/500" not in seen:

@@ -9,7 +9,7 @@ import re
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def commit(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _lock() -> dict[str, Any]:
-    installed: dict[str, str] = {_canonical(each.name): each.version for each in distributions() if each.name}
+    installed = dict(package for each in distributions() if (package := _package(each)))
     lines = sorted(f"{name}=={number}" for name, number in installed.items())
     found: dict[str, Any] = {"packages_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
     constraints = ROOT / "constraints.txt"
@@ -86,6 +86,13 @@ def _lock() -> dict[str, Any]:
         others = [f"{name} {each}" for name, each in there.items() if each.partition("+")[0] != wanted[name]]
         found |= {"constraints_sha256": hashlib.sha256(text.encode()).hexdigest(), "not_as_in_constraints": others}
     return found
+
+
+def _package(distribution: Distribution) -> tuple[str, str] | None:
+    """Canonical name and version of an installed package, read without its description; None without a name."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    header = dict(re.findall(r"^(Name|Version): *(.*?)\s*$", text.partition("\n\n")[0], re.MULTILINE))
+    return (_canonical(header["Name"]), header.get("Version", "")) if header.get("Name") else None
 
 
 def _canonical(name: str) -> str:

@@ -24,8 +24,15 @@ with socket.socket(socket.AF_UNIX) as server:
 
 def serve(path):
     """Answer until the process is ended."""
+    import plotly.graph_objects
+    import scipy.fft  # noqa: F401
+    import sklearn.cluster  # noqa: F401
+
+    from fed_a2v.commands import job  # noqa: F401
     from fed_a2v.federation import simulation  # noqa: F401
     from fed_a2v.report import page  # noqa: F401
+
+    plotly.graph_objects.Figure()  # Plotly imports the rest with the first figure
 
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
