@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: data, fresh processes, the machine in words, spreads, and the tables in the docs."""
+"""Shared parts of the benchmarks: data, processes, memory, the machine in words, spreads, and tables in the docs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from fed_a2v.runs.environment import environment
 
@@ -55,6 +58,30 @@ def measured(benchmark: str, *words: object) -> Any:
     command = [sys.executable, benchmark, "--measure", *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident() -> float:
+    """Resident size of this process in bytes."""
+    return float(psutil.Process().memory_info().rss)
+
+
+class PeakMemory:
+    """The largest resident size of this process while the block runs, in bytes, measured every 2 ms."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak, self.running = 0.0, True
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+        self.thread.join()
+
+    def _look(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.002)
 
 
 def require_no_refusals(rows: Sequence[Mapping[str, Any]]) -> None:

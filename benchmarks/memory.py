@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
-import time
-from pathlib import Path
 
 import torch
-from common import machine, measured, require_no_refusals, write_block
+from common import PeakMemory, machine, measured, require_no_refusals, resident, write_block
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
 
@@ -77,9 +74,9 @@ def measure(overrides: list[str]) -> list[float]:
         manager.register(Actor(f"{number:06d}", settings))
     parameters = strategy.initialize_parameters(manager)
     before = resident()
-    watch = Watch()
-    results = [(proxy, proxy.fit(ins, None, None)) for proxy, ins in strategy.configure_fit(1, parameters, manager)]
-    strategy.aggregate_fit(1, results, [])
+    with PeakMemory() as memory:
+        results = [(proxy, proxy.fit(ins, None, None)) for proxy, ins in strategy.configure_fit(1, parameters, manager)]
+        strategy.aggregate_fit(1, results, [])
     require_no_refusals([strategy._row])
     assert strategy.step is not None
     bank = sum(
@@ -93,7 +90,7 @@ def measure(overrides: list[str]) -> list[float]:
         )
         if tensor is not None
     )
-    return [before, watch.stop(), bank / 1e6]
+    return [before / 1e6, memory.peak / 1e6, bank / 1e6]
 
 
 class Actor(InProcessClient):
@@ -143,34 +140,6 @@ class Actor(InProcessClient):
         return ClassStatistics(
             name, 24, None, clip, torch.randn(adapters.t5_tokens, adapters.t5_width, generator=random)
         )
-
-
-class Watch:
-    """Measures the resident size every few milliseconds."""
-
-    def __init__(self) -> None:
-        self.peak = 0.0
-        self.running = True
-        self.thread = threading.Thread(target=self.look)
-        self.thread.start()
-
-    def look(self) -> None:
-        """Measure until stopped."""
-        while self.running:
-            self.peak = max(self.peak, resident())
-            time.sleep(0.003)
-
-    def stop(self) -> float:
-        """The peak so far, in MB."""
-        self.running = False
-        self.thread.join()
-        return self.peak
-
-
-def resident() -> float:
-    """Resident size of this process in MB (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import machine, measured, require_no_refusals, write_block
+from common import PeakMemory, machine, measured, require_no_refusals, write_block
 from flwr.common import Config, NDArrays, Scalar
 from rich.console import Console
 
@@ -117,14 +116,14 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
     clocked(strategy, "aggregate", seconds["averaging"])
     clocked(ServerStep, "run", seconds["step"])
     players = iter(range(sites))
-    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, Watch() as watch:
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, PeakMemory() as memory:
         run_in_process(settings, Path(folder), Console(file=nowhere), lambda: Player(next(players)))
         rows = read_jsonl(Path(folder) / "metrics.jsonl")
     require_no_refusals(rows)
     stays = rows[0]["bytes_registration"] / sites
     return {
         "sites": sites,
-        "peak": watch.peak,
+        "peak": memory.peak,
         "payload": rows[-1]["bytes_up"] / sites + stays,
         "stays": stays,
         **{name: float(np.median(spent[-(rounds - 1) :])) for name, spent in seconds.items()},
@@ -191,26 +190,6 @@ def class_statistics(name: str, trained: bool, random: torch.Generator) -> Class
     means = centre + 0.3 * torch.randn(PROTOTYPES, 1, WIDTH, generator=random)
     counts = torch.full((PROTOTYPES,), CLIPS // PROTOTYPES)
     return ClassStatistics(name, CLIPS, AudioPrototypes(means, counts, torch.full_like(means, 0.05)))
-
-
-class Watch:
-    """The largest resident size of this process while the block runs, in bytes (Linux), measured every 2 ms."""
-
-    def __enter__(self) -> Watch:
-        self.peak, self.running = 0.0, True
-        self.thread = threading.Thread(target=self._look)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.running = False
-        self.thread.join()
-
-    def _look(self) -> None:
-        while self.running:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.peak = max(self.peak, pages * os.sysconf("SC_PAGE_SIZE"))
-            time.sleep(0.002)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import hypothesis
@@ -55,6 +56,14 @@ def real_data():
     if not folder:
         pytest.skip("FED_A2V_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def benchmark_module():
+    """Import a file of `benchmarks/` by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        yield import_module
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The benchmarks of sums and of attacks: their settings and runs, and what their pure functions compute."""
 
 import math
-import sys
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,28 +10,18 @@ from scipy import stats
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.gaussian_release import ReleaseNoise
-from tests.flower import REPOSITORY
 
 TINY = ("partition.sites=2", "partition.classes_per_site=null", "projection.columns=4", "share.min_clips=2")
 
 
 @pytest.fixture(scope="module")
-def benchmarks():
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    try:
-        yield {name: import_module(name) for name in ("sums", "attacks")}
-    finally:
-        sys.path.remove(str(REPOSITORY / "benchmarks"))
+def sums(benchmark_module):
+    return benchmark_module("sums")
 
 
 @pytest.fixture(scope="module")
-def sums(benchmarks):
-    return benchmarks["sums"]
-
-
-@pytest.fixture(scope="module")
-def attacks(benchmarks):
-    return benchmarks["attacks"]
+def attacks(benchmark_module):
+    return benchmark_module("attacks")
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,12 @@
 """The benchmark of federations: its settings, the runs it does and does not do, and what its tables claim."""
 
 import json
-import sys
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.runs.intervals import paired_interval
-from tests.flower import REPOSITORY
 
 PAIRS = [(fold, seed) for seed in (0, 1, 2) for fold in (1, 2, 3, 4)]
 TINY = (
@@ -19,12 +16,8 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def generators():
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    try:
-        yield import_module("generators")
-    finally:
-        sys.path.remove(str(REPOSITORY / "benchmarks"))
+def generators(benchmark_module):
+    return benchmark_module("generators")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from types import FrameType
 
 from fed_a2v.errors import UserError
 
@@ -23,28 +22,21 @@ def remember(target: str) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """FILE:LINE of a user's class where an error was raised or passed through; "" if there is none."""
+    """FILE:LINE of a user's class where an error was raised or passed through; "" if there is none.
+
+    An `OSError` that this program raised below the class has none: a full disk is no fault of the class.
+    """
     packages = {target.partition(".")[0] for target in _loaded}
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).stem in packages:
         return f"{error.filename}:{error.lineno}"
-    frames = [
-        f"{frame.f_code.co_filename}:{line}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if _package_of(frame) in packages
-    ]
-    return frames[-1] if frames else ""
-
-
-def _package_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def _only_passed_through(error: BaseException) -> bool:
-    """Whether this program raised an error below the user's classes: a full disk is no fault of them."""
-    frames = [_package_of(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = {target.partition(".")[0] for target in _loaded}
-    own = [name for name in frames if name == "fed_a2v" or name in packages]
-    return bool(own) and own[-1] == "fed_a2v"
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package in packages:
+            place = f"{frame.f_code.co_filename}:{line}"
+        elif package == "fed_a2v" and isinstance(error, OSError):
+            place = ""
+    return place
 
 
 def described(error: BaseException) -> str:
@@ -57,8 +49,6 @@ def described(error: BaseException) -> str:
 def explained(error: BaseException) -> str | None:
     """The line that a command ends with; None for a bug of this program, which keeps its traceback."""
     if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and _only_passed_through(error):
         return str(error)
     if place_of(error):
         return f"your own class: {described(error)}; run.log has the traceback"

@@ -156,14 +156,17 @@ def _of_crossed(run: RunRecord, summaries: Sequence[Row], reached: str) -> Verdi
     against = [each.get("against", {}).get("FedAvg", {}) for each in summaries]
     helps = bool(against) and all(each.get("low", 0) > 0 for each in against)
     worse = any(each.get("high", 0) < 0 for each in against)
-    folds = {str(each.config.get("dataset", {}).get("test_fold")) for each in run.members or [run]}
-    advice = _weaker(run) if worse else _more(run, *(["--folds"] if len(folds) > 1 else []))
+    advice = _weaker(run) if worse else _more(run, *(["--folds"] if _folds(run) > 1 else []))
     return Verdict(f"{reached}. {'; '.join(words)}.", advice, "bad" if worse else "good" if helps else "open")
 
 
+def _folds(run: RunRecord) -> int:
+    """Number of test folds of the runs that an arm is the mean of; 1 for a single run."""
+    return len({str(each.config.get("dataset", {}).get("test_fold")) for each in run.members or [run]})
+
+
 def _listed(differences: Mapping[str, Difference]) -> str:
-    # Without + 0.0, a difference of rounding has a minus sign.
-    return ", ".join(f"{name} ({round(each.value, 3) + 0.0:+.3f})" for name, each in differences.items())
+    return ", ".join(f"{name} ({each.value:+z.3f})" for name, each in differences.items())
 
 
 def _of_many(arms: Sequence[RunRecord]) -> Verdict:
@@ -219,8 +222,8 @@ def _difference(run: RunRecord, other: RunRecord) -> Difference | None:
 
 def _over_repeats(differences: Sequence[float], run: RunRecord) -> Difference:
     """A difference on several seeds and folds, paired."""
-    folds = {str(each.config.get("dataset", {}).get("test_fold")) for each in run.members}
-    found = paired_interval(differences, 1 / (len(folds) - 1) if len(folds) > 1 else 0.0)
+    folds = _folds(run)
+    found = paired_interval(differences, 1 / (folds - 1) if folds > 1 else 0.0)
     sign = 1 if found.low > 0 else -1 if found.high < 0 else 0
     if not math.isfinite(found.reach):
         return Difference(found.mean, 0, f"the same difference in {run.repeats}, which gives no interval")

@@ -37,17 +37,16 @@ class Interval:
 
     def sentence(self, name: str, other: str) -> str:
         """What is established about an arm against another, in points of accuracy (hundredths)."""
-        # Adding zero turns the -0.0 of rounding into 0.0.
-        mean, low, high = (round(100 * value, 1) + 0.0 for value in (self.mean, self.low, self.high))
-        between = f"{name} against {other}: {mean:+.1f} points"
+        # The z in a format turns the -0.0 of rounding into 0.0.
+        between = f"{name} against {other}: {100 * self.mean:+z.1f} points"
         if not math.isfinite(self.reach):
             return f"{between}, without an interval: no two pairs of runs give different values"
         found = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
-        return f"{between}, 95 % {low:+.1f} to {high:+.1f}: {found}"
+        return f"{between}, 95 % {100 * self.low:+z.1f} to {100 * self.high:+z.1f}: {found}"
 
     def __str__(self) -> str:
-        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
-        return f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(self.reach) else "")
+        ends = f" [{self.low:+z.3f}, {self.high:+z.3f}]" if math.isfinite(self.reach) else ""
+        return f"{self.mean:+z.3f}{ends}"
 
 
 def paired_interval(differences: Sequence[float], test_per_training: float = 0.0) -> Interval:

@@ -97,6 +97,8 @@ def test_accuracies_have_their_intervals_and_the_step_its_test(tmp_path):
     assert "There are only 16 test clips" in text
     found = collect([folder.path])
     assert "0.700 0.400 to 0.875 0.500 0.950" in shown_several(found)
+    _, area, _ = figures.accuracy_plot(found).views[0].figure.data
+    assert list(area.y) == [0.875, 0.875, 0.4, 0.4]
     config = folder.path / "config.yaml"
     config.write_text(config.read_text().replace("finetune:\n  enabled: true", "finetune:\n  enabled: false"))
     assert "test clips better" not in shown(folder.path), "without a server step nothing changes"
