@@ -78,7 +78,11 @@ class Callback:
         """The generator and the global adapters of a round are trained."""
 
     def on_evaluate_end(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
-        """The sites have scored the adapters; `evaluation` has the figures by class, see `class_figures`."""
+        """The round is evaluated; `evaluation` has the figures by class, see `class_figures`.
+
+        In a round that is not due (`federation.evaluate_frequency`) these are None. With
+        `federation.evaluate_with_training` the next round's phase "sites" has begun before.
+        """
 
     def on_round_end(self, metrics: Mapping[str, Any]) -> None:
         """A round is over; `metrics` become its row of `metrics.jsonl`."""

@@ -261,7 +261,8 @@ class _TailHandler(ConsoleHandler):
 def round_line(row: Mapping[str, Any], rounds: int) -> str:
     """A round in one line: accuracy before and after the server step with its interval, T5's, seconds, failures."""
     partly = "" if fully_evaluated(row) else f" on {scored_on(row)}"
-    parts = [f"accuracy {_accuracies(row)}{partly}", f"{seconds(row):.1f} s"]
+    evaluated = "accuracy" in row or "sites_evaluated" in row
+    parts = [f"accuracy {_accuracies(row)}{partly}" if evaluated else "not evaluated", f"{seconds(row):.1f} s"]
     for key in ("rejected", "failures"):
         if row.get(key):
             parts.append(f"{row[key]} {key}")

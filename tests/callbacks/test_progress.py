@@ -35,6 +35,7 @@ def test_a_round_in_one_line():
     interval = {"accuracy_low": 0.815, "accuracy_high": 0.884}
     assert round_line(ROW | interval, 5) == "Round 2/5: accuracy 0.112 -> 0.853 (95 % 0.815 to 0.884), 2.2 s"
     bad = ROW | {"accuracy_before": None, "accuracy": None, "rejected": 2, "rolled_back": True, "failures": 0}
+    assert round_line({"round": 2, "seconds/sites": 2.25}, 5) == "Round 2/5: not evaluated, 2.2 s"
     assert round_line(bad, 5) == "Round 2/5: accuracy -, 2.2 s, 2 rejected, fine-tuning rolled back"
 
 

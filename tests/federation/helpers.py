@@ -173,6 +173,8 @@ class Federation(RoundListener):
 
     def evaluate(self, number, order=lambda results: results):
         asked = self.strategy.configure_evaluate(number, self.parameters, self.manager)
+        if not asked:  # as Flower's server
+            return
         results, failures = evaluate_clients(asked, 1, None, number)
         self.strategy.aggregate_evaluate(number, order(results), failures)
 

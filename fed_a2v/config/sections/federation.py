@@ -211,7 +211,15 @@ class FederationSettings(Section):
     )
     min_nodes: Count = Field(description="number of nodes to wait for before the start")
     sites_per_round: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="share of the sites in a round")
+    evaluate_frequency: Count = Field(
+        description="rounds between two evaluations of the adapters; the last round is always evaluated"
+    )
     evaluate_before: bool = Field(description="whether to also evaluate the average before the server step")
+    evaluate_with_training: bool | None = Field(
+        json_schema_extra=NO_RESULT,
+        description="whether a round is evaluated by the training messages of the next, with the same figures in half "
+        "as many messages; null: in a deployment, where each message starts a process",
+    )
     bind_names: bool = Field(
         description="whether a site's name is bound to the first node that uses it, identified by its key (deployed, "
         "partition=own); false: for nodes without keys, whose number changes with each connection"

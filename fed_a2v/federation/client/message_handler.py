@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.common import Config, NDArrays, Scalar
 from torch import Tensor
 
+from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
@@ -44,6 +45,8 @@ from fed_a2v.federation.protocol import (
     InvalidReplyError,
     MaskedTask,
     Scores,
+    Task,
+    beside_training,
     decode_weights,
     encode_scores,
     encode_withdrawal,
@@ -104,6 +107,9 @@ class MessageHandler:
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Register the site, or train the adapters in `parameters` on its clips.
 
+        A training message may also ask for the scores of its adapters, which are those after the round before, and for
+        scores of the CLIP side before that round's server step, whose weights then come first; see `evaluate`.
+
         Raises:
             InvalidInstructionError: the message is invalid.
             InvalidReplyError: the arrays of the message are invalid.
@@ -116,6 +122,10 @@ class MessageHandler:
         if (instruction.task in SUMS_TASKS) != (instruction.task != "train" and instruction.settings.shares_sums):
             raise InvalidInstructionError(
                 f"the server's message: task {instruction.task} with share={instruction.settings.share.kind}"
+            )
+        if instruction.models and not (instruction.task == "train" and instruction.settings.sends_adapters):
+            raise InvalidInstructionError(
+                f"the server's message: task {instruction.task} asks for scores of adapters, which it does not carry"
             )
         if self.node_config.withdraw:
             return [], 0, self._withdrawal(instruction)
@@ -152,10 +162,27 @@ class MessageHandler:
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
-            _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
+            size = _count_arrays(adapters)
+            arrays = split_arrays(parameters, 2 * size if instruction.models else size)
+            scores = self._scores_before_training(arrays, adapters, instruction, site) if instruction.models else {}
+            _load(adapters, arrays[-size:], site.device)
             reply = site.train(instruction.round, adapters, instruction.held)
+            parts, metrics = pack_reply(reply, site.settings.share.dtype)
+            return parts, reply.num_examples, metrics | scores
         parts, metrics = pack_reply(reply, site.settings.share.dtype)
         return parts, reply.num_examples, metrics
+
+    def _scores_before_training(
+        self, arrays: NDArrays, adapters: Adapters, instruction: Instruction, site: Site
+    ) -> dict[str, Scalar]:
+        """The scores that a training message asks for, of the round before; none if the site's owner allows none."""
+        try:
+            self._admit(site, instruction.settings, "evaluate")
+        except PolicyViolationError as error:
+            log.warning("%s trains, and sends no scores: %s", site.name, error)
+            return {}
+        scores = self._scores(arrays, adapters, instruction, site)
+        return beside_training(encode_scores(site.name, instruction.round - 1, scores))
 
     def _masked(
         self, parameters: NDArrays, instruction: Instruction, site: Site
@@ -175,10 +202,16 @@ class MessageHandler:
 
     def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
         site = self._site(instruction)
-        names = [name for name in instruction.models if name != VALIDATION]
         adapters = site.new_adapters()
+        arrays = split_arrays(parameters, 2 * _count_arrays(adapters))
+        scores = self._scores(arrays, adapters, instruction, site)
+        final = scores[next(name for name in reversed(instruction.models) if name != VALIDATION)]
+        return float(final.loss), int(final.clips), encode_scores(site.name, instruction.round, scores)
+
+    def _scores(self, arrays: NDArrays, adapters: Adapters, instruction: Instruction, site: Site) -> dict[str, Scores]:
+        """The scores of the models in `arrays`, which are loaded into `adapters` one after the other."""
+        names = [name for name in instruction.models if name != VALIDATION]
         size = _count_arrays(adapters)
-        arrays = split_arrays(parameters, 2 * size)
         before, last = arrays[:-size], arrays[-size:]
         # Of the adapters before the server step only the CLIP side was sent; the rest is the last model's, unscored.
         models = {names[0]: before + last[len(before) :], names[-1]: last}
@@ -192,9 +225,7 @@ class MessageHandler:
             scores[name], right = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last, before=right)
         if VALIDATION in instruction.models:
             scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False).scores
-        metrics = encode_scores(site.name, instruction.round, scores)
-        final = scores[names[-1]]
-        return float(final.loss), int(final.clips), metrics
+        return scores
 
     def _site(self, instruction: Instruction) -> Site:
         own = self.node_config
@@ -212,12 +243,22 @@ class MessageHandler:
             releases=self._releases(instruction),
         )
         check_same_prompts(site.prompts, instruction.prompts)
+        self._admit(site, instruction.settings, instruction.task)
+        return site
+
+    def _admit(self, site: Site, settings: Settings, task: Task | Literal["evaluate"]) -> None:
+        """Check that the owner allows what a task sends, and enter it into the ledger of averages.
+
+        Raises:
+            PolicyViolationError: the owner does not.
+        """
+        own = self.node_config
+        check_privacy(settings, own, self.deployed, task)
         # The server chooses the noise. Only if the owner limits epsilon does no difference of noisy sums reveal a clip.
-        is_noisy = site.releases is not None and own.max_epsilon is not None and instruction.task != "evaluate"
+        is_noisy = site.releases is not None and own.max_epsilon is not None and task != "evaluate"
         if own.ledger and not is_noisy:
             # Before the work, so that a task counts even if its reply is lost: it may have reached the server.
-            Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(instruction.task))
-        return site
+            Ledger(Path(own.ledger), own.min_clips or 1).admit(site.averaged(task))
 
     def _withdrawal(self, instruction: Instruction) -> dict[str, Scalar]:
         """The answer of a site whose owner takes it out of the run; its data is not read."""

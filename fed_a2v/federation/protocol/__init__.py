@@ -3,9 +3,9 @@
 A reply to training or registration (`train_reply`) is a list of numpy arrays, the adapter weights first and then the
 arrays of each class, and a JSON manifest (`metrics["manifest"]`) that gives the meaning of each array. Shapes and types
 travel with the arrays, which are joined into one or two (`packing`). A reply to evaluation (`eval_reply`) is a manifest
-alone. The server specifies each reply that it expects (`ReplySpec`, `EvalReplySpec`) and refuses any other with an
-`InvalidReplyError`, whose reason is one short line that is safe to log. Nothing is ever unpickled, and no declared size
-is trusted.
+alone, which may also travel beside a reply to training. The server specifies each reply that it expects (`ReplySpec`,
+`EvalReplySpec`) and refuses any other with an `InvalidReplyError`, whose reason is one short line that is safe to log.
+Nothing is ever unpickled, and no declared size is trusted.
 """
 
 from fed_a2v.federation.protocol.arrays import decode_weights, encode_weights, payload_bytes
@@ -17,8 +17,10 @@ from fed_a2v.federation.protocol.eval_reply import (
     EvalReplySpec,
     Scores,
     SideScores,
+    beside_training,
     decode_scores,
     encode_scores,
+    scores_beside_training,
 )
 from fed_a2v.federation.protocol.manifest import claimed_site
 from fed_a2v.federation.protocol.masked import MASKED_TASKS, WEIGHT, MaskedTask
@@ -54,6 +56,7 @@ __all__ = [
     "SideScores",
     "Task",
     "TrainReply",
+    "beside_training",
     "check_withdrawal",
     "claimed_site",
     "decode_reply",
@@ -68,6 +71,7 @@ __all__ = [
     "pack_reply",
     "payload_bytes",
     "read_arrays",
+    "scores_beside_training",
     "show",
     "split_arrays",
 ]

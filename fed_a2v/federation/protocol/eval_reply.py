@@ -13,6 +13,7 @@ from pydantic import Field
 
 from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (
+    MANIFEST,
     MAX_COUNT,
     MAX_LOSS,
     Manifest,
@@ -24,6 +25,7 @@ from fed_a2v.federation.protocol.manifest import (
 
 # Name of the scores of the model after the server step on the validation clips.
 VALIDATION = "validation"
+_BESIDE_TRAINING = "scores"  # key in the metrics of a training reply
 _COSINE_TOLERANCE = 1.001  # because of rounding a float32 cosine may exceed 1
 _LOSS_TOLERANCE = 1e-3  # and a loss may be below zero
 
@@ -264,13 +266,27 @@ def encode_scores(site: str, round_number: int, scores: Mapping[str, Scores]) ->
     return write_manifest(_ScoresManifest(site=site, round_number=round_number, models=models))
 
 
+def beside_training(metrics: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The result of `encode_scores` under a key of its own, for the metrics of a training reply."""
+    return {_BESIDE_TRAINING: metrics[MANIFEST]}
+
+
+def scores_beside_training(metrics: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What `beside_training` has put into the metrics of a training reply, for `decode_scores`."""
+    carries = isinstance(metrics, Mapping) and _BESIDE_TRAINING in metrics
+    return {MANIFEST: metrics[_BESIDE_TRAINING]} if carries else {}
+
+
 @as_invalid_reply()
-def decode_scores(metrics: Mapping[str, Scalar], num_examples: int, expected: EvalReplySpec) -> dict[str, Scores]:
+def decode_scores(
+    metrics: Mapping[str, Scalar], num_examples: int | None, expected: EvalReplySpec
+) -> dict[str, Scores]:
     """Check a site's reply to evaluation and return its scores by model.
 
     Args:
         metrics: metrics of Flower's evaluation result.
-        num_examples: its number of examples; every model must be scored on exactly this many test clips.
+        num_examples: its number of examples, on exactly as many test clips every model must be scored; None: of a
+            training reply, where only the models are compared with each other.
         expected: the request and its limits.
 
     Raises:
@@ -300,6 +316,8 @@ def decode_scores(metrics: Mapping[str, Scalar], num_examples: int, expected: Ev
                 has = "no" if score.changes is None else "a"
                 raise InvalidReplyError(f"{show(name)}: {model} has {has} number of changed clips")
     scores = {model: Scores(by_class) for model, by_class in manifest.models.items()}
+    if num_examples is None:
+        num_examples = next(iter(scores.values())).clips
     for model, result in scores.items():
         if type(num_examples) is not int or (model != VALIDATION and result.clips != num_examples):
             raise InvalidReplyError(f"{model}: scored {result.clips} clips, num_examples is {show(num_examples)}")

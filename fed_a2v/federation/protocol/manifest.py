@@ -17,7 +17,7 @@ MAX_COUNT = 10**9  # clips
 MAX_LOSS = 1e12  # per clip
 
 _SCHEMA_VERSION = 3
-_KEY = "manifest"  # key in the metrics
+MANIFEST = "manifest"  # key in the metrics
 # Largest length in characters: a fixed part and a part for each entry. An entry usually takes 150.
 _MAX_FIXED, _MAX_ENTRY = 16384, 512
 
@@ -49,7 +49,7 @@ _Kind = TypeVar("_Kind", bound=Strict)
 
 def write_manifest(manifest: Manifest) -> dict[str, Scalar]:
     """The metrics that contain a manifest."""
-    return {_KEY: manifest.model_dump_json()}
+    return {MANIFEST: manifest.model_dump_json()}
 
 
 def read_manifest(metrics: Mapping[str, Scalar], kind: type[_Kind], entries: int) -> _Kind:
@@ -96,9 +96,9 @@ def check_origin(manifest: Manifest, site: str, round_number: int) -> None:
 
 
 def _text(metrics: Mapping[str, Scalar], entries: int) -> str:
-    text = metrics.get(_KEY) if isinstance(metrics, Mapping) else None
+    text = metrics.get(MANIFEST) if isinstance(metrics, Mapping) else None
     if type(text) is not str:
-        raise InvalidReplyError(f"no manifest: metrics[{_KEY!r}] must be a string")
+        raise InvalidReplyError(f"no manifest: metrics[{MANIFEST!r}] must be a string")
     limit = _MAX_FIXED + _MAX_ENTRY * entries
     if len(text) > limit:
         raise InvalidReplyError(f"manifest of {len(text)} characters, the limit is {limit}")

@@ -28,6 +28,7 @@ from fed_a2v.federation.protocol import (
     is_withdrawal,
     payload_bytes,
     read_arrays,
+    scores_beside_training,
     show,
 )
 from fed_a2v.runs.logs import TRACEBACKS
@@ -156,13 +157,29 @@ class ReplyValidator:
             expected: what the reply of a site may hold.
         """
         count_failures(self.row, failures)
+        return self._scores(((node, each.metrics, each.num_examples) for node, each in results), expected)
+
+    def scores_with_training(
+        self, results: Iterable[FitResult], expected: Callable[[str], EvalReplySpec]
+    ) -> dict[str, dict[str, Scores]]:
+        """The valid scores that training replies carry, by site and model; a site that withdraws has none."""
+        scored = (
+            (node, scores_beside_training(each.metrics)) for node, each in results if not is_withdrawal(each.metrics)
+        )
+        return self._scores(((node, metrics, None) for node, metrics in scored), expected)
+
+    def _scores(
+        self,
+        claims: Iterable[tuple[ClientProxy, Mapping[str, Scalar], int | None]],
+        expected: Callable[[str], EvalReplySpec],
+    ) -> dict[str, dict[str, Scores]]:
         scores: dict[str, dict[str, Scores]] = {}
-        for node, result in results:
+        for node, metrics, num_examples in claims:
             try:
-                site = self._sender(node, result.metrics)
+                site = self._sender(node, metrics)
                 if site in scores:
                     raise InvalidReplyError(SECOND_REPLY)
-                scores[site] = decode_scores(result.metrics, result.num_examples, expected(site))
+                scores[site] = decode_scores(metrics, num_examples, expected(site))
             except InvalidReplyError as error:
                 reject(self.row, f"the scores of node {node.cid}", error)
         return dict(sorted(scores.items()))

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -89,6 +89,23 @@ log = logging.getLogger("fed_a2v")
 # Makes the server step for embeddings of shape (S, Da), which is known after the sites' registration, in a public space
 # with `share=statistics`.
 StepFactory = Callable[[tuple[int, int], PublicSpace | None], ServerStep]
+
+
+@dataclass(frozen=True)
+class UnscoredRound:
+    """A round whose scores come with the replies to the training messages of the next one.
+
+    Attributes:
+        number: number of the round.
+        row: its row, complete except for the figures of the evaluation.
+        before: the CLIP side of the adapters before its server step, if it is scored.
+        reach: see `FedA2V._reach`.
+    """
+
+    number: int
+    row: dict[str, Any]
+    before: NDArrays
+    reach: Mapping[str, float]
 
 
 class RoundListener:
@@ -197,6 +214,7 @@ class FedA2V(Strategy):
         self._manager: ClientManager | None = None
         self._before: NDArrays = []  # the CLIP adapters before the server step
         self._reach: dict[str, float] = {}  # distance of the scored models' outputs from the prompts: bounds the losses
+        self._unscored: UnscoredRound | None = None  # the round before, while its scores are on their way
         # Traffic, time and rejections of the registration, for the row of the first round.
         self._registration: dict[str, Any] = {}
 
@@ -224,7 +242,10 @@ class FedA2V(Strategy):
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
         self._manager = client_manager
-        return self._training(round_number, client_manager)
+        messages = self._training(round_number, client_manager)
+        if not messages:  # Flower does not call `aggregate_fit` without a message
+            self._take_scores([])
+        return messages
 
     def aggregate_fit(
         self,
@@ -234,6 +255,7 @@ class FedA2V(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Check the replies, aggregate the adapters, and run the server step."""
         round_number = server_round + self.start_round
+        self._take_scores(results)
         row, step = self._row, self._step()
         replies = self._valid_replies(results, failures, round_number, "train", row)
         if self.settings.aggregation.if_too_few == "repeat":
@@ -276,24 +298,27 @@ class FedA2V(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Send the adapters before and after the server step to all sites, to be scored on their test clips."""
+        """Send the adapters before and after the server step to all sites, to be scored on their test clips.
+
+        Nothing is sent if the next training messages, which have the same adapters, can ask for the scores as well.
+        """
         del parameters
         round_number = server_round + self.start_round
         self._clock = time.perf_counter()
-        if not self._asks_scores:
-            self._end_round(round_number, {})  # Flower does not call `aggregate_evaluate` without a message
+        if not self._asks_scores(round_number):
+            self._end_round(self._row, round_number, {})  # Flower does not call `aggregate_evaluate` without a message
             return []
-        self.listener.phase(round_number, "evaluate")
-        after = self._weights()
         reach = self._step().adapters.reach()
         self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
-        arrays = self._before + after if "before" in self._models else after
+        before = self._before if "before" in self._models else []
+        if self._scores_with_training(round_number):
+            self._row["seconds/evaluate"] = 0.0  # part of the next round's training
+            self._unscored = UnscoredRound(round_number, self._row, before, self._reach)
+            return []
+        self.listener.phase(round_number, "evaluate")
+        arrays = before + self._weights()
         packed = _joined(arrays)
-        request: dict[str, Scalar] = {
-            "models": json.dumps(self._models),
-            "calibration": self._step().calibration,
-            "confusion": self._is_last(round_number),
-        }
+        request = self._score_request(round_number)
         # Nodes that did not report their name at the start of the round get no second request for it.
         sites = self._nodes.assign(
             client_manager, range(self.settings.partition.sites), ask=False, without=self._withdrawn
@@ -315,29 +340,68 @@ class FedA2V(Strategy):
         validator = ReplyValidator(self.classes, self._nodes.assigned, self._row)
         withdrawn, results = validator.withdrawals(results, round_number)
         self._withdraw(withdrawn, self._row)
-        by_site = validator.scores(results, failures, lambda site: self._expected_scores(site, round_number))
-        return self._end_round(round_number, by_site)
+        by_site = validator.scores(
+            results, failures, lambda site: self._expected_scores(site, round_number, self._reach)
+        )
+        return self._end_round(self._row, round_number, by_site)
 
     @property
-    def _asks_scores(self) -> bool:
-        """Whether sites evaluate the adapters; with privacy, counts without noise may not leave them unless allowed."""
+    def _may_ask_scores(self) -> bool:
+        """Whether sites may send scores; with privacy, counts without noise may not leave them unless allowed."""
         return not self.settings.privacy.adds_noise or self.settings.privacy.scores
 
+    def _asks_scores(self, round_number: int) -> bool:
+        """Whether the sites evaluate the adapters of a round."""
+        due = round_number % self.settings.federation.evaluate_frequency == 0 or self._is_last(round_number)
+        return due and self._may_ask_scores
+
+    def _scores_with_training(self, round_number: int) -> bool:
+        """Whether the next training messages ask for the scores of a round: they must reach every site."""
+        settings = self.settings
+        wanted = settings.federation.evaluate_with_training
+        everyone = settings.scenario.name == "static" and settings.federation.sites_per_round == 1
+        possible = everyone and settings.sends_adapters and not self._is_last(round_number)
+        return possible and (is_deployed_server() if wanted is None else wanted)
+
+    def _score_request(self, round_number: int) -> dict[str, Scalar]:
+        """What a message says about the scores that it asks for."""
+        return {
+            "models": json.dumps(self._models),
+            "calibration": self._step().calibration,
+            "confusion": self._is_last(round_number),
+        }
+
+    def _take_scores(self, results: Sequence[FitResult]) -> None:
+        """End the round before with the scores in training replies, if they were asked for.
+
+        This comes before anything of the replies changes the server's state, so that the state that is saved for that
+        round is the one after its server step.
+        """
+        unscored, self._unscored = self._unscored, None
+        if unscored is None:
+            return
+        validator = ReplyValidator(self.classes, self._nodes.assigned, unscored.row)
+        by_site = validator.scores_with_training(
+            results, lambda site: self._expected_scores(site, unscored.number, unscored.reach)
+        )
+        self._end_round(unscored.row, unscored.number, by_site)
+
     def _end_round(
-        self, round_number: int, by_site: Mapping[str, Mapping[str, Scores]]
+        self, row: dict[str, Any], round_number: int, by_site: Mapping[str, Mapping[str, Scores]]
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Complete the round's row with the sites' scores."""
-        row = self._row
-        scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
-        coverage = self._coverage(by_site)
-        row["seconds/evaluate"] = time.perf_counter() - self._clock
+        """Complete a round's row with the sites' scores."""
+        row.setdefault("seconds/evaluate", time.perf_counter() - self._clock)
         row["seconds"] = sum(value for key, value in row.items() if key.startswith("seconds/"))
-        row |= {"test_clips": scores["after"].clips} | coverage.figures
+        asked = self._asks_scores(round_number)
+        scores = {model: Scores.merge(site[model] for site in by_site.values()) for model in self._models}
+        coverage = self._coverage(by_site, warn=asked)
+        if asked or not self._may_ask_scores:  # in a round that is not due no score is missing
+            row |= {"test_clips": scores["after"].clips} | coverage.figures
         lost = self._unshared.lost(round_number)
         row |= {"classes_lost": len(lost), "lost_classes": lost} | self.privacy.figures()
         if scores["after"].clips:
-            row |= self._metrics(round_number, scores, coverage)
-        elif self._asks_scores:
+            row |= self._metrics(row, round_number, scores, coverage)
+        elif asked:
             log.warning("No site scored a test clip: the round has no accuracy")
         evaluation = class_figures(scores, self._step().bank, round_number, coverage, lost)
         evaluation["classes"] = {name: self._counts_only(each) for name, each in evaluation["classes"].items()}
@@ -550,6 +614,10 @@ class FedA2V(Strategy):
         """A message with the global adapters to each site of the round."""
         sends_adapters = self.settings.sends_adapters
         arrays = self._weights() if sends_adapters else encode_weights(self._space_arrays(), "float32")
+        request: dict[str, Scalar] = {}
+        if self._unscored is not None:
+            request = self._score_request(self._unscored.number)
+            arrays = self._unscored.before + arrays
         self._keep_before()
         parameters = _joined(arrays)
         # A site whose statistics the bank has already does not send them again.
@@ -560,7 +628,13 @@ class FedA2V(Strategy):
         sites = self._nodes.assign(manager, sampled, without=self._withdrawn)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
-            (node, FitIns(parameters, self._message("train", round_number, site, number, held=held.get(site, ""))))
+            (
+                node,
+                FitIns(
+                    parameters,
+                    self._message("train", round_number, site, number, held=held.get(site, ""), **request),
+                ),
+            )
             for site, number, node in sites
         ]
 
@@ -693,7 +767,7 @@ class FedA2V(Strategy):
             held_classes=() if step is None else tuple(step.bank.entries.get(site, ())),
         )
 
-    def _expected_scores(self, site: str, round_number: int) -> EvalReplySpec:
+    def _expected_scores(self, site: str, round_number: int, reach: Mapping[str, float]) -> EvalReplySpec:
         """The specification of a site's evaluation reply."""
         return EvalReplySpec(
             site=site,
@@ -704,7 +778,7 @@ class FedA2V(Strategy):
             t5_models=() if self.prompts.t5 is None else ("after",),
             has_unseen=bool(self._step().settings.unseen),
             test_clips=self._test_clips.get(site),
-            max_loss=self._step().loss.highest(self._reach),
+            max_loss=self._step().loss.highest(reach),
         )
 
     def _repeated(self, round_number: int, row: dict[str, Any], replies: list[TrainReply]) -> list[TrainReply]:
@@ -776,26 +850,26 @@ class FedA2V(Strategy):
         self._skipped += 1
         row["skipped"] = True
 
-    def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]]) -> Coverage:
-        """Which sites were evaluated; warns of the others."""
+    def _coverage(self, by_site: Mapping[str, Mapping[str, Scores]], warn: bool) -> Coverage:
+        """Which sites were evaluated; with `warn` a warning names the others."""
         self._test_clips |= {
             site: {name: score.clips for name, score in scores["after"].classes.items()}
             for site, scores in by_site.items()
         }
         sites = {*self._nodes.assigned, *self._test_clips}
         coverage = Coverage(by_site.keys(), sites, self._test_clips, self._nodes.nameless)
-        if coverage.missing and self._asks_scores:
+        if coverage.missing and warn:
             log.warning("The figures of this round do not include the test clips of %s", ", ".join(coverage.missing))
         return coverage
 
-    def _metrics(self, round_number: int, scores: Mapping[str, Scores], coverage: Coverage) -> dict[str, Any]:
+    def _metrics(
+        self, row: Mapping[str, Any], round_number: int, scores: Mapping[str, Scores], coverage: Coverage
+    ) -> dict[str, Any]:
         """The metrics of the round's row."""
         active = None
         if self.settings.scenario.name != "static":
             active = {site_name(number) for number in self._active_sites(round_number)}
-        figures = compute_metrics(
-            self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active), self._row
-        )
+        figures = compute_metrics(self.metrics, Evaluation(scores, coverage, self.classes, self._step(), active), row)
         return self._counts_only(figures)
 
     def _counts_only(self, figures: dict[str, Any]) -> dict[str, Any]:
