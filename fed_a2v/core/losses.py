@@ -74,14 +74,14 @@ class AdapterLoss:
         return self._weighted(means), {name: value.detach() for name, value in means.items()}
 
     def sides(self, outputs: AdapterOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch by `clip` and `t5`, with the class prompts as targets; `__call__` returns their mean.
+        """The (B,) losses of rows by `clip` and `t5`, with the class prompts as targets; `__call__` returns their mean.
 
         Args:
             outputs: adapter outputs of B rows.
             labels: (B,) class of each row.
         """
         return {
-            kind: self._weighted(self._terms(prompts, getattr(outputs, kind), labels, None))
+            kind: self._weighted(self._terms(prompts, getattr(outputs, kind), labels, None, by_row=True))
             for kind, prompts in self.parts.items()
         }
 
@@ -108,17 +108,25 @@ class AdapterLoss:
         )
 
     def _terms(
-        self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None
+        self, prompts: _CentredPrompts, output: Tensor, labels: Tensor, target: Tensor | None, by_row: bool = False
     ) -> dict[str, Tensor]:
+        """The terms, averaged over the batch or `by_row`."""
         expected = prompts.centred[labels] if target is None else target.flatten(1) - prompts.centre.flatten()
         # Flattened before the difference, so that a wrong number of tokens is an error and does not broadcast.
         centred = output.flatten(1) - prompts.centre.flatten()
         logits = F.normalize(centred, dim=-1) @ prompts.directions.T / self.weights.temperature
         if self.unseen is not None:
             logits = logits.masked_fill(self.unseen, -torch.inf)
+        cosine = F.cosine_similarity(centred, expected, dim=-1)
+        if by_row:
+            return {
+                "mse": F.mse_loss(centred, expected, reduction="none").mean(dim=1) / prompts.variance,
+                "cosine": 1 - cosine,
+                "contrastive": F.cross_entropy(logits, labels, reduction="none"),
+            }
         return {
             "mse": F.mse_loss(centred, expected) / prompts.variance,
-            "cosine": 1 - F.cosine_similarity(centred, expected, dim=-1).mean(),
+            "cosine": 1 - cosine.mean(),
             "contrastive": F.cross_entropy(logits, labels),
         }
 

@@ -63,16 +63,20 @@ def retrieval(outputs: Tensor, labels: Tensor, prompts: Tensor) -> Retrieval:
     Raises:
         ValueError: outputs and prompts differ in shape, or a label has no prompt.
     """
-    scores = cosines(outputs, prompts)
-    labels = labels.to(prompts.device, torch.int64)
-    if labels.shape != outputs.shape[:1]:
-        raise ValueError(f"{len(outputs)} outputs need as many labels, got shape {tuple(labels.shape)}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(prompts):
+    return ranked(cosines(outputs, prompts), labels)
+
+
+def ranked(scores: Tensor, labels: Tensor) -> Retrieval:
+    """`retrieval` from the (N, C) `cosines` of outputs with all class prompts."""
+    labels = labels.to(scores.device, torch.int64)
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"{len(scores)} outputs need as many labels, got shape {tuple(labels.shape)}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(prompts)} prompts"
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {scores.shape[1]} prompts"
         )
     right = scores.gather(1, labels[:, None])
-    ranks = len(prompts) - (scores < right).sum(1)
+    ranks = scores.shape[1] - (scores < right).sum(1)
     return Retrieval(ranks, right[:, 0])
 
 

@@ -6,6 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Scripts with letters that look alike; a name may have letters of at most one of them.
 LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC"})
@@ -16,6 +17,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@lru_cache(maxsize=4096)
 def clean_name(name: str) -> str:
     """A class name as words: lower case, composed, with spaces for underscores and hyphens."""
     return " ".join(re.sub("[_-]", " ", composed(composed(name).casefold())).split())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings, cache_dir
-from fed_a2v.config.sections.data import DatasetSettings
+from fed_a2v.config.sections.data import DatasetSettings, TargetSettings
 from fed_a2v.config.sections.federation import PrivacySettings, SecureSumsSettings
 from fed_a2v.config.sections.training import AdapterSettings, FinetuneSettings, LossSettings, SiteSettings
 from fed_a2v.core.adapters import Adapters, ClassPrompts
@@ -49,10 +51,34 @@ def release_noise(privacy: PrivacySettings, secure_sums: SecureSumsSettings) -> 
 
 
 def prompt_set(settings: Settings, classes: Sequence[str]) -> ClassPrompts:
-    """The class prompts that the adapters are trained towards, on the device of the settings; see `load_targets`."""
-    shapes = settings.adapters
-    targets = load_targets(settings.targets, classes, shapes.clip_shape, shapes.t5_shape, cache_dir(settings.cache_dir))
-    return targets.to(torch_device(settings.device))
+    """The class prompts that the adapters are trained towards, on the device of the settings; see `load_targets`.
+
+    The server and all sites of a process share them; they must not be modified. A file or folder that the settings name
+    is read again if its time changes.
+    """
+    shapes, targets = settings.adapters, settings.targets
+    models = (model.model for model in (targets.clip, targets.t5) if model is not None)
+    paths = [Path(name).expanduser() for name in (targets.path, targets.captions, *models) if name]
+    times = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists())
+    device, cache = torch_device(settings.device), cache_dir(settings.cache_dir)
+    return _prompt_set(
+        targets.model_dump_json(), tuple(classes), shapes.clip_shape, shapes.t5_shape, cache, device, times
+    )
+
+
+@lru_cache(maxsize=2)
+def _prompt_set(
+    targets: str,
+    classes: tuple[str, ...],
+    clip_shape: tuple[int, int | None],
+    t5_shape: tuple[int, int] | None,
+    cache: Path,
+    device: torch.device,
+    times: tuple[tuple[int, int], ...],
+) -> ClassPrompts:
+    del times  # part of the cache's key
+    settings = TargetSettings.model_validate_json(targets)
+    return load_targets(settings, classes, clip_shape, t5_shape, cache).to(device)
 
 
 def torch_device(name: str) -> torch.device:

@@ -126,7 +126,7 @@ def test_the_loss_is_the_mean_of_its_sides_and_each_is_that_of_its_prompts_alone
     prompts, labels = world.prompts(t5=(3, 10)), torch.tensor([1, 2])
     outputs = AdapterOutput(torch.randn(2, 1, 24), torch.randn(2, 3, 10))
     loss = adapter_loss(world, t5=(3, 10), mse=0.5, temperature=0.3)
-    sides = {kind: float(value) for kind, value in loss.sides(outputs, labels).items()}
+    sides = {kind: float(value.mean()) for kind, value in loss.sides(outputs, labels).items()}
     weights = loss.weights
     assert list(sides) == ["clip", "t5"]
     for kind, alone in (("clip", prompts.clip), ("t5", prompts.t5)):

@@ -6,9 +6,9 @@ Each message may be handled in a new process, so that no state is kept between c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.class_sums import ClassSums
 from fed_a2v.core.losses import AdapterLoss
-from fed_a2v.core.metrics import cosines, retrieval
+from fed_a2v.core.metrics import cosines, ranked, retrieval
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import torch_generator
@@ -40,10 +40,11 @@ from fed_a2v.federation.factory import (
 from fed_a2v.federation.protocol import Changes, ClassScores, MaskedTask, Scores, SideScores, Task, TrainReply
 from fed_a2v.federation.protocol.masked import entry_scales, scaled, sums_vector
 
-# Rows in one pass through the adapters in an evaluation: limits the memory of wide outputs.
+# Rows in one pass through the adapters in an evaluation, and numbers in their outputs: limits its memory.
 EVALUATION_ROWS = 256
-# Numbers in the outputs of one pass, for adapters in a public space, whose prompts may be of any width.
 LARGEST_OUTPUT = 1 << 25
+# The counts of `ClassScores` that are sums over clips.
+COUNTS_OF_CLIPS = ("right_at_1", "right_at_5", "right_among", "right_calibrated")
 # Fingerprint of a reply that shares nothing of single classes.
 NOTHING_SENT = "nothing"
 
@@ -53,11 +54,11 @@ class Evaluated(NamedTuple):
 
     Attributes:
         scores: its scores.
-        right: by class, (n,) bool: whether the nearest prompt of each clip is the right one.
+        right: (N,) bool: whether the nearest prompt of each clip is the right one.
     """
 
     scores: Scores
-    right: dict[str, Tensor]
+    right: Tensor
 
 
 class Site:
@@ -236,7 +237,7 @@ class Site:
         confusion: bool = False,
         clips: LabelledClips | None = None,
         t5: bool = True,
-        before: Mapping[str, Tensor] | None = None,
+        before: Tensor | None = None,
     ) -> Evaluated:
         """Retrieval of the right class prompt among all prompts, and the loss, on clips of the site.
 
@@ -246,55 +247,71 @@ class Site:
             confusion: also report the predicted classes.
             clips: the clips to score; None: the test clips.
             t5: also score the T5 side, if there is one; False if the T5 side of `adapters` belongs to another model.
-            before: which of the same clips another model has right; the scores then have the clips that differ.
+            before: `right` of another model on the same clips; the scores then have the clips that differ.
         """
+        clips = self.data.test if clips is None else clips
         loss = adapter_loss(self.settings.loss, self.prompts)
-        if clips is None:
-            clips = self.data.test
-        scores, right, rows_at_once = {}, {}, EVALUATION_ROWS
-        if adapters.space is not None:
-            sides = [self.prompts.clip, *([] if self.prompts.t5 is None else [self.prompts.t5])]
-            rows_at_once = min(rows_at_once, max(1, LARGEST_OUTPUT // sum(side[0].numel() for side in sides)))
-        for label in clips.labels.unique().tolist():
-            audio = adapters.mapped(clips.embeddings[clips.labels == label].to(self.device))
-            chunks = audio.split(rows_at_once)
-            parts = [self._score(adapters, loss, rows, label, calibration, t5) for rows in chunks]
-            (score,) = Scores.merge(part for part, _ in parts).classes.values()
-            name, hit = self.classes[label], torch.cat([hit for _, hit in parts])
-            predicted, changes = {}, None
-            if confusion:
-                nearest = [cosines(adapters(rows).clip, self.prompts.clip).argmax(1) for rows in chunks]
-                predicted = self._count_by_class(torch.cat(nearest))
-            if before is not None:
-                changes = Changes(better=int((hit & ~before[name]).sum()), worse=int((~hit & before[name]).sum()))
-            score = score.model_copy(update={"predicted": predicted, "changes": changes})
-            scores[name], right[name] = score if self.releases is None else score.counts_only(), hit
+        numbers = sum(side[0].numel() for side in (self.prompts.clip, self.prompts.t5) if side is not None)
+        chunks = torch.arange(len(clips)).split(max(1, min(EVALUATION_ROWS, LARGEST_OUTPUT // numbers)))
+        audio, labels = clips.embeddings, clips.labels
+        parts = [self._score(adapters, loss, audio[rows], labels[rows], calibration, t5) for rows in chunks]
+        if not parts:
+            return Evaluated(Scores({}), torch.zeros(0, dtype=torch.bool))
+        of_clips = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        predicted, right = of_clips.pop("predicted"), of_clips["right_at_1"].bool()
+        if before is not None:
+            of_clips |= {"better": right & ~before, "worse": ~right & before}
+        sums = {name: labels.bincount(each.double(), len(self.classes)).tolist() for name, each in of_clips.items()}
+        scores = {}
+        for label in labels.unique().tolist():
+            real = {name: each[label] for name, each in sums.items()}
+            number = {name: int(value) for name, value in real.items()}
+            score = ClassScores(
+                clips=int((labels == label).sum()),
+                **{name: number[name] for name in COUNTS_OF_CLIPS if name in number},
+                cosine=real["cosine"],
+                loss=real["loss"],
+                predicted=self._count_by_class(predicted[labels == label]) if confusion else {},
+                t5=SideScores(right_at_1=number["t5_right"], cosine=real["t5_cosine"], loss=real["t5_loss"])
+                if "t5_right" in real
+                else None,
+                changes=None if before is None else Changes(better=number["better"], worse=number["worse"]),
+            )
+            scores[self.classes[label]] = score if self.releases is None else score.counts_only()
         return Evaluated(Scores(scores), right)
 
     def _score(
-        self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, label: int, calibration: float, t5: bool
-    ) -> tuple[Scores, Tensor]:
-        """The scores of clips of one class, from their (B, S, Da) embeddings, and (B,) bool: which are right."""
-        labels = torch.full((len(audio),), label, device=audio.device)
-        outputs = adapters(audio)
-        losses = {kind: float(value) * len(audio) for kind, value in loss.sides(outputs, labels).items()}
-        clip = retrieval(outputs.clip, labels, self.prompts.clip)
-        right = clip.hits(1)
-        sums: dict[str, Any] = {
-            "right_at_1": int(right.sum()),
-            "right_at_5": int(clip.hits(5).sum()),
-            "cosine": float(clip.similarity.sum()),
-            "loss": sum(losses.values()) / len(losses),
+        self, adapters: Adapters, loss: AdapterLoss, audio: Tensor, labels: Tensor, calibration: float, t5: bool
+    ) -> dict[str, Tensor]:
+        """What the scores add up, as (B,) tensors on the CPU, and the `predicted` labels, of clips.
+
+        Args:
+            adapters: the adapters to score.
+            loss: their loss.
+            audio: (B, S, Da) embeddings.
+            labels: (B,).
+            calibration: see `evaluate`.
+            t5: see `evaluate`.
+        """
+        labels = labels.to(self.device)
+        outputs = adapters(adapters.mapped(audio.to(self.device)))
+        losses = loss.sides(outputs, labels)
+        near = cosines(outputs.clip, self.prompts.clip)
+        clip = ranked(near, labels)
+        found = {
+            "right_at_1": clip.hits(1),
+            "right_at_5": clip.hits(5),
+            "cosine": clip.similarity,
+            "loss": torch.stack(list(losses.values())).mean(dim=0),
+            "predicted": near.argmax(dim=1),
         }
         if t5 and self.prompts.t5 is not None:
             side = retrieval(outputs.t5, labels, self.prompts.t5)
-            sums["t5"] = SideScores(
-                right_at_1=int(side.hits(1).sum()), cosine=float(side.similarity.sum()), loss=losses["t5"]
-            )
+            found |= {"t5_right": side.hits(1), "t5_cosine": side.similarity, "t5_loss": losses["t5"]}
         if self.unseen.any():
-            among, calibrated = hits(cosines(outputs.clip, self.prompts.clip), labels, self.unseen, calibration)
-            sums |= {"right_among": int(among.sum()), "right_calibrated": int(calibrated.sum())}
-        return Scores({self.classes[label]: ClassScores(clips=len(audio), **sums)}), right
+            among, calibrated = hits(near, labels, self.unseen, calibration)
+            found |= {"right_among": among, "right_calibrated": calibrated}
+        return {name: values.cpu() for name, values in found.items()}
 
     def _count_by_class(self, labels: Tensor) -> dict[str, int]:
         """Number of occurrences of each class in `labels`, without classes that do not occur."""

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.common import Config, NDArrays, Scalar
+from flwr.common import Config, NDArray, NDArrays, Scalar
 from torch import Tensor
 
 from fed_a2v.config.schema import Settings
@@ -215,14 +215,19 @@ class MessageHandler:
         before, last = arrays[:-size], arrays[-size:]
         # Of the adapters before the server step only the CLIP side was sent; the rest is the last model's, unscored.
         models = {names[0]: before + last[len(before) :], names[-1]: last}
+        unchanged = len(models) > 1 and all(map(_same, before, last))  # the server step trained nothing
+        if unchanged:
+            del models[names[0]]
         scores: dict[str, Scores] = {}
-        right: dict[str, Tensor] | None = None
+        right: Tensor | None = None
         for name, model in models.items():
             _load(adapters, model, site.device)
             is_last = name == names[-1]
             confusion = instruction.confusion and is_last
             # The clips on which the two differ are counted here: only the counts leave the site.
             scores[name], right = site.evaluate(adapters, instruction.calibration, confusion, t5=is_last, before=right)
+        if unchanged:
+            scores |= zip((names[0], names[-1]), scores[names[-1]].unchanged(), strict=True)
         if VALIDATION in instruction.models:
             scores[VALIDATION] = site.evaluate(adapters, clips=site.data.validation, t5=False).scores
         return scores
@@ -316,6 +321,11 @@ class MessageHandler:
 def _count_arrays(adapters: Adapters) -> int:
     """Number of arrays of global adapters: the weights, then what is not trained."""
     return len(adapters.weights()) + len(adapters.fixed())
+
+
+def _same(left: NDArray, right: NDArray) -> bool:
+    # Bytes are compared because numpy compares float16 number by number, which takes as long as a small evaluation.
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
 def _load(adapters: Adapters, arrays: NDArrays, device: torch.device) -> None:

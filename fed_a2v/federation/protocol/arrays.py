@@ -39,7 +39,7 @@ def decode_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -
     if len(arrays) != len(shapes):
         raise InvalidReplyError(f"{len(arrays)} weights, expected {len(shapes)}")
     return [
-        read_floats(array, tuple(shape), f"weight {position}", max_magnitude=math.inf).float()
+        read_floats(array, tuple(shape), f"weight {position}", math.inf, copy=False).to(torch.float32, copy=True)
         for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
     ]
 
@@ -87,9 +87,7 @@ def read_floats(
         raise InvalidReplyError(f"{name}: type {show(str(array.dtype))}, expected a float")
     if array.shape != shape:
         raise InvalidReplyError(f"{name}: shape {show(array.shape)}, expected {show(shape)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of read-only memory; no code writes into these views
-        tensor = torch.from_numpy(np.array(array, order="C") if copy else array)
+    tensor = torch.from_numpy(np.array(array, order="C")) if copy else _view(array)
     # A float64 value beyond the range of float32 becomes infinite and is refused below.
     tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
     if tensor.numel() == 0:
@@ -102,6 +100,15 @@ def read_floats(
     if min_value is not None and low < min_value:
         raise InvalidReplyError(f"{name}: smallest value {low:.3g}, expected at least {min_value:g}")
     return tensor
+
+
+def _view(array: Array) -> Tensor:
+    """A tensor in the memory of a received array, which no code writes to."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of read-only memory
+        return torch.from_numpy(array)
 
 
 def pack(tensor: Tensor, dtype: FloatType, *, keep_positive: bool = False) -> Array:

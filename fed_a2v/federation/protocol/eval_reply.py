@@ -135,6 +135,15 @@ class Scores:
             }
         )
 
+    def unchanged(self) -> tuple[Scores, Scores]:
+        """These scores of a model as those before and after a server step that has not changed it."""
+        before = {"predicted": {}, "t5": None, "changes": None}
+        after = {"changes": Changes(better=0, worse=0)}
+        return self._with(before), self._with(after)
+
+    def _with(self, values: Mapping[str, object]) -> Scores:
+        return Scores({name: score.model_copy(update=values) for name, score in self.classes.items()})
+
     def of(self, names: Container[str]) -> Scores:
         """The scores of the classes in `names`."""
         return Scores({name: score for name, score in self.classes.items() if name in names})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Set
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,20 @@ _ALIGNMENT = 64  # bytes; the alignment of npy headers, so that arrays can be us
 _BYTES = np.dtype("uint8")
 _SENT = FLOATS | {COUNTS}
 _MAX_HEADER = 1024  # characters; numpy writes about 70
+_PREFIX = 10  # bytes before the header: the magic string, the version, and the header's length as little-endian uint16
 # Maximum number of byte arrays in a message: weights, and all other arrays. It is checked before any is read.
 _MAX_PARTS = 2
 
 
 def join_arrays(arrays: Iterable[Array]) -> Array:
     """Join arrays into one of bytes, (n,) uint8: each in npy format 1.0, at a multiple of 64 bytes."""
-    file = io.BytesIO()
+    parts: list[bytes | memoryview] = []
     for array in arrays:
-        file.write(bytes(-file.tell() % _ALIGNMENT))
-        np.save(file, array, allow_pickle=False)
-    return np.frombuffer(file.getbuffer(), _BYTES)
+        by_columns = array.flags.f_contiguous and not array.flags.c_contiguous
+        header = _written_header(array.dtype, array.shape, by_columns)
+        data = np.asarray(array.T if by_columns else array, order="C").data
+        parts += [header, data, bytes(-(len(header) + array.nbytes) % _ALIGNMENT)]
+    return np.frombuffer(b"".join(parts[:-1]), _BYTES)
 
 
 def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
@@ -89,18 +93,18 @@ def _whole(tensor: Any, number: int) -> Array:
 def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> tuple[Array, int]:
     """The array in the npy file that begins at `start`, as a view of `data`, and the end of the file."""
     try:
-        # A header longer than this slice reads as truncated, and numpy stops there.
-        file = io.BytesIO(data[start : start + 2 * _MAX_HEADER].tobytes())
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("another version of the format")
-        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
+        first = start + _PREFIX
+        length = int.from_bytes(data[first - 2 : first].tobytes(), "little")
+        if length > _MAX_HEADER:
+            raise ValueError("a long header")
+        shape, by_columns, dtype = _read_header(data[start : first + length].tobytes())
     except Exception as error:  # the header is parsed as a Python literal: many kinds of error
         raise InvalidReplyError(f"{what} has no readable npy header") from error
     if dtype not in types:
         raise InvalidReplyError(f"{what} has type {show(str(dtype))}, expected {', '.join(sorted(map(str, types)))}")
     if any(type(size) is not int or size < 0 for size in shape):
         raise InvalidReplyError(f"{what} declares the invalid shape {show(shape)}")
-    offset = start + file.tell()
+    offset = first + length
     declared, present = math.prod(shape) * dtype.itemsize, data.size - offset
     if declared > present:
         raise InvalidReplyError(f"{what} declares {show(declared)} bytes and has {present}")
@@ -109,3 +113,24 @@ def _read_npy(data: Array, start: int, what: str, types: Set[np.dtype[Any]]) -> 
     except Exception as error:  # e.g. too many axes, or an empty array with an axis beyond the address space
         raise InvalidReplyError(f"{what} declares the impossible shape {show(shape)}") from error
     return array, offset + declared
+
+
+# Both are pure functions of their arguments, and the messages of a run repeat a few headers thousands of times.
+
+
+@lru_cache(maxsize=256)
+def _written_header(dtype: np.dtype[Any], shape: tuple[int, ...], by_columns: bool) -> bytes:
+    """The first bytes of an array's npy file."""
+    file = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": by_columns, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
+
+
+@lru_cache(maxsize=256)
+def _read_header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of an array, from the first bytes of its npy file."""
+    file = io.BytesIO(text)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of the format")
+    return np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)

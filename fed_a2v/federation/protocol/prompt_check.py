@@ -53,11 +53,11 @@ def check_same_prompts(prompts: ClassPrompts, expected: str) -> None:
     Raises:
         OtherPromptsError: prompts differ; the message gives the classes and the remedy.
     """
-    server_sides = json.loads(expected)
+    server_sides = _parsed(expected)
     for kind, side in (("clip", prompts.clip), ("t5", prompts.t5)):
         if side is None:
             continue
-        own, servers = _projected(kind, side), torch.tensor(server_sides[kind], dtype=torch.float64)
+        own, servers = _projected(kind, side), server_sides[kind]
         distance = (own - servers).norm(dim=1) / servers.norm(dim=1).clamp(min=1e-12)
         if differing := [name for name, differs in zip(prompts.names, distance > TOLERANCE, strict=True) if differs]:
             raise OtherPromptsError(
@@ -65,6 +65,12 @@ def check_same_prompts(prompts: ClassPrompts, expected: str) -> None:
                 f"{float(distance.max()):.0%}: give this node the server's file (targets=FILE in its node "
                 "configuration, written by `fed-a2v targets`), or the same text models, templates and captions"
             )
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str) -> dict[str, Tensor]:
+    # Every message of a run has the same fingerprint.
+    return {kind: torch.tensor(rows, dtype=torch.float64) for kind, rows in json.loads(text).items()}
 
 
 def _projected(kind: str, prompts: Tensor) -> Tensor:

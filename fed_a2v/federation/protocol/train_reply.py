@@ -47,7 +47,7 @@ REGISTRATION = ("register", *SUMS_TASKS)
 MAX_MAGNITUDE = 1e6
 # Limits on class sums: relative error of float16, and deviations of the privacy noise that are not exceeded by chance.
 ROUNDING, NOISE_LIMIT = 0.01, 8.0
-_CHUNK = 1 << 14  # weights converted to float32 at a time
+_CHUNK = 1 << 16  # weights converted to float32 at a time
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_it_scores_t5_among_the_t5_prompts_and_only_where_t5_is_the_models_own(m
         outputs = adapters(audio)
     near = cosines_by_hand(outputs.t5, site.prompts.t5)
     right = near[np.arange(len(labels)), labels]
-    loss = float(adapter_loss(site.settings.loss, site.prompts).sides(outputs, labels)["t5"])
+    loss = float(adapter_loss(site.settings.loss, site.prompts).sides(outputs, labels)["t5"].mean())
     scores = site.evaluate(adapters).scores
     assert scores.t5.accuracy == pytest.approx((near.argmax(axis=1) == labels.numpy()).mean())
     assert scores.t5.cosine == pytest.approx(right.mean(), abs=1e-5)
@@ -244,11 +244,12 @@ def test_it_counts_the_clips_that_another_model_alone_has_right_or_wrong(make_si
         near = cosines_by_hand(adapters(site.data.test.embeddings).clip, site.prompts.clip).argmax(axis=1)
     plain = site.evaluate(adapters)
     assert plain.scores.changes is None
-    before = {name: torch.tensor([True, False, False]) for name in plain.right}
+    before = torch.zeros(len(labels), dtype=torch.bool)
+    before[[int((labels == label).argmax()) for label in np.unique(labels)]] = True  # the first clip of each class
     scores = site.evaluate(adapters, before=before).scores
     for name, score in scores.classes.items():
         right = near[labels == site.classes.index(name)] == site.classes.index(name)
-        assert plain.right[name].tolist() == right.tolist()
+        assert plain.right[labels == site.classes.index(name)].tolist() == right.tolist()
         assert score.changes.better == right[1:].sum()
         assert score.changes.worse == 1 - right[0]
     assert min(scores.changes.better, scores.changes.worse) > 0
