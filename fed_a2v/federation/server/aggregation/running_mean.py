@@ -50,7 +50,8 @@ class RunningMean:
         for site in self._largest:
             self._sum_up(site, max(factors))
         totals = self._sum.value()
-        self._largest, self._sum = [], ExactSum()  # Flower refers to the round's replies, and so to this, until the next
+        # Flower refers to the replies, and they to this, until the next round.
+        self._largest, self._sum = [], ExactSum()
         return [(total / math.fsum(factors)).float() for total in totals]
 
     def _sum_up(self, site: tuple[int, int, Sequence[Tensor]], limit: float) -> None:
