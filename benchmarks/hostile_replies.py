@@ -252,7 +252,9 @@ def play(folder: Path, replies: int, seed: int, answer: bool = True) -> tuple[in
             asked = strategy.configure_fit(round_number, parameters, manager)
             (first, message), others = asked[0], asked[1:]
             results = [(first, first.fit(message, None, None))]
-            models = [(proxy, proxy.fit(with_prototypes(ins), None, None)) for proxy, ins in others] if answer else []
+            # Not through the intake, which takes the arrays: the forgeries are made of them.
+            nodes = [(proxy.inner, with_prototypes(ins)) for proxy, ins in others if answer]
+            models = [(node, node.fit(ins, None, None)) for node, ins in nodes]
             for number in range(min(A_ROUND, left) if answer else 0):
                 proxy, model = models[number % len(models)]
                 draft = Draft(model, dice)

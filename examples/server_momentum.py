@@ -3,17 +3,17 @@
 PYTHONPATH=examples fed-a2v train aggregation=custom aggregation._target_=server_momentum.ServerMomentum
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fed_a2v.config.sections.federation import AggregationSettings
-from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted_mean
+from fed_a2v.federation.server.aggregation.base import MeanRule
 
 
-class ServerMomentum(AggregationRule):
+class ServerMomentum(MeanRule):
     """FedAvgM (Hsu et al. 2019): the change of a round is added to a velocity, as in SGD with momentum.
 
     Args:
@@ -25,9 +25,8 @@ class ServerMomentum(AggregationRule):
         self.momentum = float(settings.arguments.get("momentum", 0.9))
         self.velocity: list[Tensor] | None = None
 
-    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]) -> list[Tensor]:
-        """See `AggregationRule`."""
-        mean = weighted_mean(sites, [1.0] * len(clips))
+    def from_mean(self, mean: list[Tensor], sent: Sequence[Tensor]) -> list[Tensor]:
+        """See `MeanRule`."""
         change = [new - old for new, old in zip(mean, sent, strict=True)]
         velocity = self.velocity or [torch.zeros_like(each) for each in change]
         self.velocity = [self.momentum * old + new for old, new in zip(velocity, change, strict=True)]

@@ -25,7 +25,6 @@ from rich.console import Console
 
 from fed_a2v.config.schema import Settings
 from fed_a2v.federation.client.flower_client import A2VClient
-from fed_a2v.federation.memory import return_free_memory
 from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.runs.output import Output
 
@@ -47,9 +46,7 @@ class InProcessClient(ClientProxy):
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
         """See `ClientProxy`."""
-        reply = self.client.fit(ins)
-        return_free_memory()
-        return reply
+        return self.client.fit(ins)
 
     def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
         """See `ClientProxy`."""

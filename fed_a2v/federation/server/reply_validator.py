@@ -1,6 +1,7 @@
 """Validation of the sites' replies: invalid ones are counted in the round's row, with the reason.
 
-The strategy calls it with the replies and failures that Flower reports.
+The strategy calls it with the replies and failures that Flower reports. Most replies to training have been read before
+(`server/intake.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
@@ -41,6 +43,31 @@ EvaluateResult = tuple[ClientProxy, EvaluateRes]
 Result = TypeVar("Result", FitRes, EvaluateRes)
 
 SECOND_REPLY = "a second reply of the same site"
+
+
+@dataclass
+class Taken(FitRes):
+    """A reply that has been read before Flower returns it, without its arrays; of its metrics only scores are left.
+
+    Attributes:
+        site: the site that the reply names and that it was requested for.
+        outcome: the reply, or the reason why it is refused.
+    """
+
+    site: str
+    outcome: TrainReply | InvalidReplyError
+
+
+def unpacked(result: FitRes, expected: ReplySpec, row: dict[str, Any]) -> TrainReply:
+    """The reply in `result`, whose bytes are counted in the row; afterwards only its weights reference the bytes.
+
+    Raises:
+        InvalidReplyError: it is not as expected.
+    """
+    arrays = read_arrays(result.parameters, expected.max_arrays)
+    row["bytes_up"] += payload_bytes(arrays)
+    result.parameters = Parameters([], result.parameters.tensor_type)
+    return decode_reply(arrays, result.metrics, result.num_examples, expected)
 
 
 def fresh_row() -> dict[str, Any]:
@@ -90,9 +117,10 @@ class ReplyValidator:
         self.row = row
 
     def withdrawals(
-        self, results: Iterable[tuple[ClientProxy, Result]], round_number: int
+        self, results: Sequence[tuple[ClientProxy, Result]], round_number: int
     ) -> tuple[list[str], list[tuple[ClientProxy, Result]]]:
         """The sites that withdraw, sorted, which are then no longer among those asked; and all other results."""
+        replied = {each.site for _, each in results if isinstance(each, Taken) and isinstance(each.outcome, TrainReply)}
         withdrawn: list[str] = []
         others = []
         for node, result in results:
@@ -102,6 +130,8 @@ class ReplyValidator:
             try:
                 site = self._sender(node, result.metrics)
                 check_withdrawal(result.metrics, self.classes, site, round_number)
+                if site in replied:
+                    raise InvalidReplyError(f"{show(site)} has replied to the same message")
                 withdrawn.append(site)
             except InvalidReplyError as error:
                 reject(self.row, f"the withdrawal of node {node.cid}", error)
@@ -118,7 +148,8 @@ class ReplyValidator:
         """The valid replies, in the order of the site names; the row records the status of every site.
 
         Args:
-            results: training replies. Their arrays are moved into the returned replies, to free memory.
+            results: training replies. Their arrays are moved into the returned replies, to free memory; the weights of
+                those that have been `Taken` may be in the mean instead.
             failures: exceptions of Flower, and replies with an error status.
             expected: what the reply of a site may hold.
             off_scale: finds the sites whose reply differs in scale from the others', with the reason; None: no check.
@@ -131,7 +162,7 @@ class ReplyValidator:
             try:
                 if site in replies:
                     raise InvalidReplyError(SECOND_REPLY)
-                replies[site] = self._unpacked(result, expected(site))
+                replies[site] = _outcome(result, expected(site), self.row)
             except InvalidReplyError as error:
                 refused.add(site)
                 reject(self.row, f"the reply of node {node.cid}", error)
@@ -190,11 +221,13 @@ class ReplyValidator:
         refused: set[str] = set()
         for node, result in results:
             try:
-                claims.append((self._sender(node, result.metrics), node, result))
+                site = result.site if isinstance(result, Taken) else self._sender(node, result.metrics)
+                claims.append((site, node, result))
             except InvalidReplyError as error:
                 refused |= {site for site, cid in self.asked.items() if cid == node.cid}
                 reject(self.row, f"the reply of node {node.cid}", error)
-        return sorted(claims, key=lambda claim: claim[0]), refused
+        # The reply that a site was asked for goes first: its weights may be in the mean already.
+        return sorted(claims, key=lambda claim: (claim[0], not isinstance(claim[2], Taken))), refused
 
     def _sender(self, node: ClientProxy, metrics: Mapping[str, Scalar]) -> str:
         """The site that a reply names.
@@ -207,13 +240,6 @@ class ReplyValidator:
             raise InvalidReplyError(f"it names site {show(site)}, for which this node got no request")
         return site
 
-    def _unpacked(self, result: FitRes, expected: ReplySpec) -> TrainReply:
-        """The reply in `result`; afterwards only its weights reference the bytes."""
-        arrays = read_arrays(result.parameters, expected.max_arrays)
-        result.parameters = Parameters([], result.parameters.tensor_type)
-        self.row["bytes_up"] += payload_bytes(arrays)
-        return decode_reply(arrays, result.metrics, result.num_examples, expected)
-
     def _record(self, replies: Mapping[str, TrainReply], refused: Container[str]) -> None:
         """Record the status of every site in the row; log the sites without a valid reply."""
         self.row["replies"] = len(replies)
@@ -224,6 +250,14 @@ class ReplyValidator:
         self.row["site_seconds"] = {site: reply.seconds for site, reply in replies.items()}
         if missing := [site for site, answer in self.row["sites"].items() if answer != "replied"]:
             log.warning("No valid reply of %s", ", ".join(missing))
+
+
+def _outcome(result: FitRes, expected: ReplySpec, row: dict[str, Any]) -> TrainReply:
+    if not isinstance(result, Taken):
+        return unpacked(result, expected, row)
+    if isinstance(result.outcome, InvalidReplyError):
+        raise result.outcome
+    return result.outcome
 
 
 def _one_line(failure: BaseException) -> str:

@@ -146,11 +146,11 @@ class NodeRegistry:
     def _add_names(self, reported: Mapping[str, str], connected: Iterable[str]) -> None:
         """Store the names of new nodes, except invalid names and names of other nodes."""
         present = set(connected)
+        owned = {name.casefold() for cid, name in self._names.items() if self.bound or cid in present}
         for cid, name in sorted(reported.items()):
             if cid in self._names:
                 continue
-            owners = self._names if self.bound else present & self._names.keys()
-            if name.casefold() in {self._names[other].casefold() for other in owners}:
+            if name.casefold() in owned:
                 problem = "belongs to another node"
                 if self.bound:
                     problem += "; if that node does not come back, federation.bind_names=false frees the name"
@@ -158,6 +158,8 @@ class NodeRegistry:
                 problem = "is not 1 to 64 letters of one alphabet, digits, spaces or ._-"
             else:
                 self._names[cid] = name
+                if self.bound or cid in present:
+                    owned.add(name.casefold())
                 continue
             log.warning("Node %s is left out: the name of its site, %.80r, %s", cid, name, problem)
 

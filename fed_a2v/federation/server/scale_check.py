@@ -38,6 +38,13 @@ def sizes(classes: Iterable[ClassStatistics], moments: PooledMoments | None = No
     return sizes_by_kind
 
 
+def is_compared(reply: TrainReply) -> bool:
+    """Whether a reply brings anything whose size is compared with the other sites'."""
+    return reply.moments is not None or any(
+        part is not None for each in reply.statistics for part in (each.audio, each.clip, each.t5)
+    )
+
+
 def off_scale(replies: Sequence[TrainReply], bank: PrototypeBank | None, factor: float) -> dict[str, str]:
     """The sites whose reply differs in scale by more than `factor` from the median site, each with the reason.
 

@@ -69,6 +69,7 @@ from fed_a2v.federation.server.aggregation import aggregate, cut_shares, root_me
 from fed_a2v.federation.server.aggregation.base import make_rule
 from fed_a2v.federation.server.embedding_spec import agreed_spec, embedding_spec
 from fed_a2v.federation.server.evaluation import Coverage, class_figures
+from fed_a2v.federation.server.intake import Intake, IntakeProxy
 from fed_a2v.federation.server.metrics.base import Evaluation, Metric, compute_metrics
 from fed_a2v.federation.server.privacy_account import PrivacyAccount
 from fed_a2v.federation.server.reply_validator import (
@@ -212,6 +213,7 @@ class FedA2V(Strategy):
         self._row: dict[str, Any] = {}
         self._clock = 0.0
         self._manager: ClientManager | None = None
+        self._intake: Intake | None = None
         self._before: NDArrays = []  # the CLIP adapters before the server step
         self._reach: dict[str, float] = {}  # distance of the scored models' outputs from the prompts: bounds the losses
         self._unscored: UnscoredRound | None = None  # the round before, while its scores are on their way
@@ -267,7 +269,8 @@ class FedA2V(Strategy):
         self._skipped = 0
         start = time.perf_counter()
         if self.settings.needs_weights:
-            weights = aggregate(self.rule, replies, step.adapters.weights())
+            mean = None if self._intake is None else self._intake.mean
+            weights = aggregate(self.rule, replies, step.adapters.weights(), mean)
             if weights is not None:
                 step.adapters.load_weights(weights)
         self._warn_of_capped_sites(replies, row)
@@ -627,9 +630,17 @@ class FedA2V(Strategy):
         sampled = sampled_sites(active, share if active else 1.0, seed, round_number)
         sites = self._nodes.assign(manager, sampled, without=self._withdrawn)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
+        largest = self._largest_weights()
+        self._intake = intake = Intake(
+            self.rule,
+            self._step().adapters.weights() if self.settings.needs_weights else [],
+            lambda site: self._expected(site, round_number, "train", largest),
+            self._row,
+            self._compares_scale,
+        )
         return [
             (
-                node,
+                IntakeProxy(node, site, intake),
                 FitIns(
                     parameters,
                     self._message("train", round_number, site, number, held=held.get(site, ""), **request),
@@ -724,9 +735,14 @@ class FedA2V(Strategy):
         missing = self.settings.has_secure_sums and step.sums is not None and reply.site not in step.sums.within
         return [] if missing else reply.statistics
 
+    @property
+    def _compares_scale(self) -> bool:
+        """Whether the sites' scales are compared: with privacy a site with few clips sends little but noise."""
+        return not self.settings.privacy.adds_noise and math.isfinite(self.settings.aggregation.scale_limit)
+
     def _off_scale(self, replies: Sequence[TrainReply]) -> dict[str, str]:
         """The sites whose reply differs in scale from the others', each with the reason."""
-        if self.settings.privacy.adds_noise:  # a site with few clips sends little but noise
+        if not self._compares_scale:
             return {}
         return off_scale(replies, None if self.step is None else self.step.bank, self.settings.aggregation.scale_limit)
 

@@ -1,5 +1,7 @@
 """Aggregation of the sites' adapters."""
 
+import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_a2v.config.compose import ConfigError, compose_settings
+from fed_a2v.config.sections.federation import AggregationSettings
 from fed_a2v.config.tree import options
+from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.protocol import TrainReply
-from fed_a2v.federation.server.aggregation import aggregate, clipped, cut_shares
+from fed_a2v.federation.server.aggregation import aggregate, clipped, cut_shares, limited
 from fed_a2v.federation.server.aggregation.base import AggregationRule, make_rule
-from tests.federation.helpers import Federation
+from fed_a2v.federation.server.aggregation.running_mean import RunningMean
+from tests.federation.helpers import Federation, assert_same
 from tests.refusals import refused
 
 
@@ -191,6 +196,46 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     combined = aggregate_adapters(halves, "avg")[0]
     assert combined.dtype == torch.float32
     torch.testing.assert_close(combined, torch.stack([r.weights[0].float() for r in halves]).mean(dim=0))
+
+
+# Replies that are added one by one
+
+
+@given(
+    st.lists(st.sampled_from([1, 2, 3, 10, 500, 10**9]), min_size=1, max_size=8),
+    st.sampled_from([0.05, 0.3, 1 / 3, 0.5, 0.9, 1.0]),
+    st.randoms(use_true_random=False),
+)
+def test_a_capped_mean_is_the_same_in_any_order_and_keeps_the_largest_sites_only(counts, share, random):
+    weights = [torch.tensor([float(k), 0.1 * k]) for k in range(len(counts))]
+    factors = cap_client_weights(counts, share)
+    expected = sum(factor * each.double() for factor, each in zip(factors, weights, strict=True)) / sum(factors)
+    order = list(range(len(counts)))
+    results = []
+    for _ in range(2):
+        mean, alive = RunningMean(share), []
+        for place in order:
+            copy = weights[place].clone()
+            alive.append(weakref.ref(copy))
+            mean.add([copy], counts[place])
+            del copy
+        assert sum(each() is not None for each in alive) <= (0 if share == 1 else math.ceil(1 / share))
+        results.append(mean.finish())
+        random.shuffle(order)
+    torch.testing.assert_close(results[0][0].double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize("mode", ["avg", "weighted"])
+@pytest.mark.parametrize("max_update_norm", [None, 0.5])
+def test_replies_that_are_in_the_mean_already_give_the_same_result(replies, mode, max_update_norm):
+    options = compose_settings([f"aggregation.mode={mode}"]).aggregation.model_dump()
+    rule = make_rule(AggregationSettings.model_validate(options | {"max_update_norm": max_update_norm}))
+    sent = [torch.zeros(3, 2), torch.zeros(())]
+    mean = rule.running_mean()
+    mean.add(limited(rule, replies[1], sent), replies[1].num_examples)
+    light = [replies[0], replace(replies[1], weights=[]), replies[2]]
+    assert_same(aggregate(rule, light, sent, mean), aggregate(rule, replies, sent))
 
 
 # Custom rules

@@ -212,7 +212,7 @@ def test_of_two_replies_for_a_site_only_that_of_its_own_node_counts(lie_first):
     federation = Federation(*with_prototypes, nodes=1, tamper=tamper).start()
     row = federation.round(order=lambda results: sorted(results, key=lambda r: (r[1] in lies) != lie_first))
     assert (row["replies"], row["rejected"]) == (4, 1)
-    assert (row["rejections"][0] == SECOND_REPLY) != lie_first
+    assert row["rejections"] == [SECOND_REPLY]
     assert_same(federation.weights, honest_average(with_prototypes))
 
 

@@ -1,6 +1,7 @@
 """Aggregation of the sites' adapters: this file has what all rules share, and each rule has its own file.
 
-The strategy calls `aggregate`. The sites' weights are views of the received bytes and are converted one site at a time.
+The strategy calls `aggregate`. The sites' weights are views of the received bytes and are converted one site at a time;
+`server/intake.py` has added those of most sites to a `RunningMean` already.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import weighted
-from fed_a2v.federation.server.aggregation.base import AggregationRule, norm
+from fed_a2v.federation.server.aggregation.base import AggregationRule, MeanRule, norm
+from fed_a2v.federation.server.aggregation.running_mean import RunningMean
 
 
-def aggregate(rule: AggregationRule, replies: Sequence[TrainReply], sent: Sequence[Tensor]) -> list[Tensor] | None:
+def aggregate(
+    rule: AggregationRule, replies: Sequence[TrainReply], sent: Sequence[Tensor], mean: RunningMean | None = None
+) -> list[Tensor] | None:
     """Combine the weights of one round's sites.
 
     Args:
@@ -23,13 +27,24 @@ def aggregate(rule: AggregationRule, replies: Sequence[TrainReply], sent: Sequen
         replies: checked replies, at least one, in a fixed order; they are not changed.
         sent: the global weights that all sites started from. Updates with a norm above `max_update_norm` are scaled to
             it before any rule.
+        mean: the mean that the replies without weights have been added to; None: all replies have their weights.
 
     Returns:
         The combined weights, float32; None to keep the global adapters.
     """
-    limit = math.inf if rule.settings.max_update_norm is None else rule.settings.max_update_norm
-    sites = (clipped(reply.weights, sent, limit) for reply in replies)
+    if mean is not None and isinstance(rule, MeanRule):
+        for reply in replies:
+            if reply.weights:
+                mean.add(limited(rule, reply, sent), reply.num_examples)
+        return rule.from_mean(mean.finish(), sent)
+    sites = (limited(rule, reply, sent) for reply in replies)
     return rule.combine(sites, [reply.num_examples for reply in replies], sent)
+
+
+def limited(rule: AggregationRule, reply: TrainReply, sent: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The weights of a reply, with the norm of their update limited to the rule's `max_update_norm`."""
+    limit = rule.settings.max_update_norm
+    return clipped(reply.weights, sent, math.inf if limit is None else limit)
 
 
 def cut_shares(rule: AggregationRule, replies: Sequence[TrainReply]) -> dict[str, tuple[float, float]]:

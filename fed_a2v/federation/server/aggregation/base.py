@@ -1,4 +1,4 @@
-"""The interface of an aggregation rule, and `make_rule`, which finds a rule by its name."""
+"""The interfaces of aggregation rules, and `make_rule`, which finds a rule by its name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch import Tensor
 
 from fed_a2v.config.plugins import load_class
 from fed_a2v.config.sections.federation import AggregationSettings
+from fed_a2v.core.exact_sum import ExactSum
 from fed_a2v.errors import ConfigError
+from fed_a2v.federation.server.aggregation.running_mean import RunningMean
 
 
 class AggregationRule(ABC):
     """Combines the adapters of a round's sites. A run has one rule, so that it can keep values between rounds.
+
+    The server keeps the weights of all sites until the end of the round for it; not so for a `MeanRule`.
 
     Args:
         settings: the section `aggregation`; `settings.arguments` has the keys of a custom rule.
@@ -50,6 +54,38 @@ class AggregationRule(ABC):
         """Load the result of `state_dict`."""
 
 
+class MeanRule(AggregationRule):
+    """A rule that needs the mean of the sites' weights only.
+
+    The server adds each reply to the mean when it arrives and drops its weights, so that its memory does not grow with
+    the number of sites. The methods are those of FedAvg with equal weights; override what differs.
+    """
+
+    def running_mean(self) -> RunningMean:
+        """The mean of a round, before any site is added."""
+        return RunningMean()
+
+    def from_mean(self, mean: list[Tensor], sent: Sequence[Tensor]) -> list[Tensor]:
+        """The combined weights.
+
+        Args:
+            mean: the mean of the sites' weights, float32.
+            sent: the global weights that all sites started from.
+
+        Returns:
+            float32 tensors with the shapes of `mean`.
+        """
+        del sent
+        return mean
+
+    def combine(self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]) -> list[Tensor]:
+        """See `AggregationRule`; the same as adding the sites one by one."""
+        mean = self.running_mean()
+        for weights, count in zip(sites, clips, strict=True):
+            mean.add(weights, count)
+        return self.from_mean(mean.finish(), sent)
+
+
 def make_rule(settings: AggregationSettings) -> AggregationRule:
     """The rule that `aggregation.mode` names: the class `Rule` of the file of that name, or a custom class.
 
@@ -70,15 +106,11 @@ def make_rule(settings: AggregationSettings) -> AggregationRule:
 
 
 def weighted_mean(sites: Iterable[Sequence[Tensor]], factors: Sequence[float]) -> list[Tensor]:
-    """The mean of the sites' weights, weighted by `factors`, as a running sum."""
-    sums: list[Tensor] = []
+    """The mean of the sites' weights, weighted by `factors`: float32 tensors, the same in any order of the sites."""
+    total = ExactSum()
     for weights, factor in zip(sites, factors, strict=True):
-        if sums:
-            for total, weight in zip(sums, weights, strict=True):
-                total.add_(weight, alpha=factor)
-        else:
-            sums = [weight.float() * factor for weight in weights]
-    return [total / sum(factors) for total in sums]
+        total.add(weights, factor)
+    return [(each / math.fsum(factors)).float() for each in total.value()]
 
 
 def norm(weights: Sequence[Tensor]) -> float:

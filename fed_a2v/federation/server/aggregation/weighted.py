@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from fed_a2v.core.weight_cap import cap_client_weights
-from fed_a2v.federation.server.aggregation.base import AggregationRule, weighted_mean
+from fed_a2v.federation.server.aggregation.base import MeanRule
+from fed_a2v.federation.server.aggregation.running_mean import RunningMean
 
 
-class Rule(AggregationRule):
+class Rule(MeanRule):
     """The mean of the sites' weights, weighted by their capped numbers of clips."""
 
-    def combine(
-        self, sites: Iterable[Sequence[Tensor]], clips: Sequence[int], sent: Sequence[Tensor]
-    ) -> list[Tensor] | None:
-        """See `AggregationRule`."""
-        return weighted_mean(sites, self.factors(clips))
+    def running_mean(self) -> RunningMean:
+        """See `MeanRule`."""
+        return RunningMean(self.settings.max_site_share)
 
     def factors(self, clips: Sequence[int]) -> list[float]:
         """The weight of each site: its capped number of clips."""
