@@ -137,6 +137,7 @@ class MessageHandler:
 
     def _fit(self, parameters: NDArrays, instruction: Instruction) -> tuple[NDArrays, int, dict[str, Scalar]]:
         site = self._site(instruction)
+        received: NDArrays = []
         if instruction.task in MASKED_TASKS:
             return self._masked(parameters, instruction, site)
         if instruction.task == "register":
@@ -152,9 +153,12 @@ class MessageHandler:
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
             adapters = site.new_adapters()
-            _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
+            arrays = split_arrays(parameters, _count_arrays(adapters))
+            _load(adapters, arrays, site.device)
             reply = site.train(instruction.round, adapters, instruction.held)
-        parts, metrics = pack_reply(reply, site.settings.share.dtype)
+            if site.settings.share.sends_differences:
+                received = arrays[: len(reply.weights)]
+        parts, metrics = pack_reply(reply, site.settings.share.float_dtype, received)
         return parts, reply.num_examples, metrics
 
     def _masked(
@@ -170,7 +174,7 @@ class MessageHandler:
         if not self.deployed:
             # The mod rounds at random with numpy's global generator; a simulation must repeat it.
             np.random.seed(seed_for(site.settings.seed, "quantisation", task, site.name) % 2**32)
-        _, metrics = pack_reply(reply, site.settings.share.dtype)
+        _, metrics = pack_reply(reply, site.settings.share.float_dtype)
         return [vector], WEIGHT, metrics
 
     def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
