@@ -244,6 +244,7 @@ def test_the_command_prints_a_line_a_finding_when_piped_and_exits_with_the_code(
     [
         (),
         ("finetune.enabled=false",),
+        ("share.dtype=int8",),
         ("finetune.from_nodes_adapters=true",),
         ("aggregation.mode=none", "finetune.from_nodes_adapters=true"),
         ("share=statistics", "adapters=closed_form", "projection.columns=64"),
@@ -261,6 +262,7 @@ def test_the_estimated_bytes_are_those_that_are_sent(tmp_path, overrides):
     run_in_process(settings, tmp_path)
     (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     sites = settings.partition.sites
-    assert row["bytes_up"] / sites == pytest.approx(told.up, rel=0.05)
+    least = 0.5 if settings.share.dtype == "int8" else 0.95  # of compressed weights the estimate is the most
+    assert least * told.up < row["bytes_up"] / sites < 1.05 * told.up
     assert row["bytes_down"] / sites == pytest.approx(told.down, rel=0.05)
     assert row["bytes_registration"] / sites <= told.prototypes * 1.05

@@ -275,10 +275,12 @@ def test_embeddings_from_a_file_take_the_place_of_sounds(run_in, embeddings_file
     assert run.state["adapters"]["audio_mean"].shape == (40,)
 
 
-def test_half_precision_halves_the_bytes_of_messages(finished_run):
-    half, single = finished_run("rounds=1"), finished_run("rounds=1", "share.dtype=float32")
-    assert single.results["bytes_up"] > 1.9 * half.results["bytes_up"]
-    assert single.results["accuracy"] == pytest.approx(half.results["accuracy"], abs=0.1)
+@pytest.mark.parametrize(("dtype", "least", "most", "down"), [("float32", 1.9, 2.1, 2.0), ("int8", 0.1, 0.27, 1.0)])
+def test_the_type_of_a_message_determines_its_bytes(finished_run, dtype, least, most, down):
+    half, other = finished_run("rounds=1"), finished_run("rounds=1", f"share.dtype={dtype}")
+    assert least < other.results["bytes_up"] / half.results["bytes_up"] < most
+    assert other.results["bytes_down"] == pytest.approx(down * half.results["bytes_down"], rel=0.02)
+    assert other.results["accuracy"] == pytest.approx(half.results["accuracy"], abs=0.1)
 
 
 # Classes of which no site has clips enough

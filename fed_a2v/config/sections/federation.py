@@ -33,7 +33,20 @@ class ShareSettings(Section):
     variance: Literal["groups", "class", "none"] = Field(
         description="variance within groups: one per group, one for all groups of a class, or none"
     )
-    dtype: Literal["float16", "float32"] = Field(description="type of the arrays in a message")
+    dtype: Literal["float16", "float32", "int8"] = Field(
+        description="type of the arrays in a message; int8: a site sends its weights as differences from those that it "
+        "received, rounded and compressed, and all other arrays are float16"
+    )
+
+    @property
+    def float_dtype(self) -> Literal["float16", "float32"]:
+        """Type of all arrays in a message but the weights that a site sends as int8."""
+        return "float16" if self.dtype == "int8" else self.dtype
+
+    @property
+    def sends_differences(self) -> bool:
+        """Whether a site sends its weights as int8 differences from those that it received."""
+        return self.dtype == "int8"
 
 
 class PrivacySettings(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -46,6 +46,7 @@ from fed_a2v.federation.protocol import (
     MaskedTask,
     Scores,
     Task,
+    TrainReply,
     beside_training,
     decode_weights,
     encode_scores,
@@ -161,16 +162,21 @@ class MessageHandler:
             space = _public_space(split_arrays(parameters, 2), site, is_centred=True)
             reply = site.send_sums("train", space, instruction.round, instruction.held)
         else:
-            adapters = site.new_adapters()
-            size = _count_arrays(adapters)
-            arrays = split_arrays(parameters, 2 * size if instruction.models else size)
-            scores = self._scores_before_training(arrays, adapters, instruction, site) if instruction.models else {}
-            _load(adapters, arrays[-size:], site.device)
-            reply = site.train(instruction.round, adapters, instruction.held)
-            parts, metrics = pack_reply(reply, site.settings.share.dtype)
-            return parts, reply.num_examples, metrics | scores
-        parts, metrics = pack_reply(reply, site.settings.share.dtype)
-        return parts, reply.num_examples, metrics
+            return self._train(parameters, instruction, site)
+        return _packed(reply, site)
+
+    def _train(
+        self, parameters: NDArrays, instruction: Instruction, site: Site
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train the adapters in a message; before that they are scored if the message asks for it."""
+        adapters = site.new_adapters()
+        size = _count_arrays(adapters)
+        arrays = split_arrays(parameters, 2 * size if instruction.models else size)
+        scores = self._scores_before_training(arrays, adapters, instruction, site) if instruction.models else {}
+        _load(adapters, arrays[-size:], site.device)
+        reply = site.train(instruction.round, adapters, instruction.held)
+        parts, clips, metrics = _packed(reply, site, arrays[-size:])
+        return parts, clips, metrics | scores
 
     def _scores_before_training(
         self, arrays: NDArrays, adapters: Adapters, instruction: Instruction, site: Site
@@ -197,7 +203,7 @@ class MessageHandler:
         if not self.deployed:
             # The mod rounds at random with numpy's global generator; a simulation must repeat it.
             np.random.seed(seed_for(site.settings.seed, "quantisation", task, site.name) % 2**32)
-        _, metrics = pack_reply(reply, site.settings.share.dtype)
+        _, metrics = pack_reply(reply, site.settings.share.float_dtype)
         return [vector], WEIGHT, metrics
 
     def _evaluate(self, parameters: NDArrays, instruction: Instruction) -> tuple[float, int, dict[str, Scalar]]:
@@ -316,6 +322,14 @@ class MessageHandler:
             subject = next((text for kind, text in kinds.items() if isinstance(error, kind)), "it cannot do this task")
             reason = f"{subject} ({type(error).__name__}); see the log of this site's SuperNode"
             raise SiteError(reason) from error
+
+
+def _packed(reply: TrainReply, site: Site, received: Sequence[NDArray] = ()) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    """A reply for Flower; its weights may be differences from those that the site has received."""
+    share = site.settings.share
+    start = list(received[: len(reply.weights)]) if share.sends_differences else []
+    parts, metrics = pack_reply(reply, share.float_dtype, start)
+    return parts, reply.num_examples, metrics
 
 
 def _count_arrays(adapters: Adapters) -> int:

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 FloatType = Literal["float16", "float32"]
 
 COUNTS = np.dtype("int64")
+BYTES = np.dtype("uint8")
 FLOATS = frozenset(np.dtype(name) for name in ("float16", "float32", "float64"))
 
 _TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}

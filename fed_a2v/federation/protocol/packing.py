@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from flwr.common import Parameters
 
-from fed_a2v.federation.protocol.arrays import COUNTS, FLOATS, Array
+from fed_a2v.federation.protocol.arrays import BYTES, COUNTS, FLOATS, Array
 from fed_a2v.federation.protocol.errors import InvalidReplyError, show
 
 _ALIGNMENT = 64  # bytes; the alignment of npy headers, so that arrays can be used without a copy
-_BYTES = np.dtype("uint8")
-_SENT = FLOATS | {COUNTS}
+_SENT: Set[np.dtype[Any]] = {*FLOATS, COUNTS, BYTES}
 _MAX_HEADER = 1024  # characters; numpy writes about 70
 _PREFIX = 10  # bytes before the header: the magic string, the version, and the header's length as little-endian uint16
 # Maximum number of byte arrays in a message: weights, and all other arrays. It is checked before any is read.
@@ -36,14 +35,14 @@ def join_arrays(arrays: Iterable[Array]) -> Array:
         header = _written_header(array.dtype, array.shape, by_columns)
         data = np.asarray(array.T if by_columns else array, order="C").data
         parts += [header, data, bytes(-(len(header) + array.nbytes) % _ALIGNMENT)]
-    return np.frombuffer(b"".join(parts[:-1]), _BYTES)
+    return np.frombuffer(b"".join(parts[:-1]), BYTES)
 
 
 def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
     """The arrays that `join_arrays` joined; the sizes that they declare are checked.
 
     Each is a view of the received bytes, so no memory is allocated. Only the types that this program sends are read:
-    little-endian float16, float32, float64 and int64. Object arrays, archives and truncated arrays are refused.
+    little-endian float16, float32, float64, int64 and uint8. Object arrays, archives and truncated arrays are refused.
 
     Args:
         joined: one or more arrays of bytes.
@@ -54,7 +53,7 @@ def split_arrays(joined: Iterable[Array], most: int) -> list[Array]:
     """
     arrays: list[Array] = []
     for whole in joined:
-        if type(whole) is not np.ndarray or whole.dtype != _BYTES or whole.ndim != 1 or not whole.flags.c_contiguous:
+        if type(whole) is not np.ndarray or whole.dtype != BYTES or whole.ndim != 1 or not whole.flags.c_contiguous:
             raise InvalidReplyError("a part of the message is not an array of bytes")
         place = 0
         while place < whole.size:
@@ -84,7 +83,7 @@ def _whole(tensor: Any, number: int) -> Array:
     what = f"message part {number}"
     if type(tensor) is not bytes:
         raise InvalidReplyError(f"{what} is not bytes")
-    array, end = _read_npy(np.frombuffer(tensor, _BYTES), 0, what, {_BYTES})
+    array, end = _read_npy(np.frombuffer(tensor, BYTES), 0, what, {BYTES})
     if end != len(tensor):
         raise InvalidReplyError(f"{what} is followed by other bytes")
     return array

@@ -21,6 +21,7 @@ from torch import Tensor
 from fed_a2v.core.class_sums import ClassSums, symmetric, triangle_size
 from fed_a2v.core.prototypes import Variance
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
+from fed_a2v.federation.protocol import int8
 from fed_a2v.federation.protocol.arrays import COUNTS, Array, FloatType, check_arrays, encode_weights, pack, read_floats
 from fed_a2v.federation.protocol.errors import InvalidReplyError, as_invalid_reply, show
 from fed_a2v.federation.protocol.manifest import (
@@ -60,7 +61,8 @@ class TrainReply:
         task: one of `REGISTRATION`, before any training, or "train".
         num_examples: number of the site's training clips.
         weights: the adapters' weights; empty for a registration. In a decoded reply they are views of the received
-            bytes, float16 or float32, because copies of all sites' weights would be most of the server's memory.
+            bytes, float16 or float32, because copies of all sites' weights would be most of the server's memory; but
+            those sent as int8 are float32 copies.
         statistics: statistics of each class that the site shares.
         fingerprint: identifies the site's prototypes; while it is unchanged, they are not sent again.
         square_root: whether the embeddings are square roots of the encoder's output.
@@ -119,6 +121,8 @@ class ReplySpec:
         held_classes: classes of the site with prototypes in the bank; only these may be sent without prototypes, and
             only under the same fingerprint.
         max_weight_rms: limit on the root mean square of all weights together.
+        sent_weights: the weights as the site received them, if it sends int8 differences from them; empty: it sends
+            the weights themselves.
     """
 
     site: str
@@ -143,11 +147,17 @@ class ReplySpec:
     held_fingerprint: str = ""
     held_classes: Collection[str] = ()
     max_weight_rms: float = math.inf
+    sent_weights: Sequence[Array] = ()
 
     @property
     def max_arrays(self) -> int:
         """Largest number of arrays in a reply: the weights, and five for each class."""
-        return len(self.weight_shapes) + 5 * len(self.classes)
+        return self.weight_arrays + 5 * len(self.classes)
+
+    @property
+    def weight_arrays(self) -> int:
+        """Number of arrays of the weights in a reply to training."""
+        return int8.ARRAYS if self.sent_weights else len(self.weight_shapes)
 
     def prototypes_of(self, clips: int) -> int:
         """Largest number of prototypes of a class with this many clips."""
@@ -206,7 +216,9 @@ class _ReplyManifest(Manifest):
     space: _Fingerprint | None
 
 
-def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+def encode_reply(
+    reply: TrainReply, dtype: FloatType, received: Sequence[Array] = ()
+) -> tuple[list[Array], dict[str, Scalar]]:
     """Arrays and metrics of a reply.
 
     Arrays are copies in native byte order. An array stays float32 if a finite value would overflow in `dtype`, or if a
@@ -215,12 +227,15 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
     Args:
         reply: the reply to encode.
         dtype: type of weights, prototypes and outputs in the message; counts are int64.
+        received: the weights as the site received them, to send int8 differences from them; empty: send the weights
+            themselves.
 
     Raises:
         ValueError: a loss, the time or the fingerprint is outside the limits of the manifest; the message names it. Or
             the classes are not those of the sums, in the order of the labels.
     """
-    arrays = encode_weights(reply.weights, dtype)
+    arrays = _pack_weights(reply, dtype, received)
+    weights = len(arrays)
 
     def add(array: Array) -> int:
         arrays.append(array)
@@ -261,7 +276,7 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
         site=reply.site,
         round_number=reply.round_number,
         task=reply.task,
-        weights=len(reply.weights),
+        weights=weights,
         fingerprint=reply.fingerprint,
         square_root=reply.square_root,
         losses=reply.losses,
@@ -284,14 +299,20 @@ def encode_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict
     return arrays, write_manifest(manifest)
 
 
-def pack_reply(reply: TrainReply, dtype: FloatType) -> tuple[list[Array], dict[str, Scalar]]:
+def _pack_weights(reply: TrainReply, dtype: FloatType, received: Sequence[Array]) -> list[Array]:
+    return int8.encode_differences(reply.weights, received) if received else encode_weights(reply.weights, dtype)
+
+
+def pack_reply(
+    reply: TrainReply, dtype: FloatType, received: Sequence[Array] = ()
+) -> tuple[list[Array], dict[str, Scalar]]:
     """Arrays and metrics of a reply for Flower; see `encode_reply`.
 
     The weights are joined into one array and all other arrays into a second, because the server keeps the received
     bytes of the weights and frees the rest.
     """
-    arrays, metrics = encode_reply(reply, dtype)
-    count = len(reply.weights)
+    arrays, metrics = encode_reply(reply, dtype, received)
+    count = int8.ARRAYS if received else len(reply.weights)
     return [join_arrays(part) for part in (arrays[:count], arrays[count:]) if part], metrics
 
 
@@ -328,8 +349,9 @@ def decode_reply(
         raise InvalidReplyError(f"public space {show(manifest.space)}, expected {show(expected.space)}")
     check_arrays(arrays)
     weight_shapes = list(expected.weight_shapes) if expected.task == "train" else []
-    if manifest.weights != len(weight_shapes):
-        raise InvalidReplyError(f"{show(manifest.weights)} weights, expected {len(weight_shapes)}")
+    weight_arrays = expected.weight_arrays if weight_shapes else 0
+    if manifest.weights != weight_arrays:
+        raise InvalidReplyError(f"{show(manifest.weights)} weights, expected {weight_arrays}")
     _check_indices(manifest, len(arrays))
     _check_classes(manifest, num_examples, expected)
     _check_losses(manifest, expected)
@@ -442,10 +464,13 @@ def _check_test_clips(clips: Mapping[str, int], expected: ReplySpec) -> None:
 
 
 def _read_weights(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]], expected: ReplySpec) -> list[Tensor]:
-    weights = [
-        read_floats(array, tuple(shape), f"weight {position}", MAX_MAGNITUDE, copy=False)
-        for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
-    ]
+    if shapes and expected.sent_weights:
+        weights = int8.decode_differences(arrays, expected.sent_weights, MAX_MAGNITUDE)
+    else:
+        weights = [
+            read_floats(array, tuple(shape), f"weight {position}", MAX_MAGNITUDE, copy=False)
+            for position, (array, shape) in enumerate(zip(arrays, shapes, strict=True))
+        ]
     size = sum(weight.numel() for weight in weights)
     # In chunks, because a whole float32 copy for each site would fragment the server's memory.
     chunks = (chunk for weight in weights for chunk in weight.reshape(-1).split(_CHUNK))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fed_a2v.config.schema import Settings
 from fed_a2v.core.class_sums import triangle_size
 from fed_a2v.core.server_step import ServerStep
+from fed_a2v.federation.protocol.int8 import WEIGHT_BYTES
 
 # Numbers for each trained weight: the weight, and the two moments of an optimiser of the Adam family.
 ADAM = 3
@@ -47,7 +48,7 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
         step: the server step that was made from them.
         audio_shape: (S, Da) of the embeddings.
     """
-    number_bytes = 2 if settings.share.dtype == "float16" else 4
+    number_bytes = 2 if settings.share.float_dtype == "float16" else 4
     sites, classes = settings.partition.sites, len(step.prompts.names)
     site_classes = classes
     if settings.partition.kind == "classes":
@@ -65,18 +66,24 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
         scatter = triangle_size(columns) if settings.sends_scatter else 0
         prototypes = number_bytes * ((site_classes + 1) * columns + scatter)
         down += 2 * fixed - (0 if settings.sends_adapters else adapters)
-    up = (adapters if settings.needs_weights else 0) + outputs
     trained = 4 * sum(weight.numel() for weight in step.adapters.weights())
+    # A reply's weights in the message, and in memory, where int8 differences are float32 weights again.
+    sent, kept = (round(trained / 4 * WEIGHT_BYTES), trained) if settings.share.sends_differences else (adapters,) * 2
+    if not settings.needs_weights:
+        sent = kept = 0
     generator = 0 if step.generator is None else _bytes(step.generator.parameters())
     sampled = max(1, round(settings.federation.sites_per_round * sites))
     state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + outputs)))
     checkpoint = settings.checkpoint
     return ResourceEstimate(
         down=down,
-        up=up,
+        up=sent + outputs,
         prototypes=prototypes,
         # The model, Adam's moments and gradients; the replies of a round; the bank.
-        memory=PROGRAM + (ADAM + 2) * (trained + generator) + sampled * up + sites * (prototypes + outputs),
+        memory=PROGRAM
+        + (ADAM + 2) * (trained + generator)
+        + sampled * (kept + outputs)
+        + sites * (prototypes + outputs),
         disk=state * (checkpoint.keep + checkpoint.keep_best),
     )
 

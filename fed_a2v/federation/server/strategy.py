@@ -214,6 +214,7 @@ class FedA2V(Strategy):
         self._clock = 0.0
         self._manager: ClientManager | None = None
         self._intake: Intake | None = None
+        self._sent: NDArrays = []  # what the sites train, if they send differences from it
         self._before: NDArrays = []  # the CLIP adapters before the server step
         self._reach: dict[str, float] = {}  # distance of the scored models' outputs from the prompts: bounds the losses
         self._unscored: UnscoredRound | None = None  # the round before, while its scores are on their way
@@ -617,6 +618,7 @@ class FedA2V(Strategy):
         """A message with the global adapters to each site of the round."""
         sends_adapters = self.settings.sends_adapters
         arrays = self._weights() if sends_adapters else encode_weights(self._space_arrays(), "float32")
+        self._sent = arrays if self.settings.share.sends_differences else []
         request: dict[str, Scalar] = {}
         if self._unscored is not None:
             request = self._score_request(self._unscored.number)
@@ -667,7 +669,7 @@ class FedA2V(Strategy):
     def _weights(self) -> NDArrays:
         """The arrays of the global adapters: weights, then what is not trained, in full precision."""
         adapters = self._step().adapters
-        weights = encode_weights(adapters.weights(), self.settings.share.dtype)
+        weights = encode_weights(adapters.weights(), self.settings.share.float_dtype)
         return weights + encode_weights(adapters.fixed(), "float32")
 
     def _keep_before(self) -> None:
@@ -676,7 +678,7 @@ class FedA2V(Strategy):
         self._reach = self._step().adapters.reach()
 
     def _clip_side(self) -> NDArrays:
-        return encode_weights(self._step().adapters.clip_weights(), self.settings.share.dtype)
+        return encode_weights(self._step().adapters.clip_weights(), self.settings.share.float_dtype)
 
     # Replies of the sites
 
@@ -764,6 +766,7 @@ class FedA2V(Strategy):
             task=task,
             weight_shapes=[tuple(weight.shape) for weight in weights],
             max_weight_rms=largest,
+            sent_weights=self._sent[: len(weights)],
             classes=self.classes,
             audio_shape=self.audio_shape,
             clip_shape=(prompts.clip.shape[1], prompts.clip.shape[2]),

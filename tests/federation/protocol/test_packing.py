@@ -63,7 +63,7 @@ HOSTILE_BYTES = {
     "a negative axis": (npy(header=header("(-3,)")), ("(-3,)",)),
     "a boolean axis": (npy(header=header("(True, 3)")), ("(True, 3)",)),
     "a hundred axes": (npy(header=header("(" + "1," * 100 + "3)")), ("(1, 1, 1, ",)),
-    "an array of bytes": (npy(np.zeros(3, np.uint8)), ("'uint8'",)),
+    "an array of int8": (npy(np.zeros(3, np.int8)), ("'int8'",)),
 }
 
 
@@ -85,7 +85,7 @@ def test_hostile_bytes_are_refused_with_their_reason(case):
     assert len(str(caught.value)) <= 200
 
 
-@pytest.mark.parametrize("case", sorted(HOSTILE_BYTES.keys() - {"an array of bytes"}))
+@pytest.mark.parametrize("case", HOSTILE_BYTES)
 def test_hostile_parts_of_a_message_are_refused_with_their_reason(case):
     tensor, _ = HOSTILE_BYTES[case]
     with refused(InvalidReplyError, "message part 1") as caught:
@@ -140,7 +140,7 @@ def test_what_is_no_list_of_numpy_arrays_is_refused(parameters):
 
 
 ARRAYS = arrays_of.arrays(
-    st.sampled_from([np.float16, np.float32, np.float64, np.int64]),
+    st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.uint8]),
     arrays_of.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
 )
 
