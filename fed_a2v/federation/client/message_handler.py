@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.stacked_adapters import TrainingTask
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -44,6 +46,7 @@ from fed_a2v.federation.protocol import (
     InvalidReplyError,
     MaskedTask,
     Scores,
+    TrainReply,
     decode_weights,
     encode_scores,
     encode_withdrawal,
@@ -79,6 +82,31 @@ SUBJECTS = {
 
 class SiteError(RuntimeError):
     """A site cannot do its task; the message only contains the subject of the cause."""
+
+
+class Prepared(NamedTuple):
+    """A site that is ready to train.
+
+    Attributes:
+        instruction: the server's instruction.
+        site: the site.
+        task: what it trains on.
+        start: when its work began, by `time.perf_counter`.
+    """
+
+    instruction: Instruction
+    site: Site
+    task: TrainingTask
+    start: float
+
+    def reply(self, losses: dict[str, float]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """What `MessageHandler.fit` returns after the training.
+
+        Args:
+            losses: losses of the training, see `train_epochs`.
+        """
+        held = self.instruction.held
+        return _packed(self.site.trained(self.instruction.round, self.task, losses, held, self.start), self.site)
 
 
 class MessageHandler:
@@ -154,8 +182,27 @@ class MessageHandler:
             adapters = site.new_adapters()
             _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
             reply = site.train(instruction.round, adapters, instruction.held)
-        parts, metrics = pack_reply(reply, site.settings.share.dtype)
-        return parts, reply.num_examples, metrics
+        return _packed(reply, site)
+
+    def prepare_training(self, parameters: NDArrays, config: Config, like: Prepared | None = None) -> Prepared:
+        """What a site is to train, for the training of several sites in one process.
+
+        Args:
+            parameters: the global adapters.
+            config: the instruction of a training message.
+            like: what another site was to train with the same global adapters, which are then not decoded again.
+
+        Raises:
+            Exception: as in `fit`; no limit on time and memory applies.
+        """
+        start, instruction = time.perf_counter(), read_instruction(config, "train")
+        site = self._site(instruction)
+        adapters = site.new_adapters()
+        if like is None:
+            _load(adapters, split_arrays(parameters, _count_arrays(adapters)), site.device)
+        else:
+            adapters.adopt(like.task.adapters.weights(), like.task.adapters.fixed())
+        return Prepared(instruction, site, site.training_task(instruction.round, adapters), start)
 
     def _masked(
         self, parameters: NDArrays, instruction: Instruction, site: Site
@@ -270,6 +317,11 @@ class MessageHandler:
             subject = next((text for kind, text in kinds.items() if isinstance(error, kind)), "it cannot do this task")
             reason = f"{subject} ({type(error).__name__}); see the log of this site's SuperNode"
             raise SiteError(reason) from error
+
+
+def _packed(reply: TrainReply, site: Site) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    parts, metrics = pack_reply(reply, site.settings.share.dtype)
+    return parts, reply.num_examples, metrics
 
 
 def _count_arrays(adapters: Adapters) -> int:
