@@ -4,9 +4,9 @@
 
 FOLDER has `esc50_yamnet.npz`. The run has no server step (`finetune.enabled=false`): what is left is what Flower's own
 FedAvg does, and what this program adds to it, such as checks of every reply, prototypes, metrics by class, and
-checkpoints. The plain program has the same adapters, loss, optimiser, clips, epochs and rounds, Flower's server and
-strategy as they are, and clients of a dozen lines that keep one model in memory. Both have one thread and run in turn;
-seconds are of the processor.
+checkpoints; it is measured one by one and with `engine=batched`. The plain program has the same adapters, loss,
+optimiser, clips, epochs and rounds, Flower's server and strategy as they are, and clients of a dozen lines that keep
+one model in memory. All have one thread and run in turn; seconds are of the processor.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from fed_a2v.federation.simulation import InProcessClient, run_in_process
 from fed_a2v.storage.files import read_jsonl
 
 PARTITIONS = {"50 x 1": "experiment=esc50_50x1", "5 x 10": "experiment=esc50_5x10"}
+KINDS = ("plain", "one_by_one", "batched")
 REPEATS = 3
 
 
@@ -51,23 +52,26 @@ def main() -> None:
         print(json.dumps(measure(*given.measure, given.rounds)))
         return
     lines = [
-        "| sites x classes | plain FedAvg, s | fed_a2v, s | ratio | accuracy: plain, fed_a2v |",
-        "|---|---|---|---|---|",
+        "| sites x classes | plain FedAvg, s | fed_a2v: one by one, s | ratio to plain | batched, s | ratio to plain "
+        "| accuracy: plain, one by one, batched |",
+        "|---|---|---|---|---|---|---|",
     ]
     for partition in PARTITIONS:
-        found: dict[str, list[dict[str, float]]] = {"plain": [], "own": []}
+        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
         for _ in range(REPEATS):
             for kind, results in found.items():
                 results.append(measured(__file__, kind, partition, "--rounds", given.rounds))
-        plain, own = (statistics.median(run["seconds"] for run in found[kind]) for kind in ("plain", "own"))
-        ratios = [one["seconds"] / other["seconds"] for other, one in zip(found["plain"], found["own"], strict=True)]
-        lines.append(
-            f"| {partition} | {plain:.1f} | {own:.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}) | {found['plain'][0]['accuracy']:.3f}, {found['own'][0]['accuracy']:.3f} |"
-        )
+        seconds = {kind: [run["seconds"] for run in results] for kind, results in found.items()}
+        cells = [partition, f"{statistics.median(seconds['plain']):.1f}"]
+        for kind in KINDS[1:]:
+            ratios = [own / other for other, own in zip(seconds["plain"], seconds[kind], strict=True)]
+            cells.append(f"{statistics.median(seconds[kind]):.1f}")
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        cells.append(", ".join(f"{results[0]['accuracy']:.3f}" for results in found.values()))
+        lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     text = "\n".join(lines) + (
-        f"\n\n{given.rounds} rounds, one thread, {REPEATS} pairs of runs in turn: medians, and the range of the ratio. "
+        f"\n\n{given.rounds} rounds, one thread, {REPEATS} runs of each in turn: medians, and the range of the ratio. "
         f"{machine()}."
     )
     print(text)
@@ -80,7 +84,9 @@ def measure(kind: str, partition: str, rounds: int) -> dict[str, float]:
     torch.set_num_threads(1)
     words = [PARTITIONS[partition], *data("yamnet"), f"rounds={rounds}", "finetune.enabled=false", "generator=none"]
     settings = compose_settings([*words, "report=false", "wandb.mode=disabled", "threads=1"])
-    # Before the clock starts both read the clips, and the plain program's optimiser imports torch's compiler.
+    if kind != "plain":
+        settings = settings.model_copy(update={"engine": kind})
+    # Before the clock starts all read the clips, and the plain program's optimiser imports torch's compiler.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
     sites = [
         site_clips(settings, number, None, cache_dir(settings.cache_dir)) for number in range(settings.partition.sites)

@@ -25,7 +25,8 @@ FEDERATION = {
     "factory": set(),
     "client": {"memory", "process", "protocol", "factory"},
     "server": {"memory", "process", "protocol", "factory"},
-    "simulation": {"memory", "client", "server"},
+    "batches": {"client", "factory"},
+    "simulation": {"memory", "client", "server", "batches"},
 }
 
 

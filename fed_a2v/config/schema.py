@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,11 @@ class Settings(Section):
     )
     threads: Count = Field(
         json_schema_extra=NO_RESULT, description="threads of torch; the same number gives the same bits"
+    )
+    engine: Literal["one_by_one", "batched"] = Field(
+        json_schema_extra=NO_RESULT,
+        description="how sites in one process train: one_by_one, with the bits of every other engine, or batched, "
+        "together and in less time, with other rounding; Flower's engine has one process for each site and ignores it",
     )
     cache_dir: str | None = Field(
         json_schema_extra=NO_RESULT,

@@ -85,6 +85,39 @@ class AdapterLoss:
             for kind, prompts in self.parts.items()
         }
 
+    def gradient(self, kind: str, centred: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms of one side on the rows of A sites, and the gradient of `__call__` with the prompts as targets.
+
+        Args:
+            kind: `clip` or `t5`.
+            centred: (A, B, T x D) outputs relative to the prompts' centre.
+            labels: (A, B) class of each row.
+            weights: (A, B) weight of each row in the means of its site; 0: the row does not count.
+
+        Returns:
+            (A, 3) means in the order of `TERMS`, and (A, B, T x D).
+        """
+        prompts, of = self.parts[kind], self.weights
+        lengths = centred.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        unit, right = centred / lengths, prompts.directions[labels]
+        error = centred - prompts.centred[labels]
+        logits = unit @ prompts.directions.T / of.temperature
+        if self.unseen is not None:
+            logits = logits.masked_fill(self.unseen, -torch.inf)
+        logarithms = logits.log_softmax(dim=-1)
+        per_row = (
+            error.square().mean(dim=-1) / prompts.variance,
+            1 - (unit * right).sum(dim=-1),
+            -logarithms.gather(-1, labels[..., None]).squeeze(-1),
+        )
+        terms = (torch.stack(per_row, dim=-1) * weights[..., None]).sum(dim=1)
+        share = weights[..., None] / len(self.parts)
+        pull = logarithms.exp_() @ prompts.directions - right  # of the cross-entropy, times the temperature
+        of_unit = (pull * (of.contrastive / of.temperature) - right * of.cosine) * (share / lengths)
+        gradient = of_unit - unit * (unit * of_unit).sum(dim=-1, keepdim=True)
+        factor = 2 * of.mse / centred.shape[-1] / prompts.variance
+        return terms, gradient.addcmul_(error, share * factor)
+
     def highest(self, reach: Mapping[str, float]) -> dict[str, float]:
         """Upper bound on the loss of a row of any class, by `clip` and `t5`.
 

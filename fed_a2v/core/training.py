@@ -121,15 +121,17 @@ def train_epochs(
     Returns:
         Mean loss of the last epoch's steps, under `loss`, and its parts.
     """
-
-    def batches() -> Iterator[Tensor]:
-        while True:
-            order = torch.randperm(len(audio), generator=random, device=random.device)
-            yield from order.to(audio.device).split(optimiser.batch_size)
-
     steps = epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps
-    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, islice(batches(), steps), proximal)
+    batches = islice(shuffled_batches(audio, optimiser.batch_size, random), steps)
+    history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, batches, proximal)
     return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
+
+
+def shuffled_batches(audio: Tensor, batch_size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Row indices of batch after batch, in a new order in each pass over the rows of `audio`, without end."""
+    while True:
+        order = torch.randperm(len(audio), generator=random, device=random.device)
+        yield from order.to(audio.device).split(batch_size)
 
 
 def epoch_steps(clips: int, epochs: int, batch_size: int) -> int:

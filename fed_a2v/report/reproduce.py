@@ -85,4 +85,4 @@ def _word(value: Any) -> str:
 
 def _matters(key: str) -> bool:
     """Whether a key belongs to the command; device and threads do, since they affect the last bits."""
-    return affects_result(key) or key in ("device", "threads")
+    return affects_result(key) or key in ("device", "threads", "engine")

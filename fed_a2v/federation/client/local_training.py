@@ -23,6 +23,7 @@ from fed_a2v.core.metrics import cosines, ranked, retrieval
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import torch_generator
+from fed_a2v.core.stacked_adapters import TrainingTask
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments
 from fed_a2v.core.training import mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
@@ -194,29 +195,58 @@ class Site:
                 are not sent again.
         """
         start = time.perf_counter()
-        settings = self.settings
-        audio = adapters.mapped(self.data.train.embeddings.to(self.device))
-        labels = self.data.train.labels.to(self.device)
+        task, settings = self.training_task(round_number, adapters), self.settings
         losses: dict[str, float] = {}
         if settings.site_trains:
             losses = train_epochs(
                 adapters,
-                audio,
-                labels,
-                adapter_loss(settings.loss, self.prompts, self.unseen),
-                settings.site.epochs,
+                task.audio,
+                task.labels,
+                self.training_loss(),
+                task.epochs,
                 site_optimiser(settings.site),
-                torch_generator(settings.seed, "site", self.name, round_number),
+                task.random,
                 settings.site.proximal,
-                more_steps(settings.site, settings.finetune, round_number),
+                task.more_steps,
             )
+        return self.trained(round_number, task, losses, stored_fingerprint, start)
+
+    def training_task(self, round_number: int, adapters: Adapters) -> TrainingTask:
+        """What the site trains on in a round, from these global adapters."""
+        settings = self.settings
+        return TrainingTask(
+            adapters,
+            adapters.mapped(self.data.train.embeddings.to(self.device)),
+            self.data.train.labels.to(self.device),
+            settings.site.epochs,
+            torch_generator(settings.seed, "site", self.name, round_number),
+            more_steps(settings.site, settings.finetune, round_number),
+        )
+
+    def training_loss(self) -> AdapterLoss:
+        """The loss that the site trains its adapters with."""
+        return adapter_loss(self.settings.loss, self.prompts, self.unseen)
+
+    def trained(
+        self, round_number: int, task: TrainingTask, losses: dict[str, float], stored_fingerprint: str, start: float
+    ) -> TrainReply:
+        """The reply after the training.
+
+        Args:
+            round_number: number of the round.
+            task: what the site has trained on, with its trained adapters.
+            losses: losses of the training, see `train_epochs`.
+            stored_fingerprint: see `train`.
+            start: time at which the work began, by `time.perf_counter`.
+        """
+        settings, adapters = self.settings, task.adapters
         # Sums that are in a total of secure aggregation are never sent again, even if the clips have changed.
         sums = self._sums(adapters.space) if adapters.space is not None and not settings.has_secure_sums else None
         # Without prototypes or sums: the server only needs them once, in the registration, to standardise.
         statistics = self._prototypes() if settings.needs_prototypes and not settings.shares_sums else self._counts()
         prototype_fingerprint = fingerprint(statistics) if sums is None else sums.fingerprint
         is_stored = prototype_fingerprint == stored_fingerprint
-        outputs = mean_outputs(adapters, audio, labels) if settings.needs_outputs else {}
+        outputs = mean_outputs(adapters, task.audio, task.labels) if settings.needs_outputs else {}
         sent = []
         for each in statistics:
             clip, t5 = outputs.get(self.classes.index(each.name), (None, None))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import seed_for, torch_generator
+from fed_a2v.core.stacked_adapters import TrainingTask
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError
@@ -83,6 +85,34 @@ SUBJECTS = {
 
 class SiteError(RuntimeError):
     """A site cannot do its task; the message only contains the subject of the cause."""
+
+
+class Prepared(NamedTuple):
+    """A site that is ready to train.
+
+    Attributes:
+        instruction: the server's instruction.
+        site: the site.
+        task: what it trains on.
+        received: the arrays of the global adapters in the message.
+        start: when its work began, by `time.perf_counter`.
+    """
+
+    instruction: Instruction
+    site: Site
+    task: TrainingTask
+    received: NDArrays
+    start: float
+
+    def reply(self, losses: dict[str, float]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """What `MessageHandler.fit` returns after the training.
+
+        Args:
+            losses: losses of the training, see `train_epochs`.
+        """
+        held = self.instruction.held
+        reply = self.site.trained(self.instruction.round, self.task, losses, held, self.start)
+        return _packed(reply, self.site, self.received)
 
 
 class MessageHandler:
@@ -189,6 +219,28 @@ class MessageHandler:
             return {}
         scores = self._scores(arrays, adapters, instruction, site)
         return beside_training(encode_scores(site.name, instruction.round - 1, scores))
+
+    def prepare_training(self, parameters: NDArrays, config: Config, like: Prepared | None = None) -> Prepared:
+        """What a site is to train, for the training of several sites in one process.
+
+        Args:
+            parameters: the global adapters.
+            config: the instruction of a training message that asks for no scores.
+            like: what another site was to train with the same global adapters, which are then not decoded again.
+
+        Raises:
+            Exception: as in `fit`; no limit on time and memory applies.
+        """
+        start, instruction = time.perf_counter(), read_instruction(config, "train")
+        site = self._site(instruction)
+        adapters = site.new_adapters()
+        if like is None:
+            received = split_arrays(parameters, _count_arrays(adapters))
+            _load(adapters, received, site.device)
+        else:
+            received = like.received
+            adapters.adopt(like.task.adapters.weights(), like.task.adapters.fixed())
+        return Prepared(instruction, site, site.training_task(instruction.round, adapters), received, start)
 
     def _masked(
         self, parameters: NDArrays, instruction: Instruction, site: Site
