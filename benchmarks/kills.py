@@ -30,6 +30,7 @@ from fed_a2v import cli
 from fed_a2v.federation import simulation as engine  # noqa: F401 - imported once, here, and not in every process
 from fed_a2v.runs.checkpoint import load_state
 from fed_a2v.runs.folder import RunFolder
+from fed_a2v.runs.speed import without_clock
 from fed_a2v.storage.files import read_jsonl
 
 
@@ -159,10 +160,7 @@ def left(folder: Path) -> list[Any]:
     run = RunFolder(folder)
     state = load_state(folder)
     assert state is not None
-    timeless = [
-        {key: value for key, value in row.items() if "seconds" not in key}
-        for row in (*run.rows(), json.loads(run.results.read_text()))
-    ]
+    timeless = [without_clock(row) for row in (*run.rows(), json.loads(run.results.read_text()))]
     components = {
         name: part for name, part in state["components"].items() if name != "callbacks"
     }  # W&B's id of the run

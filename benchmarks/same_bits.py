@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from common import ROOT, machine
 
+from fed_a2v.runs.speed import without_clock
+
 # Data and settings of each run; {data} is the folder of all data.
 ESC50 = ["dataset=esc50", "dataset.root={data}/esc50"]
 FOLDERS = ["dataset=folder", "dataset.root={data}/folders"]
@@ -122,7 +124,7 @@ def run(checkout: Path, folder: Path, words: list[str], stops: list[int]) -> dic
 
 def timeless(figures: dict[str, Any]) -> dict[str, Any]:
     """The metrics, by their present names, without those that differ from run to run."""
-    return {RENAMED.get(key, key): value for key, value in figures.items() if "seconds" not in key}
+    return {RENAMED.get(key, key): value for key, value in without_clock(figures).items()}
 
 
 def tensors(tree: object) -> Iterator[torch.Tensor]:

@@ -34,6 +34,7 @@ def job(config: DictConfig) -> float | None:
         from fed_a2v.federation.simulation import run_in_process
         from fed_a2v.runs.exchange import exchange_lines
         from fed_a2v.runs.rounds import closing_lines
+        from fed_a2v.runs.speed import speed_line
         from fed_a2v.runs.sweep import key_of, run_job
         from fed_a2v.runs.table import rounds_table
         from fed_a2v.storage.files import read_jsonl
@@ -71,7 +72,9 @@ def job(config: DictConfig) -> float | None:
     if alone:
         rows = read_jsonl(folder / "metrics.jsonl")
         console.print(rounds_table(rows).rich())
-        for line in [*closing_lines(rows, results), *(f"{line}." for line in exchange_lines(config, rows))]:
+        exchanged = [f"{line}." for line in exchange_lines(config, rows)]
+        speeds = [f"{line}." for line in (speed_line(rows),) if line]
+        for line in [*closing_lines(rows, results), *exchanged, *speeds]:
             say(console, line, wrap=True)
         say(console, f"Results: {folder}")
         if (report := folder / "report.html").is_file():

@@ -1,4 +1,4 @@
-"""Memory of this process: return freed memory to the operating system, and limit the memory of a task."""
+"""Memory of this process: return freed memory to the operating system, limit the memory of a task, and its peak."""
 
 from __future__ import annotations
 
@@ -50,10 +50,26 @@ def limit_memory(gigabytes: float | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def peak_memory() -> int:
+    """Largest resident size of this process so far in bytes; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0
+    if peak := _status("VmHWM"):  # Linux; getrusage would also count the program that started this one
+        return peak
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _private_memory() -> int:
     """Private memory of the process in bytes, as RLIMIT_DATA counts it; 0 if the system does not report it."""
+    return _status("VmData")
+
+
+def _status(name: str) -> int:
+    """A size of this process that Linux reports, in bytes; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

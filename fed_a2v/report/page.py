@@ -48,6 +48,7 @@ from fed_a2v.runs.rounds import (
     step_words,
     total,
 )
+from fed_a2v.runs.speed import speed
 from fed_a2v.runs.table import TextTable, accuracy_cell, interval_cell
 from fed_a2v.storage.files import write_text
 from fed_a2v.version import __version__
@@ -291,6 +292,14 @@ def _cards(collection: Collection) -> list[Card]:
     cards.append(Card("Traffic", f"{traffic(run.config, rows) / 1e6:.1f} MB", "all sites, both directions"))
     seconds = total(rows, "seconds")
     cards.append(Card("Time", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min", "in the rounds"))
+    found = speed(rows)
+    for name, words, *notes in (
+        ("Clips/s", found.site.removesuffix(" clips/s"), "in training at a site", found.site_more),
+        ("Steps/s", found.server.removesuffix(" steps/s"), "on the server", found.server_more),
+        ("Peak memory", found.memory, "of the server's process", found.messages and f"messages: {found.messages}"),
+    ):
+        if words:
+            cards.append(Card(name, words, "; ".join(filter(None, notes))))
     cards.append(Card("Bad replies", str(total(rows, "rejected") + total(rows, "failures")), "rejected or failed"))
     return cards
 

@@ -22,6 +22,7 @@ from fed_a2v.federation.server.step_factory import make_space, make_step
 from fed_a2v.federation.server.strategy import FedA2V, RoundListener
 from fed_a2v.federation.simulation import InProcessClient
 from fed_a2v.runs.checkpoint import load_state
+from fed_a2v.runs.speed import without_clock
 from fed_a2v.storage.files import read_jsonl
 
 QUICK = "experiment=quick"
@@ -73,7 +74,7 @@ class Finished:
 
 def without_seconds(row):
     """A row of metrics, or results, without the figures that a clock gave."""
-    return {key: value for key, value in row.items() if "seconds" not in key}
+    return without_clock(row)
 
 
 def assert_same(left, right, where="state"):

@@ -18,6 +18,7 @@ from fed_a2v.images.gallery import read_gallery
 from fed_a2v.images.pipelines import ImageModel
 from fed_a2v.images.subjects import of_classes
 from fed_a2v.load import load_run
+from fed_a2v.runs.speed import without_clock
 from fed_a2v.storage.torch_files import tensor_bytes
 from tests.images.conftest import FAST
 from tests.refusals import refused
@@ -66,8 +67,7 @@ def test_the_global_pictures_are_those_of_the_saved_adapters(illustrated, image_
 def test_pictures_change_no_figure_but_the_bytes_of_the_outputs_that_they_are_made_of(illustrated, trained):
     plain = trained("flux", "rounds=2")
     with_pictures, without = (
-        [{key: value for key, value in row.items() if "seconds" not in key} for row in load_run(folder).metrics]
-        for folder in (illustrated, plain)
+        [without_clock(row) for row in load_run(folder).metrics] for folder in (illustrated, plain)
     )
     targets, held = load_run(plain).targets, json.loads((plain / "partition.json").read_text())["sites"]
     outputs = (

@@ -394,8 +394,10 @@ def test_the_report_of_a_run_with_sums_says_what_left_the_sites_and_has_no_proto
     folder = RunFolder(written_run(tmp_path / "run", overrides=words, trouble=False))
     rows = folder.rows()
     rows[0] |= {"bytes_registration": 50_000, "bytes_down_registration": 10**6}
+    rows[1] |= {"machine/site_clips_per_second": 412.0, "machine/peak_memory": 5.5e8}
     folder.metrics.write_text("".join(f"{json.dumps(row | {'bytes_up': 0})}\n" for row in rows))
     text = " ".join("".join(Outline(write_report([folder.path], tmp_path / "report.html").read_text()).text).split())
+    assert re.search(r"Clips/s\s*412\D.*Peak memory\s*550 MB", text)
     assert "64 public columns, 10.0 kB once; then nothing more of them." in text
     assert "Rounds 2 to 4 added" in text
     assert "Round 0: the registration" in text

@@ -145,6 +145,7 @@ class FedA2V(Strategy):
     Attributes:
         step: the server step; None before registration.
         start_round: last finished round of a resumed run, else 0, because Flower always counts from 1.
+        training_clips: clips of the sites whose training is used in the current round, in total.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class FedA2V(Strategy):
         self.rule = make_rule(settings.aggregation)
         self.privacy = PrivacyAccount(settings.privacy, settings.secure_sums)
         self.step: ServerStep | None = None
-        self.start_round = 0
+        self.start_round = self.training_clips = 0
         self.audio_shape: tuple[int, int] | None = None
         self.square_root: bool | None = None
         # Without the classes that only the server imports: a site needs none of them, and may not have them.
@@ -241,6 +242,7 @@ class FedA2V(Strategy):
         del parameters  # the same as the adapters of the server step
         round_number = server_round + self.start_round
         self._row = {"round": round_number, **fresh_row(), **self._registration}
+        self.training_clips = 0
         self._registration = {}
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
@@ -268,6 +270,7 @@ class FedA2V(Strategy):
             self._skip(round_number, len(replies), row)
             return None, {}
         self._skipped = 0
+        self.training_clips = sum(reply.num_examples for reply in replies)
         start = time.perf_counter()
         if self.settings.needs_weights:
             mean = None if self._intake is None else self._intake.mean

@@ -26,6 +26,7 @@ from fed_a2v.data.partition import check_disjoint, describe, partition
 from fed_a2v.data.site import class_names, load_clips
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.factory import prompt_set
+from fed_a2v.federation.server.machine_figures import MachineFigures
 from fed_a2v.federation.server.resources import state_bytes
 from fed_a2v.federation.server.resume import check_unchanged, find_saved_run, finished_results, take_over
 from fed_a2v.federation.server.step_factory import load_generator, make_prior, make_space, make_step
@@ -36,6 +37,7 @@ from fed_a2v.runs.logs import LAST_LINES, on_console, setup_logging, standard_co
 from fed_a2v.runs.output import Output
 from fed_a2v.runs.results import final_results
 from fed_a2v.runs.rounds import remarks
+from fed_a2v.runs.speed import speed_line
 from fed_a2v.storage.files import require_space
 
 log = logging.getLogger("fed_a2v")
@@ -128,6 +130,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         # A resumed run has it in its state.
         has_prior = state is None and settings.prior.name == "labels"
         self._class_weights = make_prior(settings, self.prompts) if has_prior else None
+        self._machine = MachineFigures(settings.device, settings.site, settings.finetune)
         self.strategy = FedA2V(settings, self.prompts, self._make_step, lambda: make_space(settings), self)
         if state is not None:
             self.strategy.load_state_dict(state["components"])
@@ -176,14 +179,20 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; after the last one the run is finished."""
         self.round = int(row["round"])
+        step, shape, space = self.strategy.step, self.strategy.audio_shape, self.strategy.space
+        if step is not None and shape is not None:
+            tokens = shape[0] if space is None else 1
+            row = {**row, **self._machine.of_round(row, self.strategy.training_clips, step, tokens)}
         self.callbacks.call("on_round_end", row)
         if self.rounds_left == 0:
             self._finish()
 
     def _finish(self) -> None:
         self.results = final_results(self.folder, self.config, self.settings.dataset, self.prompts)
-        for remark in remarks(self.folder.rows()):
+        rows = self.folder.rows()
+        for remark in remarks(rows):
             log.warning("%s", remark)
+        self._last_log.info("%s", speed_line(rows), extra={"stays": True})
         self.callbacks.end(self.results)
         self._last_log.info("Results: %s", self.folder.path)
         self._exit.close()

@@ -125,6 +125,9 @@ def test_the_metrics_have_one_row_per_round_with_the_documented_names(validated)
         *("generator/reconstruction", "generator/kl", "generator/similarity"),
         *("finetune/mse", "finetune/cosine", "finetune/contrastive"),
         *("site/loss", "site/mse", "site/cosine", "site/contrastive"),
+        *("machine/site_clips_per_second", "machine/site_steps_per_second", "machine/site_matrix_share"),
+        *("machine/server_steps_per_second", "machine/server_matrix_share", "machine/matrix_rate"),
+        *("machine/bytes_per_second", "machine/peak_memory"),
     }
     assert set(GUIDE_METRICS) == GUIDE_NAMES
     for row in validated.rows:
