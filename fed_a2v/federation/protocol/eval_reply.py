@@ -137,7 +137,7 @@ class Scores:
 
     def unchanged(self) -> tuple[Scores, Scores]:
         """These scores of a model as those before and after a server step that has not changed it."""
-        before = {"predicted": {}, "t5": None, "changes": None}
+        before: dict[str, object] = {"predicted": {}, "t5": None, "changes": None}
         after = {"changes": Changes(better=0, worse=0)}
         return self._with(before), self._with(after)
 
