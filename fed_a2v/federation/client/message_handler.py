@@ -14,7 +14,6 @@ import torch
 from flwr.common import Config, NDArray, NDArrays, Scalar
 from torch import Tensor
 
-from fed_a2v.config.schema import Settings
 from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
@@ -213,7 +212,7 @@ class MessageHandler:
     ) -> dict[str, Scalar]:
         """The scores that a training message asks for, of the round before; none if the site's owner allows none."""
         try:
-            self._admit(site, instruction.settings, "evaluate")
+            self._admit(site, instruction, "evaluate")
         except PolicyViolationError as error:
             log.warning("%s trains, and sends no scores: %s", site.name, error)
             return {}
@@ -306,17 +305,17 @@ class MessageHandler:
             releases=self._releases(instruction),
         )
         check_same_prompts(site.prompts, instruction.prompts)
-        self._admit(site, instruction.settings, instruction.task)
+        self._admit(site, instruction, instruction.task)
         return site
 
-    def _admit(self, site: Site, settings: Settings, task: Task | Literal["evaluate"]) -> None:
+    def _admit(self, site: Site, instruction: Instruction, task: Task | Literal["evaluate"]) -> None:
         """Check that the owner allows what a task sends, and enter it into the ledger of averages.
 
         Raises:
             PolicyViolationError: the owner does not.
         """
         own = self.node_config
-        check_privacy(settings, own, self.deployed, task)
+        check_privacy(instruction.settings, own, self.deployed, task)
         # The server chooses the noise. Only if the owner limits epsilon does no difference of noisy sums reveal a clip.
         is_noisy = site.releases is not None and own.max_epsilon is not None and task != "evaluate"
         if own.ledger and not is_noisy:
