@@ -9,14 +9,19 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.common import ndarrays_to_parameters
-from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server import Server, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.process import is_deployed_server
+from fed_a2v.federation.server.strategy import FedA2V
 from fed_a2v.federation.server.trainer import Trainer
+
+# Sites that a deployed server waits for at the same time, each in a thread; others wait for a free one. Flower's own
+# number is four more than the cores, as if the work were here and not at the sites.
+SITES_AT_ONCE = 64
 
 
 def server_fn(context: Context) -> ServerAppComponents:
@@ -33,7 +38,13 @@ def server_fn(context: Context) -> ServerAppComponents:
     config = ServerConfig(num_rounds=trainer.rounds_left, round_timeout=settings.federation.round_timeout)
     # A finished run must not send requests: FedAvg with no rounds and no parameters does nothing.
     strategy = trainer.strategy if trainer.rounds_left else FedAvg(initial_parameters=ndarrays_to_parameters([]))
-    return ServerAppComponents(strategy=strategy, config=config)
+    if not is_deployed_server():  # in a simulation more requests at once take longer: Flower searches all for messages
+        return ServerAppComponents(strategy=strategy, config=config)
+    server = Server(client_manager=SimpleClientManager(), strategy=strategy)
+    server.set_max_workers(SITES_AT_ONCE)
+    if isinstance(strategy, FedA2V):  # its registration
+        strategy.max_workers = SITES_AT_ONCE
+    return ServerAppComponents(server=server, config=config)
 
 
 def _end_with_parent(grace: float = 10.0) -> None:

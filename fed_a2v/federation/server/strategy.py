@@ -313,8 +313,7 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         self._clock = time.perf_counter()
         if not self._asks_scores(round_number):
-            self._end_round(self._row, round_number, {})  # Flower does not call `aggregate_evaluate` without a message
-            return []
+            return self._without_messages(round_number)
         reach = self._step().adapters.reach()
         self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
         before = self._before if "before" in self._models else []
@@ -330,11 +329,18 @@ class FedA2V(Strategy):
         sites = self._nodes.assign(
             client_manager, range(self.settings.partition.sites), ask=False, without=self._withdrawn
         )
+        if not sites:
+            return self._without_messages(round_number)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **request)))
             for site, number, node in sites
         ]
+
+    def _without_messages(self, round_number: int) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """End a round in which no site is asked for scores: Flower then does not call `aggregate_evaluate`."""
+        self._end_round(self._row, round_number, {})
+        return []
 
     def aggregate_evaluate(
         self,

@@ -9,7 +9,7 @@ import psutil
 from flwr.server import Server, SimpleClientManager
 
 from fed_a2v.config.compose import compose_settings
-from fed_a2v.federation.server.server_app import server_fn
+from fed_a2v.federation.server.server_app import SITES_AT_ONCE, server_fn
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.runs.lock import LOCK, FolderInUseError, hold
 from tests.federation.helpers import SMALL
@@ -60,3 +60,11 @@ def test_a_finished_run_sends_no_requests(tmp_path):
     assert parts.config.num_rounds == 0
     Server(client_manager=SimpleClientManager(), strategy=parts.strategy).fit(0, timeout=None)
     assert (tmp_path / "results.json").read_bytes() == results
+
+
+def test_a_deployed_server_waits_for_more_sites_at_once_than_it_has_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("fed_a2v.federation.server.server_app.is_deployed_server", lambda: True)
+    monkeypatch.setattr("fed_a2v.federation.server.server_app._end_with_parent", lambda: None)
+    config = {"overrides": " ".join([*SMALL, "wandb.mode=disabled"]), "output-dir": str(tmp_path)}
+    parts = server_fn(SimpleNamespace(run_config=config, run_id=1))
+    assert parts.server.max_workers == parts.server.strategy.max_workers == SITES_AT_ONCE
