@@ -256,6 +256,9 @@ def test_a_late_node_may_join_in_a_later_round(own_files):
 # Names
 
 
+SEPARATE = "federation.evaluate_with_training=false"  # a round ends before the next begins
+
+
 @pytest.fixture
 def deployed(monkeypatch):
     """The strategy behaves as in a deployment, where nodes are identified by their keys."""
@@ -265,11 +268,11 @@ def deployed(monkeypatch):
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_name_belongs_to_the_node_that_gave_it_first_even_while_it_is_away(own_files, resumed, caplog):
-    federation = Federation(*OWN, node_configs=own_files).start()
+    federation = Federation(*OWN, SEPARATE, node_configs=own_files).start()
     federation.round(1)
     impostor = Node("000009", None, {**own_files[1], "site": "FIELD"})
     if resumed:
-        federation = Federation(*OWN, node_configs=own_files[:1], state=federation.states[-1], after=1)
+        federation = Federation(*OWN, SEPARATE, node_configs=own_files[:1], state=federation.states[-1], after=1)
         federation.start()
     else:
         federation.manager.unregister(federation.nodes[1])
@@ -281,7 +284,7 @@ def test_a_name_belongs_to_the_node_that_gave_it_first_even_while_it_is_away(own
 
 @pytest.mark.usefixtures("deployed")
 def test_where_nodes_have_no_keys_a_name_is_free_while_its_node_is_away(own_files):
-    federation = Federation(*OWN, "federation.bind_names=false", node_configs=own_files).start()
+    federation = Federation(*OWN, SEPARATE, "federation.bind_names=false", node_configs=own_files).start()
     federation.manager.unregister(federation.nodes[1])
     federation.manager.register(Node("000009", None, own_files[1]))
     assert federation.round(1)["sites"] == {"site-field": "replied", "site-lab": "replied"}
