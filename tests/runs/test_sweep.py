@@ -23,7 +23,7 @@ from tests.refusals import refused
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
 # A run of a second.
 FAST = (
-    *("experiment=quick", "rounds=1", "adapters.hidden_width=16", "site.epochs=1"),
+    *("experiment=quick", "rounds=1", "report=false", "adapters.hidden_width=16", "site.epochs=1"),
     *("finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"),
 )
 
@@ -55,7 +55,7 @@ def test_the_default_folders_of_runs_that_start_in_one_second_differ(tmp_path, m
 
 
 def test_a_job_in_whose_folder_another_process_works_leaves_nothing_there(tmp_path):
-    settings = compose_settings([*FAST, "report=false"])
+    settings = compose_settings(FAST)
 
     def run(settings, folder):
         raise FolderInUseError("another")
