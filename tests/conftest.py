@@ -28,6 +28,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
+# A minute or more each. They come first, so that no process of `make test` is left with one at the end.
+_SLOWEST = (
+    *("docs/test_commands.py", "server/test_trainer.py", "cache/test_export.py", "runs/test_sweep.py"),
+    *("tests/test_cli.py", "tests/test_commands.py", "tests/test_compare.py", "tests/test_load.py"),
+    "tests/test_hostile_folders.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not str(item.path).endswith(_SLOWEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_of_the_user(tmp_path_factory):
     """Embeddings are cached in a temporary folder, and W&B finds neither an account nor other settings."""

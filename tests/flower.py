@@ -1,5 +1,6 @@
 """Flower's own programs for tests: each in a separate folder, on a separate port, ended by its process ID."""
 
+import io
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
+from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -181,6 +184,17 @@ class SuperLink(Program):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def listed(self, *words):
+        """What an operator's command lists, as JSON; in this process, because `flwr` takes a second to start."""
+        from flwr.cli.app import app
+
+        shown = io.StringIO()
+        with patch.object(sys, "__stdout__", shown):  # where it prints JSON
+            done = CliRunner().invoke(app, [*words, "--format", "json"], env=environment(self.home))
+        answer = json.loads(shown.getvalue())
+        assert (done.exit_code, answer["success"]) == (0, True), answer
+        return answer
+
     def submit(self, app, overrides, folder, *options):
         """Start a run; returns its number."""
         config = self.home / "run-config.toml"
@@ -190,7 +204,7 @@ class SuperLink(Program):
 
     def state(self, run_id):
         """A run's status and the reason of it. `flwr run` exits 0 whatever happens: the status counts."""
-        run = json.loads(self.flwr("list", "test", "--run-id", run_id, "--format", "json"))["runs"][0]
+        run = self.listed("list", "test", "--run-id", run_id)["runs"][0]
         return run["status"], run["status-details"]
 
     def end_of(self, run_id, seconds=4 * PATIENCE):

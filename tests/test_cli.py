@@ -25,11 +25,12 @@ from fed_a2v.config.tree import options
 from tests import command
 
 COMMAND = str(Path(sys.executable).parent / "fed-a2v")
-# A run of a second.
+# A run of a second, and one that also takes the second of its report.
 FAST = (
-    *("experiment=quick", "rounds=1", "adapters.hidden_width=64"),
+    *("experiment=quick", "rounds=1", "report=false", "adapters.hidden_width=64"),
     *("finetune.first_steps=30", "dataset.clips_per_class=4", "share.min_clips=1"),
 )
+WITH_REPORT = (*FAST, "report=true")
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def refused(fed_a2v):
 def sounds(tmp_path_factory):
     """The built-in sounds as `fed-a2v synth` writes them."""
     folder = tmp_path_factory.mktemp("sounds") / "my sounds"
-    done = subprocess.run([COMMAND, "synth", str(folder)], capture_output=True, text=True, timeout=280)
+    done = command.fed_a2v("synth", folder, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert f"Wrote 40 clips to {folder / 'audio'}" in done.stdout
     return folder
@@ -75,7 +76,7 @@ def sounds(tmp_path_factory):
 
 
 def test_train_ends_with_a_table_and_the_folder(in_a_process, tmp_path):
-    done = in_a_process("train", *FAST, "hydra.run.dir=runs/mine")
+    done = in_a_process("train", *WITH_REPORT, "hydra.run.dir=runs/mine")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "mine"
     results = json.loads((folder / "results.json").read_text())
@@ -97,7 +98,7 @@ def test_a_terminal_shows_once_where_the_report_is(tmp_path):
     folder = tmp_path / "run"
     reader, writer = pty.openpty()
     with os.fdopen(reader, encoding="utf-8", errors="replace") as screen:
-        words = [COMMAND, "train", *FAST, f"hydra.run.dir={folder}"]
+        words = [COMMAND, "train", *WITH_REPORT, f"hydra.run.dir={folder}"]
         process = subprocess.Popen(words, cwd=tmp_path, stdout=writer, stderr=writer)
         os.close(writer)
         shown = ""
@@ -219,7 +220,7 @@ def test_a_broken_sound_is_named_or_skipped_and_counted(fed_a2v, sounds, tmp_pat
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     words = ("train", "-m", *FAST, "generator=none,gaussian", "seed=0,1", f"hydra.sweep.dir={folder}")
-    done = subprocess.run([COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=280)
+    done = command.fed_a2v(*words, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -258,7 +259,7 @@ def test_a_sweep_ends_with_a_table_of_all_its_jobs(sweep):
 
 
 def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
-    done = fed_a2v("train", *FAST, "--quiet", "hydra.run.dir=runs/quiet")
+    done = fed_a2v("train", *WITH_REPORT, "--quiet", "hydra.run.dir=runs/quiet")
     results = json.loads((tmp_path / "runs" / "quiet" / "results.json").read_text())
     assert done.returncode == 0
     assert done.stderr == ""
@@ -270,7 +271,7 @@ def test_quiet_prints_the_result_and_nothing_else(fed_a2v, tmp_path):
 
 
 def test_json_prints_an_object_a_round_and_nothing_else(fed_a2v, tmp_path):
-    done = fed_a2v("train", *FAST, "rounds=2", "--json", "hydra.run.dir=runs/json")
+    done = fed_a2v("train", *WITH_REPORT, "rounds=2", "--json", "hydra.run.dir=runs/json")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "json"
     assert done.stderr.splitlines()[-2:] == [f"Report: {folder / 'report.html'}", f"Results: {folder}"]
@@ -288,7 +289,7 @@ def test_quiet_and_json_together_are_refused(refused):
 
 
 def test_compare_shows_the_experiment_with_its_baselines(fed_a2v, tmp_path):
-    done = fed_a2v("compare", *FAST, "generator=gaussian", "--out", "side by side")
+    done = fed_a2v("compare", *WITH_REPORT, "generator=gaussian", "--out", "side by side")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "side by side"
     names = ["FedAvg", "prototypes", "pooled", "gaussian"]
@@ -307,7 +308,7 @@ def test_compare_shows_the_experiment_with_its_baselines(fed_a2v, tmp_path):
 
 def test_compare_takes_folds_and_seeds_anywhere_among_the_overrides(fed_a2v, tmp_path):
     arms = "prototypes,pooled, as many steps"
-    own = ("--seeds=0", "--jobs=1", "report=false", "--with", arms, "--out", "crossed")
+    own = ("--seeds=0", "--jobs=1", "--with", arms, "--out", "crossed")
     words = ("--folds", *FAST, "generator=gaussian", *own)
     done = fed_a2v("compare", *words)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,8 @@ OVERRIDES = (
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    return folder, compare([*OVERRIDES, "generator=gaussian"], folder, ("FedAvg", "prototypes", "pooled"))
+    words = [*OVERRIDES, "generator=gaussian", "report=false"]
+    return folder, compare(words, folder, ("FedAvg", "prototypes", "pooled"))
 
 
 def results(folder, name):
@@ -136,7 +137,7 @@ def test_the_comparison_is_written_down(compared):
 
 
 def test_an_experiment_that_is_itself_a_baseline_runs_once(tmp_path):
-    rows = compare([*OVERRIDES, "rounds=1", "finetune.enabled=false"], tmp_path, ("FedAvg",))
+    rows = compare([*OVERRIDES, "rounds=1", "report=false", "finetune.enabled=false"], tmp_path, ("FedAvg",))
     assert list(rows) == ["FedAvg"]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["FedAvg"]
 

@@ -34,7 +34,10 @@ from fed_a2v.storage.torch_files import CheckpointError
 from fed_a2v.storage.untrusted import UntrustedFileError
 from tests.refusals import refused
 
-FAST = ("experiment=quick", "adapters.hidden_width=64", "finetune.first_steps=30", "finetune.steps=10")
+FAST = (
+    *("experiment=quick", "report=false", "adapters.hidden_width=64"),
+    *("finetune.first_steps=30", "finetune.steps=10"),
+)
 PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
 
 

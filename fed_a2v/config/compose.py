@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -81,9 +83,27 @@ def as_overrides(words: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    """The tree with unresolved interpolations; cached, so callers must not change it."""
+    """The tree with unresolved interpolations; cached, so callers must not change it.
+
+    Composing the chosen options takes ten times as long as setting values in them, so each choice is composed once.
+    """
     with _hydra(words):
+        overrides = OverridesParser.create().parse_overrides(list(words))
+        values = [override for override in overrides if not options(override.key_or_group)]
+        if values and all(map(_is_value, values)):
+            choice = tuple(str(override.input_line) for override in overrides if options(override.key_or_group))
+            with suppress(ConfigError, OmegaConfBaseException):  # what is wrong is Hydra's to say, below
+                tree = copy.deepcopy(_composed(choice))
+                for override in values:
+                    OmegaConf.update(tree, override.key_or_group, override.value(), merge=True)
+                return tree
         return compose(config_name="config", overrides=list(words))
+
+
+def _is_value(override: Override) -> bool:
+    """Whether an override sets a value of the settings, rather than adds, removes or sweeps over one."""
+    special = override.is_hydra_override() or override.is_sweep_override() or override.package is not None
+    return override.type is OverrideType.CHANGE and not special
 
 
 def sources(overrides: Sequence[str]) -> dict[str, str]:

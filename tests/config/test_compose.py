@@ -15,10 +15,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from fed_a2v.cli import main
-from fed_a2v.config.compose import ConfigError, as_overrides, compose_settings, conf_dir, sources, to_yaml
+from fed_a2v.config.compose import (
+    ConfigError,
+    _composed,
+    as_overrides,
+    compose_settings,
+    conf_dir,
+    sources,
+    to_yaml,
+)
 from fed_a2v.config.schema import Settings, cache_dir
 from fed_a2v.config.tree import options, required_keys
 from fed_a2v.data.aliases import ClassNames
@@ -394,6 +403,23 @@ def test_composing_inside_a_hydra_job_leaves_the_job_as_it_was(defaults):
         assert GlobalHydra.instance().hydra is outer
         assert compose("config", overrides=["rounds=9"]).rounds == 9
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rounds=7", "experiment=quick", "seed=1", "rounds=8"],
+        ["seed=${rounds}", "dataset.classes=[dog,'Säge']", "dataset.aliases={a: b}", "wandb.project='yes'"],
+        ["generator=gaussian", "site={epochs: 3}", "generator.validation_frequency=5"],
+        ["dataset=esc50", "dataset.root=/a", "+dataset.more=1", "~site.epochs"],
+    ],
+)
+def test_values_are_set_in_a_choice_of_options_as_hydra_sets_them(words):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        tree = compose("config", overrides=words)
+    assert OmegaConf.to_yaml(_composed(tuple(words))) == OmegaConf.to_yaml(tree)
+    choice = tuple(word for word in words if options(word.split("=")[0]))
+    assert OmegaConf.to_yaml(_composed(choice)) != OmegaConf.to_yaml(tree), "the choice itself stays as it is"
 
 
 def test_composing_does_not_depend_on_the_working_directory(tmp_path, monkeypatch, defaults):

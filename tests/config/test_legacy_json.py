@@ -269,7 +269,7 @@ def test_train_combines_the_file_with_overrides(file, tmp_path):
         {"feda2v": {"generator_type": "gaussian", "synthetic_samples_per_class": 5}, "federation": {"global_rounds": 7}}
     )
     fast = ["adapters.hidden_width=32", "finetune.first_steps=5", "dataset.clips_per_class=4", "share.min_clips=1"]
-    words = ["experiment=quick", "rounds=1", *fast, "hydra.run.dir=run"]
+    words = ["experiment=quick", "rounds=1", "report=false", *fast, "hydra.run.dir=run"]
     done = fed_a2v("train", "--config=my_experiment.json", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saved = (tmp_path / "run" / "config.yaml").read_text()

@@ -107,8 +107,8 @@ class Deployment:
 
     def online(self):
         """The names of the sites that are online."""
-        listed = json.loads(self.superlink.flwr("supernode", "list", "test", "--format", "json"))
-        return {self.numbers[node["node-id"]] for node in listed["nodes"] if node["status"] == "online"}
+        nodes = self.superlink.listed("supernode", "list", "test")["nodes"]
+        return {self.numbers[node["node-id"]] for node in nodes if node["status"] == "online"}
 
     def ready(self):
         """Remove all faults of earlier tests."""

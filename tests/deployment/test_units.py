@@ -124,7 +124,7 @@ def test_the_commands_of_the_units_make_a_federation_as_a_user_who_owns_nothing_
         node.start()
 
         def online():
-            listed = json.loads(superlink.flwr("supernode", "list", "test", "--format", "json"))
+            listed = superlink.listed("supernode", "list", "test")
             return number in {each["node-id"] for each in listed["nodes"] if each["status"] == "online"}
 
         wait_until(online, "the site's start", log=node.log, pause=1)

@@ -59,10 +59,11 @@ class Workplace:
 
     Args:
         folder: an empty one.
-        command: what `fed-a2v` is here, as the text of a script; None: the command itself.
+        command: what `fed-a2v` is here, and `python -c`, as the text of a script; None: the programs themselves.
+        more: words that `fed-a2v` gets in addition.
     """
 
-    def __init__(self, folder, command=None):
+    def __init__(self, folder, command=None, more=""):
         self.root = folder / "fed_a2v"
         tracked = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -75,7 +76,8 @@ class Workplace:
             if (REPOSITORY / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, self.root / name)
-        self._pretend_to_be_installed(command)
+        self._pretend_to_be_installed(command, more)
+        self.python = self.root / ".venv" / "bin" / ("python" if command is None else "fed-a2v")
         self.home = folder / "home"
         self.home.mkdir()
         self.environment = {name: value for name, value in os.environ.items() if name != "FED_A2V_DATA"} | {
@@ -89,7 +91,7 @@ class Workplace:
             "PYTHONPATH": str(self.root),
         }
 
-    def _pretend_to_be_installed(self, script):
+    def _pretend_to_be_installed(self, script, more):
         """`.venv` as `make dev` leaves it, so that no command of `make` installs anything."""
         here, there = Path(sys.prefix), self.root / ".venv"
         (there / "bin").mkdir(parents=True)
@@ -102,7 +104,7 @@ class Workplace:
         command = there / "bin" / "fed-a2v"
         command.unlink()
         path = f'PYTHONPATH="{self.root}${{PYTHONPATH:+:$PYTHONPATH}}"'
-        command.write_text(script or f'#!/bin/sh\n{path} exec {here}/bin/fed-a2v "$@"\n')
+        command.write_text(script or f'#!/bin/sh\n{path} exec {here}/bin/fed-a2v "$@" {more}\n')
         command.chmod(0o755)
 
     def start(self, command, **options):
@@ -120,9 +122,7 @@ class Workplace:
 
     def run(self, block, timeout):
         """Run one block; it fails as a shell or Python script fails, at its first error."""
-        command = (
-            ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [self.root / ".venv/bin/python", "-c"]
-        )
+        command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [self.python, "-c"]
         with self.start([*command, block.body], stdout=subprocess.PIPE) as process:
             try:
                 said, _ = process.communicate(timeout=timeout)

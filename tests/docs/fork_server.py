@@ -1,7 +1,8 @@
 """`fed-a2v` for the blocks of the documentation: each command is a fork of a process that has imported all it needs.
 
 Importing takes longer than what most blocks do. `python fork_server.py SOCKET` serves; the text of `CLIENT`, with the
-socket's path put in, is the command. Exit code, output, folder and environment are the command's own.
+socket's path put in, is the command. Exit code, output, folder and environment are the command's own. `COMMAND -c TEXT`
+runs a text as `python -c TEXT` does.
 """
 
 import gc
@@ -69,6 +70,9 @@ def answer(connection):
     os.environ.update(environment)
     sys.argv = argv
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    if argv[1:2] == ["-c"]:
+        exec(compile(argv[2], "<string>", "exec"), {"__name__": "__main__"})
+        return 0
     from fed_a2v.cli import main
 
     return main()

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from fed_a2v.config.compose import compose_settings
@@ -26,6 +28,17 @@ def run_in(tmp_path):
     def run(name, *overrides):
         folder = tmp_path / name
         return Finished(folder, run_in_process(compose_settings([*FAST, *overrides]), folder))
+
+    return run
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """A finished run with overrides, in a folder of this test's own, to be resumed or changed."""
+
+    def run(name, *overrides):
+        first = finished_run(*overrides)
+        return Finished(shutil.copytree(first.folder, tmp_path / name), first.results)
 
     return run
 

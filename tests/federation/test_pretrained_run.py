@@ -14,6 +14,7 @@ from tests.models import tiny_ast, tiny_clap, tiny_clip_text, tiny_t5
 CLASSES = ["clock_tick", "dog", "helicopter", "rain"]
 SHORT = (
     "experiment=quick",
+    "report=false",
     "partition.sites=2",
     "adapters.hidden_width=64",
     "finetune.first_steps=40",

@@ -8,7 +8,7 @@ from tests.pipelines import tiny_clip, tiny_flux, tiny_stable_diffusion
 FAST = (
     *("experiment=quick", "rounds=1", "generator=gaussian", "adapters.hidden_width=32", "partition.sites=2"),
     *("dataset.classes=[dog,rain,sea_waves]", "dataset.clips_per_class=8", "share.min_clips=1"),
-    *("finetune.first_steps=5", "site.epochs=1"),
+    *("finetune.first_steps=5", "site.epochs=1", "report=false"),
 )
 
 

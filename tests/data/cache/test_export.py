@@ -16,6 +16,7 @@ from fed_a2v.data.errors import DataError
 from fed_a2v.data.site import load_clips
 from fed_a2v.encoders.logmel import LogMelEncoder
 from fed_a2v.encoders.pretrained import ModelError
+from tests.command import fed_a2v
 from tests.flower import wait_until
 from tests.refusals import refused
 
@@ -154,14 +155,15 @@ def test_after_a_kill_the_finished_shards_are_kept_and_the_result_is_the_same(tm
     (tmp_path / "stuck_encoder.py").write_text(STUCK_ENCODER)
     (tmp_path / "stuck").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(tmp_path)
     overrides = ["dataset.clips_per_class=64", "dataset.classes=[dog,rain,sneezing,rooster]"]
     overrides += ["dataset.clip_seconds=0.3", "encoder=custom", "encoder._target_=stuck_encoder.StuckEncoder"]
 
-    def embed(cache, workers):
-        words = [sys.executable, "-m", "fed_a2v", "embed", "--workers", str(workers), f"cache_dir={cache}", *overrides]
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def words(cache, workers):
+        return ["embed", "--workers", str(workers), f"cache_dir={tmp_path / cache}", *overrides]
 
-    process = embed(tmp_path / "killed", 2)
+    command = [sys.executable, "-m", "fed_a2v", *words("killed", 2)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         wait_until(lambda: len(segments(tmp_path / "killed")) == 2 or process.poll() is not None, "the second shard")
     finally:
@@ -172,11 +174,10 @@ def test_after_a_kill_the_finished_shards_are_kept_and_the_result_is_the_same(tm
     (tmp_path / "stuck").unlink()
     folder = kept[0].parent
     (folder / "0123.npy").write_bytes(b"a torn shard")
-    said, _ = embed(tmp_path / "killed", 1).communicate(timeout=240)
+    said = fed_a2v(*words("killed", 1), cwd=tmp_path).stdout
     assert "256 clips in" in said
     assert "128 embedded" in said
-    said, _ = embed(tmp_path / "whole", 1).communicate(timeout=240)
-    assert "256 embedded" in said
+    assert "256 embedded" in fed_a2v(*words("whole", 1), cwd=tmp_path).stdout
     for cache in ("killed", "whole"):
         assert len(segments(tmp_path / cache)) == 1
     (one,), (other,) = segments(tmp_path / "killed"), segments(tmp_path / "whole")

@@ -338,11 +338,11 @@ def test_a_loaded_generator_continues_from_its_state(finished_run, run_in, valid
 )
 @pytest.mark.parametrize("round_in_path", [True, False])
 def test_a_run_that_starts_from_anothers_generator_saves_its_own_and_leaves_that_alone(
-    run_in, kind, names, round_in_path
+    finished_run, run_in, kind, names, round_in_path
 ):
     if len(names) > 1 and round_in_path:
         pytest.skip("a family is named without its round")
-    first = run_in("first", "rounds=3", *kind)
+    first = finished_run("rounds=3", *kind)
     before = contents(first.folder)
     (name, *_) = sorted(names)
     base = f"{name}_round_3" if round_in_path else name.removesuffix("_dog").removesuffix("_clip")
@@ -500,8 +500,8 @@ def test_a_run_that_is_killed_anywhere_in_a_round_ends_with_the_same_results_aft
     assert_same_run(run_in("run", "rounds=3"), three_rounds)
 
 
-def test_a_finished_run_returns_its_results_without_training(run_in, monkeypatch):
-    first = run_in("run", "rounds=1")
+def test_a_finished_run_returns_its_results_without_training(copied_run, run_in, monkeypatch):
+    first = copied_run("run", "rounds=1")
     metrics = (first.folder / "metrics.jsonl").read_bytes()
     monkeypatch.setattr("fed_a2v.federation.simulation.Server.fit", None)  # nobody trains
     again = run_in("run", "rounds=1")
@@ -510,8 +510,8 @@ def test_a_finished_run_returns_its_results_without_training(run_in, monkeypatch
     assert json.loads((again.folder / "results.json").read_text()) == first.results
 
 
-def test_other_settings_are_refused_and_the_key_is_named_with_both_values(run_in):
-    before = run_in("run", "rounds=1")
+def test_other_settings_are_refused_and_the_key_is_named_with_both_values(copied_run, run_in):
+    before = copied_run("run", "rounds=1")
     metrics = (before.folder / "metrics.jsonl").read_bytes()
     with refused(CheckpointError, "site.learning_rate", "0.001", "0.01", "resume=never"):
         run_in("run", "rounds=2", "site.learning_rate=0.01")
@@ -521,14 +521,14 @@ def test_other_settings_are_refused_and_the_key_is_named_with_both_values(run_in
     assert (before.folder / "results.json").exists()
 
 
-def test_fewer_rounds_than_are_finished_are_refused(run_in, three_rounds, tmp_path):
-    run_in("run", "rounds=2")
+def test_fewer_rounds_than_are_finished_are_refused(copied_run, run_in, three_rounds, tmp_path):
+    copied_run("run", "rounds=2")
     with refused(CheckpointError, "rounds", 2, 1, "resume=never"):
         run_in("run", "rounds=1")
 
 
-def test_a_run_may_be_resumed_in_another_folder(run_in, three_rounds):
-    first = run_in("first", "rounds=1")
+def test_a_run_may_be_resumed_in_another_folder(copied_run, run_in, three_rounds):
+    first = copied_run("first", "rounds=1")
     resumed = run_in("second", "rounds=3", f"resume={first.folder}")
     assert [without_seconds(row) for row in resumed.rows] == [without_seconds(row) for row in three_rounds.rows]
     assert_same(resumed.state, three_rounds.state)
@@ -540,8 +540,8 @@ def test_a_run_to_resume_that_is_not_there_is_refused_by_name(run_in, tmp_path):
         run_in("run", f"resume={tmp_path / 'nothing'}")
 
 
-def test_with_resume_never_a_run_starts_again_in_any_folder(run_in, finished_run):
-    run_in("run", "rounds=3", "seed=0", "generator=none")
+def test_with_resume_never_a_run_starts_again_in_any_folder(copied_run, run_in, finished_run):
+    copied_run("run", "rounds=3", "seed=0", "generator=none")
     anew = run_in("run", "rounds=1", "generator=gaussian", "resume=never")
     assert [row["round"] for row in anew.rows] == [1]
     fresh = finished_run("rounds=1", "generator=gaussian")
@@ -549,8 +549,8 @@ def test_with_resume_never_a_run_starts_again_in_any_folder(run_in, finished_run
     assert not list(anew.folder.glob("checkpoints/state_round_000003.pt"))
 
 
-def test_a_damaged_state_sends_the_run_back_to_the_one_before(run_in, three_rounds):
-    run = run_in("run", "rounds=2")
+def test_a_damaged_state_sends_the_run_back_to_the_one_before(copied_run, run_in, three_rounds):
+    run = copied_run("run", "rounds=2")
     newest = run.folder / "checkpoints" / "state_round_000002.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = run_in("run", "rounds=3")
@@ -565,8 +565,8 @@ def test_a_run_may_be_resumed_from_any_saved_state(run_in, three_rounds):
     assert_same_run(resumed, three_rounds)
 
 
-def test_harmless_differences_of_settings_are_logged_on_resume(run_in):
-    run_in("run", "rounds=1")
+def test_harmless_differences_of_settings_are_logged_on_resume(copied_run, run_in):
+    copied_run("run", "rounds=1")
     resumed = run_in("run", "rounds=2", "checkpoint.keep=3")
     assert "Resuming with another checkpoint.keep: 2 -> 3" in resumed.log
     assert "Resuming with another rounds: 1 -> 2" in resumed.log
@@ -681,8 +681,8 @@ def test_a_resumed_run_is_one_run_at_wandb(run_in, monkeypatch, tmp_path):
 # Another process, another accident, other data
 
 
-def test_the_folder_of_a_run_in_progress_is_not_touched(run_in, tmp_path):
-    run = run_in("run", "rounds=1")
+def test_the_folder_of_a_run_in_progress_is_not_touched(copied_run, run_in, tmp_path):
+    run = copied_run("run", "rounds=1")
     before = contents(run.folder)
     with hold(run.folder):
         for resume in ("auto", "never"):
@@ -716,8 +716,8 @@ def torn(lines):
     [torn, lambda lines: lines.pop(), lambda lines: lines.insert(1, lines[0])],
     ids=["torn", "missing", "twice"],
 )
-def test_a_lost_row_makes_the_run_resume_from_the_state_before_it(run_in, three_rounds, change):
-    run = run_in("run", "rounds=2")
+def test_a_lost_row_makes_the_run_resume_from_the_state_before_it(copied_run, run_in, three_rounds, change):
+    run = copied_run("run", "rounds=2")
     rewritten(run.folder, change)
     resumed = run_in("run", "rounds=3")
     assert f"{run.folder / 'metrics.jsonl'}" in resumed.log
@@ -726,8 +726,8 @@ def test_a_lost_row_makes_the_run_resume_from_the_state_before_it(run_in, three_
 
 
 @pytest.mark.parametrize("source", ["run", "elsewhere", "a state"])
-def test_a_lost_row_without_an_earlier_state_is_an_error(run_in, source):
-    run = run_in("run", "rounds=3", "checkpoint.keep=1")
+def test_a_lost_row_without_an_earlier_state_is_an_error(copied_run, run_in, source):
+    run = copied_run("run", "rounds=3", "checkpoint.keep=1")
     state = run.folder / "checkpoints" / "state_round_000003.pt"
     more = {"run": [], "elsewhere": [f"resume={run.folder}"], "a state": [f"resume={state}"]}[source]
     rewritten(run.folder, torn)
@@ -874,7 +874,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path, finis
     assert tracked == [(row["round"], row["accuracy"]) for row in killed.rows]
 
 
-def test_one_folder_has_one_run_after_the_other_and_not_two_logs(run_in):
-    run_in("run", "rounds=1")
+def test_one_folder_has_one_run_after_the_other_and_not_two_logs(copied_run, run_in):
+    copied_run("run", "rounds=1")
     log = run_in("run", "rounds=2").log
     assert log.count("=== Round 1:") == log.count("=== Round 2:") == 1
