@@ -3,25 +3,34 @@
 # three sites; starts the SuperLink (TLS, authentication) and three SuperNodes; runs the experiment and prints the
 # result; stops all processes and keeps only the run's folder.
 #
-#   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [--start-timeout SECONDS] [KEY=VALUE ...]
+#   deploy/local.sh [--rounds N] [--folder FOLDER] [--port PORT] [--start-timeout SECONDS] [--processes forked|new]
+#     [KEY=VALUE ...]
 #
 #   --rounds          default 5
 #   --folder          folder of the run; default outputs/local/DATE-TIME
 #   --port            port of the SuperLink on 127.0.0.1; default: a free one
 #   --start-timeout   maximum time for the start of SuperLink, sounds and sites, in seconds from the start of this
 #                     script, and of the run's wait for its sites (federation.start_timeout); default 600
+#   --processes       as for supernode.sh
 #   KEY=VALUE         further overrides, as for `fed-a2v train`
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 repository=$(cd "$(dirname "$0")/.." && pwd)
-rounds=5 folder=$PWD/outputs/local/$(date +%Y-%m-%d-%H-%M-%S) port="" limit=600
+rounds=5 folder=$PWD/outputs/local/$(date +%Y-%m-%d-%H-%M-%S) port="" limit=600 options=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
     --folder) folder=${2:?--folder needs a folder}; shift 2 ;;
     --port) port=${2:?--port needs a number}; shift 2 ;;
     --start-timeout) limit=${2:?--start-timeout needs a number of seconds}; shift 2 ;;
+    --processes)
+      case "${2:-}" in
+        forked | new) options=(--processes "$2") ;;
+        *) echo "local.sh: --processes ${2:-}: set forked or new" >&2; exit 2 ;;
+      esac
+      shift 2
+      ;;
     -*) usage ;;
     *) break ;;
   esac
@@ -185,7 +194,7 @@ start_supernode() {
   local site=${sites[$1]}
   background in_folder "$work/$site" env FLWR_HOME="$work/$site/flwr" "$repository/deploy/supernode.sh" \
     --superlink "127.0.0.1:$port" --ca "$work/certificates/ca.crt" --key "$work/$site/key" \
-    --config "$work/$site/site.toml" --port "$(free_port)" </dev/null >"$work/$site/log" 2>&1
+    --config "$work/$site/site.toml" --port "$(free_port)" "${options[@]}" </dev/null >"$work/$site/log" 2>&1
   nodes[$1]=$!
 }
 
