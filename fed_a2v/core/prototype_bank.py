@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -77,12 +77,11 @@ class PrototypeBank:
         before = self.entries.get(site, {})
         known = before if self.fingerprints.get(site) == fingerprint else {}
         entries: dict[str, _Entry] = {}
-        for sent in classes:
-            statistics, name, audio = sent, sent.name, sent.audio
+        sent_classes = list(classes)
+        for sent, audio in zip(sent_classes, self._stored([each.audio for each in sent_classes]), strict=True):
+            statistics, name = sent, sent.name
             held_out: list[bool] | None = None
             if audio is not None:
-                if self.half_precision:
-                    audio = AudioPrototypes(_halved(audio.means), audio.counts, _halved(audio.variances))
                 held_out = _previous_hold_out(before.get(name), audio, name in known)
             elif name in known:
                 audio, held_out = known[name].statistics.audio, known[name].held_out
@@ -95,6 +94,14 @@ class PrototypeBank:
             entries[name] = _Entry(statistics, round_number, held_out)
         self.entries[site] = entries
         self.fingerprints[site] = fingerprint
+
+    def _stored(self, sent: Sequence[AudioPrototypes | None]) -> list[AudioPrototypes | None]:
+        """Prototypes of a site as they are stored, see `_in_blocks`."""
+        tensors = [tensor for audio in sent if audio is not None for tensor in vars(audio).values()]
+        if self.half_precision:
+            tensors = [_halved(tensor) if tensor.is_floating_point() else tensor for tensor in tensors]
+        stored = iter(_out_of_blocks(_in_blocks(tensors), [_layout(tensor) for tensor in tensors]))
+        return [None if audio is None else AudioPrototypes(next(stored), next(stored), next(stored)) for audio in sent]
 
     def expire(self, round_number: int, max_age: int) -> list[str]:
         """Drop the sites without a reply for more than `max_age` rounds (0: keep all); return their names."""
@@ -325,21 +332,23 @@ class PrototypeBank:
         return [sums[name] / weights[name] if name in sums else None for name in names]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and tensors, for `torch.save` with safe loading."""
-        sites = {
-            site: {
+        """Plain dictionaries, lists and tensors, for `torch.save` with safe loading; prototypes as in `_in_blocks`."""
+        sites = {}
+        for site, entries in self.entries.items():
+            audios = [entry.statistics.audio for entry in entries.values()]
+            classes = {
                 name: {
                     "count": entry.statistics.count,
-                    "audio": None if entry.statistics.audio is None else vars(entry.statistics.audio),
+                    "audio": None if audio is None else [_layout(tensor) for tensor in vars(audio).values()],
                     "clip": entry.statistics.clip,
                     "t5": entry.statistics.t5,
                     "last_heard": entry.last_heard,
                     "held_out": entry.held_out,
                 }
-                for name, entry in classes.items()
+                for (name, entry), audio in zip(entries.items(), audios, strict=True)
             }
-            for site, classes in self.entries.items()
-        }
+            blocks = _in_blocks([tensor for audio in audios if audio is not None for tensor in vars(audio).values()])
+            sites[site] = {"blocks": blocks, "classes": classes}
         contradicted = [list(place) for place in sorted(self.contradicted)]
         return {"sites": sites, "fingerprints": dict(self.fingerprints), "contradicted": contradicted}
 
@@ -350,13 +359,18 @@ class PrototypeBank:
         """Create a bank from the result of `state_dict`."""
         contradicted = frozenset((site, name) for site, name in state.get("contradicted", []))
         bank = cls({}, dict(state["fingerprints"]), half_precision, max_site_share, contradicted)
-        for site, classes in state["sites"].items():
+        for site, stored in state["sites"].items():
+            classes = stored["classes"]
+            layouts = [layout for entry in classes.values() for layout in entry["audio"] or ()]
+            tensors = iter(_out_of_blocks(stored["blocks"], layouts))
             bank.entries[site] = {
                 name: _Entry(
                     ClassStatistics(
                         name,
                         entry["count"],
-                        None if entry["audio"] is None else AudioPrototypes(**entry["audio"]),
+                        None
+                        if entry["audio"] is None
+                        else AudioPrototypes(next(tensors), next(tensors), next(tensors)),
                         entry["clip"],
                         entry["t5"],
                     ),
@@ -366,6 +380,35 @@ class PrototypeBank:
                 for name, entry in classes.items()
             }
         return bank
+
+
+# Thousands of sites have hundreds of thousands of small tensors. Each takes a kilobyte besides its values, and an entry
+# of its own in a saved state, so a site's are in one block of memory for each type.
+
+
+def _in_blocks(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All values of the tensors, in order, in one tensor for each type, by its name."""
+    by_type: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(str(tensor.dtype), []).append(tensor.flatten())
+    return {name: torch.cat(parts) for name, parts in by_type.items()}
+
+
+def _layout(tensor: Tensor) -> str:
+    """Type and shape of a tensor, such as "torch.float16 8 1 512"."""
+    return " ".join(map(str, (tensor.dtype, *tensor.shape)))
+
+
+def _out_of_blocks(blocks: Mapping[str, Tensor], layouts: Iterable[str]) -> list[Tensor]:
+    """The tensors of these types and shapes that `_in_blocks` put together, as views of the blocks."""
+    places = dict.fromkeys(blocks, 0)
+    tensors = []
+    for layout in layouts:
+        name, *sizes = layout.split()
+        start, shape = places[name], [int(size) for size in sizes]
+        places[name] = end = start + math.prod(shape)
+        tensors.append(blocks[name][start:end].view(shape))
+    return tensors
 
 
 def _previous_hold_out(entry: _Entry | None, audio: AudioPrototypes, same: bool) -> list[bool] | None:

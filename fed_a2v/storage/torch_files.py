@@ -19,7 +19,7 @@ from fed_a2v.storage.files import replacing
 from fed_a2v.storage.untrusted import check_archive
 
 # Version of the layout of checkpoints and generator files.
-SCHEMA = 4
+SCHEMA = 5
 
 
 class CheckpointError(UserError, ValueError):

@@ -384,3 +384,14 @@ def test_repeated_rows_divide_their_clips():
 )
 def test_rows_within_the_share_are_not_repeated(bank):
     assert_same_bits(vars(bank.training_rows()), vars(bank.rows()))
+
+
+def test_a_sites_prototypes_are_in_one_block_of_memory_for_each_type():
+    bank, sent = PrototypeBank(), [says("rain", 3), says("dog", 2, groups=3)]
+    bank.update("a", sent, "same", 1)
+    stored = [each.audio for _, each in bank]
+    floats = {part.untyped_storage().data_ptr() for audio in stored for part in (audio.means, audio.variances)}
+    assert len(floats) == 1
+    for before in sent:
+        (after,) = (each.audio for _, each in bank if each.name == before.name)
+        assert all(torch.equal(getattr(after, name), value) for name, value in vars(before.audio).items())
