@@ -63,7 +63,7 @@ class Settings(Section):
     engine: Literal["one_by_one", "batched"] = Field(
         json_schema_extra=NO_RESULT,
         description="how sites in one process train: one_by_one, with the bits of every other engine, or batched, "
-        "together and in less time, with other rounding; Flower's engine has one process for each site and ignores it",
+        "together and in less time, with other rounding; Flower's engine ignores it",
     )
     cache_dir: str | None = Field(
         json_schema_extra=NO_RESULT,

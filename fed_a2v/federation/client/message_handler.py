@@ -216,7 +216,11 @@ class MessageHandler:
         except PolicyViolationError as error:
             log.warning("%s trains, and sends no scores: %s", site.name, error)
             return {}
-        scores = self._scores(arrays, adapters, instruction, site)
+        try:
+            scores = self._scores(arrays, adapters, instruction, site)
+        except Exception:  # whatever it is, the training may go well, as it would after an evaluation of its own
+            log.warning("%s trains, and could not score the adapters:", site.name, exc_info=True)
+            return {}
         return beside_training(encode_scores(site.name, instruction.round - 1, scores))
 
     def prepare_training(self, parameters: NDArrays, config: Config, like: Prepared | None = None) -> Prepared:

@@ -6,6 +6,7 @@ proxy in a thread; `IntakeProxy` stands in for the proxy and passes what the nod
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ from fed_a2v.federation.server.aggregation.base import AggregationRule, MeanRule
 from fed_a2v.federation.server.reply_validator import Taken, unpacked
 from fed_a2v.federation.server.scale_check import is_compared
 
+log = logging.getLogger("fed_a2v")
+
 
 class Intake:
     """The replies of one round, each of which is checked when it comes.
@@ -76,7 +79,9 @@ class Intake:
     ) -> None:
         self.rule, self.sent, self.expected, self.row = rule, sent, expected, row
         self.compares_scale = compares_scale
-        needs_mean_only = isinstance(rule, MeanRule) and not rule.settings.distils and bool(sent)
+        # A rule with a `combine` of its own is asked for it.
+        is_mean = isinstance(rule, MeanRule) and type(rule).combine is MeanRule.combine
+        needs_mean_only = is_mean and not rule.settings.distils and bool(sent)
         self.mean = rule.running_mean() if isinstance(rule, MeanRule) and needs_mean_only else None
         self._taken: set[str] = set()
         # One reply at a time: Python 3.11 fails at times if several threads read the headers of arrays.
@@ -103,9 +108,11 @@ class Intake:
             return result
         self._taken.add(site)
         try:
-            outcome: TrainReply | InvalidReplyError = self._added(unpacked(result, spec, self.row))
+            outcome: TrainReply | str = self._added(unpacked(result, spec, self.row))
         except InvalidReplyError as error:
-            outcome = error
+            outcome = str(error)  # not the exception, whose traceback would keep the arrays
+            if error.__cause__ is not None:
+                log.debug("The cause of the rejection:", exc_info=error.__cause__)
         scores = scores_beside_training(result.metrics)  # checked when the round before ends
         metrics = beside_training(scores) if scores else {}
         return Taken(result.status, Parameters([], "numpy.ndarray"), result.num_examples, metrics, site, outcome)

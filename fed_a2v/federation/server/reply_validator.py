@@ -51,11 +51,12 @@ class Taken(FitRes):
 
     Attributes:
         site: the site that the reply names and that it was requested for.
-        outcome: the reply, or the reason why it is refused.
+        outcome: the reply, or the reason why it is refused; None once it is handed over, because Flower keeps the
+            results until the next round has ended.
     """
 
     site: str
-    outcome: TrainReply | InvalidReplyError
+    outcome: TrainReply | str | None
 
 
 def unpacked(result: FitRes, expected: ReplySpec, row: dict[str, Any]) -> TrainReply:
@@ -193,11 +194,11 @@ class ReplyValidator:
     def scores_with_training(
         self, results: Iterable[FitResult], expected: Callable[[str], EvalReplySpec]
     ) -> dict[str, dict[str, Scores]]:
-        """The valid scores that training replies carry, by site and model; a site that withdraws has none."""
+        """The valid scores that training replies carry, by site and model; a site may send none."""
         scored = (
             (node, scores_beside_training(each.metrics)) for node, each in results if not is_withdrawal(each.metrics)
         )
-        return self._scores(((node, metrics, None) for node, metrics in scored), expected)
+        return self._scores(((node, metrics, None) for node, metrics in scored if metrics), expected)
 
     def _scores(
         self,
@@ -255,9 +256,10 @@ class ReplyValidator:
 def _outcome(result: FitRes, expected: ReplySpec, row: dict[str, Any]) -> TrainReply:
     if not isinstance(result, Taken):
         return unpacked(result, expected, row)
-    if isinstance(result.outcome, InvalidReplyError):
-        raise result.outcome
-    return result.outcome
+    outcome, result.outcome = result.outcome, None
+    if not isinstance(outcome, TrainReply):
+        raise InvalidReplyError(outcome or SECOND_REPLY)
+    return outcome
 
 
 def _one_line(failure: BaseException) -> str:

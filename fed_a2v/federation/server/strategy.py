@@ -242,15 +242,11 @@ class FedA2V(Strategy):
         del parameters  # the same as the adapters of the server step
         round_number = server_round + self.start_round
         self._row = {"round": round_number, **fresh_row(), **self._registration}
-        self.training_clips = 0
         self._registration = {}
         self._clock = time.perf_counter()
         self.listener.phase(round_number, "sites")
         self._manager = client_manager
-        messages = self._training(round_number, client_manager)
-        if not messages:  # Flower does not call `aggregate_fit` without a message
-            self._take_scores([])
-        return messages
+        return self._training(round_number, client_manager)
 
     def aggregate_fit(
         self,
@@ -260,7 +256,10 @@ class FedA2V(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Check the replies, aggregate the adapters, and run the server step."""
         round_number = server_round + self.start_round
+        start = time.perf_counter()
         self._take_scores(results)
+        self._clock += time.perf_counter() - start  # the end of the round before is no part of this one
+        self.training_clips = 0  # until here those of the round before
         row, step = self._row, self._step()
         replies = self._valid_replies(results, failures, round_number, "train", row)
         if self.settings.aggregation.if_too_few == "repeat":
@@ -274,7 +273,7 @@ class FedA2V(Strategy):
         start = time.perf_counter()
         if self.settings.needs_weights:
             mean = None if self._intake is None else self._intake.mean
-            weights = aggregate(self.rule, replies, step.adapters.weights(), mean)
+            weights = aggregate(self.rule, replies, self._sent_weights(), mean)
             if weights is not None:
                 step.adapters.load_weights(weights)
         self._warn_of_capped_sites(replies, row)
@@ -294,6 +293,7 @@ class FedA2V(Strategy):
             for each in replies
         ]
         row |= step.run(round_number, updates)
+        return_free_memory()
         self._unshared.update(round_number, step)
         self.listener.server_step_done(round_number, step)
         return _joined(self._weights()), {}
@@ -313,7 +313,8 @@ class FedA2V(Strategy):
         round_number = server_round + self.start_round
         self._clock = time.perf_counter()
         if not self._asks_scores(round_number):
-            return self._without_messages(round_number)
+            self._end_round(self._row, round_number, {})  # Flower does not call `aggregate_evaluate` without a message
+            return []
         reach = self._step().adapters.reach()
         self._reach = {kind: max(reach[kind], self._reach.get(kind, 0.0)) for kind in reach}
         before = self._before if "before" in self._models else []
@@ -329,18 +330,11 @@ class FedA2V(Strategy):
         sites = self._nodes.assign(
             client_manager, range(self.settings.partition.sites), ask=False, without=self._withdrawn
         )
-        if not sites:
-            return self._without_messages(round_number)
         self._row["bytes_down"] += payload_bytes(arrays) * len(sites)
         return [
             (node, EvaluateIns(packed, self._message("evaluate", round_number, site, number, **request)))
             for site, number, node in sites
         ]
-
-    def _without_messages(self, round_number: int) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """End a round in which no site is asked for scores: Flower then does not call `aggregate_evaluate`."""
-        self._end_round(self._row, round_number, {})
-        return []
 
     def aggregate_evaluate(
         self,
@@ -450,6 +444,7 @@ class FedA2V(Strategy):
             self.step.standardise_adapters({reply.site: reply.moments for reply in replies if reply.moments})
         self._unshared.update(0, self.step)
         self._warn_of_single_clips(replies)
+        return_free_memory()
         self._registration = {key: row[key] for key in row if key == "withdrawn"}
         self._registration |= {key: row[key] for key in ("rejected", "rejections", "failures", "failure_reasons")} | {
             "bytes_registration": row["bytes_up"],
@@ -644,7 +639,7 @@ class FedA2V(Strategy):
         largest = self._largest_weights()
         self._intake = intake = Intake(
             self.rule,
-            self._step().adapters.weights() if self.settings.needs_weights else [],
+            self._sent_weights() if self.settings.needs_weights else [],
             lambda site: self._expected(site, round_number, "train", largest),
             self._row,
             self._compares_scale,
@@ -680,6 +675,10 @@ class FedA2V(Strategy):
         adapters = self._step().adapters
         weights = encode_weights(adapters.weights(), self.settings.share.float_dtype)
         return weights + encode_weights(adapters.fixed(), "float32")
+
+    def _sent_weights(self) -> list[Tensor]:
+        """The global weights that the sites start from, on the CPU as their replies."""
+        return [weight.cpu() for weight in self._step().adapters.weights()]
 
     def _keep_before(self) -> None:
         """Keep what is needed to evaluate the adapters as they are before the server step."""

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fed_a2v.federation.client.local_training import Site
 from fed_a2v.runs.rounds import best_row
 from tests.federation.helpers import Federation, assert_same, without_seconds
 
@@ -119,3 +120,26 @@ def test_scores_before_training_are_refused_for_a_message_without_adapters():
     message.config |= {"task": "register", "models": '["after"]'}
     with pytest.raises(ValueError, match="scores"):
         node.fit(message, None, None)
+
+
+def test_a_site_that_sends_no_scores_trains_and_is_missing_in_the_evaluation():
+    def tamper(task, site, work):
+        reply = work()
+        if task == "train" and site == "site-001":
+            reply.metrics.pop("scores", None)
+        return reply
+
+    federation = run(TOGETHER, tamper=tamper)
+    assert [row["not_evaluated"] for row in federation.rows] == [["site-001"], ["site-001"], []]
+    assert all((row["rejected"], row["replies"]) == (0, 5) for row in federation.rows)
+
+
+def test_a_site_that_cannot_score_the_adapters_trains_them(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    federation = Federation(ROUNDS, TOGETHER).start()
+    play(federation, 1)
+    monkeypatch.setattr(Site, "evaluate", broken)
+    federation.train(2)
+    assert (federation.rows[0]["sites_evaluated"], federation.strategy._row["replies"]) == (0, 5)

@@ -1,12 +1,17 @@
 """Replies to training that are taken as they come: what is kept of them, and that the round's result stays the same."""
 
+import gc
 import json
+import weakref
 
 import pytest
+import torch
 from flwr.server.server import fit_clients
 
+from fed_a2v.federation.protocol import TrainReply
+from fed_a2v.federation.server.aggregation import avg
 from fed_a2v.federation.server.reply_validator import Taken
-from tests.federation.helpers import BAD, PLAIN, SITES, Federation, assert_same, rewrite, set_manifest
+from tests.federation.helpers import BAD, PLAIN, SITES, Federation, assert_same, lie, rewrite, set_manifest
 
 OUTPUTS = ("finetune.enabled=true", "finetune.from_nodes_adapters=true")
 
@@ -96,3 +101,28 @@ def test_a_site_whose_reply_is_in_the_mean_cannot_be_withdrawn_by_a_reply_for_an
     assert "withdrawn" not in row
     assert (row["replies"], row["rejected"]) == (4, 1)
     assert SITES[1] in federation.strategy.step.bank.entries
+
+
+def test_kept_weights_are_freed_with_the_round_although_flower_holds_the_results():
+    tamper = lie(set_manifest(fingerprint=""))
+    federation = Federation(PLAIN, "aggregation=median", tamper=tamper).start()
+    results, failures = fit_clients(federation.strategy.configure_fit(1, None, federation.manager), 1, None, 1)
+    kept = [weakref.ref(result.outcome.weights[0]) for _, result in results if isinstance(result.outcome, TrainReply)]
+    assert len(kept) == 4
+    gc.disable()  # a cycle of references would keep them, too
+    try:
+        federation.strategy.aggregate_fit(1, results, failures)
+        assert [weight() for weight in kept] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_a_mean_with_a_combination_of_its_own_is_asked_for_it(federation):
+    class Own(avg.Rule):
+        def combine(self, sites, clips, sent):
+            return [torch.zeros_like(weight) for weight in sent]
+
+    other = Federation(PLAIN).start()
+    other.strategy.rule = Own(other.strategy.rule.settings)
+    other.train(1)
+    assert not any(weight.any() for weight in other.weights)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.protocol import TrainReply
 from fed_a2v.federation.server.aggregation import weighted
 from fed_a2v.federation.server.aggregation.base import AggregationRule, MeanRule, norm
@@ -52,7 +53,7 @@ def cut_shares(rule: AggregationRule, replies: Sequence[TrainReply]) -> dict[str
     if not isinstance(rule, weighted.Rule):
         return {}
     clips = [reply.num_examples for reply in replies]
-    capped = rule.factors(clips)
+    capped = cap_client_weights(clips, rule.settings.max_site_share)
     return {
         reply.site: (count / sum(clips), weight / sum(capped))
         for reply, count, weight in zip(replies, clips, capped, strict=True)

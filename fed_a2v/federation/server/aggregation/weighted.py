@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fed_a2v.core.weight_cap import cap_client_weights
 from fed_a2v.federation.server.aggregation.base import MeanRule
 from fed_a2v.federation.server.aggregation.running_mean import RunningMean
 
@@ -15,7 +12,3 @@ class Rule(MeanRule):
     def running_mean(self) -> RunningMean:
         """See `MeanRule`."""
         return RunningMean(self.settings.max_site_share)
-
-    def factors(self, clips: Sequence[int]) -> list[float]:
-        """The weight of each site: its capped number of clips."""
-        return cap_client_weights(clips, self.settings.max_site_share)
