@@ -4,8 +4,8 @@
 
 One round of 50 sites with 10 of 50 classes each, adapters for CLIP and 17 x 4096 T5 (FLUX.1), the default VAE. The
 sites are simulated by functions that generate their replies, so only the server is measured: each row is a separate
-process, and its peak is the largest resident size between the start of the round and its end. Flower's messages that
-wait to be unpacked count, too. `median` shows the memory for the unpacked weights of all sites.
+process, and its peak is the largest resident size between the start of the round and its end. `median` shows the memory
+for the weights of all sites, which other rules drop reply by reply.
 """
 
 from __future__ import annotations

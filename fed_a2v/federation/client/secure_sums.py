@@ -4,7 +4,7 @@ The client app calls it for every message. Only vectors of the tasks `masked_cen
 these never leave without a mask. Flower's mod assumes a server that follows the protocol; the checks here refuse what
 such a server does not send. They cannot recognise nodes that a server invents.
 
-A SuperNode starts a process for each message, so this module must not import torch.
+A SuperNode may start a program for each message, so this module must not import torch.
 """
 
 from __future__ import annotations

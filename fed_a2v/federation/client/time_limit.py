@@ -23,7 +23,7 @@ def within(seconds: float, what: str, work: Callable[[], Result], key: str = "fe
     """Call a function, and wait for it at most this many seconds.
 
     A thread cannot be killed: after the deadline the work continues in a daemon thread, at the latest until the process
-    exits. In a deployment Flower starts a process for every message, which exits when the reply is sent. Work that
+    exits. In a deployment every message has a process of its own, which exits when the reply is sent. Work that
     keeps the interpreter's lock prevents even the reply: such a process is terminated `GRACE` seconds later, with the
     stacks of its threads on standard error, and Flower reports it as lost.
 

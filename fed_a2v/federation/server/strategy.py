@@ -119,7 +119,7 @@ class RoundListener:
         """The generator and the global adapters of a round are trained."""
 
     def evaluated(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
-        """The sites have scored the adapters; `evaluation` is the result of `class_figures`."""
+        """A round is evaluated, or not due; `evaluation` is the result of `class_figures`."""
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; `row` are its metrics."""

@@ -173,7 +173,7 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         self.callbacks.call("on_server_step_end", round_number, step)
 
     def evaluated(self, round_number: int, step: ServerStep, evaluation: Mapping[str, Any]) -> None:
-        """The sites have scored the adapters."""
+        """A round is evaluated, or not due."""
         self.callbacks.call("on_evaluate_end", round_number, step, evaluation)
 
     def round_done(self, row: Mapping[str, Any]) -> None:
