@@ -99,10 +99,12 @@ bench: dev
 	$(BIN)/python benchmarks/wrong_configs.py
 	$(BIN)/python benchmarks/mistakes.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/train.py --write
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/demo.py --write
+	$(BIN)/python benchmarks/deployment.py --write
 	$(BIN)/python benchmarks/hostile_replies.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/scale.py

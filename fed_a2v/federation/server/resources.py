@@ -70,7 +70,10 @@ def resource_estimate(settings: Settings, step: ServerStep, audio_shape: tuple[i
     # A reply's weights in the message, and in memory, where int8 differences are float32 weights again.
     sent, kept = (round(trained / 4 * WEIGHT_BYTES), trained) if settings.share.sends_differences else (adapters,) * 2
     if not settings.needs_weights:
-        sent = kept = 0
+        sent = 0
+    # A mean takes the replies as they come, and keeps those whose outputs are compared with the other sites'.
+    if not settings.needs_weights or (settings.aggregation.mode in ("avg", "weighted") and not outputs):
+        kept = 0
     generator = 0 if step.generator is None else _bytes(step.generator.parameters())
     sampled = max(1, round(settings.federation.sites_per_round * sites))
     state = round(MARGIN * (trained + ADAM * generator + sites * (prototypes + outputs)))
