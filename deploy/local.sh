@@ -194,7 +194,7 @@ start_supernode() {
   local site=${sites[$1]}
   background in_folder "$work/$site" env FLWR_HOME="$work/$site/flwr" "$repository/deploy/supernode.sh" \
     --superlink "127.0.0.1:$port" --ca "$work/certificates/ca.crt" --key "$work/$site/key" \
-    --config "$work/$site/site.toml" --port "$(free_port)" "${options[@]}" </dev/null >"$work/$site/log" 2>&1
+    --config "$work/$site/site.toml" --port "$(free_port)" ${options[@]+"${options[@]}"} </dev/null >"$work/$site/log" 2>&1
   nodes[$1]=$!
 }
 

@@ -62,7 +62,7 @@ def main() -> None:
         return
     os.close(read)
     if executor is not None:
-        executor.subprocess = SimpleNamespace(Popen=Popen(os.fdopen(write, "w")), DEVNULL=subprocess.DEVNULL)
+        executor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Popen(os.fdopen(write, "w"))})
     superexec()
 
 
@@ -74,8 +74,8 @@ def program(name: str) -> Program:
 
 
 def imported(name: str) -> Any:
-    """A module; None if it does not exist."""
-    with suppress(ImportError):
+    """A module; None if it cannot be imported, for whatever reason: a site may work without it."""
+    with suppress(Exception):
         return importlib.import_module(name)
     return None
 
@@ -92,7 +92,7 @@ class Popen:
 
     def __call__(self, arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | None:
         """Start a process; the result is None if it is a fork."""
-        if arguments[0] == CLIENT_APP:
+        if arguments[0] == CLIENT_APP and not any(value is not None for value in options.values()):
             # If the other process was killed, the site goes on as with Flower's own SuperExec.
             with suppress(BrokenPipeError):
                 print(json.dumps(list(arguments)), file=self.tasks, flush=True)
@@ -122,18 +122,20 @@ def run(arguments: list[str], client_app: Program) -> None:
     sys.argv = arguments
     if numpy := imported("numpy"):
         numpy.random.seed()  # else all forks have the same random numbers
-    status: object = 1
+    status = 1
     try:
         client_app()
     except SystemExit as end:
-        status = end.code
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         # Not by sys.exit: it would free all imported modules, and so first copy their memory, half of the work.
-        os._exit(status if isinstance(status, int) else 0)
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from torch.nn import functional as F
 from torch.optim.adamw import adamw
 
 from fed_a2v.core.adapter_gradients import write_gradients
-from fed_a2v.core.adapters import Adapters
+from fed_a2v.core.adapters import Adapters, PromptAdapter
 from fed_a2v.core.losses import TERMS, AdapterLoss
 from fed_a2v.core.training import AdamWSettings, epoch_steps, shuffled_batches
 
-# Bytes of the weights, gradients and moments of the sites that train together: enough that calls no longer count.
+# Bytes of the sites that train together, their weights, gradients, moments and outputs: enough that the calls of
+# functions no longer count.
 STACK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 
@@ -58,11 +59,13 @@ class TrainingTask:
         return islice(shuffled_batches(self.audio, batch_size, self.random), self.steps(batch_size))
 
 
-def sites_at_once(adapters: Adapters) -> int:
-    """Number of sites that train together, at least one: so many that their stack has `STACK_BYTES`."""
+def sites_at_once(adapters: Adapters, rows: int) -> int:
+    """Number of sites that train together in batches of so many rows, at least one: their memory is `STACK_BYTES`."""
     weights = sum(parameter.numel() for parameter in adapters.parameters())
+    # Of the outputs of a side, the loss and its gradient hold about ten copies; the sides follow one another.
+    outputs = max(side.centre.numel() for side in (adapters.clip, adapters.t5) if isinstance(side, PromptAdapter))
     kind = next(adapters.parameters()).device.type
-    return max(1, STACK_BYTES.get(kind, STACK_BYTES["cpu"]) // (16 * weights))
+    return max(1, STACK_BYTES.get(kind, STACK_BYTES["cpu"]) // (16 * weights + 40 * rows * outputs))
 
 
 class _Batch(NamedTuple):

@@ -83,13 +83,17 @@ class RoundBatches:
             tasks, one.site.training_loss(), site_optimiser(settings), settings.proximal
         )
         for (cid, prepared), loss in zip(group.items(), losses, strict=True):
-            parts, examples, metrics = prepared.reply(loss)
-            self._ready[cid] = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(parts), examples, metrics)
+            try:
+                parts, examples, metrics = prepared.reply(loss)
+                self._ready[cid] = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(parts), examples, metrics)
+            except Exception as error:
+                self._ready[cid] = error
 
     def _stack_for(self, prepared: Prepared) -> StackedAdapters:
         adapters = prepared.task.adapters
         if self._stack is None:
-            self._stack = StackedAdapters(adapters, min(self.sites, sites_at_once(adapters)))
+            rows = prepared.site.settings.site.batch_size
+            self._stack = StackedAdapters(adapters, min(self.sites, sites_at_once(adapters, rows)))
         return self._stack
 
 

@@ -91,7 +91,11 @@ def test_buffers_of_a_group_serve_the_next_one():
 def test_memory_of_a_stack_is_bounded_and_one_site_always_trains():
     _, (task,) = of_sites([8])
     weights = sum(weight.numel() for weight in task.adapters.weights())
-    assert 16 * weights * sites_at_once(task.adapters) <= STACK_BYTES["cpu"]
+    few, many = (sites_at_once(task.adapters, rows) for rows in (1, 1000))
+    assert 16 * weights * few <= STACK_BYTES["cpu"]
+    outputs = task.adapters.clip.centre.numel()
+    assert many < few
+    assert many * 1000 * 4 * outputs <= STACK_BYTES["cpu"]
     with torch.device("meta"):
         large = Adapters(40_000, ClassPrompts(("a", "b"), torch.zeros(2, 1, 8), None), 4096)
-    assert sites_at_once(large) == 1
+    assert sites_at_once(large, 32) == 1

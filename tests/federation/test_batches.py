@@ -25,7 +25,7 @@ def groups(monkeypatch):
         return _train(self, tasks, *rest)
 
     monkeypatch.setattr(StackedAdapters, "train", train)
-    monkeypatch.setattr(batches, "sites_at_once", lambda adapters: 3)
+    monkeypatch.setattr(batches, "sites_at_once", lambda adapters, rows: 3)
     return found
 
 

@@ -43,7 +43,7 @@ from fed_a2v.federation.protocol.masked import entry_scales, scaled, sums_vector
 
 # Rows in one pass through the adapters in an evaluation, and numbers in their outputs: limits its memory.
 EVALUATION_ROWS = 256
-LARGEST_OUTPUT = 1 << 25
+LARGEST_OUTPUT = 1 << 22
 # The counts of `ClassScores` that are sums over clips.
 COUNTS_OF_CLIPS = ("right_at_1", "right_at_5", "right_among", "right_calibrated")
 # Fingerprint of a reply that shares nothing of single classes.

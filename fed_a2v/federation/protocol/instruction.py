@@ -88,7 +88,7 @@ def read_instruction(config: Mapping[str, Scalar], *tasks: str) -> Instruction:
         raise InvalidInstructionError(
             f"the server's message: the task is {instruction.task}, expected {' or '.join(tasks)}"
         )
-    if instruction.task == "evaluate" and not {*instruction.models} - {VALIDATION}:
+    if (instruction.task == "evaluate" or instruction.models) and not {*instruction.models} - {VALIDATION}:
         raise InvalidInstructionError(
             f"the server's message: models {list(instruction.models)} contain none to evaluate"
         )

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fed_a2v.federation.client.local_training import Site
+from fed_a2v.federation.protocol.instruction import InvalidInstructionError
 from fed_a2v.runs.rounds import best_row
 from tests.federation.helpers import Federation, assert_same, without_seconds
 
@@ -113,13 +114,13 @@ def test_refused_scores_leave_the_training_reply_and_are_counted_in_their_own_ro
     assert (last["rejected"], last["not_evaluated"]) == (0, [])
 
 
-def test_scores_before_training_are_refused_for_a_message_without_adapters():
+@pytest.mark.parametrize(("task", "models"), [("register", '["after"]'), ("train", '["validation"]')])
+def test_a_request_for_scores_is_refused_without_adapters_or_a_model(task, models):
     federation = Federation().start()
-    node = federation.nodes[0]
     (_, message), *_ = federation.strategy.configure_fit(1, federation.parameters, federation.manager)
-    message.config |= {"task": "register", "models": '["after"]'}
-    with pytest.raises(ValueError, match="scores"):
-        node.fit(message, None, None)
+    message.config |= {"task": task, "models": models}
+    with pytest.raises(InvalidInstructionError):
+        federation.nodes[0].fit(message, None, None)
 
 
 def test_a_site_that_sends_no_scores_trains_and_is_missing_in_the_evaluation():
