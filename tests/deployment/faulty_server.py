@@ -16,7 +16,7 @@ PATIENCE = 600
 
 def server_fn(context):
     components = server_app.server_fn(context)
-    strategy, hold = components.strategy, Path(f"{context.run_config['output-dir']}.hold")
+    strategy, hold = components.server.strategy, Path(f"{context.run_config['output-dir']}.hold")
     begin = strategy.configure_fit
 
     def begin_when_told(server_round, parameters, client_manager):
