@@ -13,6 +13,7 @@ from flwr.server.server import evaluate_clients, fit_clients
 
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.config.schema import Settings
+from fed_a2v.core.prototype_bank import PrototypeBank
 from fed_a2v.data.partition import site_name
 from fed_a2v.data.site import class_names
 from fed_a2v.federation.client.flower_client import A2VClient
@@ -70,6 +71,11 @@ class Finished:
     def state(self):
         """The saved state by component."""
         return load_state(self.folder)["components"]
+
+    @property
+    def bank(self):
+        """The prototype bank in the saved state."""
+        return PrototypeBank.from_state_dict(self.state["bank"])
 
 
 def without_seconds(row):

@@ -153,8 +153,8 @@ def test_flux_trains_the_t5_adapter_at_the_sites_and_on_the_server(finished_run)
     assert tuned["t5.output.weight"].shape == (32, 64)
     assert run.results["accuracy"] > plain.results["accuracy"]
     told = finished_run(*flux, "rounds=1", "finetune.from_nodes_adapters=true")
-    outputs = next(iter(told.state["bank"]["sites"]["site-000"].values()))
-    assert outputs["t5"].shape == (3, 32)
+    (_, outputs), *_ = told.bank
+    assert outputs.t5.shape == (3, 32)
 
 
 def test_the_t5_adapter_learns_the_t5_prompts(finished_run):
@@ -225,10 +225,9 @@ def test_stable_diffusion_has_a_prompt_of_several_tokens(finished_run):
 )
 def test_a_site_shares_as_many_rows_of_a_class_as_the_settings_say(finished_run, kind, rows_of_a_class):
     run = finished_run(f"share={kind}", "rounds=1") if kind != "prototypes" else finished_run()
-    for classes in run.state["bank"]["sites"].values():
-        for entry in classes.values():
-            assert entry["audio"]["means"].shape[0] == rows_of_a_class
-            assert entry["audio"]["counts"].sum() == 9
+    for _, entry in run.bank:
+        assert entry.audio.means.shape[0] == rows_of_a_class
+        assert entry.audio.counts.sum() == 9
     assert run.results["accuracy"] > 0.2
 
 
@@ -306,7 +305,7 @@ def test_two_hundred_sites_with_one_clip_of_each_of_six_classes_are_averaged_ove
     words = thin(thin_file, "partition.sites=200", "share.dtype=float32", "site.learning_rate=0.02")
     run = run_in("thin", *words)
     assert run.rows[0]["replies"] == 200
-    assert run.state["bank"]["sites"] == {f"site-{number:03d}": {} for number in range(200)}
+    assert run.bank.entries == {f"site-{number:03d}": {} for number in range(200)}
     data = np.load(thin_file)
     trained = data["embeddings"][data["fold"] == 1]
     adapters = run.state["adapters"]

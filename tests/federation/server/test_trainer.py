@@ -90,8 +90,7 @@ def test_the_evaluation_file_has_the_confusions_and_the_sites_of_each_class(vali
 
 def test_it_records_a_map_of_prototypes_and_samples(validated):
     found = load_map(validated.folder / "map.npz")
-    bank = validated.state["bank"]["sites"]
-    prototypes = sum(int(entry["audio"][1].split()[1]) for site in bank.values() for entry in site["classes"].values())
+    prototypes = sum(len(each.audio.counts) for _, each in validated.bank)
     assert (~found.synthetic).sum() == prototypes
     assert found.synthetic.sum() == 20 * len(found.classes)
     assert found.counts.sum() == 9 * len(found.classes)
