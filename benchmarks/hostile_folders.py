@@ -34,6 +34,7 @@ from common import machine, write_block
 from rich.console import Console
 
 from fed_a2v.config.compose import compose_settings
+from fed_a2v.federation.memory import peak_memory
 from fed_a2v.federation.simulation import run_in_process
 from fed_a2v.storage.torch_files import content_digest
 
@@ -342,8 +343,6 @@ def spoil(folder: Path, kind: str, dice: random.Random) -> None:
 
 def watched(root: Path) -> None:
     """Pass every folder in `root / "runs"` to the program, and print the outcome of each as a line of JSON."""
-    import resource
-
     from fed_a2v import compare_runs, load_run
     from fed_a2v.cli import main
     from fed_a2v.errors import MENDABLE
@@ -374,9 +373,6 @@ def watched(root: Path) -> None:
             if secret or (writes and not allowed(arguments[0])):
                 faults.append(f"opens {arguments[0]} with {arguments[1]}")
 
-    def size() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def attempt(name: str, action: Callable[[], object]) -> str:
         try:
             action()
@@ -392,7 +388,7 @@ def watched(root: Path) -> None:
     started = False
     for folder in sorted((root / "runs").iterdir()):
         faults.clear()
-        before = size()
+        before = peak_memory()
         current[0] = folder
         actions = {
             "load": lambda folder=folder: _used(load_run(folder)),
@@ -404,10 +400,10 @@ def watched(root: Path) -> None:
             for action in actions.values():
                 attempt("first", action)
             faults.clear()
-            before, started = size(), True
+            before, started = peak_memory(), True
             sys.addaudithook(audit)
         ends = {name: attempt(name, action) for name, action in actions.items()}
-        grown = size() - before
+        grown = peak_memory() - before
         if grown > LARGEST_GROWTH:
             faults.append(f"grows by {grown / 1e9:.1f} GB")
         print(json.dumps({"folder": folder.name, "ends": ends, "faults": faults}), flush=True)

@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from rich.console import Console
 from fed_a2v.config.compose import compose_settings
 from fed_a2v.federation.client.flower_client import A2VClient
 from fed_a2v.federation.client.message_handler import REPORTED_ERRORS, SiteError
+from fed_a2v.federation.memory import peak_memory
 from fed_a2v.federation.protocol import SUMS_TASKS, join_arrays, split_arrays
 from fed_a2v.federation.server.trainer import Trainer
 from fed_a2v.federation.simulation import InProcessClient
@@ -283,7 +283,7 @@ def send_all(root: Path, number: int, seed: int) -> tuple[Counter[tuple[str, str
     for task, (message, parameters) in honest.items():
         answer(own, task, message, parameters)  # import late imports before recording starts
     watch, counts, faults = Watch(root / "site", root / "outside"), Counter[tuple[str, str]](), list[str]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     for index in range(number):
         kind, task = list(CHANGES)[index % len(CHANGES)], list(honest)[index // len(CHANGES) % len(honest)]
         draft = Draft(task, *honest[task], random.Random(f"{seed} {index}"))
@@ -302,7 +302,7 @@ def send_all(root: Path, number: int, seed: int) -> tuple[Counter[tuple[str, str
         faults += [f"{kind} {index}, {task}: {'; '.join([*found, *watch.faults[:2]])}"] if found + watch.faults else []
         if index % 1000 == 999:
             print(f"{index + 1} of {number}, {len(faults)} faults", file=sys.stderr, flush=True)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    grown = peak_memory() - before
     if grown > LARGEST_GROWTH:
         faults.append(f"the process has grown by {grown / 1e9:.1f} GB")
     return counts, faults

@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.server_step import ServerStep
 from fed_a2v.core.statistics import AudioPrototypes, ClassStatistics, PooledMoments
 from fed_a2v.federation.client.flower_client import A2VClient
+from fed_a2v.federation.memory import peak_memory
 from fed_a2v.federation.protocol import (
     Changes,
     ClassScores,
@@ -140,7 +140,7 @@ def measure(variant: str, sites: int, rounds: int) -> dict[str, float]:
     reading = [sum(each) for each in zip(taking, seconds["validating"][-rounds:], seconds["averaging"], strict=True)]
     return {
         "sites": sites,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_memory(),
         "payload": rows[-1]["bytes_up"] / sites + stays,
         "stays": stays,
         "reading": float(np.median(reading[-later:])),

@@ -10,8 +10,6 @@ process, including the libraries.
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 
 import torch
@@ -19,6 +17,7 @@ from common import machine, write_block
 
 from fed_a2v.core.generators.vae import ConditionedVAEGenerator
 from fed_a2v.core.statistics import PrototypeBatch
+from fed_a2v.federation.memory import peak_memory
 
 CLASSES, ROWS, EPOCHS, TOKENS = 50, 8, 10, 17
 
@@ -50,7 +49,8 @@ def main() -> None:
         "| | |\n|---|---|\n"
         f"| `fit`, {EPOCHS} epochs, class priors and calibration included | {fitted - start:.1f} s |\n"
         f"| 5 samples of a class | {sampled - fitted:.2f} s |\n"
-        f"| peak memory of the process | {peak_memory():.2f} GB, of which {start_memory:.2f} GB before the VAE |\n"
+        f"| peak memory of the process | {gigabytes(peak_memory())}, "
+        f"of which {gigabytes(start_memory)} before the VAE |\n"
         f"| loss of the first and the last epoch | {losses[0].total:.3f}, {losses[-1].total:.3f} |\n\n"
         f"{parameters / 1e6:.1f} M parameters, {CLASSES} classes x {ROWS} rows of {TOKENS} x 512, "
         f"{given.threads} threads. {machine()}."
@@ -72,10 +72,8 @@ def data() -> tuple[PrototypeBatch, torch.Tensor]:
     return rows, torch.randn(CLASSES, TOKENS, 4096, generator=random)
 
 
-def peak_memory() -> float:
-    """Largest resident size of this process so far, in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
 
 
 if __name__ == "__main__":

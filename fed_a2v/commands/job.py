@@ -73,7 +73,7 @@ def job(config: DictConfig) -> float | None:
         rows = read_jsonl(folder / "metrics.jsonl")
         console.print(rounds_table(rows).rich())
         exchanged = [f"{line}." for line in exchange_lines(config, rows)]
-        speeds = [f"{line}." for line in (speed_line(rows),) if line]
+        speeds = [f"{line}."] if (line := speed_line(rows)) else []
         for line in [*closing_lines(rows, results), *exchanged, *speeds]:
             say(console, line, wrap=True)
         say(console, f"Results: {folder}")

@@ -97,11 +97,11 @@ class PrototypeBank:
 
     def _stored(self, sent: Sequence[AudioPrototypes | None]) -> list[AudioPrototypes | None]:
         """Prototypes of a site as they are stored, see `_in_blocks`."""
-        tensors = [tensor for audio in sent if audio is not None for tensor in vars(audio).values()]
+        tensors = _parts(sent)
         if self.half_precision:
             tensors = [_halved(tensor) if tensor.is_floating_point() else tensor for tensor in tensors]
-        stored = iter(_out_of_blocks(_in_blocks(tensors), [_layout(tensor) for tensor in tensors]))
-        return [None if audio is None else AudioPrototypes(next(stored), next(stored), next(stored)) for audio in sent]
+        stored = _out_of_blocks(_in_blocks(tensors), map(_layout, tensors))
+        return _assembled(stored, [audio is not None for audio in sent])
 
     def expire(self, round_number: int, max_age: int) -> list[str]:
         """Drop the sites without a reply for more than `max_age` rounds (0: keep all); return their names."""
@@ -339,7 +339,7 @@ class PrototypeBank:
             classes = {
                 name: {
                     "count": entry.statistics.count,
-                    "audio": None if audio is None else [_layout(tensor) for tensor in vars(audio).values()],
+                    "audio": None if audio is None else list(map(_layout, _parts([audio]))),
                     "clip": entry.statistics.clip,
                     "t5": entry.statistics.t5,
                     "last_heard": entry.last_heard,
@@ -347,8 +347,7 @@ class PrototypeBank:
                 }
                 for (name, entry), audio in zip(entries.items(), audios, strict=True)
             }
-            blocks = _in_blocks([tensor for audio in audios if audio is not None for tensor in vars(audio).values()])
-            sites[site] = {"blocks": blocks, "classes": classes}
+            sites[site] = {"blocks": _in_blocks(_parts(audios)), "classes": classes}
         contradicted = [list(place) for place in sorted(self.contradicted)]
         return {"sites": sites, "fingerprints": dict(self.fingerprints), "contradicted": contradicted}
 
@@ -362,28 +361,32 @@ class PrototypeBank:
         for site, stored in state["sites"].items():
             classes = stored["classes"]
             layouts = [layout for entry in classes.values() for layout in entry["audio"] or ()]
-            tensors = iter(_out_of_blocks(stored["blocks"], layouts))
+            tensors = _out_of_blocks(stored["blocks"], layouts)
+            audios = _assembled(tensors, [entry["audio"] is not None for entry in classes.values()])
             bank.entries[site] = {
                 name: _Entry(
-                    ClassStatistics(
-                        name,
-                        entry["count"],
-                        None
-                        if entry["audio"] is None
-                        else AudioPrototypes(next(tensors), next(tensors), next(tensors)),
-                        entry["clip"],
-                        entry["t5"],
-                    ),
+                    ClassStatistics(name, entry["count"], audio, entry["clip"], entry["t5"]),
                     entry["last_heard"],
                     entry["held_out"],
                 )
-                for name, entry in classes.items()
+                for (name, entry), audio in zip(classes.items(), audios, strict=True)
             }
         return bank
 
 
 # Thousands of sites have hundreds of thousands of small tensors. Each takes a kilobyte besides its values, and an entry
 # of its own in a saved state, so a site's are in one block of memory for each type.
+
+
+def _parts(audios: Iterable[AudioPrototypes | None]) -> list[Tensor]:
+    """The tensors of prototypes: means, counts and variances of each."""
+    return [tensor for audio in audios if audio is not None for tensor in vars(audio).values()]
+
+
+def _assembled(parts: Iterable[Tensor], present: Iterable[bool]) -> list[AudioPrototypes | None]:
+    """The prototypes with these `_parts`, and None where none are present."""
+    left = iter(parts)
+    return [AudioPrototypes(next(left), next(left), next(left)) if there else None for there in present]
 
 
 def _in_blocks(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

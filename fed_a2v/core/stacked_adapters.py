@@ -9,10 +9,8 @@ Shapes: G sites, B rows in the largest batch, S audio tokens of width Da; T prom
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -23,40 +21,11 @@ from torch.optim.adamw import adamw
 from fed_a2v.core.adapter_gradients import write_gradients
 from fed_a2v.core.adapters import Adapters, PromptAdapter
 from fed_a2v.core.losses import TERMS, AdapterLoss
-from fed_a2v.core.training import AdamWSettings, epoch_steps, shuffled_batches
+from fed_a2v.core.training import AdamWSettings, TrainingTask, epoch_steps
 
 # Bytes of the sites that train together, their weights, gradients, moments and outputs: enough that the calls of
 # functions no longer count.
 STACK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """What a site trains on.
-
-    Attributes:
-        adapters: the global adapters; `train_epochs` and `StackedAdapters.train` change their weights.
-        audio: (N, S, Da).
-        labels: (N,) index into the class prompts.
-        epochs: passes over the clips.
-        random: source of the shuffling.
-        more_steps: see `train_epochs`.
-    """
-
-    adapters: Adapters
-    audio: Tensor
-    labels: Tensor
-    epochs: int
-    random: torch.Generator
-    more_steps: int = 0
-
-    def steps(self, batch_size: int) -> int:
-        """Number of optimiser steps."""
-        return epoch_steps(len(self.audio), self.epochs, batch_size) + self.more_steps
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The row indices of each step, as in `train_epochs`."""
-        return islice(shuffled_batches(self.audio, batch_size, self.random), self.steps(batch_size))
 
 
 def sites_at_once(adapters: Adapters, rows: int) -> int:

@@ -94,6 +94,41 @@ def mixed_rows(audio: Tensor, labels: Tensor, synthetic: SyntheticRows | None, s
     )
 
 
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a site trains on.
+
+    Attributes:
+        adapters: the global adapters; training changes their weights.
+        audio: (N, S, Da).
+        labels: (N,) index into the class prompts.
+        epochs: passes over the clips.
+        random: source of the shuffling.
+        more_steps: optimiser steps after the epochs, on the batches of further epochs.
+    """
+
+    adapters: Adapters
+    audio: Tensor
+    labels: Tensor
+    epochs: int
+    random: torch.Generator
+    more_steps: int = 0
+
+    def steps(self, batch_size: int) -> int:
+        """Number of optimiser steps."""
+        return epoch_steps(len(self.audio), self.epochs, batch_size) + self.more_steps
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The row indices of each step, in batches over the shuffled rows."""
+        return islice(self._passes(batch_size), self.steps(batch_size))
+
+    def _passes(self, batch_size: int) -> Iterator[Tensor]:
+        """Batch after batch, in a new order in each pass over the rows, without end."""
+        while True:
+            order = torch.randperm(len(self.audio), generator=self.random, device=self.random.device)
+            yield from order.to(self.audio.device).split(batch_size)
+
+
 def train_epochs(
     adapters: Adapters,
     audio: Tensor,
@@ -121,17 +156,9 @@ def train_epochs(
     Returns:
         Mean loss of the last epoch's steps, under `loss`, and its parts.
     """
-    steps = epoch_steps(len(audio), epochs, optimiser.batch_size) + more_steps
-    batches = islice(shuffled_batches(audio, optimiser.batch_size, random), steps)
+    batches = TrainingTask(adapters, audio, labels, epochs, random, more_steps).batches(optimiser.batch_size)
     history = _train(adapters, (audio,), labels, loss, None, labels, optimiser, batches, proximal)
     return _mean(history[-epoch_steps(len(audio), 1, optimiser.batch_size) :])
-
-
-def shuffled_batches(audio: Tensor, batch_size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Row indices of batch after batch, in a new order in each pass over the rows of `audio`, without end."""
-    while True:
-        order = torch.randperm(len(audio), generator=random, device=random.device)
-        yield from order.to(audio.device).split(batch_size)
 
 
 def epoch_steps(clips: int, epochs: int, batch_size: int) -> int:

@@ -7,8 +7,8 @@ import torch
 
 from fed_a2v.core.adapters import Adapters, ClassPrompts
 from fed_a2v.core.losses import AdapterLoss, AdapterLossWeights
-from fed_a2v.core.stacked_adapters import STACK_BYTES, StackedAdapters, TrainingTask, sites_at_once
-from fed_a2v.core.training import AdamWSettings, train_epochs
+from fed_a2v.core.stacked_adapters import STACK_BYTES, StackedAdapters, sites_at_once
+from fed_a2v.core.training import AdamWSettings, TrainingTask, train_epochs
 
 OPTIMISER = AdamWSettings(batch_size=8, weight_decay=0.01)
 CLASSES = tuple("abcdef")

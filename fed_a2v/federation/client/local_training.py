@@ -23,9 +23,8 @@ from fed_a2v.core.metrics import cosines, ranked, retrieval
 from fed_a2v.core.prototypes import clip_groups, fingerprint, pooled_moments, share_groups
 from fed_a2v.core.public_space import PublicSpace
 from fed_a2v.core.seeding import torch_generator
-from fed_a2v.core.stacked_adapters import TrainingTask
 from fed_a2v.core.statistics import ClassStatistics, PooledMoments
-from fed_a2v.core.training import mean_outputs, train_epochs
+from fed_a2v.core.training import TrainingTask, mean_outputs, train_epochs
 from fed_a2v.core.zero_shot import hits
 from fed_a2v.data.site import LabelledClips, SiteData, labelled_rows, site_clips
 from fed_a2v.federation.client.privacy_policy import PolicyViolationError, of_enough_clips

@@ -18,7 +18,7 @@ from fed_a2v.core.adapters import Adapters
 from fed_a2v.core.gaussian_release import Normals, secure_normals, seeded_normals
 from fed_a2v.core.public_space import ORTHONORMAL, PublicSpace, is_orthonormal
 from fed_a2v.core.seeding import seed_for, torch_generator
-from fed_a2v.core.stacked_adapters import TrainingTask
+from fed_a2v.core.training import TrainingTask
 from fed_a2v.data.errors import DataError
 from fed_a2v.encoders.pretrained import ModelError
 from fed_a2v.encoders.text import TargetsError

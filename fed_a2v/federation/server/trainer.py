@@ -192,7 +192,8 @@ class Trainer(RoundListener, AbstractContextManager["Trainer"]):
         rows = self.folder.rows()
         for remark in remarks(rows):
             log.warning("%s", remark)
-        self._last_log.info("%s", speed_line(rows), extra={"stays": True})
+        if line := speed_line(rows):
+            self._last_log.info("%s", line, extra={"stays": True})
         self.callbacks.end(self.results)
         self._last_log.info("Results: %s", self.folder.path)
         self._exit.close()

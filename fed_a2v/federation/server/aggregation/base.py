@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fed_a2v.config.plugins import load_class
 from fed_a2v.config.sections.federation import AggregationSettings
-from fed_a2v.core.exact_sum import ExactSum
 from fed_a2v.errors import ConfigError
 from fed_a2v.federation.server.aggregation.running_mean import RunningMean
 
@@ -103,14 +102,6 @@ def make_rule(settings: AggregationSettings) -> AggregationRule:
             )
     made: AggregationRule = rule(settings)
     return made
-
-
-def weighted_mean(sites: Iterable[Sequence[Tensor]], factors: Sequence[float]) -> list[Tensor]:
-    """The mean of the sites' weights, weighted by `factors`: float32 tensors, the same in any order of the sites."""
-    total = ExactSum()
-    for weights, factor in zip(sites, factors, strict=True):
-        total.add(weights, factor)
-    return [(each / math.fsum(factors)).float() for each in total.value()]
 
 
 def norm(weights: Sequence[Tensor]) -> float:
